@@ -1,0 +1,96 @@
+"""What every agent is: a Policy that decides, and an Agent that trains it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+Carry = dict[str, Tensor]
+"""A policy's memory of the running episode: named tensors [S, B, …]. It starts anew where `first` is true."""
+
+Scores = Callable[[Tensor], Tensor]
+"""Differentiable preferences over choices: observations [S, B, *O] → [S, B, A]."""
+
+Choose = Callable[[str, Tensor, Scores, Tensor], Tensor]
+"""How a decision is taken: (head, obs [S, B, *O], scores, deciding bool [S, B]) → choice int64 [S, B].
+
+Exploration, attacks and certificates are all ways to choose; the policy calls this once per head, top level first.
+`deciding` is false where an earlier choice still stands, and the result there is ignored."""
+
+
+def greedy(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+    """The best-scored choice, the first one among equals."""
+    return scores(obs).argmax(-1)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an agent may know of an environment."""
+
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    max_episode_steps: int
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of N env copies per seed; every tensor [S, N, …]."""
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    """The observation the transition led to, before any autoreset."""
+    terminated: Tensor
+    truncated: Tensor
+    carry: Carry
+    """As `Agent.act` returned it with this action."""
+
+
+class Policy(nn.Module, ABC):
+    """The deciding half of an agent, and all that evaluation, attack and export need. Parameters and buffers are [S, …]."""
+
+    heads: ClassVar[tuple[str, ...]] = ("action",)
+    """Levels at which it decides, top level first; the last one is the action."""
+
+    @abstractmethod
+    def initial_carry(self, batch: int) -> Carry:
+        """A carry for `batch` copies per seed; its content does not matter, since the first step has `first` true."""
+
+    @abstractmethod
+    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+        """(action int64 [S, B], carry) for `obs` [S, B, *O]; `first` (bool [S, B]) marks the first step of an episode."""
+
+    @abstractmethod
+    def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
+        """Preferences [S, B, A] of one head, differentiable in `obs`."""
+
+
+class Agent(nn.Module, ABC):
+    """The learning half: owns targets, optimisers, memory and random streams as parameters and buffers [S, …].
+
+    So `state_dict()` is everything, `rlx.networks.take` picks seeds out of it, and checkpoints need no code of the agent's.
+    Constructed as `Agent(config, spec, seeds, copies)`: `seeds` int64 [S] on the run's device, `copies` envs per seed.
+    """
+
+    policy: Policy
+
+    @abstractmethod
+    def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """As `Policy.act`, exploring."""
+
+    @abstractmethod
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        """Store a transition, learn when due; metrics name → [S] (empty when nothing was learnt)."""
+
+
+def obs_features(space: gymnasium.Space) -> int:
+    """Length of the vector that a network sees of one observation."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(space.n)
+    assert space.shape is not None
+    return int(torch.Size(space.shape).numel())

@@ -1,0 +1,236 @@
+"""DQN (Mnih et al. 2015) with the usual options: double, dueling, n-step returns, soft or hard target updates."""
+
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, obs_features
+from rlx.networks import QNetwork, along, per_seed_norm
+from rlx.optim import Adam, RMSprop
+from rlx.replay import Replay
+from rlx.rng import Streams
+
+
+@dataclass(frozen=True)
+class Config:
+    """One Q-learner and its exploration."""
+
+    hidden: list[int]
+    """Units of each hidden layer."""
+    dueling: bool
+    double: bool
+    """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
+    n_steps: int
+    discount: float
+    optimizer: str
+    """adam or rmsprop."""
+    learning_rate: float
+    batch_size: int
+    buffer_size: int
+    """Transitions kept per seed."""
+    learning_starts: int
+    """Transitions stored before the first update."""
+    replay_ratio: float
+    """Updates per environment step of a seed."""
+    target_tau: float
+    """Weight of the online network in a target update; 1 is a hard copy."""
+    target_every: int
+    """Updates between two target updates."""
+    target_init: str
+    """copy: the target starts as the online network; random: from weights of its own."""
+    max_grad_norm: float | None
+    """Bound on each seed's gradient norm."""
+    max_grad_value: float | None
+    """Bound on each gradient element."""
+    bootstrap_truncated: bool
+    """False treats the time limit as a terminal state."""
+    scale_obs: bool
+    """Divide observations by the space's bound where that is finite."""
+    epsilon_start: float
+    epsilon_end: float
+    epsilon_steps: int
+    """Decisions, per seed, over which exploration falls linearly."""
+
+
+class ObsEncoder(nn.Module):
+    """Observations [S, B, *O] → network input [S, B, F]: one-hot for Discrete spaces, flat and scaled for Box."""
+
+    def __init__(self, space: gymnasium.Space, scaled: bool, seeds: Tensor):
+        super().__init__()
+        self.features = obs_features(space)
+        self.width = 1 if isinstance(space, gymnasium.spaces.Discrete) else self.features
+        self.discrete = isinstance(space, gymnasium.spaces.Discrete)
+        scale = np.ones(self.features, np.float32)
+        if isinstance(space, gymnasium.spaces.Box) and scaled:
+            bound = np.maximum(np.abs(space.low), np.abs(space.high)).astype(np.float64).ravel()
+            scale = np.where(np.isfinite(bound) & (bound > 0), 1 / np.maximum(bound, 1e-12), 1.0).astype(np.float32)
+        self.register_buffer("scale", torch.from_numpy(scale).to(seeds.device).expand(len(seeds), 1, -1).contiguous())
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if self.discrete:
+            return nn.functional.one_hot(obs.long(), self.features).to(self.scale.dtype)
+        return obs.flatten(2) * self.scale
+
+
+def obs_field(space: gymnasium.Space) -> tuple[tuple[int, ...], torch.dtype]:
+    """(shape, dtype) of one observation in the replay."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return (), torch.int64
+    return tuple(space.shape or ()), torch.float32
+
+
+class QLearner(nn.Module):
+    """How one Q-network learns: target network, replay, optimiser. A DQN has one of them, a hierarchical DQN two.
+
+    The network itself belongs to the policy and is passed in.
+    """
+
+    updates: Tensor
+
+    def __init__(self, config: Config, network: nn.Module, target: nn.Module, obs: tuple, copies: int, seeds: Tensor):
+        """`target`: another network like `network`; `obs`: (shape, dtype) of one observation as the network takes it."""
+        super().__init__()
+        self.config = config
+        self.target = target.requires_grad_(False)
+        if config.target_init == "copy":
+            self.target.load_state_dict(network.state_dict())
+        optimizers: dict[str, type[Adam] | type[RMSprop]] = {"adam": Adam, "rmsprop": RMSprop}
+        self.optimizer = optimizers[config.optimizer](list(network.parameters()), config.learning_rate)
+        fields = {"obs": obs, "next_obs": obs, "action": ((), torch.int64), "last": ((), torch.bool)}
+        fields |= {"reward": ((), torch.float32), "discount": ((), torch.float32)}
+        self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device)
+        self.register_buffer("updates", torch.zeros_like(seeds))
+
+    def learn(self, network: nn.Module, draws: Tensor, where: Tensor | None = None) -> dict[str, Tensor]:
+        """One minibatch chosen by `draws` ([S, batch_size], uniform) in the seeds `where` (bool [S]) that have stored enough."""
+        ready = self.replay.stored() >= self.config.learning_starts
+        where = ready if where is None else where & ready
+        batch = self.replay.sample(draws, self.config.n_steps)
+        with torch.no_grad():
+            next_q = self.target(batch["next_obs"])
+            best = (network(batch["next_obs"]) if self.config.double else next_q).argmax(-1, keepdim=True)
+            goal = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
+        parameters = list(network.parameters())
+        q = network(batch["obs"]).gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)
+        loss = nn.functional.smooth_l1_loss(q, goal, reduction="none").mean(1)  # [S]: mean within a seed, sum over seeds
+        gradients = torch.autograd.grad(loss.sum(), parameters)
+        with torch.no_grad():
+            if self.config.max_grad_norm is not None:
+                shrink = (self.config.max_grad_norm / per_seed_norm(gradients)).clamp_max(1)
+                gradients = [g * along(shrink, g) for g in gradients]
+            if self.config.max_grad_value is not None:
+                gradients = [g.clamp(-self.config.max_grad_value, self.config.max_grad_value) for g in gradients]
+            self.optimizer.step(parameters, gradients, where)
+            self.updates += where
+            moves = where & (self.updates % self.config.target_every == 0)
+            weight = self.config.target_tau * moves.to(loss.dtype)
+            slow = list(self.target.parameters())
+            torch._foreach_lerp_(slow, parameters, [along(weight, p) for p in slow])
+        return {"loss": loss.detach(), "q": q.detach().mean(1)}
+
+
+class EpsilonGreedy(nn.Module):
+    """A uniformly random choice with probability epsilon, which falls linearly with the decisions a seed has taken."""
+
+    decisions: Tensor
+
+    def __init__(self, start: float, end: float, steps: int, seeds: Tensor, name: str):
+        super().__init__()
+        self.start, self.end, self.steps = start, end, steps
+        self.rng = Streams(seeds, f"{name}/explore")
+        self.register_buffer("decisions", torch.zeros_like(seeds))
+
+    def epsilon(self) -> Tensor:
+        """Its current value, [S]."""
+        return self.start + (self.end - self.start) * (self.decisions / self.steps).clamp(max=1)
+
+    def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        q = scores(obs)
+        which, whether = self.rng.uniform(2, q.shape[1]).unbind(1)
+        random = (which * q.shape[-1]).long()
+        choice = torch.where(whether < self.epsilon().unsqueeze(1), random, q.argmax(-1))
+        self.decisions += deciding.sum(1)
+        return choice
+
+
+class UpdateClock(nn.Module):
+    """How many minibatches are due after each vector step, for a replay ratio that need not be whole."""
+
+    ticks: Tensor
+
+    def __init__(self, seeds: Tensor, copies: int, replay_ratio: float):
+        super().__init__()
+        self.per_tick = copies * replay_ratio
+        self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
+
+    def due(self) -> int:
+        """Advance by one vector step."""
+        before = int(self.ticks[0])
+        self.ticks += 1
+        return int((before + 1) * self.per_tick) - int(before * self.per_tick)
+
+
+class QPolicy(Policy):
+    """Acts greedily on one Q-network."""
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor):
+        super().__init__()
+        self.q = q_network(config, spec, seeds, "q")
+
+    def initial_carry(self, batch: int) -> Carry:
+        return {}
+
+    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+        return choose("action", obs, self.q, torch.ones_like(first)), carry
+
+    def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
+        return self.q(obs)
+
+
+def q_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
+    """Observations [S, B, *O] → action values [S, B, A]."""
+    encoder = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
+    actions = int(spec.action_space.n)
+    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, actions, config.dueling, Streams(seeds, name)))
+
+
+class DQN(Agent):
+    """One Q-learner, ε-greedy."""
+
+    config_type = Config
+    policy_type = QPolicy
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+        super().__init__()
+        self.config = config
+        self.policy = QPolicy(config, spec, seeds)
+        target = q_network(config, spec, seeds, "q/target")
+        self.learner = QLearner(config, self.policy.q, target, obs_field(spec.observation_space), copies, seeds)
+        self.explore = EpsilonGreedy(config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "q")
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        self.rng = Streams(seeds, "minibatch")
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self.policy.act(obs, first, carry, self.explore)
+
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        stops = transition.terminated if self.config.bootstrap_truncated else transition.terminated | transition.truncated
+        self.learner.replay.add(
+            torch.ones_like(stops),
+            obs=transition.obs,
+            action=transition.action,
+            reward=transition.reward,
+            discount=self.config.discount * (~stops).float(),
+            next_obs=transition.next_obs,
+            last=transition.terminated | transition.truncated,
+        )
+        metrics: dict[str, Tensor] = {}
+        due = self.clock.due()
+        if due:
+            for draws in self.rng.uniform(due, self.config.batch_size).unbind(1):
+                metrics = self.learner.learn(self.policy.q, draws)
+        return {f"loss/{name}" if name == "loss" else name: value for name, value in metrics.items()}

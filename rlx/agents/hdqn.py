@@ -1,0 +1,194 @@
+"""Hierarchical DQN (Kulkarni et al. 2016, arXiv:1604.06057): a meta-controller chooses goals, a controller pursues them."""
+
+from dataclasses import dataclass
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rlx.agent import Agent, Carry, Choose, Policy, Spec, Transition, greedy
+from rlx.agents import dqn
+from rlx.agents.dqn import EpsilonGreedy, ObsEncoder, QLearner, UpdateClock, obs_field, q_network
+from rlx.networks import QNetwork
+from rlx.rng import Streams
+
+
+@dataclass(frozen=True)
+class Config(dqn.Config):
+    """Both levels share the learner's settings; `epsilon_*` is the meta-controller's exploration, counted in goals."""
+
+    goals: str
+    """actions: a goal is to have executed that action; states: to have reached that state of a Discrete observation space."""
+    goal_encoding: str
+    """one_hot, or index: the goal enters the controller as one raw number."""
+    goal_terminates: bool
+    """Reaching the goal ends the controller's own episode; false bootstraps on through it."""
+    discount_within_goal: bool
+    """Semi-MDP: Σ γ^i r_i, bootstrapped with γ^k after a goal of k steps; false: plain sum, bootstrapped with γ."""
+    controller_discount: float
+    """γ of the intrinsic reward: what reaching a goal one step later is worth. Close to 1 the controller hardly cares."""
+    controller_epsilon_start: float
+    controller_epsilon_end: float
+    controller_epsilon_steps: int
+
+
+class GoalEncoder(nn.Module):
+    """[goal, obs] as stored ([S, B, 1 + O], the goal's index first) → network input [S, B, F]."""
+
+    def __init__(self, config: Config, spec: Spec, goals: int, seeds: Tensor):
+        super().__init__()
+        self.goals = goals
+        self.one_hot = config.goal_encoding == "one_hot"
+        self.obs = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
+        self.features = self.obs.features + (goals if self.one_hot else 1)
+
+    def forward(self, joint: Tensor) -> Tensor:
+        goal, obs = joint[..., 0], joint[..., 1:]
+        encoded = nn.functional.one_hot(goal.long(), self.goals) if self.one_hot else goal.unsqueeze(-1)
+        return torch.cat([encoded.to(joint.dtype), self.obs(obs.squeeze(-1) if self.obs.discrete else obs)], -1)
+
+
+def join(goal: Tensor, obs: Tensor) -> Tensor:
+    """The controller's observation [S, B, 1 + O] of `goal` [S, B] and `obs` [S, B, *O]."""
+    flat = obs.flatten(2) if obs.dim() > 2 else obs.unsqueeze(-1)
+    return torch.cat([goal.unsqueeze(-1).to(torch.float32), flat.to(torch.float32)], -1)
+
+
+class GoalPolicy(Policy):
+    """Chooses a goal whenever the last one was reached (or the episode is new), and at every step an action towards it."""
+
+    heads = ("goal", "action")
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor):
+        super().__init__()
+        self.goals = config.goals
+        self.meta = meta_network(config, spec, seeds, "meta")
+        self.controller = controller_network(config, spec, seeds, "controller")
+        self.seeds = len(seeds)
+
+    def reached(self, goal: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """Whether a step ([S, B]: its goal, its action, the observation it led to) reached the goal."""
+        return (action if self.goals == "actions" else next_obs) == goal
+
+    def initial_carry(self, batch: int) -> Carry:
+        device = next(self.parameters()).device
+        nothing = torch.zeros(next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device)
+        return {"goal": nothing, "action": nothing, "deciding": nothing.bool()}
+
+    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+        deciding = first | self.reached(carry["goal"], carry["action"], obs)
+        goal = torch.where(deciding, choose("goal", obs, self.meta, deciding), carry["goal"])
+        action = choose("action", obs, lambda seen: self.controller(join(goal, seen)), torch.ones_like(first))
+        return action, {"goal": goal, "action": action, "deciding": deciding}
+
+    def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
+        return self.meta(obs) if head == "goal" else self.controller(join(carry["goal"], obs))
+
+
+def goal_count(config: Config, spec: Spec) -> int:
+    """Number of goals; raises ValueError where the goal space does not fit the observation space."""
+    if config.goals == "actions":
+        return int(spec.action_space.n)
+    if not isinstance(spec.observation_space, spaces.Discrete):
+        raise ValueError(f"agent.goals=states needs a Discrete observation space, not {spec.observation_space}; use agent.goals=actions")
+    return int(spec.observation_space.n)
+
+
+def meta_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
+    """Observations [S, B, *O] → goal values [S, B, G]."""
+    encoder = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
+    goals = goal_count(config, spec)
+    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, goals, config.dueling, Streams(seeds, name)))
+
+
+def controller_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
+    """[goal, obs] [S, B, 1 + O] → action values [S, B, A]."""
+    encoder = GoalEncoder(config, spec, goal_count(config, spec), seeds)
+    actions = int(spec.action_space.n)
+    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, actions, config.dueling, Streams(seeds, name)))
+
+
+class HDQN(Agent):
+    """Two Q-learners over two views: (state, goal, summed reward, state when the goal ended), and ([goal, state], action, reached?)."""
+
+    config_type = Config
+    policy_type = GoalPolicy
+
+    start_obs: Tensor
+    goal_reward: Tensor
+    goal_discount: Tensor
+    finished: Tensor
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+        super().__init__()
+        self.config = config
+        self.policy = GoalPolicy(config, spec, seeds)
+        shape, dtype = obs_field(spec.observation_space)
+        meta_target = meta_network(config, spec, seeds, "meta/target")
+        self.meta = QLearner(config, self.policy.meta, meta_target, (shape, dtype), copies, seeds)
+        joint = (1 + ObsEncoder(spec.observation_space, False, seeds).width,)
+        controller_target = controller_network(config, spec, seeds, "controller/target")
+        self.controller = QLearner(config, self.policy.controller, controller_target, (joint, torch.float32), copies, seeds)
+        self.explore_goal = EpsilonGreedy(config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "goal")
+        self.explore_action = EpsilonGreedy(
+            config.controller_epsilon_start, config.controller_epsilon_end, config.controller_epsilon_steps, seeds, "action"
+        )
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        self.rng = Streams(seeds, "minibatch")
+        running = torch.zeros(len(seeds), copies, device=seeds.device)
+        self.register_buffer("start_obs", torch.zeros(len(seeds), copies, *shape, dtype=dtype, device=seeds.device))
+        self.register_buffer("goal_reward", running)
+        self.register_buffer("goal_discount", running.clone())
+        self.register_buffer("finished", torch.zeros(len(seeds), dtype=torch.bool, device=seeds.device))
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        def choose(head, *decision):
+            return (self.explore_goal if head == "goal" else self.explore_action)(head, *decision)
+
+        return self.policy.act(obs, first, carry, choose)
+
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        self._store(transition)
+        due = self.clock.due()
+        if not due:
+            return {}
+        for draws in self.rng.uniform(due, 2, self.config.batch_size).unbind(1):
+            # A minibatch for the meta-controller only in seeds where a goal has ended since the last one.
+            meta = self.meta.learn(self.policy.meta, draws[:, 0], self.finished)
+            controller = self.controller.learn(self.policy.controller, draws[:, 1])
+        self.finished = torch.zeros_like(self.finished)
+        return {"loss/meta": meta["loss"], "loss/controller": controller["loss"], "q/meta": meta["q"], "q/controller": controller["q"]}
+
+    def _store(self, t: Transition) -> None:
+        config, goal, deciding = self.config, t.carry["goal"], t.carry["deciding"]
+        last = t.terminated | t.truncated
+        goes_on = (~(t.terminated if config.bootstrap_truncated else last)).float()
+        reached = self.policy.reached(goal, t.action, t.next_obs)
+        controller_goes_on = goes_on * (~reached).float() if config.goal_terminates else goes_on
+        self.controller.replay.add(
+            torch.ones_like(last),
+            obs=join(goal, t.obs),
+            action=t.action,
+            reward=reached.float(),
+            discount=config.controller_discount * controller_goes_on,
+            next_obs=join(goal, t.next_obs),
+            last=last,
+        )
+        starts = deciding.view(*deciding.shape, *[1] * (t.obs.dim() - 2))
+        self.start_obs = torch.where(starts, t.obs.to(self.start_obs.dtype), self.start_obs)
+        elapsed = torch.where(deciding, 1.0, self.goal_discount)  # γ^i after i steps of this goal
+        weight = elapsed if config.discount_within_goal else 1.0
+        self.goal_reward = torch.where(deciding, 0.0, self.goal_reward) + weight * t.reward
+        self.goal_discount = elapsed * config.discount
+        ended = reached | last
+        self.meta.replay.add(
+            ended,
+            obs=self.start_obs,
+            action=goal,
+            reward=self.goal_reward,
+            discount=goes_on * (self.goal_discount if config.discount_within_goal else config.discount),
+            next_obs=t.next_obs,
+            last=last,
+        )
+        self.finished = self.finished | ended.any(1)

@@ -1,0 +1,23 @@
+"""Fast gradient sign method (Goodfellow et al. 2015; on policies Huang et al. 2017, arXiv:1702.02284)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rlx.agent import Scores
+from rlx.attack import Attack, Budget, Draw, Objective
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """One step to a corner of the box: obs' = project(obs + radius · sign ∇ objective)."""
+
+    loss: str
+    target: int | None
+
+    def __post_init__(self) -> None:
+        Objective(self.loss, self.target)
+
+    def perturb(self, scores: Scores, obs: Tensor, budget: Budget, draw: Draw) -> Tensor:
+        slope, _, _ = Objective(self.loss, self.target).gradient(scores, obs, None)
+        return budget.project(obs + budget.radius * slope.sign(), obs)

@@ -1,0 +1,181 @@
+"""rlx <command> [run …] [overrides]: finds the command, hands the rest to Hydra, turns errors into one screen and exit code 2."""
+
+import ast
+import importlib
+import os
+import pkgutil
+import sys
+from pathlib import Path
+
+import rlx
+import rlx.commands
+
+
+QUIET = (
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=outputs/sweeps/${now:%Y%m%d-%H%M%S-%f}",
+    "hydra.sweep.subdir=.",
+)
+"""rlx makes its own run directories and messages; Hydra only composes."""
+
+
+def commands() -> dict[str, str]:
+    """Name → first line of the docstring of every file in rlx/commands, read without importing any."""
+    found = {}
+    for folder in rlx.commands.__path__:
+        for module in pkgutil.iter_modules([folder]):
+            source = (Path(folder) / f"{module.name}.py").read_text()
+            found[module.name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return found
+
+
+def usage() -> str:
+    """The text of `rlx --help`."""
+    lines = ["usage: rlx <command> [run …] [key=value …]", "", "commands:"]
+    lines += [f"  {name:<10} {text}" for name, text in commands().items()]
+    lines += [
+        "",
+        "  rlx train agent=hdqn env=acrobot            train 10 seeds of an agent",
+        "  rlx attack eps=0:0.03:0.0025                attack the newest run",
+        "  rlx train -m agent.learning_rate=1e-4,1e-3  one run per combination",
+        "",
+        "rlx <command> --help lists its keys and config groups.  rlx <command> --cfg job prints the composed config.",
+        'Tab completion: eval "$(rlx --completion bash)" (or zsh, fish).',
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    known = commands()
+    if "-sc" in arguments and "COMP_LINE" in os.environ:
+        return _complete(arguments, known)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"rlx {rlx.__version__}")
+        return 0
+    if arguments[0] == "--completion":
+        return _hydra("train", ["-sc", f"install={arguments[1] if len(arguments) > 1 else 'bash'}"])
+    command, *rest = arguments
+    if command not in known:
+        from rlx.config import nearest
+
+        return _fail(f"rlx {command}: unknown command.{nearest(command, known)}")
+    return _hydra(command, _to_hydra(rest))
+
+
+def _to_hydra(arguments: list[str]) -> list[str]:
+    """Our command line as Hydra's: run paths become run=[…], -m goes to the end (Hydra 1.3 takes no override behind it)."""
+    takes_value = ("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "-p", "--package", "-c", "--cfg", "-i", "--info", "-sc")
+    paths, rest, multirun = [], [], []
+    values = iter(arguments)
+    for argument in values:
+        if argument in ("-m", "--multirun"):
+            multirun = ["--multirun"]
+        elif argument in takes_value:
+            rest += [argument, next(values, "")]
+        elif argument.startswith("-") or "=" in argument or argument.startswith("~"):
+            rest.append(argument)
+        else:
+            paths.append(argument)
+    if paths:
+        quoted = ",".join("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in paths)
+        rest.append(f"run=[{quoted}]")
+    from rlx.config import conf_dir
+
+    if (Path.cwd() / "conf").is_dir() and str(Path.cwd() / "conf") != conf_dir() and not {"-cd", "--config-dir"} & set(rest):
+        rest += ["--config-dir", str(Path.cwd() / "conf")]
+    return [*rest, *QUIET, *multirun]
+
+
+def _hydra(command: str, arguments: list[str]) -> int:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing, so that errors are told here
+    sys.argv = [f"rlx {command}", *arguments]
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rlx.config import ConfigError
+
+    try:
+        importlib.import_module(f"rlx.commands.{command}").main()
+    except ConfigError as error:
+        return _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(_explain(error, command))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"rlx: {message}", file=sys.stderr)
+    return 2
+
+
+def _explain(error: Exception, command: str) -> str:
+    """Hydra's and OmegaConf's messages, with the nearest valid name."""
+    import re
+
+    from rlx.config import nearest
+
+    text = str(error).strip()
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = match.groups()
+        options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+        return f"{group}={option}: no such option.{nearest(option, options)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        return f"{key}: unknown key.{nearest(key, _keys(command))} All keys: rlx {command} --help"
+    if match := re.search(r"Could not find '([^']+)'|override '([^']+)'\.? .*No match in the defaults list", text):
+        return f"{next(filter(None, match.groups()))}: no such config.{nearest(text, ())}"
+    return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace("\n\n", "\n")
+
+
+def _keys(command: str) -> list[str]:
+    """Dotted names of all keys of a command's default config and of its groups."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import DictConfig, OmegaConf
+
+    from rlx.config import conf_dir
+
+    GlobalHydra.instance().clear()
+    overrides = [a for a in sys.argv[1:] if "=" in a and a.split("=")[0] in ("agent", "env", "attack", "protocol", "device")]
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose(command, overrides)
+
+    def names(node: DictConfig, prefix: str) -> list[str]:
+        found = []
+        for key in node:
+            found.append(f"{prefix}{key}")
+            if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+                found += names(node[key], f"{prefix}{key}.")
+        return found
+
+    return names(config, "")
+
+
+def _complete(arguments: list[str], known: dict[str, str]) -> int:
+    """Tab completion: of the command's name ourselves, of the rest by Hydra, to which the line is shown without the command."""
+    line = os.environ["COMP_LINE"]
+    words = line.split()
+    if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+        prefix = words[1] if len(words) > 1 else ""
+        print("\n".join(name for name in known if name.startswith(prefix)))
+        return 0
+    if words[1] not in known:
+        return 0
+    shorter = line.replace(words[1] + " ", "", 1)
+    os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shorter)))
+    os.environ["COMP_LINE"] = shorter
+    return _hydra(words[1], arguments)

@@ -1,0 +1,59 @@
+"""Play a trained run's greedy policy on new episodes."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from rlx import report
+from rlx.config import at_least, build, conf_dir
+from rlx.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys of evaluate.yaml."""
+
+    device: Any
+    run: Any
+    checkpoint: str
+    seeds: Any
+    episodes: int
+    outputs: str
+
+
+@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="evaluate")
+def main(composed: DictConfig) -> float:
+    """Returns the interquartile mean over seeds."""
+    config = build(Config, composed, "")
+    at_least(config.episodes, 1, "episodes")
+    runs = Run.find_all(config.run, config.outputs)
+
+    from rlx import experiment, stats
+    from rlx.evaluation import REPORT, evaluate
+
+    device = experiment.setup_device(config.device)
+    policy, _, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
+    output = Run.create(config.outputs, "evaluate", runs[0].path.parent.name, composed)
+    report.start(
+        run=", ".join(str(run.path) for run in runs), seeds=f"{len(seeds)} ({report.ranges(seeds)})",
+        episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}", device=device,
+    )  # fmt: skip
+    began = time.monotonic()
+    env = runs[0].config.env
+    episodes = evaluate(policy, lambda n: experiment.make_env(env, n, device), len(seeds), config.episodes, REPORT, device)
+    wall_s = time.monotonic() - began
+    estimate = stats.estimate(episodes.returns.cpu().numpy())
+    steps = int(episodes.lengths.sum())
+    stuck = episodes.truncated.double().mean(1)
+    output.write_summary(
+        {"status": "completed", "run": [str(run.path) for run in runs], "seeds": seeds, "steps": steps, "wall_s": wall_s}
+        | {"steps_per_s": steps / wall_s, "return": estimate.as_dict(), "stuck_rate": stuck}
+    )
+    output.write_meta(status="completed", wall_s=wall_s)
+    columns = {"return": estimate.per_seed, "at the time limit": [f"{x:.0%}" for x in stuck.tolist()]}
+    report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, columns, estimate)
+    report.end(output.path, wall_s=wall_s)
+    return estimate.iqm

@@ -1,0 +1,129 @@
+"""Torch-native vector environments: a file of dynamics becomes a gymnasium.vector.VectorEnv of any number of copies."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from rlx.rng import stream_key, uniform
+
+
+class Dynamics(ABC):
+    """What one environment is: spaces, first states, transitions. Pure functions of tensors whose first axis is B copies."""
+
+    observation_space: gymnasium.Space
+    action_space: gymnasium.spaces.Discrete
+    max_episode_steps: ClassVar[int]
+    initial_draws: ClassVar[int] = 0
+    """Uniform numbers that one first state needs."""
+    transition_draws: ClassVar[int] = 0
+    """Uniform numbers that one transition needs (0: deterministic)."""
+
+    @abstractmethod
+    def initial(self, draws: Tensor) -> Tensor:
+        """First states [B, D] from uniform `draws` [B, initial_draws]."""
+
+    @abstractmethod
+    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(next state [B, D], reward [B], terminated bool [B]) of `state` [B, D], `action` int64 [B], `draws` [B, transition_draws]."""
+
+    @abstractmethod
+    def observe(self, state: Tensor) -> Tensor:
+        """Observations [B, *O] of `state` [B, D]."""
+
+
+class BatchedEnv(VectorEnv):
+    """`num_envs` copies of some Dynamics, stepped together on one device; tensors in (arrays too), tensors out.
+
+    SAME_STEP autoreset: the observation returned for a copy that ended is its next episode's first, and
+    `info["final_obs"]` ([B, *O], for every copy, ended or not) is the one its transition really led to.
+    A copy's episodes depend on its own reset seed alone, not on which other copies run beside it.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        device: torch.device | str = "cpu",
+        render_mode: None = None,
+    ):
+        self.dynamics = dynamics
+        self.num_envs = num_envs
+        self.max_episode_steps = max_episode_steps or dynamics.max_episode_steps
+        self.device = torch.device(device)
+        self.render_mode = render_mode
+        self.single_observation_space = dynamics.observation_space
+        self.single_action_space = dynamics.action_space
+        self.observation_space = batch_space(dynamics.observation_space, num_envs)
+        self.action_space = batch_space(dynamics.action_space, num_envs)
+
+    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
+        """First observations [B, *O]. `seed`: one integer (copy i gets seed + i) or one per copy; None draws fresh ones."""
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        if isinstance(seed, int):
+            seed = list(range(seed, seed + self.num_envs))
+        if len(seed) != self.num_envs:
+            raise ValueError(f"reset: {len(seed)} seeds for num_envs={self.num_envs}")
+        self._key = stream_key(torch.as_tensor(seed, dtype=torch.int64, device=self.device), "env")
+        self._counter = torch.zeros_like(self._key)
+        self._steps = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
+        self.state = self.dynamics.initial(self._draw(self.dynamics.initial_draws))
+        return self.dynamics.observe(self.state), {}
+
+    def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]}) of `actions` int64 [B]."""
+        actions = torch.as_tensor(actions, device=self.device)
+        draws = self._draw(self.dynamics.transition_draws)
+        self.state, reward, terminated = self.dynamics.transition(self.state, actions, draws)
+        self._steps += 1
+        truncated = (self._steps >= self.max_episode_steps) & ~terminated
+        final_obs = obs = self.dynamics.observe(self.state)
+        ended = terminated | truncated
+        if self.device.type != "cpu" or ended.any():  # asking would make a GPU wait
+            fresh = self.dynamics.initial(self._draw(self.dynamics.initial_draws, ended))
+            self.state = torch.where(ended.unsqueeze(-1), fresh, self.state)
+            self._steps.masked_fill_(ended, 0)
+            obs = self.dynamics.observe(self.state)
+        return obs, reward, terminated, truncated, {"final_obs": final_obs}
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the copies `index` (int64 [B']) only, in that order."""
+        self.num_envs = len(index)
+        for name in self.state_dict():
+            setattr(self, name, getattr(self, name)[index])
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that decides this env's future: tensors [B, …]."""
+        return {name: getattr(self, name) for name in ("state", "_steps", "_key", "_counter")}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict()` was taken."""
+        for name, value in state.items():
+            setattr(self, name, value.to(self.device, copy=True))
+
+    def _draw(self, count: int, where: Tensor | None = None) -> Tensor:
+        """The next `count` draws of every copy; only the copies `where` advance."""
+        draws = uniform(self._key, self._counter, count)
+        self._counter = self._counter + (count if where is None else count * where)
+        return draws
+
+
+def register(name: str, dynamics: type[Dynamics]) -> None:
+    """Make `dynamics` known to Gymnasium: `gymnasium.make_vec(name, num_envs=…)`."""
+
+    def create(num_envs: int = 1, max_episode_steps: int | None = None, device: str = "cpu", render_mode=None, **kwargs):
+        return BatchedEnv(dynamics(**kwargs), num_envs, max_episode_steps, device, render_mode)
+
+    gymnasium.register(name, vector_entry_point=create, max_episode_steps=dynamics.max_episode_steps)

@@ -1,0 +1,46 @@
+"""The six-state chain of Kulkarni et al. 2016 (arXiv:1604.06057, §4.1), where only a detour pays."""
+
+from dataclasses import dataclass
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlx.envs.batched import Dynamics, register
+
+LENGTH = 6
+
+
+@dataclass(frozen=True)
+class Chain(Dynamics):
+    """State [B, 2]: place 0…5 (start 1), and whether place 5 was visited, which the observation does not tell. Action 0 moves
+    left, 1 moves right with probability `success`, else left. At place 0 the episode ends with 1 after a visit to place 5, else
+    0.01. Exact returns: optimal 0.208, uniformly random 2/110, always left 0.01."""
+
+    success: float = 0.5
+
+    observation_space = spaces.Discrete(LENGTH)
+    action_space = spaces.Discrete(2)
+    max_episode_steps = 500
+    initial_draws = 1
+    transition_draws = 1
+
+    def initial(self, draws: Tensor) -> Tensor:
+        state = torch.zeros(len(draws), 2, dtype=torch.int64, device=draws.device)
+        state[:, 0] = 1
+        return state
+
+    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        place, visited = state.unbind(-1)
+        right = (action == 1) & (draws[:, 0] < self.success)
+        place = (place + torch.where(right, 1, -1)).clamp(0, LENGTH - 1)
+        visited = visited | (place == LENGTH - 1)
+        terminated = place == 0
+        reward = torch.where(terminated, torch.where(visited == 1, 1.0, 0.01), 0.0)
+        return torch.stack([place, visited], -1), reward, terminated
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state[:, 0]
+
+
+register("rlx/Chain-v0", Chain)

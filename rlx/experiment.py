@@ -1,0 +1,125 @@
+"""What a composed config means: the validated agent, env, seeds and device of one run, before and after it is on disk."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from rlx.config import ConfigError, build, choice, load_class, nearest, parse_seeds
+
+if TYPE_CHECKING:
+    import torch
+    from gymnasium.vector import VectorEnv
+
+    from rlx.agent import Agent, Policy, Spec
+    from rlx.run import Run
+
+
+def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str") -> "VectorEnv":
+    """`num_envs` copies of the env of the config group `env`: a Dynamics, or a VectorEnv class of anybody's."""
+    from gymnasium.vector import VectorEnv
+
+    from rlx.envs.batched import BatchedEnv, Dynamics
+
+    params = {key: value for key, value in node.items() if key != "_target_"}
+    target: type[Any] = load_class(node, "env", object)
+    if issubclass(target, VectorEnv):
+        return target(num_envs=num_envs, device=device, **params)
+    kind = load_class(node, "env", Dynamics)
+    limit = params.pop("max_episode_steps", None)
+    known = [field.name for field in fields(kind)] if hasattr(kind, "__dataclass_fields__") else []
+    for key in params:
+        if key not in known:
+            raise ConfigError(f"env.{key}: unknown key.{nearest(key, [*known, 'max_episode_steps'])}")
+    return BatchedEnv(build(kind, params, "env"), num_envs, limit, device)
+
+
+def env_spec(node: Mapping[str, Any]) -> "Spec":
+    """What an agent may know of the env; ConfigError where its actions are not discrete."""
+    from gymnasium import spaces
+
+    from rlx.agent import Spec
+
+    env = make_env(node, 1, "cpu")
+    obs, action = env.single_observation_space, env.single_action_space
+    if not isinstance(action, spaces.Discrete) or int(action.start) != 0:
+        raise ConfigError(f"env: needs Discrete actions 0…n−1; {node.get('id', node['_target_'])} has {action}.")
+    if not (isinstance(obs, spaces.Box) or isinstance(obs, spaces.Discrete) and int(obs.start) == 0):
+        raise ConfigError(f"env: needs Box or Discrete observations; {node.get('id', node['_target_'])} has {obs}.")
+    limit = getattr(env, "max_episode_steps", None)
+    if not limit:
+        raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
+    return Spec(obs, action, int(limit))
+
+
+def setup_device(node: Mapping[str, Any]) -> "torch.device":
+    """The device of the config group `device`, with the process's threads set for it."""
+    import torch
+
+    name = choice(node["name"], ("auto", "cpu", "cuda"), "device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch sees no CUDA device here; use device=cpu or device=auto.")
+    torch.set_num_threads(int(node["threads"]))
+    torch.set_flush_denormal(True)  # dead units' gradients decay into denormal numbers, ten times slower
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name if name != "auto" else "cpu")
+
+
+def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", copies: int) -> "Agent":
+    """The agent of the config group `agent`, on the device of `seeds`."""
+    from rlx.agent import Agent
+
+    kind: Any = load_class(node, "agent", Agent)
+    config = build(kind.config_type, node, "agent")
+    try:
+        return kind(config, spec, seeds, copies)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def load_policy(run: "Run", checkpoint: str, device: "torch.device", seeds: object = None) -> "tuple[Policy, Spec, list[int]]":
+    """(policy, spec, seeds) of a run's checkpoint; `seeds` picks some of the run's seeds. ConfigError where it does not fit."""
+    import torch
+
+    from rlx.agent import Agent
+    from rlx.networks import take
+    from rlx.rng import seed_tensor
+
+    config = run.config
+    spec = env_spec(_plain(config.env))
+    kind: Any = load_class(config.agent, "agent", Agent)
+    own = parse_seeds(config.seeds)
+    policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(own))
+    saved = run.load(checkpoint)
+    wanted = policy.state_dict()
+    where = run.checkpoint(checkpoint) / "agent.safetensors"
+    for name, tensor in wanted.items():
+        if name not in saved:
+            raise ConfigError(f"{where}: tensor '{name}' is missing.{nearest(name, saved)}")
+        if saved[name].shape != tensor.shape:
+            raise ConfigError(f"{where}: tensor '{name}' is {list(saved[name].shape)}, but this config makes {list(tensor.shape)}.")
+    policy.load_state_dict({name: saved[name] for name in wanted})
+    if seeds is not None:
+        chosen = parse_seeds(seeds)
+        if unknown := sorted(set(chosen) - set(own)):
+            raise ConfigError(f"seeds={seeds}: {unknown} not in {run.path}, which has {own}.")
+        policy = take(policy, torch.tensor([own.index(seed) for seed in chosen]))
+        own = chosen
+    return policy.to(device).requires_grad_(False), spec, own
+
+
+def load_policies(runs: "Sequence[Run]", checkpoint: str, device: "torch.device", seeds: object = None) -> "tuple[Policy, Spec, list[int]]":
+    """As `load_policy`, of several runs of one agent and env, side by side along the seed axis."""
+    from rlx.networks import concatenate
+
+    first = runs[0].config
+    for run in runs[1:]:
+        for key in ("agent", "env"):
+            if run.config[key] != first[key]:
+                raise ConfigError(f"run={run.path}: its {key} differs from that of {runs[0].path}; attack them one by one.")
+    loaded = [load_policy(run, checkpoint, device, seeds) for run in runs]
+    return concatenate([policy for policy, _, _ in loaded]), loaded[0][1], [seed for _, _, own in loaded for seed in own]
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]

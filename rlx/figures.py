@@ -1,0 +1,89 @@
+"""The pictures: learning and robustness curves with intervals, single seeds as faint lines."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.stats import interval, iqm
+
+COLOURS = ("#1b6ca8", "#c8553d", "#3c8d5a", "#8a5aa8", "#b8860b", "#5b6770", "#d06aa0", "#2a9d9d")
+
+
+def _axes(title: str, x: str, y: str):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    return figure, axes
+
+
+def _save(figure, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def learning(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Greedy return against environment steps from the rows of metrics.jsonl. The band resamples seeds."""
+    curves: dict[int, dict[int, float]] = {}
+    for row in rows:
+        curves.setdefault(row["seed"], {})[row["step"]] = row["return/mean"]
+    if not curves:
+        return
+    figure, axes = _axes(f"{title}: greedy evaluation while learning, {len(curves)} seeds", "environment steps per seed", "return")
+    for curve in curves.values():
+        axes.plot(list(curve), list(curve.values()), color=COLOURS[0], alpha=0.22, linewidth=0.8)
+    steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+    if steps:
+        values = np.array([[curve[step] for step in steps] for curve in curves.values()])
+        if len(values) > 1:
+            draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+            low, high = interval(iqm(values[draws], axis=1))
+            axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="95 % bootstrap interval")
+        axes.plot(steps, iqm(values), color=COLOURS[0], linewidth=2, label="interquartile mean over seeds")
+        axes.legend(frameon=False, loc="lower right", fontsize=8)
+    _save(figure, path)
+
+
+def robustness(curves: "Sequence[RobustnessCurve]", path: Path, title: str, x: str) -> None:
+    """Return against attack radius, one colour per curve."""
+    figure, axes = _axes(title, x, "return")
+    for colour, curve in zip([COLOURS[i % len(COLOURS)] for i in range(len(curves))], curves, strict=True):
+        for seed in curve.per_seed:
+            axes.plot(curve.eps, seed, color=colour, alpha=0.14, linewidth=0.7)
+        if np.isfinite(curve.low).all():
+            axes.fill_between(curve.eps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(curve.eps, curve.iqm, color=colour, linewidth=2, marker="o", markersize=3, label=curve.label)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+class RobustnessCurve:
+    """One line of a robustness figure: [E] each, `per_seed` [S, E]."""
+
+    def __init__(self, label: str, eps: Sequence[float], cells: Sequence[Mapping[str, Any]]):
+        """From the cells of an attack's summary.json."""
+
+        def column(*keys: Any) -> NDArray[np.float64]:
+            values = []
+            for cell in cells:
+                value: Any = cell["return"]
+                for key in keys:
+                    value = value[key]
+                values.append(np.nan if value is None else value)
+            return np.array(values, dtype=np.float64)
+
+        self.label, self.eps = label, eps
+        self.iqm, self.low, self.high = column("iqm"), column("ci95", 0), column("ci95", 1)
+        self.per_seed = np.array([cell["return"]["per_seed"] for cell in cells], dtype=np.float64).T

@@ -1,0 +1,130 @@
+"""What a person sees: chosen settings, progress, tables. Lines without decoration where the output is no terminal."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlx.stats import Estimate
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def start(**facts: object) -> None:
+    """What was chosen, one line each."""
+    for key, value in facts.items():
+        console.print(f"{key:<8} {value}", markup=False)
+
+
+def end(path: Path, wall_s: float, **files: Path) -> None:
+    """Where the results are; the last line is the run directory alone."""
+    console.print(f"{'took':<8} {duration(wall_s)}", markup=False)
+    for key, value in files.items():
+        console.print(f"{key:<8} {value}", markup=False)
+    console.print(str(path), markup=False)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """"0–9" for 0, 1, …, 9; commas between runs."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+
+
+def duration(seconds: float) -> str:
+    """"2 min 5 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if n or unit == "s")
+
+
+class Progress:
+    """A bar on a terminal, one line per evaluation elsewhere."""
+
+    def __init__(self, total: int, unit: str = "steps"):
+        self.total, self.unit = total, unit
+        self.live = RichProgress(
+            TextColumn("{task.fields[text]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.solved = 0
+
+    def __enter__(self) -> "Progress":
+        self.began = time.monotonic()
+        self.live.start()
+        self.task = self.live.add_task("", total=self.total, text=self.unit)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.stop()
+
+    def steps_per_s(self, step: int) -> float:
+        """Since the start, of one seed."""
+        return step / max(time.monotonic() - self.began, 1e-9)
+
+    def update(self, step: int) -> None:
+        """Move the bar."""
+        if not self.live.disable:
+            self.live.update(self.task, completed=step)
+
+    def evaluated(self, step: int, mean: "Tensor", best: "Tensor") -> None:
+        """Show an evaluation's returns [S'] and the best so far [S]."""
+        now = mean.cpu().numpy()
+        text = f"{step:>11,} {self.unit}  return {np.median(now):8.2f}"
+        text += f"  best {best.median():8.2f}, worst seed's {best.min():8.2f}" if bool(best.isfinite().all()) else ""
+        text += f"  {self.steps_per_s(step):,.0f} {self.unit}/s per seed"
+        text += f"  {self.solved} stopped" if self.solved else ""
+        if self.live.disable:
+            remaining = (self.total - step) / max(self.steps_per_s(step), 1e-9)
+            console.print(f"{text}  {duration(remaining)} left", markup=False)
+        else:
+            self.live.update(self.task, completed=step, text=text)
+
+    def stopped(self, seeds: int) -> None:
+        """Count seeds whose stop rule was met."""
+        self.solved += seeds
+
+
+def per_seed(title: str, seeds: Sequence[int], columns: Mapping[str, Any], estimate: "Estimate") -> None:
+    """A table with one line per seed, and the estimate over them."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("seed", justify="right")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for i, seed in enumerate(seeds):
+        table.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
+    console.print(table)
+    console.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} (interquartile mean over seeds, 95 % bootstrap interval)")
+
+
+def interval_text(value: float, ci95: tuple[float, float]) -> str:
+    """"-82.1 [-83.0, -81.2]"; without an interval where there is none (one seed)."""
+    low, high = ci95
+    return f"{value:.4g}" if np.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Any table."""
+    result = Table(title=title, title_justify="left")
+    for name in header:
+        result.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        result.add_row(*map(_cell, row))
+    console.print(result)
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else f"{float(value):.4g}" if not isinstance(value, int) else f"{value:,}"

@@ -1,0 +1,77 @@
+"""Counter-based random numbers: one stream per seed, the same numbers on every device and in every batch.
+
+A draw is a pure function of (key, counter): SplitMix64 (Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) in counter
+mode, the idea of Random123 (Salmon et al. 2011). The whole state of a stream is two integers, so seed 7 of 10 is seed 7
+alone, saving is exact, and nothing waits for the host.
+"""
+
+import zlib
+
+import torch
+from torch import Tensor, nn
+
+
+def _signed(bits: int) -> int:
+    """A 64-bit pattern as int64: torch has no unsigned arithmetic, but its int64 wraps the same way."""
+    return (bits + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+_WEYL = _signed(0x9E3779B97F4A7C15)
+_MIX1 = _signed(0xBF58476D1CE4E5B9)
+_MIX2 = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's own is arithmetic)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix64(x: Tensor) -> Tensor:
+    """SplitMix64's output function, a bijection of int64 in which every input bit flips half of the output bits."""
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def stream_key(seed: Tensor, name: str) -> Tensor:
+    """int64 keys, shaped as `seed`: one unrelated stream per (seed, name)."""
+    return mix64(mix64(seed) + _signed(_WEYL * (zlib.crc32(name.encode()) + 1)))
+
+
+def uniform(key: Tensor, counter: Tensor, count: int) -> Tensor:
+    """float32 [*key.shape, count] in [0, 1): draws number `counter` … `counter + count − 1` of every key's stream."""
+    number = counter.unsqueeze(-1) + torch.arange(1, count + 1, device=key.device)
+    bits = mix64(key.unsqueeze(-1) + number * _WEYL)
+    return _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def seed_tensor(seeds: "range | list[int] | tuple[int, ...]", device: "torch.device | str" = "cpu") -> Tensor:
+    """int64 [S] of a run's seeds."""
+    return torch.tensor(list(seeds), dtype=torch.int64, device=device)
+
+
+class Streams(nn.Module):
+    """One random stream per seed under a common name; its state (`key`, `counter`, both [S]) saves with the module."""
+
+    key: Tensor
+    counter: Tensor
+
+    def __init__(self, seeds: Tensor, name: str):
+        super().__init__()
+        self.register_buffer("key", stream_key(seeds, name))
+        self.register_buffer("counter", torch.zeros_like(seeds))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32 [S, *shape] in [0, 1), and the streams advance."""
+        count = 1
+        for size in shape:
+            count *= size
+        draws = uniform(self.key, self.counter, count)
+        self.counter += count
+        return draws.view(-1, *shape)
+
+
+def reset_seeds(seeds: Tensor, copies: int, name: str) -> Tensor:
+    """Env reset seeds [S, copies], integers in [0, 2^31): another unrelated set for each seed and `name`."""
+    key = stream_key(seeds, name).unsqueeze(1)
+    return _shift(mix64(key + torch.arange(1, copies + 1, device=seeds.device) * _WEYL), 33)

@@ -1,0 +1,207 @@
+"""A run: one directory on disk. The only code that knows its file names.
+
+    config.yaml                the resolved config; what evaluate and attack load
+    meta.json                  status, versions, commit, device, when
+    metrics.jsonl              one row per (step, seed)
+    checkpoints/000500000/     agent.safetensors (the policy), training.safetensors (all else), state.json
+    checkpoints/best/          agent.safetensors, each seed at its best greedy evaluation; state.json says which step
+    summary.json               the result
+"""
+
+import datetime
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import rlx
+from rlx.config import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+"""Version of the layout above; written to meta.json."""
+
+
+class Run:
+    """An existing run directory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def create(cls, root: str, command: str, name: str, config: DictConfig | Mapping[str, Any]) -> "Run":
+        """A new directory `root`/`command`/`name`/<time stamp>; ConfigError where it cannot be written."""
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        path = Path(root) / command / name / stamp
+        try:
+            path.mkdir(parents=True)
+            OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), path / "config.yaml")  # type: ignore[arg-type]
+        except OSError as error:
+            raise ConfigError(f"outputs={root}: cannot write {path} ({error.strerror}).") from None
+        run = cls(path)
+        run.write_meta(status="running", started=datetime.datetime.now().isoformat(timespec="seconds"))
+        return run
+
+    @classmethod
+    def find(cls, path: str | None, root: str, command: str = "train") -> "Run":
+        """The run at `path`, or the newest finished one below it; None means below `root`/`command`. Raises ConfigError."""
+        top = Path(path) if path is not None else Path(root) / command
+        if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
+            return cls(top)
+        if not top.is_dir():
+            if path is None:
+                raise ConfigError(f"no run yet below {top}; start one with: rlx {command}")
+            raise ConfigError(f"run={path}: no such run directory.{_nearest_path(top)}")
+        metas = sorted(top.rglob("meta.json"), key=lambda file: file.parent.name)
+        for meta in reversed(metas):
+            run = cls(meta.parent)
+            if run.meta().get("status") == "completed" and run.meta().get("command") == command:
+                return run
+        raise ConfigError(f"run={top}: neither a run nor a folder with a finished {command} run in it.")
+
+    @classmethod
+    def find_all(cls, paths: object, root: str, command: str = "train") -> "list[Run]":
+        """One run for each of `paths` (null, one path or a list of them), as `find`."""
+        if paths is None or isinstance(paths, str):
+            return [cls.find(paths, root, command)]
+        return [cls.find(str(path), root, command) for path in paths]  # type: ignore[attr-defined]
+
+    @property
+    def config(self) -> DictConfig:
+        """As resolved when the run was made."""
+        loaded = OmegaConf.load(self.path / "config.yaml")
+        assert isinstance(loaded, DictConfig)
+        return loaded
+
+    def meta(self) -> dict[str, Any]:
+        """meta.json; ConfigError where it is broken or of another format version."""
+        try:
+            meta = json.loads((self.path / "meta.json").read_text())
+        except ValueError as error:
+            raise ConfigError(f"{self.path / 'meta.json'}: not valid JSON ({error}).") from None
+        if meta.get("format") != FORMAT:
+            raise ConfigError(f"{self.path}: format {meta.get('format')}; this rlx ({rlx.__version__}) reads format {FORMAT}.")
+        return meta
+
+    def write_meta(self, **facts: Any) -> None:
+        """Add `facts` to meta.json."""
+        file = self.path / "meta.json"
+        meta = json.loads(file.read_text()) if file.exists() else {"format": FORMAT, "command": self.path.parent.parent.name} | _versions()
+        _write_json(file, meta | facts)
+
+    def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.writelines(json.dumps(_plain(row)) + "\n" for row in rows)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows logged so far."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """summary.json."""
+        _write_json(self.path / "summary.json", summary)
+
+    def save(self, name: str, state: Mapping[str, Any], agent: "dict[str, Tensor]", training: "dict[str, Tensor] | None" = None) -> None:
+        """Write checkpoint `name`, aside first, so that it is whole or absent; replaces one of the same name."""
+        from safetensors.torch import save_file
+
+        final = self.path / "checkpoints" / name
+        aside = final.with_name(f".{name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in agent.items()}, aside / "agent.safetensors")
+        if training is not None:
+            save_file({key: value.contiguous() for key, value in training.items()}, aside / "training.safetensors")
+        _write_json(aside / "state.json", state)
+        for file in aside.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+
+    def checkpoint(self, name: str) -> Path:
+        """Directory of checkpoint `name` ("last": the highest step); ConfigError where there is none."""
+        folder = self.path / "checkpoints"
+        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+        steps = [n for n in names if n.isdigit()]
+        wanted = steps[-1] if name == "last" and steps else name
+        if wanted not in names:
+            have = f" It has: {', '.join(names)}." if names else ""
+            raise ConfigError(f"{self.path}: no checkpoint '{name}'.{have}")
+        return folder / wanted
+
+    def load(self, name: str, file: str = "agent") -> "dict[str, Tensor]":
+        """Tensors of one file of checkpoint `name`; ConfigError where it is missing, truncated or not safetensors."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.checkpoint(name) / f"{file}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{path}: unreadable, perhaps truncated ({error}).") from None
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    aside = file.with_name(f".{file.name}.partial")
+    aside.write_text(json.dumps(_plain(content), indent=1) + "\n")
+    aside.replace(file)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: null says that there is no such number."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _versions() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    names = ("torch", "gymnasium", "numpy", "hydra-core")
+    return {
+        "rlx": rlx.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "packages": {name: version(name) for name in names},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of rlx's own source, "+" appended where it was changed; None outside a checkout."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "--", "rlx", "conf"], cwd=here.parent, capture_output=True, text=True).stdout
+        return commit + ("+" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _nearest_path(path: Path) -> str:
+    import difflib
+
+    parent = next(p for p in path.parents if p.is_dir())
+    missing = path.relative_to(parent).parts[0]
+    close = difflib.get_close_matches(missing, [p.name for p in parent.iterdir()], n=1)
+    return f" Did you mean '{parent / close[0]}'?" if close else f" '{parent}' exists, '{missing}' in it does not."
