@@ -35,6 +35,12 @@ class Spec:
     action_space: gymnasium.Space
     max_episode_steps: int
 
+    @property
+    def actions(self) -> int:
+        """Number of discrete actions."""
+        assert isinstance(self.action_space, gymnasium.spaces.Discrete)
+        return int(self.action_space.n)
+
 
 @dataclass(frozen=True)
 class Transition:

@@ -10,7 +10,6 @@ from pathlib import Path
 import rlx
 import rlx.commands
 
-
 QUIET = (
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
@@ -76,7 +75,7 @@ def run(arguments: list[str]) -> int:
 
 def _to_hydra(arguments: list[str]) -> list[str]:
     """Our command line as Hydra's: run paths become run=[…], -m goes to the end (Hydra 1.3 takes no override behind it)."""
-    takes_value = ("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "-p", "--package", "-c", "--cfg", "-i", "--info", "-sc")
+    takes_value = ("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "-c", "--cfg", "-i", "--info", "-sc")
     paths, rest, multirun = [], [], []
     values = iter(arguments)
     for argument in values:
@@ -128,16 +127,14 @@ def _explain(error: Exception, command: str) -> str:
 
     from rlx.config import nearest
 
-    text = str(error).strip()
+    text: str = str(error).strip()
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, option = match.groups()
+        group, option = (str(part) for part in match.groups())
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return f"{group}={option}: no such option.{nearest(option, options)}"
     if match := re.search(r"Could not override '([^']+)'", text):
-        key = match.group(1)
+        (key,) = (str(part) for part in match.groups())
         return f"{key}: unknown key.{nearest(key, _keys(command))} All keys: rlx {command} --help"
-    if match := re.search(r"Could not find '([^']+)'|override '([^']+)'\.? .*No match in the defaults list", text):
-        return f"{next(filter(None, match.groups()))}: no such config.{nearest(text, ())}"
     return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace("\n\n", "\n")
 
 
@@ -156,8 +153,8 @@ def _keys(command: str) -> list[str]:
 
     def names(node: DictConfig, prefix: str) -> list[str]:
         found = []
-        for key in node:
-            found.append(f"{prefix}{key}")
+        for key in map(str, node):
+            found.append(prefix + key)
             if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
                 found += names(node[key], f"{prefix}{key}.")
         return found

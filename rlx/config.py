@@ -28,7 +28,7 @@ class ConfigError(Exception):
 
 
 def nearest(word: object, choices: Iterable[object]) -> str:
-    """" Did you mean 'x'?", or else the choices, to end an error message with."""
+    """The end of an error message: the name that was probably meant, or else all of them."""
     names = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(word), names, n=1)
     if close:
@@ -48,7 +48,7 @@ def build(kind: type[T], node: Mapping[str, Any] | DictConfig, key: str) -> T:
             raise ConfigError(f"{prefix}{name}: unknown key.{nearest(name, fields)}")
     for name, field in fields.items():
         value = values.get(name, field.default)
-        if name not in values and field.default is dataclasses.MISSING or value == MISSING:
+        if (name not in values and field.default is dataclasses.MISSING) or value == MISSING:
             raise ConfigError(f"{prefix}{name}: missing; set {prefix}{name}=… ({_describe(hints[name])}).")
         values[name] = _convert(value, hints[name], f"{prefix}{name}")
     return kind(**values)

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlx.agent import Choose, Policy, Scores
+from rlx.env import TensorEnv
 from rlx.rng import Streams
 from rlx.rollout import Episodes, rollout
 
@@ -15,7 +15,7 @@ SELECTION = 1_000_000
 REPORT = 2_000_000
 """First reset seed of the episodes that are reported: others than those chosen by."""
 
-MakeEnv = Callable[[int], VectorEnv]
+MakeEnv = Callable[[int], TensorEnv]
 """Number of copies → env on the run's device."""
 
 

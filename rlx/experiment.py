@@ -10,25 +10,25 @@ from rlx.config import ConfigError, build, choice, load_class, nearest, parse_se
 
 if TYPE_CHECKING:
     import torch
-    from gymnasium.vector import VectorEnv
 
     from rlx.agent import Agent, Policy, Spec
+    from rlx.env import TensorEnv
     from rlx.run import Run
 
 
-def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str") -> "VectorEnv":
+def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str") -> "TensorEnv":
     """`num_envs` copies of the env of the config group `env`: a Dynamics, or a VectorEnv class of anybody's."""
     from gymnasium.vector import VectorEnv
 
     from rlx.envs.batched import BatchedEnv, Dynamics
 
     params = {key: value for key, value in node.items() if key != "_target_"}
-    target: type[Any] = load_class(node, "env", object)
+    target: Any = load_class(node, "env", object)
     if issubclass(target, VectorEnv):
         return target(num_envs=num_envs, device=device, **params)
-    kind = load_class(node, "env", Dynamics)
+    kind: Any = load_class(node, "env", Dynamics)  # type: ignore[type-abstract]
     limit = params.pop("max_episode_steps", None)
-    known = [field.name for field in fields(kind)] if hasattr(kind, "__dataclass_fields__") else []
+    known = [field.name for field in fields(kind)]
     for key in params:
         if key not in known:
             raise ConfigError(f"env.{key}: unknown key.{nearest(key, [*known, 'max_episode_steps'])}")
@@ -45,7 +45,7 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     obs, action = env.single_observation_space, env.single_action_space
     if not isinstance(action, spaces.Discrete) or int(action.start) != 0:
         raise ConfigError(f"env: needs Discrete actions 0…n−1; {node.get('id', node['_target_'])} has {action}.")
-    if not (isinstance(obs, spaces.Box) or isinstance(obs, spaces.Discrete) and int(obs.start) == 0):
+    if not (isinstance(obs, spaces.Box) or (isinstance(obs, spaces.Discrete) and int(obs.start) == 0)):
         raise ConfigError(f"env: needs Box or Discrete observations; {node.get('id', node['_target_'])} has {obs}.")
     limit = getattr(env, "max_episode_steps", None)
     if not limit:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rlx.stats import Estimate
 
 console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console.width = 100
 
 
 def start(**facts: object) -> None:
@@ -25,16 +27,17 @@ def start(**facts: object) -> None:
         console.print(f"{key:<8} {value}", markup=False)
 
 
-def end(path: Path, wall_s: float, **files: Path) -> None:
+def end(path: Path, wall_s: float | None = None, **files: Path) -> None:
     """Where the results are; the last line is the run directory alone."""
-    console.print(f"{'took':<8} {duration(wall_s)}", markup=False)
+    if wall_s is not None:
+        console.print(f"{'took':<8} {duration(wall_s)}", markup=False)
     for key, value in files.items():
         console.print(f"{key:<8} {value}", markup=False)
     console.print(str(path), markup=False)
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """"0–9" for 0, 1, …, 9; commas between runs."""
+    """As in "0–3, 7" for 0, 1, 2, 3, 7."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -45,7 +48,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """"2 min 5 s"."""
+    """As in "2 min 5 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if n or unit == "s")
@@ -57,9 +60,14 @@ class Progress:
     def __init__(self, total: int, unit: str = "steps"):
         self.total, self.unit = total, unit
         self.live = RichProgress(
-            TextColumn("{task.fields[text]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.fields[text]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self.solved = 0
 
     def __enter__(self) -> "Progress":
@@ -111,9 +119,14 @@ def per_seed(title: str, seeds: Sequence[int], columns: Mapping[str, Any], estim
 
 
 def interval_text(value: float, ci95: tuple[float, float]) -> str:
-    """"-82.1 [-83.0, -81.2]"; without an interval where there is none (one seed)."""
+    """As in "-82.1 [-83.0, -81.2]"; without an interval where there is none (one seed)."""
     low, high = ci95
-    return f"{value:.4g}" if np.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    return number(value) if np.isnan(low) else f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def number(value: float) -> str:
+    """Three significant digits, or one decimal."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -127,4 +140,4 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else f"{float(value):.4g}" if not isinstance(value, int) else f"{value:,}"
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else number(float(value))

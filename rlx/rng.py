@@ -6,6 +6,7 @@ alone, saving is exact, and nothing waits for the host.
 """
 
 import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def uniform(key: Tensor, counter: Tensor, count: int) -> Tensor:
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
-def seed_tensor(seeds: "range | list[int] | tuple[int, ...]", device: "torch.device | str" = "cpu") -> Tensor:
+def seed_tensor(seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """int64 [S] of a run's seeds."""
     return torch.tensor(list(seeds), dtype=torch.int64, device=device)
 

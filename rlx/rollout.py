@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlx.agent import Choose, Policy, Scores, greedy
+from rlx.env import TensorEnv
 from rlx.networks import take
 
 CHECK_EVERY = 8
@@ -26,7 +26,7 @@ class Episodes:
 
 
 @torch.no_grad()
-def rollout(policy: Policy, env: VectorEnv, reset_seeds: Tensor, chooser: Callable[[Tensor], Choose] | None = None) -> Episodes:
+def rollout(policy: Policy, env: TensorEnv, reset_seeds: Tensor, chooser: Callable[[Tensor], Choose] | None = None) -> Episodes:
     """Play one episode on each of env's S·B copies, copy [s, b] from `reset_seeds[s, b]` (int64 [S, B]).
 
     `chooser(ids)` gives the way to choose for the copies `ids` (int64 [S', B'], numbers in the flat S·B); greedy without.
@@ -64,7 +64,7 @@ def rollout(policy: Policy, env: VectorEnv, reset_seeds: Tensor, chooser: Callab
         if width == 0:
             return Episodes(*(x.view(seeds, batch) for x in (returns, lengths, cut)))
         rows = torch.nonzero(counts).squeeze(1)
-        if len(rows) * width <= 0.75 * ids.numel() and hasattr(env, "keep"):
+        if len(rows) * width <= 0.75 * ids.numel():
             columns = alive[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
             picked = rows.unsqueeze(1) * ids.shape[1] + columns
             env.keep(picked.flatten())

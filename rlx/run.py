@@ -1,11 +1,11 @@
 """A run: one directory on disk. The only code that knows its file names.
 
-    config.yaml                the resolved config; what evaluate and attack load
-    meta.json                  status, versions, commit, device, when
-    metrics.jsonl              one row per (step, seed)
-    checkpoints/000500000/     agent.safetensors (the policy), training.safetensors (all else), state.json
-    checkpoints/best/          agent.safetensors, each seed at its best greedy evaluation; state.json says which step
-    summary.json               the result
+config.yaml                the resolved config; what evaluate and attack load
+meta.json                  status, versions, commit, device, when
+metrics.jsonl              one row per (step, seed)
+checkpoints/000500000/     agent.safetensors (the policy), training.safetensors (all else), state.json
+checkpoints/best/          agent.safetensors, each seed at its best greedy evaluation; state.json says which step
+summary.json               the result
 """
 
 import datetime
@@ -108,6 +108,10 @@ class Run:
         file = self.path / "metrics.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
+    def summary(self) -> dict[str, Any]:
+        """summary.json of a finished run."""
+        return json.loads((self.path / "summary.json").read_text())
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json."""
         _write_json(self.path / "summary.json", summary)
@@ -190,10 +194,12 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     if not (here.parent / ".git").exists():
         return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "--", "rlx", "conf"], cwd=here.parent, capture_output=True, text=True).stdout
-        return commit + ("+" if dirty else "")
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "rlx", "conf") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -1,5 +1,6 @@
 """DQN (Mnih et al. 2015) with the usual options: double, dueling, n-step returns, soft or hard target updates."""
 
+import copy
 from dataclasses import dataclass
 
 import gymnasium
@@ -41,6 +42,9 @@ class Config:
     """Updates between two target updates."""
     target_init: str
     """copy: the target starts as the online network; random: from weights of its own."""
+    average_tau: float
+    """Weight of the learning network, per update, in the running average that acts greedily (Polyak & Juditsky 1992); 1 acts
+    on the newest weights. Between two updates a greedy policy can change from good to stuck; its average does not."""
     max_grad_norm: float | None
     """Bound on each seed's gradient norm."""
     max_grad_value: float | None
@@ -57,6 +61,8 @@ class Config:
 
 class ObsEncoder(nn.Module):
     """Observations [S, B, *O] → network input [S, B, F]: one-hot for Discrete spaces, flat and scaled for Box."""
+
+    scale: Tensor
 
     def __init__(self, space: gymnasium.Space, scaled: bool, seeds: Tensor):
         super().__init__()
@@ -104,8 +110,11 @@ class QLearner(nn.Module):
         self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device)
         self.register_buffer("updates", torch.zeros_like(seeds))
 
-    def learn(self, network: nn.Module, draws: Tensor, where: Tensor | None = None) -> dict[str, Tensor]:
-        """One minibatch chosen by `draws` ([S, batch_size], uniform) in the seeds `where` (bool [S]) that have stored enough."""
+    def learn(self, network: nn.Module, draws: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One minibatch chosen by `draws` ([S, batch_size], uniform) in the seeds `where` (bool [S]) that have stored enough.
+
+        Returns loss and mean action value, [S] each.
+        """
         ready = self.replay.stored() >= self.config.learning_starts
         where = ready if where is None else where & ready
         batch = self.replay.sample(draws, self.config.n_steps)
@@ -116,7 +125,7 @@ class QLearner(nn.Module):
         parameters = list(network.parameters())
         q = network(batch["obs"]).gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)
         loss = nn.functional.smooth_l1_loss(q, goal, reduction="none").mean(1)  # [S]: mean within a seed, sum over seeds
-        gradients = torch.autograd.grad(loss.sum(), parameters)
+        gradients = list(torch.autograd.grad(loss.sum(), parameters))
         with torch.no_grad():
             if self.config.max_grad_norm is not None:
                 shrink = (self.config.max_grad_norm / per_seed_norm(gradients)).clamp_max(1)
@@ -127,9 +136,9 @@ class QLearner(nn.Module):
             self.updates += where
             moves = where & (self.updates % self.config.target_every == 0)
             weight = self.config.target_tau * moves.to(loss.dtype)
-            slow = list(self.target.parameters())
-            torch._foreach_lerp_(slow, parameters, [along(weight, p) for p in slow])
-        return {"loss": loss.detach(), "q": q.detach().mean(1)}
+            for slow, fast in zip(self.target.parameters(), parameters, strict=True):
+                slow.lerp_(fast, along(weight, slow))
+        return loss.detach(), q.detach().mean(1)
 
 
 class EpsilonGreedy(nn.Module):
@@ -173,6 +182,13 @@ class UpdateClock(nn.Module):
         return int((before + 1) * self.per_tick) - int(before * self.per_tick)
 
 
+@torch.no_grad()
+def average(slow: nn.Module, fast: nn.Module, tau: float, updates: int) -> None:
+    """Move the running average `slow` by `updates` steps of weight `tau` towards `fast`."""
+    for mean, new in zip(slow.parameters(), fast.parameters(), strict=True):
+        mean.lerp_(new, 1 - (1 - tau) ** updates)
+
+
 class QPolicy(Policy):
     """Acts greedily on one Q-network."""
 
@@ -193,8 +209,7 @@ class QPolicy(Policy):
 def q_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
     """Observations [S, B, *O] → action values [S, B, A]."""
     encoder = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
-    actions = int(spec.action_space.n)
-    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, actions, config.dueling, Streams(seeds, name)))
+    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, spec.actions, config.dueling, Streams(seeds, name)))
 
 
 class DQN(Agent):
@@ -206,16 +221,17 @@ class DQN(Agent):
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
         self.config = config
-        self.policy = QPolicy(config, spec, seeds)
+        self.online = QPolicy(config, spec, seeds)
+        self.policy = copy.deepcopy(self.online)
         target = q_network(config, spec, seeds, "q/target")
-        self.learner = QLearner(config, self.policy.q, target, obs_field(spec.observation_space), copies, seeds)
+        self.learner = QLearner(config, self.online.q, target, obs_field(spec.observation_space), copies, seeds)
         self.explore = EpsilonGreedy(config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "q")
         self.clock = UpdateClock(seeds, copies, config.replay_ratio)
         self.rng = Streams(seeds, "minibatch")
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self.policy.act(obs, first, carry, self.explore)
+        return self.online.act(obs, first, carry, self.explore)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         stops = transition.terminated if self.config.bootstrap_truncated else transition.terminated | transition.truncated
@@ -228,9 +244,10 @@ class DQN(Agent):
             next_obs=transition.next_obs,
             last=transition.terminated | transition.truncated,
         )
-        metrics: dict[str, Tensor] = {}
         due = self.clock.due()
-        if due:
-            for draws in self.rng.uniform(due, self.config.batch_size).unbind(1):
-                metrics = self.learner.learn(self.policy.q, draws)
-        return {f"loss/{name}" if name == "loss" else name: value for name, value in metrics.items()}
+        if not due:
+            return {}
+        for draws in self.rng.uniform(due, self.config.batch_size).unbind(1):
+            loss, q = self.learner.learn(self.online.q, draws)
+        average(self.policy, self.online, self.config.average_tau, due)
+        return {"loss/q": loss, "q/mean": q}

@@ -1,14 +1,15 @@
 """Hierarchical DQN (Kulkarni et al. 2016, arXiv:1604.06057): a meta-controller chooses goals, a controller pursues them."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.agents import dqn
-from rlx.agents.dqn import EpsilonGreedy, ObsEncoder, QLearner, UpdateClock, obs_field, q_network
+from rlx.agents.dqn import EpsilonGreedy, ObsEncoder, QLearner, UpdateClock, average, obs_field
 from rlx.networks import QNetwork
 from rlx.rng import Streams
 
@@ -64,7 +65,6 @@ class GoalPolicy(Policy):
         self.goals = config.goals
         self.meta = meta_network(config, spec, seeds, "meta")
         self.controller = controller_network(config, spec, seeds, "controller")
-        self.seeds = len(seeds)
 
     def reached(self, goal: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """Whether a step ([S, B]: its goal, its action, the observation it led to) reached the goal."""
@@ -88,7 +88,7 @@ class GoalPolicy(Policy):
 def goal_count(config: Config, spec: Spec) -> int:
     """Number of goals; raises ValueError where the goal space does not fit the observation space."""
     if config.goals == "actions":
-        return int(spec.action_space.n)
+        return spec.actions
     if not isinstance(spec.observation_space, spaces.Discrete):
         raise ValueError(f"agent.goals=states needs a Discrete observation space, not {spec.observation_space}; use agent.goals=actions")
     return int(spec.observation_space.n)
@@ -104,8 +104,7 @@ def meta_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Mod
 def controller_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
     """[goal, obs] [S, B, 1 + O] → action values [S, B, A]."""
     encoder = GoalEncoder(config, spec, goal_count(config, spec), seeds)
-    actions = int(spec.action_space.n)
-    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, actions, config.dueling, Streams(seeds, name)))
+    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, spec.actions, config.dueling, Streams(seeds, name)))
 
 
 class HDQN(Agent):
@@ -114,6 +113,7 @@ class HDQN(Agent):
     config_type = Config
     policy_type = GoalPolicy
 
+    policy: GoalPolicy
     start_obs: Tensor
     goal_reward: Tensor
     goal_discount: Tensor
@@ -122,13 +122,14 @@ class HDQN(Agent):
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
         self.config = config
-        self.policy = GoalPolicy(config, spec, seeds)
+        self.online = GoalPolicy(config, spec, seeds)
+        self.policy = copy.deepcopy(self.online)
         shape, dtype = obs_field(spec.observation_space)
         meta_target = meta_network(config, spec, seeds, "meta/target")
-        self.meta = QLearner(config, self.policy.meta, meta_target, (shape, dtype), copies, seeds)
+        self.meta = QLearner(config, self.online.meta, meta_target, (shape, dtype), copies, seeds)
         joint = (1 + ObsEncoder(spec.observation_space, False, seeds).width,)
         controller_target = controller_network(config, spec, seeds, "controller/target")
-        self.controller = QLearner(config, self.policy.controller, controller_target, (joint, torch.float32), copies, seeds)
+        self.controller = QLearner(config, self.online.controller, controller_target, (joint, torch.float32), copies, seeds)
         self.explore_goal = EpsilonGreedy(config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "goal")
         self.explore_action = EpsilonGreedy(
             config.controller_epsilon_start, config.controller_epsilon_end, config.controller_epsilon_steps, seeds, "action"
@@ -143,10 +144,11 @@ class HDQN(Agent):
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        def choose(head, *decision):
-            return (self.explore_goal if head == "goal" else self.explore_action)(head, *decision)
+        def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            explore = self.explore_goal if head == "goal" else self.explore_action
+            return explore(head, obs, scores, deciding)
 
-        return self.policy.act(obs, first, carry, choose)
+        return self.online.act(obs, first, carry, choose)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         self._store(transition)
@@ -155,10 +157,11 @@ class HDQN(Agent):
             return {}
         for draws in self.rng.uniform(due, 2, self.config.batch_size).unbind(1):
             # A minibatch for the meta-controller only in seeds where a goal has ended since the last one.
-            meta = self.meta.learn(self.policy.meta, draws[:, 0], self.finished)
-            controller = self.controller.learn(self.policy.controller, draws[:, 1])
+            meta_loss, meta_q = self.meta.learn(self.online.meta, draws[:, 0], self.finished)
+            loss, q = self.controller.learn(self.online.controller, draws[:, 1])
+        average(self.policy, self.online, self.config.average_tau, due)
         self.finished = torch.zeros_like(self.finished)
-        return {"loss/meta": meta["loss"], "loss/controller": controller["loss"], "q/meta": meta["q"], "q/controller": controller["q"]}
+        return {"loss/meta": meta_loss, "loss/controller": loss, "q/meta": meta_q, "q/controller": q}
 
     def _store(self, t: Transition) -> None:
         config, goal, deciding = self.config, t.carry["goal"], t.carry["deciding"]

@@ -46,7 +46,7 @@ class BatchedEnv(VectorEnv):
     A copy's episodes depend on its own reset seed alone, not on which other copies run beside it.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
 
     def __init__(
         self,

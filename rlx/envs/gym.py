@@ -16,7 +16,7 @@ from rlx.config import ConfigError, nearest
 class GymEnv(VectorEnv):
     """`num_envs` copies of `gymnasium.make(id)`, stepped one after the other; the interface of `rlx.envs.batched.BatchedEnv`."""
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
 
     def __init__(
         self,

@@ -1,0 +1,240 @@
+"""Time training and attacks on this machine, beside a plain PyTorch loop and Stable-Baselines3."""
+
+import copy
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig
+
+from rlx import report
+from rlx.config import at_least, build, conf_dir
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlx.agent import Spec
+    from rlx.agents.dqn import Config as DQNConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys of bench.yaml."""
+
+    agent: Any
+    env: Any
+    device: Any
+    seeds: list[int]
+    """Numbers of seeds to train at once."""
+    copies: int
+    seconds: float
+    attack_batch: int
+
+
+@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="bench")
+def main(composed: DictConfig) -> float:
+    """Returns the best training ratio."""
+    config = build(Config, composed, "")
+    at_least(config.copies, 1, "copies")
+
+    from rlx import experiment
+    from rlx.agents.dqn import Config as DQNConfig
+
+    device = experiment.setup_device(config.device)
+    spec = experiment.env_spec(config.env)
+    agent = build(DQNConfig, config.agent, "agent")
+    report.start(
+        net=f"{agent.hidden}, batch {agent.batch_size}, {agent.replay_ratio:g} updates per step, {agent.optimizer}",
+        device=f"{device}, {config.device['threads']} thread(s); the plain loops and SB3 on the CPU, one thread",
+    )
+    plain = plain_training(agent, spec, config.seconds)
+    rows: list[list[Any]] = [["training, plain PyTorch loop, 1 env, 1 seed", plain, "1"]]
+    best = 0.0
+    if importlib.util.find_spec("stable_baselines3"):
+        speed = sb3_training(agent, config.seconds)
+        rows.append(["training, SB3 DQN, 1 env, 1 seed", speed, f"{speed / plain:.2g}"])
+    for seeds in config.seeds:
+        speed = rlx_training(config, spec, seeds, device)
+        best = max(best, speed / plain)
+        rows.append([f"training, rlx, {seeds} seed(s) × {config.copies} env copies", speed, f"{speed / plain:.2g}"])
+    single = plain_attack(spec, config.seconds)
+    batched = rlx_attack(spec, max(config.seeds), config.attack_batch, config.seconds, device)
+    rows.append(["FGSM on two heads, plain loop, one observation at a time", single, "1"])
+    rows.append([f"FGSM on two heads, rlx, {max(config.seeds)} seeds × {config.attack_batch:,} copies", batched, f"{batched / single:.3g}"])
+    report.table("Environment steps per second, summed over seeds", ["what", "steps/s", "ratio"], [[a, f"{b:,.0f}", c] for a, b, c in rows])
+    return best
+
+
+def timed(step: Callable[[], int], seconds: float) -> float:
+    """Env steps per second of repeated `step()`s, each of which returns how many it made; a fifth of the time is warm-up."""
+    end = time.perf_counter() + seconds / 5
+    while time.perf_counter() < end:
+        step()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() < began + seconds:
+        count += step()
+    return count / (time.perf_counter() - began)
+
+
+def rlx_training(config: Config, spec: "Spec", seeds: int, device: "torch.device") -> float:
+    """rlx's own agent and env."""
+    import torch
+
+    from rlx import experiment
+    from rlx.agent import Transition
+    from rlx.rng import seed_tensor
+
+    shape = (seeds, config.copies)
+    agent = experiment.make_agent(config.agent, spec, seed_tensor(range(seeds), device), config.copies)
+    env = experiment.make_env(config.env, seeds * config.copies, device)
+    obs, carry = env.reset(seed=0)[0].unflatten(0, shape), agent.policy.initial_carry(config.copies)
+    first = torch.ones(shape, dtype=torch.bool, device=device)
+
+    def step() -> int:
+        nonlocal obs, carry, first
+        action, carry = agent.act(obs, first, carry)
+        result = env.step(action.flatten())
+        next_obs, reward, terminated, truncated, final = (x.unflatten(0, shape) for x in (*result[:4], result[4]["final_obs"]))
+        agent.update(Transition(obs, action, reward, final, terminated, truncated, carry))
+        obs, first = next_obs, terminated | truncated
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return seeds * config.copies
+
+    return timed(step, config.seconds)
+
+
+def plain_training(config: "DQNConfig", spec: "Spec", seconds: float) -> float:
+    """The same DQN as one would write it down: Gymnasium's Acrobot, nn.Linear, torch.optim, a NumPy replay."""
+    import gymnasium
+    import torch
+    from torch import nn
+
+    env = gymnasium.make("Acrobot-v1")
+    network = _plain_network(6, config.hidden, 3)
+    target = copy.deepcopy(network)
+    optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
+    size = config.buffer_size
+    observations, next_observations = np.zeros((size, 6), np.float32), np.zeros((size, 6), np.float32)
+    actions, rewards, terminals = np.zeros(size, np.int64), np.zeros(size, np.float32), np.zeros(size, np.float32)
+    rng = np.random.default_rng(0)
+    obs, _ = env.reset(seed=0)
+    stored = 0
+
+    def step() -> int:
+        nonlocal obs, stored
+        if rng.random() < config.epsilon_end:
+            action = int(rng.integers(3))
+        else:
+            with torch.no_grad():
+                action = int(network(torch.as_tensor(obs)).argmax())
+        following, reward, terminated, truncated, _ = env.step(action)
+        at = stored % size
+        observations[at], next_observations[at], actions[at], rewards[at], terminals[at] = obs, following, action, reward, terminated
+        stored += 1
+        obs = env.reset()[0] if terminated or truncated else following
+        if stored >= config.batch_size:
+            index = rng.integers(min(stored, size), size=config.batch_size)
+            o, n, a, r, t = (torch.from_numpy(x[index]) for x in (observations, next_observations, actions, rewards, terminals))
+            with torch.no_grad():
+                goal = r + config.discount * (1 - t) * target(n).amax(1)
+            loss = nn.functional.smooth_l1_loss(network(o).gather(1, a.unsqueeze(1)).squeeze(1), goal)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for slow, fast in zip(target.parameters(), network.parameters(), strict=True):
+                    slow.lerp_(fast, config.target_tau)
+        return 1
+
+    return timed(step, seconds)
+
+
+def sb3_training(config: "DQNConfig", seconds: float) -> float:
+    """Stable-Baselines3's DQN with the same sizes, one update per step."""
+    from stable_baselines3 import DQN  # type: ignore[import-not-found]
+
+    model = DQN(
+        "MlpPolicy", "Acrobot-v1", learning_rate=config.learning_rate, buffer_size=config.buffer_size, learning_starts=64,
+        batch_size=config.batch_size, tau=config.target_tau, target_update_interval=1, train_freq=1, gradient_steps=1,
+        policy_kwargs={"net_arch": list(config.hidden)}, device="cpu",
+    )  # fmt: skip
+
+    def step() -> int:
+        model.learn(200, reset_num_timesteps=False)
+        return 200
+
+    return timed(step, seconds)
+
+
+def plain_attack(spec: "Spec", seconds: float) -> float:
+    """FGSM on a goal head and on an action head given the goal, one observation at a time."""
+    import torch
+    from torch import nn
+
+    meta, controller = _plain_network(6, [128, 128], 3), _plain_network(9, [128, 128], 3)
+    high = torch.as_tensor(spec.observation_space.high)  # type: ignore[attr-defined]
+    obs = torch.randn(6)
+
+    def fgsm(scores: Callable[[Any], Any]) -> Any:
+        at = obs.clone().requires_grad_()
+        q = scores(at).unsqueeze(0)
+        (slope,) = torch.autograd.grad(nn.functional.cross_entropy(q, q.argmax(1)), at)
+        return (at.detach() + 0.01 * high * slope.sign()).clamp(-high, high)
+
+    def step() -> int:
+        seen = fgsm(meta)
+        with torch.no_grad():
+            goal = meta(seen).argmax()
+        one_hot = nn.functional.one_hot(goal, 3).float()
+        seen = fgsm(lambda x: controller(torch.cat([one_hot, x])))
+        with torch.no_grad():
+            controller(torch.cat([one_hot, seen])).argmax()
+        return 1
+
+    return timed(step, seconds)
+
+
+def rlx_attack(spec: "Spec", seeds: int, batch: int, seconds: float, device: "torch.device") -> float:
+    """The same networks and decisions in one batch of seeds × copies."""
+    import torch
+
+    from rlx.agent import Scores
+    from rlx.attack import Budget
+    from rlx.attacks.fgsm import FGSM
+    from rlx.networks import MLP
+    from rlx.rng import Streams, seed_tensor
+
+    keys = seed_tensor(range(seeds), device)
+    meta, controller = MLP(6, [128, 128], 3, Streams(keys, "goal")), MLP(9, [128, 128], 3, Streams(keys, "action"))
+    high = torch.as_tensor(spec.observation_space.high, device=device)  # type: ignore[attr-defined]
+    obs = Streams(keys, "obs").uniform(batch, 6) * 2 - 1
+    attack = FGSM(loss="ce", target=None)
+    budget = Budget(torch.full_like(obs, 0.01) * high, -high, high)
+
+    def choose(scores: Scores) -> Any:
+        seen = attack.perturb(scores, obs, budget, lambda count: obs)
+        with torch.no_grad():
+            return scores(seen).argmax(-1)
+
+    def step() -> int:
+        one_hot = torch.nn.functional.one_hot(choose(meta), 3).float()
+        choose(lambda x: controller(torch.cat([one_hot, x], -1)))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return seeds * batch
+
+    return timed(step, seconds)
+
+
+def _plain_network(inputs: int, hidden: list[int], outputs: int) -> Any:
+    from torch import nn
+
+    sizes = [inputs, *hidden]
+    layers: list[Any] = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))

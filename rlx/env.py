@@ -1,0 +1,28 @@
+"""What rlx asks of an environment: a gymnasium.vector.VectorEnv of tensors."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from torch import Tensor
+
+
+class TensorEnv(Protocol):
+    """B copies with SAME_STEP autoreset; `rlx.envs.batched.BatchedEnv` and `rlx.envs.gym.GymEnv` are the two in rlx."""
+
+    single_observation_space: gymnasium.Space
+    single_action_space: gymnasium.Space
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        """The time limit."""
+
+    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
+        """First observations [B, *O]; a copy's episodes depend on its own seed alone."""
+
+    def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]})."""
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the copies `index` (int64 [B']) only, in that order."""

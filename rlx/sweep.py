@@ -1,0 +1,157 @@
+"""A sweep: every mode × radius × episode of an attack, on every seed, as one batch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlx import report
+from rlx.agent import Choose, Policy, Scores, Spec, greedy
+from rlx.attack import Attack, Budget
+from rlx.evaluation import REPORT, MakeEnv
+from rlx.rng import mix64, seed_tensor, stream_key, uniform
+from rlx.rollout import rollout
+
+
+@dataclass
+class Played:
+    """One mode's episodes: arrays [S, E, P], and per head the decisions taken and flipped [S, E]."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    truncated: np.ndarray
+    decisions: dict[str, np.ndarray]
+    flips: dict[str, np.ndarray]
+
+
+def sweep(
+    policy: Policy,
+    make_env: MakeEnv,
+    spec: Spec,
+    attack: Attack,
+    modes: Mapping[str, tuple[tuple[str, ...], bool]],
+    seeds: Sequence[int],
+    eps: Sequence[float],
+    scale: np.ndarray,
+    episodes: int,
+    max_copies: int,
+    device: torch.device,
+) -> dict[str, Played]:
+    """Play every mode × radius × episode of every seed, as columns of one batch [S, modes · E · P], in chunks of `max_copies`."""
+    shape = (len(modes), len(eps), episodes)
+    columns = torch.arange(math.prod(shape), device=device)
+    mode, radius, episode = torch.unravel_index(columns, shape)
+    radii = torch.tensor(eps, dtype=torch.float32, device=device)[radius]
+    width = max(1, max_copies // len(seeds))
+    parts: list[Any] = []
+    with report.Progress(len(columns), "columns") as progress:
+        for chunk in columns.split(width):
+            reset = (REPORT + episode[chunk]).expand(len(seeds), -1)
+            attacker = Attacker(attack, policy, spec, list(modes.values()), mode[chunk], radii[chunk], seeds, reset, scale)
+            played = rollout(policy, make_env(reset.numel()), reset, attacker.chooser)
+            parts.append((played.returns, played.lengths, played.truncated, attacker.decisions, attacker.flips))
+            progress.update(int(chunk[-1]) + 1)
+    returns, lengths, truncated = (torch.cat([part[i] for part in parts], 1).unflatten(1, shape).cpu().numpy() for i in range(3))
+    decisions, flips = (
+        {head: torch.cat([part[i][head] for part in parts], 1).unflatten(1, shape).sum(-1).cpu().numpy() for head in policy.heads}
+        for i in (3, 4)
+    )
+    return {
+        name: Played(
+            returns[:, m], lengths[:, m], truncated[:, m],
+            {head: decisions[head][:, m] for head in heads}, {head: flips[head][:, m] for head in heads},
+        )
+        for m, (name, (heads, _)) in enumerate(modes.items())
+    }  # fmt: skip
+
+
+class Attacker:
+    """Chooses greedily on perturbed observations, and counts the decisions that the perturbation flipped.
+
+    Each column of its batch [S, B] has a radius and a mode of its own; random numbers depend on seed, episode, head and step
+    only, so that no cell's result depends on the other cells or on chunks.
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        policy: Policy,
+        spec: Spec,
+        modes: Sequence[tuple[tuple[str, ...], bool]],
+        mode: Tensor,
+        radii: Tensor,
+        seeds: Sequence[int],
+        reset_seeds: Tensor,
+        scale: np.ndarray,
+    ):
+        self.attack, self.shape, device = attack, reset_seeds.shape, reset_seeds.device
+        space: Any = spec.observation_space
+        self.low, self.high = (torch.as_tensor(bound, dtype=torch.float32, device=device) for bound in (space.low, space.high))
+        self.scale = torch.as_tensor(scale, dtype=torch.float32, device=device)
+        base = mix64(seed_tensor(seeds, device).unsqueeze(1) + mix64(reset_seeds))
+        shared = torch.tensor([together for _, together in modes], device=device)[mode]
+        self.radius, self.key, self.draws, self.decisions, self.flips = {}, {}, {}, {}, {}
+        for head in policy.heads:
+            attacked = torch.tensor([head in heads for heads, _ in modes], device=device)[mode]
+            self.radius[head] = torch.where(attacked, radii, 0.0).expand(self.shape)
+            self.key[head] = torch.where(shared, stream_key(base, "all heads"), stream_key(base, head))
+            self.draws[head] = 0
+            self.decisions[head] = torch.zeros(self.shape, dtype=torch.int64, device=device)
+            self.flips[head] = torch.zeros(self.shape, dtype=torch.int64, device=device)
+        self.idle = {head: not bool(radius.any()) for head, radius in self.radius.items()}
+
+    def chooser(self, ids: Tensor) -> Choose:
+        """For `rollout`: how the copies `ids` [S', B'] choose."""
+        flat = ids.flatten()
+        radius = {head: value.flatten()[flat].view(ids.shape) for head, value in self.radius.items()}
+        key = {head: value.flatten()[flat].view(ids.shape) for head, value in self.key.items()}
+
+        def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            clean = scores(obs).argmax(-1)
+            self.decisions[head].view(-1).index_add_(0, flat, deciding.flatten().long())
+            if self.idle[head]:
+                return clean
+
+            def draw(count: int) -> Tensor:
+                counter = key[head].new_full((), self.draws[head])
+                self.draws[head] += count
+                return uniform(key[head], counter, count)
+
+            box = radius[head].view(*ids.shape, *[1] * self.scale.dim()) * self.scale
+            seen = self.attack.perturb(scores, obs, Budget(box, self.low, self.high), draw)
+            decision = scores(seen).argmax(-1)
+            self.flips[head].view(-1).index_add_(0, flat, ((decision != clean) & deciding).flatten().long())
+            return decision
+
+        return choose
+
+
+class Visited:
+    """Greedy choices that note the spread of the observations they see."""
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+        self.count: Any = 0.0
+        self.sum: Any = 0.0
+        self.square: Any = 0.0
+
+    def chooser(self, ids: Tensor) -> Choose:
+        """For `rollout`."""
+
+        def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            weight = deciding.double().view(*deciding.shape, *[1] * (obs.dim() - 2))
+            self.count += weight.sum()
+            self.sum += (obs * weight).sum((0, 1))
+            self.square += (obs.double().square() * weight).sum((0, 1))
+            return greedy(head, obs, scores, deciding)
+
+        return choose
+
+    def std(self) -> np.ndarray:
+        """Standard deviation of every component over all seeds and steps, [*O]."""
+        mean = self.sum / self.count
+        return (self.square / self.count - mean.square()).clamp_min(0).sqrt().cpu().numpy()
