@@ -28,8 +28,8 @@ class Adam(nn.Module):
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
         means = [getattr(self, f"mean{i}") for i in range(len(parameters))]
         squares = [getattr(self, f"square{i}") for i in range(len(parameters))]
+        clocks = [self.count[0].clone() for _ in parameters]  # adam() advances each
         self.count += 1
-        clocks = [self.count[0]] * len(parameters)
         changed = [*parameters, *means, *squares]
         sits_out = where.device.type != "cpu" or not where.all()  # asking would make a GPU wait
         before = [tensor.clone() for tensor in changed] if sits_out else []

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 
 class Replay(nn.Module):
-    """Rings [S, N, T, …]: T slots for each of N env copies of S seeds, so capacity is N·T transitions per seed.
+    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and one spare slot.
 
     A ring per copy keeps consecutive transitions consecutive, which n-step returns need, and lets copies store at different
-    times (options that last differently long) without a ragged batch: every row is written, only some cursors advance.
+    times (options that last differently long) without a ragged batch: every row is written to its ring's spare slot, and
+    only some cursors advance.
     Rows have the fields `obs`, `action`, `reward`, `discount` (γ^k, 0 where the target must not bootstrap), `next_obs` and
     `last` (the chain breaks behind this row: termination or truncation). All state are buffers and save with the module.
     """
@@ -21,7 +22,7 @@ class Replay(nn.Module):
     def __init__(self, seeds: int, copies: int, capacity: int, fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device):
         """`fields`: name → (shape, dtype) of one row."""
         super().__init__()
-        self.slots = max(1, capacity // copies)
+        self.slots = max(1, capacity // copies) + 1
         self.fields = tuple(fields)
         for name, (shape, dtype) in fields.items():
             self.register_buffer(name, torch.zeros(seeds, copies, self.slots, *shape, dtype=dtype, device=device))
@@ -39,7 +40,7 @@ class Replay(nn.Module):
             ring = getattr(self, name).flatten(0, 2)
             ring.index_copy_(0, at, rows[name].flatten(0, 1).to(ring.dtype))
         self.cursor.add_(where).remainder_(self.slots)
-        self.size.add_(where).clamp_(max=self.slots)
+        self.size.add_(where).clamp_(max=self.slots - 1)
 
     def sample(self, draws: Tensor, n_steps: int = 1) -> dict[str, Tensor]:
         """Rows [S, B, …] chosen by `draws` (uniform in [0, 1), [S, B]), evenly over what a seed has stored, with replacement.

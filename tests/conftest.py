@@ -1,0 +1,48 @@
+"""Shared: running the real command line in this process, and small trained runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlx import cli
+
+torch.set_num_threads(1)
+
+TINY = ("steps=600", "eval_every=300", "eval_episodes=2", "final_episodes=5", "copies=4", "checkpoint_every=300")
+
+
+class Result:
+    """What a command did."""
+
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def run(self) -> Path:
+        """The run directory: the last line of its output."""
+        return Path(self.out.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def rlx(capsys, tmp_path, monkeypatch):
+    """rlx("train", "steps=100") runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = cli.run([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory):
+    """A folder with two short hDQN runs on Acrobot (3 seeds) and one DQN run on CartPole (2 seeds)."""
+    root = tmp_path_factory.mktemp("runs")
+    for extra in (("seeds=3",), ("seeds=2",), ("agent=dqn", "env=cartpole", "seeds=2")):
+        learn = ("agent.learning_starts=100", "agent.hidden=[16]", "agent.replay_ratio=0.25")
+        assert cli.run(["train", *TINY, *learn, *extra, f"outputs={root}"]) == 0
+    return root

@@ -1,0 +1,76 @@
+"""The seed axis: S networks side by side are S networks."""
+
+import torch
+from torch import nn
+
+from rlx.networks import MLP, QNetwork, concatenate, per_seed_norm, take
+from rlx.optim import Adam, RMSprop
+from rlx.rng import Streams, seed_tensor
+
+
+def mlp(seeds) -> MLP:
+    return MLP(5, [16, 8], 3, Streams(seed_tensor(seeds), "net"))
+
+
+def test_a_seed_in_the_batch_is_the_plain_torch_network():
+    batched, x = mlp(range(4)), torch.randn(4, 7, 5)
+    for seed in range(4):
+        plain = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+        for mine, theirs in zip(batched.layers, plain[::2], strict=True):
+            theirs.weight.data, theirs.bias.data = mine.weight[seed].T.detach(), mine.bias[seed, 0].detach()
+        torch.testing.assert_close(batched(x)[seed], plain(x[seed]))
+
+
+def test_seeds_start_from_different_weights_whatever_the_company():
+    four, alone = mlp(range(4)), mlp([2])
+    weights = four.layers[0].weight
+    assert all(not torch.equal(weights[a], weights[b]) for a in range(4) for b in range(a))
+    for mine, theirs in zip(four.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(mine[2:3], theirs)
+    bound = 5**-0.5
+    assert weights.abs().max() <= bound and weights.std() > 0.8 * bound / 3**0.5
+
+
+def test_take_and_concatenate_are_inverse():
+    four = mlp(range(4))
+    again = concatenate([take(four, torch.tensor([0, 1])), take(four, torch.tensor([2, 3]))])
+    assert all(torch.equal(a, b) for a, b in zip(four.parameters(), again.parameters(), strict=True))
+    assert take(four, torch.tensor([3])).layers[0].weight.data_ptr() != four.layers[0].weight.data_ptr()
+
+
+def test_gradients_of_one_seed_do_not_see_another():
+    net, x = mlp(range(3)), torch.randn(3, 7, 5)
+    first = torch.autograd.grad(net(x).square().mean((1, 2)).sum(), list(net.parameters()))
+    x[1] *= 100
+    second = torch.autograd.grad(net(x).square().mean((1, 2)).sum(), list(net.parameters()))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a[[0, 2]], b[[0, 2]]) and not torch.equal(a[1], b[1])
+    norms = per_seed_norm(first)
+    for seed in range(3):
+        torch.testing.assert_close(norms[seed], torch.cat([g[seed].flatten() for g in first]).norm())
+
+
+def test_dueling_has_mean_advantage_zero():
+    net = QNetwork(5, [16], 3, True, Streams(seed_tensor([0]), "q"))
+    x = torch.randn(1, 4, 5)
+    torch.testing.assert_close(net(x).mean(-1), net.body(x)[..., 0])
+
+
+def test_optimisers_are_torchs_and_a_seed_can_sit_out():
+    for kind, reference in ((Adam, torch.optim.Adam), (RMSprop, torch.optim.RMSprop)):
+        together = torch.randn(3, 5, 4)
+        alone = [together[i].clone().requires_grad_() for i in range(3)]
+        mine, theirs = kind([together], 1e-2), [reference([p], lr=1e-2) for p in alone]
+        for step in range(40):
+            gradient = torch.randn(3, 5, 4) * (torch.rand(3, 5, 4) < 0.8)
+            before = together.clone()
+            where = torch.tensor([True, True, step >= 20])
+            mine.step([together], [gradient], where)
+            if step < 20:
+                assert torch.equal(together[2], before[2])
+            for i in range(2):
+                alone[i].grad = gradient[i].clone()
+                theirs[i].step()
+        for i in range(2):
+            torch.testing.assert_close(together[i], alone[i].detach(), rtol=1e-4, atol=1e-6)
+        assert not torch.equal(together[2], before[2])

@@ -1,0 +1,72 @@
+"""The replay against a slow list of transitions."""
+
+import torch
+
+from rlx.replay import Replay
+
+FIELDS = {
+    "obs": ((2,), torch.float32),
+    "next_obs": ((2,), torch.float32),
+    "action": ((), torch.int64),
+    "last": ((), torch.bool),
+    "reward": ((), torch.float32),
+    "discount": ((), torch.float32),
+}
+
+
+def filled(seeds=2, copies=3, capacity=30, steps=37, seed=0):
+    """A replay, and the same transitions as lists per (seed, copy)."""
+    generator = torch.Generator().manual_seed(seed)
+    replay = Replay(seeds, copies, capacity, FIELDS, "cpu")
+    lists = {(s, n): [] for s in range(seeds) for n in range(copies)}
+    for t in range(steps):
+        where = torch.rand(seeds, copies, generator=generator) < 0.7
+        last = torch.rand(seeds, copies, generator=generator) < 0.2
+        terminated = last & (torch.rand(seeds, copies, generator=generator) < 0.5)
+        rows = {
+            "obs": torch.rand(seeds, copies, 2, generator=generator),
+            "next_obs": torch.rand(seeds, copies, 2, generator=generator),
+            "action": torch.full((seeds, copies), t),
+            "last": last,
+            "reward": torch.rand(seeds, copies, generator=generator),
+            "discount": torch.where(terminated, 0.0, 0.9),
+        }
+        replay.add(where, **rows)
+        for (s, n), rows_of in lists.items():
+            if where[s, n]:
+                rows_of.append({name: value[s, n] for name, value in rows.items()})
+    slots = capacity // copies
+    return replay, {key: rows[-slots:] for key, rows in lists.items()}
+
+
+def test_holds_the_newest_rows_and_samples_all_of_them_evenly():
+    replay, lists = filled()
+    stored = [[(n, int(row["action"])) for n in range(3) for row in lists[s, n]] for s in range(2)]
+    assert replay.stored().tolist() == [len(rows) for rows in stored]
+    even = (torch.arange(3000) + 0.5) / 3000
+    batch = replay.sample(even.expand(2, -1))
+    for s in range(2):
+        actions, counts = batch["action"][s].unique(return_counts=True)
+        expected = sorted(a for _, a in stored[s])
+        assert actions.tolist() == sorted(set(expected))
+        per_row = {a: expected.count(a) * 3000 / len(expected) for a in expected}
+        assert all(abs(int(c) - per_row[int(a)]) <= 3 for a, c in zip(actions, counts, strict=True))
+
+
+def test_n_step_returns_equal_a_slow_loop_and_stop_at_episode_ends():
+    for n_steps in (1, 3, 5):
+        replay, lists = filled()
+        batch = replay.sample(torch.rand(2, 500, generator=torch.Generator().manual_seed(1)), n_steps)
+        for s in range(2):
+            rows = {tuple(row["obs"].tolist()): (key, i) for key, of in lists.items() if key[0] == s for i, row in enumerate(of)}
+            for b in range(500):
+                key, i = rows[tuple(batch["obs"][s, b].tolist())]
+                reward, discount = 0.0, 1.0
+                for row in lists[key][i : i + n_steps]:
+                    reward += discount * float(row["reward"])
+                    discount *= float(row["discount"])
+                    if row["last"]:
+                        break
+                assert abs(float(batch["reward"][s, b]) - reward) < 1e-5
+                assert abs(float(batch["discount"][s, b]) - discount) < 1e-6
+                assert torch.equal(batch["next_obs"][s, b], row["next_obs"])

@@ -1,0 +1,51 @@
+"""Statistics against independent definitions and known answers."""
+
+import numpy as np
+import pytest
+
+from rlx import stats
+
+
+def test_iqm_is_the_mean_of_the_middle_half():
+    values = np.random.default_rng(0).normal(size=20)
+    assert stats.iqm(values) == pytest.approx(np.sort(values)[5:15].mean())
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    # 20 seeds of 10 episodes, with between-seed spread 1 and within-seed spread 2: the true mean is 0.
+    rng, hits = np.random.default_rng(0), 0
+    bootstrap = stats.Bootstrap(20, 10, resamples=500)
+    for _ in range(200):
+        returns = rng.normal(size=(20, 1)) + 2 * rng.normal(size=(20, 10))
+        low, high = stats.estimate(returns, bootstrap).ci95
+        hits += low <= 0 <= high
+    assert 0.88 <= hits / 200 <= 0.995
+
+
+def test_interval_reflects_seeds_not_the_number_of_episodes():
+    seeds = np.random.default_rng(0).normal(size=(10, 1)) * 10
+    few, many = (stats.estimate(np.repeat(seeds, n, 1)).ci95 for n in (5, 500))
+    assert few[1] - few[0] == pytest.approx(many[1] - many[0], rel=0.15)
+
+
+def test_one_seed_has_no_interval():
+    estimate = stats.estimate(np.zeros((1, 50)))
+    assert estimate.iqm == 0 and np.isnan(estimate.ci95).all()
+
+
+def test_curve_of_a_known_decline():
+    eps = np.array([0.0, 1.0, 2.0, 4.0])
+    clean = np.full((4, 3), -100.0)
+    returns = np.broadcast_to(np.array([-100.0, -200.0, -400.0, -500.0])[None, :, None], (4, 4, 3))
+    curve = stats.curve(returns, clean, -500.0, eps, stats.Bootstrap(4, 3))
+    np.testing.assert_allclose(curve.score, [1, 0.75, 0.25, 0])
+    assert curve.area == pytest.approx((0.875 + 0.5 + 0.25) / 4)
+    assert curve.critical_eps == pytest.approx(1.5)
+    assert curve.area_ci95 == (pytest.approx(curve.area),) * 2 and curve.critical_eps_ci95 == (pytest.approx(1.5),) * 2
+    unharmed = stats.curve(np.broadcast_to(clean[:, None], (4, 4, 3)), clean, -500.0, eps, stats.Bootstrap(4, 3))
+    assert unharmed.area == pytest.approx(1) and unharmed.critical_eps == np.inf
+
+
+def test_agent_no_better_than_random_has_no_score():
+    flat = np.full((3, 2, 4), -500.0)
+    assert np.isnan(stats.curve(flat, flat[:, 0], -500.0, np.array([0.0, 1.0]), stats.Bootstrap(3, 4)).area)
