@@ -74,27 +74,27 @@ def run(arguments: list[str]) -> int:
 
 
 def _to_hydra(arguments: list[str]) -> list[str]:
-    """Our command line as Hydra's: run paths become run=[…], -m goes to the end (Hydra 1.3 takes no override behind it)."""
+    """Our command line as Hydra's: run paths become run=[…], flags go to the front (Hydra 1.3 takes none between overrides)."""
     takes_value = ("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "-c", "--cfg", "-i", "--info", "-sc")
-    paths, rest, multirun = [], [], []
+    paths, flags, overrides = [], [], list(QUIET)
     values = iter(arguments)
     for argument in values:
-        if argument in ("-m", "--multirun"):
-            multirun = ["--multirun"]
-        elif argument in takes_value:
-            rest += [argument, next(values, "")]
-        elif argument.startswith("-") or "=" in argument or argument.startswith("~"):
-            rest.append(argument)
+        if argument in takes_value:
+            flags += [argument, next(values, "")]
+        elif argument.startswith("-"):
+            flags.append(argument)
+        elif "=" in argument or argument.startswith("~"):
+            overrides.append(argument)
         else:
             paths.append(argument)
     if paths:
         quoted = ",".join("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in paths)
-        rest.append(f"run=[{quoted}]")
+        overrides.append(f"run=[{quoted}]")
     from rlx.config import conf_dir
 
-    if (Path.cwd() / "conf").is_dir() and str(Path.cwd() / "conf") != conf_dir() and not {"-cd", "--config-dir"} & set(rest):
-        rest += ["--config-dir", str(Path.cwd() / "conf")]
-    return [*rest, *QUIET, *multirun]
+    if (Path.cwd() / "conf").is_dir() and str(Path.cwd() / "conf") != conf_dir() and not {"-cd", "--config-dir"} & set(flags):
+        flags += ["--config-dir", str(Path.cwd() / "conf")]
+    return flags + overrides
 
 
 def _hydra(command: str, arguments: list[str]) -> int:
@@ -104,6 +104,7 @@ def _hydra(command: str, arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from rlx.config import ConfigError
+    from rlx.run import RunError
 
     try:
         importlib.import_module(f"rlx.commands.{command}").main()
@@ -111,8 +112,13 @@ def _hydra(command: str, arguments: list[str]) -> int:
         return _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(_explain(error, command))
+    except RunError as error:
+        print(f"rlx: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
+    except SystemExit as done:  # Hydra's own help and completion
+        return int(done.code or 0)
     return 0
 
 

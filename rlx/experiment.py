@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from rlx.config import ConfigError, build, choice, load_class, nearest, parse_seeds
 
@@ -22,7 +22,11 @@ def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str
 
     from rlx.envs.batched import BatchedEnv, Dynamics
 
-    params = {key: value for key, value in node.items() if key != "_target_"}
+    params = _plain(node)
+    params.pop("_target_")
+    for key, value in params.items():
+        if value == MISSING:
+            raise ConfigError(f"env.{key}: missing; set env.{key}=…")
     target: Any = load_class(node, "env", object)
     if issubclass(target, VectorEnv):
         return target(num_envs=num_envs, device=device, **params)
@@ -70,11 +74,7 @@ def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", cop
     from rlx.agent import Agent
 
     kind: Any = load_class(node, "agent", Agent)
-    config = build(kind.config_type, node, "agent")
-    try:
-        return kind(config, spec, seeds, copies)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    return kind(build(kind.config_type, node, "agent"), spec, seeds, copies)
 
 
 def load_policy(run: "Run", checkpoint: str, device: "torch.device", seeds: object = None) -> "tuple[Policy, Spec, list[int]]":
@@ -86,7 +86,7 @@ def load_policy(run: "Run", checkpoint: str, device: "torch.device", seeds: obje
     from rlx.rng import seed_tensor
 
     config = run.config
-    spec = env_spec(_plain(config.env))
+    spec = env_spec(config.env)
     kind: Any = load_class(config.agent, "agent", Agent)
     own = parse_seeds(config.seeds)
     policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(own))
@@ -121,5 +121,5 @@ def load_policies(runs: "Sequence[Run]", checkpoint: str, device: "torch.device"
     return concatenate([policy for policy, _, _ in loaded]), loaded[0][1], [seed for _, _, own in loaded for seed in own]
 
 
-def _plain(node: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
+    return OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)  # type: ignore[return-value]

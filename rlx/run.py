@@ -27,6 +27,11 @@ from rlx.config import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+class RunError(Exception):
+    """A run cannot go on; the message says why. Exit code 1."""
+
+
 FORMAT = 1
 """Version of the layout above; written to meta.json."""
 
@@ -56,7 +61,9 @@ class Run:
         """The run at `path`, or the newest finished one below it; None means below `root`/`command`. Raises ConfigError."""
         top = Path(path) if path is not None else Path(root) / command
         if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
-            return cls(top)
+            run = cls(top)
+            run.meta()  # of a format that this version reads
+            return run
         if not top.is_dir():
             if path is None:
                 raise ConfigError(f"no run yet below {top}; start one with: rlx {command}")

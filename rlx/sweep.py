@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from rlx import report
 from rlx.agent import Choose, Policy, Scores, Spec, greedy
 from rlx.attack import Attack, Budget
+from rlx.env import TensorEnv
 from rlx.evaluation import REPORT, MakeEnv
 from rlx.rng import mix64, seed_tensor, stream_key, uniform
 from rlx.rollout import rollout
@@ -26,6 +28,17 @@ class Played:
     truncated: np.ndarray
     decisions: dict[str, np.ndarray]
     flips: dict[str, np.ndarray]
+
+
+def probe(policy: Policy, env: TensorEnv, spec: Spec, attack: Attack, modes: Mapping[str, tuple[tuple[str, ...], bool]]) -> None:
+    """Attack the first observation of one copy per seed with radius 0: raises what the attack has against these policies."""
+    obs = env.reset(seed=REPORT)[0].unsqueeze(1)
+    space: Any = spec.observation_space
+    low, high = (torch.as_tensor(bound, dtype=torch.float32, device=obs.device) for bound in (space.low, space.high))
+    budget = Budget(torch.zeros_like(obs), low, high)
+    for head in {head for heads, _ in modes.values() for head in heads}:
+        carry = policy.initial_carry(1)
+        attack.perturb(partial(policy.scores, carry=carry, head=head), obs, budget, lambda count: obs.new_zeros(*obs.shape[:2], count))
 
 
 def sweep(
@@ -143,10 +156,11 @@ class Visited:
         """For `rollout`."""
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-            weight = deciding.double().view(*deciding.shape, *[1] * (obs.dim() - 2))
-            self.count += weight.sum()
-            self.sum += (obs * weight).sum((0, 1))
-            self.square += (obs.double().square() * weight).sum((0, 1))
+            if head == "action":  # decided at every step
+                weight = deciding.double().view(*deciding.shape, *[1] * (obs.dim() - 2))
+                self.count += weight.sum()
+                self.sum += (obs * weight).sum((0, 1))
+                self.square += (obs.double().square() * weight).sum((0, 1))
             return greedy(head, obs, scores, deciding)
 
         return choose

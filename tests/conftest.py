@@ -1,5 +1,6 @@
 """Shared: running the real command line in this process, and small trained runs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ class Result:
     def run(self) -> Path:
         """The run directory: the last line of its output."""
         return Path(self.out.strip().splitlines()[-1])
+
+    @property
+    def summary(self) -> dict:
+        """Its summary.json."""
+        return json.loads((self.run / "summary.json").read_text())
 
 
 @pytest.fixture
@@ -46,3 +52,17 @@ def tiny_runs(tmp_path_factory):
         learn = ("agent.learning_starts=100", "agent.hidden=[16]", "agent.replay_ratio=0.25")
         assert cli.run(["train", *TINY, *learn, *extra, f"outputs={root}"]) == 0
     return root
+
+
+@pytest.fixture
+def composed():
+    """composed("train", "agent=dqn") is the config that `rlx train agent=dqn` would get."""
+    from hydra import compose, initialize_config_dir
+
+    from rlx.config import conf_dir
+
+    def call(command: str, *overrides: str):
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            return compose(command, list(overrides))
+
+    return call

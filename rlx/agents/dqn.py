@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, obs_features
+from rlx.config import at_least, choice
 from rlx.networks import QNetwork, along, per_seed_norm
 from rlx.optim import Adam, RMSprop
 from rlx.replay import Replay
 from rlx.rng import Streams
+
+OPTIMIZERS: dict[str, type[Adam] | type[RMSprop]] = {"adam": Adam, "rmsprop": RMSprop}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class Config:
     epsilon_end: float
     epsilon_steps: int
     """Decisions, per seed, over which exploration falls linearly."""
+
+    def __post_init__(self) -> None:
+        choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
+        choice(self.target_init, ("copy", "random"), "agent.target_init")
+        for name in ("n_steps", "batch_size", "buffer_size", "target_every", "epsilon_steps"):
+            at_least(getattr(self, name), 1, f"agent.{name}")
 
 
 class ObsEncoder(nn.Module):
@@ -103,8 +112,7 @@ class QLearner(nn.Module):
         self.target = target.requires_grad_(False)
         if config.target_init == "copy":
             self.target.load_state_dict(network.state_dict())
-        optimizers: dict[str, type[Adam] | type[RMSprop]] = {"adam": Adam, "rmsprop": RMSprop}
-        self.optimizer = optimizers[config.optimizer](list(network.parameters()), config.learning_rate)
+        self.optimizer = OPTIMIZERS[config.optimizer](list(network.parameters()), config.learning_rate)
         fields = {"obs": obs, "next_obs": obs, "action": ((), torch.int64), "last": ((), torch.bool)}
         fields |= {"reward": ((), torch.float32), "discount": ((), torch.float32)}
         self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device)

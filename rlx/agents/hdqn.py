@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.agents import dqn
 from rlx.agents.dqn import EpsilonGreedy, ObsEncoder, QLearner, UpdateClock, average, obs_field
+from rlx.config import ConfigError, at_least, choice
 from rlx.networks import QNetwork
 from rlx.rng import Streams
 
@@ -31,6 +32,12 @@ class Config(dqn.Config):
     controller_epsilon_start: float
     controller_epsilon_end: float
     controller_epsilon_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self.goals, ("actions", "states"), "agent.goals")
+        choice(self.goal_encoding, ("one_hot", "index"), "agent.goal_encoding")
+        at_least(self.controller_epsilon_steps, 1, "agent.controller_epsilon_steps")
 
 
 class GoalEncoder(nn.Module):
@@ -86,11 +93,11 @@ class GoalPolicy(Policy):
 
 
 def goal_count(config: Config, spec: Spec) -> int:
-    """Number of goals; raises ValueError where the goal space does not fit the observation space."""
+    """Number of goals; ConfigError where the goal space does not fit the observation space."""
     if config.goals == "actions":
         return spec.actions
     if not isinstance(spec.observation_space, spaces.Discrete):
-        raise ValueError(f"agent.goals=states needs a Discrete observation space, not {spec.observation_space}; use agent.goals=actions")
+        raise ConfigError(f"agent.goals=states: needs Discrete observations, not {spec.observation_space}; use agent.goals=actions.")
     return int(spec.observation_space.n)
 
 

@@ -50,7 +50,7 @@ def main(composed: DictConfig) -> float:
     from rlx import attack as attacks
     from rlx import experiment, figures
     from rlx.evaluation import REPORT, evaluate, evaluate_random
-    from rlx.sweep import Visited, sweep
+    from rlx.sweep import Visited, probe, sweep
 
     kind: Any = load_class(config.attack, "attack", attacks.Attack)
     attack = build(kind, config.attack, "attack")
@@ -62,7 +62,9 @@ def main(composed: DictConfig) -> float:
     def make_env(copies: int) -> Any:
         return experiment.make_env(env, copies, device)
 
-    attacks.unit_scale("std" if config.scale == "std" else config.scale, spec.observation_space, lambda: np.ones(1))  # errors early
+    # Errors before anything is written.
+    attacks.unit_scale(config.scale, spec.observation_space, lambda: np.ones(1))
+    probe(policy, make_env(len(seeds)), spec, attack, modes)
     output = Run.create(config.outputs, "attack", runs[0].path.parent.name, composed)
     name = _name(composed)
     report.start(

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from rlx import report
 from rlx.config import ConfigError, at_least, build, conf_dir, parse_seeds
-from rlx.run import Run
+from rlx.run import Run, RunError
 
 if TYPE_CHECKING:
     import torch
@@ -267,14 +267,14 @@ class Log:
         return returns
 
     def check(self, seeds: list[int], running: "Tensor") -> None:
-        """Raise TrainingError if a metric was not finite: tensor, seed and step."""
+        """Raise RunError if a metric was not finite: tensor, seed and step."""
         import torch
 
         if (self.bad > 0).any():
             row = int(torch.nonzero(self.bad)[0])
             names = [name for name, value in self.metrics.items() if not value[row].isfinite()]
             seed = seeds[int(running[row])]
-            raise TrainingError(f"{names[0] if names else 'a loss'} of seed {seed} became non-finite at step {int(self.bad[row]):,}.")
+            raise RunError(f"{names[0] if names else 'a loss'} of seed {seed} became non-finite at step {int(self.bad[row]):,}.")
 
     def rows(self, step: int, seeds: list[int], episodes: "Episodes", steps_per_s: float) -> list[dict[str, Any]]:
         """One row per seed for metrics.jsonl; starts a new count of training returns."""
@@ -292,10 +292,6 @@ class Log:
         """Go on with the seeds `index` only."""
         self.running, self.sum, self.count, self.bad = (x[index] for x in (self.running, self.sum, self.count, self.bad))
         self.metrics = {name: value[index] for name, value in self.metrics.items()}
-
-
-class TrainingError(Exception):
-    """Training cannot go on."""
 
 
 def _name(composed: DictConfig, group: str) -> str:

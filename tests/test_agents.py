@@ -1,0 +1,194 @@
+"""The contract of every agent in conf/agent, and what is particular to each."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlx.agent import Transition
+from rlx.config import ConfigError, conf_dir
+from rlx.experiment import env_spec, make_agent, make_env
+from rlx.networks import take
+from rlx.rng import reset_seeds, seed_tensor
+
+AGENTS = sorted(path.stem for path in Path(conf_dir(), "agent").glob("*.yaml"))
+QUICK = ("agent.learning_starts=32", "agent.hidden=[16]", "agent.replay_ratio=0.5", "agent.buffer_size=400", "agent.epsilon_steps=500")
+CPU = torch.device("cpu")
+
+
+class Learner:
+    """An agent and its env, stepped by hand."""
+
+    def __init__(self, config, seeds, copies=4, spec=None):
+        self.shape = (len(seeds), copies)
+        keys = seed_tensor(seeds)
+        self.agent = make_agent(config.agent, spec or env_spec(config.env), keys, copies)
+        self.env = make_env(config.env, len(seeds) * copies, CPU)
+        self.obs = self.env.reset(seed=reset_seeds(keys, copies, "env").flatten().tolist())[0].unflatten(0, self.shape)
+        self.first = torch.ones(self.shape, dtype=torch.bool)
+        self.carry = self.agent.policy.initial_carry(copies)
+
+    def step(self) -> Transition:
+        action, self.carry = self.agent.act(self.obs, self.first, self.carry)
+        obs, reward, terminated, truncated, info = self.env.step(action.flatten())
+        final, reward, terminated, truncated = (x.unflatten(0, self.shape) for x in (info["final_obs"], reward, terminated, truncated))
+        transition = Transition(self.obs, action, reward, final, terminated, truncated, self.carry)
+        self.metrics = self.agent.update(transition)
+        self.obs, self.first = obs.unflatten(0, self.shape), terminated | truncated
+        return transition
+
+
+@pytest.mark.parametrize("env", ["acrobot", "chain"])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_contract(agent, env, composed):
+    learner = Learner(composed("train", f"agent={agent}", f"env={env}", *QUICK), [3, 5])
+    before = {name: value.clone() for name, value in learner.agent.policy.state_dict().items()}
+    for _ in range(60):
+        transition = learner.step()
+        assert transition.action.shape == learner.shape and transition.action.dtype == torch.int64
+        assert all(value.shape[:2] == learner.shape for value in learner.carry.values())
+        assert all(value.shape == (2,) for value in learner.metrics.values())
+    after = learner.agent.policy.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(value.shape[0] == 2 for value in learner.agent.state_dict().values()), "every tensor starts with S"
+    for head in learner.agent.policy.heads:
+        scores = learner.agent.policy.scores(learner.obs, learner.carry, head)
+        assert scores.shape[:2] == learner.shape
+    greedy, _ = learner.agent.policy.act(learner.obs, learner.first, learner.carry)
+    last = learner.agent.policy.scores(learner.obs, learner.agent.policy.act(learner.obs, learner.first, learner.carry)[1], "action")
+    assert torch.equal(greedy, last.argmax(-1))
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "source"])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_seed_in_the_batch_learns_as_alone(agent, protocol, composed):
+    config = composed("train", f"agent={agent}", "env=acrobot", f"protocol={protocol}", *QUICK, "agent.n_steps=1")
+    together, alone = Learner(config, [1, 7, 4]), Learner(config, [7])
+    for _ in range(60):
+        together.step()
+        alone.step()
+    one = take(together.agent, torch.tensor([1])).state_dict()
+    for name, value in alone.agent.state_dict().items():  # float noise only: BLAS may sum in another order
+        torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    weights = next(value for name, value in together.agent.policy.state_dict().items() if name.endswith("weight"))
+    assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_taken_seeds_go_on_as_if_nothing_happened(agent, composed):
+    config = composed("train", f"agent={agent}", "env=acrobot", *QUICK)
+    kept, whole = Learner(config, [1, 7, 4]), Learner(config, [1, 7, 4])
+    for step in range(60):
+        if step == 40:
+            stay = torch.tensor([2, 0])
+            kept.agent = take(kept.agent, stay)
+            kept.env.keep((stay.unsqueeze(1) * 4 + torch.arange(4)).flatten())
+            kept.shape = (2, 4)
+            kept.obs, kept.first = kept.obs[stay], kept.first[stay]
+            kept.carry = {name: value[stay] for name, value in kept.carry.items()}
+        kept.step()
+        whole.step()
+    for name, value in take(whole.agent, torch.tensor([2, 0])).state_dict().items():
+        torch.testing.assert_close(kept.agent.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def feed(agent, rows, gamma=0.9):
+    """Give an hDQN agent hand-made steps of one seed and one copy; returns what both replays hold, as lists of dicts."""
+    for obs, goal, deciding, action, reward, next_obs, terminated, truncated in rows:
+
+        def cell(value, dtype=torch.float32):
+            return torch.tensor([[value]], dtype=dtype)
+
+        carry = {"goal": cell(goal, torch.int64), "action": cell(action, torch.int64), "deciding": cell(deciding, torch.bool)}
+        flags = cell(terminated, torch.bool), cell(truncated, torch.bool)
+        moved = cell(next_obs, torch.int64)
+        agent.update(Transition(cell(obs, torch.int64), cell(action, torch.int64), cell(reward), moved, *flags, carry))
+
+    def rows_of(replay):
+        count = int(replay.size[0, 0])
+        return [{name: getattr(replay, name)[0, 0, i].tolist() for name in replay.fields} for i in range(count)]
+
+    return rows_of(agent.meta.replay), rows_of(agent.controller.replay)
+
+
+# obs, goal, deciding, action, reward, next_obs, terminated, truncated: goal 3 is reached after three steps; goal 5 is cut.
+STEPS = [
+    (1, 3, True, 1, 0.5, 2, False, False),
+    (2, 3, False, 0, 0.5, 2, False, False),
+    (2, 3, False, 1, 1.0, 3, False, False),
+    (3, 5, True, 1, 2.0, 4, False, True),
+    (1, 0, True, 0, 4.0, 0, True, False),
+]
+
+
+def test_hdqn_stores_semi_markov_goals_and_intrinsic_rewards(composed):
+    config = composed(
+        "train", "env=chain", "agent.goals=states", "agent.discount=0.9", "agent.controller_discount=0.5", "agent.learning_starts=99"
+    )
+    agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
+    meta, controller = feed(agent, STEPS)
+    assert [(m["obs"], m["action"], m["next_obs"], m["last"]) for m in meta] == [(1, 3, 3, False), (3, 5, 4, True), (1, 0, 0, True)]
+    assert [m["reward"] for m in meta] == pytest.approx([0.5 + 0.9 * 0.5 + 0.81 * 1.0, 2.0, 4.0])
+    # γ^3 after three steps; the time limit bootstraps; the end does not.
+    assert [m["discount"] for m in meta] == pytest.approx([0.729, 0.9, 0])
+    assert [c["reward"] for c in controller] == [0, 0, 1, 0, 1]
+    assert [c["discount"] for c in controller] == [0.5, 0.5, 0, 0.5, 0]
+    assert controller[1]["obs"] == [3, 2] and controller[1]["next_obs"] == [3, 2]
+
+
+def test_hdqn_source_protocol_keeps_the_sources_targets(composed):
+    config = composed("train", "env=chain", "protocol=source", "agent.goals=states", "agent.discount=0.9", "agent.controller_discount=0.9")
+    agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
+    meta, controller = feed(agent, STEPS)
+    assert [m["reward"] for m in meta] == pytest.approx([2.0, 2.0, 4.0])  # undiscounted
+    assert [m["discount"] for m in meta] == pytest.approx([0.9, 0, 0])  # γ once; the time limit counts as an end
+    assert [c["discount"] for c in controller] == pytest.approx([0.9, 0.9, 0.9, 0, 0])  # on through the reached goal
+    first = agent.policy.controller[0](torch.tensor([[[3.0, 2.0]]]))
+    assert first[0, 0].tolist() == [3.0, 0, 0, 1, 0, 0, 0]  # the goal as one raw number
+
+
+def test_goals_as_states_need_discrete_observations(composed):
+    config = composed("train", "env=acrobot", "agent.goals=states")
+    with pytest.raises(ConfigError, match=r"agent\.goals=states"):
+        make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
+
+
+def test_exploration_falls_linearly_with_decisions_and_is_uniform(composed):
+    config = composed("train", "agent=dqn", "env=acrobot", "agent.epsilon_end=0.1", "agent.epsilon_steps=1000")
+    explore = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1).explore
+    obs, always = torch.zeros(1, 250, 6), torch.ones(1, 250, dtype=torch.bool)
+
+    def second(x):
+        return torch.tensor([0.0, 1.0, 0.0]).expand(1, 250, 3)
+
+    epsilons, shares = [], []
+    for _ in range(60):
+        epsilons.append(float(explore.epsilon()))
+        shares.append((explore("action", obs, second, always) != 1).float().mean())
+    assert epsilons[:6] == pytest.approx([1, 0.775, 0.55, 0.325, 0.1, 0.1])
+    assert float(torch.stack(shares[4:]).mean()) == pytest.approx(0.1 * 2 / 3, abs=0.01)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("agent", AGENTS)
+def test_cuda_learns_as_the_cpu_does(agent, rlx):
+    result = rlx("train", f"agent={agent}", "env=cartpole", "steps=2000", "copies=8", "seeds=2", "eval_every=1000", "device=cuda")
+    assert result.code == 0
+
+
+@pytest.mark.slow
+def test_hdqn_finds_the_detour_on_the_chain(rlx):
+    result = rlx("train", "agent=hdqn", "env=chain", "seeds=3", "steps=60000", "final_episodes=4000")
+    assert result.summary["return"]["iqm"] >= 0.9 * 0.208
+
+
+@pytest.mark.slow
+def test_dqn_balances_the_pole(rlx):
+    result = rlx("train", "agent=dqn", "env=cartpole", "seeds=3", "steps=80000")
+    assert sorted(result.summary["return"]["per_seed"])[1] >= 475
+
+
+@pytest.mark.slow
+def test_hdqn_swings_up(rlx):
+    result = rlx("train", "agent=hdqn", "env=acrobot", "seeds=3", "steps=100000")
+    assert sorted(result.summary["return"]["per_seed"])[1] >= -100

@@ -1,0 +1,170 @@
+"""Attacks stay in their box, do what their names say, and are ordered as they should be."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rlx.attack import LOSSES, Budget, Objective, unit_scale
+from rlx.attacks.fgsm import FGSM
+from rlx.attacks.noise import Noise
+from rlx.attacks.pgd import PGD
+from rlx.config import ConfigError
+from rlx.networks import MLP
+from rlx.rng import Streams, seed_tensor
+
+SEEDS, BATCH, FEATURES, CHOICES = 3, 200, 6, 4
+LOW, HIGH = torch.full((FEATURES,), -1.0), torch.tensor([1.0, 1, 1, 1, 2, torch.inf])
+
+
+def victim():
+    streams = Streams(seed_tensor(range(SEEDS)), "victim")
+    net = MLP(FEATURES, [32, 32], CHOICES, streams)
+    for parameter in net.parameters():
+        parameter.data *= 3
+    obs = (streams.uniform(BATCH, FEATURES) * 2 - 1).contiguous()
+    return net, obs
+
+
+def budget(obs, eps, scale=(1, 1, 0.5, 2, 1, 3)):
+    return Budget((torch.as_tensor(eps).expand(SEEDS, BATCH).unsqueeze(-1) * torch.tensor(scale)).expand_as(obs), LOW, HIGH)
+
+
+def drawer():
+    streams = Streams(seed_tensor(range(SEEDS)), "draw")
+    return lambda count: streams.uniform(BATCH, count)
+
+
+def pgd(loss="margin", target=None, steps=10, step_size=0.25, restarts=3, random_start=False):
+    return PGD(loss, target, steps, step_size, restarts, random_start)
+
+
+ALL = [FGSM(loss, None) for loss in LOSSES] + [FGSM("ce", 2), pgd(), pgd(random_start=True), pgd("worst"), pgd("ce", 1)]
+ALL += [Noise(kind, 1.0, True) for kind in ("uniform", "gaussian", "corners")]
+
+
+@pytest.mark.parametrize("attack", ALL, ids=str)
+def test_never_outside_its_box_nor_the_bounds_and_zero_is_nothing(attack):
+    net, obs = victim()
+    eps = torch.rand(SEEDS, BATCH) * 0.3
+    eps[:, ::7] = 0
+    box = budget(obs, eps)
+    moved = attack.perturb(net, obs, box, drawer())
+    assert ((moved - obs).abs() <= box.radius + 1e-6).all()
+    assert (moved >= LOW - 1e-6).all() and (moved <= HIGH + 1e-6).all()
+    assert torch.equal(moved[:, ::7], obs[:, ::7]) and not torch.equal(moved, obs)
+
+
+@pytest.mark.parametrize("attack", ALL[:9], ids=str)
+def test_rows_are_independent(attack):
+    net, obs = victim()
+    whole = attack.perturb(net, obs, budget(obs, 0.1), lambda count: torch.full((SEEDS, BATCH, count), 0.3))
+    half = attack.perturb(
+        net, obs[:, :50], Budget(budget(obs, 0.1).radius[:, :50], LOW, HIGH), lambda count: torch.full((SEEDS, 50, count), 0.3)
+    )
+    same = (whole[:, :50] - half).abs().amax(-1) < 1e-5
+    assert same.float().mean() > 0.98  # a gradient that is zero but for rounding may take either sign
+
+
+def test_an_observation_beyond_the_bounds_is_not_dragged_further_than_its_box():
+    obs = torch.full((1, 1, FEATURES), -3.0)
+    box = Budget(torch.full_like(obs, 0.1), LOW, HIGH)
+    assert ((box.project(obs + 5, obs) - obs).abs() <= 0.1 + 1e-6).all()
+
+
+def cross_entropy(net, obs, choice):
+    return nn.functional.cross_entropy(net(obs).flatten(0, 1), choice.flatten(), reduction="none").view(choice.shape)
+
+
+def test_targeted_goes_to_the_target_and_untargeted_away_from_the_choice():
+    net, obs = victim()
+    clean, box = net(obs).argmax(-1), budget(obs, 0.02)
+    away = FGSM("ce", None).perturb(net, obs, box, drawer())
+    assert (cross_entropy(net, away, clean) > cross_entropy(net, obs, clean)).float().mean() > 0.95
+    target = torch.full_like(clean, 2)
+    towards = FGSM("ce", 2).perturb(net, obs, box, drawer())
+    assert (cross_entropy(net, towards, target) < cross_entropy(net, obs, target)).float().mean() > 0.95
+    worst = net(obs).argmin(-1)
+    towards = FGSM("worst", None).perturb(net, obs, box, drawer())
+    assert (cross_entropy(net, towards, worst) < cross_entropy(net, obs, worst)).float().mean() > 0.95
+
+
+def test_q_to_zero_is_the_sources_ascent_on_the_distance_to_zero():
+    net, obs = victim()
+
+    def low(x):  # all values below −1: there the gradient is minus the mean value's
+        return net(x) - 100
+
+    box = budget(obs, 0.01)
+    moved = FGSM("q_to_zero", None).perturb(low, obs, box, drawer())
+    at = obs.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(low(at).mean(-1).sum(), at)
+    assert torch.equal(moved, box.project(obs - box.radius * slope.sign(), obs))
+
+
+def test_margin_objective_is_positive_exactly_where_the_decision_flips():
+    net, obs = victim()
+    clean, moved = net(obs), net(obs + 0.2 * torch.randn_like(obs))
+    assert torch.equal(Objective("margin", None)(moved, clean) > 0, moved.argmax(-1) != clean.argmax(-1))
+    assert torch.equal(Objective("margin", 1)(moved, clean) > 0, moved.argmax(-1) == 1)
+
+
+def test_one_full_step_of_pgd_is_fgsm():
+    net, obs = victim()
+    for loss in LOSSES:
+        one = pgd(loss, steps=1, step_size=1.0, restarts=1).perturb(net, obs, budget(obs, 0.1), drawer())
+        torch.testing.assert_close(one, FGSM(loss, None).perturb(net, obs, budget(obs, 0.1), drawer()))
+
+
+def test_damage_is_ordered_noise_fgsm_pgd_and_grows_with_the_radius():
+    net, obs = victim()
+
+    def flipped(attack, eps):
+        moved = attack.perturb(net, obs, budget(obs, eps), drawer())
+        return float((net(moved).argmax(-1) != net(obs).argmax(-1)).float().mean())
+
+    for eps in (0.02, 0.05, 0.1):
+        noise, fgsm, strong = (flipped(a, eps) for a in (Noise("uniform", 1.0, True), FGSM("margin", None), pgd()))
+        assert noise < fgsm <= strong
+    small, large = flipped(pgd(), 0.02), flipped(pgd(), 0.1)
+    assert small < large
+    more = [flipped(pgd(restarts=n), 0.05) for n in (1, 4)]
+    assert more[0] <= more[1]
+
+
+def test_noise_kinds_have_their_shapes():
+    net, obs = victim()
+    obs = torch.zeros_like(obs)
+    box = budget(obs, 0.2, scale=(1,) * FEATURES)
+    moved = {kind: Noise(kind, 1.0, True).perturb(net, obs, box, drawer()) for kind in ("uniform", "gaussian", "corners")}
+    assert moved["uniform"].std() == pytest.approx(0.2 / 3**0.5, rel=0.05)
+    assert moved["corners"].abs().unique().tolist() == [pytest.approx(0.2)]
+    assert moved["gaussian"].std() == pytest.approx(0.1 * 0.88**0.5, rel=0.05)
+    wild = Noise("uniform", 0.5, False).perturb(net, obs + 1, budget(obs, 0.2, (1,) * FEATURES), drawer())
+    assert wild.max() > 1 and (wild - 1).abs().max() <= 0.1  # the source's: half the width, unclipped
+
+
+def test_scales():
+    box = gymnasium.spaces.Box(np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32))
+    np.testing.assert_allclose(unit_scale("bounds", box, np.zeros), [0.9, 0.07], rtol=1e-6)
+    np.testing.assert_allclose(unit_scale([1, 2], box, np.zeros), [1, 2])
+    np.testing.assert_allclose(unit_scale("std", box, lambda: np.array([3.0, 4.0])), [3, 4])
+    open_box = gymnasium.spaces.Box(np.array([-1, -np.inf], np.float32), np.array([1, np.inf], np.float32))
+    with pytest.raises(ConfigError, match=r"scale=bounds: components \[1\]"):
+        unit_scale("bounds", open_box, np.zeros)
+    for bad, message in (("bound", "Did you mean 'bounds'"), ([1], "2 numbers"), ([1, -1], "2 numbers")):
+        with pytest.raises(ConfigError, match=message):
+            unit_scale(bad, box, np.zeros)
+    with pytest.raises(ConfigError, match="Box"):
+        unit_scale("std", gymnasium.spaces.Discrete(3), np.zeros)
+
+
+def test_unknown_losses_and_targets_are_refused():
+    with pytest.raises(ConfigError, match="attack.loss=cee"):
+        FGSM("cee", None)
+    with pytest.raises(ConfigError, match="attack.target=1"):
+        FGSM("worst", 1)
+    net, obs = victim()
+    with pytest.raises(ConfigError, match="0 to 3"):
+        FGSM("ce", 4).perturb(net, obs, budget(obs, 0.1), drawer())

@@ -1,0 +1,255 @@
+"""The command line as people use it: real commands, real files; and what bad input gets."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from safetensors.torch import load_file, save_file
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_train_leaves_a_whole_run(rlx, tmp_path):
+    result = rlx("train", "agent=hdqn", "env=acrobot", *TINY, "seeds=[3,5]", "agent.learning_starts=64")
+    assert result.code == 0 and result.run.is_relative_to("outputs/train/hdqn-acrobot")
+    assert files(result.run) == {
+        "config.yaml", "meta.json", "metrics.jsonl", "summary.json", "learning.png",
+        "checkpoints/000000600/agent.safetensors", "checkpoints/000000600/training.safetensors", "checkpoints/000000600/state.json",
+        "checkpoints/000000300/agent.safetensors", "checkpoints/000000300/training.safetensors", "checkpoints/000000300/state.json",
+        "checkpoints/best/agent.safetensors", "checkpoints/best/state.json",
+    }  # fmt: skip
+    summary = result.summary
+    assert summary["status"] == "completed" and summary["seeds"] == [3, 5] and summary["steps"] == 600
+    assert summary["wall_s"] > 0 and summary["steps_per_s"] > 0
+    assert len(summary["return"]["per_seed"]) == 2 and len(summary["return"]["ci95"]) == 2
+    rows = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["seed"]) for row in rows] == [(300, 3), (300, 5), (600, 3), (600, 5)]
+    assert {"return/mean", "length/mean", "loss/meta", "time/steps_per_s"} <= set(rows[0])
+    assert all(tensor.shape[0] == 2 for tensor in load_file(result.run / "checkpoints/best/agent.safetensors").values())
+
+
+def test_the_same_command_gives_the_same_numbers(rlx):
+    first, second = (rlx("train", "env=acrobot", *TINY, "seeds=2", "agent.learning_starts=64") for _ in range(2))
+    assert first.run != second.run and first.summary["return"] == second.summary["return"]
+    name = "checkpoints/000000600/training.safetensors"
+    one, two = load_file(first.run / name), load_file(second.run / name)
+    assert all((one[key] == two[key]).all() for key in one)
+
+
+def test_attack_and_evaluate_agree_at_radius_zero(rlx, tiny_runs):
+    attacked = rlx("attack", tiny_runs / "train/hdqn-acrobot", "eps=0:0.02:0.01", "episodes=6")
+    assert attacked.code == 0
+    assert {"summary.json", "returns.npz", "robustness.csv", "robustness.png", "config.yaml"} <= files(attacked.run)
+    played = rlx("evaluate", tiny_runs / "train/hdqn-acrobot", "episodes=6")
+    summary = attacked.summary
+    assert summary["eps"] == [0, 0.01, 0.02] and set(summary["area"]) == set(summary["critical_eps"]) == {"both", "goal", "action"}
+    assert [(cell["head"], cell["eps"]) for cell in summary["cells"][:4]] == [("both", 0), ("both", 0.01), ("both", 0.02), ("goal", 0)]
+    for cell in summary["cells"]:
+        assert {"attack", "head", "eps", "return", "flip_rate", "stuck_rate"} <= set(cell)
+        if cell["eps"] == 0:
+            assert cell["return"] == played.summary["return"] == summary["clean"] and cell["flip_rate"] == 0
+    arrays = np.load(attacked.run / "returns.npz")
+    assert {name: arrays[name].shape for name in arrays} == dict.fromkeys(("both", "goal", "action"), (2, 3, 6))
+    np.testing.assert_allclose(arrays["goal"][:, 1].mean(1), summary["cells"][4]["return"]["per_seed"])
+    with open(attacked.run / "robustness.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9 and float(rows[4]["iqm"]) == summary["cells"][4]["return"]["iqm"]
+
+
+def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
+    newest = rlx("evaluate", f"outputs={tiny_runs}", "episodes=2")
+    assert newest.code == 0 and len(newest.summary["seeds"]) == 2  # the CartPole run came last
+    runs = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())
+    assert rlx("evaluate", runs[0], "seeds=1:3", "episodes=2").summary["seeds"] == [1, 2]
+    both = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal")
+    assert both.summary["seeds"] == [0, 1, 2, 0, 1]
+    strong = rlx("attack", *runs, "attack=pgd", "attack.steps=2", "eps=0.01", "episodes=2", "modes=goal")
+    compared = rlx("report", both.run, strong.run, "mode=goal")
+    assert compared.code == 0 and (compared.run / "report.png").stat().st_size > 5000
+    assert np.array(compared.summary["rank"]).shape == (2, 5)
+
+
+def test_noise_modes_and_std_scale(rlx, tiny_runs):
+    result = rlx("attack", tiny_runs / "train/hdqn-acrobot", "attack=noise", "eps=[0,0.3]", "scale=std", "episodes=2")
+    assert {cell["head"] for cell in result.summary["cells"]} == {"same", "diff", "goal", "action"}
+    assert len(result.summary["scale"]) == 6 and min(result.summary["scale"]) > 0
+    flat = rlx("attack", tiny_runs / "train/dqn-cartpole", "eps=0.1", "scale=[0.1,1,0.1,1]", "episodes=2")
+    assert {cell["head"] for cell in flat.summary["cells"]} == {"action"}
+
+
+def test_multirun_makes_one_run_per_combination(rlx):
+    result = rlx("train", "-m", "env=acrobot,cartpole", "agent.learning_rate=1e-4,2.5e-4", *TINY, "seeds=1", "agent.hidden=[8]")
+    assert result.code == 0
+    runs = sorted(Path("outputs/train").glob("*/*"))
+    assert [run.parent.name for run in runs] == ["hdqn-acrobot"] * 2 + ["hdqn-cartpole"] * 2
+
+
+def test_stop_rule_keeps_each_seed_where_it_stopped(rlx):
+    result = rlx(
+        "train", "agent=dqn", "env=cartpole", "seeds=3", "steps=3000", "copies=1", "eval_every=1000", "eval_episodes=2",
+        "agent.hidden=[16]", "agent.learning_starts=64",
+        "stop={window: 5, solved: 25, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}",
+    )  # fmt: skip
+    assert result.code == 0 and "stop rule" in result.out
+    kept = result.summary["kept"]
+    assert any(kept["solved"]) and all(v >= 25 for v, ok in zip(kept["value"], kept["solved"], strict=True) if ok)
+    alone = rlx(
+        "train", "agent=dqn", "env=cartpole", "seeds=[1]", "steps=3000", "copies=1", "eval_every=1000", "eval_episodes=2",
+        "agent.hidden=[16]", "agent.learning_starts=64",
+        "stop={window: 5, solved: 25, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}",
+    )  # fmt: skip
+    assert alone.summary["kept"]["step"] == [kept["step"][1]]
+
+
+def test_a_user_adds_an_agent_with_one_file_and_one_yaml(rlx, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from rlx.agents.dqn import DQN\n\nclass Mine(DQN):\n    pass\n")
+    (tmp_path / "conf/agent").mkdir(parents=True)
+    (tmp_path / "conf/agent/mine.yaml").write_text("defaults: [dqn, _self_]\n_target_: mine.Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = rlx("train", "agent=mine", "env=cartpole", *TINY, "seeds=1")
+    assert result.code == 0 and "mine-cartpole" in str(result.run)
+
+
+BAD = [
+    (["trian"], "Did you mean 'train'?"),
+    (["train", "seedz=3"], "Did you mean 'seeds'?"),
+    (["train", "+foo=1"], "foo: unknown key"),
+    (["train", "agent.learning_rat=1"], "Did you mean 'agent.learning_rate'?"),
+    (["train", "+agent.foo=1"], "agent.foo: unknown key"),
+    (["train", "agent=hdqm"], "Did you mean 'hdqn'?"),
+    (["train", "env=acrobat"], "Did you mean 'acrobot'?"),
+    (["train", "protocol=sauce"], "Did you mean 'source'?"),
+    (["train", "experiment=sorce"], "Did you mean 'source'?"),
+    (["train", "steps=many"], "steps=many: expected a whole number"),
+    (["train", "steps=0"], "steps=0: must be at least 1"),
+    (["train", "agent.hidden=64"], "agent.hidden=64: expected a list"),
+    (["train", "agent.double=3"], "agent.double=3: expected true or false"),
+    (["train", "agent.optimizer=adm"], "Did you mean 'adam'?"),
+    (["train", "agent.goals=state"], "Did you mean 'states'?"),
+    (["train", "env=gym"], "env.id: missing"),
+    (["train", "env=gym", "env.id=CartPoel-v1"], "Did you mean 'CartPole-v1'?"),
+    (["train", "env=gym", "env.id=Pendulum-v1"], "Discrete actions"),
+    (["train", "env.gravty=1"], "Did you mean 'env.gravity'?"),
+    (["train", "seeds=0"], "seeds=0"),
+    (["train", "agent._target_=rlx.agents.dqn.Nothing"], "cannot be imported"),
+    (["train", "agent._target_=rlx.run.Run"], "expected a subclass of rlx.agent.Agent"),
+    (["train", "device=cuda"], "device=cuda"),
+    (["train", "outputs=/proc/nowhere"], "outputs=/proc/nowhere: cannot write"),
+    (["train", "copies=2", "protocol=source"], "copies=2: a stop rule needs copies=1"),
+    (["train", "some/path"], "run"),
+    (["attack", "nowhere"], "no such run"),
+    (["attack"], "no run yet"),
+    (["evaluate", "."], "neither a run nor a folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_bad_input_is_explained_and_writes_nothing(arguments, message, rlx, tmp_path):
+    import torch
+
+    if "device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    result = rlx(*arguments)
+    assert result.code == 2 and message in result.err, result.err
+    assert len(result.err.splitlines()) <= 20 and "Traceback" not in result.err
+    assert files(tmp_path) == set()
+
+
+BAD_ATTACKS = [
+    (["eps=0.03:0:0.01"], "eps=0.03:0:0.01"),
+    (["eps=-0.1"], "cannot be negative"),
+    (["eps=[]"], "the grid is empty"),
+    (["eps=0.1", "attack=fgms"], "Did you mean 'fgsm'?"),
+    (["eps=0.1", "attack.loss=margn"], "Did you mean 'margin'?"),
+    (["eps=0.1", "modes=gaol"], "Did you mean 'goal'?"),
+    (["eps=0.1", "scale=[1,2]"], "6 numbers"),
+    (["eps=0.1", "seeds=7"], "not in"),
+    (["eps=0.1", "checkpoint=bset"], "no checkpoint 'bset'"),
+    (["eps=0.1", "attack.target=5"], "choices 0 to 2"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ATTACKS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_bad_attacks_are_explained(arguments, message, rlx, tiny_runs, tmp_path):
+    result = rlx("attack", tiny_runs / "train/hdqn-acrobot", "episodes=2", *arguments)
+    assert result.code == 2 and message in result.err, result.err
+    assert "Traceback" not in result.err and files(tmp_path) == set()
+
+
+def test_infinite_bounds_are_refused_as_a_scale(rlx, tiny_runs, tmp_path):
+    result = rlx("attack", tiny_runs / "train/dqn-cartpole", "eps=0.1")
+    assert result.code == 2 and "scale=bounds: components [1, 3]" in result.err and files(tmp_path) == set()
+
+
+@pytest.fixture
+def broken(tiny_runs, tmp_path):
+    """A copy of a good run, to be broken."""
+    import shutil
+
+    run = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())[0]
+    return Path(shutil.copytree(run, tmp_path / "broken"))
+
+
+def test_broken_checkpoints_are_named(broken, rlx):
+    weights = broken / "checkpoints/best/agent.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    result = rlx("evaluate", broken)
+    assert result.code == 2 and str(weights) in result.err and "truncated" in result.err
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    name = next(n for n in tensors if n.endswith("layers.0.weight"))
+    save_file(tensors | {name: tensors[name][:, :-1].contiguous()}, weights)
+    result = rlx("evaluate", broken)
+    assert result.code == 2 and name in result.err and str(list(tensors[name].shape)) in result.err
+    save_file({n: t for n, t in tensors.items() if n != name}, weights)
+    result = rlx("evaluate", broken)
+    assert result.code == 2 and f"'{name}' is missing" in result.err
+    weights.unlink()
+    assert "unreadable" in rlx("evaluate", broken).err
+    (broken / "checkpoints").rename(broken / "gone")
+    result = rlx("evaluate", broken)
+    assert result.code == 2 and "no checkpoint 'best'" in result.err
+
+
+def test_unknown_format_version_is_refused(broken, rlx):
+    meta = json.loads((broken / "meta.json").read_text())
+    (broken / "meta.json").write_text(json.dumps(meta | {"format": 99}))
+    result = rlx("evaluate", broken)
+    assert result.code == 2 and "format 99" in result.err
+
+
+def test_a_loss_that_explodes_stops_the_run_and_names_it(rlx):
+    result = rlx("train", "agent=dqn", "env=cartpole", *TINY, "seeds=2", "agent.learning_rate=1e38", "agent.learning_starts=64")
+    assert result.code == 1 and "non-finite at step" in result.err and "seed 0" in result.err and "loss/q" in result.err
+    (run,) = Path("outputs/train/dqn-cartpole").iterdir()
+    assert json.loads((run / "meta.json").read_text())["status"] == "failed" and not (run / "summary.json").exists()
+
+
+def test_help_version_and_completion(rlx, monkeypatch):
+    assert "attack" in rlx("--help").out and rlx().code == 0
+    assert rlx("--version").out.startswith("rlx ")
+    help_text = rlx("train", "--help").out
+    assert "agent: dqn, hdqn" in help_text and "protocol: corrected, source" in help_text
+
+    def complete(line: str) -> list[str]:
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        return rlx("-sc", "query=bash").out.split()
+
+    assert complete("rlx tr") == ["train"]
+    assert complete("rlx train agent=h") == ["agent=hdqn"]
+    assert complete("rlx attack attack=") == ["attack=fgsm", "attack=noise", "attack=pgd"]
+
+
+def test_torch_is_not_imported_for_help_or_a_typo():
+    code = "import sys; from rlx import cli; cli.run({!r}); sys.exit('torch' in sys.modules)"
+    for arguments in (["--help"], ["train", "--help"], ["train", "seedz=1"], ["trian"]):
+        assert subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True).returncode == 0

@@ -1,0 +1,104 @@
+"""A sweep's batch is only a way to be fast: every cell is what it would be alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from rlx.attacks.fgsm import FGSM
+from rlx.attacks.noise import Noise
+from rlx.attacks.pgd import PGD
+from rlx.evaluation import REPORT, evaluate
+from rlx.experiment import env_spec, make_agent, make_env
+from rlx.networks import take
+from rlx.rng import seed_tensor
+from rlx.sweep import Visited, sweep
+
+CPU = torch.device("cpu")
+EPS = [0.0, 0.05, 0.2]
+SCALE = np.array([1, 1, 1, 1, 12.6, 28.3])
+ATTACKS = [FGSM("ce", None), PGD("margin", None, 3, 0.5, 2, True), Noise("uniform", 1.0, True)]
+
+
+@pytest.fixture
+def study(composed):
+    config = composed("train", "agent=hdqn", "env=acrobot", "env.max_episode_steps=50", "agent.hidden=[16]")
+    spec = env_spec(config.env)
+    policy = make_agent(config.agent, spec, seed_tensor([4, 9]), 1).policy.requires_grad_(False)
+    for parameter in policy.parameters():
+        parameter *= 3  # decisions that depend on the observation
+    return policy, spec, lambda copies: make_env(config.env, copies, CPU)
+
+
+def play(study, attack, modes=None, eps=EPS, seeds=(4, 9), max_copies=1000, policy=None):
+    own, spec, env = study
+    modes = modes or dict(attack.modes(own.heads))
+    return sweep(policy or own, env, spec, attack, modes, seeds, eps, SCALE, 4, max_copies, CPU)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: type(a).__name__)
+def test_batched_equals_looped(attack, study):
+    whole = play(study, attack)
+    chunked = play(study, attack, max_copies=7)
+    for mode, heads in attack.modes(study[0].heads).items():
+        assert np.array_equal(whole[mode].returns, chunked[mode].returns)
+        for e, eps in enumerate(EPS):
+            for s, seed in enumerate((4, 9)):
+                one = play(study, attack, {mode: heads}, [eps], [seed], policy=take(study[0], torch.tensor([s])))[mode]
+                assert np.array_equal(one.returns[0, 0], whole[mode].returns[s, e])
+                for head in heads[0]:
+                    assert one.flips[head][0, 0] == whole[mode].flips[head][s, e]
+                    assert one.decisions[head][0, 0] == whole[mode].decisions[head][s, e]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: type(a).__name__)
+def test_radius_zero_is_the_clean_evaluation(attack, study):
+    clean = evaluate(study[0], study[2], 2, 4, REPORT, CPU)
+    for played in play(study, attack).values():
+        assert np.array_equal(played.returns[:, 0], clean.returns.numpy())
+        assert all(flips[:, 0].sum() == 0 for flips in played.flips.values())
+
+
+def test_flips_count_only_attacked_heads_and_decisions_taken(study):
+    played = play(study, PGD("margin", None, 3, 0.5, 1, False))
+    assert set(played["goal"].flips) == {"goal"} and set(played["both"].flips) == {"goal", "action"}
+    for mode in played.values():
+        for head, flips in mode.flips.items():
+            assert (flips <= mode.decisions[head]).all() and flips[:, 2].sum() > 0
+            assert head == "goal" or np.array_equal(mode.decisions[head], mode.lengths.sum(-1))
+    # An untrained controller seldom does its goal, so goals last.
+    assert (played["goal"].decisions["goal"] < played["goal"].lengths.sum(-1)).all()
+
+
+def test_heads_share_a_sensor_in_mode_same_only(study):
+    seen = {}
+
+    class Spy(Noise):
+        def perturb(self, scores, obs, budget, draw):
+            moved = super().perturb(scores, obs, budget, draw)
+            seen.setdefault(current[0], []).append((moved - obs)[:, :, 0].clone())
+            return moved
+
+    current = [""]
+    attack = Spy("uniform", 1.0, True)
+    for mode, heads in attack.modes(study[0].heads).items():
+        current[0] = mode
+        play(study, attack, {mode: heads}, [0.01])
+    same, diff = seen["same"][:2], seen["diff"][:2]
+    assert torch.equal(*same) and not torch.equal(*diff)
+
+
+def test_visited_std_is_that_of_the_played_observations(study):
+    policy, spec, env = study
+    visited = Visited(spec)
+    evaluate(policy, env, 2, 4, REPORT, CPU, visited.chooser)
+    one = env(8)
+    obs = [one.reset(seed=[REPORT + e for e in range(4)] * 2)[0].unflatten(0, (2, 4))]
+    first, carry, alive, seen = torch.ones(2, 4, dtype=torch.bool), policy.initial_carry(4), torch.ones(2, 4, dtype=torch.bool), []
+    while alive.any():
+        action, carry = policy.act(obs[-1], first, carry)
+        seen.append(obs[-1][alive])
+        following, _, terminated, truncated, _ = one.step(action.flatten())
+        obs.append(following.unflatten(0, (2, 4)))
+        first = (terminated | truncated).view(2, 4)
+        alive &= ~first
+    np.testing.assert_allclose(visited.std(), torch.cat(seen).std(0, correction=0).numpy(), rtol=1e-4)
