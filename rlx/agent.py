@@ -34,6 +34,8 @@ class Spec:
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
     max_episode_steps: int
+    reward_threshold: float | None = None
+    """Return from which the task counts as solved, if it says; for people, not for learning."""
 
     @property
     def actions(self) -> int:

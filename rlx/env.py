@@ -11,6 +11,8 @@ from torch import Tensor
 class TensorEnv(Protocol):
     """B copies with SAME_STEP autoreset; `rlx.envs.batched.BatchedEnv` and `rlx.envs.gym.GymEnv` are the two in rlx."""
 
+    reward_threshold: float | None
+    """Return from which the task counts as solved, if it says."""
     single_observation_space: gymnasium.Space
     single_action_space: gymnasium.Space
 

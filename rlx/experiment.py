@@ -54,7 +54,7 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     limit = getattr(env, "max_episode_steps", None)
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
-    return Spec(obs, action, int(limit))
+    return Spec(obs, action, int(limit), env.reward_threshold)
 
 
 def setup_device(node: Mapping[str, Any]) -> "torch.device":

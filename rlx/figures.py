@@ -59,12 +59,13 @@ def learning(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
 def robustness(curves: "Sequence[RobustnessCurve]", path: Path, title: str, x: str) -> None:
     """Return against attack radius, one colour per curve."""
     figure, axes = _axes(title, x, "return")
-    for colour, curve in zip([COLOURS[i % len(COLOURS)] for i in range(len(curves))], curves, strict=True):
+    for i, curve in enumerate(curves):
+        colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":", "-.")[i % 4]  # equal curves stay visible
         for seed in curve.per_seed:
             axes.plot(curve.eps, seed, color=colour, alpha=0.14, linewidth=0.7)
         if np.isfinite(curve.low).all():
             axes.fill_between(curve.eps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(curve.eps, curve.iqm, color=colour, linewidth=2, marker="o", markersize=3, label=curve.label)
+        axes.plot(curve.eps, curve.iqm, color=colour, linestyle=style, linewidth=2, marker="o", markersize=3, label=curve.label)
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 

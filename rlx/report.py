@@ -57,8 +57,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """A bar on a terminal, one line per evaluation elsewhere."""
 
-    def __init__(self, total: int, unit: str = "steps"):
-        self.total, self.unit = total, unit
+    def __init__(self, total: int, unit: str = "steps", threshold: float | None = None):
+        """`threshold`: the return from which a seed counts as solved."""
+        self.total, self.unit, self.threshold = total, unit, threshold
         self.live = RichProgress(
             TextColumn("{task.fields[text]}"),
             BarColumn(),
@@ -68,7 +69,7 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self.solved = 0
+        self.done = 0
 
     def __enter__(self) -> "Progress":
         self.began = time.monotonic()
@@ -92,9 +93,12 @@ class Progress:
         """Show an evaluation's returns [S'] and the best so far [S]."""
         now = mean.cpu().numpy()
         text = f"{step:>11,} {self.unit}  return {np.median(now):8.2f}"
-        text += f"  best {best.median():8.2f}, worst seed's {best.min():8.2f}" if bool(best.isfinite().all()) else ""
+        if bool(best.isfinite().all()):
+            text += f"  best {best.median():8.2f}, worst seed's {best.min():8.2f}"
+        if self.threshold is not None:
+            text += f"  {int((best >= self.threshold).sum())}/{len(best)} solved"
+        text += f"  {self.done} stopped" if self.done else ""
         text += f"  {self.steps_per_s(step):,.0f} {self.unit}/s per seed"
-        text += f"  {self.solved} stopped" if self.solved else ""
         if self.live.disable:
             remaining = (self.total - step) / max(self.steps_per_s(step), 1e-9)
             console.print(f"{text}  {duration(remaining)} left", markup=False)
@@ -103,7 +107,7 @@ class Progress:
 
     def stopped(self, seeds: int) -> None:
         """Count seeds whose stop rule was met."""
-        self.solved += seeds
+        self.done += seeds
 
 
 def per_seed(title: str, seeds: Sequence[int], columns: Mapping[str, Any], estimate: "Estimate") -> None:

@@ -93,7 +93,7 @@ class Training:
         )
         began = time.monotonic()
         try:
-            with report.Progress(self.config.steps) as progress:
+            with report.Progress(self.config.steps, threshold=self.spec.reward_threshold) as progress:
                 last = self._learn(progress)
             return self._finish(last, time.monotonic() - began)
         except BaseException as error:

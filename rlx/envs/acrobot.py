@@ -27,6 +27,7 @@ class Acrobot(Dynamics):
     observation_space = spaces.Box(-_HIGH, _HIGH, dtype=np.float32)
     action_space = spaces.Discrete(3)
     max_episode_steps = 500
+    reward_threshold = -100.0
     initial_draws = 4
 
     def initial(self, draws: Tensor) -> Tensor:

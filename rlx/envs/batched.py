@@ -20,6 +20,8 @@ class Dynamics(ABC):
     observation_space: gymnasium.Space
     action_space: gymnasium.spaces.Discrete
     max_episode_steps: ClassVar[int]
+    reward_threshold: ClassVar[float | None] = None
+    """Return from which the task counts as solved."""
     initial_draws: ClassVar[int] = 0
     """Uniform numbers that one first state needs."""
     transition_draws: ClassVar[int] = 0
@@ -61,6 +63,7 @@ class BatchedEnv(VectorEnv):
         self.max_episode_steps = max_episode_steps or dynamics.max_episode_steps
         self.device = torch.device(device)
         self.render_mode = render_mode
+        self.reward_threshold = dynamics.reward_threshold
         self.single_observation_space = dynamics.observation_space
         self.single_action_space = dynamics.action_space
         self.observation_space = batch_space(dynamics.observation_space, num_envs)
@@ -126,4 +129,5 @@ def register(name: str, dynamics: type[Dynamics]) -> None:
     def create(num_envs: int = 1, max_episode_steps: int | None = None, device: str = "cpu", render_mode=None, **kwargs):
         return BatchedEnv(dynamics(**kwargs), num_envs, max_episode_steps, device, render_mode)
 
-    gymnasium.register(name, vector_entry_point=create, max_episode_steps=dynamics.max_episode_steps)
+    limit, threshold = dynamics.max_episode_steps, dynamics.reward_threshold
+    gymnasium.register(name, vector_entry_point=create, max_episode_steps=limit, reward_threshold=threshold)

@@ -29,6 +29,7 @@ class CartPole(Dynamics):
     observation_space = spaces.Box(-_HIGH, _HIGH, dtype=np.float32)
     action_space = spaces.Discrete(2)
     max_episode_steps = 500
+    reward_threshold = 475.0
     initial_draws = 4
 
     def initial(self, draws: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Chain(Dynamics):
     observation_space = spaces.Discrete(LENGTH)
     action_space = spaces.Discrete(2)
     max_episode_steps = 500
+    reward_threshold = 0.9 * 0.208
     initial_draws = 1
     transition_draws = 1
 

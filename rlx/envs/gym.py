@@ -35,6 +35,7 @@ class GymEnv(VectorEnv):
         self.device = torch.device(device)
         spec = self.envs[0].spec
         self.max_episode_steps = max_episode_steps or (spec.max_episode_steps if spec else None)
+        self.reward_threshold = spec.reward_threshold if spec else None
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
         self._resize()

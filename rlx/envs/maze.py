@@ -38,6 +38,7 @@ class Maze(Dynamics):
     observation_space = spaces.Discrete(len(_CELLS))
     action_space = spaces.Discrete(4)
     max_episode_steps = 200
+    reward_threshold = 0.8
     initial_draws = 1
     transition_draws = 2
 

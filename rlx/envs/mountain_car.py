@@ -22,6 +22,7 @@ class MountainCar(Dynamics):
     observation_space = spaces.Box(_LOW, _HIGH, dtype=np.float32)
     action_space = spaces.Discrete(3)
     max_episode_steps = 200
+    reward_threshold = -110.0
     initial_draws = 1
 
     def initial(self, draws: Tensor) -> Tensor:
