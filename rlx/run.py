@@ -124,7 +124,10 @@ class Run:
         _write_json(self.path / "summary.json", summary)
 
     def save(self, name: str, state: Mapping[str, Any], agent: "dict[str, Tensor]", training: "dict[str, Tensor] | None" = None) -> None:
-        """Write checkpoint `name`, aside first, so that it is whole or absent; replaces one of the same name."""
+        """Write checkpoint `name`, aside first, so that it is whole or absent; replaces one of the same name.
+
+        `training` is what only going on needs: it is large, and only the newest is left on disk.
+        """
         from safetensors.torch import save_file
 
         final = self.path / "checkpoints" / name
@@ -140,6 +143,10 @@ class Run:
                 os.fsync(opened.fileno())
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
+        if training is not None:
+            for older in final.parent.glob("*/training.safetensors"):
+                if older.parent != final:
+                    older.unlink()
 
     def checkpoint(self, name: str) -> Path:
         """Directory of checkpoint `name` ("last": the highest step); ConfigError where there is none."""

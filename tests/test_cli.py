@@ -22,7 +22,7 @@ def test_train_leaves_a_whole_run(rlx, tmp_path):
     assert files(result.run) == {
         "config.yaml", "meta.json", "metrics.jsonl", "summary.json", "learning.png",
         "checkpoints/000000600/agent.safetensors", "checkpoints/000000600/training.safetensors", "checkpoints/000000600/state.json",
-        "checkpoints/000000300/agent.safetensors", "checkpoints/000000300/training.safetensors", "checkpoints/000000300/state.json",
+        "checkpoints/000000300/agent.safetensors", "checkpoints/000000300/state.json",
         "checkpoints/best/agent.safetensors", "checkpoints/best/state.json",
     }  # fmt: skip
     summary = result.summary

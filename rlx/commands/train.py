@@ -72,7 +72,7 @@ class Training:
         self.spec = experiment.env_spec(config.env)
         seeds = seed_tensor(self.seeds, self.device)
         self.make_env = lambda copies: experiment.make_env(config.env, copies, self.device)
-        self.agent: Agent = experiment.make_agent(config.agent, self.spec, seeds, config.copies)
+        self.agent = experiment.make_agent(config.agent, self.spec, seeds, config.copies)
         self.env = self.make_env(len(seeds) * config.copies)
         self.reset_seeds = reset_seeds(seeds, config.copies, "env")
         self.stop = stopping.StopRule(stop, len(seeds)) if stop else None
@@ -130,18 +130,20 @@ class Training:
                 if stopped.any():
                     self.kept.keep(agent.policy, running, stopped.to(self.device), step, solved, self.stop.mean())
                     progress.stopped(int(stopped.sum()))
+                    if stopped.all():
+                        break
                     stay = torch.nonzero(~stopped).squeeze(1).to(self.device)
                     running, obs, first = running[stay], obs[stay], first[stay]
                     carry = {name: value[stay] for name, value in carry.items()}
-                    if not len(stay):
-                        break
-                    agent = self.agent = take(agent, stay)
+                    agent = take(agent, stay)
                     env.keep(stay)  # one copy per seed
                     log.take(stay)
                     self.stop.take(stay.cpu())
 
-            if step // config.eval_every > (step - config.copies) // config.eval_every or step >= config.steps:
+            evaluating, saving = (self._due(step, every) for every in (config.eval_every, config.checkpoint_every))
+            if evaluating or saving:
                 log.check(self.seeds, running)
+            if evaluating:
                 episodes = self._evaluate(agent.policy, len(running))
                 mean = episodes.returns.mean(1)
                 last[running.cpu()] = mean.cpu()
@@ -149,15 +151,20 @@ class Training:
                     self.kept.improve(agent.policy, mean, step)
                 self.output.log(log.rows(step, [self.seeds[i] for i in running.tolist()], episodes, progress.steps_per_s(step)))
                 progress.evaluated(step, mean, self.kept.value)
-            if step // config.checkpoint_every > (step - config.copies) // config.checkpoint_every:
+            if saving:
                 self._save(step, agent, running)
             progress.update(step)
-        if self.stop is not None and len(running):
-            everyone = torch.ones(len(running), dtype=torch.bool, device=self.device)
-            self.kept.keep(agent.policy, running, everyone, step, ~everyone.cpu(), self.stop.mean())
+        else:
+            if self.stop is not None:  # these seeds never met it
+                everyone = torch.ones(len(running), dtype=torch.bool, device=self.device)
+                self.kept.keep(agent.policy, running, everyone, step, ~everyone.cpu(), self.stop.mean())
         self._save(step, agent, running)
         self.steps = step
         return last
+
+    def _due(self, step: int, every: int) -> bool:
+        """Whether a multiple of `every` was passed by this vector step, or it is the last."""
+        return step // every > (step - self.config.copies) // every or step >= self.config.steps
 
     def _evaluate(self, policy: "Policy", seeds: int) -> "Episodes":
         from rlx.evaluation import SELECTION, evaluate
