@@ -3,7 +3,7 @@
 config.yaml                the resolved config; what evaluate and attack load
 meta.json                  status, versions, commit, device, when
 metrics.jsonl              one row per (step, seed)
-checkpoints/000500000/     agent.safetensors (the policy), training.safetensors (all else), state.json
+checkpoints/000500000/     agent.safetensors (the policy), state.json; the newest: training.safetensors (all else)
 checkpoints/best/          agent.safetensors, each seed at its best greedy evaluation; state.json says which step
 summary.json               the result
 """
