@@ -129,10 +129,10 @@ class QLearner(nn.Module):
         with torch.no_grad():
             next_q = self.target(batch["next_obs"])
             best = (network(batch["next_obs"]) if self.config.double else next_q).argmax(-1, keepdim=True)
-            goal = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
+            td_target = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
         parameters = list(network.parameters())
         q = network(batch["obs"]).gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)
-        loss = nn.functional.smooth_l1_loss(q, goal, reduction="none").mean(1)  # [S]: mean within a seed, sum over seeds
+        loss = nn.functional.smooth_l1_loss(q, td_target, reduction="none").mean(1)  # [S]: mean within a seed, sum over seeds
         gradients = list(torch.autograd.grad(loss.sum(), parameters))
         with torch.no_grad():
             if self.config.max_grad_norm is not None:
