@@ -103,8 +103,7 @@ def _hydra(command: str, arguments: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from rlx.config import ConfigError
-    from rlx.run import RunError
+    from rlx.config import ConfigError, RunError
 
     try:
         importlib.import_module(f"rlx.commands.{command}").main()
@@ -114,7 +113,7 @@ def _hydra(command: str, arguments: list[str]) -> int:
         return _fail(_explain(error, command))
     except RunError as error:
         print(f"rlx: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "code", 1)
     except KeyboardInterrupt:
         return 130
     except SystemExit as done:  # Hydra's own help and completion

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import pkgutil
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,40 @@ def conf_dir() -> str:
 
 class ConfigError(Exception):
     """The user asked for something impossible; the message says what, where and what would do instead. Exit code 2."""
+
+
+class RunError(Exception):
+    """A run cannot go on; the message says why. Exit code 1, or `code` where it has one."""
+
+
+def command(name: str) -> "Callable[[Callable[[DictConfig], float | None]], Callable[[], None]]":
+    """Decorator of a command's task: composes conf/`name`.yaml with sys.argv by Hydra and runs the task on it.
+
+    In a multirun the other combinations go on when one fails; the first failure is raised at the end.
+    """
+    import functools
+
+    import hydra
+
+    def decorate(task: "Callable[[DictConfig], float | None]") -> "Callable[[], None]":
+        @functools.wraps(task)
+        def main() -> None:
+            failures: list[Exception] = []
+
+            def guarded(composed: DictConfig) -> float | None:
+                try:
+                    return task(composed)
+                except (ConfigError, RunError) as error:  # Hydra would print a line of its own about it
+                    failures.append(error)
+                    return None
+
+            hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
+            if failures:
+                raise failures[0]
+
+        return main
+
+    return decorate
 
 
 def nearest(word: object, choices: Iterable[object]) -> str:

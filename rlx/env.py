@@ -28,3 +28,9 @@ class TensorEnv(Protocol):
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that decides the copies' future: tensors [B, …]."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict()` was taken."""

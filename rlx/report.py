@@ -57,9 +57,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """A bar on a terminal, one line per evaluation elsewhere."""
 
-    def __init__(self, total: int, unit: str = "steps", threshold: float | None = None):
-        """`threshold`: the return from which a seed counts as solved."""
-        self.total, self.unit, self.threshold = total, unit, threshold
+    def __init__(self, total: int, start: int = 0, threshold: float | None = None, unit: str = "steps"):
+        """From `start` to `total`; `threshold`: the return from which a seed counts as solved."""
+        self.total, self.begin, self.threshold, self.unit = total, start, threshold, unit
         self.live = RichProgress(
             TextColumn("{task.fields[text]}"),
             BarColumn(),
@@ -81,8 +81,8 @@ class Progress:
         self.live.stop()
 
     def steps_per_s(self, step: int) -> float:
-        """Since the start, of one seed."""
-        return step / max(time.monotonic() - self.began, 1e-9)
+        """In this process, of one seed."""
+        return (step - self.begin) / max(time.monotonic() - self.began, 1e-9)
 
     def update(self, step: int) -> None:
         """Move the bar."""

@@ -15,7 +15,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,6 @@ from rlx.config import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class RunError(Exception):
-    """A run cannot go on; the message says why. Exit code 1."""
 
 
 FORMAT = 1
@@ -57,8 +54,8 @@ class Run:
         return run
 
     @classmethod
-    def find(cls, path: str | None, root: str, command: str = "train") -> "Run":
-        """The run at `path`, or the newest finished one below it; None means below `root`/`command`. Raises ConfigError."""
+    def find(cls, path: str | None, root: str, command: str = "train", finished: bool = True) -> "Run":
+        """The run at `path`, or the newest (finished) one below it; None means below `root`/`command`. Raises ConfigError."""
         top = Path(path) if path is not None else Path(root) / command
         if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
             run = cls(top)
@@ -71,16 +68,16 @@ class Run:
         metas = sorted(top.rglob("meta.json"), key=lambda file: file.parent.name)
         for meta in reversed(metas):
             run = cls(meta.parent)
-            if run.meta().get("status") == "completed" and run.meta().get("command") == command:
+            if run.meta().get("command") == command and (not finished or run.meta().get("status") == "completed"):
                 return run
-        raise ConfigError(f"run={top}: neither a run nor a folder with a finished {command} run in it.")
+        raise ConfigError(f"run={top}: neither a run nor a folder with a {'finished ' * finished}{command} run in it.")
 
     @classmethod
-    def find_all(cls, paths: object, root: str, command: str = "train") -> "list[Run]":
+    def find_all(cls, paths: object, root: str, command: str = "train", finished: bool = True) -> "list[Run]":
         """One run for each of `paths` (null, one path or a list of them), as `find`."""
         if paths is None or isinstance(paths, str):
-            return [cls.find(paths, root, command)]
-        return [cls.find(str(path), root, command) for path in paths]  # type: ignore[attr-defined]
+            return [cls.find(paths, root, command, finished)]
+        return [cls.find(str(path), root, command, finished) for path in paths]  # type: ignore[attr-defined]
 
     @property
     def config(self) -> DictConfig:
@@ -115,6 +112,31 @@ class Run:
         file = self.path / "metrics.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
+    def reopen(self, config: DictConfig, step: int) -> None:
+        """Take a run up again with a (changed) config: forgets the metrics beyond `step`."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        _write(self.path / "config.yaml", OmegaConf.to_yaml(config))
+        self.write_meta(status="running")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while a process writes to the run; ConfigError where another holds it."""
+        import fcntl
+
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise ConfigError(f"run={self.path}: another process is training it.") from None
+        finally:
+            os.close(folder)
+
+    def counters(self, name: str) -> dict[str, Any]:
+        """state.json of checkpoint `name`."""
+        return json.loads((self.checkpoint(name) / "state.json").read_text())
+
     def summary(self) -> dict[str, Any]:
         """summary.json of a finished run."""
         return json.loads((self.path / "summary.json").read_text())
@@ -134,9 +156,9 @@ class Run:
         aside = final.with_name(f".{name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_file({key: value.contiguous() for key, value in agent.items()}, aside / "agent.safetensors")
+        save_file(_separate(agent), aside / "agent.safetensors")
         if training is not None:
-            save_file({key: value.contiguous() for key, value in training.items()}, aside / "training.safetensors")
+            save_file(_separate(training), aside / "training.safetensors")
         _write_json(aside / "state.json", state)
         for file in aside.iterdir():
             with open(file, "rb") as opened:
@@ -171,9 +193,25 @@ class Run:
             raise ConfigError(f"{path}: unreadable, perhaps truncated ({error}).") from None
 
 
+def _separate(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Contiguous tensors of which no two share memory, as safetensors wants them; copies no more than it must."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return result
+
+
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    _write(file, json.dumps(_plain(content), indent=1) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
     aside = file.with_name(f".{file.name}.partial")
-    aside.write_text(json.dumps(_plain(content), indent=1) + "\n")
+    aside.write_text(text)
     aside.replace(file)
 
 

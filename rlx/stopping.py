@@ -1,5 +1,6 @@
 """The classic stop rule: a seed is done when the mean of its last training returns reaches a threshold."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,14 @@ class StopRule:
         solved = finished & (self.episodes >= config.window) & (mean >= config.solved)
         unlucky = (self.episodes >= config.give_up_from) & (self.episodes % config.give_up_every == 0) & (mean < config.give_up_below)
         return solved | finished & (unlucky | (self.episodes >= config.episodes)), solved
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors [S, …]."""
+        return {"returns": self.returns, "episodes": self.episodes}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse."""
+        self.returns, self.episodes = state["returns"], state["episodes"]
 
     def take(self, index: Tensor) -> None:
         """Go on with the seeds `index` only."""

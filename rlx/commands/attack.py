@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import at_least, build, choice, conf_dir, load_class, parse_grid
+from rlx.config import at_least, build, choice, command, load_class, parse_grid
 from rlx.run import Run
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Config:
     outputs: str
 
 
-@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="attack")
+@command("attack")
 def main(composed: DictConfig) -> float:
     """Returns the mean area under the robustness curves."""
     config = build(Config, composed, "")

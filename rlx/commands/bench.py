@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import at_least, build, conf_dir
+from rlx.config import at_least, build, command
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +35,7 @@ class Config:
     attack_batch: int
 
 
-@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="bench")
+@command("bench")
 def main(composed: DictConfig) -> float:
     """Returns the best training ratio."""
     config = build(Config, composed, "")

@@ -4,11 +4,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import at_least, build, conf_dir
+from rlx.config import at_least, build, command
 from rlx.run import Run
 
 
@@ -24,7 +23,7 @@ class Config:
     outputs: str
 
 
-@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="evaluate")
+@command("evaluate")
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import ConfigError, build, choice, conf_dir
+from rlx.config import ConfigError, build, choice, command
 from rlx.run import Run
 
 
@@ -21,7 +20,7 @@ class Config:
     outputs: str
 
 
-@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="report")
+@command("report")
 def main(composed: DictConfig) -> None:
     """Draw and print."""
     config = build(Config, composed, "")

@@ -39,25 +39,60 @@ class GymEnv(VectorEnv):
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
         self._resize()
+        self._begun = [np.zeros(6, np.uint64)] * num_envs
+        """Per copy, the state of its random generator before the running episode's reset …"""
+        self._seeds: list[int | None] = [None] * num_envs
+        """… the seed given to that reset, if one was …"""
+        self._actions: list[list[int]] = [[] for _ in range(num_envs)]
+        """… and the actions since: an environment's own state is out of reach, but these lead to it again."""
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
         """First observations [B, *O]. `seed`: one integer (copy i gets seed + i) or one per copy; None draws fresh ones."""
         seeds: Sequence[int | None] = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or [None] * self.num_envs
-        return self._tensor([env.reset(seed=s, options=options)[0] for env, s in zip(self.envs, seeds, strict=True)]), {}
+        return self._tensor([self._begin(i, seed) for i, seed in enumerate(seeds)]), {}
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]}) of `actions` int64 [B]."""
         steps = [env.step(action) for env, action in zip(self.envs, np.asarray(torch.as_tensor(actions).cpu()), strict=True)]
+        for past, action in zip(self._actions, torch.as_tensor(actions).tolist(), strict=True):
+            past.append(action)
         final, reward, terminated, truncated, _ = zip(*steps, strict=True)
-        obs = [env.reset()[0] if s[2] or s[3] else s[0] for env, s in zip(self.envs, steps, strict=True)]
+        obs = [self._begin(i, None) if s[2] or s[3] else s[0] for i, s in enumerate(steps)]
         flags = [torch.tensor(flag, dtype=torch.bool, device=self.device) for flag in (terminated, truncated)]
         rewards = torch.tensor([float(r) for r in reward], device=self.device)
         return self._tensor(obs), rewards, flags[0], flags[1] & ~flags[0], {"final_obs": self._tensor(final)}
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
-        self.envs = [self.envs[i] for i in index.tolist()]
+        for name in ("envs", "_begun", "_seeds", "_actions"):
+            setattr(self, name, [getattr(self, name)[i] for i in index.tolist()])
         self._resize()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """How each copy's running episode began and what was done in it, tensors [B, …]."""
+        longest = max([len(past) for past in self._actions], default=0)
+        actions = [past + [-1] * (longest - len(past)) for past in self._actions]
+        return {
+            "begun": torch.from_numpy(np.stack(self._begun).view(np.int64)),
+            "seed": torch.tensor([-1 if seed is None else seed for seed in self._seeds]),
+            "actions": torch.tensor(actions, dtype=torch.int64).view(self.num_envs, longest),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Begin each copy's episode again and repeat its actions: exact for every environment whose only chance is its
+        `np_random`, which Gymnasium asks of all."""
+        for i, (begun, seed, actions) in enumerate(zip(state["begun"], state["seed"].tolist(), state["actions"].tolist(), strict=True)):
+            self.envs[i].unwrapped.np_random = _generator(begun.numpy().view(np.uint64))
+            self._begin(i, None if seed < 0 else seed)
+            self._actions[i] = [action for action in actions if action >= 0]
+            for action in self._actions[i]:
+                self.envs[i].step(np.int64(action))
+
+    def _begin(self, copy: int, seed: int | None) -> Any:
+        """Reset one copy; remembers how."""
+        self._begun[copy] = _generator_state(self.envs[copy].unwrapped.np_random)
+        self._seeds[copy], self._actions[copy] = seed, []
+        return self.envs[copy].reset(seed=seed)[0]
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the single environments."""
@@ -72,3 +107,20 @@ class GymEnv(VectorEnv):
     def _tensor(self, obs: Sequence[Any]) -> Tensor:
         array = np.stack([np.asarray(o) for o in obs])
         return torch.as_tensor(array if array.dtype.kind in "iu" else array.astype(np.float32), device=self.device)
+
+
+def _generator_state(generator: np.random.Generator) -> np.ndarray:
+    """uint64 [6] of a PCG64, the generator of Gymnasium."""
+    state: Any = generator.bit_generator.state
+    inner, low = state["state"], (1 << 64) - 1
+    words = [inner["state"] & low, inner["state"] >> 64, inner["inc"] & low, inner["inc"] >> 64, state["has_uint32"], state["uinteger"]]
+    return np.array(words, np.uint64)
+
+
+def _generator(words: np.ndarray) -> np.random.Generator:
+    """The inverse."""
+    state, state_high, inc, inc_high, has_uint32, uinteger = (int(word) for word in words)
+    bits = np.random.PCG64()
+    inner: Any = {"state": state | state_high << 64, "inc": inc | inc_high << 64}
+    bits.state = {"bit_generator": "PCG64", "state": inner, "has_uint32": has_uint32, "uinteger": uinteger}
+    return np.random.Generator(bits)

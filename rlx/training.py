@@ -1,0 +1,356 @@
+"""Training: the loop of `rlx train`, and all that it must remember to go on exactly where it was."""
+
+import copy
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlx import experiment, figures, report, stats, stopping
+from rlx.agent import Policy, Transition
+from rlx.config import ConfigError, RunError, build, parse_seeds
+from rlx.evaluation import REPORT, SELECTION, evaluate
+from rlx.networks import take
+from rlx.rng import reset_seeds, seed_tensor
+from rlx.rollout import Episodes
+from rlx.run import Run
+
+if TYPE_CHECKING:
+    from rlx.commands.train import Config
+
+
+class Training:
+    """Seeds, agent, env and counters of one run. Between two vector steps, `state()` is everything that decides its future."""
+
+    def __init__(self, config: "Config", name: str):
+        """Builds everything, writes nothing; raises ConfigError."""
+        self.config, self.name = config, name
+        self.seeds = parse_seeds(config.seeds)
+        stop = build(stopping.Config, config.stop, "stop") if config.stop else None
+        if stop and config.copies != 1:
+            raise ConfigError(f"copies={config.copies}: a stop rule needs copies=1, so that episodes have an order.")
+        self.device = experiment.setup_device(config.device)
+        self.spec = experiment.env_spec(config.env)
+        seeds = seed_tensor(self.seeds, self.device)
+        shape = (len(seeds), config.copies)
+        self.agent = experiment.make_agent(config.agent, self.spec, seeds, config.copies)
+        self.env = self.make_env(len(seeds) * config.copies)
+        self.obs = self.env.reset(seed=reset_seeds(seeds, config.copies, "env").flatten().tolist())[0].unflatten(0, shape)
+        self.first = torch.ones(shape, dtype=torch.bool, device=self.device)
+        self.carry = self.agent.policy.initial_carry(config.copies)
+        self.running = torch.arange(len(seeds), device=self.device)
+        """Rows of `seeds` that still learn."""
+        self.last = torch.full((len(seeds),), torch.nan, dtype=torch.float64)
+        """Every seed's last evaluation."""
+        self.stop = stopping.StopRule(stop, len(seeds)) if stop else None
+        self.kept = Kept(self.agent.policy, len(seeds))
+        self.log = Log(shape, self.device)
+        self.step = self.evaluated = self.saved = 0
+        """Environment steps of each running seed: made, last evaluated, last saved."""
+        self.wall_s = 0.0
+        """Seconds spent before this process."""
+        self.signal, self.interruptible = 0, False
+
+    def make_env(self, copies: int) -> Any:
+        """Copies of the run's env on its device."""
+        return experiment.make_env(self.config.env, copies, self.device)
+
+    def run(self, output: Run) -> float:
+        """Train, evaluate, save, report; returns the interquartile mean of the last evaluation.
+
+        SIGINT and SIGTERM end it between two vector steps, also within an evaluation, with a checkpoint: Interrupted.
+        """
+        self.output, self.began = output, time.monotonic()
+        size = sum(tensor.nbytes for tensor in self.state().values())
+        report.start(
+            run=output.path,
+            agent=f"{self.name}, protocol {self.config.protocol}",
+            seeds=f"{len(self.seeds)} ({report.ranges(self.seeds)}), {self.config.copies} env copies each",
+            steps=f"{self.config.steps:,} per seed, evaluated every {self.config.eval_every:,}",
+            device=f"{self.device}, {torch.get_num_threads()} thread(s), {size / 1e6:,.0f} MB of state",
+        )
+        with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.spec.reward_threshold) as progress:
+            try:
+                self._learn(progress)
+                self.interruptible = True
+                return self._finish()
+            except KeyboardInterrupt:
+                self.interruptible = False
+                self._save()
+                output.write_meta(status="interrupted", step=self.step)
+                raise Interrupted(self.signal, f"interrupted at step {self.step:,}; go on with: rlx resume {output.path}") from None
+            except BaseException as error:
+                output.write_meta(status="failed", error=str(error))
+                raise
+
+    def _learn(self, progress: report.Progress) -> None:
+        """The loop. Each turn begins between two vector steps, where a run can be saved and taken up again."""
+        config = self.config
+        while len(self.running):
+            if self._due(config.eval_every) and self.evaluated < self.step:
+                self._evaluate(progress)
+            if self._due(config.checkpoint_every) and self.saved < self.step:
+                self._save()
+            if self.signal:
+                raise KeyboardInterrupt
+            if self.step >= config.steps:
+                break
+            metrics = self._vector_step()
+            if self.stop is not None and self.first.any():
+                self._apply_stop_rule(metrics, progress)
+            progress.update(self.step)
+        if self.stop is not None and len(self.running):  # these never met it
+            nobody = torch.zeros(len(self.running), dtype=torch.bool)
+            self.kept.keep(self.agent.policy, self.running, ~nobody.to(self.device), self.step, nobody, self.stop.mean())
+        if self.saved < self.step or self.stop is not None:
+            self._save()
+
+    def _vector_step(self) -> Tensor:
+        """Act, step, learn; returns the returns so far of the running episodes, those that ended included [S', N]."""
+        action, self.carry = self.agent.act(self.obs, self.first, self.carry)
+        obs, reward, terminated, truncated, info = self.env.step(action.flatten())
+        next_obs, obs, reward, terminated, truncated = (
+            x.unflatten(0, action.shape) for x in (info["final_obs"], obs, reward, terminated, truncated)
+        )
+        metrics = self.agent.update(Transition(self.obs, action, reward, next_obs, terminated, truncated, self.carry))
+        self.obs, self.first = obs, terminated | truncated
+        self.step += self.config.copies
+        return self.log.add(reward, self.first, metrics, self.step)
+
+    def _apply_stop_rule(self, returns: Tensor, progress: report.Progress) -> None:
+        """Keep the weights of the seeds that stop now, and go on without them."""
+        assert self.stop is not None
+        stopped, solved = self.stop.ended(self.first[:, 0].cpu(), returns[:, 0].cpu())
+        if stopped.any():
+            self.kept.keep(self.agent.policy, self.running, stopped.to(self.device), self.step, solved, self.stop.mean())
+            progress.stopped(int(stopped.sum()))
+            self._take(torch.nonzero(~stopped).squeeze(1).to(self.device))
+
+    def _take(self, rows: Tensor) -> None:
+        """Go on with these rows of the running seeds only."""
+        self.running, self.obs, self.first = self.running[rows], self.obs[rows], self.first[rows]
+        self.carry = {name: value[rows] for name, value in self.carry.items()}
+        self.agent = take(self.agent, rows)
+        copies = torch.arange(self.config.copies, device=self.device)
+        self.env.keep((rows.unsqueeze(1) * self.config.copies + copies).flatten())
+        self.log.take(rows)
+        if self.stop is not None:
+            self.stop.take(rows.cpu())
+
+    def _evaluate(self, progress: report.Progress) -> None:
+        seeds = [self.seeds[i] for i in self.running.tolist()]
+        self.log.check(seeds)
+        self.interruptible = True
+        episodes = evaluate(self.agent.policy, self.make_env, len(seeds), self.config.eval_episodes, SELECTION, self.device)
+        self.interruptible = False
+        mean = episodes.returns.mean(1).cpu()
+        self.last[self.running.cpu()] = mean
+        if self.stop is None:
+            self.kept.improve(self.agent.policy, mean, self.step)
+        self.output.log(self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step)))
+        self.evaluated = self.step
+        progress.evaluated(self.step, mean, self.kept.value)
+
+    def _due(self, every: int) -> bool:
+        """Whether the last vector step passed a multiple of `every`, or was the last."""
+        return self.step // every > (self.step - self.config.copies) // every or self.step >= self.config.steps
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything but the policy, which a checkpoint holds beside it, under dotted names."""
+        policy = {f"policy.{name}" for name in self.agent.policy.state_dict()}
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "agent": {name: value for name, value in self.agent.state_dict().items() if name not in policy},
+            "env": self.env.state_dict(),
+            "loop": {"obs": self.obs, "first": self.first, "running": self.running, "last": self.last},
+            "carry": self.carry,
+            "log": self.log.state_dict(),
+            "kept": self.kept.state_dict(),
+            "stop": self.stop.state_dict() if self.stop is not None else {},
+        }
+        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+    def load(self, counters: Mapping[str, Any], policy: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Become what was saved: `counters` of state.json, and the tensors of the two files."""
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(f"{name}."): value.to(self.device) for key, value in state.items() if key.startswith(f"{name}.")}
+
+        loop = part("loop")
+        if len(loop["running"]) < len(self.seeds):
+            self._take(loop["running"])
+        self.obs, self.first, self.running, self.last = loop["obs"], loop["first"], loop["running"], loop["last"].cpu()
+        self.carry = part("carry")
+        self.agent.load_state_dict(part("agent") | {f"policy.{name}": value for name, value in policy.items()})
+        self.env.load_state_dict(part("env"))
+        self.log.load_state_dict(part("log"))
+        self.kept.load_state_dict({name: value.cpu() for name, value in part("kept").items()})
+        if self.stop is not None:
+            self.stop.load_state_dict({name: value.cpu() for name, value in part("stop").items()})
+        self.step, self.evaluated, self.wall_s = counters["step"], counters["evaluated"], counters["wall_s"]
+        self.saved = self.step
+
+    def _save(self) -> None:
+        """A checkpoint of now, and the kept weights."""
+        seeds = [self.seeds[i] for i in self.running.tolist()]
+        self.log.check(seeds)
+        counters = {"step": self.step, "evaluated": self.evaluated, "wall_s": self._elapsed(), "seeds": seeds}
+        self.output.save(f"{self.step:09d}", counters, self.agent.policy.state_dict(), self.state())
+        self.output.save("best", {"seeds": self.seeds} | self.kept.facts(), self.kept.policy.state_dict())
+        self.saved = self.step
+
+    def _elapsed(self) -> float:
+        return self.wall_s + time.monotonic() - self.began
+
+    def _finish(self) -> float:
+        config, wall_s = self.config, self._elapsed()
+        episodes = evaluate(self.kept.policy, self.make_env, len(self.seeds), config.final_episodes, REPORT, self.device)
+        estimate = stats.estimate(episodes.returns.cpu().numpy())
+        figures.learning(self.output.metrics(), self.output.path / "learning.png", self.name)
+        steps = int(self.kept.step.max()) if config.stop else self.step
+        summary: dict[str, Any] = {"status": "completed", "seeds": self.seeds, "steps": steps, "wall_s": wall_s}
+        summary |= {"steps_per_s": steps * len(self.seeds) / wall_s, "return": estimate.as_dict()}
+        summary |= {"stuck_rate": episodes.truncated.double().mean(1), "kept": self.kept.facts()}
+        self.output.write_summary(summary)
+        self.output.write_meta(status="completed", wall_s=wall_s)
+        columns = {
+            "return": estimate.per_seed,
+            "at the time limit": [f"{x:.0%}" for x in summary["stuck_rate"].tolist()],
+            "kept at step": [f"{x:,}" for x in self.kept.step.tolist()],
+        }
+        if config.stop:
+            columns["stop rule"] = ["met" if x else "not met" for x in self.kept.solved.tolist()]
+        when = "stop" if config.stop else "best evaluation"
+        report.per_seed(
+            f"Greedy return over {config.final_episodes} new episodes, weights kept at each seed's {when}", self.seeds, columns, estimate
+        )
+        report.end(self.output.path, figure=self.output.path / "learning.png", wall_s=wall_s)
+        return float(stats.iqm(self.last.nan_to_num(0.0).numpy()))
+
+    @contextmanager
+    def _signals(self):
+        """SIGINT and SIGTERM set `signal`, and raise at once where `interruptible`."""
+
+        def handle(number: int, frame: Any) -> None:
+            self.signal = number
+            if self.interruptible:
+                raise KeyboardInterrupt
+
+        try:
+            former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: some sweepers' launchers
+            former = {}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+class Interrupted(RunError):
+    """A signal ended the run; `code` is the shell's exit code for it."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.code = 128 + (number or signal.SIGINT)
+
+
+class Kept:
+    """The weights that a run keeps of each seed, from whichever step."""
+
+    def __init__(self, policy: Policy, seeds: int):
+        self.policy = copy.deepcopy(policy).requires_grad_(False)
+        self.step = torch.zeros(seeds, dtype=torch.int64)
+        self.value = torch.full((seeds,), -torch.inf, dtype=torch.float64)
+        self.solved = torch.zeros(seeds, dtype=torch.bool)
+
+    def improve(self, policy: Policy, value: Tensor, step: int) -> None:
+        """Keep `policy` in the seeds where its greedy evaluation `value` [S] is the best so far, the later one among equals."""
+        better = value >= self.value
+        device = next(policy.parameters()).device
+        everyone = torch.arange(len(better), device=device)
+        self.keep(policy, everyone, better.to(device), step, torch.zeros_like(better), value)
+
+    def keep(self, policy: Policy, running: Tensor, where: Tensor, step: int, solved: Tensor, value: Tensor) -> None:
+        """Keep `policy`, which holds the seeds `running`, in those of them `where` is true."""
+        rows = running[where]
+        for mine, theirs in zip(self.policy.state_dict().values(), policy.state_dict().values(), strict=True):
+            mine[rows] = theirs[where]
+        rows = rows.cpu()
+        self.step[rows] = step
+        self.solved[rows] = solved[where.cpu()]
+        self.value[rows] = value.cpu()[where.cpu()].double()
+
+    def facts(self) -> dict[str, Any]:
+        """For state.json and the summary."""
+        return {"step": self.step, "value": self.value, "solved": self.solved}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors [S, …]."""
+        return self.facts() | {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse."""
+        self.step, self.value, self.solved = (state[name].clone() for name in ("step", "value", "solved"))
+        self.policy.load_state_dict({name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")})
+
+
+class Log:
+    """Training returns and the newest metrics, gathered on the device without a sync."""
+
+    def __init__(self, shape: tuple[int, int], device: torch.device):
+        self.running = torch.zeros(shape, device=device)
+        self.sum = torch.zeros(shape[0], device=device)
+        self.count = torch.zeros(shape[0], device=device)
+        self.bad = torch.zeros(shape[0], dtype=torch.int64, device=device)
+        """First step at which a metric was not finite, else 0."""
+        self.metrics: dict[str, Tensor] = {}
+
+    def add(self, reward: Tensor, ended: Tensor, metrics: dict[str, Tensor], step: int) -> Tensor:
+        """Count one vector step; returns the returns so far of the running episodes, those that ended included [S, N]."""
+        self.running = self.running + reward
+        returns = self.running
+        self.sum = self.sum + torch.where(ended, returns, 0.0).sum(1)
+        self.count = self.count + ended.sum(1)
+        self.running = torch.where(ended, 0.0, returns)
+        self.metrics |= metrics
+        for value in metrics.values():
+            self.bad = torch.where((self.bad == 0) & ~value.isfinite(), step, self.bad)
+        return returns
+
+    def check(self, seeds: list[int]) -> None:
+        """Raise RunError if a metric of one of `seeds` (those running) was not finite: tensor, seed and step."""
+        if (self.bad > 0).any():
+            row = int(torch.nonzero(self.bad)[0])
+            names = [name for name, value in self.metrics.items() if not value[row].isfinite()]
+            name, step = names[0] if names else "a loss", int(self.bad[row])
+            raise RunError(f"{name} of seed {seeds[row]} became non-finite at step {step:,}; the last good checkpoint stands.")
+
+    def rows(self, step: int, seeds: list[int], episodes: Episodes, steps_per_s: float) -> list[dict[str, Any]]:
+        """One row per seed for metrics.jsonl; starts a new count of training returns."""
+        train = (self.sum / self.count).tolist()
+        self.sum, self.count = torch.zeros_like(self.sum), torch.zeros_like(self.count)
+        columns = {"return/mean": episodes.returns.mean(1), "length/mean": episodes.lengths.double().mean(1)}
+        values = {name: value.tolist() for name, value in (columns | dict(sorted(self.metrics.items()))).items()}
+        return [
+            {"step": step, "seed": seed, "return/train": train[i], "time/steps_per_s": steps_per_s}
+            | {name: value[i] for name, value in values.items()}
+            for i, seed in enumerate(seeds)
+        ]
+
+    def take(self, index: Tensor) -> None:
+        """Go on with the seeds `index` only."""
+        self.load_state_dict({name: value[index] for name, value in self.state_dict().items()})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors [S, …]."""
+        own = {"running": self.running, "sum": self.sum, "count": self.count, "bad": self.bad}
+        return own | {f"metrics.{name}": value for name, value in self.metrics.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse."""
+        self.running, self.sum, self.count, self.bad = (state[name] for name in ("running", "sum", "count", "bad"))
+        self.metrics = {name.removeprefix("metrics."): value for name, value in state.items() if name.startswith("metrics.")}
