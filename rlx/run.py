@@ -3,12 +3,13 @@
 config.yaml                the resolved config; what evaluate and attack load
 meta.json                  status, versions, commit, device, when
 metrics.jsonl              one row per (step, seed)
-checkpoints/000500000/     agent.safetensors (the policy), state.json; the newest: training.safetensors (all else)
+checkpoints/000500000/     agent.safetensors (the policy), state.json; the newest two: training.safetensors (all else)
 checkpoints/best/          agent.safetensors, each seed at its best greedy evaluation; state.json says which step
 summary.json               the result
 """
 
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import rlx
-from rlx.config import ConfigError
+from rlx.config import ConfigError, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,27 +149,36 @@ class Run:
     def save(self, name: str, state: Mapping[str, Any], agent: "dict[str, Tensor]", training: "dict[str, Tensor] | None" = None) -> None:
         """Write checkpoint `name`, aside first, so that it is whole or absent; replaces one of the same name.
 
-        `training` is what only going on needs: it is large, and only the newest is left on disk.
+        `training` is what only going on needs: it is large, and only the newest two are left on disk. RunError where there
+        is no room; the former checkpoint stands.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         final = self.path / "checkpoints" / name
-        aside = final.with_name(f".{name}.partial")
+        aside, former = final.with_name(f".{name}.partial"), final.with_name(f".{name}.former")
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file(_separate(agent), aside / "agent.safetensors")
-        if training is not None:
-            save_file(_separate(training), aside / "training.safetensors")
-        _write_json(aside / "state.json", state)
-        for file in aside.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        if training is not None:
-            for older in final.parent.glob("*/training.safetensors"):
-                if older.parent != final:
-                    older.unlink()
+        try:
+            aside.mkdir(parents=True)
+            files = {"agent": agent} | ({} if training is None else {"training": training})
+            for file, tensors in files.items():
+                save_file(_separate(tensors), aside / f"{file}.safetensors")
+            sums = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
+            _write_json(aside / "state.json", {**state, "sha256": sums})
+            for path in (*aside.iterdir(), aside):
+                _fsync(path)
+            if final.exists():
+                final.rename(former)
+            aside.rename(final)
+            _fsync(final.parent)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            if former.exists() and not final.exists():
+                former.rename(final)
+            raise RunError(f"{final}: cannot be saved ({error}); the checkpoint before it stands.") from None
+        shutil.rmtree(former, ignore_errors=True)
+        for older in sorted(final.parent.glob("[0-9]*/training.safetensors"))[:-2]:
+            older.unlink()
 
     def checkpoint(self, name: str) -> Path:
         """Directory of checkpoint `name` ("last": the highest step); ConfigError where there is none."""
@@ -182,15 +192,42 @@ class Run:
         return folder / wanted
 
     def load(self, name: str, file: str = "agent") -> "dict[str, Tensor]":
-        """Tensors of one file of checkpoint `name`; ConfigError where it is missing, truncated or not safetensors."""
+        """Tensors of one file of checkpoint `name`; ConfigError where it is missing, truncated or not what was written."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = self.checkpoint(name) / f"{file}.safetensors"
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
+            tensors = load_file(path)
+            if _sha256(path) != self.counters(name).get("sha256", {}).get(path.name):
+                raise ConfigError(f"{path}: damaged; its checksum is not the one in state.json.")
+            return tensors
+        except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"{path}: unreadable, perhaps truncated ({error}).") from None
+
+    def load_newest(self) -> "tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], list[str]]":
+        """(state.json, agent, training, warnings) of the newest checkpoint that is whole; a warning for each that is not."""
+        warnings: list[str] = []
+        names = sorted((p.parent.name for p in self.path.glob("checkpoints/[0-9]*/training.safetensors")), reverse=True)
+        for name in names:
+            try:
+                return self.counters(name), self.load(name), self.load(name, "training"), warnings
+            except ConfigError as error:
+                warnings.append(f"{error} Using the checkpoint before it.")
+        raise ConfigError(" ".join([f"{self.path}: no whole checkpoint to resume from.", *warnings]))
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _separate(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":

@@ -1,6 +1,7 @@
 """The command line as people use it: real commands, real files; and what bad input gets."""
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def test_train_leaves_a_whole_run(rlx, tmp_path):
     assert files(result.run) == {
         "config.yaml", "meta.json", "metrics.jsonl", "summary.json", "learning.png",
         "checkpoints/000000600/agent.safetensors", "checkpoints/000000600/training.safetensors", "checkpoints/000000600/state.json",
-        "checkpoints/000000300/agent.safetensors", "checkpoints/000000300/state.json",
+        "checkpoints/000000300/agent.safetensors", "checkpoints/000000300/training.safetensors", "checkpoints/000000300/state.json",
         "checkpoints/best/agent.safetensors", "checkpoints/best/state.json",
     }  # fmt: skip
     summary = result.summary
@@ -204,12 +205,25 @@ def test_broken_checkpoints_are_named(broken, rlx):
     result = rlx("evaluate", broken)
     assert result.code == 2 and str(weights) in result.err and "truncated" in result.err
     weights.write_bytes(whole)
+    flipped = bytearray(whole)
+    flipped[-5] ^= 4
+    weights.write_bytes(flipped)
+    result = rlx("evaluate", broken)
+    assert result.code == 2 and "checksum" in result.err
+    weights.write_bytes(whole)
     tensors = load_file(weights)
     name = next(n for n in tensors if n.endswith("layers.0.weight"))
-    save_file(tensors | {name: tensors[name][:, :-1].contiguous()}, weights)
+
+    def rewrite(changed):  # with a checksum that fits
+        save_file(changed, weights)
+        state = json.loads((weights.parent / "state.json").read_text())
+        state["sha256"][weights.name] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        (weights.parent / "state.json").write_text(json.dumps(state))
+
+    rewrite(tensors | {name: tensors[name][:, :-1].contiguous()})
     result = rlx("evaluate", broken)
     assert result.code == 2 and name in result.err and str(list(tensors[name].shape)) in result.err
-    save_file({n: t for n, t in tensors.items() if n != name}, weights)
+    rewrite({n: t for n, t in tensors.items() if n != name})
     result = rlx("evaluate", broken)
     assert result.code == 2 and f"'{name}' is missing" in result.err
     weights.unlink()

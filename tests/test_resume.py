@@ -80,6 +80,42 @@ def test_killed_at_a_random_moment_and_resumed(number, rlx, tmp_path):
     assert fingerprint(run) == fingerprint(whole.run)
 
 
+def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx):
+    arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
+    whole, run = rlx(*arguments), rlx(*arguments).run
+    for damage in ("flip", "cut"):
+        newest = sorted(run.glob("checkpoints/[0-9]*/training.safetensors"))[-1]
+        data = bytearray(newest.read_bytes())
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data if damage == "flip" else data[:100])
+        result = rlx("resume", run)
+        assert result.code == 0 and "Using the checkpoint before it" in result.out and "at step 300" in result.out
+        assert fingerprint(run) == fingerprint(whole.run)
+
+
+def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(rlx, monkeypatch):
+    import safetensors.torch
+
+    arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
+    whole, save, saves = rlx(*arguments), safetensors.torch.save_file, []
+
+    def full(tensors, file):
+        saves.append(file)
+        if len(saves) > 3:
+            Path(file).write_bytes(b"half a fi")
+            raise OSError(28, "No space left on device")
+        save(tensors, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", full)
+        result = rlx(*arguments)
+    assert result.code == 1 and "No space left on device" in result.err
+    (run,) = set(whole.run.parent.iterdir()) - {whole.run}
+    assert not list(run.glob("checkpoints/.*"))
+    assert rlx("resume", run).code == 0
+    assert fingerprint(run) == fingerprint(whole.run)
+
+
 def test_two_processes_on_one_run_are_refused(rlx, tiny_runs):
     import fcntl
 

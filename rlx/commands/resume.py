@@ -38,14 +38,16 @@ def main(composed: DictConfig) -> float:
             report.start(**{key: f"{saved[key]:,} → {value:,}"})
             saved[key] = value
     train = build(TrainConfig, saved, "")
-    checkpoint = run.checkpoint("last")
+    counters, policy, state, warnings = run.load_newest()
 
     from rlx.training import Training
 
     training = Training(train, run.path.parent.name)
-    training.load(run.counters(checkpoint.name), run.load(checkpoint.name), run.load(checkpoint.name, "training"))
+    training.load(counters, policy, state)
     if training.step >= train.steps and run.meta()["status"] == "completed":
         raise ConfigError(f"run={run.path}: complete at step {training.step:,}; to go on, add for example steps={2 * training.step}.")
     run.reopen(saved, training.evaluated)
+    for warning in warnings:
+        report.start(warning=warning)
     report.start(resumes=f"at step {training.step:,}")
     return training.run(run)
