@@ -129,8 +129,8 @@ def interval_text(value: float, ci95: tuple[float, float]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, or one decimal."""
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    """Three significant digits, more only before the point."""
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
