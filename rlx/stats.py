@@ -109,6 +109,8 @@ def _area(score: Array, eps: Array) -> Array:
 
 
 def _critical(score: Array, eps: Array, level: float = 0.5) -> float:
+    if np.isnan(score).any():
+        return float("nan")
     below = np.flatnonzero(score <= level)
     if not len(below):
         return float("inf")

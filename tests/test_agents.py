@@ -94,12 +94,15 @@ def test_taken_seeds_go_on_as_if_nothing_happened(agent, composed):
 
 def feed(agent, rows, gamma=0.9):
     """Give an hDQN agent hand-made steps of one seed and one copy; returns what both replays hold, as lists of dicts."""
+    clock = 0
     for obs, goal, deciding, action, reward, next_obs, terminated, truncated in rows:
 
         def cell(value, dtype=torch.float32):
             return torch.tensor([[value]], dtype=dtype)
 
+        clock = 1 if deciding else clock + 1
         carry = {"goal": cell(goal, torch.int64), "action": cell(action, torch.int64), "deciding": cell(deciding, torch.bool)}
+        carry["clock"] = cell(clock, torch.int64)
         flags = cell(terminated, torch.bool), cell(truncated, torch.bool)
         moved = cell(next_obs, torch.int64)
         agent.update(Transition(cell(obs, torch.int64), cell(action, torch.int64), cell(reward), moved, *flags, carry))
@@ -145,6 +148,21 @@ def test_hdqn_source_protocol_keeps_the_sources_targets(composed):
     assert [c["discount"] for c in controller] == pytest.approx([0.9, 0.9, 0.9, 0, 0])  # on through the reached goal
     first = agent.policy.controller[0](torch.tensor([[[3.0, 2.0]]]))
     assert first[0, 0].tolist() == [3.0, 0, 0, 1, 0, 0, 0]  # the goal as one raw number
+
+
+def test_a_goal_is_given_up_after_its_steps(composed):
+    config = composed("train", "env=chain", "agent.goals=states", "agent.goal_steps=2", "agent.learning_starts=99")
+    agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
+    meta, controller = feed(agent, STEPS[:3])
+    assert [(m["obs"], m["next_obs"]) for m in meta] == [(1, 2), (1, 3)]  # after two steps, and when it is reached at last
+    assert [c["reward"] for c in controller] == [0, 0, 1]
+    carry, first = agent.policy.initial_carry(1), torch.ones(1, 1, dtype=torch.bool)
+    decided = []
+    for _ in range(6):  # the place is always 0, the goal always 3
+        _, carry = agent.policy.act(torch.zeros(1, 1, dtype=torch.int64), first, carry | {"goal": carry["goal"] * 0 + 3})
+        decided.append(bool(carry["deciding"]))
+        first = torch.zeros_like(first)
+    assert decided == [True, False, True, False, True, False]
 
 
 def test_goals_as_states_need_discrete_observations(composed):

@@ -48,4 +48,5 @@ def test_curve_of_a_known_decline():
 
 def test_agent_no_better_than_random_has_no_score():
     flat = np.full((3, 2, 4), -500.0)
-    assert np.isnan(stats.curve(flat, flat[:, 0], -500.0, np.array([0.0, 1.0]), stats.Bootstrap(3, 4)).area)
+    curve = stats.curve(flat, flat[:, 0], -500.0, np.array([0.0, 1.0]), stats.Bootstrap(3, 4))
+    assert np.isnan(curve.area) and np.isnan(curve.critical_eps) and np.isnan(curve.critical_eps_ci95).all()

@@ -25,6 +25,8 @@ class Config(dqn.Config):
     """one_hot, or index: the goal enters the controller as one raw number."""
     goal_terminates: bool
     """Reaching the goal ends the controller's own episode; false bootstraps on through it."""
+    goal_steps: int | None
+    """A goal not reached after so many steps is given up; null never does."""
     discount_within_goal: bool
     """Semi-MDP: Σ γ^i r_i, bootstrapped with γ^k after a goal of k steps; false: plain sum, bootstrapped with γ."""
     controller_discount: float
@@ -37,6 +39,8 @@ class Config(dqn.Config):
         super().__post_init__()
         choice(self.goals, ("actions", "states"), "agent.goals")
         choice(self.goal_encoding, ("one_hot", "index"), "agent.goal_encoding")
+        if self.goal_steps is not None:
+            at_least(self.goal_steps, 1, "agent.goal_steps")
         at_least(self.controller_epsilon_steps, 1, "agent.controller_epsilon_steps")
 
 
@@ -63,13 +67,13 @@ def join(goal: Tensor, obs: Tensor) -> Tensor:
 
 
 class GoalPolicy(Policy):
-    """Chooses a goal whenever the last one was reached (or the episode is new), and at every step an action towards it."""
+    """Chooses a goal whenever the last one was reached or given up (or the episode is new), and at every step an action towards it."""
 
     heads = ("goal", "action")
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        self.goals = config.goals
+        self.goals, self.goal_steps = config.goals, config.goal_steps
         self.meta = meta_network(config, spec, seeds, "meta")
         self.controller = controller_network(config, spec, seeds, "controller")
 
@@ -77,16 +81,21 @@ class GoalPolicy(Policy):
         """Whether a step ([S, B]: its goal, its action, the observation it led to) reached the goal."""
         return (action if self.goals == "actions" else next_obs) == goal
 
+    def given_up(self, clock: Tensor) -> Tensor:
+        """Whether a goal ends, reached or not, after `clock` steps [S, B]."""
+        return torch.zeros_like(clock, dtype=torch.bool) if self.goal_steps is None else clock >= self.goal_steps
+
     def initial_carry(self, batch: int) -> Carry:
         device = next(self.parameters()).device
         nothing = torch.zeros(next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device)
-        return {"goal": nothing, "action": nothing, "deciding": nothing.bool()}
+        return {"goal": nothing, "action": nothing, "clock": nothing, "deciding": nothing.bool()}
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
-        deciding = first | self.reached(carry["goal"], carry["action"], obs)
+        deciding = first | self.reached(carry["goal"], carry["action"], obs) | self.given_up(carry["clock"])
         goal = torch.where(deciding, choose("goal", obs, self.meta, deciding), carry["goal"])
         action = choose("action", obs, lambda seen: self.controller(join(goal, seen)), torch.ones_like(first))
-        return action, {"goal": goal, "action": action, "deciding": deciding}
+        clock = torch.where(deciding, 0, carry["clock"]) + 1  # steps of this goal, this one included
+        return action, {"goal": goal, "action": action, "clock": clock, "deciding": deciding}
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         return self.meta(obs) if head == "goal" else self.controller(join(carry["goal"], obs))
@@ -191,7 +200,7 @@ class HDQN(Agent):
         weight = elapsed if config.discount_within_goal else 1.0
         self.goal_reward = torch.where(deciding, 0.0, self.goal_reward) + weight * t.reward
         self.goal_discount = elapsed * config.discount
-        ended = reached | last
+        ended = reached | last | self.policy.given_up(t.carry["clock"])
         self.meta.replay.add(
             ended,
             obs=self.start_obs,

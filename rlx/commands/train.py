@@ -49,7 +49,8 @@ def main(composed: DictConfig) -> float:
 
     from rlx.training import Training
 
-    name = f"{_chosen('agent')}-{_chosen('env')}"
+    env = str(config.env.get("id", _chosen("env"))).replace("/", "-")  # a Gymnasium id says more than "gym"
+    name = f"{_chosen('agent')}-{env}"
     training = Training(config, name)
     return training.run(Run.create(config.outputs, "train", name, composed))
 
