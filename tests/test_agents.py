@@ -202,7 +202,7 @@ def test_hdqn_finds_the_detour_on_the_chain(rlx):
 
 @pytest.mark.slow
 def test_dqn_balances_the_pole(rlx):
-    result = rlx("train", "agent=dqn", "env=cartpole", "seeds=3", "steps=80000")
+    result = rlx("train", "agent=dqn", "env=cartpole", "seeds=3")
     assert sorted(result.summary["return"]["per_seed"])[1] >= 475
 
 
