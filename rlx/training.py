@@ -1,6 +1,5 @@
 """Training: the loop of `rlx train`, and all that it must remember to go on exactly where it was."""
 
-import copy
 import signal
 import time
 from collections.abc import Mapping
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 
 from rlx import experiment, figures, report, stats, stopping
-from rlx.agent import Policy, Transition
+from rlx.agent import Transition
 from rlx.config import ConfigError, RunError, build, parse_seeds
 from rlx.evaluation import REPORT, SELECTION, evaluate
+from rlx.kept import Kept
+from rlx.log import Log
 from rlx.networks import take
 from rlx.rng import reset_seeds, seed_tensor
-from rlx.rollout import Episodes
 from rlx.run import Run
 
 if TYPE_CHECKING:
@@ -256,101 +256,3 @@ class Interrupted(RunError):
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.code = 128 + (number or signal.SIGINT)
-
-
-class Kept:
-    """The weights that a run keeps of each seed, from whichever step."""
-
-    def __init__(self, policy: Policy, seeds: int):
-        self.policy = copy.deepcopy(policy).requires_grad_(False)
-        self.step = torch.zeros(seeds, dtype=torch.int64)
-        self.value = torch.full((seeds,), -torch.inf, dtype=torch.float64)
-        self.solved = torch.zeros(seeds, dtype=torch.bool)
-
-    def improve(self, policy: Policy, value: Tensor, step: int) -> None:
-        """Keep `policy` in the seeds where its greedy evaluation `value` [S] is the best so far, the later one among equals."""
-        better = value >= self.value
-        device = next(policy.parameters()).device
-        everyone = torch.arange(len(better), device=device)
-        self.keep(policy, everyone, better.to(device), step, torch.zeros_like(better), value)
-
-    def keep(self, policy: Policy, running: Tensor, where: Tensor, step: int, solved: Tensor, value: Tensor) -> None:
-        """Keep `policy`, which holds the seeds `running`, in those of them `where` is true."""
-        rows = running[where]
-        for mine, theirs in zip(self.policy.state_dict().values(), policy.state_dict().values(), strict=True):
-            mine[rows] = theirs[where]
-        rows = rows.cpu()
-        self.step[rows] = step
-        self.solved[rows] = solved[where.cpu()]
-        self.value[rows] = value.cpu()[where.cpu()].double()
-
-    def facts(self) -> dict[str, Any]:
-        """For state.json and the summary."""
-        return {"step": self.step, "value": self.value, "solved": self.solved}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors [S, …]."""
-        return self.facts() | {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse."""
-        self.step, self.value, self.solved = (state[name].clone() for name in ("step", "value", "solved"))
-        self.policy.load_state_dict({name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")})
-
-
-class Log:
-    """Training returns and the newest metrics, gathered on the device without a sync."""
-
-    def __init__(self, shape: tuple[int, int], device: torch.device):
-        self.running = torch.zeros(shape, device=device)
-        self.sum = torch.zeros(shape[0], device=device)
-        self.count = torch.zeros(shape[0], device=device)
-        self.bad = torch.zeros(shape[0], dtype=torch.int64, device=device)
-        """First step at which a metric was not finite, else 0."""
-        self.metrics: dict[str, Tensor] = {}
-
-    def add(self, reward: Tensor, ended: Tensor, metrics: dict[str, Tensor], step: int) -> Tensor:
-        """Count one vector step; returns the returns so far of the running episodes, those that ended included [S, N]."""
-        self.running = self.running + reward
-        returns = self.running
-        self.sum = self.sum + torch.where(ended, returns, 0.0).sum(1)
-        self.count = self.count + ended.sum(1)
-        self.running = torch.where(ended, 0.0, returns)
-        self.metrics |= metrics
-        for value in metrics.values():
-            self.bad = torch.where((self.bad == 0) & ~value.isfinite(), step, self.bad)
-        return returns
-
-    def check(self, seeds: list[int]) -> None:
-        """Raise RunError if a metric of one of `seeds` (those running) was not finite: tensor, seed and step."""
-        if (self.bad > 0).any():
-            row = int(torch.nonzero(self.bad)[0])
-            names = [name for name, value in self.metrics.items() if not value[row].isfinite()]
-            name, step = names[0] if names else "a loss", int(self.bad[row])
-            raise RunError(f"{name} of seed {seeds[row]} became non-finite at step {step:,}; the last good checkpoint stands.")
-
-    def rows(self, step: int, seeds: list[int], episodes: Episodes, steps_per_s: float) -> list[dict[str, Any]]:
-        """One row per seed for metrics.jsonl; starts a new count of training returns."""
-        train = (self.sum / self.count).tolist()
-        self.sum, self.count = torch.zeros_like(self.sum), torch.zeros_like(self.count)
-        columns = {"return/mean": episodes.returns.mean(1), "length/mean": episodes.lengths.double().mean(1)}
-        values = {name: value.tolist() for name, value in (columns | dict(sorted(self.metrics.items()))).items()}
-        return [
-            {"step": step, "seed": seed, "return/train": train[i], "time/steps_per_s": steps_per_s}
-            | {name: value[i] for name, value in values.items()}
-            for i, seed in enumerate(seeds)
-        ]
-
-    def take(self, index: Tensor) -> None:
-        """Go on with the seeds `index` only."""
-        self.load_state_dict({name: value[index] for name, value in self.state_dict().items()})
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors [S, …]."""
-        own = {"running": self.running, "sum": self.sum, "count": self.count, "bad": self.bad}
-        return own | {f"metrics.{name}": value for name, value in self.metrics.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse."""
-        self.running, self.sum, self.count, self.bad = (state[name] for name in ("running", "sum", "count", "bad"))
-        self.metrics = {name.removeprefix("metrics."): value for name, value in state.items() if name.startswith("metrics.")}
