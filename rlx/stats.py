@@ -23,16 +23,22 @@ def iqm(values: Array, axis: int = 0) -> Array:
 
 
 class Bootstrap:
-    """Resamples of S seeds and of P episodes within each, drawn once, so that all cells of a study are resampled alike."""
+    """Resamples of S seeds and of P episodes within each: the same ones at every call, so that all cells of a study are
+    resampled alike."""
 
     def __init__(self, seeds: int, episodes: int, resamples: int = RESAMPLES, rng: int = 0):
-        generator = np.random.default_rng(rng)
-        self.seeds = generator.integers(seeds, size=(resamples, seeds))
-        self.episodes = generator.integers(episodes, size=(resamples, seeds, episodes))
+        self.shape, self.resamples, self.rng = (seeds, episodes), resamples, rng
 
     def iqms(self, returns: Array) -> Array:
         """Interquartile means [resamples] of `returns` [S, P]: mean over resampled episodes, then over resampled seeds."""
-        return iqm(returns[self.seeds[..., None], self.episodes].mean(-1), axis=1)
+        seeds, episodes = self.shape
+        generator = np.random.default_rng(self.rng)
+        chosen = generator.integers(seeds, size=(self.resamples, seeds))
+        chunks = []
+        for some in np.array_split(chosen, -(-self.resamples * seeds * episodes // 10_000_000)):  # at most 80 MB at once
+            within = generator.integers(episodes, size=(*some.shape, episodes))
+            chunks.append(iqm(returns[some[..., None], within].mean(-1), axis=1))
+        return np.concatenate(chunks)
 
 
 def interval(resampled: Array) -> Array:
