@@ -99,7 +99,7 @@ def _to_hydra(arguments: list[str]) -> list[str]:
 
 def _hydra(command: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing, so that errors are told here
-    sys.argv = [f"rlx {command}", *arguments]
+    sys.argv = ["rlx" if "-sc" in arguments else f"rlx {command}", *arguments]  # completion is installed for rlx
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 

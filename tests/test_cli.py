@@ -258,6 +258,7 @@ def test_help_version_and_completion(rlx, monkeypatch):
         monkeypatch.setenv("COMP_POINT", str(len(line)))
         return rlx("-sc", "query=bash").out.split()
 
+    assert "-F hydra_bash_completion rlx\n" in rlx("--completion", "bash").out
     assert complete("rlx tr") == ["train"]
     assert complete("rlx train agent=h") == ["agent=hdqn"]
     assert complete("rlx attack attack=") == ["attack=fgsm", "attack=noise", "attack=pgd"]
