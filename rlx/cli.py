@@ -70,7 +70,16 @@ def run(arguments: list[str]) -> int:
         from rlx.config import nearest
 
         return _fail(f"rlx {command}: unknown command.{nearest(command, known)}")
-    return _hydra(command, _to_hydra(rest))
+    arguments = _to_hydra(rest)
+    if any(a.startswith("run=[") for a in arguments) and not _takes_runs(command):
+        return _fail(f"rlx {command}: takes no run; write key=value, as in: rlx {command} agent=dqn")
+    return _hydra(command, arguments)
+
+
+def _takes_runs(command: str) -> bool:
+    from rlx.config import conf_dir
+
+    return "\nrun:" in (Path(conf_dir()) / f"{command}.yaml").read_text()
 
 
 def _to_hydra(arguments: list[str]) -> list[str]:

@@ -62,12 +62,12 @@ def command(name: str) -> "Callable[[Callable[[DictConfig], float | None]], Call
 
 
 def nearest(word: object, choices: Iterable[object]) -> str:
-    """The end of an error message: the name that was probably meant, or else all of them."""
+    """The end of an error message: the name that was probably meant, or else all of them unless they are many."""
     names = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(word), names, n=1)
     if close:
         return f" Did you mean '{close[0]}'?"
-    return f" Choose from: {', '.join(sorted(names))}." if names else ""
+    return f" Choose from: {', '.join(sorted(names))}." if 0 < len(names) <= 20 else ""
 
 
 def build(kind: type[T], node: Mapping[str, Any] | DictConfig, key: str) -> T:

@@ -144,7 +144,7 @@ BAD = [
     (["train", "device=cuda"], "device=cuda"),
     (["train", "outputs=/proc/nowhere"], "outputs=/proc/nowhere: cannot write"),
     (["train", "copies=2", "protocol=source"], "copies=2: a stop rule needs copies=1"),
-    (["train", "some/path"], "run"),
+    (["train", "some/path"], "rlx train: takes no run"),
     (["attack", "nowhere"], "no such run"),
     (["attack"], "no run yet"),
     (["evaluate", "."], "neither a run nor a folder"),
