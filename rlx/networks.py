@@ -69,7 +69,7 @@ def along(per_seed: Tensor, like: Tensor) -> Tensor:
 
 def take(module: M, index: Tensor) -> M:
     """A copy of `module` with only the seeds `index` (int64 [S']), in that order: every parameter and buffer [S, …] → [S', …]."""
-    return _rebuild(module, lambda tensors: tensors[0][index], [])
+    return _rebuild(module, lambda tensors: tensors[0][index.to(tensors[0].device)], [])
 
 
 def concatenate(modules: Sequence[M]) -> M:

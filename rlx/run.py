@@ -136,7 +136,11 @@ class Run:
 
     def counters(self, name: str) -> dict[str, Any]:
         """state.json of checkpoint `name`."""
-        return json.loads((self.checkpoint(name) / "state.json").read_text())
+        file = self.checkpoint(name) / "state.json"
+        try:
+            return json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file}: unreadable, perhaps truncated ({error}).") from None
 
     def summary(self) -> dict[str, Any]:
         """summary.json of a finished run."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from rlx import experiment, figures, report, stats, stopping
@@ -59,10 +60,11 @@ class Training:
         """Copies of the run's env on its device."""
         return experiment.make_env(self.config.env, copies, self.device)
 
-    def run(self, output: Run) -> float:
+    def run(self, output: Run, reopen: DictConfig | None = None) -> float:
         """Train, evaluate, save, report; returns the interquartile mean of the last evaluation.
 
-        SIGINT and SIGTERM end it between two vector steps, also within an evaluation, with a checkpoint: Interrupted.
+        `reopen`: the config with which an earlier run goes on. SIGINT and SIGTERM end it between two vector steps, also within
+        an evaluation, with a checkpoint: Interrupted.
         """
         self.output, self.began = output, time.monotonic()
         size = sum(tensor.nbytes for tensor in self.state().values())
@@ -74,6 +76,8 @@ class Training:
             device=f"{self.device}, {torch.get_num_threads()} thread(s), {size / 1e6:,.0f} MB of state",
         )
         with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.spec.reward_threshold) as progress:
+            if reopen is not None:  # under the lock: it cuts the metrics
+                output.reopen(reopen, self.evaluated)
             try:
                 self._learn(progress)
                 self.interruptible = True

@@ -122,8 +122,10 @@ def test_two_processes_on_one_run_are_refused(rlx, tiny_runs):
     run = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())[1]
     folder = os.open(run, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
+    before = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.jsonl", "meta.json")}
     result = rlx("resume", run, "steps=900")
     os.close(folder)
+    assert before == {name: (run / name).read_bytes() for name in before}, "a refused resume changes nothing"
     assert result.code == 2 and "another process" in result.err
 
 

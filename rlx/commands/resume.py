@@ -46,8 +46,7 @@ def main(composed: DictConfig) -> float:
     training.load(counters, policy, state)
     if training.step >= train.steps and run.meta()["status"] == "completed":
         raise ConfigError(f"run={run.path}: complete at step {training.step:,}; to go on, add for example steps={2 * training.step}.")
-    run.reopen(saved, training.evaluated)
     for warning in warnings:
         report.start(warning=warning)
     report.start(resumes=f"at step {training.step:,}")
-    return training.run(run)
+    return training.run(run, saved)

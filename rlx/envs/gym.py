@@ -82,7 +82,7 @@ class GymEnv(VectorEnv):
         """Begin each copy's episode again and repeat its actions: exact for every environment whose only chance is its
         `np_random`, which Gymnasium asks of all."""
         for i, (begun, seed, actions) in enumerate(zip(state["begun"], state["seed"].tolist(), state["actions"].tolist(), strict=True)):
-            self.envs[i].unwrapped.np_random = _generator(begun.numpy().view(np.uint64))
+            self.envs[i].unwrapped.np_random = _generator(begun.cpu().numpy().view(np.uint64))
             self._begin(i, None if seed < 0 else seed)
             self._actions[i] = [action for action in actions if action >= 0]
             for action in self._actions[i]:
