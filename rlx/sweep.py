@@ -146,8 +146,7 @@ class Attacker:
 class Visited:
     """Greedy choices that note the spread of the observations they see."""
 
-    def __init__(self, spec: Spec):
-        self.spec = spec
+    def __init__(self) -> None:
         self.count: Any = 0.0
         self.sum: Any = 0.0
         self.square: Any = 0.0

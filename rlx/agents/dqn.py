@@ -202,7 +202,7 @@ class QPolicy(Policy):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        self.q = q_network(config, spec, seeds, "q")
+        self.q = q_network(config, spec, spec.actions, seeds, "q")
 
     def initial_carry(self, batch: int) -> Carry:
         return {}
@@ -214,10 +214,10 @@ class QPolicy(Policy):
         return self.q(obs)
 
 
-def q_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
-    """Observations [S, B, *O] → action values [S, B, A]."""
+def q_network(config: Config, spec: Spec, choices: int, seeds: Tensor, name: str) -> nn.Module:
+    """Observations [S, B, *O] → values of `choices` (actions, or goals) [S, B, choices]."""
     encoder = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
-    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, spec.actions, config.dueling, Streams(seeds, name)))
+    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, choices, config.dueling, Streams(seeds, name)))
 
 
 class DQN(Agent):
@@ -231,7 +231,7 @@ class DQN(Agent):
         self.config = config
         self.online = QPolicy(config, spec, seeds)
         self.policy = copy.deepcopy(self.online)
-        target = q_network(config, spec, seeds, "q/target")
+        target = q_network(config, spec, spec.actions, seeds, "q/target")
         self.learner = QLearner(config, self.online.q, target, obs_field(spec.observation_space), copies, seeds)
         self.explore = EpsilonGreedy(config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "q")
         self.clock = UpdateClock(seeds, copies, config.replay_ratio)

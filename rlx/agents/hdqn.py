@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.agents import dqn
-from rlx.agents.dqn import EpsilonGreedy, ObsEncoder, QLearner, UpdateClock, average, obs_field
+from rlx.agents.dqn import EpsilonGreedy, ObsEncoder, QLearner, UpdateClock, average, obs_field, q_network
 from rlx.config import ConfigError, at_least, choice
 from rlx.networks import QNetwork
 from rlx.rng import Streams
@@ -74,7 +74,7 @@ class GoalPolicy(Policy):
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
         self.goals, self.goal_steps = config.goals, config.goal_steps
-        self.meta = meta_network(config, spec, seeds, "meta")
+        self.meta = q_network(config, spec, goal_count(config, spec), seeds, "meta")
         self.controller = controller_network(config, spec, seeds, "controller")
 
     def reached(self, goal: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -110,13 +110,6 @@ def goal_count(config: Config, spec: Spec) -> int:
     return int(spec.observation_space.n)
 
 
-def meta_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
-    """Observations [S, B, *O] → goal values [S, B, G]."""
-    encoder = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
-    goals = goal_count(config, spec)
-    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, goals, config.dueling, Streams(seeds, name)))
-
-
 def controller_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
     """[goal, obs] [S, B, 1 + O] → action values [S, B, A]."""
     encoder = GoalEncoder(config, spec, goal_count(config, spec), seeds)
@@ -141,7 +134,7 @@ class HDQN(Agent):
         self.online = GoalPolicy(config, spec, seeds)
         self.policy = copy.deepcopy(self.online)
         shape, dtype = obs_field(spec.observation_space)
-        meta_target = meta_network(config, spec, seeds, "meta/target")
+        meta_target = q_network(config, spec, goal_count(config, spec), seeds, "meta/target")
         self.meta = QLearner(config, self.online.meta, meta_target, (shape, dtype), copies, seeds)
         joint = (1 + ObsEncoder(spec.observation_space, False, seeds).width,)
         controller_target = controller_network(config, spec, seeds, "controller/target")

@@ -74,7 +74,7 @@ def main(composed: DictConfig) -> float:
         device=device,
     )  # fmt: skip
     began = time.monotonic()
-    visited = Visited(spec)
+    visited = Visited()
     clean = evaluate(policy, make_env, len(seeds), config.episodes, REPORT, device, visited.chooser)
     random = float(evaluate_random(policy, make_env, config.episodes, device).returns.mean())
     scale = attacks.unit_scale(config.scale, spec.observation_space, visited.std)
