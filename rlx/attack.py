@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import Scores
-from rlx.config import ConfigError, choice
+from rlx.config import ConfigError, at_least, choice
 
 LOSSES = ("ce", "margin", "worst", "q_to_zero")
 
@@ -24,6 +24,12 @@ class Budget:
     low: Tensor
     high: Tensor
     """The observation space's bounds, [*O], infinite where it has none."""
+
+    @classmethod
+    def of(cls, space: gymnasium.Space, radius: Tensor) -> "Budget":
+        """`radius` within the bounds of a Box space."""
+        assert isinstance(space, gymnasium.spaces.Box)
+        return cls(radius, *(torch.as_tensor(bound, dtype=torch.float32, device=radius.device) for bound in (space.low, space.high)))
 
     def project(self, moved: Tensor, obs: Tensor) -> Tensor:
         """The point of the box around `obs` nearest to `moved`. An observation that is itself out of bounds may stay there."""
@@ -56,12 +62,16 @@ class Objective:
 
     loss: str
     """ce: cross-entropy of softmax(scores) against the clean choice; margin: best other score minus the clean choice's;
-    worst: minus the cross-entropy against the worst-scored choice; q_to_zero: smooth-L1 distance of the scores to zero."""
+    worst: minus the cross-entropy against the worst-scored choice; q_to_zero: smooth-L1 distance of the scores to zero.
+
+    The cross-entropy is log(1 + exp(r)), r the log-odds against the choice. It is r that is raised: the direction is the
+    same, and the gradient does not vanish in rounding where the choice is certain."""
     target: int | None
     """Steer towards this choice instead: minus the cross-entropy against it, or its margin over the others."""
 
     def __post_init__(self) -> None:
         choice(self.loss, LOSSES, "attack.loss")
+        at_least(self.target or 0, 0, "attack.target")
         if self.target is not None and self.loss not in ("ce", "margin"):
             raise ConfigError(f"attack.target={self.target}: only attack.loss=ce or margin can be targeted, not {self.loss}.")
 
@@ -77,11 +87,9 @@ class Objective:
             reference, sign = clean.argmin(-1), -1
         else:
             reference, sign = clean.argmax(-1), 1
-        own = scores.gather(-1, reference.unsqueeze(-1)).squeeze(-1)
-        if self.loss == "margin":
-            others = scores.scatter(-1, reference.unsqueeze(-1), -torch.inf).amax(-1)
-            return sign * (others - own)
-        return sign * (scores.logsumexp(-1) - own)
+        own = scores.gather(-1, reference.unsqueeze(-1))
+        others = (scores - own).scatter(-1, reference.unsqueeze(-1), -torch.inf)
+        return sign * (others.amax(-1) if self.loss == "margin" else others.logsumexp(-1))
 
     def gradient(self, scores: Scores, at: Tensor, clean: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(gradient [S, B, *O], objective [S, B], scores [S, B, A]) at the observations `at`; `clean` None: `at` is clean."""

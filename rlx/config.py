@@ -61,6 +61,21 @@ def command(name: str) -> "Callable[[Callable[[DictConfig], float | None]], Call
     return decorate
 
 
+def chosen(group: str) -> str:
+    """Which option of a config group the running command was given."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def check_protocol(protocol: str | None) -> None:
+    """ConfigError where protocol=source was asked for and no preset says what it means here."""
+    if protocol is None:
+        wanted, presets = chosen("preset@_global_"), sorted(Path(conf_dir(), "preset").glob("*-source.yaml"))
+        have = ", ".join(preset.stem.removesuffix("-source") for preset in presets)
+        raise ConfigError(f"protocol=source: no settings for {wanted.removesuffix('-source')}. There are some for: {have}.")
+
+
 def nearest(word: object, choices: Iterable[object]) -> str:
     """The end of an error message: the name that was probably meant, or else all of them unless they are many."""
     names = [str(choice) for choice in choices]

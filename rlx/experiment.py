@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -77,19 +78,16 @@ def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", cop
     return kind(build(kind.config_type, node, "agent"), spec, seeds, copies)
 
 
-def load_policy(run: "Run", checkpoint: str, device: "torch.device", seeds: object = None) -> "tuple[Policy, Spec, list[int]]":
-    """(policy, spec, seeds) of a run's checkpoint; `seeds` picks some of the run's seeds. ConfigError where it does not fit."""
-    import torch
-
+def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]":
+    """(policy, spec, seeds) of a run's checkpoint, on the CPU. ConfigError where it does not fit."""
     from rlx.agent import Agent
-    from rlx.networks import take
     from rlx.rng import seed_tensor
 
     config = run.config
     spec = env_spec(config.env)
     kind: Any = load_class(config.agent, "agent", Agent)
-    own = parse_seeds(config.seeds)
-    policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(own))
+    seeds = parse_seeds(config.seeds)
+    policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(seeds))
     saved = run.load(checkpoint)
     wanted = policy.state_dict()
     where = run.checkpoint(checkpoint) / "agent.safetensors"
@@ -99,26 +97,37 @@ def load_policy(run: "Run", checkpoint: str, device: "torch.device", seeds: obje
         if saved[name].shape != tensor.shape:
             raise ConfigError(f"{where}: tensor '{name}' is {list(saved[name].shape)}, but this config makes {list(tensor.shape)}.")
     policy.load_state_dict({name: saved[name] for name in wanted})
-    if seeds is not None:
-        chosen = parse_seeds(seeds)
-        if unknown := sorted(set(chosen) - set(own)):
-            raise ConfigError(f"seeds={seeds}: {unknown} not in {run.path}, which has {own}.")
-        policy = take(policy, torch.tensor([own.index(seed) for seed in chosen]))
-        own = chosen
-    return policy.to(device).requires_grad_(False), spec, own
+    return policy.requires_grad_(False), spec, seeds
 
 
 def load_policies(runs: "Sequence[Run]", checkpoint: str, device: "torch.device", seeds: object = None) -> "tuple[Policy, Spec, list[int]]":
-    """As `load_policy`, of several runs of one agent and env, side by side along the seed axis."""
-    from rlx.networks import concatenate
+    """(policy, spec, seeds) of several runs of one agent and env, side by side along the seed axis.
+
+    `seeds` picks some of theirs. ConfigError where a seed comes twice: it would be counted as two independent ones.
+    """
+    import torch
+
+    from rlx.networks import concatenate, take
 
     first = runs[0].config
     for run in runs[1:]:
         for key in ("agent", "env"):
             if run.config[key] != first[key]:
                 raise ConfigError(f"run={run.path}: its {key} differs from that of {runs[0].path}; attack them one by one.")
-    loaded = [load_policy(run, checkpoint, device, seeds) for run in runs]
-    return concatenate([policy for policy, _, _ in loaded]), loaded[0][1], [seed for _, _, own in loaded for seed in own]
+    owners: dict[int, Path] = {}
+    for run in runs:
+        for seed in parse_seeds(run.config.seeds):
+            if seed in owners:
+                raise ConfigError(f"run={run.path}: seed {seed} is also in {owners[seed]}; it would count as two independent seeds.")
+            owners[seed] = run.path
+    loaded = [load_policy(run, checkpoint) for run in runs]
+    policy, own = concatenate([policy for policy, _, _ in loaded]), list(owners)
+    if seeds is not None:
+        chosen = parse_seeds(seeds)
+        if unknown := sorted(set(chosen) - set(own)):
+            raise ConfigError(f"seeds={seeds}: {unknown} not in {', '.join(str(run.path) for run in runs)}, which has {own}.")
+        policy, own = take(policy, torch.tensor([own.index(seed) for seed in chosen])), chosen
+    return policy.to(device), loaded[0][1], own
 
 
 def _plain(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,64 +1,73 @@
-"""torch's optimisers over parameters [S, …]: their state are buffers [S, …], and single seeds can sit a step out."""
+"""torch's optimisers over parameters [S, …]: every seed has its own clock and can sit a step out.
+
+Their state is kept flat, [S, P] for the P numbers of one seed's parameters: one pass over memory where a list of tensors
+needs one per tensor. torch's fused kernels have one clock for all seeds, and so are of no use here.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
-
-from rlx.networks import along
 
 
 class Adam(nn.Module):
-    """Adam (Kingma & Ba 2015), torch's fused kernel: one pass over memory instead of nine."""
+    """Adam (Kingma & Ba 2015, algorithm 1) with torch's defaults."""
 
     count: Tensor
+    mean: Tensor
+    square: Tensor
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
         super().__init__()
         self.learning_rate = learning_rate
-        # Steps counted for all seeds alike, also for those that sit out: then a seed's clock does not depend on the others.
         self.register_buffer("count", torch.zeros(len(parameters[0]), device=parameters[0].device))
-        for i, p in enumerate(parameters):
-            self.register_buffer(f"mean{i}", torch.zeros_like(p))
-            self.register_buffer(f"square{i}", torch.zeros_like(p))
+        self.register_buffer("mean", torch.zeros_like(_flat(parameters)))
+        self.register_buffer("square", torch.zeros_like(self.mean))
 
     @torch.no_grad()
     def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
-        means = [getattr(self, f"mean{i}") for i in range(len(parameters))]
-        squares = [getattr(self, f"square{i}") for i in range(len(parameters))]
-        clocks = [self.count[0].clone() for _ in parameters]  # adam() advances each
-        self.count += 1
-        changed = [*parameters, *means, *squares]
-        sits_out = where.device.type != "cpu" or not where.all()  # asking would make a GPU wait
-        before = [tensor.clone() for tensor in changed] if sits_out else []
-        adam(
-            list(parameters), list(gradients), means, squares, [], clocks, fused=True, lr=self.learning_rate,
-            beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False,
-        )  # fmt: skip
-        if sits_out:
-            for tensor, old in zip(changed, before, strict=True):
-                tensor.copy_(torch.where(along(where, tensor), tensor, old))
+        gradient, on = _flat(gradients), where.to(self.mean.dtype)
+        self.count += on
+        self.mean.lerp_(gradient, (0.1 * on).unsqueeze(1))
+        self.square.lerp_(gradient * gradient, (0.001 * on).unsqueeze(1))
+        mean_bias, square_bias = 1 - 0.9**self.count, (1 - 0.999**self.count).sqrt()
+        eps = torch.where(where, 1e-8 * square_bias, 1.0)  # 0/0 where a seed has yet to take its first step
+        slowness = torch.where(where, mean_bias / square_bias / self.learning_rate, torch.inf)
+        _descend(parameters, self.mean, _root(self.square).add_(eps.unsqueeze(1)).mul_(slowness.unsqueeze(1)))
 
 
 class RMSprop(nn.Module):
     """RMSprop (Tieleman & Hinton 2012) in torch's form and with its defaults."""
 
+    square: Tensor
+
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
         super().__init__()
         self.learning_rate = learning_rate
-        for i, p in enumerate(parameters):
-            self.register_buffer(f"square{i}", torch.zeros_like(p))
+        self.register_buffer("square", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()
     def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
-        on = where.to(gradients[0].dtype)
-        slowness, weight = 1 / (self.learning_rate * on), 0.01 * on  # infinite where a seed sits out
-        for i, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
-            square = getattr(self, f"square{i}")
-            square.lerp_(g * g, along(weight, g))
-            # torch.sqrt takes 5 to 10 times longer on a CPU where its input is 0 (dead units); rsqrt does not.
-            root = square.add(1e-30).rsqrt_().mul_(square)
-            p.addcdiv_(g, root.add_(1e-8).mul_(along(slowness, g)), value=-1)
+        gradient, on = _flat(gradients), where.to(self.square.dtype)
+        self.square.lerp_(gradient * gradient, (0.01 * on).unsqueeze(1))
+        slowness = 1 / (self.learning_rate * on)  # infinite where a seed sits out
+        _descend(parameters, gradient, _root(self.square).add_(1e-8).mul_(slowness.unsqueeze(1)))
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    """[S, P] of tensors [S, …]."""
+    return torch.cat([tensor.detach().flatten(1) for tensor in tensors], 1)
+
+
+def _root(square: Tensor) -> Tensor:
+    """Its square root. torch.sqrt takes 5 to 10 times longer on a CPU where its input is 0 (dead units); rsqrt does not."""
+    return square.add(1e-30).rsqrt_().mul_(square)
+
+
+def _descend(parameters: Sequence[Tensor], numerator: Tensor, denominator: Tensor) -> None:
+    """parameters −= numerator / denominator ([S, P] each)."""
+    sizes = [parameter[0].numel() for parameter in parameters]
+    for parameter, n, d in zip(parameters, numerator.split(sizes, 1), denominator.split(sizes, 1), strict=True):
+        parameter.addcdiv_(n.view_as(parameter), d.view_as(parameter), value=-1)

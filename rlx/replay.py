@@ -29,6 +29,11 @@ class Replay(nn.Module):
         self.register_buffer("cursor", torch.zeros(seeds, copies, dtype=torch.int64, device=device))
         self.register_buffer("size", torch.zeros(seeds, copies, dtype=torch.int64, device=device))
 
+    @property
+    def capacity(self) -> int:
+        """Most transitions of one seed that it can hold."""
+        return self.cursor.shape[1] * (self.slots - 1)
+
     def stored(self) -> Tensor:
         """Number of transitions stored: int64 [S]."""
         return self.size.sum(1)

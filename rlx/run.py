@@ -60,7 +60,8 @@ class Run:
         top = Path(path) if path is not None else Path(root) / command
         if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
             run = cls(top)
-            run.meta()  # of a format that this version reads
+            if run.meta()["command"] != command:
+                raise ConfigError(f"run={path}: made by rlx {run.meta()['command']}; this takes runs of rlx {command}.")
             return run
         if not top.is_dir():
             if path is None:

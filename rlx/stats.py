@@ -80,8 +80,12 @@ class Curve:
     """Mean score over the grid's range (trapezoids), so 1 is full robustness."""
     area_ci95: tuple[float, float]
     critical_eps: float
-    """Smallest radius, interpolated, where the score is at most ½; infinite if it never is."""
+    """Smallest radius, interpolated, where the score is at most ½; infinite if it never is, minus infinity if it already is
+    at the first radius of a grid that does not begin at 0."""
     critical_eps_ci95: tuple[float, float]
+    undefined: float
+    """Share of the resamples in which clean play is no better than random play. They have no score, and both intervals are
+    those of the others."""
 
 
 def curve(returns: Array, clean: Array, random: float, eps: Array, bootstrap: Bootstrap) -> Curve:
@@ -90,16 +94,19 @@ def curve(returns: Array, clean: Array, random: float, eps: Array, bootstrap: Bo
     score = _score(per_cell, float(iqm(clean.mean(1))), random)
     if len(returns) < 2:
         nothing = (np.nan, np.nan)
-        return Curve(score, float(_area(score, eps)), nothing, _critical(score, eps), nothing)
+        return Curve(score, float(_area(score, eps)), nothing, _critical(score, eps), nothing, 0.0)
     resampled = np.stack([bootstrap.iqms(returns[:, e]) for e in range(len(eps))], 1)
     scores = _score(resampled, bootstrap.iqms(clean)[:, None], random)
+    defined = ~np.isnan(scores[:, 0])
+    scores = scores[defined] if defined.any() else scores
     areas = _area(scores, eps)
     critical = np.array([_critical(s, eps) for s in scores])
     # Percentiles by order: an infinite critical radius has no interpolation with a finite one.
     tail = (100 - LEVEL) / 2
     low, high = np.percentile(critical, [tail, 100 - tail], method="closest_observation")
     area_low, area_high = interval(areas)
-    return Curve(score, float(_area(score, eps)), (float(area_low), float(area_high)), _critical(score, eps), (float(low), float(high)))
+    area_ci95, critical_ci95 = (float(area_low), float(area_high)), (float(low), float(high))
+    return Curve(score, float(_area(score, eps)), area_ci95, _critical(score, eps), critical_ci95, float(1 - defined.mean()))
 
 
 def _score(returns: Array, clean: float | Array, random: float) -> Array:
@@ -122,6 +129,6 @@ def _critical(score: Array, eps: Array, level: float = 0.5) -> float:
         return float("inf")
     i = below[0]
     if i == 0:
-        return float(eps[0])
+        return float(eps[0]) if eps[0] == 0 else -float("inf")
     drop = score[i - 1] - score[i]
     return float(eps[i - 1] + (score[i - 1] - level) / drop * (eps[i] - eps[i - 1]))

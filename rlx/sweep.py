@@ -33,9 +33,7 @@ class Played:
 def probe(policy: Policy, env: TensorEnv, spec: Spec, attack: Attack, modes: Mapping[str, tuple[tuple[str, ...], bool]]) -> None:
     """Attack the first observation of one copy per seed with radius 0: raises what the attack has against these policies."""
     obs = env.reset(seed=REPORT)[0].unsqueeze(1)
-    space: Any = spec.observation_space
-    low, high = (torch.as_tensor(bound, dtype=torch.float32, device=obs.device) for bound in (space.low, space.high))
-    budget = Budget(torch.zeros_like(obs), low, high)
+    budget = Budget.of(spec.observation_space, torch.zeros_like(obs))
     for head in {head for heads, _ in modes.values() for head in heads}:
         carry = policy.initial_carry(1)
         attack.perturb(partial(policy.scores, carry=carry, head=head), obs, budget, lambda count: obs.new_zeros(*obs.shape[:2], count))
@@ -102,8 +100,7 @@ class Attacker:
         scale: np.ndarray,
     ):
         self.attack, self.shape, device = attack, reset_seeds.shape, reset_seeds.device
-        space: Any = spec.observation_space
-        self.low, self.high = (torch.as_tensor(bound, dtype=torch.float32, device=device) for bound in (space.low, space.high))
+        self.space = spec.observation_space
         self.scale = torch.as_tensor(scale, dtype=torch.float32, device=device)
         base = mix64(seed_tensor(seeds, device).unsqueeze(1) + mix64(reset_seeds))
         shared = torch.tensor([together for _, together in modes], device=device)[mode]
@@ -135,7 +132,7 @@ class Attacker:
                 return uniform(key[head], counter, count)
 
             box = radius[head].view(*ids.shape, *[1] * self.scale.dim()) * self.scale
-            seen = self.attack.perturb(scores, obs, Budget(box, self.low, self.high), draw)
+            seen = self.attack.perturb(scores, obs, Budget.of(self.space, box), draw)
             decision = scores(seen).argmax(-1)
             self.flips[head].view(-1).index_add_(0, flat, ((decision != clean) & deciding).flatten().long())
             return decision
@@ -146,7 +143,9 @@ class Attacker:
 class Visited:
     """Greedy choices that note the spread of the observations they see."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: str):
+        """`head`: the one that decides at every step."""
+        self.head = head
         self.count: Any = 0.0
         self.sum: Any = 0.0
         self.square: Any = 0.0
@@ -155,7 +154,7 @@ class Visited:
         """For `rollout`."""
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-            if head == "action":  # decided at every step
+            if head == self.head:
                 weight = deciding.double().view(*deciding.shape, *[1] * (obs.dim() - 2))
                 self.count += weight.sum()
                 self.sum += (obs * weight).sum((0, 1))

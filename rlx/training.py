@@ -232,7 +232,8 @@ class Training:
             f"Greedy return over {config.final_episodes} new episodes, weights kept at each seed's {when}", self.seeds, columns, estimate
         )
         report.end(self.output.path, figure=self.output.path / "learning.png", wall_s=wall_s)
-        return float(stats.iqm(self.last.nan_to_num(0.0).numpy()))
+        # A seed that stopped before its first evaluation has the value by which it stopped.
+        return float(stats.iqm(torch.where(self.last.isnan(), self.kept.value, self.last).numpy()))
 
     @contextmanager
     def _signals(self):

@@ -59,10 +59,13 @@ def test_contract(agent, env, composed):
     assert torch.equal(greedy, last.argmax(-1))
 
 
-@pytest.mark.parametrize("protocol", ["corrected", "source"])
-@pytest.mark.parametrize("agent", AGENTS)
-def test_a_seed_in_the_batch_learns_as_alone(agent, protocol, composed):
-    config = composed("train", f"agent={agent}", "env=acrobot", f"protocol={protocol}", *QUICK, "agent.n_steps=1")
+STUDIES = [("corrected", agent, "acrobot") for agent in AGENTS]
+STUDIES += [("source", *path.stem.split("-")[:2]) for path in Path(conf_dir(), "preset").glob("*-*-source.yaml")]
+
+
+@pytest.mark.parametrize(("protocol", "agent", "env"), STUDIES)
+def test_a_seed_in_the_batch_learns_as_alone(protocol, agent, env, composed):
+    config = composed("train", f"agent={agent}", f"env={env}", f"protocol={protocol}", *QUICK, "agent.n_steps=1")
     together, alone = Learner(config, [1, 7, 4]), Learner(config, [7])
     for _ in range(60):
         together.step()
@@ -140,14 +143,28 @@ def test_hdqn_stores_semi_markov_goals_and_intrinsic_rewards(composed):
 
 
 def test_hdqn_source_protocol_keeps_the_sources_targets(composed):
-    config = composed("train", "env=chain", "protocol=source", "agent.goals=states", "agent.discount=0.9", "agent.controller_discount=0.9")
-    agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
+    source = composed("train", "protocol=source", "agent.goals=states", "agent.discount=0.9", "agent.controller_discount=0.9").agent
+    agent = make_agent(source, env_spec(composed("train", "env=chain").env), seed_tensor([0]), 1)
     meta, controller = feed(agent, STEPS)
     assert [m["reward"] for m in meta] == pytest.approx([2.0, 2.0, 4.0])  # undiscounted
     assert [m["discount"] for m in meta] == pytest.approx([0.9, 0, 0])  # γ once; the time limit counts as an end
     assert [c["discount"] for c in controller] == pytest.approx([0.9, 0.9, 0.9, 0, 0])  # on through the reached goal
     first = agent.policy.controller[0](torch.tensor([[[3.0, 2.0]]]))
     assert first[0, 0].tolist() == [3.0, 0, 0, 1, 0, 0, 0]  # the goal as one raw number
+
+
+def test_a_chain_of_steps_ends_where_the_goal_ends(composed):
+    config = composed("train", "env=chain", "agent.goals=states", "agent.goal_steps=2", "agent.learning_starts=99")
+    agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
+    _, controller = feed(agent, STEPS)
+    assert [c["last"] for c in controller] == [False, True, True, True, True]  # given up, reached, cut, terminated
+    assert [c["discount"] > 0 for c in controller] == [True, True, False, True, False]  # a goal given up is bootstrapped
+
+
+def test_learning_that_could_never_start_is_refused(composed):
+    config = composed("train", "agent=dqn", "env=cartpole", "agent.buffer_size=110", "agent.learning_starts=105")
+    with pytest.raises(ConfigError, match="the replay can hold, 96 transitions"):
+        make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 16)
 
 
 def test_a_goal_is_given_up_after_its_steps(composed):

@@ -110,6 +110,19 @@ def test_margin_objective_is_positive_exactly_where_the_decision_flips():
     assert torch.equal(Objective("margin", 1)(moved, clean) > 0, moved.argmax(-1) == 1)
 
 
+@pytest.mark.parametrize("gap", [1, 15, 50, 500])
+def test_the_cross_entropy_keeps_its_gradient_where_the_choice_is_certain(gap):
+    slopes = torch.randn(1, BATCH, FEATURES)
+
+    def certain(x):  # two choices, `gap` apart
+        return torch.stack([(slopes * x).sum(-1) + gap, -(slopes * x).sum(-1)], -1)
+
+    obs = torch.zeros(1, BATCH, FEATURES)
+    box = Budget(torch.full_like(obs, 1e-3), -torch.ones(FEATURES), torch.ones(FEATURES))
+    for attack in (FGSM("ce", None), FGSM("margin", None), FGSM("worst", None), FGSM("ce", 1)):
+        assert torch.equal(attack.perturb(certain, obs, box, drawer()), -1e-3 * slopes.sign())
+
+
 def test_one_full_step_of_pgd_is_fgsm():
     net, obs = victim()
     for loss in LOSSES:
@@ -163,6 +176,11 @@ def test_scales():
 def test_unknown_losses_and_targets_are_refused():
     with pytest.raises(ConfigError, match="attack.loss=cee"):
         FGSM("cee", None)
+    with pytest.raises(ConfigError, match="attack.target=-1"):
+        FGSM("ce", -1)
+    for width in (0, 1.5):
+        with pytest.raises(ConfigError, match="attack.width"):
+            Noise("corners", width, True)
     with pytest.raises(ConfigError, match="attack.target=1"):
         FGSM("worst", 1)
     net, obs = victim()

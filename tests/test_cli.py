@@ -70,11 +70,21 @@ def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
     runs = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())
     assert rlx("evaluate", runs[0], "seeds=1:3", "episodes=2").summary["seeds"] == [1, 2]
     both = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal")
-    assert both.summary["seeds"] == [0, 1, 2, 0, 1]
+    assert both.summary["seeds"] == [0, 1, 2, 7, 8]
+    picked = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal", "seeds=[8,1]")
+    per_seed = both.summary["cells"][0]["return"]["per_seed"]
+    assert picked.summary["cells"][0]["return"]["per_seed"] == [per_seed[4], per_seed[1]]
     strong = rlx("attack", *runs, "attack=pgd", "attack.steps=2", "eps=0.01", "episodes=2", "modes=goal")
     compared = rlx("report", both.run, strong.run, "mode=goal")
     assert compared.code == 0 and (compared.run / "report.png").stat().st_size > 5000
     assert np.array(compared.summary["rank"]).shape == (2, 5)
+    assert "attacks other seeds" in rlx("report", both.run, picked.run, "mode=goal").err
+    wide = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal", "scale=[1,1,1,1,1,1]")
+    assert "has another unit of eps" in rlx("report", both.run, wide.run, "mode=goal").err
+    for arguments in (("report", *runs), ("evaluate", both.run)):
+        assert "made by rlx" in rlx(*arguments).err
+    twice = rlx("attack", runs[0], runs[0], "eps=0.01")
+    assert twice.code == 2 and "seed 0 is also in" in twice.err
 
 
 def test_noise_modes_and_std_scale(rlx, tiny_runs):
@@ -143,6 +153,8 @@ BAD = [
     (["train", "agent._target_=rlx.run.Run"], "expected a subclass of rlx.agent.Agent"),
     (["train", "device=cuda"], "device=cuda"),
     (["train", "outputs=/proc/nowhere"], "outputs=/proc/nowhere: cannot write"),
+    (["train", "agent=dqn", "protocol=source"], "no settings for dqn-acrobot. There are some for: fgsm, hdqn-acrobot, noise"),
+    (["train", "env=cartpole", "protocol=source"], "no settings for hdqn-cartpole"),
     (["train", "copies=2", "protocol=source"], "copies=2: a stop rule needs copies=1"),
     (["train", "some/path"], "rlx train: takes no run"),
     (["attack", "nowhere"], "no such run"),
@@ -174,6 +186,8 @@ BAD_ATTACKS = [
     (["eps=0.1", "seeds=7"], "not in"),
     (["eps=0.1", "checkpoint=bset"], "no checkpoint 'bset'"),
     (["eps=0.1", "attack.target=5"], "choices 0 to 2"),
+    (["eps=0.1", "attack.target=-1"], "attack.target=-1: must be at least 0"),
+    (["eps=0.1", "attack=pgd", "protocol=source"], "no settings for pgd"),
 ]
 
 

@@ -83,8 +83,8 @@ def test_killed_at_a_random_moment_and_resumed(number, rlx, tmp_path):
 def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx):
     arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
     whole, run = rlx(*arguments), rlx(*arguments).run
-    for damage in ("flip", "cut"):
-        newest = sorted(run.glob("checkpoints/[0-9]*/training.safetensors"))[-1]
+    for damage, file in (("flip", "training.safetensors"), ("cut", "training.safetensors"), ("cut", "state.json")):
+        newest = sorted(run.glob("checkpoints/[0-9]*/training.safetensors"))[-1].with_name(file)
         data = bytearray(newest.read_bytes())
         data[len(data) // 2] ^= 1
         newest.write_bytes(data if damage == "flip" else data[:100])

@@ -46,6 +46,20 @@ def test_curve_of_a_known_decline():
     assert unharmed.area == pytest.approx(1) and unharmed.critical_eps == np.inf
 
 
+def test_a_first_radius_that_already_costs_half_is_not_reported_as_the_critical_one():
+    returns, clean = np.full((4, 2, 3), -450.0), np.full((4, 3), -100.0)
+    curve = stats.curve(returns, clean, -500.0, np.array([0.1, 0.2]), stats.Bootstrap(4, 3))
+    assert curve.critical_eps == -np.inf and curve.critical_eps_ci95 == (-np.inf, -np.inf)
+
+
+def test_resamples_without_a_score_are_left_out_and_counted():
+    clean = np.repeat(np.array([-500.0, -500.0, -100.0, -100.0])[:, None], 3, 1)
+    curve = stats.curve(np.stack([clean, clean - 50], 1), clean, -500.0, np.array([0.0, 1.0]), stats.Bootstrap(4, 3))
+    # The interquartile mean of four is that of the middle two: both at −500 when three or four draws of four are.
+    assert curve.undefined == pytest.approx(5 / 16, abs=0.04)
+    assert curve.area_ci95 == pytest.approx((0.875, 0.9375))
+
+
 def test_agent_no_better_than_random_has_no_score():
     flat = np.full((3, 2, 4), -500.0)
     curve = stats.curve(flat, flat[:, 0], -500.0, np.array([0.0, 1.0]), stats.Bootstrap(3, 4))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, obs_features
-from rlx.config import at_least, choice
+from rlx.config import ConfigError, at_least, choice
 from rlx.networks import QNetwork, along, per_seed_norm
 from rlx.optim import Adam, RMSprop
 from rlx.replay import Replay
@@ -116,6 +116,11 @@ class QLearner(nn.Module):
         fields = {"obs": obs, "next_obs": obs, "action": ((), torch.int64), "last": ((), torch.bool)}
         fields |= {"reward": ((), torch.float32), "discount": ((), torch.float32)}
         self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device)
+        if config.learning_starts > self.replay.capacity:
+            raise ConfigError(
+                f"agent.learning_starts={config.learning_starts}: more than the replay can hold, {self.replay.capacity:,} transitions "
+                f"(agent.buffer_size={config.buffer_size} in equal parts for copies={copies})."
+            )
         self.register_buffer("updates", torch.zeros_like(seeds))
 
     def learn(self, network: nn.Module, draws: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:

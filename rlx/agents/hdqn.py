@@ -177,6 +177,7 @@ class HDQN(Agent):
         last = t.terminated | t.truncated
         goes_on = (~(t.terminated if config.bootstrap_truncated else last)).float()
         reached = self.policy.reached(goal, t.action, t.next_obs)
+        ended = reached | last | self.policy.given_up(t.carry["clock"])
         controller_goes_on = goes_on * (~reached).float() if config.goal_terminates else goes_on
         self.controller.replay.add(
             torch.ones_like(last),
@@ -185,7 +186,7 @@ class HDQN(Agent):
             reward=reached.float(),
             discount=config.controller_discount * controller_goes_on,
             next_obs=join(goal, t.next_obs),
-            last=last,
+            last=ended,  # the next row pursues another goal
         )
         starts = deciding.view(*deciding.shape, *[1] * (t.obs.dim() - 2))
         self.start_obs = torch.where(starts, t.obs.to(self.start_obs.dtype), self.start_obs)
@@ -193,7 +194,6 @@ class HDQN(Agent):
         weight = elapsed if config.discount_within_goal else 1.0
         self.goal_reward = torch.where(deciding, 0.0, self.goal_reward) + weight * t.reward
         self.goal_discount = elapsed * config.discount
-        ended = reached | last | self.policy.given_up(t.carry["clock"])
         self.meta.replay.add(
             ended,
             obs=self.start_obs,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.attack import Attack, Budget, Draw
-from rlx.config import choice
+from rlx.config import ConfigError, choice
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Noise(Attack):
 
     kind: str
     width: float
-    """Half-width of the uniform box in radii: 1, or ½ for the source study's U(−eps/2, eps/2)."""
+    """Greatest disturbance in radii: 1, or ½ for the source study's U(−eps/2, eps/2)."""
     clip: bool
     """Keep the observation within the space's bounds. Only the source study does not."""
 
     def __post_init__(self) -> None:
         choice(self.kind, ("uniform", "gaussian", "corners"), "attack.kind")
+        if not 0 < self.width <= 1:
+            raise ConfigError(f"attack.width={self.width}: must be in (0, 1]; the radius is eps.")
 
     def perturb(self, scores: Scores, obs: Tensor, budget: Budget, draw: Draw) -> Tensor:
         noise = draw(obs[0, 0].numel()).view(obs.shape)

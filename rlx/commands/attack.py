@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import at_least, build, choice, command, load_class, parse_grid
+from rlx.config import at_least, build, check_protocol, choice, chosen, command, load_class, parse_grid
 from rlx.run import Run
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Config:
 
     attack: Any
     device: Any
-    protocol: str
+    protocol: str | None
     run: Any
     checkpoint: str
     seeds: Any
@@ -43,6 +43,7 @@ def main(composed: DictConfig) -> float:
     config = build(Config, composed, "")
     at_least(config.episodes, 1, "episodes")
     at_least(config.max_copies, 1, "max_copies")
+    check_protocol(config.protocol)
     eps = parse_grid(config.eps, "eps")
     runs = Run.find_all(config.run, config.outputs)
 
@@ -65,7 +66,7 @@ def main(composed: DictConfig) -> float:
     attacks.unit_scale(config.scale, spec.observation_space, lambda: np.ones(1))
     probe(policy, make_env(len(seeds)), spec, attack, modes)
     output = Run.create(config.outputs, "attack", runs[0].path.parent.name, composed)
-    name = _name(composed)
+    name = chosen("attack")
     report.start(
         run=", ".join(str(run.path) for run in runs), seeds=f"{len(seeds)} ({report.ranges(seeds)})",
         attack=f"{name}, protocol {config.protocol}, modes {', '.join(modes)}",
@@ -74,7 +75,7 @@ def main(composed: DictConfig) -> float:
         device=device,
     )  # fmt: skip
     began = time.monotonic()
-    visited = Visited()
+    visited = Visited(policy.heads[-1])
     clean = evaluate(policy, make_env, len(seeds), config.episodes, REPORT, device, visited.chooser)
     random = float(evaluate_random(policy, make_env, config.episodes, device).returns.mean())
     scale = attacks.unit_scale(config.scale, spec.observation_space, visited.std)
@@ -135,13 +136,16 @@ def summarise(name: str, eps: Sequence[float], clean: np.ndarray, random: float,
         "cells": cells,
         "area": {mode: curve.area for mode, curve in curves.items()},
         "area_ci95": {mode: curve.area_ci95 for mode, curve in curves.items()},
-        "critical_eps": {mode: _or_more(curve.critical_eps, eps) for mode, curve in curves.items()},
-        "critical_eps_ci95": {mode: [_or_more(c, eps) for c in curve.critical_eps_ci95] for mode, curve in curves.items()},
+        "critical_eps": {mode: _within(curve.critical_eps, eps) for mode, curve in curves.items()},
+        "critical_eps_ci95": {mode: [_within(c, eps) for c in curve.critical_eps_ci95] for mode, curve in curves.items()},
+        "undefined_resamples": {mode: curve.undefined for mode, curve in curves.items()},
     }  # fmt: skip
 
 
-def _or_more(critical: float, eps: Sequence[float]) -> float | str:
-    return f">{eps[-1]:g}" if math.isinf(critical) else critical
+def _within(critical: float, eps: Sequence[float]) -> float | str:
+    if math.isinf(critical):
+        return f">{eps[-1]:g}" if critical > 0 else f"≤{eps[0]:g}"
+    return critical
 
 
 def _write_csv(path: Any, cells: Sequence[Mapping[str, Any]]) -> None:
@@ -185,9 +189,5 @@ def _print(summary: Mapping[str, Any], modes: Mapping[str, Any], eps: Sequence[f
         ["attacked", "area", "critical eps", "flipped", "stuck"],
         rows,
     )
-
-
-def _name(composed: DictConfig) -> str:
-    from hydra.core.hydra_config import HydraConfig
-
-    return str(HydraConfig.get().runtime.choices["attack"])
+    if share := max(summary["undefined_resamples"].values()):
+        report.start(warning=f"in {share:.1%} of the resamples clean play is no better than random play; the intervals leave them out")

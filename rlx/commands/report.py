@@ -29,8 +29,11 @@ def main(composed: DictConfig) -> None:
     runs = Run.find_all(config.run, config.outputs, "attack")
     summaries = [run.summary() for run in runs]
     for run, summary in zip(runs, summaries, strict=True):
-        if (summary["run"], summary["seeds"]) != (summaries[0]["run"], summaries[0]["seeds"]):
-            raise ConfigError(f"run={run.path}: attacks other agents than {runs[0].path}.")
+        for key, what in (("run", "attacks other agents"), ("seeds", "attacks other seeds"), ("scale", "has another unit of eps")):
+            if summary[key] != summaries[0][key]:
+                raise ConfigError(f"run={run.path}: {what} than {runs[0].path}: {summary[key]}, not {summaries[0][key]}.")
+        if run.config.checkpoint != runs[0].config.checkpoint:
+            raise ConfigError(f"run={run.path}: attacks checkpoint {run.config.checkpoint}, {runs[0].path} {runs[0].config.checkpoint}.")
         choice(config.mode, {cell["head"] for cell in summary["cells"]}, "mode")
 
     from scipy.stats import rankdata, spearmanr

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx.config import at_least, build, command, parse_seeds
+from rlx.config import at_least, build, check_protocol, chosen, command, parse_seeds
 from rlx.run import Run
 
 
@@ -16,7 +16,7 @@ class Config:
     agent: Any
     env: Any
     device: Any
-    protocol: str
+    protocol: str | None
     seeds: Any
     """A count, a range or a list: trained together, each as if alone."""
     steps: int
@@ -46,17 +46,11 @@ class Config:
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean of the last evaluation, for sweepers."""
     config = build(Config, composed, "")
+    check_protocol(config.protocol)
 
     from rlx.training import Training
 
-    env = str(config.env.get("id", _chosen("env"))).replace("/", "-")  # a Gymnasium id says more than "gym"
-    name = f"{_chosen('agent')}-{env}"
+    env = str(config.env.get("id", chosen("env"))).replace("/", "-")  # a Gymnasium id says more than "gym"
+    name = f"{chosen('agent')}-{env}"
     training = Training(config, name)
     return training.run(Run.create(config.outputs, "train", name, composed))
-
-
-def _chosen(group: str) -> str:
-    """Which option of a config group was chosen."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return str(HydraConfig.get().runtime.choices[group])
