@@ -148,7 +148,10 @@ def _explain(error: Exception, command: str) -> str:
         return f"{group}={option}: no such option.{nearest(option, options)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         (key,) = (str(part) for part in match.groups())
-        return f"{key}: unknown key.{nearest(key, _keys(command))} All keys: rlx {command} --help"
+        keys = _keys(command)
+        if command == "resume" and key in _keys("train"):
+            return f"{key}: may not change when a run is resumed. These may: {', '.join(k for k in keys if k not in ('run', 'outputs'))}."
+        return f"{key}: unknown key.{nearest(key, keys)} All keys: rlx {command} --help"
     return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace("\n\n", "\n")
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -75,6 +75,18 @@ def take(module: M, index: Tensor) -> M:
 def concatenate(modules: Sequence[M]) -> M:
     """Modules of one structure side by side along the seed axis: S = sum of theirs."""
     return _rebuild(modules[0], torch.cat, modules[1:])
+
+
+def concatenated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the same names along their first axis; a shorter second axis is filled with −1 (GymEnv's actions so far)."""
+    result = {}
+    for name, tensor in first.items():
+        pair = [tensor, second[name]]
+        if tensor.dim() > 1 and pair[0].shape[1] != pair[1].shape[1]:
+            width = max(t.shape[1] for t in pair)
+            pair = [nn.functional.pad(t, (0, width - t.shape[1]), value=-1) for t in pair]
+        result[name] = torch.cat(pair)
+    return result
 
 
 def _rebuild(first: M, combine, others: Sequence[M]) -> M:

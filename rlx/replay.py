@@ -1,9 +1,12 @@
 """Experience replay: one ring of transitions per seed and env copy."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from rlx.config import ConfigError
 
 
 class Replay(nn.Module):
@@ -11,28 +14,35 @@ class Replay(nn.Module):
 
     A ring per copy keeps consecutive transitions consecutive, which n-step returns need, and lets copies store at different
     times (options that last differently long) without a ragged batch: every row is written to its ring's spare slot, and
-    only some cursors advance.
+    only some rings advance. Row k of a ring lies in slot k modulo T.
     Rows have the fields `obs`, `action`, `reward`, `discount` (γ^k, 0 where the target must not bootstrap), `next_obs` and
-    `last` (the chain breaks behind this row: termination or truncation). All state are buffers and save with the module.
+    `last` (the chain breaks behind this row: termination or truncation). All state are buffers. A checkpoint does not hold the
+    rings but the rows stored since the last one (`rows`, `restore`).
     """
 
-    cursor: Tensor
-    size: Tensor
+    written: Tensor
+    """Rows ever stored in each ring, int64 [S, N]."""
 
     def __init__(self, seeds: int, copies: int, capacity: int, fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device):
-        """`fields`: name → (shape, dtype) of one row."""
+        """`fields`: name → (shape, dtype) of one row. ConfigError where it is larger than the free memory."""
         super().__init__()
         self.slots = max(1, capacity // copies) + 1
         self.fields = tuple(fields)
+        row = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in fields.values())
+        _require_memory(seeds * copies * self.slots * row, torch.device(device))
         for name, (shape, dtype) in fields.items():
             self.register_buffer(name, torch.zeros(seeds, copies, self.slots, *shape, dtype=dtype, device=device))
-        self.register_buffer("cursor", torch.zeros(seeds, copies, dtype=torch.int64, device=device))
-        self.register_buffer("size", torch.zeros(seeds, copies, dtype=torch.int64, device=device))
+        self.register_buffer("written", torch.zeros(seeds, copies, dtype=torch.int64, device=device))
 
     @property
     def capacity(self) -> int:
         """Most transitions of one seed that it can hold."""
-        return self.cursor.shape[1] * (self.slots - 1)
+        return self.written.shape[1] * (self.slots - 1)
+
+    @property
+    def size(self) -> Tensor:
+        """Rows that each ring holds, int64 [S, N]."""
+        return self.written.clamp(max=self.slots - 1)
 
     def stored(self) -> Tensor:
         """Number of transitions stored: int64 [S]."""
@@ -40,12 +50,11 @@ class Replay(nn.Module):
 
     def add(self, where: Tensor, **rows: Tensor) -> None:
         """Store one row per seed and copy (each field [S, N, …]) in the places `where` (bool [S, N])."""
-        at = self._ring(torch.arange(self.cursor.numel(), device=self.cursor.device)) + self.cursor.view(-1)
+        at = self._ring(torch.arange(self.written.numel(), device=self.written.device)) + self.written.view(-1).remainder(self.slots)
         for name in self.fields:
             ring = getattr(self, name).flatten(0, 2)
             ring.index_copy_(0, at, rows[name].flatten(0, 1).to(ring.dtype))
-        self.cursor.add_(where).remainder_(self.slots)
-        self.size.add_(where).clamp_(max=self.slots - 1)
+        self.written.add_(where)
 
     def sample(self, draws: Tensor, n_steps: int = 1) -> dict[str, Tensor]:
         """Rows [S, B, …] chosen by `draws` (uniform in [0, 1), [S, B]), evenly over what a seed has stored, with replacement.
@@ -53,14 +62,14 @@ class Replay(nn.Module):
         With `n_steps` > 1, `reward` is Σ_i (Π_{j<i} discount_j) reward_i, `discount` the product and `next_obs` the
         observation behind the last row used; a chain stops early at `last` and at the newest row.
         """
-        seeds, copies = self.size.shape
-        ends = self.size.cumsum(1)
+        (seeds, copies), sizes = self.written.shape, self.size
+        ends = sizes.cumsum(1)
         pick = (draws * ends[:, -1:]).to(torch.int64)
         copy = torch.searchsorted(ends, pick, right=True).clamp_(max=copies - 1)
-        size = self.size.gather(1, copy)
+        size = sizes.gather(1, copy)
         age = pick - ends.gather(1, copy) + size  # 0 is the oldest row of its ring
         ring = self._ring(copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies)
-        oldest = self.cursor.gather(1, copy) - size
+        oldest = self.written.gather(1, copy) - size
         first = ring + (oldest + age).remainder(self.slots)
         batch = {name: self._rows(name, first) for name in self.fields}
         if n_steps > 1:
@@ -76,6 +85,28 @@ class Replay(nn.Module):
             batch["next_obs"] = self._rows("next_obs", final)
         return batch
 
+    def rows(self, since: Tensor | None) -> dict[str, Tensor]:
+        """The rows that it still holds of those stored after the first `since` (int64 [S, N]; None: all it holds): each field
+        [R, …], ring after ring, and their numbers `since` and `until` [S, N]."""
+        oldest = self.written - self.size
+        since = oldest if since is None else torch.maximum(since, oldest)
+        index = self._slots_of(since, self.written)
+        return {"since": since, "until": self.written.clone()} | {name: self._rows(name, index) for name in self.fields}
+
+    def restore(self, rows: Mapping[str, Tensor]) -> None:
+        """Take up what `rows` gave; in the order in which they were stored."""
+        index = self._slots_of(rows["since"], rows["until"])
+        for name in self.fields:
+            getattr(self, name).flatten(0, 2).index_copy_(0, index, rows[name])
+        self.written.copy_(rows["until"])
+
+    def _slots_of(self, since: Tensor, until: Tensor) -> Tensor:
+        """Flat places [R] of the rows number `since` … `until` − 1 of every ring ([S, N] each)."""
+        since, counts = since.flatten(), (until - since).flatten()
+        ring = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        within = torch.arange(len(ring), device=counts.device) - (counts.cumsum(0) - counts)[ring]
+        return self._ring(ring) + (since[ring] + within).remainder(self.slots)
+
     def _ring(self, number: Tensor) -> Tensor:
         return number * self.slots
 
@@ -83,3 +114,19 @@ class Replay(nn.Module):
         # index_select is several times faster than indexing with a tensor.
         ring = getattr(self, name).flatten(0, 2)
         return ring.index_select(0, index.flatten()).view(*index.shape, *ring.shape[1:])
+
+
+def _require_memory(size: int, device: torch.device) -> None:
+    """ConfigError where `size` bytes are not free."""
+    if device.type == "cuda":
+        free, what = torch.cuda.mem_get_info(device)[0], "GPU memory"
+    else:
+        try:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+        except OSError:  # not Linux
+            return
+        free, what = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), "memory"
+    if size > free:
+        raise ConfigError(
+            f"agent.buffer_size: this replay takes {size / 1e9:,.1f} GB of {what} for all seeds, and {free / 1e9:,.1f} GB are free."
+        )

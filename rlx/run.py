@@ -1,10 +1,14 @@
 """A run: one directory on disk. The only code that knows its file names.
 
 config.yaml                the resolved config; what evaluate and attack load
-meta.json                  status, versions, commit, device, when
-metrics.jsonl              one row per (step, seed)
-checkpoints/000500000/     agent.safetensors (the policy), state.json; the newest two: training.safetensors (all else)
+meta.json                  format version, command, status, rlx's version and commit, packages, machine, started, wall_s
+metrics.jsonl              one row per (step, seed): step, seed, return/mean, return/train, length/mean, loss/…, time/steps_per_s
+checkpoints/000500000/     agent.safetensors   the policy: its state_dict, [S, …]
+                           training.safetensors   the newest two: agent. env. loop. carry. log. kept. stop. (all else but replays)
+                           state.json   step, evaluated, wall_s, seeds (those still learning), lasting (false: kept while among
+                               the newest two), sha256 of each file beside it, replay: sha256 of each part
 checkpoints/best/          agent.safetensors, each seed at its best greedy evaluation; state.json says which step
+replay/<path>/<step>.safetensors   a part of the replay at `path` in the agent: the rows stored since the part before
 summary.json               the result
 """
 
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout above; written to meta.json."""
 
 
@@ -67,7 +71,8 @@ class Run:
             if path is None:
                 raise ConfigError(f"no run yet below {top}; start one with: rlx {command}")
             raise ConfigError(f"run={path}: no such run directory.{_nearest_path(top)}")
-        metas = sorted(top.rglob("meta.json"), key=lambda file: file.parent.name)
+        metas = [file for file in top.rglob("meta.json") if "growing" not in file.relative_to(top).parts]
+        metas.sort(key=lambda file: file.parent.name)
         for meta in reversed(metas):
             run = cls(meta.parent)
             if run.meta().get("command") == command and (not finished or run.meta().get("status") == "completed"):
@@ -80,6 +85,19 @@ class Run:
         if paths is None or isinstance(paths, str):
             return [cls.find(paths, root, command, finished)]
         return [cls.find(str(path), root, command, finished) for path in paths]  # type: ignore[attr-defined]
+
+    def growing(self) -> "list[Run]":
+        """Runs inside this one of seeds that shall be added to it."""
+        return [Run(meta.parent) for meta in sorted(self.path.glob("growing/train/*/*/meta.json"))]
+
+    def replaces(self, other: "Run") -> None:
+        """Take the place of `other` on disk; `other` is deleted."""
+        beside, former = (other.path.with_name(f".{other.path.name}.{end}") for end in ("partial", "former"))
+        self.path.rename(beside)
+        other.path.rename(former)
+        beside.rename(other.path)
+        self.path = other.path
+        shutil.rmtree(former)
 
     @property
     def config(self) -> DictConfig:
@@ -151,11 +169,20 @@ class Run:
         """summary.json."""
         _write_json(self.path / "summary.json", summary)
 
-    def save(self, name: str, state: Mapping[str, Any], agent: "dict[str, Tensor]", training: "dict[str, Tensor] | None" = None) -> None:
+    def save(
+        self,
+        name: str,
+        state: Mapping[str, Any],
+        agent: "dict[str, Tensor]",
+        training: "dict[str, Tensor] | None" = None,
+        parts: "Mapping[str, dict[str, Tensor]] | None" = None,
+        former_parts: Mapping[str, str] | None = None,
+    ) -> dict[str, str]:
         """Write checkpoint `name`, aside first, so that it is whole or absent; replaces one of the same name.
 
-        `training` is what only going on needs: it is large, and only the newest two are left on disk. RunError where there
-        is no room; the former checkpoint stands.
+        `training` and the replay's `parts` (the new ones, and `former_parts` that it also needs: name → checksum) are what
+        only going on needs: large, and only those of the newest two checkpoints are left on disk. Returns the checksums of all
+        its parts. RunError where there is no room; the former checkpoint stands.
         """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
@@ -163,13 +190,23 @@ class Run:
         final = self.path / "checkpoints" / name
         aside, former = final.with_name(f".{name}.partial"), final.with_name(f".{name}.former")
         shutil.rmtree(aside, ignore_errors=True)
+        sums = dict(former_parts or {})
         try:
+            for part, rows in (parts or {}).items():
+                file = self._part(part)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                beside = file.with_name(f".{file.name}.partial")
+                save_file(_separate(rows), beside)
+                sums[part] = _sha256(beside)
+                _fsync(beside)
+                beside.rename(file)
+                _fsync(file.parent)
             aside.mkdir(parents=True)
             files = {"agent": agent} | ({} if training is None else {"training": training})
-            for file, tensors in files.items():
-                save_file(_separate(tensors), aside / f"{file}.safetensors")
-            sums = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
-            _write_json(aside / "state.json", {**state, "sha256": sums})
+            for file_name, tensors in files.items():
+                save_file(_separate(tensors), aside / f"{file_name}.safetensors")
+            own = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
+            _write_json(aside / "state.json", {**state, "sha256": own, "replay": sums})
             for path in (*aside.iterdir(), aside):
                 _fsync(path)
             if final.exists():
@@ -178,12 +215,39 @@ class Run:
             _fsync(final.parent)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
+            for beside in self.path.glob("replay/*/.*.partial"):
+                beside.unlink()
             if former.exists() and not final.exists():
                 former.rename(final)
             raise RunError(f"{final}: cannot be saved ({error}); the checkpoint before it stands.") from None
         shutil.rmtree(former, ignore_errors=True)
-        for older in sorted(final.parent.glob("[0-9]*/training.safetensors"))[:-2]:
-            older.unlink()
+        self._prune()
+        return sums
+
+    def _prune(self) -> None:
+        """Leave of all but the newest two checkpoints the policy only, if they last, and no part of a replay that no checkpoint needs."""
+        names = sorted(p.parent.name for p in self.path.glob("checkpoints/[0-9]*/training.safetensors"))
+        for name in names[:-2]:
+            folder = self.path / "checkpoints" / name
+            if _lasting(folder):
+                (folder / "training.safetensors").unlink()
+            else:
+                shutil.rmtree(folder)
+        needed = set()
+        for name in names[-2:]:
+            try:
+                needed |= {self._part(part) for part in self.counters(name)["replay"]}
+            except ConfigError:  # damaged; it will be replaced
+                continue
+        for file in set(self.path.glob("replay/*/*.safetensors")) - needed:
+            file.unlink()
+
+    def _part(self, name: str) -> Path:
+        return self.path / "replay" / f"{name}.safetensors"
+
+    def steps(self) -> list[str]:
+        """Names of its checkpoints by step."""
+        return sorted(p.name for p in (self.path / "checkpoints").glob("[0-9]*"))
 
     def checkpoint(self, name: str) -> Path:
         """Directory of checkpoint `name` ("last": the highest step); ConfigError where there is none."""
@@ -198,17 +262,8 @@ class Run:
 
     def load(self, name: str, file: str = "agent") -> "dict[str, Tensor]":
         """Tensors of one file of checkpoint `name`; ConfigError where it is missing, truncated or not what was written."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         path = self.checkpoint(name) / f"{file}.safetensors"
-        try:
-            tensors = load_file(path)
-            if _sha256(path) != self.counters(name).get("sha256", {}).get(path.name):
-                raise ConfigError(f"{path}: damaged; its checksum is not the one in state.json.")
-            return tensors
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ConfigError(f"{path}: unreadable, perhaps truncated ({error}).") from None
+        return _load(path, self.counters(name).get("sha256", {}).get(path.name))
 
     def load_newest(self) -> "tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], list[str]]":
         """(state.json, agent, training, warnings) of the newest checkpoint that is whole; a warning for each that is not."""
@@ -216,10 +271,46 @@ class Run:
         names = sorted((p.parent.name for p in self.path.glob("checkpoints/[0-9]*/training.safetensors")), reverse=True)
         for name in names:
             try:
-                return self.counters(name), self.load(name), self.load(name, "training"), warnings
+                counters = self.counters(name)
+                for _ in self.parts(counters["replay"]):
+                    pass
+                return counters, self.load(name), self.load(name, "training"), warnings
             except ConfigError as error:
                 warnings.append(f"{error} Using the checkpoint before it.")
         raise ConfigError(" ".join([f"{self.path}: no whole checkpoint to resume from.", *warnings]))
+
+    def parts(self, sums: Mapping[str, str]) -> "Iterator[tuple[str, dict[str, Tensor]]]":
+        """(name, tensors) of each part of a replay, by its checksum; one in memory at a time. ConfigError as `load`."""
+        for name, checksum in sums.items():
+            yield name, _load(self._part(name), checksum)
+
+
+def _load(path: Path, checksum: str | None) -> "dict[str, Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+        if _sha256(path) != checksum:
+            raise ConfigError(f"{path}: damaged; its checksum is not the one in state.json.")
+        return tensors
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{path}: unreadable, perhaps truncated ({error}).") from None
+
+
+def _lasting(checkpoint: Path) -> bool:
+    try:
+        return json.loads((checkpoint / "state.json").read_text()).get("lasting", True)
+    except (OSError, ValueError):
+        return True
+
+
+def require_room(root: str, size: int) -> None:
+    """ConfigError where the disk of `root` has not `size` bytes free."""
+    existing = next(folder for folder in (Path(root).absolute(), *Path(root).absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if size > free:
+        raise ConfigError(f"outputs={root}: checkpoints of this run take {size / 1e9:,.1f} GB of disk, and {free / 1e9:,.1f} GB are free.")
 
 
 def _sha256(file: Path) -> str:

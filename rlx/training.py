@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from rlx import experiment, figures, report, stats, stopping
+from rlx import experiment, figures, journal, report, stats, stopping
 from rlx.agent import Transition
 from rlx.config import ConfigError, RunError, build, parse_seeds
 from rlx.evaluation import REPORT, SELECTION, evaluate
 from rlx.kept import Kept
 from rlx.log import Log
-from rlx.networks import take
+from rlx.networks import concatenated, take
 from rlx.rng import reset_seeds, seed_tensor
 from rlx.run import Run
 
@@ -50,10 +50,13 @@ class Training:
         self.stop = stopping.StopRule(stop, len(seeds)) if stop else None
         self.kept = Kept(self.agent.policy, len(seeds))
         self.log = Log(shape, self.device)
+        self.journal = journal.Journal()
+        self.part_sums: dict[str, str] = {}
+        """Checksums of the journal's parts."""
         self.step = self.evaluated = self.saved = 0
         """Environment steps of each running seed: made, last evaluated, last saved."""
-        self.wall_s = 0.0
-        """Seconds spent before this process."""
+        self.wall_s = self.saving_s = 0.0
+        """Seconds spent before this process; on checkpoints in this one."""
         self.signal, self.interruptible = 0, False
 
     def make_env(self, copies: int) -> Any:
@@ -67,13 +70,15 @@ class Training:
         an evaluation, with a checkpoint: Interrupted.
         """
         self.output, self.began = output, time.monotonic()
-        size = sum(tensor.nbytes for tensor in self.state().values())
+        self.saved_at = self.began
+        replays = journal.size(self.agent)
         report.start(
             run=output.path,
             agent=f"{self.name}, protocol {self.config.protocol}",
             seeds=f"{len(self.seeds)} ({report.ranges(self.seeds)}), {self.config.copies} env copies each",
             steps=f"{self.config.steps:,} per seed, evaluated every {self.config.eval_every:,}",
-            device=f"{self.device}, {torch.get_num_threads()} thread(s), {size / 1e6:,.0f} MB of state",
+            device=f"{self.device}, {torch.get_num_threads()} thread(s)",
+            size=f"replay {replays / 1e6:,.0f} MB in memory; up to {self.disk_size() / 1e6:,.0f} MB on disk",
         )
         with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.spec.reward_threshold) as progress:
             if reopen is not None:  # under the lock: it cuts the metrics
@@ -97,7 +102,7 @@ class Training:
         while len(self.running):
             if self._due(config.eval_every) and self.evaluated < self.step:
                 self._evaluate(progress)
-            if self._due(config.checkpoint_every) and self.saved < self.step:
+            if self.saved < self.step and (self._due(config.checkpoint_every) or self._long_ago()):
                 self._save()
             if self.signal:
                 raise KeyboardInterrupt
@@ -142,6 +147,7 @@ class Training:
         copies = torch.arange(self.config.copies, device=self.device)
         self.env.keep((rows.unsqueeze(1) * self.config.copies + copies).flatten())
         self.log.take(rows)
+        self.journal, self.part_sums = journal.Journal(), {}  # the rings have other places now
         if self.stop is not None:
             self.stop.take(rows.cpu())
 
@@ -163,11 +169,22 @@ class Training:
         """Whether the last vector step passed a multiple of `every`, or was the last."""
         return self.step // every > (self.step - self.config.copies) // every or self.step >= self.config.steps
 
+    def _long_ago(self) -> bool:
+        """Whether the last checkpoint is older than `checkpoint_seconds`."""
+        return self.config.checkpoint_seconds is not None and time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
+
+    def disk_size(self) -> int:
+        """Bytes that its checkpoints take at most."""
+        steps, between = self.config.steps, self.config.checkpoint_every
+        policy, rest = (sum(tensor.nbytes for tensor in tensors.values()) for tensors in (self.agent.policy.state_dict(), self.state()))
+        # Three of what going on needs: one is being written.
+        return int((steps // between + 5) * policy + 3 * rest + journal.disk_size(self.agent, between, steps))
+
     def state(self) -> dict[str, Tensor]:
-        """Everything but the policy, which a checkpoint holds beside it, under dotted names."""
-        policy = {f"policy.{name}" for name in self.agent.policy.state_dict()}
+        """Everything but the policy and the replays, which a checkpoint holds beside it, under dotted names."""
+        apart = {f"policy.{name}" for name in self.agent.policy.state_dict()} | journal.ring_names(self.agent)
         parts: dict[str, Mapping[str, Tensor]] = {
-            "agent": {name: value for name, value in self.agent.state_dict().items() if name not in policy},
+            "agent": {name: value for name, value in self.agent.state_dict().items() if name not in apart},
             "env": self.env.state_dict(),
             "loop": {"obs": self.obs, "first": self.first, "running": self.running, "last": self.last},
             "carry": self.carry,
@@ -177,8 +194,14 @@ class Training:
         }
         return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
-    def load(self, counters: Mapping[str, Any], policy: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        """Become what was saved: `counters` of state.json, and the tensors of the two files."""
+    def load(
+        self,
+        counters: Mapping[str, Any],
+        policy: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        parts: Iterable[tuple[str, Mapping[str, Tensor]]],
+    ) -> None:
+        """Become what was saved: `counters` of state.json, the tensors of the two files, the parts of the replays in order."""
 
         def part(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{name}."): value.to(self.device) for key, value in state.items() if key.startswith(f"{name}.")}
@@ -188,7 +211,12 @@ class Training:
             self._take(loop["running"])
         self.obs, self.first, self.running, self.last = loop["obs"], loop["first"], loop["running"], loop["last"].cpu()
         self.carry = part("carry")
-        self.agent.load_state_dict(part("agent") | {f"policy.{name}": value for name, value in policy.items()})
+        rings = {name: value for name, value in self.agent.state_dict().items() if name in journal.ring_names(self.agent)}
+        self.agent.load_state_dict(part("agent") | {f"policy.{name}": value for name, value in policy.items()} | rings)
+        for name, rows in parts:
+            journal.restore(self.agent, name, rows)
+            self.journal.add(name, rows)
+        self.part_sums = dict(counters["replay"])
         self.env.load_state_dict(part("env"))
         self.log.load_state_dict(part("log"))
         self.kept.load_state_dict({name: value.cpu() for name, value in part("kept").items()})
@@ -197,14 +225,31 @@ class Training:
         self.step, self.evaluated, self.wall_s = counters["step"], counters["evaluated"], counters["wall_s"]
         self.saved = self.step
 
+    def join(self, first: "Training", second: "Training") -> None:
+        """Become two trainings that are at the same step: the seeds of `first`, then those of `second`."""
+        assert first.step == second.step and first.evaluated == second.evaluated
+        policy = concatenated(first.agent.policy.state_dict(), second.agent.policy.state_dict())
+        state = concatenated(first.state(), second.state())
+        state["loop.running"] = torch.cat([first.running, second.running + len(first.seeds)])
+        counters = {"step": first.step, "evaluated": first.evaluated, "wall_s": first.wall_s + second.wall_s, "replay": {}}
+        self.load(counters, policy, state, ())
+        self.agent.load_state_dict(concatenated(first.agent.state_dict(), second.agent.state_dict()))
+        self.saved = -1  # nowhere yet
+
     def _save(self) -> None:
         """A checkpoint of now, and the kept weights."""
         seeds = [self.seeds[i] for i in self.running.tolist()]
         self.log.check(seeds)
+        began = time.monotonic()
         counters = {"step": self.step, "evaluated": self.evaluated, "wall_s": self._elapsed(), "seeds": seeds}
-        self.output.save(f"{self.step:09d}", counters, self.agent.policy.state_dict(), self.state())
+        counters["lasting"] = self._due(self.config.checkpoint_every)
+        parts = self.journal.due(self.agent, self.step)
+        former = {name: self.part_sums[name] for name in self.journal.parts if name not in parts}
+        name = f"{self.step:09d}"
+        self.part_sums = self.output.save(name, counters, self.agent.policy.state_dict(), self.state(), parts, former)
         self.output.save("best", {"seeds": self.seeds} | self.kept.facts(), self.kept.policy.state_dict())
-        self.saved = self.step
+        self.saved, self.saved_at = self.step, time.monotonic()
+        self.saving_s += self.saved_at - began
 
     def _elapsed(self) -> float:
         return self.wall_s + time.monotonic() - self.began
@@ -216,7 +261,7 @@ class Training:
         figures.learning(self.output.metrics(), self.output.path / "learning.png", self.name)
         steps = int(self.kept.step.max()) if config.stop else self.step
         summary: dict[str, Any] = {"status": "completed", "seeds": self.seeds, "steps": steps, "wall_s": wall_s}
-        summary |= {"steps_per_s": steps * len(self.seeds) / wall_s, "return": estimate.as_dict()}
+        summary |= {"steps_per_s": steps * len(self.seeds) / wall_s, "checkpoints_s": self.saving_s, "return": estimate.as_dict()}
         summary |= {"stuck_rate": episodes.truncated.double().mean(1), "kept": self.kept.facts()}
         self.output.write_summary(summary)
         self.output.write_meta(status="completed", wall_s=wall_s)
@@ -231,6 +276,7 @@ class Training:
         report.per_seed(
             f"Greedy return over {config.final_episodes} new episodes, weights kept at each seed's {when}", self.seeds, columns, estimate
         )
+        report.start(saving=f"{self.saving_s:.1f} s for checkpoints, {self.saving_s / wall_s:.1%} of the time")
         report.end(self.output.path, figure=self.output.path / "learning.png", wall_s=wall_s)
         # A seed that stopped before its first evaluation has the value by which it stopped.
         return float(stats.iqm(torch.where(self.last.isnan(), self.kept.value, self.last).numpy()))

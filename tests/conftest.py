@@ -30,6 +30,10 @@ class Result:
         return json.loads((self.run / "summary.json").read_text())
 
 
+def pytest_addoption(parser):
+    parser.addoption("--trials", type=int, default=1, help="how often runs are killed, each time at another moment")
+
+
 @pytest.fixture
 def rlx(capsys, tmp_path, monkeypatch):
     """rlx("train", "steps=100") runs in an empty folder."""

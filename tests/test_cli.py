@@ -25,6 +25,8 @@ def test_train_leaves_a_whole_run(rlx, tmp_path):
         "checkpoints/000000600/agent.safetensors", "checkpoints/000000600/training.safetensors", "checkpoints/000000600/state.json",
         "checkpoints/000000300/agent.safetensors", "checkpoints/000000300/training.safetensors", "checkpoints/000000300/state.json",
         "checkpoints/best/agent.safetensors", "checkpoints/best/state.json",
+        "replay/meta.replay/000000300.safetensors", "replay/meta.replay/000000600.safetensors",
+        "replay/controller.replay/000000300.safetensors", "replay/controller.replay/000000600.safetensors",
     }  # fmt: skip
     summary = result.summary
     assert summary["status"] == "completed" and summary["seeds"] == [3, 5] and summary["steps"] == 600
@@ -152,7 +154,7 @@ BAD = [
     (["train", "agent._target_=rlx.agents.dqn.Nothing"], "cannot be imported"),
     (["train", "agent._target_=rlx.run.Run"], "expected a subclass of rlx.agent.Agent"),
     (["train", "device=cuda"], "device=cuda"),
-    (["train", "outputs=/proc/nowhere"], "outputs=/proc/nowhere: cannot write"),
+    (["train", "outputs=/proc/nowhere"], "outputs=/proc/nowhere:"),
     (["train", "agent=dqn", "protocol=source"], "no settings for dqn-acrobot. There are some for: fgsm, hdqn-acrobot, noise"),
     (["train", "env=cartpole", "protocol=source"], "no settings for hdqn-cartpole"),
     (["train", "copies=2", "protocol=source"], "copies=2: a stop rule needs copies=1"),

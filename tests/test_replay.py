@@ -1,7 +1,10 @@
 """The replay against a slow list of transitions."""
 
+import pytest
 import torch
 
+from rlx.config import ConfigError
+from rlx.journal import Journal
 from rlx.replay import Replay
 
 FIELDS = {
@@ -51,6 +54,31 @@ def test_holds_the_newest_rows_and_samples_all_of_them_evenly():
         assert actions.tolist() == sorted(set(expected))
         per_row = {a: expected.count(a) * 3000 / len(expected) for a in expected}
         assert all(abs(int(c) - per_row[int(a)]) <= 3 for a, c in zip(actions, counts, strict=True))
+
+
+def test_rows_written_in_parts_are_the_replay_again():
+    whole, parts = filled(steps=0)[0], []
+    journal, agent = Journal(), torch.nn.ModuleDict({"replay": whole})
+    source = filled(steps=100, capacity=1000)[0]
+    for t in range(40):
+        where = torch.rand(2, 3, generator=torch.Generator().manual_seed(t)) < 0.6
+        whole.add(where, **{name: getattr(source, name)[:, :, t] for name in source.fields})
+        if t % 7 == 6:
+            parts += journal.due(agent, t).items()
+    parts += journal.due(agent, 40).items()
+    assert 1 < len(journal.parts) < len(parts) == 6, "what was overwritten has expired"
+    again = filled(steps=0)[0]
+    for name, rows in parts:
+        if name in journal.parts:
+            again.restore(rows)
+    before, after = whole.rows(None), again.rows(None)
+    assert len(before["reward"]) == 2 * 30 and all(torch.equal(before[name], after[name]) for name in before)
+    assert journal.due(agent, 41) == {}, "nothing new"
+
+
+def test_a_replay_larger_than_the_memory_is_refused_with_the_numbers():
+    with pytest.raises(ConfigError, match=r"takes 27,000\.0 GB of memory .*GB are free"):
+        Replay(1000, 1, 999_999_999, {"action": ((), torch.int64)} | {"obs": ((19,), torch.uint8)}, "cpu")
 
 
 def test_n_step_returns_equal_a_slow_loop_and_stop_at_episode_ends():

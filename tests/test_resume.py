@@ -10,26 +10,32 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TINY
 from safetensors.torch import load_file
 from test_agents import AGENTS
+
+from rlx.growing import resumed
+from rlx.journal import replays
+from rlx.run import Run
 
 ENVS = [("acrobot",), ("chain",), ("gym", "env.id=CartPole-v1")]
 LEARN = ("agent.learning_starts=64", "agent.hidden=[16]", "seeds=2", "agent.n_steps=2")
 
 
 def fingerprint(run: Path) -> dict[str, str]:
-    """Hashes of every tensor of the newest checkpoint and of the best weights, and of metrics.jsonl without wall-clock fields."""
-    newest = sorted(p for p in (run / "checkpoints").iterdir() if p.name.isdigit())[-1]
-    prints = {"step": newest.name}
-    for file in (newest / "agent.safetensors", newest / "training.safetensors", run / "checkpoints/best/agent.safetensors"):
-        for name, tensor in load_file(file).items():
-            prints[f"{file.parent.name}/{file.stem}/{name}"] = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    """Hashes of every tensor that the newest checkpoint restores, of the best weights, and metrics.jsonl without wall-clock fields."""
+    training, warnings = resumed(Run(run), Run(run).config)
+    assert not warnings
+    tensors = training.state() | training.agent.policy.state_dict() | load_file(run / "checkpoints/best/agent.safetensors")
+    for path, replay in replays(training.agent).items():
+        tensors |= {f"{path}.{name}": rows for name, rows in replay.rows(None).items()}
+    prints = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     prints["metrics"] = json.dumps([{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows])
     prints["return"] = json.dumps(json.loads((run / "summary.json").read_text())["return"])
-    return prints
+    return prints | {"step": str(training.step)}
 
 
 @pytest.mark.parametrize("env", ENVS, ids=lambda e: e[0])
@@ -58,8 +64,13 @@ def only_run(folder: Path) -> Path:
     return run
 
 
+def pytest_generate_tests(metafunc):
+    if "trial" in metafunc.fixturenames:
+        metafunc.parametrize("trial", range(metafunc.config.getoption("--trials")))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_killed_at_a_random_moment_and_resumed(number, rlx, tmp_path):
+def test_killed_at_a_random_moment_and_resumed(number, trial, rlx, tmp_path):
     whole = rlx(*LONG)
     killed = tmp_path / "killed"
     killed.mkdir()
@@ -67,7 +78,7 @@ def test_killed_at_a_random_moment_and_resumed(number, rlx, tmp_path):
     deadline = time.monotonic() + 120
     while not list(killed.glob("outputs/train/*/*/checkpoints/*/state.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(random.Random(str(number)).uniform(0, 2))
+    time.sleep(random.Random(f"{number} {trial}").uniform(0, 2))
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     run = only_run(killed)
@@ -83,8 +94,10 @@ def test_killed_at_a_random_moment_and_resumed(number, rlx, tmp_path):
 def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx):
     arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
     whole, run = rlx(*arguments), rlx(*arguments).run
-    for damage, file in (("flip", "training.safetensors"), ("cut", "training.safetensors"), ("cut", "state.json")):
+    for damage, file in (("flip", "training.safetensors"), ("cut", "training.safetensors"), ("cut", "state.json"), ("flip", "replay")):
         newest = sorted(run.glob("checkpoints/[0-9]*/training.safetensors"))[-1].with_name(file)
+        if file == "replay":
+            newest = sorted(run.glob("replay/*/*"))[-1]
         data = bytearray(newest.read_bytes())
         data[len(data) // 2] ^= 1
         newest.write_bytes(data if damage == "flip" else data[:100])
@@ -93,7 +106,8 @@ def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx):
         assert fingerprint(run) == fingerprint(whole.run)
 
 
-def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(rlx, monkeypatch):
+@pytest.mark.parametrize("after", [4, 5])  # within a part of the replay, within the checkpoint
+def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(after, rlx, monkeypatch):
     import safetensors.torch
 
     arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
@@ -101,7 +115,7 @@ def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(rlx, monkeyp
 
     def full(tensors, file):
         saves.append(file)
-        if len(saves) > 3:
+        if len(saves) > after:
             Path(file).write_bytes(b"half a fi")
             raise OSError(28, "No space left on device")
         save(tensors, file)
@@ -111,8 +125,54 @@ def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(rlx, monkeyp
         result = rlx(*arguments)
     assert result.code == 1 and "No space left on device" in result.err
     (run,) = set(whole.run.parent.iterdir()) - {whole.run}
-    assert not list(run.glob("checkpoints/.*"))
+    assert not list(run.glob("checkpoints/.*")) and not list(run.glob("replay/*/.*"))
     assert rlx("resume", run).code == 0
+    assert fingerprint(run) == fingerprint(whole.run)
+
+
+def test_a_checkpoint_that_cannot_fit_the_disk_is_refused_before_the_start(rlx, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    result = rlx("train", "agent=dqn", "env=cartpole", "seeds=1")
+    assert result.code == 2 and "GB of disk, and 0.0 GB are free" in result.err and not list(tmp_path.iterdir())
+
+
+def test_checkpoints_by_wall_time_are_replaced_and_those_by_step_stay(rlx):
+    arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN, "steps=400", "checkpoint_every=200"]
+    result = rlx(*arguments, "checkpoint_seconds=0")
+    assert Run(result.run).steps() == ["000000200", "000000396", "000000400"]
+    assert fingerprint(result.run) == fingerprint(rlx(*arguments).run)
+    needed = json.loads((result.run / "checkpoints/000000400/state.json").read_text())["replay"]
+    assert len(needed) >= 20 and {f"{p.parent.name}/{p.stem}" for p in result.run.glob("replay/*/*")} == set(needed)
+
+
+@pytest.mark.parametrize("env", ENVS, ids=lambda e: e[0])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_seeds_added_to_a_finished_run_make_the_run_of_all(agent, env, rlx):
+    arguments = ["train", f"agent={agent}", f"env={env[0]}", *env[1:], *TINY, *LEARN]
+    whole, run = rlx(*arguments, "seeds=5"), rlx(*arguments, "seeds=2").run
+    before = load_file(run / "checkpoints/best/agent.safetensors")
+    assert rlx("resume", run, "seeds=5").code == 0
+    assert fingerprint(run) == fingerprint(whole.run)
+    after = load_file(run / "checkpoints/best/agent.safetensors")
+    assert all(np.array_equal(after[name][:2], before[name]) for name in before), "the old ones stay as they are"
+    assert len(load_file(run / "checkpoints/000000300/agent.safetensors").popitem()[1]) == 5
+    assert not (run / "growing").exists() and rlx("resume", run, "steps=900").code == 0
+    assert rlx("resume", whole.run, "steps=900").code == 0 and fingerprint(run) == fingerprint(whole.run)
+
+
+def test_seeds_whose_training_was_killed_are_taken_up_again(rlx, tmp_path):
+    arguments = [*LONG, "steps=4000"]
+    whole, run = rlx(*arguments, "seeds=3"), rlx(*arguments, "seeds=1").run
+    process = start(["resume", str(run), "seeds=3"], tmp_path)
+    while not list(run.glob("growing/train/*/*/checkpoints/*/state.json")) and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert json.loads((run / "meta.json").read_text())["status"] == "completed" and Run.find(None, "outputs").path == run
+    result = rlx("resume", run, "seeds=3")
+    assert result.code == 0 and "resumes" in result.out
     assert fingerprint(run) == fingerprint(whole.run)
 
 
@@ -133,5 +193,11 @@ def test_what_may_not_change_and_a_finished_run_are_explained(rlx, tiny_runs):
     run = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())[0]
     result = rlx("resume", run)
     assert result.code == 2 and "steps=" in result.err
-    result = rlx("resume", run, "agent.learning_rate=1")
-    assert result.code == 2 and "agent.learning_rate" in result.err
+    for key in ("agent.learning_rate", "copies"):
+        result = rlx("resume", run, f"{key}=1")
+        assert result.code == 2 and f"{key}: may not change when a run is resumed" in result.err and "eval_every" in result.err
+    for override, message in (("seeds=3", "has them all"), ("seeds=2", "has [2] too"), ("device=gpu", "device=gpu: no such option")):
+        result = rlx("resume", run, override)
+        assert result.code == 2 and message in result.err
+    changed = rlx("resume", run, "steps=900", "checkpoint_seconds=30", "device=cpu")
+    assert changed.code == 0 and "600 → 900" in changed.out and "'auto'" in changed.out

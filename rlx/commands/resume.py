@@ -1,4 +1,4 @@
-"""Go on with an interrupted run, exactly as if it had never stopped, or with a finished one for more steps."""
+"""Go on with an interrupted run, exactly as if it had never stopped, or with a finished one for more steps or more seeds."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.commands.train import Config as TrainConfig
 from rlx.config import ConfigError, build, command
 from rlx.run import Run
 
@@ -17,11 +16,15 @@ class Config:
 
     run: Any
     outputs: str
+    seeds: Any
+    """All that a finished run shall have."""
+    device: Any
     steps: int | None
     eval_every: int | None
     eval_episodes: int | None
     final_episodes: int | None
     checkpoint_every: int | None
+    checkpoint_seconds: float | None
 
 
 @command("resume")
@@ -33,19 +36,23 @@ def main(composed: DictConfig) -> float:
         raise ConfigError("run: resume takes one run.")
     run = runs[0]
     saved = run.config
-    for key in (field.name for field in fields(Config) if field.name not in ("run", "outputs")):
-        if (value := getattr(config, key)) is not None and value != saved[key]:
-            report.start(**{key: f"{saved[key]:,} → {value:,}"})
+    changes = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in ("run", "outputs", "seeds")}
+    changes = {key: value for key, value in changes.items() if value is not None}
+
+    from rlx import growing
+
+    if config.seeds is not None:
+        if changes:
+            raise ConfigError(f"seeds={config.seeds}: seeds are added by themselves; give {', '.join(changes)} in another rlx resume.")
+        return growing.grow(run, config.seeds)
+    for key, value in changes.items():
+        if value != saved[key]:
+            report.start(**{key: f"{saved[key]} → {value}"})
             saved[key] = value
-    train = build(TrainConfig, saved, "")
-    counters, policy, state, warnings = run.load_newest()
-
-    from rlx.training import Training
-
-    training = Training(train, run.path.parent.name)
-    training.load(counters, policy, state)
-    if training.step >= train.steps and run.meta()["status"] == "completed":
-        raise ConfigError(f"run={run.path}: complete at step {training.step:,}; to go on, add for example steps={2 * training.step}.")
+    training, warnings = growing.resumed(run, saved)
+    if training.step >= training.config.steps and run.meta()["status"] == "completed":
+        more = 2 * training.step
+        raise ConfigError(f"run={run.path}: complete at step {training.step:,}; to go on, add for example steps={more} or more seeds=.")
     for warning in warnings:
         report.start(warning=warning)
     report.start(resumes=f"at step {training.step:,}")

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx.config import at_least, build, check_protocol, chosen, command, parse_seeds
-from rlx.run import Run
+from rlx.run import Run, require_room
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Config:
     """Other episodes, on which the kept weights are reported."""
     checkpoint_every: int
     """Environment steps between two checkpoints."""
+    checkpoint_seconds: float | None
+    """And one when the last is so many seconds old; it is replaced by the next but one."""
     stop: Any
     """null, or a stop rule on training returns: the weights at the stop are kept instead of the best evaluated ones."""
     outputs: str
@@ -38,6 +40,8 @@ class Config:
 
     def __post_init__(self) -> None:
         parse_seeds(self.seeds)
+        if self.checkpoint_seconds is not None:
+            at_least(self.checkpoint_seconds, 0, "checkpoint_seconds")
         for key in ("steps", "copies", "eval_every", "eval_episodes", "final_episodes", "checkpoint_every"):
             at_least(getattr(self, key), 1, key)
 
@@ -53,4 +57,5 @@ def main(composed: DictConfig) -> float:
     env = str(config.env.get("id", chosen("env"))).replace("/", "-")  # a Gymnasium id says more than "gym"
     name = f"{chosen('agent')}-{env}"
     training = Training(config, name)
+    require_room(config.outputs, training.disk_size())
     return training.run(Run.create(config.outputs, "train", name, composed))

@@ -1,0 +1,83 @@
+"""More seeds for a finished run: the new ones train alone, beside the old ones, and then both are one run."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlx import report
+from rlx.commands.train import Config
+from rlx.config import ConfigError, build, parse_seeds
+from rlx.networks import concatenated
+from rlx.run import Run
+from rlx.training import Training
+
+
+def grow(run: Run, seeds: object) -> float:
+    """Train those of `seeds` that `run` has not; returns the interquartile mean of the last evaluation.
+
+    The result is that of a run of all of them. Until the new seeds are done `run` stays as it is, and they can be resumed by
+    the same command. ConfigError where `run` is not finished or has seeds that are not wanted.
+    """
+    saved, wanted = run.config, parse_seeds(seeds)
+    own = parse_seeds(saved.seeds)
+    if missing := sorted(set(own) - set(wanted)):
+        raise ConfigError(f"seeds={seeds}: {run.path} has {missing} too; name all that it shall have.")
+    if run.meta()["status"] != "completed":
+        raise ConfigError(f"run={run.path}: finish it first (rlx resume {run.path}); then seeds can be added.")
+    new = [seed for seed in wanted if seed not in own]
+    if not new:
+        raise ConfigError(f"seeds={seeds}: {run.path} has them all.")
+    report.start(grows=f"{run.path}: seeds {report.ranges(own)}, now {report.ranges(new)} as well")
+    with run.lock():
+        younger = _trained(run, saved, new)
+        return _join(run, younger, saved, own, new)
+
+
+def _config(saved: DictConfig, seeds: Sequence[int]) -> DictConfig:
+    changed = OmegaConf.create(OmegaConf.to_container(saved))
+    assert isinstance(changed, DictConfig)
+    changed.seeds = list(seeds)
+    return changed
+
+
+def _trained(run: Run, saved: DictConfig, new: Sequence[int]) -> Run:
+    """A finished run of the new seeds, in a folder of `run`: found, resumed or begun."""
+    config, name = _config(saved, new), run.path.parent.name
+    for younger in run.growing():
+        if younger.config == config:
+            if younger.meta()["status"] != "completed":
+                training, warnings = resumed(younger, config)
+                for warning in warnings:
+                    report.start(warning=warning)
+                report.start(resumes=f"at step {training.step:,}")
+                training.run(younger, config)
+            return younger
+    younger = Run.create(str(run.path / "growing"), "train", name, config)
+    Training(build(Config, config, ""), name).run(younger)
+    return younger
+
+
+def resumed(run: Run, config: DictConfig) -> tuple[Training, list[str]]:
+    """(a run's training as its newest whole checkpoint has it, warnings about damaged ones); `config`: its own, or a changed one."""
+    counters, policy, state, warnings = run.load_newest()
+    training = Training(build(Config, config, ""), run.path.parent.name)
+    training.load(counters, policy, state, run.parts(counters["replay"]))
+    return training, warnings
+
+
+def _join(run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Sequence[int]) -> float:
+    """Replace `run` by itself and `younger` side by side."""
+    config = _config(saved, [*own, *new])
+    older_training, younger_training = resumed(run, saved)[0], resumed(younger, younger.config)[0]
+    whole = Training(build(Config, config, ""), run.path.parent.name)
+    whole.join(older_training, younger_training)
+    joined = Run.create(str(run.path / "growing" / "joined"), "train", run.path.parent.name, config)
+    order = {seed: i for i, seed in enumerate([*own, *new])}
+    joined.log(sorted(run.metrics() + younger.metrics(), key=lambda row: (row["step"], order[row["seed"]])))
+    for name in sorted(set(run.steps()) & set(younger.steps())):
+        if int(name) < whole.step:
+            joined.save(name, {"step": int(name), "seeds": [*own, *new]}, concatenated(run.load(name), younger.load(name)))
+    result = whole.run(joined)
+    joined.replaces(run)
+    report.start(grown=run.path)
+    return result
