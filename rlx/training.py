@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,7 +93,10 @@ class Training:
                 output.write_meta(status="interrupted", step=self.step)
                 raise Interrupted(self.signal, f"interrupted at step {self.step:,}; go on with: rlx resume {output.path}") from None
             except BaseException as error:
-                output.write_meta(status="failed", error=str(error))
+                with suppress(OSError):  # the disk may be full
+                    output.write_meta(status="failed", error=str(error))
+                if isinstance(error, OSError):
+                    raise RunError(f"{error}; the last checkpoint stands: rlx resume {output.path}") from None
                 raise
 
     def _learn(self, progress: report.Progress) -> None:

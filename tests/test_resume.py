@@ -130,6 +130,24 @@ def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(after, rlx, 
     assert fingerprint(run) == fingerprint(whole.run)
 
 
+def test_a_disk_that_is_full_between_checkpoints_stops_the_run_too(rlx, monkeypatch):
+    arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
+    whole = rlx(*arguments)
+    write = Path.write_text
+
+    def full(path, text, *rest):
+        if path.name == ".summary.json.partial":
+            raise OSError(28, "No space left on device")
+        return write(path, text, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        result = rlx(*arguments)
+    assert result.code == 1 and "No space left on device" in result.err and "rlx resume" in result.err
+    run = max(whole.run.parent.iterdir())
+    assert rlx("resume", run).code == 0 and fingerprint(run) == fingerprint(whole.run)
+
+
 def test_a_checkpoint_that_cannot_fit_the_disk_is_refused_before_the_start(rlx, tmp_path, monkeypatch):
     import shutil
 
