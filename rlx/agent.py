@@ -12,19 +12,35 @@ from torch import Tensor, nn
 Carry = dict[str, Tensor]
 """A policy's memory of the running episode: named tensors [S, B, …]. It starts anew where `first` is true."""
 
-Scores = Callable[[Tensor], Tensor]
-"""Differentiable preferences over choices: observations [S, B, *O] → [S, B, A]."""
+
+@dataclass(frozen=True)
+class Scores:
+    """What one decision is taken by, as a differentiable function of the observation.
+
+    Discrete choices: preferences [S, B, *O] → [S, B, A]. Continuous ones (a Box of D numbers): the action itself, [S, B, D].
+    """
+
+    function: Callable[[Tensor], Tensor]
+    continuous: bool = False
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        return self.function(obs)
+
+    def decide(self, values: Tensor) -> Tensor:
+        """The choice int64 [S, B] that `values` [S, B, A] stand for, the first one among equals; continuous: themselves."""
+        return values if self.continuous else values.argmax(-1)
+
 
 Choose = Callable[[str, Tensor, Scores, Tensor], Tensor]
-"""How a decision is taken: (head, obs [S, B, *O], scores, deciding bool [S, B]) → choice int64 [S, B].
+"""How a decision is taken: (head, obs [S, B, *O], scores, deciding bool [S, B]) → choice int64 [S, B] (continuous: float [S, B, D]).
 
 Exploration, attacks and certificates are all ways to choose; the policy calls this once per head, top level first.
 `deciding` is false where an earlier choice still stands, and the result there is ignored."""
 
 
 def greedy(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-    """The best-scored choice, the first one among equals."""
-    return scores(obs).argmax(-1)
+    """The best-scored choice."""
+    return scores.decide(scores(obs))
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
-        """(action int64 [S, B], carry) for `obs` [S, B, *O]; `first` (bool [S, B]) marks the first step of an episode."""
+        """(action int64 [S, B] or float [S, B, D], carry) for `obs` [S, B, *O]; `first` (bool [S, B]): a new episode begins."""
 
     @abstractmethod
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
@@ -84,6 +100,11 @@ class Agent(nn.Module, ABC):
     So `state_dict()` is everything, `rlx.networks.take` picks seeds out of it, and checkpoints need no code of the agent's.
     Constructed as `Agent(config, spec, seeds, copies)`: `seeds` int64 [S] on the run's device, `copies` envs per seed.
     """
+
+    observations: ClassVar[tuple[type[gymnasium.Space], ...]] = (gymnasium.spaces.Box, gymnasium.spaces.Discrete)
+    """Spaces that it can learn from …"""
+    actions: ClassVar[tuple[type[gymnasium.Space], ...]] = (gymnasium.spaces.Discrete,)
+    """… and act in."""
 
     policy: Policy
 

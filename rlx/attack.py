@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlx.agent import Scores
 from rlx.config import ConfigError, at_least, choice
 
-LOSSES = ("ce", "margin", "worst", "q_to_zero")
+LOSSES = ("ce", "margin", "worst", "q_to_zero", "distance")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Objective:
 
     loss: str
     """ce: cross-entropy of softmax(scores) against the clean choice; margin: best other score minus the clean choice's;
-    worst: minus the cross-entropy against the worst-scored choice; q_to_zero: smooth-L1 distance of the scores to zero.
+    worst: minus the cross-entropy against the worst-scored choice; q_to_zero: smooth-L1 distance of the scores to zero;
+    distance: of a continuous action from the clean one, squared ("maximal action difference", Zhang et al. 2020).
 
     The cross-entropy is log(1 + exp(r)), r the log-odds against the choice. It is r that is raised: the direction is the
     same, and the gradient does not vanish in rounding where the choice is certain."""
@@ -79,6 +80,8 @@ class Objective:
         """[S, B] of `scores` [S, B, A] at a perturbed observation, given the `clean` ones."""
         if self.loss == "q_to_zero":
             return nn.functional.smooth_l1_loss(scores, torch.zeros_like(scores), reduction="none").mean(-1)
+        if self.loss == "distance":
+            return (scores - clean).square().sum(-1)
         if self.target is not None:
             if self.target >= clean.shape[-1]:
                 raise ConfigError(f"attack.target={self.target}: this head has choices 0 to {clean.shape[-1] - 1}.")
@@ -93,6 +96,9 @@ class Objective:
 
     def gradient(self, scores: Scores, at: Tensor, clean: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(gradient [S, B, *O], objective [S, B], scores [S, B, A]) at the observations `at`; `clean` None: `at` is clean."""
+        if scores.continuous != (self.loss == "distance"):
+            kind = "actions are continuous: use attack=pgd attack.loss=distance" if scores.continuous else "choices are discrete"
+            raise ConfigError(f"attack.loss={self.loss}: this agent's {kind}.")
         with torch.enable_grad():
             at = at.detach().requires_grad_()
             here = scores(at)

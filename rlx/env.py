@@ -15,6 +15,7 @@ class TensorEnv(Protocol):
     """Return from which the task counts as solved, if it says."""
     single_observation_space: gymnasium.Space
     single_action_space: gymnasium.Space
+    num_envs: int
 
     @property
     def max_episode_steps(self) -> int | None:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 
-from rlx.agent import Choose, Policy, Scores
+from rlx.agent import Choose, Policy, Scores, Spec
 from rlx.env import TensorEnv
 from rlx.rng import Streams
 from rlx.rollout import Episodes, rollout
@@ -32,15 +33,18 @@ def evaluate(
     return rollout(policy, make_env(seeds * episodes), episode_seeds(first, episodes, seeds, device), chooser)
 
 
-def evaluate_random(policy: Policy, make_env: MakeEnv, episodes: int, device: torch.device) -> Episodes:
+def evaluate_random(policy: Policy, spec: Spec, make_env: MakeEnv, episodes: int, device: torch.device) -> Episodes:
     """The same with uniformly random choices: the zero of every robustness score. [1, episodes]"""
     from rlx.networks import take
 
     rng = Streams(torch.zeros(1, dtype=torch.int64, device=device), "random policy")
 
     def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-        q = scores(obs)
-        return (rng.uniform(q.shape[1]) * q.shape[-1]).long()
+        values = scores(obs)
+        if isinstance(spec.action_space, Box):
+            low, high = (torch.as_tensor(bound, device=device) for bound in (spec.action_space.low, spec.action_space.high))
+            return low + rng.uniform(*values.shape[1:]) * (high - low)
+        return (rng.uniform(values.shape[1]) * values.shape[-1]).long()
 
     def chooser(ids: Tensor) -> Choose:
         return choose

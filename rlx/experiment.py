@@ -17,13 +17,27 @@ if TYPE_CHECKING:
     from rlx.run import Run
 
 
-def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str") -> "TensorEnv":
-    """`num_envs` copies of the env of the config group `env`: a Dynamics, or a VectorEnv class of anybody's."""
+def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str", clock: int = 0) -> "TensorEnv":
+    """`num_envs` copies of the env of the config group `env`, as the keys `observe` and `stack` show it.
+
+    `clock`: for a drifting env, how many steps each copy is old.
+    """
+    params = _plain(node)
+    observe, stack = params.pop("observe", None), params.pop("stack", 1)
+    env = _whole_env(node, params, num_envs, device, clock)
+    if observe is None and stack == 1:
+        return env
+    from rlx.envs.view import View
+
+    return View(env, observe, stack)
+
+
+def _whole_env(node: Mapping[str, Any], params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int) -> "TensorEnv":
+    """A Dynamics, or a VectorEnv class of anybody's."""
     from gymnasium.vector import VectorEnv
 
-    from rlx.envs.batched import BatchedEnv, Dynamics
+    from rlx.envs.batched import BatchedEnv, Drift, Dynamics
 
-    params = _plain(node)
     params.pop("_target_")
     for key, value in params.items():
         if value == MISSING:
@@ -32,26 +46,26 @@ def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str
     if issubclass(target, VectorEnv):
         return target(num_envs=num_envs, device=device, **params)
     kind: Any = load_class(node, "env", Dynamics)  # type: ignore[type-abstract]
-    limit = params.pop("max_episode_steps", None)
+    limit, drift = params.pop("max_episode_steps", None), params.pop("drift", None)
     known = [field.name for field in fields(kind)]
     for key in params:
         if key not in known:
-            raise ConfigError(f"env.{key}: unknown key.{nearest(key, [*known, 'max_episode_steps'])}")
-    return BatchedEnv(build(kind, params, "env"), num_envs, limit, device)
+            raise ConfigError(f"env.{key}: unknown key.{nearest(key, [*known, 'max_episode_steps', 'observe', 'stack', 'drift'])}")
+    dynamics = build(kind, params, "env")
+    return BatchedEnv(dynamics, num_envs, limit, device, drift=build(Drift, drift, "env.drift") if drift else None, clock=clock)
 
 
 def env_spec(node: Mapping[str, Any]) -> "Spec":
-    """What an agent may know of the env; ConfigError where its actions are not discrete."""
+    """What an agent may know of the env; ConfigError where its spaces are of other kinds than rlx has."""
     from gymnasium import spaces
 
     from rlx.agent import Spec
 
     env = make_env(node, 1, "cpu")
     obs, action = env.single_observation_space, env.single_action_space
-    if not isinstance(action, spaces.Discrete) or int(action.start) != 0:
-        raise ConfigError(f"env: needs Discrete actions 0…n−1; {node.get('id', node['_target_'])} has {action}.")
-    if not (isinstance(obs, spaces.Box) or (isinstance(obs, spaces.Discrete) and int(obs.start) == 0)):
-        raise ConfigError(f"env: needs Box or Discrete observations; {node.get('id', node['_target_'])} has {obs}.")
+    for what, space in (("actions", action), ("observations", obs)):
+        if not (isinstance(space, spaces.Box) or (isinstance(space, spaces.Discrete) and int(space.start) == 0)):
+            raise ConfigError(f"env: needs Box or Discrete (0…n−1) {what}; {node.get('id', node['_target_'])} has {space}.")
     limit = getattr(env, "max_episode_steps", None)
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
@@ -75,6 +89,10 @@ def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", cop
     from rlx.agent import Agent
 
     kind: Any = load_class(node, "agent", Agent)
+    for what, space, fits in (("observations", spec.observation_space, kind.observations), ("actions", spec.action_space, kind.actions)):
+        if not isinstance(space, fits):
+            names = " or ".join(fit.__name__ for fit in fits)
+            raise ConfigError(f"agent: {kind.__name__} needs {names} {what}; this env has {space}.")
     return kind(build(kind.config_type, node, "agent"), spec, seeds, copies)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -28,17 +28,61 @@ class SeedLinear(nn.Module):
 
 
 class MLP(nn.Module):
-    """ReLU network [S, B, inputs] → [S, B, outputs]."""
+    """Fully connected network [S, B, inputs] → [S, B, outputs], with `activation` (ReLU in place) between its layers."""
 
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, rng: Streams):
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], outputs: int, rng: Streams, activation: Callable[[Tensor], Tensor] = torch.relu_
+    ):
         super().__init__()
+        self.activation = activation
         sizes = [inputs, *hidden, outputs]
         self.layers = nn.ModuleList(SeedLinear(a, b, rng) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = torch.relu_(layer(x))
+            x = self.activation(layer(x))
         return self.layers[-1](x)
+
+
+class SeedGRU(nn.Module):
+    """S gated recurrent units (Cho et al. 2014, torch's form): x [S, B, inputs], h [S, B, units] → h' [S, B, units]."""
+
+    def __init__(self, inputs: int, units: int, rng: Streams):
+        super().__init__()
+        self.input, self.hidden = SeedLinear(inputs, 3 * units, rng), SeedLinear(units, 3 * units, rng)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        (reset_x, update_x, new_x), (reset_h, update_h, new_h) = self.input(x).chunk(3, -1), self.hidden(h).chunk(3, -1)
+        update = torch.sigmoid(update_x + update_h)
+        new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return new.lerp(h, update)
+
+
+class RunningNorm(nn.Module):
+    """Mean and variance of all that a seed has seen, [S, 1, F] (Chan et al. 1979's update by batches)."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, features: int, seeds: Tensor):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(len(seeds), 1, features, device=seeds.device))
+        self.register_buffer("variance", torch.ones_like(self.mean))
+        self.register_buffer("count", torch.full((len(seeds), 1, 1), 1e-4, device=seeds.device))
+
+    @torch.no_grad()
+    def see(self, x: Tensor) -> None:
+        """Count the rows x [S, B, F] in."""
+        total, off = self.count + x.shape[1], x.mean(1, keepdim=True) - self.mean
+        spread = self.variance * self.count + x.var(1, correction=0, keepdim=True) * x.shape[1]
+        self.variance.copy_((spread + off.square() * self.count * x.shape[1] / total) / total)
+        self.mean += off * x.shape[1] / total
+        self.count.copy_(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [S, B, F] with mean 0 and variance 1, cut at ±10."""
+        return ((x - self.mean) * (self.variance + 1e-8).rsqrt()).clamp(-10, 10)
 
 
 class QNetwork(nn.Module):
@@ -78,13 +122,13 @@ def concatenate(modules: Sequence[M]) -> M:
 
 
 def concatenated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the same names along their first axis; a shorter second axis is filled with −1 (GymEnv's actions so far)."""
+    """Tensors of the same names along their first axis; a shorter second axis is filled with 0 (GymEnv's actions so far)."""
     result = {}
     for name, tensor in first.items():
         pair = [tensor, second[name]]
         if tensor.dim() > 1 and pair[0].shape[1] != pair[1].shape[1]:
             width = max(t.shape[1] for t in pair)
-            pair = [nn.functional.pad(t, (0, width - t.shape[1]), value=-1) for t in pair]
+            pair = [torch.cat([t, t.new_zeros(len(t), width - t.shape[1], *t.shape[2:])], 1) for t in pair]
         result[name] = torch.cat(pair)
     return result
 

@@ -19,7 +19,7 @@ class Adam(nn.Module):
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
         super().__init__()
-        self.learning_rate = learning_rate
+        self.learning_rate: float | Tensor = learning_rate  # or [S]
         self.register_buffer("count", torch.zeros(len(parameters[0]), device=parameters[0].device))
         self.register_buffer("mean", torch.zeros_like(_flat(parameters)))
         self.register_buffer("square", torch.zeros_like(self.mean))
@@ -44,7 +44,7 @@ class RMSprop(nn.Module):
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
         super().__init__()
-        self.learning_rate = learning_rate
+        self.learning_rate: float | Tensor = learning_rate  # or [S]
         self.register_buffer("square", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()

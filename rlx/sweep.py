@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ def probe(policy: Policy, env: TensorEnv, spec: Spec, attack: Attack, modes: Map
     budget = Budget.of(spec.observation_space, torch.zeros_like(obs))
     for head in {head for heads, _ in modes.values() for head in heads}:
         carry = policy.initial_carry(1)
-        attack.perturb(partial(policy.scores, carry=carry, head=head), obs, budget, lambda count: obs.new_zeros(*obs.shape[:2], count))
+        scores = Scores(partial(policy.scores, carry=carry, head=head), isinstance(spec.action_space, gymnasium.spaces.Box))
+        attack.perturb(scores, obs, budget, lambda count: obs.new_zeros(*obs.shape[:2], count))
 
 
 def sweep(
@@ -100,7 +102,7 @@ class Attacker:
         scale: np.ndarray,
     ):
         self.attack, self.shape, device = attack, reset_seeds.shape, reset_seeds.device
-        self.space = spec.observation_space
+        self.space, self.action_space = spec.observation_space, spec.action_space
         self.scale = torch.as_tensor(scale, dtype=torch.float32, device=device)
         base = mix64(seed_tensor(seeds, device).unsqueeze(1) + mix64(reset_seeds))
         shared = torch.tensor([together for _, together in modes], device=device)[mode]
@@ -121,7 +123,7 @@ class Attacker:
         key = {head: value.flatten()[flat].view(ids.shape) for head, value in self.key.items()}
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-            clean = scores(obs).argmax(-1)
+            clean = scores.decide(scores(obs))
             self.decisions[head].view(-1).index_add_(0, flat, deciding.flatten().long())
             if self.idle[head]:
                 return clean
@@ -133,11 +135,19 @@ class Attacker:
 
             box = radius[head].view(*ids.shape, *[1] * self.scale.dim()) * self.scale
             seen = self.attack.perturb(scores, obs, Budget.of(self.space, box), draw)
-            decision = scores(seen).argmax(-1)
-            self.flips[head].view(-1).index_add_(0, flat, ((decision != clean) & deciding).flatten().long())
+            decision = scores.decide(scores(seen))
+            self.flips[head].view(-1).index_add_(0, flat, (self._flipped(decision, clean) & deciding).flatten().long())
             return decision
 
         return choose
+
+    def _flipped(self, decision: Tensor, clean: Tensor) -> Tensor:
+        """Whether another choice was made [S, B]; in a Box: whether some number moved by more than a tenth of half its range."""
+        if not isinstance(self.action_space, gymnasium.spaces.Box):
+            return decision != clean
+        low, high = (torch.as_tensor(x, device=clean.device) for x in (self.action_space.low, self.action_space.high))
+        moved = decision.maximum(low).minimum(high) - clean.maximum(low).minimum(high)
+        return (moved.abs() > 0.05 * (high - low)).any(-1)
 
 
 class Visited:

@@ -39,7 +39,7 @@ class Training:
         seeds = seed_tensor(self.seeds, self.device)
         shape = (len(seeds), config.copies)
         self.agent = experiment.make_agent(config.agent, self.spec, seeds, config.copies)
-        self.env = self.make_env(len(seeds) * config.copies)
+        self.env = experiment.make_env(config.env, len(seeds) * config.copies, self.device)
         self.obs = self.env.reset(seed=reset_seeds(seeds, config.copies, "env").flatten().tolist())[0].unflatten(0, shape)
         self.first = torch.ones(shape, dtype=torch.bool, device=self.device)
         self.carry = self.agent.policy.initial_carry(config.copies)
@@ -60,8 +60,8 @@ class Training:
         self.signal, self.interruptible = 0, False
 
     def make_env(self, copies: int) -> Any:
-        """Copies of the run's env on its device."""
-        return experiment.make_env(self.config.env, copies, self.device)
+        """Copies of the run's env on its device, as old as those it learns from."""
+        return experiment.make_env(self.config.env, copies, self.device, self.step // self.config.copies)
 
     def run(self, output: Run, reopen: DictConfig | None = None) -> float:
         """Train, evaluate, save, report; returns the interquartile mean of the last evaluation.
@@ -124,9 +124,9 @@ class Training:
     def _vector_step(self) -> Tensor:
         """Act, step, learn; returns the returns so far of the running episodes, those that ended included [S', N]."""
         action, self.carry = self.agent.act(self.obs, self.first, self.carry)
-        obs, reward, terminated, truncated, info = self.env.step(action.flatten())
+        obs, reward, terminated, truncated, info = self.env.step(action.flatten(0, 1))
         next_obs, obs, reward, terminated, truncated = (
-            x.unflatten(0, action.shape) for x in (info["final_obs"], obs, reward, terminated, truncated)
+            x.unflatten(0, self.first.shape) for x in (info["final_obs"], obs, reward, terminated, truncated)
         )
         metrics = self.agent.update(Transition(self.obs, action, reward, next_obs, terminated, truncated, self.carry))
         self.obs, self.first = obs, terminated | truncated

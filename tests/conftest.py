@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from rlx import cli
+from rlx.agent import Agent
+from rlx.config import conf_dir, load_class
+from rlx.experiment import env_spec
 
 torch.set_num_threads(1)
 
@@ -61,12 +64,33 @@ def tiny_runs(tmp_path_factory):
 @pytest.fixture
 def composed():
     """composed("train", "agent=dqn") is the config that `rlx train agent=dqn` would get."""
-    from hydra import compose, initialize_config_dir
+    return compose
 
-    from rlx.config import conf_dir
 
-    def call(command: str, *overrides: str):
-        with initialize_config_dir(conf_dir(), version_base="1.3"):
-            return compose(command, list(overrides))
+def compose(command: str, *overrides: str):
+    import hydra
 
-    return call
+    with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
+        return hydra.compose(command, list(overrides))
+
+
+AGENTS = sorted(path.stem for path in Path(conf_dir(), "agent").glob("*.yaml"))
+ENVS = {"acrobot": (), "chain": (), "pendulum": (), "gym": ("env.id=CartPole-v1",)}
+
+
+def fits(agent: str, env: str) -> bool:
+    """Whether the agent can learn in the env."""
+    kind = load_class(compose("train", f"agent={agent}").agent, "agent", Agent)
+    spec = env_spec(compose("train", f"env={env}", *ENVS[env]).env)
+    return isinstance(spec.observation_space, kind.observations) and isinstance(spec.action_space, kind.actions)
+
+
+PAIRS = [(agent, env) for agent in AGENTS for env in ENVS if fits(agent, env)]
+SMALL = {"learning_starts": 32, "hidden": "[16]", "replay_ratio": 0.5, "buffer_size": 400, "epsilon_steps": 500, "rollout_steps": 16}
+SMALL |= {"epochs": 2, "minibatches": 2, "initial_value": 0.1}
+
+
+def small(agent: str, **changes: object) -> list[str]:
+    """Overrides that make an agent learn soon and quickly: those of its own keys."""
+    keys = compose("train", f"agent={agent}").agent
+    return [f"agent.{key}={value}" for key, value in (SMALL | changes).items() if key in keys]

@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ENVS, PAIRS, TINY, small
 from safetensors.torch import load_file
-from test_agents import AGENTS
 
 from rlx.growing import resumed
 from rlx.journal import replays
 from rlx.run import Run
 
-ENVS = [("acrobot",), ("chain",), ("gym", "env.id=CartPole-v1")]
 LEARN = ("agent.learning_starts=64", "agent.hidden=[16]", "seeds=2", "agent.n_steps=2")
 
 
@@ -38,10 +36,9 @@ def fingerprint(run: Path) -> dict[str, str]:
     return prints | {"step": str(training.step)}
 
 
-@pytest.mark.parametrize("env", ENVS, ids=lambda e: e[0])
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize(("agent", "env"), PAIRS)
 def test_resumed_equals_uninterrupted(agent, env, rlx):
-    arguments = ["train", f"agent={agent}", f"env={env[0]}", *env[1:], *TINY, *LEARN]
+    arguments = ["train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent, n_steps=2)]
     whole = rlx(*arguments)
     shorter = rlx(*arguments, "steps=300")
     assert rlx("resume", shorter.run, "steps=600").code == 0
@@ -165,10 +162,9 @@ def test_checkpoints_by_wall_time_are_replaced_and_those_by_step_stay(rlx):
     assert len(needed) >= 20 and {f"{p.parent.name}/{p.stem}" for p in result.run.glob("replay/*/*")} == set(needed)
 
 
-@pytest.mark.parametrize("env", ENVS, ids=lambda e: e[0])
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize(("agent", "env"), PAIRS)
 def test_seeds_added_to_a_finished_run_make_the_run_of_all(agent, env, rlx):
-    arguments = ["train", f"agent={agent}", f"env={env[0]}", *env[1:], *TINY, *LEARN]
+    arguments = ["train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent, n_steps=2)]
     whole, run = rlx(*arguments, "seeds=5"), rlx(*arguments, "seeds=2").run
     before = load_file(run / "checkpoints/best/agent.safetensors")
     assert rlx("resume", run, "seeds=5").code == 0

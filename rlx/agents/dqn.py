@@ -213,7 +213,7 @@ class QPolicy(Policy):
         return {}
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
-        return choose("action", obs, self.q, torch.ones_like(first)), carry
+        return choose("action", obs, Scores(self.q), torch.ones_like(first)), carry
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         return self.q(obs)

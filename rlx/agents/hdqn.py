@@ -92,8 +92,8 @@ class GoalPolicy(Policy):
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
         deciding = first | self.reached(carry["goal"], carry["action"], obs) | self.given_up(carry["clock"])
-        goal = torch.where(deciding, choose("goal", obs, self.meta, deciding), carry["goal"])
-        action = choose("action", obs, lambda seen: self.controller(join(goal, seen)), torch.ones_like(first))
+        goal = torch.where(deciding, choose("goal", obs, Scores(self.meta), deciding), carry["goal"])
+        action = choose("action", obs, Scores(lambda seen: self.controller(join(goal, seen))), torch.ones_like(first))
         clock = torch.where(deciding, 0, carry["clock"]) + 1  # steps of this goal, this one included
         return action, {"goal": goal, "action": action, "clock": clock, "deciding": deciding}
 

@@ -36,7 +36,7 @@ class PGD(Attack):
         best_damage = best_value = torch.full_like(clean[..., 0], -torch.inf)
         for restart in range(self.restarts):
             at = obs
-            if self.random_start or restart:
+            if self.random_start or restart or self.loss == "distance":  # which has no gradient at the clean observation
                 noise = draw(obs[0, 0].numel()).view(obs.shape) * 2 - 1
                 at = budget.project(obs + budget.radius * noise, obs)
             slope, _, _ = objective.gradient(scores, at, clean)
@@ -56,7 +56,9 @@ class PGD(Attack):
         return best
 
     def _damage(self, here: Tensor, clean: Tensor) -> Tensor:
-        """How bad the decision at `here` is: clean score lost, or whether it is the target."""
+        """How bad the decision at `here` is: clean score lost, or whether it is the target; nothing is known of a continuous one."""
+        if self.loss == "distance":
+            return torch.zeros_like(clean[..., 0])
         decision = here.argmax(-1, keepdim=True)
         if self.target is not None:
             return (decision.squeeze(-1) == self.target).to(clean.dtype)

@@ -97,7 +97,7 @@ def rlx_training(config: Config, spec: "Spec", seeds: int, device: "torch.device
     def step() -> int:
         nonlocal obs, carry, first
         action, carry = agent.act(obs, first, carry)
-        result = env.step(action.flatten())
+        result = env.step(action.flatten(0, 1))
         next_obs, reward, terminated, truncated, final = (x.unflatten(0, shape) for x in (*result[:4], result[4]["final_obs"]))
         agent.update(Transition(obs, action, reward, final, terminated, truncated, carry))
         obs, first = next_obs, terminated | truncated
@@ -222,8 +222,8 @@ def rlx_attack(spec: "Spec", seeds: int, batch: int, seconds: float, device: "to
             return scores(seen).argmax(-1)
 
     def step() -> int:
-        one_hot = torch.nn.functional.one_hot(choose(meta), 3).float()
-        choose(lambda x: controller(torch.cat([one_hot, x], -1)))
+        one_hot = torch.nn.functional.one_hot(choose(Scores(meta)), 3).float()
+        choose(Scores(lambda x: controller(torch.cat([one_hot, x], -1))))
         if device.type == "cuda":
             torch.cuda.synchronize()
         return seeds * batch

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import gymnasium
@@ -11,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from rlx.config import ConfigError, at_least, nearest
 from rlx.rng import stream_key, uniform
 
 
@@ -18,7 +20,7 @@ class Dynamics(ABC):
     """What one environment is: spaces, first states, transitions. Pure functions of tensors whose first axis is B copies."""
 
     observation_space: gymnasium.Space
-    action_space: gymnasium.spaces.Discrete
+    action_space: gymnasium.Space
     max_episode_steps: ClassVar[int]
     reward_threshold: ClassVar[float | None] = None
     """Return from which the task counts as solved."""
@@ -33,11 +35,33 @@ class Dynamics(ABC):
 
     @abstractmethod
     def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(next state [B, D], reward [B], terminated bool [B]) of `state` [B, D], `action` int64 [B], `draws` [B, transition_draws]."""
+        """(next state [B, D], reward [B], terminated bool [B]) of `state` [B, D], `action` int64 [B] or float [B, D], and `draws`."""
 
     @abstractmethod
     def observe(self, state: Tensor) -> Tensor:
         """Observations [B, *O] of `state` [B, D]."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A number of the Dynamics that changes linearly while an env copy grows older, whatever its episodes."""
+
+    parameter: str
+    to: float
+    """Its last value; the first is the Dynamics' own."""
+    begin: int
+    """Steps of a copy after which it begins to change …"""
+    end: int
+    """… and stops; the same: a sudden change."""
+
+    def __post_init__(self) -> None:
+        at_least(self.end, self.begin, "env.drift.end")
+
+    def apply(self, dynamics: Dynamics, age: Tensor) -> Dynamics:
+        """`dynamics` for copies that are `age` steps old (int64 [B]); the parameter becomes a tensor [B]."""
+        share = ((age - self.begin) / max(1, self.end - self.begin)).clamp(0, 1) if self.end > self.begin else (age >= self.begin).float()
+        first = getattr(dynamics, self.parameter)
+        return replace(dynamics, **{self.parameter: first + (self.to - first) * share})  # type: ignore[type-var]
 
 
 class BatchedEnv(VectorEnv):
@@ -57,8 +81,15 @@ class BatchedEnv(VectorEnv):
         max_episode_steps: int | None = None,
         device: torch.device | str = "cpu",
         render_mode: None = None,
+        drift: Drift | None = None,
+        clock: int = 0,
     ):
-        self.dynamics = dynamics
+        """`drift`: how the dynamics change with the age of a copy, which begins at `clock` steps."""
+        numbers = [field.name for field in fields(dynamics) if field.type in (float, "float")]  # type: ignore[arg-type]
+        if drift is not None and drift.parameter not in numbers:
+            raise ConfigError(f"env.drift.parameter={drift.parameter}: no such number.{nearest(drift.parameter, numbers)}")
+        self.dynamics, self.drift = dynamics, drift
+        self._age = torch.full((num_envs,), clock, dtype=torch.int64, device=device)
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps or dynamics.max_episode_steps
         self.device = torch.device(device)
@@ -84,11 +115,13 @@ class BatchedEnv(VectorEnv):
         return self.dynamics.observe(self.state), {}
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]}) of `actions` int64 [B]."""
+        """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]}) of `actions` int64 [B] (Box: [B, D])."""
         actions = torch.as_tensor(actions, device=self.device)
         draws = self._draw(self.dynamics.transition_draws)
-        self.state, reward, terminated = self.dynamics.transition(self.state, actions, draws)
+        dynamics = self.dynamics if self.drift is None else self.drift.apply(self.dynamics, self._age)
+        self.state, reward, terminated = dynamics.transition(self.state, actions, draws)
         self._steps += 1
+        self._age += 1
         truncated = (self._steps >= self.max_episode_steps) & ~terminated
         final_obs = obs = self.dynamics.observe(self.state)
         ended = terminated | truncated
@@ -109,7 +142,7 @@ class BatchedEnv(VectorEnv):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides this env's future: tensors [B, …]."""
-        return {name: getattr(self, name) for name in ("state", "_steps", "_key", "_counter")}
+        return {name: getattr(self, name) for name in ("state", "_steps", "_key", "_counter", "_age")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict()` was taken."""

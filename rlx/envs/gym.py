@@ -43,7 +43,7 @@ class GymEnv(VectorEnv):
         """Per copy, the state of its random generator before the running episode's reset …"""
         self._seeds: list[int | None] = [None] * num_envs
         """… the seed given to that reset, if one was …"""
-        self._actions: list[list[int]] = [[] for _ in range(num_envs)]
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
         """… and the actions since: an environment's own state is out of reach, but these lead to it again."""
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
@@ -52,9 +52,12 @@ class GymEnv(VectorEnv):
         return self._tensor([self._begin(i, seed) for i, seed in enumerate(seeds)]), {}
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]}) of `actions` int64 [B]."""
-        steps = [env.step(action) for env, action in zip(self.envs, np.asarray(torch.as_tensor(actions).cpu()), strict=True)]
-        for past, action in zip(self._actions, torch.as_tensor(actions).tolist(), strict=True):
+        """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]}); Box `actions` are cut at their bounds."""
+        rows = np.asarray(torch.as_tensor(actions).cpu())
+        if isinstance(self.single_action_space, gymnasium.spaces.Box):
+            rows = rows.clip(self.single_action_space.low, self.single_action_space.high)
+        steps = [env.step(action) for env, action in zip(self.envs, rows, strict=True)]
+        for past, action in zip(self._actions, rows, strict=True):
             past.append(action)
         final, reward, terminated, truncated, _ = zip(*steps, strict=True)
         obs = [self._begin(i, None) if s[2] or s[3] else s[0] for i, s in enumerate(steps)]
@@ -70,23 +73,28 @@ class GymEnv(VectorEnv):
 
     def state_dict(self) -> dict[str, Tensor]:
         """How each copy's running episode began and what was done in it, tensors [B, …]."""
+        space: Any = self.single_action_space
         longest = max([len(past) for past in self._actions], default=0)
-        actions = [past + [-1] * (longest - len(past)) for past in self._actions]
+        actions = np.zeros((self.num_envs, longest, *space.shape), space.dtype)
+        for row, past in zip(actions, self._actions, strict=True):
+            row[: len(past)] = np.array(past).reshape(len(past), *space.shape)
         return {
             "begun": torch.from_numpy(np.stack(self._begun).view(np.int64)),
             "seed": torch.tensor([-1 if seed is None else seed for seed in self._seeds]),
-            "actions": torch.tensor(actions, dtype=torch.int64).view(self.num_envs, longest),
+            "played": torch.tensor([len(past) for past in self._actions]),
+            "actions": torch.from_numpy(actions),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Begin each copy's episode again and repeat its actions: exact for every environment whose only chance is its
         `np_random`, which Gymnasium asks of all."""
-        for i, (begun, seed, actions) in enumerate(zip(state["begun"], state["seed"].tolist(), state["actions"].tolist(), strict=True)):
-            self.envs[i].unwrapped.np_random = _generator(begun.cpu().numpy().view(np.uint64))
+        begun, actions = state["begun"].cpu().numpy().view(np.uint64), state["actions"].cpu().numpy()
+        for i, (seed, played) in enumerate(zip(state["seed"].tolist(), state["played"].tolist(), strict=True)):
+            self.envs[i].unwrapped.np_random = _generator(begun[i])
             self._begin(i, None if seed < 0 else seed)
-            self._actions[i] = [action for action in actions if action >= 0]
+            self._actions[i] = list(actions[i, :played])
             for action in self._actions[i]:
-                self.envs[i].step(np.int64(action))
+                self.envs[i].step(action)
 
     def _begin(self, copy: int, seed: int | None) -> Any:
         """Reset one copy; remembers how."""

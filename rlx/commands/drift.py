@@ -1,0 +1,70 @@
+"""In a drifting env: a policy that stopped learning at some checkpoint beside the one that went on; one figure over time."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from rlx import report
+from rlx.config import ConfigError, at_least, build, command
+from rlx.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys of drift.yaml."""
+
+    device: Any
+    run: Any
+    checkpoint: str | None
+    episodes: int
+    outputs: str
+
+
+@command("drift")
+def main(composed: DictConfig) -> None:
+    """Play, draw and print."""
+    config = build(Config, composed, "")
+    at_least(config.episodes, 1, "episodes")
+    runs = Run.find_all(config.run, config.outputs)
+    run, trained = runs[0], runs[0].config
+    if len(runs) > 1 or not trained.env.get("drift"):
+        raise ConfigError(f"run={run.path}: drift takes one run of an env that drifts (env.drift).")
+    before = [name for name in run.steps() if int(name) // trained.copies <= trained.env.drift.begin]
+    if config.checkpoint is None and not before:
+        raise ConfigError(f"checkpoint: {run.path} has none from before the drift; it has: {', '.join(run.steps())}.")
+    checkpoint = config.checkpoint or before[-1]
+
+    from rlx import experiment, figures, stats
+    from rlx.evaluation import SELECTION, evaluate
+
+    device = experiment.setup_device(config.device)
+    policy, _, seeds = experiment.load_policies(runs, checkpoint, device)
+    output = Run.create(config.outputs, "drift", run.path.parent.name, composed)
+    report.start(run=run.path, frozen=f"checkpoint {checkpoint}", episodes=f"{config.episodes} per seed and step", device=device)
+    rows = run.metrics()
+    steps = sorted({row["step"] for row in rows})
+    learning = np.array([[row["return/mean"] for row in rows if row["seed"] == seed] for seed in seeds])  # [S, steps]
+    frozen = []
+    for step in steps:
+        age = step // trained.copies
+        episodes = evaluate(
+            policy, lambda n, age=age: experiment.make_env(trained.env, n, device, age), len(seeds), config.episodes, SELECTION, device
+        )
+        frozen.append(episodes.returns.mean(1).cpu().numpy())
+    curves = {"goes on learning": learning.T, f"frozen at step {int(checkpoint):,}": np.array(frozen)}
+    estimates = {label: [stats.estimate(values[:, None]) for values in curve] for label, curve in curves.items()}
+    cells = {label: [{"return": estimate.as_dict()} for estimate in row] for label, row in estimates.items()}
+    drift = trained.env.drift
+    title = f"{run.path.parent.name}, {len(seeds)} seeds: {drift.parameter} {trained.env[drift.parameter]:g} → {drift.to:g}"
+    lines = [figures.RobustnessCurve(label, steps, row) for label, row in cells.items()]
+    figures.robustness(lines, output.path / "drift.png", title, "environment steps per seed (also the env's age)")
+    report.table(
+        "Greedy return in the env as it is at that step",
+        ["step", *cells],
+        [[f"{step:,}", *(report.interval_text(row[i].iqm, row[i].ci95) for row in estimates.values())] for i, step in enumerate(steps)],
+    )
+    output.write_summary({"status": "completed", "run": str(run.path), "seeds": seeds, "steps": steps} | {"cells": cells})
+    output.write_meta(status="completed")
+    report.end(output.path, figure=output.path / "drift.png")

@@ -1,0 +1,75 @@
+"""Partial observation: any env through a narrower window, or with a memory of the last observations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from rlx.config import ConfigError, at_least
+from rlx.env import TensorEnv
+
+
+class View(VectorEnv):
+    """`env` of which the components `observe` of a flat Box observation are seen (None: all), the last `stack` times in a row.
+
+    Observations are [B, stack · components], the oldest first; an episode begins with its first observation repeated.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+
+    def __init__(self, env: TensorEnv, observe: Sequence[int] | None, stack: int):
+        space = env.single_observation_space
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+            raise ConfigError(f"env.observe, env.stack: need observations of one axis; this env has {space}.")
+        self.components = list(range(space.shape[0]) if observe is None else observe)
+        if not self.components or not set(self.components) <= set(range(space.shape[0])):
+            raise ConfigError(f"env.observe={self.components}: expected some of the components 0 to {space.shape[0] - 1}.")
+        at_least(stack, 1, "env.stack")
+        self.env, self.stack = env, stack
+        low, high = (np.tile(bound[self.components], stack) for bound in (space.low, space.high))
+        self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
+        self.single_action_space = env.single_action_space
+        self.max_episode_steps, self.reward_threshold = env.max_episode_steps, env.reward_threshold
+        self._resize()
+
+    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
+        """First observations [B, stack · components]."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        self.past = self._repeated(obs)
+        return self.past.flatten(1), info
+
+    def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """As `TensorEnv.step`."""
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        final = torch.cat([self.past[:, 1:], info["final_obs"][:, None, self.components]], 1)
+        ended = (terminated | truncated).view(-1, 1, 1)
+        self.past = torch.where(ended, self._repeated(obs), final)
+        return self.past.flatten(1), reward, terminated, truncated, {"final_obs": final.flatten(1)}
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the copies `index` (int64 [B']) only, in that order."""
+        self.env.keep(index)
+        self.past = self.past[index]
+        self._resize()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that decides the copies' future: tensors [B, …]."""
+        return self.env.state_dict() | {"past": self.past}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict()` was taken."""
+        self.env.load_state_dict({name: value for name, value in state.items() if name != "past"})
+        self.past = state["past"].clone()
+
+    def _repeated(self, obs: Tensor) -> Tensor:
+        return obs[:, None, self.components].expand(-1, self.stack, -1).contiguous()
+
+    def _resize(self) -> None:
+        self.num_envs = self.env.num_envs
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
