@@ -52,6 +52,8 @@ class Spec:
     max_episode_steps: int
     reward_threshold: float | None = None
     """Return from which the task counts as solved, if it says; for people, not for learning."""
+    legal: Callable[[Tensor], Tensor] | None = None
+    """Observations [..., *O] → bool [..., A]: which actions the rules allow, where there are such rules."""
 
     @property
     def actions(self) -> int:

@@ -69,7 +69,12 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     limit = getattr(env, "max_episode_steps", None)
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
-    return Spec(obs, action, int(limit), env.reward_threshold)
+    return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "legal", None))
+
+
+def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config group `env` as a run is evaluated and attacked in: with the keys of `eval_env`."""
+    return _plain(config["env"]) | _plain(config["eval_env"])
 
 
 def setup_device(node: Mapping[str, Any]) -> "torch.device":

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from rlx.config import ConfigError
 from rlx.rng import Streams
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,6 +43,74 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
         return self.layers[-1](x)
+
+
+class SeedConv(nn.Module):
+    """S convolutions side by side: [S, B, in, H, W] → [S, B, out, H', W']. `weight` is [S, out, in, k, k], `bias` [S, out]."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, rng: Streams):
+        super().__init__()
+        self.stride, fan_in = stride, inputs * kernel**2
+        self.weight = nn.Parameter((rng.uniform(outputs, inputs, kernel, kernel) * 2 - 1) / math.sqrt(fan_in))
+        self.bias = nn.Parameter((rng.uniform(outputs) * 2 - 1) / math.sqrt(fan_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # a grouped convolution is a third slower there
+            each = zip(x, self.weight, self.bias, strict=True)
+            return torch.stack([nn.functional.conv2d(one, weight, bias, self.stride) for one, weight, bias in each])
+        seeds = len(x)
+        side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · in, H, W]
+        y = nn.functional.conv2d(side_by_side, self.weight.flatten(0, 1), self.bias.flatten(), self.stride, groups=seeds)
+        return y.unflatten(1, (seeds, -1)).transpose(0, 1)
+
+
+class SeedBatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) of each seed's channels x [S, B, C, H, W], in torch's form: by the batch's own
+    moments where `training`, else by running ones."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int, seeds: Tensor):
+        super().__init__()
+        shape = (len(seeds), 1, channels, 1, 1)
+        self.scale, self.shift = (nn.Parameter(torch.full(shape, value, device=seeds.device)) for value in (1.0, 0.0))
+        self.register_buffer("mean", torch.zeros(shape, device=seeds.device))
+        self.register_buffer("variance", torch.ones(shape, device=seeds.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.mean, self.variance
+        if self.training:
+            variance, mean = torch.var_mean(x, (1, 3, 4), correction=0, keepdim=True)
+            with torch.no_grad():
+                self.mean.lerp_(mean, 0.1)
+                self.variance.lerp_(variance, 0.1)
+        return (x - mean) * ((variance + 1e-5).rsqrt() * self.scale) + self.shift
+
+
+class ConvNet(nn.Module):
+    """Images [S, B, C, H, W] → features [S, B, F]: convolutions with ReLU, flattened."""
+
+    def __init__(self, shape: Sequence[int], layers: Sequence[Sequence[int]], batch_norm: bool, scale: float, seeds: Tensor, rng: Streams):
+        """`shape` (C, H, W) of an image, which is divided by `scale`; `layers`: [channels, kernel, stride] each. ConfigError
+        where the image is too small."""
+        super().__init__()
+        self.scale = scale
+        channels, height, width = shape
+        parts: list[nn.Module] = []
+        for outputs, kernel, stride in layers:
+            parts.append(SeedConv(channels, outputs, kernel, stride, rng))
+            if batch_norm:
+                parts.append(SeedBatchNorm(outputs, seeds))
+            parts.append(nn.ReLU())
+            channels, height, width = outputs, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+            if min(height, width) < 1:
+                raise ConfigError(f"agent.conv={[list(layer) for layer in layers]}: nothing is left of an image of {list(shape)}.")
+        self.layers = nn.Sequential(*parts)
+        self.features = channels * height * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.float() / self.scale).flatten(2)
 
 
 class SeedGRU(nn.Module):

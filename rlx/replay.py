@@ -1,6 +1,6 @@
 """Experience replay: one ring of transitions per seed and env copy."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,17 +16,27 @@ class Replay(nn.Module):
     times (options that last differently long) without a ragged batch: every row is written to its ring's spare slot, and
     only some rings advance. Row k of a ring lies in slot k modulo T.
     Rows have the fields `obs`, `action`, `reward`, `discount` (γ^k, 0 where the target must not bootstrap), `next_obs` and
-    `last` (the chain breaks behind this row: termination or truncation). All state are buffers. A checkpoint does not hold the
+    `last` (the chain breaks behind this row: termination or truncation). With `stack` k there is no `next_obs`: frames are stored
+    once, and `sample` puts the last k of them on top of each other. All state are buffers. A checkpoint does not hold the
     rings but the rows stored since the last one (`rows`, `restore`).
     """
 
     written: Tensor
     """Rows ever stored in each ring, int64 [S, N]."""
 
-    def __init__(self, seeds: int, copies: int, capacity: int, fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device):
+    def __init__(
+        self,
+        seeds: int,
+        copies: int,
+        capacity: int,
+        fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        device,
+        stack: int | None = None,
+    ):
         """`fields`: name → (shape, dtype) of one row. ConfigError where it is larger than the free memory."""
         super().__init__()
-        self.slots = max(1, capacity // copies) + 1
+        self.slots, self.stack = max(1, capacity // copies) + 1, stack
+        fields = {name: field for name, field in fields.items() if stack is None or name != "next_obs"}
         self.fields = tuple(fields)
         row = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in fields.values())
         _require_memory(seeds * copies * self.slots * row, torch.device(device))
@@ -62,14 +72,9 @@ class Replay(nn.Module):
         With `n_steps` > 1, `reward` is Σ_i (Π_{j<i} discount_j) reward_i, `discount` the product and `next_obs` the
         observation behind the last row used; a chain stops early at `last` and at the newest row.
         """
-        (seeds, copies), sizes = self.written.shape, self.size
-        ends = sizes.cumsum(1)
-        pick = (draws * ends[:, -1:]).to(torch.int64)
-        copy = torch.searchsorted(ends, pick, right=True).clamp_(max=copies - 1)
-        size = sizes.gather(1, copy)
-        age = pick - ends.gather(1, copy) + size  # 0 is the oldest row of its ring
-        ring = self._ring(copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies)
-        oldest = self.written.gather(1, copy) - size
+        if self.stack is not None:
+            return self._sample_frames(draws, n_steps, self.stack)
+        ring, oldest, age, size = self._pick(draws)
         first = ring + (oldest + age).remainder(self.slots)
         batch = {name: self._rows(name, first) for name in self.fields}
         if n_steps > 1:
@@ -84,6 +89,53 @@ class Replay(nn.Module):
             final = index.gather(-1, alive.sum(-1, keepdim=True) - 1).squeeze(-1)
             batch["next_obs"] = self._rows("next_obs", final)
         return batch
+
+    def _pick(self, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(flat place of the ring, number of its oldest row, age of the row picked: 0 is the oldest, rows in the ring), [S, B] each."""
+        (seeds, copies), sizes = self.written.shape, self.size
+        ends = sizes.cumsum(1)
+        pick = (draws * ends[:, -1:]).to(torch.int64)
+        copy = torch.searchsorted(ends, pick, right=True).clamp_(max=copies - 1)
+        size = sizes.gather(1, copy)
+        ring = self._ring(copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies)
+        return ring, self.written.gather(1, copy) - size, pick - ends.gather(1, copy) + size, size
+
+    def _sample_frames(self, draws: Tensor, n_steps: int, stack: int) -> dict[str, Tensor]:
+        """As `sample`, where the next observation is the next row's. A row that has none and would bootstrap from it (the newest
+        one, and the last before a truncation) is no transition: the one before it is taken, and chains end at it."""
+        ring, oldest, age, size = self._pick(draws)
+
+        def place(age: Tensor) -> Tensor:
+            return ring + (oldest + age).remainder(self.slots)
+
+        def usable(age: Tensor) -> Tensor:
+            here = place(age)
+            return (self._rows("discount", here) == 0) | (~self._rows("last", here) & (age + 1 < size))
+
+        age = torch.where(usable(age), age, (age - 1).clamp(min=0))
+        first = place(age)
+        batch = {"action": self._rows("action", first), "obs": self._stacked(place, age, stack)}
+        reward, discount, end, alive = torch.zeros_like(draws), torch.ones_like(draws), age, torch.ones_like(age, dtype=torch.bool)
+        for i in range(n_steps):
+            step = (age + i).minimum(size - 1)
+            here = place(step)
+            if i:
+                alive = alive & ~self._rows("last", place(step - 1)) & (age + i < size) & usable(step)
+            reward = reward + torch.where(alive, discount * self._rows("reward", here), 0.0)
+            discount = torch.where(alive, discount * self._rows("discount", here), discount)
+            end = torch.where(alive, step, end)
+        batch |= {"reward": reward, "discount": discount}
+        batch["next_obs"] = self._stacked(place, (end + 1).minimum(size - 1), stack)
+        return batch
+
+    def _stacked(self, place: Callable[[Tensor], Tensor], age: Tensor, stack: int) -> Tensor:
+        """The `stack` frames up to the row of this age [S, B, stack · C, …], an episode's first one repeated before it."""
+        ages, same = [age], torch.ones_like(age, dtype=torch.bool)
+        for back in range(1, stack):
+            before = (age - back).clamp(min=0)
+            same = same & (age >= back) & ~self._rows("last", place(before))
+            ages.append(torch.where(same, before, ages[-1]))
+        return self._rows("obs", place(torch.stack(ages[::-1]))).movedim(0, 2).flatten(2, 3)
 
     def rows(self, since: Tensor | None) -> dict[str, Tensor]:
         """The rows that it still holds of those stored after the first `since` (int64 [S, N]; None: all it holds): each field

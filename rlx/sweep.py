@@ -123,6 +123,7 @@ class Attacker:
         key = {head: value.flatten()[flat].view(ids.shape) for head, value in self.key.items()}
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            obs = obs.float()  # of images too
             clean = scores.decide(scores(obs))
             self.decisions[head].view(-1).index_add_(0, flat, deciding.flatten().long())
             if self.idle[head]:

@@ -36,6 +36,8 @@ class Training:
             raise ConfigError(f"copies={config.copies}: a stop rule needs copies=1, so that episodes have an order.")
         self.device = experiment.setup_device(config.device)
         self.spec = experiment.env_spec(config.env)
+        self.eval_env = experiment.evaluated_env({"env": config.env, "eval_env": config.eval_env})
+        experiment.env_spec(self.eval_env)
         seeds = seed_tensor(self.seeds, self.device)
         shape = (len(seeds), config.copies)
         self.agent = experiment.make_agent(config.agent, self.spec, seeds, config.copies)
@@ -60,8 +62,8 @@ class Training:
         self.signal, self.interruptible = 0, False
 
     def make_env(self, copies: int) -> Any:
-        """Copies of the run's env on its device, as old as those it learns from."""
-        return experiment.make_env(self.config.env, copies, self.device, self.step // self.config.copies)
+        """Copies of the env to evaluate in, as old as those it learns from."""
+        return experiment.make_env(self.eval_env, copies, self.device, self.step // self.config.copies)
 
     def run(self, output: Run, reopen: DictConfig | None = None) -> float:
         """Train, evaluate, save, report; returns the interquartile mean of the last evaluation.

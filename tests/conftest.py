@@ -37,6 +37,12 @@ def pytest_addoption(parser):
     parser.addoption("--trials", type=int, default=1, help="how often runs are killed, each time at another moment")
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Tests that draw from torch's own generator draw the same every time."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def rlx(capsys, tmp_path, monkeypatch):
     """rlx("train", "steps=100") runs in an empty folder."""

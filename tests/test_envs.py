@@ -1,21 +1,27 @@
 """Torch-native environments are Gymnasium's, step by step; copies are independent; the exact values hold."""
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
 import rlx.envs  # noqa: F401 (registers)
-from rlx.config import ConfigError
+from rlx.config import ConfigError, conf_dir
 from rlx.envs.chain import Chain
 from rlx.envs.gym import GymEnv
 from rlx.envs.maze import _CELLS, _MOVES, Maze
+from rlx.experiment import make_env
 
-NATIVE = sorted(name for name in gymnasium.registry if name.startswith("rlx/"))
+NATIVE = ["Acrobot-v1", "CartPole-v1", "CartPolePixels-v1", "Chain-v0", "ConnectFour-v0", "Maze-v0", "MountainCar-v0", "Pendulum-v1"]
+NATIVE += ["Tabular-v0", "TicTacToe-v0"]
+CONFIGS = sorted(path.stem for path in Path(conf_dir(), "env").glob("*.yaml"))
+CPU = torch.device("cpu")
 
 
 def test_all_are_registered():
-    assert NATIVE == ["rlx/Acrobot-v1", "rlx/CartPole-v1", "rlx/Chain-v0", "rlx/Maze-v0", "rlx/MountainCar-v0"]
+    assert sorted(name for name in gymnasium.registry if name.startswith("rlx/")) == [f"rlx/{name}" for name in NATIVE]
 
 
 @pytest.mark.parametrize(
@@ -24,6 +30,7 @@ def test_all_are_registered():
         ("Acrobot-v1", [-3.14, -3.14, -6, -10], [3.14, 3.14, 6, 10]),
         ("CartPole-v1", [-2.4, -3, -0.22, -3], [2.4, 3, 0.22, 3]),
         ("MountainCar-v0", [-1.2, -0.07], [0.6, 0.07]),
+        ("Pendulum-v1", [-9, -8], [9, 8]),
     ],
 )
 def test_step_equals_gymnasiums(name, low, high):
@@ -33,7 +40,8 @@ def test_step_equals_gymnasiums(name, low, high):
     rng = np.random.default_rng(0)
     states = rng.uniform(low, high, (1000, len(low))).astype(np.float32)
     states[:20, 0] = low[0]  # at the edge
-    actions = rng.integers(theirs.action_space.n, size=1000)
+    continuous = isinstance(theirs.action_space, gymnasium.spaces.Box)
+    actions = rng.uniform(-3, 3, (1000, 1)).astype(np.float32) if continuous else rng.integers(theirs.action_space.n, size=1000)
     assert mine.single_observation_space == theirs.observation_space and mine.single_action_space == theirs.action_space
     mine.state = torch.from_numpy(states)
     _, reward, terminated, truncated, info = mine.step(actions)
@@ -41,27 +49,30 @@ def test_step_equals_gymnasiums(name, low, high):
     for i in range(1000):
         theirs.reset()
         theirs.state = states[i].astype(np.float64)
-        obs, r, done, _, _ = theirs.step(int(actions[i]))
+        theirs.last_u = None
+        obs, r, done, _, _ = theirs.step(actions[i])
         np.testing.assert_allclose(info["final_obs"][i], obs, rtol=2e-4, atol=2e-4)
         near_edge = name == "Acrobot-v1" and abs(-np.cos(theirs.state[0]) - np.cos(theirs.state[0] + theirs.state[1]) - 1) < 1e-3
         if not near_edge:
-            assert (float(reward[i]), bool(terminated[i])) == (r, done), (states[i], actions[i])
+            assert (float(reward[i]), bool(terminated[i])) == (pytest.approx(r, rel=1e-4, abs=1e-4), done), (states[i], actions[i])
         ends += done
-    assert 0 < ends < 1000 and not truncated.any()
+    assert (ends == 0 if continuous else 0 < ends < 1000) and not truncated.any()
 
 
-@pytest.mark.parametrize("name", NATIVE)
-def test_copies_depend_on_their_own_seed_alone(name):
-    together, alone = gymnasium.make_vec(name, num_envs=6).unwrapped, gymnasium.make_vec(name, num_envs=1).unwrapped
-    assert torch.equal(together.reset(seed=[3, 1, 4, 1, 5, 9])[0][4:5], alone.reset(seed=5)[0])
-    rng = np.random.default_rng(0)
-    for step in range(1200):
-        action = rng.integers(together.single_action_space.n, size=6)
-        if step == 700:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_copies_depend_on_their_own_seed_alone(name, composed):
+    config = composed("train", f"env={name}", *(["env.id=CartPole-v1"] if name == "gym" else [])).env
+    together, alone = make_env(config, 6, CPU), make_env(config, 1, CPU)
+    assert torch.equal(together.reset(seed=[3, 1, 4, 1, 5, 9])[0][4:5], alone.reset(seed=[5])[0])
+    space = together.single_action_space
+    space.seed(0)
+    for step in range(400):
+        action = np.stack([space.sample() for _ in range(6)])
+        if step == 200:
             together.keep(torch.tensor([4, 0]))
-        now = together.step(action if step < 700 else action[[4, 0]])
+        now = together.step(action if step < 200 else action[[4, 0]])
         one = alone.step(action[4:5])
-        row = 4 if step < 700 else 0
+        row = 4 if step < 200 else 0
         for a, b in zip(now[:4], one[:4], strict=True):
             assert torch.equal(a[row : row + 1], b)
         assert torch.equal(now[4]["final_obs"][row : row + 1], one[4]["final_obs"])
@@ -153,3 +164,65 @@ def test_adapter_plays_what_gymnasium_plays():
 def test_adapter_names_the_nearest_id():
     with pytest.raises(ConfigError, match="CartPole-v1"):
         GymEnv("CartPol-v1")
+
+
+GRIDS = {"taxi": 7.930, "frozen_lake": 0.7442, "frozen_lake_8x8": 0.9132, "cliff_walking": -13}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_have_gymnasiums_transitions_and_the_exact_optimum_of_its_tables(name, composed):
+    config = composed("train", f"env={name}").env
+    env, table = make_env(config, 6000, CPU), gymnasium.make(config.id, **config.kwargs).unwrapped
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    states, actions = rng.integers(len(table.P), size=6000), rng.integers(table.action_space.n, size=6000)
+    env.state = torch.from_numpy(states).unsqueeze(1)
+    _, reward, terminated, _, info = env.step(actions)
+    expected = 0.0
+    for i in range(6000):
+        branch = table.P[states[i]][actions[i]]
+        assert any(
+            (n, bool(t)) == (int(info["final_obs"][i]), bool(terminated[i])) and float(reward[i]) == pytest.approx(r)
+            for _, n, r, t in branch
+        )
+        expected += sum(p * n for p, n, _, _ in branch)
+    assert float(info["final_obs"].sum()) == pytest.approx(expected, rel=0.02)
+    # Finite-horizon dynamic programming: value[s] with t steps left.
+    value = np.zeros(len(table.P))
+    for _ in range(config.max_episode_steps):
+        value = np.array([max(sum(p * (r + value[n] * (not t)) for p, n, r, t in b) for b in row.values()) for row in table.P.values()])
+    assert float(value @ table.initial_state_distrib) == pytest.approx(GRIDS[name], abs=6e-4)
+
+
+def test_a_view_shows_some_components_and_remembers(composed):
+    whole = make_env(composed("train", "env=cartpole").env, 3, CPU)
+    part = make_env(composed("train", "env=cartpole", "+env.observe=[2,0]", "+env.stack=3").env, 3, CPU)
+    full, seen = whole.reset(seed=[1, 2, 3])[0], part.reset(seed=[1, 2, 3])[0]
+    past = [full[:, [2, 0]]] * 3
+    for _ in range(60):
+        assert torch.equal(seen, torch.cat(past, 1)) and part.single_observation_space.shape == (6,)
+        action = torch.randint(2, (3,))
+        (full, reward, ended, _, info), (seen, r, e, _, i) = whole.step(action), part.step(action)
+        final = [*past[1:], info["final_obs"][:, [2, 0]]]
+        assert torch.equal(i["final_obs"], torch.cat(final, 1)) and torch.equal(reward, r) and torch.equal(ended, e)
+        past = [torch.where(ended[:, None], full[:, [2, 0]], frame) for frame in final]
+    for bad, message in (("+env.observe=[4]", "components 0 to 3"), ("+env.stack=0", "at least 1")):
+        with pytest.raises(ConfigError, match=message):
+            make_env(composed("train", "env=cartpole", bad).env, 1, CPU)
+
+
+def test_a_drifting_number_follows_its_line_and_the_physics_follow_it(composed):
+    drift = "+env.drift={parameter: half_length, to: 2.5, begin: 10, end: 30}"
+    old = make_env(composed("train", "env=cartpole", drift).env, 4, CPU, clock=20)
+    half = make_env(composed("train", "env=cartpole", "env.half_length=1.5").env, 4, CPU)
+    for env in (old, half):
+        env.reset(seed=0)
+    torch.testing.assert_close(old.step(torch.ones(4))[4], half.step(torch.ones(4))[4])
+    young, plain = make_env(composed("train", "env=cartpole", drift).env, 4, CPU), make_env(composed("train", "env=cartpole").env, 4, CPU)
+    young.reset(seed=0), plain.reset(seed=0)
+    for step in range(14):
+        equal = torch.equal(young.step(torch.ones(4))[4]["final_obs"], plain.step(torch.ones(4))[4]["final_obs"])
+        assert equal == (step <= 10) or step > 10
+    assert not equal
+    with pytest.raises(ConfigError, match="Did you mean 'half_length'"):
+        make_env(composed("train", "env=cartpole", drift.replace("half_length", "half_lenth")).env, 1, CPU)

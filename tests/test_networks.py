@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from rlx.networks import MLP, QNetwork, concatenate, per_seed_norm, take
+from rlx.networks import MLP, QNetwork, RunningNorm, SeedBatchNorm, SeedConv, SeedGRU, concatenate, per_seed_norm, take
 from rlx.optim import Adam, RMSprop
 from rlx.rng import Streams, seed_tensor
 
@@ -72,4 +72,32 @@ def test_optimisers_are_torchs_and_a_seed_can_sit_out():
                     theirs[i].step()
                 else:
                     assert torch.equal(together[i], before[i])
-                torch.testing.assert_close(together[i], alone[i].detach(), rtol=1e-4, atol=1e-6)
+                torch.testing.assert_close(together[i], alone[i].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_convolutions_recurrence_and_batch_norm_are_torchs():
+    streams, x = Streams(seed_tensor(range(3)), "conv"), torch.randn(3, 7, 2, 12, 12)
+    mine, norm = SeedConv(2, 5, 3, 2, streams), SeedBatchNorm(5, seed_tensor(range(3)))
+    for seed in range(3):
+        theirs, reference = nn.Conv2d(2, 5, 3, 2), nn.BatchNorm2d(5)
+        theirs.weight.data, theirs.bias.data = mine.weight[seed].detach(), mine.bias[seed].detach()
+        norm_of_one = take(norm, torch.tensor([seed]))
+        for training in (True, False):  # the batch's moments, then the running ones
+            reference.train(training), norm_of_one.train(training)
+            torch.testing.assert_close(mine(x)[seed], theirs(x[seed]))
+            y = norm_of_one(mine(x)[seed : seed + 1])[0]
+            torch.testing.assert_close(y, reference(theirs(x[seed])), rtol=2e-3, atol=2e-3)  # torch's running variance is unbiased
+    gru, h, x = SeedGRU(4, 6, streams), torch.randn(3, 5, 6), torch.randn(3, 5, 4)
+    for seed in range(3):
+        cell = nn.GRUCell(4, 6)
+        cell.weight_ih.data, cell.weight_hh.data = gru.input.weight[seed].T.detach(), gru.hidden.weight[seed].T.detach()
+        cell.bias_ih.data, cell.bias_hh.data = gru.input.bias[seed, 0].detach(), gru.hidden.bias[seed, 0].detach()
+        torch.testing.assert_close(gru(x, h)[seed], cell(x[seed], h[seed]))
+
+
+def test_running_moments_are_those_of_all_rows_seen():
+    norm, rows = RunningNorm(3, seed_tensor(range(2))), torch.randn(2, 90, 3) * 5 + 2
+    for part in rows.split([10, 50, 30], 1):
+        norm.see(part)
+    torch.testing.assert_close(norm.mean, rows.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm.variance, rows.var(1, correction=0, keepdim=True), rtol=1e-4, atol=1e-4)

@@ -1,5 +1,6 @@
 """The replay against a slow list of transitions."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,59 @@ def test_holds_the_newest_rows_and_samples_all_of_them_evenly():
         assert actions.tolist() == sorted(set(expected))
         per_row = {a: expected.count(a) * 3000 / len(expected) for a in expected}
         assert all(abs(int(c) - per_row[int(a)]) <= 3 for a, c in zip(actions, counts, strict=True))
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_frames_stored_once_are_stacked_as_they_were_seen(n_steps):
+    seeds, copies, stack, steps = 2, 3, 3, 60
+    fields = FIELDS | {"obs": ((1, 1, 1), torch.uint8)}
+    replay = Replay(seeds, copies, 45, fields, "cpu", stack)
+    assert "next_obs" not in replay.fields
+    rng, frame = np.random.default_rng(0), 0
+    episodes = {(s, n): [] for s in range(seeds) for n in range(copies)}  # per ring: (frame, action, reward, terminated, last)
+    for t in range(steps):
+        terminated, truncated = rng.random((seeds, copies)) < 0.1, rng.random((seeds, copies)) < 0.1
+        frames = np.arange(frame, frame + seeds * copies).reshape(seeds, copies) % 251
+        frame += seeds * copies
+        reward = rng.random((seeds, copies)).astype(np.float32)
+        replay.add(
+            torch.ones(seeds, copies, dtype=torch.bool), obs=torch.from_numpy(frames).view(seeds, copies, 1, 1, 1).byte(),
+            next_obs=None, action=torch.full((seeds, copies), t), last=torch.from_numpy(terminated | truncated),
+            reward=torch.from_numpy(reward), discount=torch.from_numpy(0.9 * ~terminated),
+        )  # fmt: skip
+        for (s, n), ring in episodes.items():
+            ring.append((int(frames[s, n]), t, float(reward[s, n]), bool(terminated[s, n]), bool(terminated[s, n] | truncated[s, n])))
+    batch = replay.sample(torch.rand(seeds, 800, generator=torch.Generator().manual_seed(0)), n_steps)
+    oldest, bootstrapped = steps - 15, 0
+    for s in range(seeds):
+        for b in range(800):
+            t, newest = int(batch["action"][s, b]), int(batch["obs"][s, b, -1, 0, 0])
+            (ring,) = [ring for (seed, _), ring in episodes.items() if seed == s and ring[t][0] == newest]
+
+            def seen(t, ring=ring):
+                shown = [ring[t][0]]
+                for back in range(1, stack):
+                    fits = t - back >= oldest and not any(ring[j][4] for j in range(t - back, t))
+                    shown.insert(0, ring[t - back][0] if fits else shown[0])
+                return shown
+
+            assert batch["obs"][s, b, :, 0, 0].tolist() == seen(t)
+            if ring[t][4] and not ring[t][3]:
+                continue  # an episode of one step that was cut: nothing else to take
+            reward, discount, i = 0.0, 1.0, t
+            while True:
+                reward += discount * ring[i][2]
+                discount *= 0.0 if ring[i][3] else 0.9
+                usable = i + 1 < steps and (ring[i + 1][3] or (i + 2 < steps and not ring[i + 1][4]))
+                if ring[i][4] or i + 1 == t + n_steps or not usable:
+                    break
+                i += 1
+            assert float(batch["reward"][s, b]) == pytest.approx(reward, rel=1e-5)
+            assert float(batch["discount"][s, b]) == pytest.approx(discount)
+            if discount:
+                bootstrapped += 1
+                assert batch["next_obs"][s, b, :, 0, 0].tolist() == seen(i + 1)
+    assert bootstrapped > 500
 
 
 def test_rows_written_in_parts_are_the_replay_again():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, obs_features
 from rlx.config import ConfigError, at_least, choice
-from rlx.networks import QNetwork, along, per_seed_norm
+from rlx.networks import ConvNet, QNetwork, along, per_seed_norm
 from rlx.optim import Adam, RMSprop
 from rlx.replay import Replay
 from rlx.rng import Streams
@@ -24,6 +24,12 @@ class Config:
 
     hidden: list[int]
     """Units of each hidden layer."""
+    conv: list[list[int]]
+    """For observations that are images [C, H, W]: channels, kernel and stride of each layer before them."""
+    batch_norm: bool
+    """Behind each convolution."""
+    stack: int
+    """Last images that are seen together."""
     dueling: bool
     double: bool
     """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
@@ -64,7 +70,9 @@ class Config:
     def __post_init__(self) -> None:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         choice(self.target_init, ("copy", "random"), "agent.target_init")
-        for name in ("n_steps", "batch_size", "buffer_size", "target_every", "epsilon_steps"):
+        if any(len(layer) != 3 for layer in self.conv):
+            raise ConfigError(f"agent.conv={self.conv}: expected [channels, kernel, stride] for each layer.")
+        for name in ("n_steps", "stack", "batch_size", "buffer_size", "target_every", "epsilon_steps"):
             at_least(getattr(self, name), 1, f"agent.{name}")
 
 
@@ -94,7 +102,8 @@ def obs_field(space: gymnasium.Space) -> tuple[tuple[int, ...], torch.dtype]:
     """(shape, dtype) of one observation in the replay."""
     if isinstance(space, gymnasium.spaces.Discrete):
         return (), torch.int64
-    return tuple(space.shape or ()), torch.float32
+    image = isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8
+    return tuple(space.shape or ()), torch.uint8 if image else torch.float32
 
 
 class QLearner(nn.Module):
@@ -106,16 +115,18 @@ class QLearner(nn.Module):
     updates: Tensor
 
     def __init__(self, config: Config, network: nn.Module, target: nn.Module, obs: tuple, copies: int, seeds: Tensor):
-        """`target`: another network like `network`; `obs`: (shape, dtype) of one observation as the network takes it."""
+        """`target`: another network like `network`; `obs`: (shape, dtype) of one observation, an image where it has three axes."""
         super().__init__()
         self.config = config
-        self.target = target.requires_grad_(False)
+        network.eval()
+        self.target = target.requires_grad_(False).eval()
         if config.target_init == "copy":
             self.target.load_state_dict(network.state_dict())
         self.optimizer = OPTIMIZERS[config.optimizer](list(network.parameters()), config.learning_rate)
         fields = {"obs": obs, "next_obs": obs, "action": ((), torch.int64), "last": ((), torch.bool)}
         fields |= {"reward": ((), torch.float32), "discount": ((), torch.float32)}
-        self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device)
+        stack = config.stack if len(obs[0]) == 3 else None
+        self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device, stack)
         if config.learning_starts > self.replay.capacity:
             raise ConfigError(
                 f"agent.learning_starts={config.learning_starts}: more than the replay can hold, {self.replay.capacity:,} transitions "
@@ -136,7 +147,9 @@ class QLearner(nn.Module):
             best = (network(batch["next_obs"]) if self.config.double else next_q).argmax(-1, keepdim=True)
             td_target = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
         parameters = list(network.parameters())
+        network.train()  # batch normalisation by the batch
         q = network(batch["obs"]).gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)
+        network.eval()
         loss = nn.functional.smooth_l1_loss(q, td_target, reduction="none").mean(1)  # [S]: mean within a seed, sum over seeds
         gradients = list(torch.autograd.grad(loss.sum(), parameters))
         with torch.no_grad():
@@ -197,32 +210,75 @@ class UpdateClock(nn.Module):
 
 @torch.no_grad()
 def average(slow: nn.Module, fast: nn.Module, tau: float, updates: int) -> None:
-    """Move the running average `slow` by `updates` steps of weight `tau` towards `fast`."""
+    """Move the running average `slow` by `updates` steps of weight `tau` towards `fast`; buffers are copied."""
     for mean, new in zip(slow.parameters(), fast.parameters(), strict=True):
         mean.lerp_(new, 1 - (1 - tau) ** updates)
+    for mine, theirs in zip(slow.buffers(), fast.buffers(), strict=True):
+        mine.copy_(theirs)
 
 
 class QPolicy(Policy):
-    """Acts greedily on one Q-network."""
+    """Acts greedily on one Q-network; of images it remembers the last `stack` − 1."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
         self.q = q_network(config, spec, spec.actions, seeds, "q")
+        shape = spec.observation_space.shape or ()
+        self.past = (config.stack - 1, *shape) if len(shape) == 3 and config.stack > 1 else None
 
     def initial_carry(self, batch: int) -> Carry:
-        return {}
+        some = next(self.parameters())
+        return {"past": torch.zeros(len(some), batch, *self.past, device=some.device)} if self.past else {}
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
-        return choose("action", obs, Scores(self.q), torch.ones_like(first)), carry
+        everywhere = torch.ones_like(first)
+        if not self.past:
+            return choose("action", obs, Scores(self.q), everywhere), carry
+        begin = obs.unsqueeze(2).float().expand(-1, -1, *self.past)
+        past = torch.where(first.view(*first.shape, 1, 1, 1, 1), begin, carry["past"])
+        newest = obs
+
+        def scores(seen: Tensor) -> Tensor:
+            nonlocal newest
+            newest = seen.detach()  # what is remembered is what the decision was taken on, perturbed or not
+            return self.scores(seen, {"past": past}, "action")
+
+        action = choose("action", obs, Scores(scores), everywhere)
+        return action, {"past": torch.cat([past[:, :, 1:], newest.unsqueeze(2).float()], 2)}
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
-        return self.q(obs)
+        return self.q(torch.cat([carry["past"].flatten(2, 3), obs], 2) if self.past else obs)
 
 
 def q_network(config: Config, spec: Spec, choices: int, seeds: Tensor, name: str) -> nn.Module:
-    """Observations [S, B, *O] → values of `choices` (actions, or goals) [S, B, choices]."""
-    encoder = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
-    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, choices, config.dueling, Streams(seeds, name)))
+    """Observations [S, B, *O] (images: `stack` of them, [S, B, stack · C, H, W]) → values of `choices` [S, B, choices]."""
+    space, rng = spec.observation_space, Streams(seeds, name)
+    encoder: ObsEncoder | ConvNet = ObsEncoder(space, config.scale_obs, seeds)
+    if space.shape is not None and len(space.shape) == 3:
+        channels, *size = space.shape
+        encoder = ConvNet((config.stack * channels, *size), config.conv, config.batch_norm, _scale(space), seeds, rng)
+    net = QNetwork(encoder.features, config.hidden, choices, config.dueling, rng)
+    return Legal(spec, encoder, net) if spec.legal else nn.Sequential(encoder, net)
+
+
+class Legal(nn.Sequential):
+    """Action values of which those against the rules are `FORBIDDEN`."""
+
+    def __init__(self, spec: Spec, *parts: nn.Module):
+        super().__init__(*parts)
+        self.legal, self.shape = spec.legal, spec.observation_space.shape
+
+    def forward(self, obs: Tensor) -> Tensor:
+        assert self.legal is not None
+        return super().forward(obs).masked_fill(~self.legal(obs.unflatten(2, self.shape) if obs.dim() == 3 else obs), FORBIDDEN)
+
+
+FORBIDDEN = -1e3
+"""Lower than what any game can lose."""
+
+
+def _scale(space: gymnasium.Space) -> float:
+    return 255.0 if space.dtype == np.uint8 else 1.0
 
 
 class DQN(Agent):
@@ -254,7 +310,7 @@ class DQN(Agent):
             action=transition.action,
             reward=transition.reward,
             discount=self.config.discount * (~stops).float(),
-            next_obs=transition.next_obs,
+            next_obs=transition.next_obs,  # not kept of images
             last=transition.terminated | transition.truncated,
         )
         due = self.clock.due()

@@ -57,7 +57,7 @@ def main(composed: DictConfig) -> float:
     device = experiment.setup_device(config.device)
     policy, spec, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
     modes = chosen_modes(attack, policy.heads, config.modes)
-    env = runs[0].config.env
+    env = experiment.evaluated_env(runs[0].config)
 
     def make_env(copies: int) -> Any:
         return experiment.make_env(env, copies, device)

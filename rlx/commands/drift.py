@@ -1,6 +1,7 @@
 """In a drifting env: a policy that stopped learning at some checkpoint beside the one that went on; one figure over time."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,15 +44,13 @@ def main(composed: DictConfig) -> None:
     policy, _, seeds = experiment.load_policies(runs, checkpoint, device)
     output = Run.create(config.outputs, "drift", run.path.parent.name, composed)
     report.start(run=run.path, frozen=f"checkpoint {checkpoint}", episodes=f"{config.episodes} per seed and step", device=device)
-    rows = run.metrics()
+    rows, env = run.metrics(), experiment.evaluated_env(trained)
     steps = sorted({row["step"] for row in rows})
     learning = np.array([[row["return/mean"] for row in rows if row["seed"] == seed] for seed in seeds])  # [S, steps]
     frozen = []
     for step in steps:
-        age = step // trained.copies
-        episodes = evaluate(
-            policy, lambda n, age=age: experiment.make_env(trained.env, n, device, age), len(seeds), config.episodes, SELECTION, device
-        )
+        then = partial(experiment.make_env, env, device=device, clock=step // trained.copies)
+        episodes = evaluate(policy, then, len(seeds), config.episodes, SELECTION, device)
         frozen.append(episodes.returns.mean(1).cpu().numpy())
     curves = {"goes on learning": learning.T, f"frozen at step {int(checkpoint):,}": np.array(frozen)}
     estimates = {label: [stats.estimate(values[:, None]) for values in curve] for label, curve in curves.items()}

@@ -41,7 +41,7 @@ def main(composed: DictConfig) -> float:
         episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}", device=device,
     )  # fmt: skip
     began = time.monotonic()
-    env = runs[0].config.env
+    env = experiment.evaluated_env(runs[0].config)
     episodes = evaluate(policy, lambda n: experiment.make_env(env, n, device), len(seeds), config.episodes, REPORT, device)
     wall_s = time.monotonic() - began
     estimate = stats.estimate(episodes.returns.cpu().numpy())

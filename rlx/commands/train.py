@@ -29,6 +29,8 @@ class Config:
     """Episodes of each, by which the best weights are kept."""
     final_episodes: int
     """Other episodes, on which the kept weights are reported."""
+    eval_env: Any
+    """Keys of env that differ in both, and when the run is attacked."""
     checkpoint_every: int
     """Environment steps between two checkpoints."""
     checkpoint_seconds: float | None

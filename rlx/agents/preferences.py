@@ -1,0 +1,168 @@
+"""Learning from preferences (Christiano et al. 2017, arXiv:1706.03741): a rater compares pairs of short segments, a model of the
+reward is fitted to the answers, and PPO maximises that model. The environment's own reward reaches nobody but the rater."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rlx.agent import Agent, Carry, Spec, Transition
+from rlx.agents import ppo
+from rlx.agents.dqn import ObsEncoder
+from rlx.agents.ppo import PPO, ActorCritic
+from rlx.config import ConfigError, at_least
+from rlx.networks import MLP, RunningNorm
+from rlx.optim import Adam
+from rlx.rng import Streams
+
+
+@dataclass(frozen=True)
+class Config(ppo.Config):
+    """PPO, and how its reward is learnt."""
+
+    queries: int
+    """Comparisons that the rater answers in all."""
+    queries_per_round: int
+    round_steps: int
+    """Steps of every env copy between two rounds of queries; their segments come from these steps."""
+    segment_steps: int
+    """Longest segment; one that an episode's end cuts short is shorter."""
+    rater_noise: float
+    """Share of the answers that are wrong."""
+    reward_hidden: list[int]
+    reward_learning_rate: float
+    reward_updates: int
+    """Minibatches of answers per round."""
+    reward_batch: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("queries", "queries_per_round", "segment_steps", "reward_updates", "reward_batch"):
+            at_least(getattr(self, name), 1, f"agent.{name}")
+        at_least(self.round_steps, self.segment_steps, "agent.round_steps")
+        if not 0 <= self.rater_noise <= 0.5:
+            raise ConfigError(f"agent.rater_noise={self.rater_noise}: must be from 0 to 0.5, where the answers say nothing.")
+
+
+class RewardModel(nn.Module):
+    """Reward [S, B] of observations [S, B, *O] and actions."""
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor):
+        super().__init__()
+        self.encoder = ObsEncoder(spec.observation_space, False, seeds)
+        self.norm = RunningNorm(self.encoder.features, seeds)
+        self.choices = spec.actions if isinstance(spec.action_space, spaces.Discrete) else 0
+        actions = self.choices or int((spec.action_space.shape or (1,))[0])
+        self.features = self.encoder.features + actions
+        self.net = MLP(self.features, config.reward_hidden, 1, Streams(seeds, "reward"))
+
+    def inputs(self, obs: Tensor, action: Tensor) -> Tensor:
+        """What it is a function of, [S, B, F]."""
+        return torch.cat([self.encoder(obs), nn.functional.one_hot(action, self.choices).float() if self.choices else action], -1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = self.encoder.features
+        return self.net(torch.cat([self.norm(inputs[..., :features]), inputs[..., features:]], -1)).squeeze(-1)
+
+
+class PreferencePPO(Agent):
+    """Every `round_steps` steps: ask, fit the reward model to all answers so far; PPO learns from the model all along."""
+
+    config_type = Config
+    policy_type = ActorCritic
+    actions = PPO.actions
+
+    policy: ActorCritic
+    inputs: Tensor
+    true_reward: Tensor
+    last: Tensor
+    segments: Tensor
+    inside: Tensor
+    answers: Tensor
+    asked: Tensor
+    ticks: Tensor
+    agreement: Tensor
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+        super().__init__()
+        self.config = config
+        self.ppo = PPO(config, spec, seeds, copies)
+        self.policy = self.ppo.policy
+        self.model = RewardModel(config, spec, seeds)
+        self.optimizer = Adam(list(self.model.parameters()), config.reward_learning_rate)
+        self.rng = Streams(seeds, "queries")
+        features = self.model.features
+
+        def buffer(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+            self.register_buffer(name, torch.zeros(len(seeds), *shape, dtype=dtype, device=seeds.device))
+
+        round_ = (copies, config.round_steps)
+        buffer("inputs", *round_, features)
+        buffer("true_reward", *round_)
+        buffer("last", *round_, dtype=torch.bool)
+        pairs = (config.queries, 2, config.segment_steps)
+        buffer("segments", *pairs, features)
+        buffer("inside", *pairs)  # 1 for the steps of a segment, 0 behind its episode's end
+        buffer("answers", config.queries)  # 1: the first segment is preferred
+        buffer("agreement")
+        self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # these two on the CPU: read without a sync
+        self.register_buffer("asked", torch.zeros(len(seeds), dtype=torch.int64))
+
+    def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self.ppo.act(obs, first, carry)
+
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        t, place = transition, int(self.ticks[0]) % self.config.round_steps
+        with torch.no_grad():
+            inputs = self.model.inputs(t.obs, t.action)
+            learnt = self.model(inputs)
+        self.inputs[:, :, place], self.true_reward[:, :, place] = inputs, t.reward
+        self.last[:, :, place] = t.terminated | t.truncated
+        self.ticks += 1
+        if place == self.config.round_steps - 1 and int(self.asked[0]) < self.config.queries:
+            self._ask()
+            self._fit()
+        metrics = self.ppo.update(replace(t, reward=learnt))
+        queries = self.asked.to(self.agreement)
+        return metrics | {"preference/queries": queries, "preference/agreement": self.agreement} if metrics else {}
+
+    @torch.no_grad()
+    def _ask(self) -> None:
+        """Cut random pairs of segments out of this round, and have them rated."""
+        config = self.config
+        begin = int(self.asked[0])
+        end = min(begin + config.queries_per_round, config.queries)
+        seeds, copies, steps = self.true_reward.shape
+        copy, start, answer = self.rng.uniform(3, end - begin, 2).unbind(1)  # [S, Q, 2]
+        start = (start * (steps - config.segment_steps + 1)).long()
+        which = (copy * copies).long() + torch.arange(seeds, device=start.device).view(-1, 1, 1) * copies
+        index = (which * steps + start).unsqueeze(-1) + torch.arange(config.segment_steps, device=start.device)  # [S, Q, 2, L]
+
+        def cut(x: Tensor) -> Tensor:
+            return x.flatten(0, 2)[index]
+
+        last = cut(self.last).long()
+        inside = (last.cumsum(-1) - last == 0).float()
+        returns = (cut(self.true_reward) * inside).sum(-1)
+        first = (returns[..., 0] > returns[..., 1]).float() + 0.5 * (returns[..., 0] == returns[..., 1])
+        right = torch.where(first == 0.5, (answer[..., 0] < 0.5).float(), first)
+        self.answers[:, begin:end] = torch.where(answer[..., 1] < config.rater_noise, 1 - right, right)
+        self.segments[:, begin:end], self.inside[:, begin:end] = cut(self.inputs), inside
+        self.model.norm.see(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
+        self.asked.fill_(end)
+
+    def _fit(self) -> None:
+        """Bradley–Terry: the log-odds of an answer are the difference of the two segments' summed rewards."""
+        config, parameters = self.config, list(self.model.parameters())
+        seeds, asked = len(self.answers), int(self.asked[0])
+        row = torch.arange(seeds, device=self.answers.device).unsqueeze(1)
+        for draws in self.rng.uniform(config.reward_updates, config.reward_batch).unbind(1):
+            index = (draws * asked).long()
+            reward = self.model(self.segments[row, index].flatten(1, 3)).view(seeds, config.reward_batch, 2, -1)
+            totals = (reward * self.inside[row, index]).sum(-1)
+            odds, answers = totals[..., 0] - totals[..., 1], self.answers[row, index]
+            loss = nn.functional.binary_cross_entropy_with_logits(odds, answers, reduction="none").mean(1)
+            gradients = torch.autograd.grad(loss.sum(), parameters)
+            self.optimizer.step(parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=odds.device))
+        self.agreement = ((odds.detach() > 0) == (answers > 0.5)).float().mean(1)

@@ -1,0 +1,156 @@
+"""Self-play for games of two players in turn: two Q-learners play each other and a league of their past selves.
+
+Every ply is a step, seen by the player to move. What comes after it is the other's, so the discount is negative: a position is
+worth to me what it is not to them (negamax; Littman 1994), and n-step returns alternate by themselves. Both learn from all plies.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agents import dqn
+from rlx.agents.dqn import FORBIDDEN, QLearner, UpdateClock, average
+from rlx.config import ConfigError, at_least
+from rlx.networks import QNetwork
+from rlx.rng import Streams
+
+LEARNERS = 2
+
+
+@dataclass(frozen=True)
+class Config(dqn.Config):
+    """The two learners' settings; exploration counts plies."""
+
+    league: int
+    """Past selves kept."""
+    league_every: int
+    """Minibatches between two that join it, each in the place of the oldest."""
+    league_games: float
+    """Share of the games in which one side is a past self."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("league", "league_every"):
+            at_least(getattr(self, name), 1, f"agent.{name}")
+
+
+class BoardNet(nn.Module):
+    """Action values [S, B, A] of boards [S, B, *O], flat or not; moves against the rules are `FORBIDDEN`."""
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str):
+        super().__init__()
+        assert spec.legal is not None and spec.observation_space.shape is not None
+        self.shape, self.legal = spec.observation_space.shape, spec.legal
+        self.features = int(torch.Size(self.shape).numel())
+        self.net = QNetwork(self.features, config.hidden, spec.actions, config.dueling, Streams(seeds, name))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        flat = obs.flatten(2)
+        return self.net(flat).masked_fill(~self.legal(flat.unflatten(2, self.shape)), FORBIDDEN)
+
+
+class BoardPolicy(Policy):
+    """Plays the best-valued move."""
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str = "q0"):
+        super().__init__()
+        self.q = BoardNet(config, spec, seeds, name)
+
+    def initial_carry(self, batch: int) -> Carry:
+        device = next(self.parameters()).device
+        nothing = torch.zeros(next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device)
+        return {"first": nothing, "second": nothing, "ply": nothing}
+
+    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+        return choose("action", obs, Scores(self.q), torch.ones_like(first)), carry
+
+    def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
+        return self.q(obs)
+
+
+class SelfPlay(Agent):
+    """`carry` names the players of each running game: 0 and 1 the learners, from 2 on the league. The first learner is kept."""
+
+    config_type = Config
+    policy_type = BoardPolicy
+    observations = (spaces.Box,)
+
+    policy: BoardPolicy
+    joined: Tensor
+    decisions: Tensor
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+        super().__init__()
+        if spec.legal is None:
+            raise ConfigError("agent=self_play: needs a game of two players in turn, such as env=tic_tac_toe env.opponent=self.")
+        self.config = config
+        players = [BoardPolicy(config, spec, seeds, f"q{i}") for i in range(LEARNERS)]
+        self.online = nn.ModuleList(players)
+        self.policy = copy.deepcopy(players[0])
+        self.league = nn.ModuleList(copy.deepcopy(players[i % LEARNERS]).requires_grad_(False) for i in range(config.league))
+        flat = ((players[0].q.features,), torch.float32)
+        self.learners = nn.ModuleList(
+            QLearner(config, player.q, BoardNet(config, spec, seeds, f"target{i}"), flat, copies, seeds) for i, player in enumerate(players)
+        )
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        self.rng, self.games = Streams(seeds, "minibatch"), Streams(seeds, "games")
+        self.explore = Streams(seeds, "explore")
+        self.register_buffer("decisions", torch.zeros_like(seeds))
+        self.register_buffer("joined", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        config = self.config
+        players = self._pair(first.shape[1])
+        now = {name: torch.where(first, value, carry[name]) for name, value in players.items()}
+        ply = torch.where(first, 0, carry["ply"])
+        mover = torch.where(ply % 2 == 0, now["first"], now["second"])
+        values = torch.stack([player.q(obs) for player in (*self.online, *self.league)], 2)  # [S, N, players, A]
+        q = values.gather(2, mover.view(*mover.shape, 1, 1).expand(-1, -1, -1, values.shape[-1])).squeeze(2)
+        draws = self.explore.uniform(q.shape[1], q.shape[2] + 1)
+        random = draws[..., 1:].masked_fill(q == FORBIDDEN, -1).argmax(-1)
+        epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * (self.decisions / config.epsilon_steps).clamp(max=1)
+        self.decisions += q.shape[1]
+        return torch.where(draws[..., 0] < epsilon.unsqueeze(1), random, q.argmax(-1)), now | {"ply": ply + 1}
+
+    def _pair(self, copies: int) -> Carry:
+        """Players of new games, [S, N] each: a learner, and the other or one of the league, on random sides."""
+        side, who, past, which = self.games.uniform(copies, 4).unbind(-1)
+        learner = (who * LEARNERS).long()
+        other = torch.where(past < self.config.league_games, LEARNERS + (which * self.config.league).long(), 1 - learner)
+        return {"first": torch.where(side < 0.5, learner, other), "second": torch.where(side < 0.5, other, learner)}
+
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        t = transition
+        learner: Any
+        for learner in self.learners:
+            learner.replay.add(
+                torch.ones_like(t.terminated),
+                obs=t.obs.flatten(2),
+                action=t.action,
+                reward=t.reward,
+                discount=-self.config.discount * (~t.terminated).float(),
+                next_obs=t.next_obs.flatten(2),
+                last=t.terminated | t.truncated,
+            )
+        due = self.clock.due()
+        if not due:
+            return {}
+        for draws in self.rng.uniform(due, LEARNERS, self.config.batch_size).unbind(1):
+            for i, (learner, player) in enumerate(zip(self.learners, self.online, strict=True)):
+                loss, q = learner.learn(player.q, draws[:, i])
+        average(self.policy, self.online[0], self.config.average_tau, due)
+        self._join(due)
+        return {"loss/q": loss, "q/mean": q}
+
+    def _join(self, due: int) -> None:
+        """The learners' present selves take the oldest places of the league in turn."""
+        before, now = (int(count) // self.config.league_every for count in (self.joined[0], self.joined[0] + due))
+        for number in range(before, now):
+            self.league[number % self.config.league].load_state_dict(self.online[number % LEARNERS].state_dict())
+        self.joined += due

@@ -1,0 +1,97 @@
+"""PPO's parts against slow definitions."""
+
+import pytest
+import torch
+from test_agents import Learner
+from torch.distributions import Categorical, Normal
+
+from rlx.experiment import env_spec, make_agent
+from rlx.rng import seed_tensor
+
+
+def rolled_out(composed, *overrides, env="cartpole", copies=4):
+    """A PPO agent whose rollout is full, before it learns from it."""
+    config = composed(
+        "train", "agent=ppo", f"env={env}", "env.max_episode_steps=9", "agent.rollout_steps=24", "agent.hidden=[8]", *overrides
+    )
+    learner = Learner(config, [3, 5], copies)
+    learned = []
+    learner.agent._learn = lambda: learned.append(True) or {}
+    while not learned:
+        learner.step()
+    return learner.agent
+
+
+def test_advantages_equal_a_slow_loop_and_truncation_bootstraps(composed):
+    agent = rolled_out(composed, "agent.normalise_reward=false")
+    with torch.no_grad():
+        advantage, value, _ = agent._judge()
+        next_value = agent.policy.critic(agent.policy.core(agent.next_obs.flatten(1, 2), {})[0]).view_as(value)
+    assert agent.truncated.any() and (agent.next_obs[:, :, :-1] != agent.obs[:, :, 1:]).any()
+    for s in range(2):
+        for n in range(4):
+            for t in range(24):
+                expected, weight = 0.0, 1.0
+                for u in range(t, 24):
+                    bootstrap = 0.0 if agent.terminated[s, n, u] else 0.99 * float(next_value[s, n, u])
+                    expected += weight * (float(agent.reward[s, n, u]) + bootstrap - float(value[s, n, u]))
+                    if agent.terminated[s, n, u] or agent.truncated[s, n, u]:
+                        break
+                    weight *= 0.99 * 0.95
+                assert float(advantage[s, n, t]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_memory_replayed_through_time_is_the_memory_that_acted(composed):
+    agent = rolled_out(composed, "agent.recurrent=6", "agent.minibatches=2", "env.max_episode_steps=7")
+    with torch.no_grad():
+        _, _, acted = agent._judge()
+        batch = {name: getattr(agent, name) for name in ("obs", "action", "first", "memory")}
+        outputs, _ = agent._replayed(batch)
+        log_prob, _ = agent.policy.log_prob(outputs, agent.action.flatten(1, 2))
+    torch.testing.assert_close(log_prob.view_as(acted), acted)
+    assert agent.first[:, :, 1:].any() and (agent.memory[agent.first] == 0).all() and (agent.memory[~agent.first] != 0).any()
+
+
+def test_log_probabilities_and_samples_are_those_of_the_distributions(composed):
+    spec = env_spec(composed("train", "env=pendulum").env)
+    for env in ("acrobot", "pendulum"):
+        spec = env_spec(composed("train", f"env={env}").env)
+        agent = make_agent(composed("train", "agent=ppo", f"env={env}", "agent.initial_std=0.3").agent, spec, seed_tensor([0, 1]), 20_000)
+        obs = torch.randn(2, 1, spec.observation_space.shape[0]).expand(2, 20_000, -1)
+        with torch.no_grad():
+            for parameter in agent.policy.actor.layers[-1].parameters():
+                parameter.mul_(300)
+        action, _ = agent.act(obs, torch.ones(2, 20_000, dtype=torch.bool), {})
+        outputs = agent.policy.scores(obs, {}, "action")
+        mine, entropy = agent.policy.log_prob(outputs, action)
+        if env == "acrobot":
+            reference = Categorical(logits=outputs)
+            shares = torch.stack([(action == a).float().mean(1) for a in range(3)], -1)
+            torch.testing.assert_close(shares, reference.probs[:, 0], atol=0.015, rtol=0)
+            torch.testing.assert_close(mine, reference.log_prob(action))
+            torch.testing.assert_close(entropy, reference.entropy())
+        else:
+            reference = Normal(outputs, torch.tensor(0.3 * 2))  # half of the range −2…2 is 2
+            torch.testing.assert_close(action.mean(1), outputs[:, 0], atol=0.02, rtol=0)
+            torch.testing.assert_close(action.std(1), torch.full((2, 1), 0.6), atol=0.02, rtol=0)
+            torch.testing.assert_close(mine, reference.log_prob(action).sum(-1))
+            torch.testing.assert_close(entropy, reference.entropy().sum(-1))
+
+
+def test_minibatches_must_divide_the_rollout(rlx):
+    result = rlx("train", "agent=ppo", "env=cartpole", "copies=3", "agent.rollout_steps=5", "agent.minibatches=4")
+    assert result.code == 2 and "agent.minibatches=4: does not divide copies=3 times agent.rollout_steps=5" in result.err
+
+
+@pytest.mark.slow
+def test_ppo_balances_the_pole(rlx):
+    result = rlx("train", "agent=ppo", "env=cartpole", "seeds=3", "steps=60000")
+    assert min(result.summary["return"]["per_seed"]) >= 475
+
+
+@pytest.mark.slow
+def test_memory_makes_up_for_hidden_speeds(rlx):
+    with_memory = rlx("train", "agent=ppo", "env=cartpole_masked", "seeds=3")
+    assert sorted(with_memory.summary["return"]["per_seed"])[1] >= 450
+    without = rlx("train", "agent=ppo", "env=cartpole_masked", "seeds=3", "agent.recurrent=null", "steps=100000")
+    assert max(without.summary["return"]["per_seed"]) <= 100

@@ -1,0 +1,64 @@
+"""Negamax targets, the league, and a player that cannot be beaten."""
+
+import pytest
+import torch
+from test_agents import Learner
+
+from rlx.agents.dqn import FORBIDDEN
+from rlx.envs.tic_tac_toe import TicTacToe, worst_result
+from rlx.experiment import load_policies
+from rlx.networks import take
+from rlx.run import Run
+
+QUICK = ("agent=self_play", "env=tic_tac_toe", "agent.learning_starts=32", "agent.hidden=[16]", "agent.buffer_size=800")
+
+
+def learner(composed, *overrides, copies=8):
+    return Learner(composed("train", *QUICK, "agent.replay_ratio=0.25", *overrides), [3, 5], copies)
+
+
+def test_only_legal_moves_are_played_and_games_are_stored_as_negamax(composed):
+    one = learner(composed)
+    for _ in range(60):
+        t = one.step()
+        assert TicTacToe.legal(t.obs).gather(-1, t.action.unsqueeze(-1)).all() and (t.reward >= 0).all()
+        assert ((one.agent.policy.q(t.obs) == FORBIDDEN) == ~TicTacToe.legal(t.obs)).all()
+    rows = one.agent.learners[0].replay.rows(None)
+    assert torch.equal(rows["discount"], torch.where(rows["last"], 0.0, -0.99))
+    own, other = rows["obs"].view(-1, 2, 9).unbind(1)
+    mine, theirs = rows["next_obs"].view(-1, 2, 9).unbind(1)
+    assert torch.equal(mine, other) and ((theirs - own).sum(1) == 1).all(), "the next position is the other player's"
+
+
+def test_learners_meet_each_other_and_the_league_on_both_sides(composed):
+    one, pairs = learner(composed, "agent.league=2", "agent.league_games=0.5", copies=500), []
+    for _ in range(12):
+        one.step()
+        pairs.append(torch.stack([one.carry["first"], one.carry["second"]], -1).flatten(0, 1))
+    first, second = torch.cat(pairs).unbind(-1)
+    past = (first >= 2) | (second >= 2)
+    assert float(past.float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert set(first.tolist()) == set(second.tolist()) == {0, 1, 2, 3}
+    assert ((first < 2) | (second < 2)).all() and (first[~past] + second[~past] == 1).all()
+
+
+def test_the_league_is_the_learners_past(composed):
+    one = learner(composed, "agent.league=2", "agent.league_every=3")
+    selves = []
+    while int(one.agent.joined[0]) < 12:
+        one.step()
+        selves.append(one.agent.online[0].state_dict()["q.net.body.layers.0.weight"].clone())
+    newest = one.agent.league[0].state_dict()["q.net.body.layers.0.weight"]  # joined third, after six: the first learner's
+    assert any(torch.equal(newest, past) for past in selves) and not torch.equal(newest, selves[-1])
+
+
+def test_envs_without_rules_for_moves_are_refused(rlx):
+    result = rlx("train", "agent=self_play", "env=cartpole")
+    assert result.code == 2 and "needs a game of two players" in result.err
+
+
+@pytest.mark.slow
+def test_tic_tac_toe_is_never_lost(rlx):
+    run = rlx("train", "agent=self_play", "env=tic_tac_toe", "seeds=1", "steps=300000").run
+    policy, _, _ = load_policies([Run(run)], "best", torch.device("cpu"))
+    assert worst_result(lambda obs: take(policy, torch.tensor([0])).q(obs.unsqueeze(0))[0].argmax(-1)) == 0
