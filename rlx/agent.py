@@ -107,6 +107,8 @@ class Agent(nn.Module, ABC):
     """Spaces that it can learn from …"""
     actions: ClassVar[tuple[type[gymnasium.Space], ...]] = (gymnasium.spaces.Discrete,)
     """… and act in."""
+    games: ClassVar[bool] = False
+    """Whether it can only play games of two players in turn, whose rules say which moves are legal."""
 
     policy: Policy
 

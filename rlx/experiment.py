@@ -98,6 +98,8 @@ def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", cop
         if not isinstance(space, fits):
             names = " or ".join(fit.__name__ for fit in fits)
             raise ConfigError(f"agent: {kind.__name__} needs {names} {what}; this env has {space}.")
+    if kind.games and spec.legal is None:
+        raise ConfigError(f"agent: {kind.__name__} needs a game of two players in turn, such as env=tic_tac_toe.")
     return kind(build(kind.config_type, node, "agent"), spec, seeds, copies)
 
 

@@ -97,7 +97,7 @@ class ConvNet(nn.Module):
         super().__init__()
         self.scale = scale
         channels, height, width = shape
-        parts: list[nn.Module] = []
+        parts: list[nn.Module] = [SeedBatchNorm(channels, seeds)] if batch_norm else []
         for outputs, kernel, stride in layers:
             parts.append(SeedConv(channels, outputs, kernel, stride, rng))
             if batch_norm:

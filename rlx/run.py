@@ -80,6 +80,12 @@ class Run:
         raise ConfigError(f"run={top}: neither a run nor a folder with a {'finished ' * finished}{command} run in it.")
 
     @classmethod
+    def command_of(cls, path: str) -> str | None:
+        """Which command made the run at `path`, or the newest run below it; None where there is no run."""
+        metas = sorted(Path(path).rglob("meta.json"), key=lambda file: file.parent.name)
+        return cls(metas[-1].parent).meta()["command"] if metas else None
+
+    @classmethod
     def find_all(cls, paths: object, root: str, command: str = "train", finished: bool = True) -> "list[Run]":
         """One run for each of `paths` (null, one path or a list of them), as `find`."""
         if paths is None or isinstance(paths, str):

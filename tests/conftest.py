@@ -81,13 +81,19 @@ def compose(command: str, *overrides: str):
 
 
 AGENTS = sorted(path.stem for path in Path(conf_dir(), "agent").glob("*.yaml"))
-ENVS = {"acrobot": (), "chain": (), "pendulum": (), "gym": ("env.id=CartPole-v1",)}
+ENVS = {"acrobot": ("env.max_episode_steps=20",), "chain": (), "pendulum": (), "gym": ("env.id=CartPole-v1",)}
+ENVS |= {"tic_tac_toe": ("env.opponent=self",), "cartpole_frames": ()}
 
 
 def fits(agent: str, env: str) -> bool:
     """Whether the agent can learn in the env."""
     kind = load_class(compose("train", f"agent={agent}").agent, "agent", Agent)
     spec = env_spec(compose("train", f"env={env}", *ENVS[env]).env)
+    image = len(spec.observation_space.shape or ()) == 3
+    if kind.games or spec.legal is not None:
+        return kind.games and spec.legal is not None
+    if image and agent != "dqn":  # the one with convolutions
+        return False
     return isinstance(spec.observation_space, kind.observations) and isinstance(spec.action_space, kind.actions)
 
 

@@ -65,7 +65,14 @@ STUDIES += [("source", *path.stem.split("-")[:2]) for path in Path(conf_dir(), "
 
 @pytest.mark.parametrize(("protocol", "agent", "env"), STUDIES)
 def test_a_seed_in_the_batch_learns_as_alone(protocol, agent, env, composed):
-    config = composed("train", f"agent={agent}", f"env={env}", *ENVS.get(env, ()), f"protocol={protocol}", *small(agent, n_steps=1))
+    config = composed(
+        "train",
+        f"agent={agent}",
+        f"env={env}",
+        *ENVS.get(env, ()),
+        f"protocol={protocol}",
+        *small(agent, n_steps=1, learning_rate=3e-4, learning_rate2=1e-5),
+    )
     together, alone = Learner(config, [1, 7, 4]), Learner(config, [7])
     for _ in range(60):
         together.step()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import PAIRS, TINY, small
 from safetensors.torch import load_file, save_file
 
 
@@ -83,8 +83,10 @@ def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
     assert "attacks other seeds" in rlx("report", both.run, picked.run, "mode=goal").err
     wide = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal", "scale=[1,1,1,1,1,1]")
     assert "has another unit of eps" in rlx("report", both.run, wide.run, "mode=goal").err
-    for arguments in (("report", *runs), ("evaluate", both.run)):
+    for arguments in (("report", both.run, runs[0]), ("evaluate", both.run)):
         assert "made by rlx" in rlx(*arguments).err
+    learning = rlx("report", *runs)
+    assert learning.code == 0 and (learning.run / "report.png").stat().st_size > 5000 and "seeds=7:9" in learning.out
     twice = rlx("attack", runs[0], runs[0], "eps=0.01")
     assert twice.code == 2 and "seed 0 is also in" in twice.err
 
@@ -155,7 +157,10 @@ BAD = [
     (["train", "agent._target_=rlx.run.Run"], "expected a subclass of rlx.agent.Agent"),
     (["train", "device=cuda"], "device=cuda"),
     (["train", "outputs=/proc/nowhere"], "outputs=/proc/nowhere:"),
-    (["train", "agent=dqn", "protocol=source"], "no settings for dqn-acrobot. There are some for: fgsm, hdqn-acrobot, noise"),
+    (
+        ["train", "agent=dqn", "protocol=source"],
+        "no settings for dqn-acrobot. There are some for: actenv-cartpole, fgsm, hdqn-acrobot, noise",
+    ),
     (["train", "env=cartpole", "protocol=source"], "no settings for hdqn-cartpole"),
     (["train", "copies=2", "protocol=source"], "copies=2: a stop rule needs copies=1"),
     (["train", "some/path"], "rlx train: takes no run"),
@@ -267,7 +272,7 @@ def test_help_version_and_completion(rlx, monkeypatch):
     assert "attack" in rlx("--help").out and rlx().code == 0
     assert rlx("--version").out.startswith("rlx ")
     help_text = rlx("train", "--help").out
-    assert "agent: dqn, hdqn" in help_text and "protocol: corrected, source" in help_text
+    assert "agent: a2c, actenv, dqn, hdqn" in help_text and "protocol: corrected, source" in help_text
 
     def complete(line: str) -> list[str]:
         monkeypatch.setenv("COMP_LINE", line)
@@ -284,3 +289,25 @@ def test_torch_is_not_imported_for_help_or_a_typo():
     code = "import sys; from rlx import cli; cli.run({!r}); sys.exit('torch' in sys.modules)"
     for arguments in (["--help"], ["train", "--help"], ["train", "seedz=1"], ["trian"]):
         assert subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(("agent", "env"), [pair for pair in PAIRS if pair[1] in ("acrobot", "pendulum", "chain")])
+def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
+    run = rlx("train", f"agent={agent}", f"env={env}", *TINY, "seeds=2", *small(agent)).run
+    quick = ("scale=std", "eps=[0,0.5]", "episodes=3")
+    if env == "chain":
+        result = rlx("attack", run, *quick)
+        assert result.code == 2 and "needs continuous observations" in result.err
+        return
+    strong = ("attack=pgd", "attack.steps=3") + (("attack.loss=distance",) if env == "pendulum" else ())
+    result = rlx("attack", run, *quick, *strong)
+    assert result.code == 0
+    changed = [one["return"] for one in result.summary["cells"] if one["eps"] > 0] != [result.summary["clean"]]
+    assert changed if env == "pendulum" else agent == "actenv" or any(one["flip_rate"] for one in result.summary["cells"])
+    if env == "pendulum":
+        for wrong, message in (("attack=fgsm", "use attack=pgd attack.loss=distance"), ("attack=pgd", "attack.loss=distance")):
+            refused = rlx("attack", run, *quick, wrong)
+            assert refused.code == 2 and message in refused.err
+        assert rlx("attack", run, *quick, "attack=fgsm", "attack.loss=distance").code == 2
+    else:
+        assert rlx("attack", run, *quick, *strong, "attack.loss=distance").code == 2

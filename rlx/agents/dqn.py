@@ -27,9 +27,9 @@ class Config:
     conv: list[list[int]]
     """For observations that are images [C, H, W]: channels, kernel and stride of each layer before them."""
     batch_norm: bool
-    """Behind each convolution."""
+    """Of images, and behind each convolution."""
     stack: int
-    """Last images that are seen together."""
+    """Last images that are seen together: the newest, and how it differs from each of the others."""
     dueling: bool
     double: bool
     """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
@@ -164,6 +164,8 @@ class QLearner(nn.Module):
             weight = self.config.target_tau * moves.to(loss.dtype)
             for slow, fast in zip(self.target.parameters(), parameters, strict=True):
                 slow.lerp_(fast, along(weight, slow))
+            for mine, theirs in zip(self.target.buffers(), network.buffers(), strict=True):
+                mine.copy_(theirs)  # moments of batch normalisation
         return loss.detach(), q.detach().mean(1)
 
 
@@ -253,12 +255,28 @@ class QPolicy(Policy):
 def q_network(config: Config, spec: Spec, choices: int, seeds: Tensor, name: str) -> nn.Module:
     """Observations [S, B, *O] (images: `stack` of them, [S, B, stack · C, H, W]) → values of `choices` [S, B, choices]."""
     space, rng = spec.observation_space, Streams(seeds, name)
-    encoder: ObsEncoder | ConvNet = ObsEncoder(space, config.scale_obs, seeds)
+    encoder: ObsEncoder | ConvNet | Differences = ObsEncoder(space, config.scale_obs, seeds)
     if space.shape is not None and len(space.shape) == 3:
         channels, *size = space.shape
         encoder = ConvNet((config.stack * channels, *size), config.conv, config.batch_norm, _scale(space), seeds, rng)
+        if config.stack > 1:
+            encoder = Differences(encoder, channels)
     net = QNetwork(encoder.features, config.hidden, choices, config.dueling, rng)
     return Legal(spec, encoder, net) if spec.legal else nn.Sequential(encoder, net)
+
+
+class Differences(nn.Module):
+    """Shows `net` of stacked images [S, B, k · C, H, W] the newest and what each of the others is less: a single step moves things by
+    less than a pixel, which is lost beside what stands still."""
+
+    def __init__(self, net: ConvNet, channels: int):
+        super().__init__()
+        self.net, self.channels, self.features = net, channels, net.features
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.float().unflatten(2, (-1, self.channels))
+        newest = frames[:, :, -1:]
+        return self.net(torch.cat([newest - frames[:, :, :-1], newest], 2).flatten(2, 3))
 
 
 class Legal(nn.Sequential):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.agents import dqn
 from rlx.agents.dqn import FORBIDDEN, QLearner, UpdateClock, average
-from rlx.config import ConfigError, at_least
+from rlx.config import at_least
 from rlx.networks import QNetwork
 from rlx.rng import Streams
 
@@ -79,6 +79,7 @@ class SelfPlay(Agent):
     config_type = Config
     policy_type = BoardPolicy
     observations = (spaces.Box,)
+    games = True
 
     policy: BoardPolicy
     joined: Tensor
@@ -86,8 +87,6 @@ class SelfPlay(Agent):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
-        if spec.legal is None:
-            raise ConfigError("agent=self_play: needs a game of two players in turn, such as env=tic_tac_toe env.opponent=self.")
         self.config = config
         players = [BoardPolicy(config, spec, seeds, f"q{i}") for i in range(LEARNERS)]
         self.online = nn.ModuleList(players)
@@ -98,7 +97,7 @@ class SelfPlay(Agent):
             QLearner(config, player.q, BoardNet(config, spec, seeds, f"target{i}"), flat, copies, seeds) for i, player in enumerate(players)
         )
         self.clock = UpdateClock(seeds, copies, config.replay_ratio)
-        self.rng, self.games = Streams(seeds, "minibatch"), Streams(seeds, "games")
+        self.rng, self.pairing = Streams(seeds, "minibatch"), Streams(seeds, "games")
         self.explore = Streams(seeds, "explore")
         self.register_buffer("decisions", torch.zeros_like(seeds))
         self.register_buffer("joined", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
@@ -120,7 +119,7 @@ class SelfPlay(Agent):
 
     def _pair(self, copies: int) -> Carry:
         """Players of new games, [S, N] each: a learner, and the other or one of the league, on random sides."""
-        side, who, past, which = self.games.uniform(copies, 4).unbind(-1)
+        side, who, past, which = self.pairing.uniform(copies, 4).unbind(-1)
         learner = (who * LEARNERS).long()
         other = torch.where(past < self.config.league_games, LEARNERS + (which * self.config.league).long(), 1 - learner)
         return {"first": torch.where(side < 0.5, learner, other), "second": torch.where(side < 0.5, other, learner)}

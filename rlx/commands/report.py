@@ -1,12 +1,13 @@
-"""Compare attack runs on the same agents: one figure, and how each attack ranks the agents."""
+"""Compare runs: learning curves of trainings, or attacks on the same agents and how each ranks them; one figure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from rlx import report
+from rlx import report, stats
 from rlx.config import ConfigError, build, choice, command
 from rlx.run import Run
 
@@ -25,8 +26,53 @@ def main(composed: DictConfig) -> None:
     """Draw and print."""
     config = build(Config, composed, "")
     if config.run is None:
-        raise ConfigError("run: name the attack runs to compare, as in: rlx report outputs/attack/A outputs/attack/B")
-    runs = Run.find_all(config.run, config.outputs, "attack")
+        raise ConfigError("run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B")
+    trained = Run.command_of(config.run if isinstance(config.run, str) else config.run[0]) == "train"
+    runs = Run.find_all(config.run, config.outputs, "train" if trained else "attack")
+    _learning(runs, config.outputs, composed) if trained else _attacks(runs, config, composed)
+
+
+def _learning(runs: Sequence[Run], outputs: str, composed: DictConfig) -> None:
+    """Greedy return while learning, one curve per run, and each run's result."""
+    from rlx import figures
+
+    labels = differences([run.config for run in runs])
+    output = Run.create(outputs, "report", runs[0].path.parent.name, composed)
+    curves = []
+    for label, run in zip(labels, runs, strict=True):
+        rows = run.metrics()
+        steps, seeds = (sorted({row[key] for row in rows}) for key in ("step", "seed"))
+        curve = {(row["step"], row["seed"]): row["return/mean"] for row in rows}
+        values = np.array([[curve.get((step, seed), np.nan) for seed in seeds] for step in steps])  # [steps, S]
+        cells = [{"return": stats.estimate(row[~np.isnan(row), None]).as_dict() | {"per_seed": row}} for row in values]
+        curves.append(figures.RobustnessCurve(label, steps, cells))
+    title = f"Greedy evaluation while learning, {len(runs)} runs"
+    figures.robustness(curves, output.path / "report.png", title, "environment steps per seed")
+    summaries = [run.summary() for run in runs]
+    results = [stats.Estimate(np.array(s["return"]["per_seed"]), s["return"]["iqm"], s["return"]["ci95"]) for s in summaries]
+    table = [[label, report.interval_text(r.iqm, r.ci95), str(len(r.per_seed))] for label, r in zip(labels, results, strict=True)]
+    report.table("Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval", ["run", "return", "seeds"], table)
+    output.write_summary({"status": "completed", "run": [str(run.path) for run in runs], "labels": labels})
+    output.write_meta(status="completed")
+    report.end(output.path, figure=output.path / "report.png")
+
+
+def differences(configs: Sequence[DictConfig]) -> list[str]:
+    """What tells each of some configs from the others, as in "agent.double=true, steps=1000"."""
+    flat = [_flat(OmegaConf.to_container(config), "") for config in configs]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len({str(one.get(key)) for one in flat}) > 1]
+    keys = [key for key in keys if key.split(".")[0] not in ("outputs", "device", "checkpoint_every", "checkpoint_seconds")]
+    return [", ".join(f"{key.removeprefix('agent.')}={one.get(key)}" for key in keys) or f"run {i}" for i, one in enumerate(flat)]
+
+
+def _flat(node: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {key: value for name, inner in node.items() for key, value in _flat(inner, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def _attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
+    """Robustness curves, and the ranks of the agents."""
     summaries = [run.summary() for run in runs]
     for run, summary in zip(runs, summaries, strict=True):
         for key, what in (("run", "attacks other agents"), ("seeds", "attacks other seeds"), ("scale", "has another unit of eps")):

@@ -1,0 +1,318 @@
+"""Act/Env: two networks that learn from whole episodes how successful they were.
+
+Act(s_t, a_{t−1}) → (action logits, Q_a) and Env(s_t, a_t) → (next-state logits, Q_e). An episode's success rate, its return over
+`return_scale`, labels every one of its transitions, and both Q are trained on it as a GAN's discriminator is on real and fake
+(Goodfellow et al. 2014), here with labels in [0, 1]; then Act is pushed to raise its Q_a and Env's Q_e is pulled towards Q_a:
+
+    a_loss = w · CE(action logits, a_t) + BCE(Q_a, rate)        a_loss2 = −mean(Q_a)
+    e_loss = BCE(next-state logits, sigmoid(s_{t+1})) + BCE(Q_e, rate)        e_loss2 = mean((Q_e − Q_a)²)
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from torch.nn.functional import cross_entropy, leaky_relu, one_hot, threshold
+
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agents.dqn import ObsEncoder, UpdateClock, average, obs_field
+from rlx.config import ConfigError, at_least, choice
+from rlx.networks import SeedLinear, along
+from rlx.optim import Adam
+from rlx.rng import Streams
+
+
+@dataclass(frozen=True)
+class Config:
+    """Act, Env, and how they learn."""
+
+    obs_units: int
+    """Units of the layer that sees the observation alone, before the action joins."""
+    hidden: list[int]
+    """Units of each layer behind it."""
+    train_outputs: bool
+    """False freezes the output layers at their initial values."""
+    normalise: bool
+    """Batch norm by the minibatch's statistics, by running ones when acting; false: by its initial ones, mean 0 and variance 1."""
+    norm_tau: float
+    """Weight of a minibatch in the running statistics."""
+    return_scale: float
+    """Return of a full success: an episode's rate is its undiscounted return over this, cut to [0, 1]."""
+    imitate: str
+    """Weights w of the actions taken. all: 1; better: how far the episode's rate exceeds the minibatch's mean."""
+    learning_rate: float
+    """Of the optimisers of a_loss and e_loss …"""
+    learning_rate2: float
+    """… and of those of a_loss2 and e_loss2."""
+    batch_size: int
+    buffer_size: int
+    """Transitions kept per seed."""
+    learning_starts: int
+    """Transitions of a uniformly random policy stored before the first update."""
+    replay_ratio: float
+    """Updates per environment step of a seed."""
+    average_tau: float
+    """Weight of the learning network, per update, in the running average that acts greedily; 1 acts on the newest weights."""
+    sample_actions: bool
+    """While learning, draw the actions that are not random ones from the softmax of the logits; false: the largest one."""
+    epsilon_end: float
+    epsilon_steps: int
+    """Decisions, per seed and after the random ones, in which exploration falls from 1 to a distance of 1/e from its end."""
+
+    def __post_init__(self) -> None:
+        choice(self.imitate, ("all", "better"), "agent.imitate")
+        for name in ("obs_units", "batch_size", "buffer_size", "epsilon_steps"):
+            at_least(getattr(self, name), 1, f"agent.{name}")
+
+
+class BatchNorm(nn.Module):
+    """Batch norm per seed (Ioffe & Szegedy 2015): [S, B, F] → [S, B, F]."""
+
+    def __init__(self, features: int, seeds: Tensor, tau: float):
+        super().__init__()
+        self.tau = tau
+        self.scale = nn.Parameter(torch.ones(len(seeds), 1, features, device=seeds.device))
+        self.shift = nn.Parameter(torch.zeros_like(self.scale))
+        # Parameters without a gradient, so that an average of weights averages them too.
+        self.mean = nn.Parameter(self.shift.detach().clone(), requires_grad=False)
+        self.variance = nn.Parameter(self.scale.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        """By the running statistics; by those of x itself where it learns: `where` (bool [S]) are the seeds that count x in."""
+        mean: Tensor = self.mean
+        variance: Tensor = self.variance
+        if where is not None:
+            mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True, correction=0)
+            with torch.no_grad():
+                weight = along(self.tau * where.to(x.dtype), x)
+                self.mean.lerp_(mean, weight)
+                self.variance.lerp_(variance, weight)
+        # TensorFlow's 1e-3, not 1e-5: young memories hold features that hardly vary.
+        return (x - mean) * (variance + 1e-3).rsqrt() * self.scale + self.shift
+
+
+class Network(nn.Module):
+    """Act or Env: observations [S, B, *O] and actions [S, B] → (logits [S, B, outputs], Q logit [S, B])."""
+
+    def __init__(self, config: Config, spec: Spec, outputs: int, seeds: Tensor, name: str):
+        super().__init__()
+        self.normalise, self.actions, rng = config.normalise, spec.actions, Streams(seeds, name)
+        self.encoder = ObsEncoder(spec.observation_space, False, seeds)
+        widths = [config.obs_units + spec.actions, *config.hidden]
+        sizes = [(self.encoder.features, config.obs_units), *zip(widths, config.hidden, strict=False)]
+        self.layers = nn.ModuleList(SeedLinear(a, b, rng) for a, b in sizes)
+        for layer in self.layers:  # a norm takes their biases out again, and Adam would follow the rounding of their gradients
+            layer.bias.requires_grad_(not config.normalise)
+        self.norms = nn.ModuleList(BatchNorm(b, seeds, config.norm_tau) for _, b in sizes)
+        self.logits = SeedLinear(widths[-1], outputs, rng).requires_grad_(config.train_outputs)
+        self.q = SeedLinear(widths[-1], 1, rng).requires_grad_(config.train_outputs)
+
+    def forward(self, obs: Tensor, action: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`where`: as in BatchNorm."""
+        x = self.encoder(obs)
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = leaky_relu(norm(layer(x), where if self.normalise else None), 0.1)
+            if i == 0:
+                x = torch.cat([x, one_hot(action, self.actions).to(x.dtype)], -1)
+        return self.logits(x), self.q(x).squeeze(-1)
+
+    def learning(self) -> list[nn.Parameter]:
+        """Its parameters that are not frozen."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+class ActPolicy(Policy):
+    """Acts by the largest of Act's logits. Its carry: the action before the decision (0 in the first one), and the one taken."""
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor):
+        super().__init__()
+        self.network = Network(config, spec, spec.actions, seeds, "act")
+
+    def initial_carry(self, batch: int) -> Carry:
+        zeros = self.network.encoder.scale.new_zeros(len(self.network.encoder.scale), batch, dtype=torch.int64)
+        return {"previous": zeros, "action": zeros}
+
+    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+        previous = torch.where(first, 0, carry["action"])
+        action = choose("action", obs, Scores(lambda x: self.network(x, previous)[0]), torch.ones_like(first))
+        return action, {"previous": previous, "action": action}
+
+    def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
+        return self.network(obs, carry["previous"])[0]
+
+
+class RatedMemory(nn.Module):
+    """Rings [S, N, T] of transitions, one per seed and env copy, and the success rates of their episodes.
+
+    A row knows the number of its episode, and a second ring holds every episode's rate, −1 while it runs: so one number rates
+    all its transitions. A ring's unrated rows are those of its running episode, its newest ones: the rated ones are an
+    interval, and sampling needs no search. Row k, and episode k's rate, lie in place k modulo T.
+    """
+
+    rate: Tensor
+    episode: Tensor
+    written: Tensor
+    begun: Tensor
+    finished: Tensor
+    returns: Tensor
+
+    def __init__(self, capacity: int, spec: Spec, copies: int, seeds: Tensor):
+        super().__init__()
+        self.slots = max(1, capacity // copies)
+        shape, dtype = obs_field(spec.observation_space)
+        fields = {"obs": (shape, dtype), "next_obs": (shape, dtype), "previous": ((), torch.int64), "action": ((), torch.int64)}
+        self.fields = (*fields, "episode")
+        for name, (size, kind) in (fields | {"episode": ((), torch.int64)}).items():
+            self.register_buffer(name, torch.zeros(len(seeds), copies, self.slots, *size, dtype=kind, device=seeds.device))
+        self.register_buffer("rate", torch.full((len(seeds), copies, self.slots), -1.0, device=seeds.device))
+        # Each [S, N]: rows stored, those of them before the running episode, episodes finished, return of the running one.
+        self.register_buffer("written", torch.zeros(len(seeds), copies, dtype=torch.int64, device=seeds.device))
+        self.register_buffer("begun", torch.zeros_like(self.written))
+        self.register_buffer("finished", torch.zeros_like(self.written))
+        self.register_buffer("returns", torch.zeros_like(self.written, dtype=torch.float32))
+
+    def rated(self) -> Tensor:
+        """Rows of each ring that belong to a finished episode, int64 [S, N]; 0 where the running one fills the ring."""
+        return (self.begun - (self.written - self.slots).clamp(min=0)).clamp(min=0)
+
+    def add(self, reward: Tensor, ended: Tensor, return_scale: float, **rows: Tensor) -> None:
+        """Store one row per ring (each field, `reward` and `ended` [S, N, …]); where the episode `ended`, it is rated."""
+        rings = torch.arange(self.written.numel(), device=reward.device) * self.slots
+        at = rings + self.written.flatten().remainder(self.slots)
+        rows["episode"] = self.finished
+        for name in self.fields:
+            getattr(self, name).flatten(0, 2).index_copy_(0, at, rows[name].flatten(0, 1))
+        self.returns += reward
+        rate = torch.where(ended, (self.returns / return_scale).clamp(0, 1), -1.0)
+        self.rate.view(-1).index_copy_(0, rings + self.finished.flatten().remainder(self.slots), rate.flatten())
+        self.returns.masked_fill_(ended, 0)
+        self.written += 1
+        self.finished += ended
+        self.begun.copy_(torch.where(ended, self.written, self.begun))
+
+    def sample(self, draws: Tensor) -> dict[str, Tensor]:
+        """Rated rows [S, B, …] and their `rate`, by `draws` (uniform in [0, 1), [S, B + 1]).
+
+        One row of each of B equal parts of the rated ones, after a random rotation: all are equally likely, and none comes
+        twice where there are B of them. In a seed without any, the rows mean nothing.
+        """
+        (seeds, copies), batch = self.written.shape, draws.shape[1] - 1
+        ends = self.rated().cumsum(1)
+        total = ends[:, -1:].clamp(min=1)
+        edges = torch.arange(batch + 1, device=draws.device) * total // batch
+        width = edges[:, 1:] - edges[:, :-1]
+        pick = (edges[:, :-1] + (draws[:, 1:] * width).long() + (draws[:, :1] * total).long()).remainder(total)
+        copy = torch.searchsorted(ends, pick, right=True).clamp_(max=copies - 1)
+        row = self.begun.gather(1, copy) - ends.gather(1, copy) + pick  # a ring's rated rows are the last ones before `begun`
+        ring = (copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies) * self.slots
+        rows = {name: self._rows(name, ring + row.remainder(self.slots)) for name in self.fields}
+        return rows | {"rate": self._rows("rate", ring + rows["episode"].remainder(self.slots))}
+
+    def _rows(self, name: str, index: Tensor) -> Tensor:
+        ring = getattr(self, name).flatten(0, 2)
+        return ring.index_select(0, index.flatten()).view(*index.shape, *ring.shape[1:])
+
+
+class ActEnv(Agent):
+    """Act, Env, four optimisers and a memory of rated transitions; ε-greedy, after a phase of random actions.
+
+    Imitating every action in the memory equally cannot improve on it: under protocol=source only a_loss2, through the layers that
+    logits and Q_a share, moves the policy somewhere new. The corrected protocol imitates the better episodes (`imitate`), which
+    is reward-weighted regression (Peters & Schaal 2007), and draws its actions from the logits (`sample_actions`): of a
+    policy that always takes its best action, an imitator learns only from the uniformly random ones.
+    The source drew whole minibatches until one held no unrated row; here every rated row is as likely as it was there.
+    """
+
+    config_type = Config
+    policy_type = ActPolicy
+
+    policy: ActPolicy
+    steps: Tensor
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+        super().__init__()
+        self.config = config
+        self.online = ActPolicy(config, spec, seeds)
+        self.policy = copy.deepcopy(self.online)
+        features = self.online.network.encoder.features
+        self.env = Network(config, spec, features, seeds, "env")
+        act, env = self.online.network.learning(), self.env.learning()
+        self.act_optimizer, self.act_optimizer2 = Adam(act, config.learning_rate), Adam(act, config.learning_rate2)
+        self.env_optimizer, self.env_optimizer2 = Adam(env, config.learning_rate), Adam(env, config.learning_rate2)
+        self.memory = RatedMemory(config.buffer_size, spec, copies, seeds)
+        if config.learning_starts > self.memory.slots * copies:
+            raise ConfigError(
+                f"agent.learning_starts={config.learning_starts}: more than the memory can hold, {self.memory.slots * copies:,} "
+                f"transitions (agent.buffer_size={config.buffer_size} in equal parts for copies={copies})."
+            )
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        self.exploration, self.rng = Streams(seeds, "act/explore"), Streams(seeds, "minibatch")
+        self.register_buffer("steps", torch.zeros_like(seeds))
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self.online.act(obs, first, carry, self._explore)
+
+    def epsilon(self) -> Tensor:
+        """Probability of a random action, [S]."""
+        decisions = (self.steps - self.config.learning_starts).clamp(min=0)
+        return self.config.epsilon_end + (1 - self.config.epsilon_end) * (-decisions / self.config.epsilon_steps).exp()
+
+    def _explore(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        logits = scores(obs)
+        which, whether, own = self.exploration.uniform(3, obs.shape[1]).unbind(1)
+        random = (which * logits.shape[-1]).long()
+        below = logits.softmax(-1).cumsum(-1)[..., :-1]
+        chosen = (own.unsqueeze(-1) >= below).sum(-1) if self.config.sample_actions else logits.argmax(-1)
+        return torch.where(whether < self.epsilon().unsqueeze(1), random, chosen)
+
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        t, ended = transition, transition.terminated | transition.truncated
+        rows = {"obs": t.obs, "next_obs": t.next_obs, "previous": t.carry["previous"], "action": t.action}
+        self.memory.add(t.reward, ended, self.config.return_scale, **rows)
+        copies = t.reward.shape[1]
+        self.steps += copies
+        due = self.clock.due()
+        if not due or int(self.clock.ticks[0]) * copies < self.config.learning_starts:
+            return {}
+        where = self.memory.rated().sum(1) > 0
+        for draws in self.rng.uniform(due, self.config.batch_size + 1).unbind(1):
+            losses = self._learn(self.memory.sample(draws), where)
+        average(self.policy, self.online, self.config.average_tau, due)
+        return losses
+
+    def _learn(self, batch: dict[str, Tensor], where: Tensor) -> dict[str, Tensor]:
+        """Both pairs of steps on one minibatch [S, B, …], in the seeds `where` (bool [S])."""
+        act, env = self.online.network, self.env
+        action, rate = batch["action"], batch["rate"]
+        next_state = torch.sigmoid(env.encoder(batch["next_obs"]))
+        logits, q_a = act(batch["obs"], batch["previous"], where)
+        next_logits, q_e = env(batch["obs"], action, where)
+        imitation = cross_entropy(logits.flatten(0, 1), action.flatten(), reduction="none").view_as(rate)
+        if self.config.imitate == "better":
+            imitation = imitation * better(rate)
+        a_loss = (imitation + bce(q_a, rate, reduction="none")).mean(1)  # [S]: mean within a seed, sum over seeds
+        e_loss = bce(next_logits, next_state, reduction="none").mean((1, 2)) + bce(q_e, rate, reduction="none").mean(1)
+        self._step(a_loss, e_loss, self.act_optimizer, self.env_optimizer, where)
+        q_a = act(batch["obs"], batch["previous"], where)[1]
+        q_e = env(batch["obs"], action, where)[1]
+        a_loss2, e_loss2 = -q_a.mean(1), (q_e - q_a.detach()).square().mean(1)
+        self._step(a_loss2, e_loss2, self.act_optimizer2, self.env_optimizer2, where)
+        losses = {"loss/a": a_loss, "loss/e": e_loss, "loss/a2": a_loss2, "loss/e2": e_loss2}
+        return {name: loss.detach() for name, loss in losses.items()} | {"rate": rate.mean(1)}
+
+    def _step(self, a_loss: Tensor, e_loss: Tensor, act_optimizer: Adam, env_optimizer: Adam, where: Tensor) -> None:
+        """Move Act down `a_loss` and Env down `e_loss` ([S] each)."""
+        act, env = self.online.network.learning(), self.env.learning()
+        # Not every loss reaches both output layers.
+        gradients = torch.autograd.grad((a_loss + e_loss).sum(), [*act, *env], materialize_grads=True)
+        act_optimizer.step(act, gradients[: len(act)], where)
+        env_optimizer.step(env, gradients[len(act) :], where)
+
+
+def better(rate: Tensor) -> Tensor:
+    """Weights [S, B] of mean 1 in proportion to what each `rate` [S, B] exceeds its seed's mean by; all 0 where none does."""
+    excess = threshold(rate - rate.mean(1, keepdim=True), 1e-6, 0.0)  # less is rounding
+    return excess / excess.mean(1, keepdim=True).clamp(min=1e-12)
