@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import at_least, build, command
+from rlx.config import ConfigError, at_least, build, chosen, command, load_class
 
 if TYPE_CHECKING:
     import torch
@@ -42,31 +42,39 @@ def main(composed: DictConfig) -> float:
     at_least(config.copies, 1, "copies")
 
     from rlx import experiment
-    from rlx.agents.dqn import Config as DQNConfig
+    from rlx.agents.dqn import DQN
+    from rlx.agents.ppo import PPO
 
     device = experiment.setup_device(config.device)
     spec = experiment.env_spec(config.env)
-    agent = build(DQNConfig, config.agent, "agent")
+    kind: Any = load_class(config.agent, "agent", object)
+    env_id = f"{config.env['_target_'].rpartition('.')[2]}-v1"  # Gymnasium's own, of the same name
+    if kind not in (DQN, PPO) or env_id not in ("Acrobot-v1", "CartPole-v1"):
+        raise ConfigError("bench: compares agent=dqn, ppo or a2c on env=acrobot or cartpole.")
+    agent = build(kind.config_type, config.agent, "agent")
     report.start(
-        net=f"{agent.hidden}, batch {agent.batch_size}, {agent.replay_ratio:g} updates per step, {agent.optimizer}",
-        device=f"{device}, {config.device['threads']} thread(s); the plain loops and SB3 on the CPU, one thread",
+        agent=f"{chosen('agent')} on {env_id}, network {agent.hidden}",
+        device=f"{device}, {config.device['threads']} thread(s); the others on the CPU, one thread",
     )
-    plain = plain_training(agent, spec, config.seconds)
-    rows: list[list[Any]] = [["training, plain PyTorch loop, 1 env, 1 seed", plain, "1"]]
-    best = 0.0
+    rows: list[list[Any]] = []
+    if kind is DQN:
+        rows.append(["training, plain PyTorch loop, 1 env, 1 seed", plain_training(agent, spec, env_id, config.seconds)])
     if importlib.util.find_spec("stable_baselines3"):
-        speed = sb3_training(agent, config.seconds)
-        rows.append(["training, SB3 DQN, 1 env, 1 seed", speed, f"{speed / plain:.2g}"])
+        copies = 1 if kind is DQN else config.copies
+        speed = sb3_training(chosen("agent"), agent, env_id, copies, config.seconds)
+        rows.append([f"training, SB3, {copies} env(s), 1 seed", speed])
     for seeds in config.seeds:
         speed = rlx_training(config, spec, seeds, device)
-        best = max(best, speed / plain)
-        rows.append([f"training, rlx, {seeds} seed(s) × {config.copies} env copies", speed, f"{speed / plain:.2g}"])
-    single = plain_attack(spec, config.seconds)
-    batched = rlx_attack(spec, max(config.seeds), config.attack_batch, config.seconds, device)
-    rows.append(["FGSM on two heads, plain loop, one observation at a time", single, "1"])
-    rows.append([f"FGSM on two heads, rlx, {max(config.seeds)} seeds × {config.attack_batch:,} copies", batched, f"{batched / single:.3g}"])
-    report.table("Environment steps per second, summed over seeds", ["what", "steps/s", "ratio"], [[a, f"{b:,.0f}", c] for a, b, c in rows])
-    return best
+        rows.append([f"training, rlx, {seeds} seed(s) × {config.copies} env copies", speed])
+    table = [[what, f"{speed:,.0f}", f"{speed / rows[0][1]:.2g}"] for what, speed in rows]
+    if kind is DQN and env_id == "Acrobot-v1":
+        single = plain_attack(spec, config.seconds)
+        batched = rlx_attack(spec, max(config.seeds), config.attack_batch, config.seconds, device)
+        table.append(["FGSM on two heads, plain loop, one observation at a time", f"{single:,.0f}", "1"])
+        what = f"FGSM on two heads, rlx, {max(config.seeds)} seeds × {config.attack_batch:,} copies"
+        table.append([what, f"{batched:,.0f}", f"{batched / single:.3g}"])
+    report.table("Environment steps per second, summed over seeds", ["what", "steps/s", "ratio"], table)
+    return max(speed for _, speed in rows) / rows[0][1]
 
 
 def timed(step: Callable[[], int], seconds: float) -> float:
@@ -108,18 +116,21 @@ def rlx_training(config: Config, spec: "Spec", seeds: int, device: "torch.device
     return timed(step, config.seconds)
 
 
-def plain_training(config: "DQNConfig", spec: "Spec", seconds: float) -> float:
-    """The same DQN as one would write it down: Gymnasium's Acrobot, nn.Linear, torch.optim, a NumPy replay."""
+def plain_training(config: "DQNConfig", spec: "Spec", env_id: str, seconds: float) -> float:
+    """The same DQN as one would write it down: Gymnasium's env, nn.Linear, torch.optim, a NumPy replay."""
     import gymnasium
     import torch
     from torch import nn
 
-    env = gymnasium.make("Acrobot-v1")
-    network = _plain_network(6, config.hidden, 3)
+    from rlx.agent import obs_features
+
+    env = gymnasium.make(env_id)
+    features, choices = obs_features(spec.observation_space), spec.actions
+    network = _plain_network(features, config.hidden, choices)
     target = copy.deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
     size = config.buffer_size
-    observations, next_observations = np.zeros((size, 6), np.float32), np.zeros((size, 6), np.float32)
+    observations, next_observations = np.zeros((size, features), np.float32), np.zeros((size, features), np.float32)
     actions, rewards, terminals = np.zeros(size, np.int64), np.zeros(size, np.float32), np.zeros(size, np.float32)
     rng = np.random.default_rng(0)
     obs, _ = env.reset(seed=0)
@@ -128,7 +139,7 @@ def plain_training(config: "DQNConfig", spec: "Spec", seconds: float) -> float:
     def step() -> int:
         nonlocal obs, stored
         if rng.random() < config.epsilon_end:
-            action = int(rng.integers(3))
+            action = int(rng.integers(choices))
         else:
             with torch.no_grad():
                 action = int(network(torch.as_tensor(obs)).argmax())
@@ -154,19 +165,34 @@ def plain_training(config: "DQNConfig", spec: "Spec", seconds: float) -> float:
     return timed(step, seconds)
 
 
-def sb3_training(config: "DQNConfig", seconds: float) -> float:
-    """Stable-Baselines3's DQN with the same sizes, one update per step."""
-    from stable_baselines3 import DQN  # type: ignore[import-not-found]
+def sb3_training(name: str, config: Any, env_id: str, copies: int, seconds: float) -> float:
+    """Stable-Baselines3's agent of the same name and sizes on `copies` of Gymnasium's env; its DQN makes one update per step."""
+    import stable_baselines3  # type: ignore[import-not-found]
+    from stable_baselines3.common.env_util import make_vec_env  # type: ignore[import-not-found]
 
-    model = DQN(
-        "MlpPolicy", "Acrobot-v1", learning_rate=config.learning_rate, buffer_size=config.buffer_size, learning_starts=64,
-        batch_size=config.batch_size, tau=config.target_tau, target_update_interval=1, train_freq=1, gradient_steps=1,
-        policy_kwargs={"net_arch": list(config.hidden)}, device="cpu",
-    )  # fmt: skip
+    env = make_vec_env(env_id, copies)
+    common = {"learning_rate": config.learning_rate, "gamma": config.discount, "device": "cpu"}
+    common["policy_kwargs"] = {"net_arch": list(config.hidden)}
+    steps = 200
+    model: Any
+    if name == "dqn":
+        model = stable_baselines3.DQN(
+            "MlpPolicy", env, buffer_size=config.buffer_size, learning_starts=64, batch_size=config.batch_size, tau=config.target_tau,
+            target_update_interval=1, train_freq=1, gradient_steps=1, **common,
+        )  # fmt: skip
+    else:
+        common |= {"n_steps": config.rollout_steps, "gae_lambda": config.gae_lambda, "ent_coef": config.entropy_coefficient}
+        steps = config.rollout_steps * copies
+        if name == "ppo":
+            batch = {"batch_size": steps // config.minibatches, "n_epochs": config.epochs}
+            model = stable_baselines3.PPO("MlpPolicy", env, **batch, **common)
+        else:
+            model = stable_baselines3.A2C("MlpPolicy", env, **common)
+            steps *= 10
 
     def step() -> int:
-        model.learn(200, reset_num_timesteps=False)
-        return 200
+        model.learn(steps, reset_num_timesteps=False)
+        return steps
 
     return timed(step, seconds)
 
