@@ -56,6 +56,21 @@ def learning(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     _save(figure, path)
 
 
+def grid(values: NDArray[np.float64], path: Path, title: str) -> None:
+    """Numbers [rows, columns] as a map, the visited cells labelled."""
+    figure, axes = _axes(title, "", "")
+    axes.grid(False)
+    axes.imshow(np.ma.masked_equal(values, 0), cmap="Blues", vmin=0, vmax=2 * max(1.0, float(values.max())))
+    for (row, column), value in np.ndenumerate(values):
+        if value > 0:
+            axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7)
+    axes.set_xticks(np.arange(values.shape[1]) - 0.5, minor=True)
+    axes.set_yticks(np.arange(values.shape[0]) - 0.5, minor=True)
+    axes.grid(which="minor", alpha=0.4, linewidth=0.6)
+    axes.tick_params(which="both", bottom=False, left=False, labelbottom=False, labelleft=False)
+    _save(figure, path)
+
+
 def robustness(curves: "Sequence[RobustnessCurve]", path: Path, title: str, x: str) -> None:
     """Return against attack radius, one colour per curve."""
     figure, axes = _axes(title, x, "return")

@@ -151,6 +151,24 @@ class Attacker:
         return (moved.abs() > 0.05 * (high - low)).any(-1)
 
 
+class Visits:
+    """Greedy choices that count how often each Discrete observation is seen."""
+
+    def __init__(self, observations: int, head: str, device: torch.device):
+        """`head`: the one that decides at every step."""
+        self.head, self.count = head, torch.zeros(observations, dtype=torch.int64, device=device)
+
+    def chooser(self, ids: Tensor) -> Choose:
+        """For `rollout`."""
+
+        def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            if head == self.head:
+                self.count.index_add_(0, obs.flatten(), deciding.flatten().long())
+            return greedy(head, obs, scores, deciding)
+
+        return choose
+
+
 class Visited:
     """Greedy choices that note the spread of the observations they see."""
 

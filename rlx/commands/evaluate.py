@@ -30,8 +30,9 @@ def main(composed: DictConfig) -> float:
     at_least(config.episodes, 1, "episodes")
     runs = Run.find_all(config.run, config.outputs)
 
-    from rlx import experiment, stats
+    from rlx import experiment, figures, stats
     from rlx.evaluation import REPORT, evaluate
+    from rlx.sweep import Visits
 
     device = experiment.setup_device(config.device)
     policy, _, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
@@ -42,7 +43,10 @@ def main(composed: DictConfig) -> float:
     )  # fmt: skip
     began = time.monotonic()
     env = experiment.evaluated_env(runs[0].config)
-    episodes = evaluate(policy, lambda n: experiment.make_env(env, n, device), len(seeds), config.episodes, REPORT, device)
+    grid = getattr(experiment.make_env(env, 1, "cpu"), "grid", None)
+    visits = Visits(grid[0] * grid[1], policy.heads[-1], device) if grid else None
+    chooser = visits.chooser if visits else None
+    episodes = evaluate(policy, lambda n: experiment.make_env(env, n, device), len(seeds), config.episodes, REPORT, device, chooser)
     wall_s = time.monotonic() - began
     estimate = stats.estimate(episodes.returns.cpu().numpy())
     steps = int(episodes.lengths.sum())
@@ -51,8 +55,13 @@ def main(composed: DictConfig) -> float:
         {"status": "completed", "run": [str(run.path) for run in runs], "seeds": seeds, "steps": steps, "wall_s": wall_s}
         | {"steps_per_s": steps / wall_s, "return": estimate.as_dict(), "stuck_rate": stuck}
     )
+    files = {}
+    if visits and grid:
+        files["figure"] = output.path / "visits.png"
+        title = f"{runs[0].path.parent.name}: steps spent in each cell, per greedy episode"
+        figures.grid(visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel(), files["figure"], title)
     output.write_meta(status="completed", wall_s=wall_s)
     columns = {"return": estimate.per_seed, "at the time limit": [f"{x:.0%}" for x in stuck.tolist()]}
     report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, columns, estimate)
-    report.end(output.path, wall_s=wall_s)
+    report.end(output.path, wall_s, **files)
     return estimate.iqm
