@@ -56,7 +56,7 @@ def main(composed: DictConfig) -> float:
 
     from rlx.training import Training
 
-    env = str(config.env.id).replace("/", "-") if chosen("env") == "gym" else chosen("env")
+    env = str(config.env["id"]).replace("/", "-") if chosen("env") == "gym" else chosen("env")
     name = f"{chosen('agent')}-{env}"
     training = Training(config, name)
     require_room(config.outputs, training.disk_size())
