@@ -21,14 +21,20 @@ class Scores:
     """
 
     function: Callable[[Tensor], Tensor]
-    continuous: bool = False
+    bounds: tuple[Tensor, Tensor] | None = None
+    """Lowest and highest continuous action, broadcasting over [S, B, D]; None: discrete choices."""
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the choice is an action of a Box."""
+        return self.bounds is not None
 
     def __call__(self, obs: Tensor) -> Tensor:
         return self.function(obs)
 
     def decide(self, values: Tensor) -> Tensor:
-        """The choice int64 [S, B] that `values` [S, B, A] stand for, the first one among equals; continuous: themselves."""
-        return values if self.continuous else values.argmax(-1)
+        """The choice int64 [S, B] that `values` [S, B, A] stand for, the first one among equals; continuous: themselves, cut."""
+        return values.argmax(-1) if self.bounds is None else values.maximum(self.bounds[0]).minimum(self.bounds[1])
 
 
 Choose = Callable[[str, Tensor, Scores, Tensor], Tensor]

@@ -72,6 +72,12 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "legal", None))
 
 
+def age(run: "Run") -> int:
+    """How old a run's env copies are, in steps; 0 unless its env drifts."""
+    config = run.config
+    return int(run.counters("last")["step"]) // config.copies if config.env.get("drift") else 0
+
+
 def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config group `env` as a run is evaluated and attacked in: with the keys of `eval_env`."""
     return _plain(config["env"]) | _plain(config["eval_env"])

@@ -68,7 +68,9 @@ def resumed(run: Run, config: DictConfig) -> tuple[Training, list[str]]:
 def _join(run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Sequence[int]) -> float:
     """Replace `run` by itself and `younger` side by side."""
     config = _config(saved, [*own, *new])
-    older_training, younger_training = resumed(run, saved)[0], resumed(younger, younger.config)[0]
+    (older_training, damaged), (younger_training, also) = resumed(run, saved), resumed(younger, younger.config)
+    if damaged or also:
+        raise ConfigError(f"{(damaged + also)[0]} It is incomplete: rlx resume {run.path if damaged else younger.path}")
     whole = Training(build(Config, config, ""), run.path.parent.name)
     whole.join(older_training, younger_training)
     joined = Run.create(str(run.path / "growing" / "joined"), "train", run.path.parent.name, config)
@@ -76,7 +78,8 @@ def _join(run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Se
     joined.log(sorted(run.metrics() + younger.metrics(), key=lambda row: (row["step"], order[row["seed"]])))
     for name in sorted(set(run.steps()) & set(younger.steps())):
         if int(name) < whole.step:
-            joined.save(name, {"step": int(name), "seeds": [*own, *new]}, concatenated(run.load(name), younger.load(name)))
+            learning = run.counters(name)["seeds"] + younger.counters(name)["seeds"]
+            joined.save(name, {"step": int(name), "seeds": learning}, concatenated(run.load(name), younger.load(name)))
     result = whole.run(joined)
     joined.replaces(run)
     report.start(grown=run.path)

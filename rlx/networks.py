@@ -65,8 +65,8 @@ class SeedConv(nn.Module):
 
 
 class SeedBatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) of each seed's channels x [S, B, C, H, W], in torch's form: by the batch's own
-    moments where `training`, else by running ones."""
+    """Batch normalisation (Ioffe & Szegedy 2015) of each seed's channels x [S, B, C, H, W]: by the batch's own moments where
+    `training`, else by running ones (the biased variance, unlike torch)."""
 
     mean: Tensor
     variance: Tensor
@@ -77,6 +77,7 @@ class SeedBatchNorm(nn.Module):
         self.scale, self.shift = (nn.Parameter(torch.full(shape, value, device=seeds.device)) for value in (1.0, 0.0))
         self.register_buffer("mean", torch.zeros(shape, device=seeds.device))
         self.register_buffer("variance", torch.ones(shape, device=seeds.device))
+        self.eval()  # a policy's decisions do not depend on the batch; the learning step says otherwise
 
     def forward(self, x: Tensor) -> Tensor:
         mean, variance = self.mean, self.variance
@@ -194,8 +195,10 @@ def concatenated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> d
     """Tensors of the same names along their first axis; a shorter second axis is filled with 0 (GymEnv's actions so far)."""
     result = {}
     for name, tensor in first.items():
+        if name not in second and name.startswith("log.metrics."):
+            continue  # all seeds of one stopped before they learnt
         pair = [tensor, second[name]]
-        if tensor.dim() > 1 and pair[0].shape[1] != pair[1].shape[1]:
+        if pair[0].dim() > 1 and pair[0].shape[1] != pair[1].shape[1]:
             width = max(t.shape[1] for t in pair)
             pair = [torch.cat([t, t.new_zeros(len(t), width - t.shape[1], *t.shape[2:])], 1) for t in pair]
         result[name] = torch.cat(pair)

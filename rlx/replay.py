@@ -112,7 +112,8 @@ class Replay(nn.Module):
             here = place(age)
             return (self._rows("discount", here) == 0) | (~self._rows("last", here) & (age + 1 < size))
 
-        age = torch.where(usable(age), age, (age - 1).clamp(min=0))
+        for _ in range(2):  # the newest may follow a truncated one
+            age = torch.where(usable(age), age, (age - 1).clamp(min=0))
         first = place(age)
         batch = {"action": self._rows("action", first), "obs": self._stacked(place, age, stack)}
         reward, discount, end, alive = torch.zeros_like(draws), torch.ones_like(draws), age, torch.ones_like(age, dtype=torch.bool)

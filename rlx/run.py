@@ -62,6 +62,7 @@ class Run:
     def find(cls, path: str | None, root: str, command: str = "train", finished: bool = True) -> "Run":
         """The run at `path`, or the newest (finished) one below it; None means below `root`/`command`. Raises ConfigError."""
         top = Path(path) if path is not None else Path(root) / command
+        _recover(top)
         if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
             run = cls(top)
             if run.meta()["command"] != command:
@@ -71,7 +72,7 @@ class Run:
             if path is None:
                 raise ConfigError(f"no run yet below {top}; start one with: rlx {command}")
             raise ConfigError(f"run={path}: no such run directory.{_nearest_path(top)}")
-        metas = [file for file in top.rglob("meta.json") if "growing" not in file.relative_to(top).parts]
+        metas = [file for file in top.rglob("meta.json") if not _inside(file.relative_to(top).parts)]
         metas.sort(key=lambda file: file.parent.name)
         for meta in reversed(metas):
             run = cls(meta.parent)
@@ -97,8 +98,10 @@ class Run:
         return [Run(meta.parent) for meta in sorted(self.path.glob("growing/train/*/*/meta.json"))]
 
     def replaces(self, other: "Run") -> None:
-        """Take the place of `other` on disk; `other` is deleted."""
+        """Take the place of `other` on disk; `other` is deleted. What a crash leaves of either is put back by `recover`."""
         beside, former = (other.path.with_name(f".{other.path.name}.{end}") for end in ("partial", "former"))
+        for left in (beside, former):  # by a crash
+            shutil.rmtree(left, ignore_errors=True)
         self.path.rename(beside)
         other.path.rename(former)
         beside.rename(other.path)
@@ -134,13 +137,18 @@ class Run:
             file.writelines(json.dumps(_plain(row)) + "\n" for row in rows)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows logged so far."""
+        """All rows logged so far; a crash may have cut the last line."""
         file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        lines = file.read_text().split("\n")[:-1] if file.exists() else []
+        return [json.loads(line) for line in lines]
 
-    def reopen(self, config: DictConfig, step: int) -> None:
-        """Take a run up again with a (changed) config: forgets the metrics beyond `step`."""
-        rows = [row for row in self.metrics() if row["step"] <= step]
+    def reopen(self, config: DictConfig, step: int, evaluated: int) -> None:
+        """Take a run up again at `step` with a (changed) config: forgets later checkpoints, which are damaged, and metrics beyond
+        the step `evaluated`."""
+        for name in self.steps():
+            if int(name) > step:
+                shutil.rmtree(self.path / "checkpoints" / name)
+        rows = [row for row in self.metrics() if row["step"] <= evaluated]
         _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         _write(self.path / "config.yaml", OmegaConf.to_yaml(config))
         self.write_meta(status="running")
@@ -207,6 +215,8 @@ class Run:
                 _fsync(beside)
                 beside.rename(file)
                 _fsync(file.parent)
+            if (self.path / "metrics.jsonl").exists():
+                _fsync(self.path / "metrics.jsonl")  # a checkpoint is not newer than its metrics
             aside.mkdir(parents=True)
             files = {"agent": agent} | ({} if training is None else {"training": training})
             for file_name, tensors in files.items():
@@ -216,6 +226,7 @@ class Run:
             for path in (*aside.iterdir(), aside):
                 _fsync(path)
             if final.exists():
+                shutil.rmtree(former, ignore_errors=True)  # of a crash
                 final.rename(former)
             aside.rename(final)
             _fsync(final.parent)
@@ -274,6 +285,8 @@ class Run:
     def load_newest(self) -> "tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], list[str]]":
         """(state.json, agent, training, warnings) of the newest checkpoint that is whole; a warning for each that is not."""
         warnings: list[str] = []
+        for former in self.path.glob("checkpoints/.*.former"):  # of a crash between two renames
+            _recover(former.with_name(former.name[1:].removesuffix(".former")))
         names = sorted((p.parent.name for p in self.path.glob("checkpoints/[0-9]*/training.safetensors")), reverse=True)
         for name in names:
             try:
@@ -317,6 +330,19 @@ def require_room(root: str, size: int) -> None:
     free = shutil.disk_usage(existing).free
     if size > free:
         raise ConfigError(f"outputs={root}: checkpoints of this run take {size / 1e9:,.1f} GB of disk, and {free / 1e9:,.1f} GB are free.")
+
+
+def _recover(path: Path) -> None:
+    """Put a directory back that a crash left between two renames."""
+    for end in ("partial", "former"):
+        left = path.with_name(f".{path.name}.{end}") if path.name else path
+        if not path.exists() and left.exists() and (left / ("meta.json" if end == "partial" else "")).exists():
+            left.rename(path)
+
+
+def _inside(parts: tuple[str, ...]) -> bool:
+    """Whether a run lies in another that grows, or is the leftover of a crash."""
+    return any(part == "growing" or part.startswith(".") for part in parts)
 
 
 def _sha256(file: Path) -> str:

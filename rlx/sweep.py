@@ -37,7 +37,10 @@ def probe(policy: Policy, env: TensorEnv, spec: Spec, attack: Attack, modes: Map
     budget = Budget.of(spec.observation_space, torch.zeros_like(obs))
     for head in {head for heads, _ in modes.values() for head in heads}:
         carry = policy.initial_carry(1)
-        scores = Scores(partial(policy.scores, carry=carry, head=head), isinstance(spec.action_space, gymnasium.spaces.Box))
+        bounds = None
+        if isinstance(spec.action_space, gymnasium.spaces.Box):
+            bounds = (torch.as_tensor(spec.action_space.low, device=obs.device), torch.as_tensor(spec.action_space.high, device=obs.device))
+        scores = Scores(partial(policy.scores, carry=carry, head=head), bounds)
         attack.perturb(scores, obs, budget, lambda count: obs.new_zeros(*obs.shape[:2], count))
 
 
@@ -147,8 +150,7 @@ class Attacker:
         if not isinstance(self.action_space, gymnasium.spaces.Box):
             return decision != clean
         low, high = (torch.as_tensor(x, device=clean.device) for x in (self.action_space.low, self.action_space.high))
-        moved = decision.maximum(low).minimum(high) - clean.maximum(low).minimum(high)
-        return (moved.abs() > 0.05 * (high - low)).any(-1)
+        return ((decision - clean).abs() > 0.05 * (high - low)).any(-1)
 
 
 class Visits:

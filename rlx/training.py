@@ -84,7 +84,7 @@ class Training:
         )
         with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.spec.reward_threshold) as progress:
             if reopen is not None:  # under the lock: it cuts the metrics
-                output.reopen(reopen, self.evaluated)
+                output.reopen(reopen, self.step, self.evaluated)
             try:
                 self._learn(progress)
                 self.interruptible = True
@@ -164,6 +164,8 @@ class Training:
         self.interruptible = False
         mean = episodes.returns.mean(1).cpu()
         self.last[self.running.cpu()] = mean
+        if self.config.env.get("drift"):
+            self.kept.value.fill_(-torch.inf)  # what was best in another env is not
         if self.stop is None:
             self.kept.improve(self.agent.policy, mean, self.step)
         self.output.log(self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step)))
@@ -232,11 +234,12 @@ class Training:
 
     def join(self, first: "Training", second: "Training") -> None:
         """Become two trainings that are at the same step: the seeds of `first`, then those of `second`."""
-        assert first.step == second.step and first.evaluated == second.evaluated
         policy = concatenated(first.agent.policy.state_dict(), second.agent.policy.state_dict())
         state = concatenated(first.state(), second.state())
         state["loop.running"] = torch.cat([first.running, second.running + len(first.seeds)])
-        counters = {"step": first.step, "evaluated": first.evaluated, "wall_s": first.wall_s + second.wall_s, "replay": {}}
+        # With a stop rule, the part that ended earlier has no seeds that still learn.
+        step, evaluated = max(first.step, second.step), max(first.evaluated, second.evaluated)
+        counters = {"step": step, "evaluated": evaluated, "wall_s": first.wall_s + second.wall_s, "replay": {}}
         self.load(counters, policy, state, ())
         self.agent.load_state_dict(concatenated(first.agent.state_dict(), second.agent.state_dict()))
         self.saved = -1  # nowhere yet
@@ -248,11 +251,12 @@ class Training:
         began = time.monotonic()
         counters = {"step": self.step, "evaluated": self.evaluated, "wall_s": self._elapsed(), "seeds": seeds}
         counters["lasting"] = self._due(self.config.checkpoint_every)
+        # First: a checkpoint without it would not be resumed to write it.
+        self.output.save("best", {"seeds": self.seeds} | self.kept.facts(), self.kept.policy.state_dict())
         parts = self.journal.due(self.agent, self.step)
         former = {name: self.part_sums[name] for name in self.journal.parts if name not in parts}
         name = f"{self.step:09d}"
         self.part_sums = self.output.save(name, counters, self.agent.policy.state_dict(), self.state(), parts, former)
-        self.output.save("best", {"seeds": self.seeds} | self.kept.facts(), self.kept.policy.state_dict())
         self.saved, self.saved_at = self.step, time.monotonic()
         self.saving_s += self.saved_at - began
 

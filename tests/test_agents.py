@@ -235,3 +235,18 @@ def test_dqn_balances_the_pole(rlx):
 def test_hdqn_swings_up(rlx):
     result = rlx("train", "agent=hdqn", "env=acrobot", "seeds=3", "steps=100000")
     assert sorted(result.summary["return"]["per_seed"])[1] >= -100
+
+
+def test_decisions_on_images_do_not_depend_on_the_batch_nor_change_the_policy(composed):
+    learner = Learner(composed("train", "agent=dqn", "env=cartpole_frames", "agent.batch_norm=true", *small("dqn")), [3, 5])
+    for _ in range(40):
+        learner.step()
+    policy = learner.agent.policy
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    policy.act(learner.obs, learner.first, learner.carry)
+    q = policy.scores(learner.obs, learner.carry, "action")
+    alone = policy.scores(learner.obs[:, :1], {"past": learner.carry["past"][:, :1]}, "action")
+    torch.testing.assert_close(q[:, :1], alone, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+    moments = next(value for name, value in before.items() if name.endswith("mean"))
+    assert (moments != 0).any(), "the policy's moments follow those of the network that learns"

@@ -196,3 +196,19 @@ def test_unknown_losses_and_targets_are_refused():
     net, obs = victim()
     with pytest.raises(ConfigError, match="0 to 3"):
         FGSM("ce", 4).perturb(net, obs, budget(obs, 0.1), drawer())
+
+
+def test_continuous_actions_are_pushed_to_where_they_really_change():
+    @Scores
+    def high(x):  # mean action 3, cut at 2; only a step down is felt
+        return (3 + 5 * x[..., :1]).clamp_min(-10)
+
+    felt = Scores(high.function, (torch.tensor([-2.0]), torch.tensor([2.0])))
+    obs = torch.zeros(2, 50, 1)
+    box = Budget(torch.full_like(obs, 0.8), torch.tensor([-5.0]), torch.tensor([5.0]))
+    streams = Streams(seed_tensor(range(2)), "draw")
+    attack = PGD("distance", None, 5, 0.5, 6, False)
+    moved = attack.perturb(felt, obs, box, lambda count: streams.uniform(50, count))
+    assert (felt.decide(felt(moved)) - 2).abs().amax(-1).gt(1).float().mean() > 0.95
+    with pytest.raises(ConfigError, match="choices are discrete"):
+        attack.perturb(high, obs, box, lambda count: streams.uniform(50, count))

@@ -212,11 +212,9 @@ class UpdateClock(nn.Module):
 
 @torch.no_grad()
 def average(slow: nn.Module, fast: nn.Module, tau: float, updates: int) -> None:
-    """Move the running average `slow` by `updates` steps of weight `tau` towards `fast`; buffers are copied."""
-    for mean, new in zip(slow.parameters(), fast.parameters(), strict=True):
+    """Move the running average `slow` by `updates` steps of weight `tau` towards `fast`, moments of normalisation included."""
+    for mean, new in zip((*slow.parameters(), *slow.buffers()), (*fast.parameters(), *fast.buffers()), strict=True):
         mean.lerp_(new, 1 - (1 - tau) ** updates)
-    for mine, theirs in zip(slow.buffers(), fast.buffers(), strict=True):
-        mine.copy_(theirs)
 
 
 class QPolicy(Policy):

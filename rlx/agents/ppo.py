@@ -104,7 +104,8 @@ class ActorCritic(Policy):
             after.update(memory)  # what is remembered is what the decision was taken on, perturbed or not
             return self.outputs(core)
 
-        action = choose("action", obs, Scores(scores, self.continuous), torch.ones_like(first))
+        bounds = (self.low, self.high) if self.continuous else None
+        action = choose("action", obs, Scores(scores, bounds), torch.ones_like(first))
         return action, {name: value.detach() for name, value in after.items()}
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
@@ -176,6 +177,8 @@ class PPO(Agent):
         if (copies if config.recurrent else copies * config.rollout_steps) % config.minibatches:
             what = f"copies={copies}" if config.recurrent else f"copies={copies} times agent.rollout_steps={config.rollout_steps}"
             raise ConfigError(f"agent.minibatches={config.minibatches}: does not divide {what}.")
+        if config.normalise_advantage and copies * config.rollout_steps < 2 * config.minibatches:
+            raise ConfigError(f"agent.minibatches={config.minibatches}: leaves one row each, whose advantage cannot be normalised.")
         self.register_buffer("steps", torch.zeros_like(seeds))
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
         self.register_buffer("running_return", torch.zeros(len(seeds), copies, device=seeds.device))

@@ -48,17 +48,17 @@ class PGD(Attack):
                     with torch.no_grad():
                         here = scores(at)
                         value = objective(here, clean)
-                damage = self._damage(here, clean)
+                damage = self._damage(scores, here, clean)
                 better = (damage > best_damage) | ((damage == best_damage) & (value > best_value))
                 best_damage = torch.where(better, damage, best_damage)
                 best_value = torch.where(better, value, best_value)
                 best = torch.where(better.view(*better.shape, *[1] * (obs.dim() - 2)), at, best)
         return best
 
-    def _damage(self, here: Tensor, clean: Tensor) -> Tensor:
-        """How bad the decision at `here` is: clean score lost, or whether it is the target; nothing is known of a continuous one."""
+    def _damage(self, scores: Scores, here: Tensor, clean: Tensor) -> Tensor:
+        """How bad the decision at `here` is: clean score lost, whether it is the target, how far an action is that is really taken."""
         if self.loss == "distance":
-            return torch.zeros_like(clean[..., 0])
+            return (scores.decide(here) - scores.decide(clean)).square().sum(-1)
         decision = here.argmax(-1, keepdim=True)
         if self.target is not None:
             return (decision.squeeze(-1) == self.target).to(clean.dtype)

@@ -57,10 +57,10 @@ def main(composed: DictConfig) -> float:
     device = experiment.setup_device(config.device)
     policy, spec, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
     modes = chosen_modes(attack, policy.heads, config.modes)
-    env = experiment.evaluated_env(runs[0].config)
+    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs[0])
 
     def make_env(copies: int) -> Any:
-        return experiment.make_env(env, copies, device)
+        return experiment.make_env(env, copies, device, clock)
 
     # Errors before anything is written.
     attacks.unit_scale(config.scale, spec.observation_space, lambda: np.ones(1))

@@ -30,8 +30,8 @@ def main(composed: DictConfig) -> None:
     at_least(config.episodes, 1, "episodes")
     runs = Run.find_all(config.run, config.outputs)
     run, trained = runs[0], runs[0].config
-    if len(runs) > 1 or not trained.env.get("drift"):
-        raise ConfigError(f"run={run.path}: drift takes one run of an env that drifts (env.drift).")
+    if len(runs) > 1 or not trained.env.get("drift") or trained.stop:
+        raise ConfigError(f"run={run.path}: drift takes one run, of an env that drifts (env.drift), without a stop rule.")
     before = [name for name in run.steps() if int(name) // trained.copies <= trained.env.drift.begin]
     if config.checkpoint is None and not before:
         raise ConfigError(f"checkpoint: {run.path} has none from before the drift; it has: {', '.join(run.steps())}.")
@@ -52,7 +52,7 @@ def main(composed: DictConfig) -> None:
         then = partial(experiment.make_env, env, device=device, clock=step // trained.copies)
         episodes = evaluate(policy, then, len(seeds), config.episodes, SELECTION, device)
         frozen.append(episodes.returns.mean(1).cpu().numpy())
-    curves = {"goes on learning": learning.T, f"frozen at step {int(checkpoint):,}": np.array(frozen)}
+    curves = {"goes on learning": learning.T, f"frozen at checkpoint {checkpoint}": np.array(frozen)}
     estimates = {label: [stats.estimate(values[:, None]) for values in curve] for label, curve in curves.items()}
     cells = {label: [{"return": estimate.as_dict()} for estimate in row] for label, row in estimates.items()}
     drift = trained.env.drift

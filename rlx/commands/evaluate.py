@@ -42,11 +42,11 @@ def main(composed: DictConfig) -> float:
         episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}", device=device,
     )  # fmt: skip
     began = time.monotonic()
-    env = experiment.evaluated_env(runs[0].config)
+    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs[0])
     grid = getattr(experiment.make_env(env, 1, "cpu"), "grid", None)
     visits = Visits(grid[0] * grid[1], policy.heads[-1], device) if grid else None
     chooser = visits.chooser if visits else None
-    episodes = evaluate(policy, lambda n: experiment.make_env(env, n, device), len(seeds), config.episodes, REPORT, device, chooser)
+    episodes = evaluate(policy, lambda n: experiment.make_env(env, n, device, clock), len(seeds), config.episodes, REPORT, device, chooser)
     wall_s = time.monotonic() - began
     estimate = stats.estimate(episodes.returns.cpu().numpy())
     steps = int(episodes.lengths.sum())

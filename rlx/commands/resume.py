@@ -55,5 +55,7 @@ def main(composed: DictConfig) -> float:
         raise ConfigError(f"run={run.path}: complete at step {training.step:,}; to go on, add for example steps={more} or more seeds=.")
     for warning in warnings:
         report.start(warning=warning)
+    if training.config.steps > (over := saved.agent.get("anneal_steps", training.config.steps)):
+        report.start(warning=f"agent.anneal_steps={over}: from that step on the learning rate stays at agent.learning_rate_end")
     report.start(resumes=f"at step {training.step:,}")
     return training.run(run, saved)

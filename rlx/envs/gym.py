@@ -60,10 +60,11 @@ class GymEnv(VectorEnv):
         for past, action in zip(self._actions, rows, strict=True):
             past.append(action)
         final, reward, terminated, truncated, _ = zip(*steps, strict=True)
+        final_obs = self._tensor(final)  # before the resets, which may write into the same arrays
         obs = [self._begin(i, None) if s[2] or s[3] else s[0] for i, s in enumerate(steps)]
         flags = [torch.tensor(flag, dtype=torch.bool, device=self.device) for flag in (terminated, truncated)]
         rewards = torch.tensor([float(r) for r in reward], device=self.device)
-        return self._tensor(obs), rewards, flags[0], flags[1] & ~flags[0], {"final_obs": self._tensor(final)}
+        return self._tensor(obs), rewards, flags[0], flags[1] & ~flags[0], {"final_obs": final_obs}
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
