@@ -44,7 +44,9 @@ def _trained(run: Run, saved: DictConfig, new: Sequence[int]) -> Run:
     """A finished run of the new seeds, in a folder of `run`: found, resumed or begun."""
     config, name = _config(saved, new), run.path.parent.name
     for younger in run.growing():
-        if younger.config == config:
+        if not younger.steps():
+            younger.delete()  # killed before its first checkpoint
+        elif younger.config == config:
             if younger.meta()["status"] != "completed":
                 training, warnings = resumed(younger, config)
                 for warning in warnings:

@@ -97,6 +97,10 @@ class Run:
         """Runs inside this one of seeds that shall be added to it."""
         return [Run(meta.parent) for meta in sorted(self.path.glob("growing/train/*/*/meta.json"))]
 
+    def delete(self) -> None:
+        """Remove it from disk."""
+        shutil.rmtree(self.path)
+
     def replaces(self, other: "Run") -> None:
         """Take the place of `other` on disk; `other` is deleted. What a crash leaves of either is put back by `recover`."""
         beside, former = (other.path.with_name(f".{other.path.name}.{end}") for end in ("partial", "former"))

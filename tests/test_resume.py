@@ -75,7 +75,7 @@ def test_killed_at_a_random_moment_and_resumed(number, trial, rlx, tmp_path):
     killed.mkdir()
     process = start(LONG, killed)
     deadline = time.monotonic() + 120
-    while not list(killed.glob("outputs/train/*/*/checkpoints/*/state.json")) and time.monotonic() < deadline:
+    while not list(killed.glob("outputs/train/*/*/checkpoints/[0-9]*/state.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(random.Random(f"{number} {trial}").uniform(0, 2))
     process.send_signal(number)
@@ -184,10 +184,13 @@ def test_seeds_whose_training_was_killed_are_taken_up_again(rlx, tmp_path):
     arguments = [*LONG, "steps=4000"]
     whole, run = rlx(*arguments, "seeds=3"), rlx(*arguments, "seeds=1").run
     process = start(["resume", str(run), "seeds=3"], tmp_path)
-    while not list(run.glob("growing/train/*/*/checkpoints/*/state.json")) and process.poll() is None:
+    while not list(run.glob("growing/train/*/*/checkpoints/[0-9]*/state.json")) and process.poll() is None:
         time.sleep(0.05)
     process.kill()
     process.wait()
+    (younger,) = run.glob("growing/train/*/*")
+    shutil.copytree(younger, younger.with_name("20990101-000000-000000"))
+    shutil.rmtree(younger.with_name("20990101-000000-000000") / "checkpoints")  # another, killed before its first checkpoint
     assert json.loads((run / "meta.json").read_text())["status"] == "completed" and Run.find(None, "outputs").path == run
     result = rlx("resume", run, "seeds=3")
     assert result.code == 0 and "resumes" in result.out
