@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import gymnasium
-import torch
 from torch import Tensor, nn
 
 Carry = dict[str, Tensor]
@@ -125,11 +124,3 @@ class Agent(nn.Module, ABC):
     @abstractmethod
     def update(self, transition: Transition) -> dict[str, Tensor]:
         """Store a transition, learn when due; metrics name → [S] (empty when nothing was learnt)."""
-
-
-def obs_features(space: gymnasium.Space) -> int:
-    """Length of the vector that a network sees of one observation."""
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return int(space.n)
-    assert space.shape is not None
-    return int(torch.Size(space.shape).numel())

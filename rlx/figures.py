@@ -12,19 +12,31 @@ from rlx.stats import interval, iqm
 COLOURS = ("#1b6ca8", "#c8553d", "#3c8d5a", "#8a5aa8", "#b8860b", "#5b6770", "#d06aa0", "#2a9d9d")
 
 
-def _axes(title: str, x: str, y: str):
+def _panels(titles: Sequence[str], x: str, y: str):
+    """A figure and its axes, up to three beside each other."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.4), dpi=150, layout="constrained")
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    return figure, axes
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    size = (7.2, 4.4) if len(titles) == 1 else (4.4 * columns, 3.1 * rows)
+    figure, panels = pyplot.subplots(rows, columns, squeeze=False, figsize=size, dpi=150, layout="constrained")
+    for axes, title in zip(panels.flat, titles, strict=False):
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+    for axes in panels.flat[len(titles) :]:
+        axes.set_axis_off()
+    return figure, panels.flat
+
+
+def _axes(title: str, x: str, y: str):
+    figure, panels = _panels([title], x, y)
+    return figure, panels[0]
 
 
 def _save(figure, path: Path) -> None:
@@ -71,17 +83,18 @@ def grid(values: NDArray[np.float64], path: Path, title: str) -> None:
     _save(figure, path)
 
 
-def robustness(curves: "Sequence[RobustnessCurve]", path: Path, title: str, x: str) -> None:
-    """Return against attack radius, one colour per curve."""
-    figure, axes = _axes(title, x, "return")
-    for i, curve in enumerate(curves):
-        colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":", "-.")[i % 4]  # equal curves stay visible
-        for seed in curve.per_seed:
-            axes.plot(curve.eps, seed, color=colour, alpha=0.14, linewidth=0.7)
-        if np.isfinite(curve.low).all():
-            axes.fill_between(curve.eps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(curve.eps, curve.iqm, color=colour, linestyle=style, linewidth=2, marker="o", markersize=3, label=curve.label)
-    axes.legend(frameon=False, fontsize=8)
+def robustness(panels: "Mapping[str, Sequence[RobustnessCurve]]", path: Path, x: str) -> None:
+    """Return against attack radius (or whatever `x` is), one colour per curve; `panels`: curves by title."""
+    figure, places = _panels(list(panels), x, "return")
+    for axes, curves in zip(places, panels.values(), strict=False):
+        for i, curve in enumerate(curves):
+            colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":", "-.")[i % 4]  # equal curves stay visible
+            for seed in curve.per_seed:
+                axes.plot(curve.eps, seed, color=colour, alpha=0.14, linewidth=0.7)
+            if np.isfinite(curve.low).all():
+                axes.fill_between(curve.eps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(curve.eps, curve.iqm, color=colour, linestyle=style, linewidth=2, marker="o", markersize=3, label=curve.label)
+        axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 

@@ -271,7 +271,11 @@ class Training:
         steps = int(self.kept.step.max()) if config.stop else self.step
         summary: dict[str, Any] = {"status": "completed", "seeds": self.seeds, "steps": steps, "wall_s": wall_s}
         summary |= {"steps_per_s": steps * len(self.seeds) / wall_s, "checkpoints_s": self.saving_s, "return": estimate.as_dict()}
-        summary |= {"stuck_rate": episodes.truncated.double().mean(1), "kept": self.kept.facts()}
+        summary |= {
+            "reward_threshold": self.spec.reward_threshold,
+            "stuck_rate": episodes.truncated.double().mean(1),
+            "kept": self.kept.facts(),
+        }
         self.output.write_summary(summary)
         self.output.write_meta(status="completed", wall_s=wall_s)
         columns = {

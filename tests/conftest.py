@@ -92,7 +92,7 @@ def fits(agent: str, env: str) -> bool:
     image = len(spec.observation_space.shape or ()) == 3
     if kind.games or spec.legal is not None:
         return kind.games and spec.legal is not None
-    if image and agent != "dqn":  # the one with convolutions
+    if image and agent not in ("dqn", "ppo"):  # those with convolutions, and a2c, which is ppo
         return False
     return isinstance(spec.observation_space, kind.observations) and isinstance(spec.action_space, kind.actions)
 

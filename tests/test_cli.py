@@ -87,6 +87,8 @@ def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
         assert "made by rlx" in rlx(*arguments).err
     learning = rlx("report", *runs)
     assert learning.code == 0 and (learning.run / "report.png").stat().st_size > 5000 and "seeds=7:9" in learning.out
+    every = rlx("report", *runs, *(tiny_runs / "train/dqn-cartpole").iterdir())
+    assert every.code == 0 and "hdqn-acrobot seeds=3" in every.out and "dqn-cartpole" in every.out and "(from 475)" in every.out
     twice = rlx("attack", runs[0], runs[0], "eps=0.01")
     assert twice.code == 2 and "seed 0 is also in" in twice.err
 

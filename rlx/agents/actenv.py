@@ -17,8 +17,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy, leaky_relu, one_hot, threshold
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents.dqn import ObsEncoder, UpdateClock, average, obs_field
+from rlx.agents.dqn import UpdateClock, average
 from rlx.config import ConfigError, at_least, choice
+from rlx.encoders import ObsEncoder, obs_field
 from rlx.networks import SeedLinear, along
 from rlx.optim import Adam
 from rlx.rng import Streams

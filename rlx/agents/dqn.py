@@ -3,14 +3,13 @@
 import copy
 from dataclasses import dataclass
 
-import gymnasium
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, obs_features
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.config import ConfigError, at_least, choice
-from rlx.networks import ConvNet, QNetwork, along, per_seed_norm
+from rlx.encoders import make_encoder, obs_field
+from rlx.networks import QNetwork, along, per_seed_norm
 from rlx.optim import Adam, RMSprop
 from rlx.replay import Replay
 from rlx.rng import Streams
@@ -74,36 +73,6 @@ class Config:
             raise ConfigError(f"agent.conv={self.conv}: expected [channels, kernel, stride] for each layer.")
         for name in ("n_steps", "stack", "batch_size", "buffer_size", "target_every", "epsilon_steps"):
             at_least(getattr(self, name), 1, f"agent.{name}")
-
-
-class ObsEncoder(nn.Module):
-    """Observations [S, B, *O] → network input [S, B, F]: one-hot for Discrete spaces, flat and scaled for Box."""
-
-    scale: Tensor
-
-    def __init__(self, space: gymnasium.Space, scaled: bool, seeds: Tensor):
-        super().__init__()
-        self.features = obs_features(space)
-        self.width = 1 if isinstance(space, gymnasium.spaces.Discrete) else self.features
-        self.discrete = isinstance(space, gymnasium.spaces.Discrete)
-        scale = np.ones(self.features, np.float32)
-        if isinstance(space, gymnasium.spaces.Box) and scaled:
-            bound = np.maximum(np.abs(space.low), np.abs(space.high)).astype(np.float64).ravel()
-            scale = np.where(np.isfinite(bound) & (bound > 0), 1 / np.maximum(bound, 1e-12), 1.0).astype(np.float32)
-        self.register_buffer("scale", torch.from_numpy(scale).to(seeds.device).expand(len(seeds), 1, -1).contiguous())
-
-    def forward(self, obs: Tensor) -> Tensor:
-        if self.discrete:
-            return nn.functional.one_hot(obs.long(), self.features).to(self.scale.dtype)
-        return obs.flatten(2) * self.scale
-
-
-def obs_field(space: gymnasium.Space) -> tuple[tuple[int, ...], torch.dtype]:
-    """(shape, dtype) of one observation in the replay."""
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return (), torch.int64
-    image = isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8
-    return tuple(space.shape or ()), torch.uint8 if image else torch.float32
 
 
 class QLearner(nn.Module):
@@ -253,28 +222,9 @@ class QPolicy(Policy):
 def q_network(config: Config, spec: Spec, choices: int, seeds: Tensor, name: str) -> nn.Module:
     """Observations [S, B, *O] (images: `stack` of them, [S, B, stack · C, H, W]) → values of `choices` [S, B, choices]."""
     space, rng = spec.observation_space, Streams(seeds, name)
-    encoder: ObsEncoder | ConvNet | Differences = ObsEncoder(space, config.scale_obs, seeds)
-    if space.shape is not None and len(space.shape) == 3:
-        channels, *size = space.shape
-        encoder = ConvNet((config.stack * channels, *size), config.conv, config.batch_norm, _scale(space), seeds, rng)
-        if config.stack > 1:
-            encoder = Differences(encoder, channels)
+    encoder = make_encoder(space, config.scale_obs, config.conv, config.batch_norm, config.stack, seeds, rng)
     net = QNetwork(encoder.features, config.hidden, choices, config.dueling, rng)
     return Legal(spec, encoder, net) if spec.legal else nn.Sequential(encoder, net)
-
-
-class Differences(nn.Module):
-    """Shows `net` of stacked images [S, B, k · C, H, W] the newest and what each of the others is less: a single step moves things by
-    less than a pixel, which is lost beside what stands still."""
-
-    def __init__(self, net: ConvNet, channels: int):
-        super().__init__()
-        self.net, self.channels, self.features = net, channels, net.features
-
-    def forward(self, x: Tensor) -> Tensor:
-        frames = x.float().unflatten(2, (-1, self.channels))
-        newest = frames[:, :, -1:]
-        return self.net(torch.cat([newest - frames[:, :, :-1], newest], 2).flatten(2, 3))
 
 
 class Legal(nn.Sequential):
@@ -291,10 +241,6 @@ class Legal(nn.Sequential):
 
 FORBIDDEN = -1e3
 """Lower than what any game can lose."""
-
-
-def _scale(space: gymnasium.Space) -> float:
-    return 255.0 if space.dtype == np.uint8 else 1.0
 
 
 class DQN(Agent):

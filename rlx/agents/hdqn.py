@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.agents import dqn
-from rlx.agents.dqn import EpsilonGreedy, ObsEncoder, QLearner, UpdateClock, average, obs_field, q_network
+from rlx.agents.dqn import EpsilonGreedy, QLearner, UpdateClock, average, q_network
 from rlx.config import ConfigError, at_least, choice
+from rlx.encoders import ObsEncoder, obs_field
 from rlx.networks import QNetwork
 from rlx.rng import Streams
 

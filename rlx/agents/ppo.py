@@ -9,10 +9,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, obs_features
-from rlx.agents.dqn import OPTIMIZERS, ObsEncoder, obs_field
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
-from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm
+from rlx.encoders import is_image, make_encoder, obs_field
+from rlx.networks import MLP, RunningNorm, SeedConv, SeedGRU, along, per_seed_norm
 from rlx.rng import Streams
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
@@ -25,6 +26,8 @@ class Config:
     hidden: list[int]
     """Units of each hidden layer, of the actor and of the critic."""
     activation: str
+    conv: list[list[int]]
+    """For observations that are images [C, H, W]: channels, kernel and stride of each layer before both."""
     recurrent: int | None
     """Units of a GRU before both, or null."""
     rollout_steps: int
@@ -47,7 +50,7 @@ class Config:
     """Environment steps of a seed."""
     normalise_advantage: bool
     normalise_obs: bool
-    """By mean and variance of what was seen; part of the policy, fixed within a rollout."""
+    """By mean and variance of what was seen, images aside; part of the policy, fixed within a rollout."""
     normalise_reward: bool
     """By the deviation of the discounted return."""
     initial_std: float
@@ -71,18 +74,21 @@ class ActorCritic(Policy):
         space = spec.action_space
         self.continuous = isinstance(space, spaces.Box)
         self.units = config.recurrent
-        self.encoder = ObsEncoder(spec.observation_space, False, seeds)
-        features = obs_features(spec.observation_space)
-        self.norm = RunningNorm(features, seeds) if config.normalise_obs else None
+        self.encoder = make_encoder(spec.observation_space, False, config.conv, False, 1, seeds, Streams(seeds, "encoder"))
+        features = self.encoder.features
+        self.norm = RunningNorm(features, seeds) if config.normalise_obs and not is_image(spec.observation_space) else None
         if self.units is not None:
             self.gru = SeedGRU(features, self.units, Streams(seeds, "memory"))
         inputs, activation = self.units or features, ACTIVATIONS[config.activation]
         outputs = int(math.prod(space.shape or ())) if self.continuous else spec.actions
         self.actor = MLP(inputs, config.hidden, outputs, Streams(seeds, "actor"), activation)
         self.critic = MLP(inputs, config.hidden, 1, Streams(seeds, "critic"), activation)
-        with torch.no_grad():  # begin with all actions about equally likely
+        with torch.no_grad():
             for parameter in self.actor.layers[-1].parameters():
-                parameter.mul_(0.01)
+                parameter.mul_(0.01)  # begin with all actions about equally likely
+            if is_image(spec.observation_space):  # for depth: ReLU layers that neither shrink nor swell their input (He et al. 2015)
+                for layer in [m for m in self.encoder.modules() if isinstance(m, SeedConv)]:
+                    layer.weight.mul_(math.sqrt(6))
         if isinstance(space, spaces.Box):
             if len(space.shape) != 1 or not space.is_bounded():
                 raise ConfigError(f"agent: needs bounded Box actions of one axis; this env has {space}.")
@@ -251,10 +257,11 @@ class PPO(Agent):
         next_value = self.policy.critic(self.policy.core(self.next_obs.flatten(1, 2), next_carry)[0]).view(shape)
         reward, ended = self._reward(), self.terminated | self.truncated
         delta = reward + config.discount * next_value * ~self.terminated - value
-        advantage, running = torch.zeros_like(delta), torch.zeros_like(delta[..., 0])
-        for t in reversed(range(shape[2])):
-            running = delta[..., t] + config.discount * config.gae_lambda * ~ended[..., t] * running
-            advantage[..., t] = running
+        running, decay, rows = torch.zeros_like(delta[..., 0]), config.discount * config.gae_lambda * ~ended, []
+        for now, kept in zip(reversed(delta.unbind(-1)), reversed(decay.unbind(-1)), strict=True):
+            running = now + kept * running
+            rows.append(running)
+        advantage = torch.stack(rows[::-1], -1)
         return advantage, value, log_prob.view(shape)
 
     def _reward(self) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Spec, Transition
 from rlx.agents import ppo
-from rlx.agents.dqn import ObsEncoder
 from rlx.agents.ppo import PPO, ActorCritic
 from rlx.config import ConfigError, at_least
+from rlx.encoders import ObsEncoder
 from rlx.networks import MLP, RunningNorm
 from rlx.optim import Adam
 from rlx.rng import Streams

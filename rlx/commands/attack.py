@@ -94,7 +94,7 @@ def main(composed: DictConfig) -> float:
     curves = [
         figures.RobustnessCurve(f"{name} on {mode}", eps, [cell for cell in summary["cells"] if cell["head"] == mode]) for mode in modes
     ]
-    figures.robustness(curves, output.path / "robustness.png", title, f"eps, radius of the box in units of {config.scale}")
+    figures.robustness({title: curves}, output.path / "robustness.png", f"eps, radius of the box in units of {config.scale}")
     output.write_meta(status="completed", wall_s=wall_s)
     _print(summary, modes, eps)
     report.end(output.path, wall_s, table=output.path / "robustness.csv", figure=output.path / "robustness.png")

@@ -122,7 +122,7 @@ def plain_training(config: "DQNConfig", spec: "Spec", env_id: str, seconds: floa
     import torch
     from torch import nn
 
-    from rlx.agent import obs_features
+    from rlx.encoders import obs_features
 
     env = gymnasium.make(env_id)
     features, choices = obs_features(spec.observation_space), spec.actions

@@ -58,7 +58,7 @@ def main(composed: DictConfig) -> None:
     drift = trained.env.drift
     title = f"{run.path.parent.name}, {len(seeds)} seeds: {drift.parameter} {trained.env[drift.parameter]:g} → {drift.to:g}"
     lines = [figures.RobustnessCurve(label, steps, row) for label, row in cells.items()]
-    figures.robustness(lines, output.path / "drift.png", title, "environment steps per seed (also the env's age)")
+    figures.robustness({title: lines}, output.path / "drift.png", "environment steps per seed (also the env's age)")
     report.table(
         "Greedy return in the env as it is at that step",
         ["step", *cells],

@@ -33,28 +33,48 @@ def main(composed: DictConfig) -> None:
 
 
 def _learning(runs: Sequence[Run], outputs: str, composed: DictConfig) -> None:
-    """Greedy return while learning, one curve per run, and each run's result."""
+    """Greedy return while learning, one curve per run and one panel per env, and each run's result."""
     from rlx import figures
 
-    labels = differences([run.config for run in runs])
+    labels = _names(runs)
     output = Run.create(outputs, "report", runs[0].path.parent.name, composed)
-    curves = []
+    panels: dict[str, list[figures.RobustnessCurve]] = {}
     for label, run in zip(labels, runs, strict=True):
         rows = run.metrics()
         steps, seeds = (sorted({row[key] for row in rows}) for key in ("step", "seed"))
         curve = {(row["step"], row["seed"]): row["return/mean"] for row in rows}
         values = np.array([[curve.get((step, seed), np.nan) for seed in seeds] for step in steps])  # [steps, S]
         cells = [{"return": stats.estimate(row[~np.isnan(row), None]).as_dict() | {"per_seed": row}} for row in values]
-        curves.append(figures.RobustnessCurve(label, steps, cells))
-    title = f"Greedy evaluation while learning, {len(runs)} runs"
-    figures.robustness(curves, output.path / "report.png", title, "environment steps per seed")
-    summaries = [run.summary() for run in runs]
-    results = [stats.Estimate(np.array(s["return"]["per_seed"]), s["return"]["iqm"], s["return"]["ci95"]) for s in summaries]
-    table = [[label, report.interval_text(r.iqm, r.ci95), str(len(r.per_seed))] for label, r in zip(labels, results, strict=True)]
-    report.table("Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval", ["run", "return", "seeds"], table)
+        panels.setdefault(_env_name(run), []).append(figures.RobustnessCurve(label, steps, cells))
+    figures.robustness(panels, output.path / "report.png", "environment steps per seed")
+    table = []
+    for label, run in zip(labels, runs, strict=True):
+        summary = run.summary()
+        returns, bar = summary["return"], summary.get("reward_threshold")
+        solved = "" if bar is None else f"{sum(value >= bar for value in returns['per_seed'])} (from {bar:g})"
+        result = report.interval_text(returns["iqm"], returns["ci95"])
+        table.append([label, result, str(len(returns["per_seed"])), solved, f"{summary['steps']:,}", report.duration(summary["wall_s"])])
+    title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
+    report.table(title, ["run", "return", "seeds", "solved", "steps", "took"], table)
     output.write_summary({"status": "completed", "run": [str(run.path) for run in runs], "labels": labels})
     output.write_meta(status="completed")
     report.end(output.path, figure=output.path / "report.png")
+
+
+def _env_name(run: Run) -> str:
+    return run.path.parent.name.partition("-")[2]
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Agent and env of each run, where these differ, and what tells it from others of the same two."""
+    names = [run.path.parent.name for run in runs]
+    labels = dict.fromkeys(range(len(runs)), "")
+    for name in set(names):
+        places = [i for i, other in enumerate(names) if other == name]
+        told = differences([runs[i].config for i in places]) if len(places) > 1 else [""]
+        prefix = name if len(set(names)) > 1 else ""
+        labels |= {i: " ".join(part for part in (prefix, text) if part) for i, text in zip(places, told, strict=True)}
+    return [label or names[i] for i, label in labels.items()]
 
 
 def differences(configs: Sequence[DictConfig]) -> list[str]:
@@ -93,7 +113,7 @@ def _attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
     seeds = summaries[0]["seeds"]
     scale = runs[0].config.scale
     title = f"{runs[0].path.parent.name}, {config.mode} attacked, {len(seeds)} seeds"
-    figures.robustness(curves, output.path / "report.png", title, f"eps, radius of the box in units of {scale}")
+    figures.robustness({title: curves}, output.path / "report.png", f"eps, radius of the box in units of {scale}")
 
     last = np.array([c[-1]["return"]["per_seed"] for c in cells])  # [runs, S]
     ranks = np.array([rankdata(-values) for values in last])

@@ -155,6 +155,8 @@ class BatchedEnv(VectorEnv):
 
     def _draw(self, count: int, where: Tensor | None = None) -> Tensor:
         """The next `count` draws of every copy; only the copies `where` advance."""
+        if not count:
+            return self._key.new_empty(self.num_envs, 0, dtype=torch.float32)
         draws = uniform(self._key, self._counter, count)
         self._counter = self._counter + (count if where is None else count * where)
         return draws

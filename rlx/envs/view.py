@@ -11,28 +11,31 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rlx.config import ConfigError, at_least
+from rlx.encoders import is_image
 from rlx.env import TensorEnv
+from rlx.networks import along
 
 
 class View(VectorEnv):
     """`env` of which the components `observe` of a flat Box observation are seen (None: all), the last `stack` times in a row.
 
-    Observations are [B, stack · components], the oldest first; an episode begins with its first observation repeated.
+    Observations are [B, stack · components], or images [B, stack · C, H, W], the oldest first; an episode begins with its first
+    observation repeated.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
 
     def __init__(self, env: TensorEnv, observe: Sequence[int] | None, stack: int):
         space = env.single_observation_space
-        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-            raise ConfigError(f"env.observe, env.stack: need observations of one axis; this env has {space}.")
+        if not isinstance(space, gymnasium.spaces.Box) or not (len(space.shape) == 1 or (is_image(space) and observe is None)):
+            raise ConfigError(f"env.observe, env.stack: need observations of one axis, env.stack also images; this env has {space}.")
         self.components = list(range(space.shape[0]) if observe is None else observe)
         if not self.components or not set(self.components) <= set(range(space.shape[0])):
             raise ConfigError(f"env.observe={self.components}: expected some of the components 0 to {space.shape[0] - 1}.")
         at_least(stack, 1, "env.stack")
         self.env, self.stack = env, stack
-        low, high = (np.tile(bound[self.components], stack) for bound in (space.low, space.high))
-        self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
+        low, high = (np.concatenate([bound[self.components]] * stack) for bound in (space.low, space.high))
+        self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=space.dtype)  # type: ignore[arg-type]
         self.single_action_space = env.single_action_space
         self.max_episode_steps, self.reward_threshold = env.max_episode_steps, env.reward_threshold
         self._resize()
@@ -41,15 +44,15 @@ class View(VectorEnv):
         """First observations [B, stack · components]."""
         obs, info = self.env.reset(seed=seed, options=options)
         self.past = self._repeated(obs)
-        return self.past.flatten(1), info
+        return self.past.flatten(1, 2), info
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """As `TensorEnv.step`."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
         final = torch.cat([self.past[:, 1:], info["final_obs"][:, None, self.components]], 1)
-        ended = (terminated | truncated).view(-1, 1, 1)
+        ended = along(terminated | truncated, final)
         self.past = torch.where(ended, self._repeated(obs), final)
-        return self.past.flatten(1), reward, terminated, truncated, {"final_obs": final.flatten(1)}
+        return self.past.flatten(1, 2), reward, terminated, truncated, {"final_obs": final.flatten(1, 2)}
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
@@ -67,7 +70,7 @@ class View(VectorEnv):
         self.past = state["past"].clone()
 
     def _repeated(self, obs: Tensor) -> Tensor:
-        return obs[:, None, self.components].expand(-1, self.stack, -1).contiguous()
+        return torch.stack([obs[:, self.components]] * self.stack, 1)
 
     def _resize(self) -> None:
         self.num_envs = self.env.num_envs

@@ -1,0 +1,80 @@
+"""From observations to the vectors that networks see."""
+
+from collections.abc import Sequence
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlx.networks import ConvNet
+from rlx.rng import Streams
+
+
+class ObsEncoder(nn.Module):
+    """Observations [S, B, *O] → network input [S, B, F]: one-hot for Discrete spaces, flat and scaled for Box."""
+
+    scale: Tensor
+
+    def __init__(self, space: gymnasium.Space, scaled: bool, seeds: Tensor):
+        super().__init__()
+        self.features = obs_features(space)
+        self.width = 1 if isinstance(space, gymnasium.spaces.Discrete) else self.features
+        self.discrete = isinstance(space, gymnasium.spaces.Discrete)
+        scale = np.ones(self.features, np.float32)
+        if isinstance(space, gymnasium.spaces.Box) and scaled:
+            bound = np.maximum(np.abs(space.low), np.abs(space.high)).astype(np.float64).ravel()
+            scale = np.where(np.isfinite(bound) & (bound > 0), 1 / np.maximum(bound, 1e-12), 1.0).astype(np.float32)
+        self.register_buffer("scale", torch.from_numpy(scale).to(seeds.device).expand(len(seeds), 1, -1).contiguous())
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if self.discrete:
+            return nn.functional.one_hot(obs.long(), self.features).to(self.scale.dtype)
+        return obs.flatten(2) * self.scale
+
+
+def obs_field(space: gymnasium.Space) -> tuple[tuple[int, ...], torch.dtype]:
+    """(shape, dtype) of one observation in the replay."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return (), torch.int64
+    image = isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8
+    return tuple(space.shape or ()), torch.uint8 if image else torch.float32
+
+
+class Differences(nn.Module):
+    """Shows `net` of stacked images [S, B, k · C, H, W] the newest and what each of the others is less: a single step moves things by
+    less than a pixel, which is lost beside what stands still."""
+
+    def __init__(self, net: ConvNet, channels: int):
+        super().__init__()
+        self.net, self.channels, self.features = net, channels, net.features
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.float().unflatten(2, (-1, self.channels))
+        newest = frames[:, :, -1:]
+        return self.net(torch.cat([newest - frames[:, :, :-1], newest], 2).flatten(2, 3))
+
+
+def is_image(space: gymnasium.Space) -> bool:
+    """Whether observations are pictures [C, H, W]."""
+    return isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 3
+
+
+def make_encoder(
+    space: gymnasium.Space, scaled: bool, conv: Sequence[Sequence[int]], batch_norm: bool, stack: int, seeds: Tensor, rng: Streams
+) -> ObsEncoder | ConvNet | Differences:
+    """Of observations [S, B, *O], or of pictures [S, B, stack · C, H, W]; its `features` say how long the vectors are."""
+    if not is_image(space):
+        return ObsEncoder(space, scaled, seeds)
+    assert space.shape is not None
+    channels, *size = space.shape
+    net = ConvNet((stack * channels, *size), conv, batch_norm, 255.0 if space.dtype == np.uint8 else 1.0, seeds, rng)
+    return net if stack == 1 else Differences(net, channels)
+
+
+def obs_features(space: gymnasium.Space) -> int:
+    """Length of the vector that a network sees of one observation that is no picture."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(space.n)
+    assert space.shape is not None
+    return int(torch.Size(space.shape).numel())

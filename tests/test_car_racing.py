@@ -1,0 +1,99 @@
+"""CarRacing drawn at its own size is Gymnasium's."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, small
+
+from rlx.envs.car_racing import ACTIONS, CarRacing
+from rlx.experiment import make_env
+
+DARKER = 2
+"""By how much of 255 pygame's scaling darkens Gymnasium's pictures; a machine without SSE may not."""
+
+
+def drive(seed: int, frames: int, **options):
+    """Gymnasium's env and ours over the same actions: pairs of pictures, in full colour."""
+    theirs = gymnasium.make("CarRacing-v3").unwrapped
+    ours = CarRacing(continuous=True, gray=False, **options)
+    rng = np.random.default_rng(seed)
+    pictures = [(theirs.reset(seed=seed)[0], ours.reset(seed=seed)[0])]
+    for frame in range(frames):
+        if frame % 10 == 0:
+            action = rng.uniform([-0.5, 0, 0], [0.5, 1, 0.2]).astype(np.float32)
+        expected, got = theirs.step(action), ours.step(action)
+        assert expected[1:4] == got[1:4]
+        pictures.append((expected[0], got[0]))
+    assert theirs.track == ours.track and theirs.car.hull.position == ours.car.hull.position
+    return pictures
+
+
+def test_tracks_physics_and_rewards_are_gymnasiums_and_pictures_differ_at_edges_only():
+    for seed in (0, 7):
+        theirs, ours = (np.array(pictures).astype(int) for pictures in zip(*drive(seed, 80), strict=True))
+        ours = ours.transpose(0, 2, 3, 1)
+        off = np.abs(np.where(theirs > 0, theirs + DARKER, 0) - ours).max(-1)
+        assert off.mean() < 2 and (off > 32).mean() < 0.03 and (off <= DARKER).mean() > 0.9
+        # Where nothing is drawn but the ground, the colours are the same; the score in the corner is Gymnasium's own.
+        assert np.median(off[:, :84]) == 0 and off[:, 84:, :12].max() <= DARKER + 1
+
+
+def test_gray_is_the_weighted_mean_of_the_colours():
+    coloured, gray = CarRacing(gray=False), CarRacing(dashboard=True)
+    for env in (coloured, gray):
+        env.reset(seed=3)
+    for action in [2] * 30 + [8] * 10:
+        rgb, level = coloured.step(action)[0], gray.step(action)[0]
+    assert level.shape == (1, 96, 96) and rgb.shape == (3, 96, 96) and level.dtype == np.uint8
+    weighted = np.tensordot([0.299, 0.587, 0.114], rgb, 1)
+    assert np.abs(weighted - level[0])[:, 12:].max() <= 1.5  # each shape's level is rounded, then the mean
+
+
+def test_options():
+    repeated, single = CarRacing(repeat=4, continuous=True), CarRacing(continuous=True)
+    for env in (repeated, single):
+        env.reset(seed=1)
+    action = np.array([0.1, 0.5, 0], np.float32)
+    for _ in range(5):
+        picture, reward, *_ = repeated.step(action)
+        singles = [single.step(action) for _ in range(4)]
+        assert reward == pytest.approx(sum(s[1] for s in singles)) and (picture == singles[-1][0]).all()
+    hidden = CarRacing(dashboard=False)
+    assert (hidden.reset(seed=1)[0][:, 84:] == 0).all()
+    impatient = CarRacing(patience=10, repeat=4)
+    impatient.reset(seed=1)
+    ends = [impatient.step(0)[2:4] for _ in range(20)]
+    first = ends.index((False, True))
+    assert first < 12 and all(end == (False, False) for end in ends[:first])
+
+
+def test_the_25_actions_stand_in_the_sources_order():
+    straight = [(0, 0, 0), (0, 0.5, 0), (0, 1, 0), (0, 0, 0.5), (0, 0, 1)]
+    left = [(-0.5, 0, 0), (-1, 0, 0), (-0.5, 0.5, 0), (-1, 0.5, 0), (-0.5, 1, 0), (-1, 1, 0)]
+    left += [(-0.5, 0, 0.5), (-1, 0, 0.5), (-0.5, 0, 1), (-1, 0, 1)]
+    np.testing.assert_allclose(ACTIONS, [*straight, *left, *((-steer, gas, brake) for steer, gas, brake in left)])
+    discrete, continuous = CarRacing(gray=False), CarRacing(gray=False, continuous=True)
+    assert (discrete.reset(seed=2)[0] == continuous.reset(seed=2)[0]).all()
+    for number in (2, 7, 16, 24):
+        a, b = discrete.step(number), continuous.step(ACTIONS[number])
+        assert (a[0] == b[0]).all() and a[1] == b[1]
+
+
+def test_images_are_stacked(composed):
+    env = make_env(composed("train", "env=car_racing", "env.stack=3", "env.max_episode_steps=4").env, 2, "cpu")
+    obs, _ = env.reset(seed=5)
+    assert obs.shape == (2, 3, 96, 96) and obs.dtype == torch.uint8 and (obs[:, 0] == obs[:, 2]).all()
+    for _ in range(4):
+        before = obs
+        obs, _, _, truncated, info = env.step(torch.tensor([2, 2]))
+    assert truncated.all() and (info["final_obs"][:, :2] == before[:, 1:]).all() and (obs[:, 0] == obs[:, 2]).all()
+
+
+def test_ppo_trains_on_it_and_goes_on_exactly(rlx):
+    arguments = ["train", "agent=ppo", "env=car_racing", "env.max_episode_steps=12", *TINY, *small("ppo"), "seeds=1", "copies=2"]
+    arguments += ["agent.conv=[[4,8,8]]", "steps=96", "eval_every=96", "checkpoint_every=32", "final_episodes=1", "eval_episodes=1"]
+    whole, part = rlx(*arguments), rlx(*arguments, "steps=64")
+    assert whole.code == 0
+    resumed = rlx("resume", part.run, "steps=96")
+    assert resumed.code == 0 and resumed.summary["return"] == whole.summary["return"]
