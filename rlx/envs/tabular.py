@@ -45,6 +45,7 @@ class Tabular(Dynamics):
         }
         shape = getattr(model, "shape", (model.nrow, model.ncol) if hasattr(model, "nrow") else None)
         own = {"observation_space": env.observation_space, "action_space": env.action_space, "grid": shape, "_tables": {"cpu": tables}}
+        own |= {"reward_threshold": env.spec.reward_threshold if env.spec else None}
         for name, value in own.items():
             object.__setattr__(self, name, value)
 
