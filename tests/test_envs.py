@@ -1,5 +1,6 @@
 """Torch-native environments are Gymnasium's, step by step; copies are independent; the exact values hold."""
 
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -9,6 +10,7 @@ import torch
 
 import rlx.envs  # noqa: F401 (registers)
 from rlx.config import ConfigError, conf_dir
+from rlx.envs import atari
 from rlx.envs.chain import Chain
 from rlx.envs.gym import GymEnv
 from rlx.envs.maze import _CELLS, _MOVES, Maze
@@ -17,6 +19,7 @@ from rlx.experiment import make_env
 NATIVE = ["Acrobot-v1", "CartPole-v1", "CartPolePixels-v1", "Chain-v0", "ConnectFour-v0", "Maze-v0", "MountainCar-v0", "Pendulum-v1"]
 NATIVE += ["Tabular-v0", "TicTacToe-v0"]
 CONFIGS = sorted(path.stem for path in Path(conf_dir(), "env").glob("*.yaml"))
+CHOICES = {"gym": ["env.id=CartPole-v1"], "atari": ["env.game=freeway", "env.max_episode_steps=150"]}
 CPU = torch.device("cpu")
 
 
@@ -61,7 +64,9 @@ def test_step_equals_gymnasiums(name, low, high):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_copies_depend_on_their_own_seed_alone(name, composed):
-    config = composed("train", f"env={name}", *(["env.id=CartPole-v1"] if name == "gym" else [])).env
+    config = composed("train", f"env={name}", *CHOICES.get(name, ())).env
+    if config._target_ == "rlx.envs.atari.AtariEnv":
+        pytest.importorskip("ale_py")
     together, alone = make_env(config, 6, CPU), make_env(config, 1, CPU)
     assert torch.equal(together.reset(seed=[3, 1, 4, 1, 5, 9])[0][4:5], alone.reset(seed=[5])[0])
     space = together.single_action_space
@@ -164,6 +169,13 @@ def test_adapter_plays_what_gymnasium_plays():
 def test_adapter_names_the_nearest_id():
     with pytest.raises(ConfigError, match="CartPole-v1"):
         GymEnv("CartPol-v1")
+
+
+def test_atari_names_its_extra(composed, monkeypatch):
+    atari._emulator.cache_clear()
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(ConfigError, match=r'pip install "rlx\[atari\]"'):
+        make_env(composed("train", "env=pong").env, 1, CPU)
 
 
 GRIDS = {"taxi": 7.930, "frozen_lake": 0.7442, "frozen_lake_8x8": 0.9132, "cliff_walking": -13}

@@ -1,0 +1,167 @@
+"""Atari copies are the emulator's games: pictures, scores and lives are ale-py's own, and a copy can stop and go on anywhere."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, small
+from test_resume import fingerprint
+
+from rlx.config import ConfigError
+from rlx.envs import atari
+from rlx.experiment import evaluated_env, make_env
+from rlx.networks import concatenated
+
+ale_py = pytest.importorskip("ale_py")
+RAW = ("env.noops=1", "env.fire=false", "env.life_loss=false", "env.clip_rewards=false")
+STICKY = "env.repeat_action_probability=0.25"
+
+
+@pytest.fixture
+def make(composed):
+    """make("pong", 4, "env.noops=1") is an env of four copies."""
+
+    def build(game, copies, *overrides):
+        return make_env(composed("train", "env=atari", f"env.game={game}", *overrides).env, copies, "cpu")
+
+    return build
+
+
+def play(env, steps, seed=0):
+    """What `step` gives for random actions, stacked over time: obs, reward, terminated, truncated, final_obs [T, B, …]."""
+    rng = np.random.default_rng(seed)
+    rows = [env.step(rng.integers(env.single_action_space.n, size=env.num_envs)) for _ in range(steps)]
+    return [torch.stack(column) for column in zip(*((*row[:4], row[4]["final_obs"]) for row in rows), strict=True)]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def shrunk(screen):
+    """A screen [210, 160] as [84, 84] means over equal areas."""
+    for _ in range(2):
+        edges = np.linspace(0, len(screen), 85)
+        screen = (np.diff(np.clip(edges[:, None] - np.arange(len(screen)), 0, 1), axis=0) * 84 / len(screen) @ screen).T
+    return screen
+
+
+@pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman"])
+def test_pictures_scores_and_lives_are_those_of_ales_single_env(game, make):
+    gymnasium.register_envs(ale_py)
+    theirs = gymnasium.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0, obs_type="grayscale")
+    mine = make({"MsPacman": "ms_pacman"}.get(game, game.lower()), 1, *RAW)
+    obs, _ = mine.reset(seed=3)
+    theirs.reset(seed=3)
+    theirs.step(0)
+    screens, lives, score, over = [theirs.step(0)[0]] * 2, [theirs.unwrapped.ale.lives()], 0.0, False
+    rng = np.random.default_rng(0)
+    while not over:
+        np.testing.assert_allclose(obs[0, 0].float(), shrunk(np.maximum(*screens[-2:]).astype(float)), atol=0.501)
+        action, expected = rng.integers(theirs.action_space.n), 0.0
+        obs, reward, terminated, truncated, _ = mine.step(np.array([action]))
+        for _ in range(4):
+            if not over:
+                screen, r, over, _, _ = theirs.step(action)
+                screens.append(screen)
+                expected += r
+        assert (float(reward), bool(terminated), bool(truncated)) == (expected, over, False)
+        lives.append(theirs.unwrapped.ale.lives())
+        score += expected
+    assert score != 0 and (game == "Pong" or set(lives) >= {0, 1, 2})
+
+
+def test_contract(make):
+    env = make("breakout", 3, "env.max_episode_steps=90")
+    first = env.reset(seed=[1, 2, 1])[0]
+    assert torch.equal(first[0], first[2]) and env.max_episode_steps == 90
+    obs, reward, terminated, truncated, final = play(env, 180)
+    assert not (terminated & truncated).any() and reward.dtype == torch.float32 and final.shape == (180, 3, 1, 84, 84)
+    assert terminated.any() and truncated.sum() + terminated[[89, 179]].sum() == 6  # 90 decisions do not end five lives
+    assert torch.equal(obs[:89], final[:89]), "the game goes on when a life is lost"
+    assert not torch.equal(obs[89], final[89])
+    again = make("breakout", 3, "env.max_episode_steps=90")
+    again.reset(seed=[1, 2, 1])
+    assert same(play(again, 180), (obs, reward, terminated, truncated, final))
+    assert not torch.equal(env.reset(seed=7)[0], first)
+
+
+def test_lives_and_clipping_are_the_learners_alone(make, composed):
+    train, test = make("ms_pacman", 2), make("ms_pacman", 2, *RAW[2:])
+    train.reset(seed=0), test.reset(seed=0)
+    (obs, clipped, lost, _, _), (same_obs, reward, over, _, _) = play(train, 250), play(test, 250)
+    until = int(over.any(1).float().argmax()) if over.any() else 250
+    assert torch.equal(obs[:until], same_obs[:until]) and torch.equal(clipped[:until], reward[:until].clamp(-1, 1))
+    assert reward.max() >= 10 and lost[:until].any() and not over[:until].any()
+    config = composed("train", "env=pong")
+    assert config.env.life_loss and config.env.clip_rewards
+    assert not evaluated_env(config)["life_loss"] and not evaluated_env(config)["clip_rewards"]
+
+
+@pytest.mark.parametrize("steps", [17, 60])
+def test_a_saved_state_goes_on_exactly(steps, make):
+    overrides = ("breakout", 3, STICKY, "env.max_episode_steps=70")
+    env, other = make(*overrides), make(*overrides, "env.threads=2")
+    env.reset(seed=5), other.reset(seed=99)
+    terminated = play(env, steps)[2]
+    assert terminated.any() == (steps == 60)  # within a life, behind a lost one
+    state = env.state_dict()
+    filled = concatenated(state, {name: value[:, :0] if name == "games" else value for name, value in state.items()})
+    assert filled["games"].shape == (6, *state["games"].shape[1:])
+    longer = {name: torch.cat([value, value.new_zeros(3, 9)], 1) if name == "games" else value.clone() for name, value in state.items()}
+    later = play(env, 120, seed=1)
+    other.load_state_dict(longer)
+    assert same(later, play(other, 120, seed=1))
+    env.load_state_dict(state)
+    env.keep(torch.tensor([2, 0]))
+    rng = np.random.default_rng(1)
+    for t in range(120):
+        row = env.step(rng.integers(4, size=3)[[2, 0]])
+        assert same((*row[:4], row[4]["final_obs"]), [column[t, [2, 0]] for column in later])
+
+
+@pytest.mark.parametrize("game", ["pong", "tetris"])  # Tetris reads what the emulator has left on the data bus
+def test_threads_change_nothing(game, make):
+    one, three = make(game, 5, STICKY, "env.noops=1"), make(game, 5, STICKY, "env.noops=1", "env.threads=3")
+    assert torch.equal(one.reset(seed=0)[0], three.reset(seed=0)[0]) and same(play(one, 40), play(three, 40))
+
+
+def test_another_process_goes_on_exactly(make):
+    env = make("tetris", 3, "env.noops=3")
+    env.reset(seed=0)
+    play(env, 5)
+    state, later = env.state_dict(), play(env, 40)
+    atari._emulator.cache_clear()
+    other = make("tetris", 3, "env.noops=3", "env.threads=2")
+    other.load_state_dict(state)
+    assert same(later, play(other, 40))
+
+
+def test_fire_serves_and_sticky_actions_stick(make):
+    lives = {}
+    for fire in ("true", "false"):
+        env = make("breakout", 1, f"env.fire={fire}")
+        env.reset(seed=0)
+        lives[fire] = sum(int(env.step(np.array([0]))[2]) for _ in range(130))
+    assert lives == {"true": 5, "false": 0}
+    stuck, free = make("pong", 1, "env.repeat_action_probability=1"), make("pong", 1)
+    stuck.reset(seed=0), free.reset(seed=0)
+    for _ in range(30):
+        assert torch.equal(stuck.step(np.array([2]))[0], free.step(np.array([0]))[0])
+
+
+def test_names_of_games(make):
+    messages = {"pnog": "Did you mean 'pong'", "combat": "not a game for one player", "tic_tac_toe_3d": "restore this game exactly"}
+    for game, message in messages.items():
+        with pytest.raises(ConfigError, match=message):
+            make(game, 1)
+
+
+def test_training_resumes_exactly(rlx):
+    arguments = ["train", "agent=dqn", "env=breakout", *TINY, "seeds=2", *small("dqn", replay_ratio=0.02), "agent.conv=[[4,8,8]]"]
+    arguments += ["eval_episodes=1", "final_episodes=1", "+eval_env.max_episode_steps=20", "steps=400", "eval_every=200"]
+    whole = rlx(*arguments, "checkpoint_every=200")
+    assert whole.code == 0, whole.err
+    shorter = rlx(*arguments, "steps=200", "checkpoint_every=200")
+    assert rlx("resume", shorter.run, "steps=400").code == 0
+    assert fingerprint(shorter.run) == fingerprint(whole.run)
