@@ -59,6 +59,8 @@ class Spec:
     """Return from which the task counts as solved, if it says; for people, not for learning."""
     legal: Callable[[Tensor], Tensor] | None = None
     """Observations [..., *O] → bool [..., A]: which actions the rules allow, where there are such rules."""
+    after: Callable[[Tensor], Tensor] | None = None
+    """Observations [..., *O] → [..., A, *O]: each with what an action adds by the rules of a game; unchanged where they forbid it."""
 
     @property
     def actions(self) -> int:

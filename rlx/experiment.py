@@ -69,7 +69,7 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     limit = getattr(env, "max_episode_steps", None)
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
-    return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "legal", None))
+    return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "legal", None), getattr(env, "after", None))
 
 
 def age(run: "Run") -> int:

@@ -93,7 +93,7 @@ def test_self_play_keeps_the_rules(name):
     games = [(frozenset(), frozenset())] * copies
     ends = {"won": 0, "drawn": 0, "illegal": 0}
     for _ in range(45):
-        legal = GAMES[name].legal(obs)
+        legal, after = GAMES[name].legal(obs), GAMES[name].after(obs)
         some = torch.randint(legal.shape[1], (copies,), generator=draws)
         actions = torch.where(torch.rand(copies, generator=draws) < 0.03, some, random_actions(name, obs, draws))
         obs, reward, terminated, truncated, info = env.step(actions)
@@ -102,6 +102,7 @@ def test_self_play_keeps_the_rules(name):
             cell = landing(name, own | other, int(actions[i]))
             assert legal[i].tolist() == [landing(name, own | other, action) is not None for action in range(legal.shape[1])]
             own = own | {cell} if cell else own
+            assert sets(after[i, int(actions[i])]) == (own, other)
             end = "illegal" if cell is None else "won" if wins(name, own) else "drawn" if own | other == CELLS[name] else None
             games[i] = (frozenset(), frozenset()) if end else (other, own)
             assert float(reward[i]) == {"won": 1, "illegal": -1}.get(end, 0) and bool(terminated[i]) == (end is not None)

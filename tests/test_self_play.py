@@ -5,6 +5,8 @@ import torch
 from test_agents import Learner
 
 from rlx.agents.dqn import FORBIDDEN
+from rlx.agents.self_play import mirrored
+from rlx.envs.connect_four import ConnectFour
 from rlx.envs.tic_tac_toe import TicTacToe, worst_result
 from rlx.experiment import load_policies
 from rlx.networks import take
@@ -30,6 +32,40 @@ def test_only_legal_moves_are_played_and_games_are_stored_as_negamax(composed):
     assert torch.equal(mine, other) and ((theirs - own).sum(1) == 1).all(), "the next position is the other player's"
 
 
+def test_values_of_taken_moves_are_those_of_all(composed):
+    one = learner(composed)
+    for _ in range(20):
+        t = one.step()
+        q = one.agent.online[0].q
+        assert torch.allclose(q.taken(t.obs.flatten(2), t.action), q(t.obs).gather(-1, t.action.unsqueeze(-1)).squeeze(-1), atol=1e-6)
+
+
+def test_games_begin_at_random(composed):
+    one = learner(composed, "agent.opening=3", "agent.epsilon_start=0", "agent.epsilon_end=0", copies=400)
+    begins = []
+    for _ in range(5):
+        before = one.agent.online[0].q(one.obs).argmax(-1), one.agent.online[1].q(one.obs).argmax(-1)
+        t = one.step()
+        begins.append(float(((t.action != before[0]) & (t.action != before[1])).float().mean()))
+    assert begins[0] > begins[1] > begins[2] > 0 and max(begins[3:]) < begins[2]
+
+
+@pytest.mark.parametrize("game", [TicTacToe, ConnectFour])
+def test_mirror_images(game):
+    after = game.after(torch.zeros(game.observation_space.shape))
+    mirror = mirrored(after)
+    assert torch.equal(after[mirror], after.flip(-1)) and not torch.equal(mirror, torch.arange(len(mirror)))
+
+
+def test_half_of_the_copies_teach_their_mirror_image(composed):
+    one = learner(composed, "agent.mirror=true")
+    t = one.step()
+    rows = one.agent.learners[0].replay.rows(None)
+    stored = (rows["next_obs"] - 0).view(2, 8, 2, 3, 3)
+    assert torch.equal(stored[:, 1::2], t.next_obs[:, 1::2]) and torch.equal(stored[:, ::2], t.next_obs[:, ::2].flip(-1))
+    assert torch.equal(rows["action"].view(2, 8)[:, ::2], mirrored(TicTacToe.after(torch.zeros(2, 3, 3)))[t.action[:, ::2]])
+
+
 def test_learners_meet_each_other_and_the_league_on_both_sides(composed):
     one, pairs = learner(composed, "agent.league=2", "agent.league_games=0.5", copies=500), []
     for _ in range(12):
@@ -47,8 +83,8 @@ def test_the_league_is_the_learners_past(composed):
     selves = []
     while int(one.agent.joined[0]) < 12:
         one.step()
-        selves.append(one.agent.online[0].state_dict()["q.net.body.layers.0.weight"].clone())
-    newest = one.agent.league[0].state_dict()["q.net.body.layers.0.weight"]  # joined third, after six: the first learner's
+        selves.append(one.agent.online[0].state_dict()["q.net.layers.0.weight"].clone())
+    newest = one.agent.league[0].state_dict()["q.net.layers.0.weight"]  # joined third, after six: the first learner's
     assert any(torch.equal(newest, past) for past in selves) and not torch.equal(newest, selves[-1])
 
 

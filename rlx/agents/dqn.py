@@ -1,6 +1,7 @@
 """DQN (Mnih et al. 2015) with the usual options: double, dueling, n-step returns, soft or hard target updates."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -103,8 +104,11 @@ class QLearner(nn.Module):
             )
         self.register_buffer("updates", torch.zeros_like(seeds))
 
-    def learn(self, network: nn.Module, draws: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def learn(
+        self, network: nn.Module, draws: Tensor, where: Tensor | None = None, taken: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One minibatch chosen by `draws` ([S, batch_size], uniform) in the seeds `where` (bool [S]) that have stored enough.
+        `taken`: (obs, action [S, B]) → the network's values [S, B] of those actions, where that is cheaper than all actions' values.
 
         Returns loss and mean action value, [S] each.
         """
@@ -117,7 +121,8 @@ class QLearner(nn.Module):
             td_target = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
         parameters = list(network.parameters())
         network.train()  # batch normalisation by the batch
-        q = network(batch["obs"]).gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)
+        obs, action = batch["obs"], batch["action"]
+        q = taken(obs, action) if taken else network(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
         network.eval()
         loss = nn.functional.smooth_l1_loss(q, td_target, reduction="none").mean(1)  # [S]: mean within a seed, sum over seeds
         gradients = list(torch.autograd.grad(loss.sum(), parameters))

@@ -16,7 +16,7 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents import dqn
 from rlx.agents.dqn import FORBIDDEN, QLearner, UpdateClock, average
 from rlx.config import at_least
-from rlx.networks import QNetwork
+from rlx.networks import MLP
 from rlx.rng import Streams
 
 LEARNERS = 2
@@ -32,26 +32,42 @@ class Config(dqn.Config):
     """Minibatches between two that join it, each in the place of the oldest."""
     league_games: float
     """Share of the games in which one side is a past self."""
+    opening: int
+    """Plies, at most, that a game begins with at random."""
+    mirror: bool
+    """Learn from the mirror images, left to right, of every other game copy's boards."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("league", "league_every"):
-            at_least(getattr(self, name), 1, f"agent.{name}")
+        for name, least in (("league", 1), ("league_every", 1), ("opening", 0)):
+            at_least(getattr(self, name), least, f"agent.{name}")
 
 
 class BoardNet(nn.Module):
-    """Action values [S, B, A] of boards [S, B, *O], flat or not; moves against the rules are `FORBIDDEN`."""
+    """Action values [S, B, A] of boards [S, B, *O], flat or not; moves against the rules are `FORBIDDEN`. An action is shown to the
+    network as the board with its stone, so that all actions share what is learnt of one."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str):
         super().__init__()
-        assert spec.legal is not None and spec.observation_space.shape is not None
-        self.shape, self.legal = spec.observation_space.shape, spec.legal
+        assert spec.legal is not None and spec.after is not None and spec.observation_space.shape is not None
+        self.shape, self.legal, self.after = spec.observation_space.shape, spec.legal, spec.after
         self.features = int(torch.Size(self.shape).numel())
-        self.net = QNetwork(self.features, config.hidden, spec.actions, config.dueling, Streams(seeds, name))
+        self.net = MLP(self.features, config.hidden, 1, Streams(seeds, name))
 
     def forward(self, obs: Tensor) -> Tensor:
-        flat = obs.flatten(2)
-        return self.net(flat).masked_fill(~self.legal(flat.unflatten(2, self.shape)), FORBIDDEN)
+        board = obs.flatten(2).unflatten(2, self.shape)
+        legal = self.legal(board)
+        return self.net(self.after(board).flatten(3).flatten(1, 2)).view_as(legal).masked_fill(~legal, FORBIDDEN)
+
+    def taken(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Values [S, B] of legal actions [S, B]."""
+        after = self.after(obs.unflatten(2, self.shape)).flatten(3)
+        return self.net(after.take_along_dim(action[..., None, None], 2).squeeze(2)).squeeze(-1)
+
+
+def mirrored(after: Tensor) -> Tensor:
+    """int64 [A]: which action is each one's mirror image, by what they make of the empty board, [A, *O]."""
+    return (after.flip(-1).unsqueeze(1) == after).flatten(2).all(2).long().argmax(1)
 
 
 class BoardPolicy(Policy):
@@ -64,7 +80,7 @@ class BoardPolicy(Policy):
     def initial_carry(self, batch: int) -> Carry:
         device = next(self.parameters()).device
         nothing = torch.zeros(next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device)
-        return {"first": nothing, "second": nothing, "ply": nothing}
+        return {"first": nothing, "second": nothing, "ply": nothing, "opening": nothing}
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
         return choose("action", obs, Scores(self.q), torch.ones_like(first)), carry
@@ -99,6 +115,8 @@ class SelfPlay(Agent):
         self.clock = UpdateClock(seeds, copies, config.replay_ratio)
         self.rng, self.pairing = Streams(seeds, "minibatch"), Streams(seeds, "games")
         self.explore = Streams(seeds, "explore")
+        q = players[0].q
+        self.mirror = mirrored(q.after(torch.zeros(q.shape, device=seeds.device))) if config.mirror else None
         self.register_buffer("decisions", torch.zeros_like(seeds))
         self.register_buffer("joined", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
 
@@ -115,34 +133,46 @@ class SelfPlay(Agent):
         random = draws[..., 1:].masked_fill(q == FORBIDDEN, -1).argmax(-1)
         epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * (self.decisions / config.epsilon_steps).clamp(max=1)
         self.decisions += q.shape[1]
-        return torch.where(draws[..., 0] < epsilon.unsqueeze(1), random, q.argmax(-1)), now | {"ply": ply + 1}
+        explores = (draws[..., 0] < epsilon.unsqueeze(1)) | (ply < now["opening"])
+        return torch.where(explores, random, q.argmax(-1)), now | {"ply": ply + 1}
 
     def _pair(self, copies: int) -> Carry:
-        """Players of new games, [S, N] each: a learner, and the other or one of the league, on random sides."""
-        side, who, past, which = self.pairing.uniform(copies, 4).unbind(-1)
+        """New games, [S, N] each: a learner, and the other or one of the league, on random sides; plies at random."""
+        side, who, past, which, opening = self.pairing.uniform(copies, 5).unbind(-1)
         learner = (who * LEARNERS).long()
         other = torch.where(past < self.config.league_games, LEARNERS + (which * self.config.league).long(), 1 - learner)
-        return {"first": torch.where(side < 0.5, learner, other), "second": torch.where(side < 0.5, other, learner)}
+        return {
+            "first": torch.where(side < 0.5, learner, other),
+            "second": torch.where(side < 0.5, other, learner),
+            "opening": (opening * (self.config.opening + 1)).long(),
+        }
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         t = transition
         learner: Any
+        obs, next_obs, action = t.obs, t.next_obs, t.action
+        if self.mirror is not None:
+            odd = torch.arange(action.shape[1], device=action.device) % 2 == 1
+            action = torch.where(odd, action, self.mirror[action])
+            odd = odd.view(-1, *[1] * (obs.dim() - 2))
+            obs, next_obs = (torch.where(odd, x, x.flip(-1)) for x in (obs, next_obs))
         for learner in self.learners:
             learner.replay.add(
                 torch.ones_like(t.terminated),
-                obs=t.obs.flatten(2),
-                action=t.action,
+                obs=obs.flatten(2),
+                action=action,
                 reward=t.reward,
                 discount=-self.config.discount * (~t.terminated).float(),
-                next_obs=t.next_obs.flatten(2),
+                next_obs=next_obs.flatten(2),
                 last=t.terminated | t.truncated,
             )
         due = self.clock.due()
         if not due:
             return {}
         for draws in self.rng.uniform(due, LEARNERS, self.config.batch_size).unbind(1):
+            player: Any
             for i, (learner, player) in enumerate(zip(self.learners, self.online, strict=True)):
-                loss, q = learner.learn(player.q, draws[:, i])
+                loss, q = learner.learn(player.q, draws[:, i], taken=player.q.taken)
         average(self.policy, self.online[0], self.config.average_tau, due)
         self._join(due)
         return {"loss/q": loss, "q/mean": q}

@@ -67,6 +67,14 @@ class ConnectFour(Board):
         """bool [..., 7] of observations [..., 2, 6, 7]."""
         return obs[..., 0, :].sum(-2) == 0
 
+    @staticmethod
+    def after(obs: Tensor) -> Tensor:
+        """[..., 7, 2, 6, 7] of observations [..., 2, 6, 7]: with the stone of each action."""
+        taken = obs.sum(-3)
+        below = torch.cat([taken[..., 1:, :], torch.ones_like(taken[..., :1, :])], -2)
+        stone = (below - taken).unsqueeze(-3) * torch.eye(7, device=obs.device).unsqueeze(1)
+        return torch.stack([obs[..., :1, :, :] + stone, obs[..., 1:, :, :].expand_as(stone)], -3)
+
 
 def count(bits: Tensor) -> Tensor:
     """How many bits are set in int64 numbers ≥ 0 (Warren, Hacker's Delight, §5-1)."""
