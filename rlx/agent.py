@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import gymnasium
 from torch import Tensor, nn
@@ -48,6 +48,19 @@ def greedy(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
     return scores.decide(scores(obs))
 
 
+class Rules(Protocol):
+    """What players of a game of two know beforehand. Observations [..., *O]: first the stones of the player to move, then the other's."""
+
+    def legal(self, obs: Tensor) -> Tensor:
+        """bool [..., A]: which actions are allowed."""
+
+    def after(self, obs: Tensor) -> Tensor:
+        """[..., A, *O]: with the stone that each action adds; unchanged where it may not."""
+
+    def line(self, obs: Tensor) -> Tensor:
+        """bool [...]: whether the player to move has won."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What an agent may know of an environment."""
@@ -57,10 +70,8 @@ class Spec:
     max_episode_steps: int
     reward_threshold: float | None = None
     """Return from which the task counts as solved, if it says; for people, not for learning."""
-    legal: Callable[[Tensor], Tensor] | None = None
-    """Observations [..., *O] → bool [..., A]: which actions the rules allow, where there are such rules."""
-    after: Callable[[Tensor], Tensor] | None = None
-    """Observations [..., *O] → [..., A, *O]: each with what an action adds by the rules of a game; unchanged where they forbid it."""
+    rules: "Rules | None" = None
+    """Of a game."""
 
     @property
     def actions(self) -> int:

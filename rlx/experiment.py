@@ -69,7 +69,7 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     limit = getattr(env, "max_episode_steps", None)
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
-    return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "legal", None), getattr(env, "after", None))
+    return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "rules", None))
 
 
 def age(run: "Run") -> int:
@@ -104,7 +104,7 @@ def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", cop
         if not isinstance(space, fits):
             names = " or ".join(fit.__name__ for fit in fits)
             raise ConfigError(f"agent: {kind.__name__} needs {names} {what}; this env has {space}.")
-    if kind.games and spec.legal is None:
+    if kind.games and spec.rules is None:
         raise ConfigError(f"agent: {kind.__name__} needs a game of two players in turn, such as env=tic_tac_toe.")
     return kind(build(kind.config_type, node, "agent"), spec, seeds, copies)
 

@@ -90,8 +90,8 @@ def fits(agent: str, env: str) -> bool:
     kind = load_class(compose("train", f"agent={agent}").agent, "agent", Agent)
     spec = env_spec(compose("train", f"env={env}", *ENVS[env]).env)
     image = len(spec.observation_space.shape or ()) == 3
-    if kind.games or spec.legal is not None:
-        return kind.games and spec.legal is not None
+    if kind.games or spec.rules is not None:
+        return kind.games and spec.rules is not None
     if image and agent not in ("dqn", "ppo"):  # those with convolutions, and a2c, which is ppo
         return False
     return isinstance(spec.observation_space, kind.observations) and isinstance(spec.action_space, kind.actions)

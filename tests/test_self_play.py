@@ -98,3 +98,29 @@ def test_tic_tac_toe_is_never_lost(rlx):
     run = rlx("train", "agent=self_play", "env=tic_tac_toe", "seeds=1", "steps=300000").run
     policy, _, _ = load_policies([Run(run)], "best", torch.device("cpu"))
     assert worst_result(lambda obs: take(policy, torch.tensor([0])).q(obs.unsqueeze(0))[0].argmax(-1)) == 0
+
+
+@pytest.mark.parametrize("game", ["tic_tac_toe", "connect_four"])
+def test_looking_ahead_is_a_search_over_learnt_values(composed, game):
+    one = Learner(composed("train", *QUICK[:1], f"env={game}", "env.opponent=self", *QUICK[2:]), [3, 5], 6)
+    policy, q, won = one.agent.policy, one.agent.policy.q, 0
+
+    def search(board, plies):
+        learnt, values = q(board.expand(2, 1, *board.shape))[0, 0], []
+        for action, value in enumerate(learnt.tolist()):
+            after = q.rules.after(board)[action]
+            if value == FORBIDDEN or plies == 1:
+                values.append(value)
+            elif bool(q.rules.line(after)):
+                values.append(1.0)
+            else:
+                best = max(search(after.flip(0), plies - 1))
+                values.append(0.0 if best == FORBIDDEN else -policy.discount * best)
+        return values
+
+    for _ in range(12):
+        one.step()
+        got = policy.values(one.obs, 2)
+        won += int((got == 1).sum())
+        assert torch.allclose(got[0, 0], torch.tensor(search(one.obs[0, 0], 2)), atol=1e-5)
+    assert won > 0

@@ -229,7 +229,7 @@ def q_network(config: Config, spec: Spec, choices: int, seeds: Tensor, name: str
     space, rng = spec.observation_space, Streams(seeds, name)
     encoder = make_encoder(space, config.scale_obs, config.conv, config.batch_norm, config.stack, seeds, rng)
     net = QNetwork(encoder.features, config.hidden, choices, config.dueling, rng)
-    return Legal(spec, encoder, net) if spec.legal else nn.Sequential(encoder, net)
+    return Legal(spec, encoder, net) if spec.rules else nn.Sequential(encoder, net)
 
 
 class Legal(nn.Sequential):
@@ -237,11 +237,11 @@ class Legal(nn.Sequential):
 
     def __init__(self, spec: Spec, *parts: nn.Module):
         super().__init__(*parts)
-        self.legal, self.shape = spec.legal, spec.observation_space.shape
+        self.rules, self.shape = spec.rules, spec.observation_space.shape
 
     def forward(self, obs: Tensor) -> Tensor:
-        assert self.legal is not None
-        return super().forward(obs).masked_fill(~self.legal(obs.unflatten(2, self.shape) if obs.dim() == 3 else obs), FORBIDDEN)
+        assert self.rules is not None
+        return super().forward(obs).masked_fill(~self.rules.legal(obs.unflatten(2, self.shape) if obs.dim() == 3 else obs), FORBIDDEN)
 
 
 FORBIDDEN = -1e3

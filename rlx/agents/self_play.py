@@ -34,12 +34,14 @@ class Config(dqn.Config):
     """Share of the games in which one side is a past self."""
     opening: int
     """Plies, at most, that a game begins with at random."""
+    lookahead: int
+    """Plies, its own move among them, that the greedy player looks ahead; learners play and learn with 1."""
     mirror: bool
     """Learn from the mirror images, left to right, of every other game copy's boards."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("league", 1), ("league_every", 1), ("opening", 0)):
+        for name, least in (("league", 1), ("league_every", 1), ("opening", 0), ("lookahead", 1)):
             at_least(getattr(self, name), least, f"agent.{name}")
 
 
@@ -49,19 +51,19 @@ class BoardNet(nn.Module):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str):
         super().__init__()
-        assert spec.legal is not None and spec.after is not None and spec.observation_space.shape is not None
-        self.shape, self.legal, self.after = spec.observation_space.shape, spec.legal, spec.after
+        assert spec.rules is not None and spec.observation_space.shape is not None
+        self.shape, self.rules = spec.observation_space.shape, spec.rules
         self.features = int(torch.Size(self.shape).numel())
         self.net = MLP(self.features, config.hidden, 1, Streams(seeds, name))
 
     def forward(self, obs: Tensor) -> Tensor:
         board = obs.flatten(2).unflatten(2, self.shape)
-        legal = self.legal(board)
-        return self.net(self.after(board).flatten(3).flatten(1, 2)).view_as(legal).masked_fill(~legal, FORBIDDEN)
+        legal = self.rules.legal(board)
+        return self.net(self.rules.after(board).flatten(3).flatten(1, 2)).view_as(legal).masked_fill(~legal, FORBIDDEN)
 
     def taken(self, obs: Tensor, action: Tensor) -> Tensor:
         """Values [S, B] of legal actions [S, B]."""
-        after = self.after(obs.unflatten(2, self.shape)).flatten(3)
+        after = self.rules.after(obs.unflatten(2, self.shape)).flatten(3)
         return self.net(after.take_along_dim(action[..., None, None], 2).squeeze(2)).squeeze(-1)
 
 
@@ -71,11 +73,12 @@ def mirrored(after: Tensor) -> Tensor:
 
 
 class BoardPolicy(Policy):
-    """Plays the best-valued move."""
+    """Plays the move that is best by the learnt values of the boards `lookahead` plies on (as Tesauro's TD-Gammon did, 1995)."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str = "q0"):
         super().__init__()
         self.q = BoardNet(config, spec, seeds, name)
+        self.lookahead, self.discount = config.lookahead, config.discount
 
     def initial_carry(self, batch: int) -> Carry:
         device = next(self.parameters()).device
@@ -83,10 +86,21 @@ class BoardPolicy(Policy):
         return {"first": nothing, "second": nothing, "ply": nothing, "opening": nothing}
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
-        return choose("action", obs, Scores(self.q), torch.ones_like(first)), carry
+        return choose("action", obs, Scores(lambda seen: self.scores(seen, carry, "action")), torch.ones_like(first)), carry
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
-        return self.q(obs)
+        return self.values(obs, self.lookahead)
+
+    def values(self, obs: Tensor, plies: int) -> Tensor:
+        """What the actions [S, B, A] on boards [S, B, *O] lead to within so many plies (negamax), and what is learnt of the rest."""
+        learnt = self.q(obs)
+        if plies == 1:
+            return learnt
+        after = self.q.rules.after(obs)
+        reply = self.values(after.flip(3).flatten(1, 2), plies - 1).amax(-1).view_as(learnt)
+        reply = torch.where(reply == FORBIDDEN, 0.0, reply)  # a full board
+        value = torch.where(self.q.rules.line(after), 1.0, -self.discount * reply)
+        return torch.where(learnt == FORBIDDEN, learnt, value)
 
 
 class SelfPlay(Agent):
@@ -116,7 +130,7 @@ class SelfPlay(Agent):
         self.rng, self.pairing = Streams(seeds, "minibatch"), Streams(seeds, "games")
         self.explore = Streams(seeds, "explore")
         q = players[0].q
-        self.mirror = mirrored(q.after(torch.zeros(q.shape, device=seeds.device))) if config.mirror else None
+        self.mirror = mirrored(q.rules.after(torch.zeros(q.shape, device=seeds.device))) if config.mirror else None
         self.register_buffer("decisions", torch.zeros_like(seeds))
         self.register_buffer("joined", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
 

@@ -24,10 +24,8 @@ class Dynamics(ABC):
     max_episode_steps: ClassVar[int]
     reward_threshold: ClassVar[float | None] = None
     """Return from which the task counts as solved."""
-    legal: ClassVar[Any] = None
-    """A function where there are such rules: observations [..., *O] → bool [..., A], which actions they allow."""
-    after: ClassVar[Any] = None
-    """A function, of games: observations [..., *O] → [..., A, *O], with what each action adds to them; unchanged: not allowed."""
+    rules: Any = None
+    """`rlx.agent.Rules` of a game."""
     grid: tuple[int, int] | None = None
     """(rows, columns) where the observations number the cells of a grid, row by row."""
     initial_draws: ClassVar[int] = 0
@@ -100,7 +98,7 @@ class BatchedEnv(VectorEnv):
         self.max_episode_steps = max_episode_steps or dynamics.max_episode_steps
         self.device = torch.device(device)
         self.render_mode = render_mode
-        self.reward_threshold, self.legal, self.after, self.grid = dynamics.reward_threshold, dynamics.legal, dynamics.after, dynamics.grid
+        self.reward_threshold, self.rules, self.grid = dynamics.reward_threshold, dynamics.rules, dynamics.grid
         self.single_observation_space = dynamics.observation_space
         self.single_action_space = dynamics.action_space
         self.observation_space = batch_space(dynamics.observation_space, num_envs)

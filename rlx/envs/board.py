@@ -39,6 +39,26 @@ class Board(Dynamics):
     def moves(self, taken: Tensor) -> Tensor:
         """int64 [..., A]: the bit of the stone that each action sets beside the stones `taken` [...], 0 where it may not."""
 
+    @property
+    def rules(self) -> "Board":  # type: ignore[override]
+        """Its own, `rlx.agent.Rules`."""
+        return self
+
+    @staticmethod
+    @abstractmethod
+    def legal(obs: Tensor) -> Tensor:
+        """As `rlx.agent.Rules.legal`."""
+
+    @staticmethod
+    @abstractmethod
+    def after(obs: Tensor) -> Tensor:
+        """As `rlx.agent.Rules.after`."""
+
+    def line(self, obs: Tensor) -> Tensor:
+        """As `rlx.agent.Rules.line`."""
+        stones = (obs[..., 0, :, :].flatten(-2) > 0.5).long() << self.cells(obs.device)
+        return self.won(stones.sum(-1))
+
     @abstractmethod
     def scores(self, state: Tensor) -> Tensor:
         """float32 [B, A] of `state` [B, 2]: how good each legal action is to the opponent that is not random."""
