@@ -79,8 +79,8 @@ def age(run: "Run") -> int:
 
 
 def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config group `env` as a run is evaluated and attacked in: with the keys of `eval_env`."""
-    return _plain(config["env"]) | _plain(config["eval_env"])
+    """The config group `env` as a run is evaluated and attacked in: with the keys of `eval_env`, nested ones too."""
+    return _plain(OmegaConf.merge(_plain(config["env"]), _plain(config["eval_env"])))  # type: ignore[arg-type]
 
 
 def setup_device(node: Mapping[str, Any]) -> "torch.device":

@@ -7,7 +7,7 @@ import torch
 from conftest import TINY, small
 
 from rlx.envs.car_racing import ACTIONS, CarRacing
-from rlx.experiment import make_env
+from rlx.experiment import evaluated_env, make_env
 
 DARKER = 2
 """By how much of 255 pygame's scaling darkens Gymnasium's pictures; a machine without SSE may not."""
@@ -97,3 +97,9 @@ def test_ppo_trains_on_it_and_goes_on_exactly(rlx):
     assert whole.code == 0
     resumed = rlx("resume", part.run, "steps=96")
     assert resumed.code == 0 and resumed.summary["return"] == whole.summary["return"]
+
+
+def test_evaluation_changes_only_the_keys_it_names(composed):
+    config = composed("train", "agent=ppo", "env=car_racing")
+    assert config.env.kwargs.patience == 150
+    assert evaluated_env(config)["kwargs"] == dict(config.env.kwargs) | {"patience": None}
