@@ -3,5 +3,9 @@
 import importlib
 import pkgutil
 
+_LATE = ("car_racing",)
+"""Imported when asked for, `rlx.envs.car_racing:rlx/CarRacing-v3`: with Box2D and pygame it doubles the time that all start in."""
+
 for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+    if _module.name not in _LATE:
+        importlib.import_module(f"{__name__}.{_module.name}")
