@@ -55,18 +55,17 @@ class Differences(nn.Module):
         return self.net(torch.cat([newest - frames[:, :, :-1], newest], 2).flatten(2, 3))
 
 
-def is_image(space: gymnasium.Space) -> bool:
-    """Whether observations are pictures [C, H, W]."""
-    return isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 3
+def is_image(shape: Sequence[int] | None) -> bool:
+    """Whether observations of this shape are pictures [C, H, W]: those of 16 × 16 pixels and more. The others are seen flat."""
+    return shape is not None and len(shape) == 3 and min(shape[1:]) >= 16
 
 
 def make_encoder(
     space: gymnasium.Space, scaled: bool, conv: Sequence[Sequence[int]], batch_norm: bool, stack: int, seeds: Tensor, rng: Streams
 ) -> ObsEncoder | ConvNet | Differences:
     """Of observations [S, B, *O], or of pictures [S, B, stack · C, H, W]; its `features` say how long the vectors are."""
-    if not is_image(space):
+    if space.shape is None or not is_image(space.shape):
         return ObsEncoder(space, scaled, seeds)
-    assert space.shape is not None
     channels, *size = space.shape
     net = ConvNet((stack * channels, *size), conv, batch_norm, 255.0 if space.dtype == np.uint8 else 1.0, seeds, rng)
     return net if stack == 1 else Differences(net, channels)

@@ -1,5 +1,6 @@
 """What a composed config means: the validated agent, env, seeds and device of one run, before and after it is on disk."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -44,6 +45,10 @@ def _whole_env(node: Mapping[str, Any], params: dict[str, Any], num_envs: int, d
             raise ConfigError(f"env.{key}: missing; set env.{key}=…")
     target: Any = load_class(node, "env", object)
     if issubclass(target, VectorEnv):
+        known = [name for name in inspect.signature(target).parameters if name not in ("num_envs", "device")]
+        for key in params:
+            if key not in known:
+                raise ConfigError(f"env.{key}: unknown key.{nearest(key, [*known, 'observe', 'stack'])}")
         return target(num_envs=num_envs, device=device, **params)
     kind: Any = load_class(node, "env", Dynamics)  # type: ignore[type-abstract]
     limit, drift = params.pop("max_episode_steps", None), params.pop("drift", None)
@@ -142,7 +147,7 @@ def load_policies(runs: "Sequence[Run]", checkpoint: str, device: "torch.device"
 
     first = runs[0].config
     for run in runs[1:]:
-        for key in ("agent", "env"):
+        for key in ("agent", "env", "eval_env"):
             if run.config[key] != first[key]:
                 raise ConfigError(f"run={run.path}: its {key} differs from that of {runs[0].path}; attack them one by one.")
     owners: dict[int, Path] = {}

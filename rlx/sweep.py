@@ -33,7 +33,7 @@ class Played:
 
 def probe(policy: Policy, env: TensorEnv, spec: Spec, attack: Attack, modes: Mapping[str, tuple[tuple[str, ...], bool]]) -> None:
     """Attack the first observation of one copy per seed with radius 0: raises what the attack has against these policies."""
-    obs = env.reset(seed=REPORT)[0].unsqueeze(1)
+    obs = env.reset(seed=REPORT)[0].unsqueeze(1).float()
     budget = Budget.of(spec.observation_space, torch.zeros_like(obs))
     for head in {head for heads, _ in modes.values() for head in heads}:
         carry = policy.initial_carry(1)

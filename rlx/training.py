@@ -37,7 +37,8 @@ class Training:
         self.device = experiment.setup_device(config.device)
         self.spec = experiment.env_spec(config.env)
         self.eval_env = experiment.evaluated_env({"env": config.env, "eval_env": config.eval_env})
-        experiment.env_spec(self.eval_env)
+        self.threshold = experiment.env_spec(self.eval_env).reward_threshold
+        """Return from which a seed counts as solved, if the env says."""
         seeds = seed_tensor(self.seeds, self.device)
         shape = (len(seeds), config.copies)
         self.agent = experiment.make_agent(config.agent, self.spec, seeds, config.copies)
@@ -82,7 +83,7 @@ class Training:
             device=f"{self.device}, {torch.get_num_threads()} thread(s)",
             size=f"replay {replays / 1e6:,.0f} MB in memory; up to {self.disk_size() / 1e6:,.0f} MB on disk",
         )
-        with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.spec.reward_threshold) as progress:
+        with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.threshold) as progress:
             if reopen is not None:  # under the lock: it cuts the metrics
                 output.reopen(reopen, self.step, self.evaluated)
             try:
@@ -272,7 +273,7 @@ class Training:
         summary: dict[str, Any] = {"status": "completed", "seeds": self.seeds, "steps": steps, "wall_s": wall_s}
         summary |= {"steps_per_s": steps * len(self.seeds) / wall_s, "checkpoints_s": self.saving_s, "return": estimate.as_dict()}
         summary |= {
-            "reward_threshold": self.spec.reward_threshold,
+            "reward_threshold": self.threshold,
             "stuck_rate": episodes.truncated.double().mean(1),
             "kept": self.kept.facts(),
         }

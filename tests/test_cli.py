@@ -313,3 +313,28 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
         assert rlx("attack", run, *quick, "attack=fgsm", "attack.loss=distance").code == 2
     else:
         assert rlx("attack", run, *quick, *strong, "attack.loss=distance").code == 2
+
+
+@pytest.mark.parametrize("agent", ["dqn", "ppo"])
+def test_images_are_attacked(agent, rlx):
+    run = rlx("train", f"agent={agent}", "env=cartpole_frames", "+env.stack=2" if agent == "ppo" else "agent.stack=2", *TINY, *small(agent))
+    for attack in ("fgsm", "pgd"):
+        result = rlx("attack", run.run, f"attack={attack}", "eps=[0,0.1]", "episodes=2")
+        assert result.code == 0 and result.summary["cells"][1]["flip_rate"] > 0
+
+
+def test_a_board_is_the_same_board_until_a_stone_is_half_gone(rlx):
+    run = rlx("train", "agent=self_play", "env=tic_tac_toe", *TINY, *small("self_play"), "seeds=2", "agent.lookahead=2").run
+    result = rlx("attack", run, "attack=noise", "eps=[0,1e-6,2]", "episodes=20")
+    assert [cell["flip_rate"] > 0.05 for cell in result.summary["cells"] if cell["head"] == "action"] == [False, False, True]
+
+
+@pytest.mark.parametrize("agent", ["dqn", "ppo"])
+def test_other_agents_play_games_against_a_given_opponent(agent, rlx):
+    result = rlx("train", f"agent={agent}", "env=tic_tac_toe", "env.opponent=random", *TINY, *small(agent), "seeds=2")
+    assert result.code == 0 and result.summary["reward_threshold"] == 0.9
+
+
+def test_unknown_keys_of_vector_envs_are_named(rlx):
+    result = rlx("train", "env=lunar_lander", "+env.kwarg=1")
+    assert result.code == 2 and "env.kwarg: unknown key" in result.err and "kwargs" in result.err

@@ -59,11 +59,14 @@ def test_mirror_images(game):
 
 def test_half_of_the_copies_teach_their_mirror_image(composed):
     one = learner(composed, "agent.mirror=true")
-    t = one.step()
+    seen = [one.step() for _ in range(5)]
     rows = one.agent.learners[0].replay.rows(None)
-    stored = (rows["next_obs"] - 0).view(2, 8, 2, 3, 3)
-    assert torch.equal(stored[:, 1::2], t.next_obs[:, 1::2]) and torch.equal(stored[:, ::2], t.next_obs[:, ::2].flip(-1))
-    assert torch.equal(rows["action"].view(2, 8)[:, ::2], mirrored(TicTacToe.after(torch.zeros(2, 3, 3)))[t.action[:, ::2]])
+    image = mirrored(TicTacToe.after(torch.zeros(2, 3, 3)))
+    for name in ("obs", "next_obs"):
+        shown, stored = torch.stack([getattr(t, name) for t in seen], 2), rows[name].view(2, 8, 5, 2, 3, 3)
+        assert torch.equal(stored[:, ::2], shown[:, ::2]) and torch.equal(stored[:, 1::2], shown[:, 1::2].flip(-1))
+    actions, stored = torch.stack([t.action for t in seen], 2), rows["action"].view(2, 8, 5)
+    assert torch.equal(stored[:, ::2], actions[:, ::2]) and torch.equal(stored[:, 1::2], image[actions[:, 1::2]])
 
 
 def test_learners_meet_each_other_and_the_league_on_both_sides(composed):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import make_encoder, obs_field
+from rlx.encoders import is_image, make_encoder, obs_field
 from rlx.networks import QNetwork, along, per_seed_norm
 from rlx.optim import Adam, RMSprop
 from rlx.replay import Replay
@@ -85,7 +85,7 @@ class QLearner(nn.Module):
     updates: Tensor
 
     def __init__(self, config: Config, network: nn.Module, target: nn.Module, obs: tuple, copies: int, seeds: Tensor):
-        """`target`: another network like `network`; `obs`: (shape, dtype) of one observation, an image where it has three axes."""
+        """`target`: another network like `network`; `obs`: (shape, dtype) of one observation."""
         super().__init__()
         self.config = config
         network.eval()
@@ -95,7 +95,7 @@ class QLearner(nn.Module):
         self.optimizer = OPTIMIZERS[config.optimizer](list(network.parameters()), config.learning_rate)
         fields = {"obs": obs, "next_obs": obs, "action": ((), torch.int64), "last": ((), torch.bool)}
         fields |= {"reward": ((), torch.float32), "discount": ((), torch.float32)}
-        stack = config.stack if len(obs[0]) == 3 else None
+        stack = config.stack if is_image(obs[0]) else None
         self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device, stack)
         if config.learning_starts > self.replay.capacity:
             raise ConfigError(
@@ -197,8 +197,8 @@ class QPolicy(Policy):
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
         self.q = q_network(config, spec, spec.actions, seeds, "q")
-        shape = spec.observation_space.shape or ()
-        self.past = (config.stack - 1, *shape) if len(shape) == 3 and config.stack > 1 else None
+        shape = spec.observation_space.shape
+        self.past = (config.stack - 1, *shape) if shape and is_image(shape) and config.stack > 1 else None
 
     def initial_carry(self, batch: int) -> Carry:
         some = next(self.parameters())

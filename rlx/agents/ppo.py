@@ -76,7 +76,7 @@ class ActorCritic(Policy):
         self.units = config.recurrent
         self.encoder = make_encoder(spec.observation_space, False, config.conv, False, 1, seeds, Streams(seeds, "encoder"))
         features = self.encoder.features
-        self.norm = RunningNorm(features, seeds) if config.normalise_obs and not is_image(spec.observation_space) else None
+        self.norm = RunningNorm(features, seeds) if config.normalise_obs and not is_image(spec.observation_space.shape) else None
         if self.units is not None:
             self.gru = SeedGRU(features, self.units, Streams(seeds, "memory"))
         inputs, activation = self.units or features, ACTIVATIONS[config.activation]
@@ -86,7 +86,7 @@ class ActorCritic(Policy):
         with torch.no_grad():
             for parameter in self.actor.layers[-1].parameters():
                 parameter.mul_(0.01)  # begin with all actions about equally likely
-            if is_image(spec.observation_space):  # for depth: ReLU layers that neither shrink nor swell their input (He et al. 2015)
+            if is_image(spec.observation_space.shape):  # for depth: ReLU layers that neither shrink nor swell their input (He et al. 2015)
                 for layer in [m for m in self.encoder.modules() if isinstance(m, SeedConv)]:
                     layer.weight.mul_(math.sqrt(6))
         if isinstance(space, spaces.Box):

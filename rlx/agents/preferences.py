@@ -11,7 +11,7 @@ from rlx.agent import Agent, Carry, Spec, Transition
 from rlx.agents import ppo
 from rlx.agents.ppo import PPO, ActorCritic
 from rlx.config import ConfigError, at_least
-from rlx.encoders import ObsEncoder
+from rlx.encoders import ObsEncoder, is_image
 from rlx.networks import MLP, RunningNorm
 from rlx.optim import Adam
 from rlx.rng import Streams
@@ -50,6 +50,8 @@ class RewardModel(nn.Module):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
+        if is_image(spec.observation_space.shape):
+            raise ConfigError(f"agent: its reward model sees short observations, not images; this env has {spec.observation_space}.")
         self.encoder = ObsEncoder(spec.observation_space, False, seeds)
         self.norm = RunningNorm(self.encoder.features, seeds)
         self.choices = spec.actions if isinstance(spec.action_space, spaces.Discrete) else 0

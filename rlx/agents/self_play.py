@@ -166,10 +166,10 @@ class SelfPlay(Agent):
         learner: Any
         obs, next_obs, action = t.obs, t.next_obs, t.action
         if self.mirror is not None:
-            odd = torch.arange(action.shape[1], device=action.device) % 2 == 1
-            action = torch.where(odd, action, self.mirror[action])
-            odd = odd.view(-1, *[1] * (obs.dim() - 2))
-            obs, next_obs = (torch.where(odd, x, x.flip(-1)) for x in (obs, next_obs))
+            flipped = torch.arange(action.shape[1], device=action.device) % 2 == 1
+            action = torch.where(flipped, self.mirror[action], action)
+            flipped = flipped.view(-1, *[1] * (obs.dim() - 2))
+            obs, next_obs = (torch.where(flipped, x.flip(-1), x) for x in (obs, next_obs))
         for learner in self.learners:
             learner.replay.add(
                 torch.ones_like(t.terminated),

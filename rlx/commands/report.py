@@ -68,13 +68,13 @@ def _env_name(run: Run) -> str:
 def _names(runs: Sequence[Run]) -> list[str]:
     """Agent and env of each run, where these differ, and what tells it from others of the same two."""
     names = [run.path.parent.name for run in runs]
-    labels = dict.fromkeys(range(len(runs)), "")
+    labels = list(names)
     for name in set(names):
         places = [i for i, other in enumerate(names) if other == name]
-        told = differences([runs[i].config for i in places]) if len(places) > 1 else [""]
-        prefix = name if len(set(names)) > 1 else ""
-        labels |= {i: " ".join(part for part in (prefix, text) if part) for i, text in zip(places, told, strict=True)}
-    return [label or names[i] for i, label in labels.items()]
+        for i, text in zip(places, differences([runs[i].config for i in places]), strict=True):
+            if len(places) > 1:
+                labels[i] = text if len(places) == len(runs) else f"{name} {text}"
+    return labels
 
 
 def differences(configs: Sequence[DictConfig]) -> list[str]:

@@ -56,7 +56,9 @@ def main(composed: DictConfig) -> float:
 
     from rlx.training import Training
 
-    env = str(config.env["id"]).replace("/", "-") if chosen("env") == "gym" else chosen("env")
+    env = chosen("env")
+    if env in ("gym", "atari"):
+        env = str(config.env.get("id", config.env.get("game"))).replace("/", "-")
     name = f"{chosen('agent')}-{env}"
     training = Training(config, name)
     require_room(config.outputs, training.disk_size())

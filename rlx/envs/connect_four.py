@@ -65,12 +65,12 @@ class ConnectFour(Board):
     @staticmethod
     def legal(obs: Tensor) -> Tensor:
         """bool [..., 7] of observations [..., 2, 6, 7]."""
-        return obs[..., 0, :].sum(-2) == 0
+        return ~(obs[..., 0, :] > 0.5).any(-2)
 
     @staticmethod
     def after(obs: Tensor) -> Tensor:
         """[..., 7, 2, 6, 7] of observations [..., 2, 6, 7]: with the stone of each action."""
-        taken = obs.sum(-3)
+        taken = (obs > 0.5).any(-3).float()
         below = torch.cat([taken[..., 1:, :], torch.ones_like(taken[..., :1, :])], -2)
         stone = (below - taken).unsqueeze(-3) * torch.eye(7, device=obs.device).unsqueeze(1)
         return torch.stack([obs[..., :1, :, :] + stone, obs[..., 1:, :, :].expand_as(stone)], -3)

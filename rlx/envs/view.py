@@ -27,8 +27,8 @@ class View(VectorEnv):
 
     def __init__(self, env: TensorEnv, observe: Sequence[int] | None, stack: int):
         space = env.single_observation_space
-        if not isinstance(space, gymnasium.spaces.Box) or not (len(space.shape) == 1 or (is_image(space) and observe is None)):
-            raise ConfigError(f"env.observe, env.stack: need observations of one axis, env.stack also images; this env has {space}.")
+        if not isinstance(space, gymnasium.spaces.Box) or not (len(space.shape) == 1 or (is_image(space.shape) and observe is None)):
+            raise ConfigError(f"env.observe, env.stack: need observations of one axis, env.stack also takes images; this env has {space}.")
         self.components = list(range(space.shape[0]) if observe is None else observe)
         if not self.components or not set(self.components) <= set(range(space.shape[0])):
             raise ConfigError(f"env.observe={self.components}: expected some of the components 0 to {space.shape[0] - 1}.")
