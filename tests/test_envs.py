@@ -24,7 +24,8 @@ CPU = torch.device("cpu")
 
 
 def test_all_are_registered():
-    assert sorted(name for name in gymnasium.registry if name.startswith("rlx/")) == [f"rlx/{name}" for name in NATIVE]
+    late = {"rlx/CarRacing-v3"}  # whose module registers it, when another test or a config imports that
+    assert sorted({name for name in gymnasium.registry if name.startswith("rlx/")} - late) == [f"rlx/{name}" for name in NATIVE]
 
 
 @pytest.mark.parametrize(
