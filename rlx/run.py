@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout above; written to meta.json."""
 
 
