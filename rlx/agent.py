@@ -70,7 +70,7 @@ class Spec:
     max_episode_steps: int
     reward_threshold: float | None = None
     """Return from which the task counts as solved, if it says; for people, not for learning."""
-    rules: "Rules | None" = None
+    rules: Rules | None = None
     """Of a game."""
 
     @property
@@ -137,3 +137,19 @@ class Agent(nn.Module, ABC):
     @abstractmethod
     def update(self, transition: Transition) -> dict[str, Tensor]:
         """Store a transition, learn when due; metrics name → [S] (empty when nothing was learnt)."""
+
+
+class OfflineAgent(Agent):
+    """One that learns from a data set: constructed as `OfflineAgent(config, spec, seeds, data)`. It never acts to learn."""
+
+    def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Greedily."""
+        return self.policy.act(obs, first, carry)
+
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    @abstractmethod
+    def learn(self) -> dict[str, Tensor]:
+        """One minibatch; metrics name → [S]."""

@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
         from rlx.config import nearest
 
         return _fail(f"rlx {command}: unknown command.{nearest(command, known)}")
-    arguments = _to_hydra(rest)
+    arguments = _to_hydra(command, rest)
     if any(a.startswith("run=[") for a in arguments) and not _takes_runs(command):
         return _fail(f"rlx {command}: takes no run; write key=value, as in: rlx {command} agent=dqn")
     return _hydra(command, arguments)
@@ -82,8 +82,9 @@ def _takes_runs(command: str) -> bool:
     return "\nrun:" in (Path(conf_dir()) / f"{command}.yaml").read_text()
 
 
-def _to_hydra(arguments: list[str]) -> list[str]:
-    """Our command line as Hydra's: run paths become run=[…], flags go to the front (Hydra 1.3 takes none between overrides)."""
+def _to_hydra(command: str, arguments: list[str]) -> list[str]:
+    """Our command line as Hydra's: paths become run=[…] (of rlx data: data=[…]), flags go to the front, as Hydra 1.3 takes none
+    between overrides."""
     takes_value = ("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "-c", "--cfg", "-i", "--info", "-sc")
     paths, flags, overrides = [], [], list(QUIET)
     values = iter(arguments)
@@ -98,7 +99,7 @@ def _to_hydra(arguments: list[str]) -> list[str]:
             paths.append(argument)
     if paths:
         quoted = ",".join("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in paths)
-        overrides.append(f"run=[{quoted}]")
+        overrides.append(f"{'data' if command == 'data' else 'run'}=[{quoted}]")
     from rlx.config import conf_dir
 
     if (Path.cwd() / "conf").is_dir() and str(Path.cwd() / "conf") != conf_dir() and not {"-cd", "--config-dir"} & set(flags):

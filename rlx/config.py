@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import pkgutil
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
@@ -113,6 +114,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         if not isinstance(value, list):
             raise ConfigError(f"{key}={value}: expected {_describe(hint)}.")
         return [_convert(item, typing.get_args(hint)[0], key) for item in value]
+    if hint is int and isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kM])", value)):
+        return int(match[1]) * {"k": 1_000, "M": 1_000_000}[match[2]]  # steps=200k
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # steps=1e6
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

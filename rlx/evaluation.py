@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor
 
-from rlx.agent import Choose, Policy, Scores, Spec
+from rlx.agent import Choose, Policy, Scores
 from rlx.env import TensorEnv
+from rlx.networks import take
 from rlx.rng import Streams
 from rlx.rollout import Episodes, rollout
 
@@ -33,21 +33,24 @@ def evaluate(
     return rollout(policy, make_env(seeds * episodes), episode_seeds(first, episodes, seeds, device), chooser)
 
 
-def evaluate_random(policy: Policy, spec: Spec, make_env: MakeEnv, episodes: int, device: torch.device) -> Episodes:
-    """The same with uniformly random choices: the zero of every robustness score. [1, episodes]"""
-    from rlx.networks import take
-
-    rng = Streams(torch.zeros(1, dtype=torch.int64, device=device), "random policy")
+def exploring(epsilon: float, rng: Streams) -> Choose:
+    """Greedy choices of which a share `epsilon` is uniformly random instead."""
 
     def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         values = scores(obs)
-        if isinstance(spec.action_space, Box):
-            low, high = (torch.as_tensor(bound, device=device) for bound in (spec.action_space.low, spec.action_space.high))
-            return low + rng.uniform(*values.shape[1:]) * (high - low)
-        return (rng.uniform(values.shape[1]) * values.shape[-1]).long()
+        whether, *which = rng.uniform(1 + (values.shape[-1] if scores.bounds else 1), values.shape[1]).unbind(1)
+        if scores.bounds:
+            low, high = scores.bounds
+            random, whether = low + torch.stack(which, -1) * (high - low), whether.unsqueeze(-1)
+        else:
+            random = (which[0] * values.shape[-1]).long()
+        return torch.where(whether < epsilon, random, scores.decide(values))
 
-    def chooser(ids: Tensor) -> Choose:
-        return choose
+    return choose
 
+
+def evaluate_random(policy: Policy, make_env: MakeEnv, episodes: int, device: torch.device) -> Episodes:
+    """Evaluation with uniformly random choices: the zero of every robustness score. [1, episodes]"""
     one = take(policy, torch.zeros(1, dtype=torch.int64, device=device))
-    return rollout(one, make_env(episodes), episode_seeds(REPORT, episodes, 1, device), chooser)
+    choose = exploring(1.0, Streams(torch.zeros(1, dtype=torch.int64, device=device), "random policy"))
+    return rollout(one, make_env(episodes), episode_seeds(REPORT, episodes, 1, device), lambda ids: choose)

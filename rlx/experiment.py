@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from rlx.agent import Agent, Policy, Spec
+    from rlx.data import Data
     from rlx.env import TensorEnv
     from rlx.run import Run
 
@@ -100,9 +101,9 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name if name != "auto" else "cpu")
 
 
-def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", copies: int) -> "Agent":
-    """The agent of the config group `agent`, on the device of `seeds`."""
-    from rlx.agent import Agent
+def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", copies: int, data: "Data | None" = None) -> "Agent":
+    """The agent of the config group `agent`, on the device of `seeds`; an offline one learns from `data`."""
+    from rlx.agent import Agent, OfflineAgent
 
     kind: Any = load_class(node, "agent", Agent)
     for what, space, fits in (("observations", spec.observation_space, kind.observations), ("actions", spec.action_space, kind.actions)):
@@ -111,7 +112,14 @@ def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", cop
             raise ConfigError(f"agent: {kind.__name__} needs {names} {what}; this env has {space}.")
     if kind.games and spec.rules is None:
         raise ConfigError(f"agent: {kind.__name__} needs a game of two players in turn, such as env=tic_tac_toe.")
-    return kind(build(kind.config_type, node, "agent"), spec, seeds, copies)
+    config, offline = build(kind.config_type, node, "agent"), issubclass(kind, OfflineAgent)
+    if offline != (data is not None):
+        raise ConfigError(
+            f"data: {kind.__name__} learns from a data set; give one, as in: data=data/cartpole (rlx collect makes them)."
+            if offline
+            else f"data: {kind.__name__} learns by acting; data sets are for agent=bcq and agent=bc."
+        )
+    return kind(config, spec, seeds, data if offline else copies)
 
 
 def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]":

@@ -46,14 +46,14 @@ def _save(figure, path: Path) -> None:
     pyplot.close(figure)
 
 
-def learning(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Greedy return against environment steps from the rows of metrics.jsonl. The band resamples seeds."""
+def learning(rows: Sequence[Mapping[str, Any]], path: Path, title: str, unit: str) -> None:
+    """Greedy return against steps (`unit`: of what) from the rows of metrics.jsonl. The band resamples seeds."""
     curves: dict[int, dict[int, float]] = {}
     for row in rows:
         curves.setdefault(row["seed"], {})[row["step"]] = row["return/mean"]
     if not curves:
         return
-    figure, axes = _axes(f"{title}: greedy evaluation while learning, {len(curves)} seeds", "environment steps per seed", "return")
+    figure, axes = _axes(f"{title}: greedy evaluation while learning, {len(curves)} seeds", f"{unit} per seed", "return")
     for curve in curves.values():
         axes.plot(list(curve), list(curve.values()), color=COLOURS[0], alpha=0.22, linewidth=0.8)
     steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))

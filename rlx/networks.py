@@ -64,6 +64,14 @@ class SeedConv(nn.Module):
         return y.unflatten(1, (seeds, -1)).transpose(0, 1)
 
 
+@torch.no_grad()
+def scale_for_relu(net: nn.Module) -> None:
+    """Begin its convolutions with weights that neither shrink nor swell what passes ReLU layers, for depth (He et al. 2015)."""
+    for layer in net.modules():
+        if isinstance(layer, SeedConv):
+            layer.weight.mul_(math.sqrt(6))
+
+
 class SeedBatchNorm(nn.Module):
     """Batch normalisation (Ioffe & Szegedy 2015) of each seed's channels x [S, B, C, H, W]: by the batch's own moments where
     `training`, else by running ones (the biased variance, unlike torch)."""

@@ -17,9 +17,10 @@ class Adam(nn.Module):
     mean: Tensor
     square: Tensor
 
-    def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float, eps: float = 1e-8):
         super().__init__()
         self.learning_rate: float | Tensor = learning_rate  # or [S]
+        self.eps = eps
         self.register_buffer("count", torch.zeros(len(parameters[0]), device=parameters[0].device))
         self.register_buffer("mean", torch.zeros_like(_flat(parameters)))
         self.register_buffer("square", torch.zeros_like(self.mean))
@@ -32,7 +33,7 @@ class Adam(nn.Module):
         self.mean.lerp_(gradient, (0.1 * on).unsqueeze(1))
         self.square.lerp_(gradient * gradient, (0.001 * on).unsqueeze(1))
         mean_bias, square_bias = 1 - 0.9**self.count, (1 - 0.999**self.count).sqrt()
-        eps = torch.where(where, 1e-8 * square_bias, 1.0)  # 0/0 where a seed has yet to take its first step
+        eps = torch.where(where, self.eps * square_bias, 1.0)  # 0/0 where a seed has yet to take its first step
         slowness = torch.where(where, mean_bias / square_bias / self.learning_rate, torch.inf)
         _descend(parameters, self.mean, _root(self.square).add_(eps.unsqueeze(1)).mul_(slowness.unsqueeze(1)))
 

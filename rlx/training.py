@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from rlx import experiment, figures, journal, report, stats, stopping
-from rlx.agent import Transition
+from rlx.agent import OfflineAgent, Transition
 from rlx.config import ConfigError, RunError, build, parse_seeds
+from rlx.data import open_data
 from rlx.evaluation import REPORT, SELECTION, evaluate
 from rlx.kept import Kept
 from rlx.log import Log
@@ -32,6 +33,8 @@ class Training:
         self.config, self.name = config, name
         self.seeds = parse_seeds(config.seeds)
         stop = build(stopping.Config, config.stop, "stop") if config.stop else None
+        if stop and config.data:
+            raise ConfigError("stop: an offline agent has no training returns to stop by.")
         if stop and config.copies != 1:
             raise ConfigError(f"copies={config.copies}: a stop rule needs copies=1, so that episodes have an order.")
         self.device = experiment.setup_device(config.device)
@@ -39,13 +42,18 @@ class Training:
         self.eval_env = experiment.evaluated_env({"env": config.env, "eval_env": config.eval_env})
         self.threshold = experiment.env_spec(self.eval_env).reward_threshold
         """Return from which a seed counts as solved, if the env says."""
+        self.data = open_data(config.data, config.skip_bad) if config.data else None
+        self.copies, self.unit = config.copies, "steps"
+        if self.data is not None:
+            self.data.fit(self.spec)
+            self.copies, self.unit = 1, "minibatches"
         seeds = seed_tensor(self.seeds, self.device)
-        shape = (len(seeds), config.copies)
-        self.agent = experiment.make_agent(config.agent, self.spec, seeds, config.copies)
-        self.env = experiment.make_env(config.env, len(seeds) * config.copies, self.device)
-        self.obs = self.env.reset(seed=reset_seeds(seeds, config.copies, "env").flatten().tolist())[0].unflatten(0, shape)
+        shape = (len(seeds), self.copies)
+        self.agent = experiment.make_agent(config.agent, self.spec, seeds, self.copies, self.data)
+        self.env = experiment.make_env(config.env, len(seeds) * self.copies, self.device)
+        self.obs = self.env.reset(seed=reset_seeds(seeds, self.copies, "env").flatten().tolist())[0].unflatten(0, shape)
         self.first = torch.ones(shape, dtype=torch.bool, device=self.device)
-        self.carry = self.agent.policy.initial_carry(config.copies)
+        self.carry = self.agent.policy.initial_carry(self.copies)
         self.running = torch.arange(len(seeds), device=self.device)
         """Rows of `seeds` that still learn."""
         self.last = torch.full((len(seeds),), torch.nan, dtype=torch.float64)
@@ -64,7 +72,7 @@ class Training:
 
     def make_env(self, copies: int) -> Any:
         """Copies of the env to evaluate in, as old as those it learns from."""
-        return experiment.make_env(self.eval_env, copies, self.device, self.step // self.config.copies)
+        return experiment.make_env(self.eval_env, copies, self.device, self.step // self.copies)
 
     def run(self, output: Run, reopen: DictConfig | None = None) -> float:
         """Train, evaluate, save, report; returns the interquartile mean of the last evaluation.
@@ -74,16 +82,20 @@ class Training:
         """
         self.output, self.began = output, time.monotonic()
         self.saved_at = self.began
-        replays = journal.size(self.agent)
+        replays, copies = journal.size(self.agent), f", {self.copies} env copies each" if self.data is None else ""
         report.start(
             run=output.path,
             agent=f"{self.name}, protocol {self.config.protocol}",
-            seeds=f"{len(self.seeds)} ({report.ranges(self.seeds)}), {self.config.copies} env copies each",
-            steps=f"{self.config.steps:,} per seed, evaluated every {self.config.eval_every:,}",
+            seeds=f"{len(self.seeds)} ({report.ranges(self.seeds)}){copies}",
+            steps=f"{self.config.steps:,} {self.unit} per seed, evaluated every {self.config.eval_every:,}",
             device=f"{self.device}, {torch.get_num_threads()} thread(s)",
             size=f"replay {replays / 1e6:,.0f} MB in memory; up to {self.disk_size() / 1e6:,.0f} MB on disk",
         )
-        with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.threshold) as progress:
+        if self.data is not None:
+            report.start(data=self.config.data, **self.data.card())
+            for difference in self.data.differences(self.config.env):
+                report.start(differs=difference)
+        with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.threshold, self.unit) as progress:
             if reopen is not None:  # under the lock: it cuts the metrics
                 output.reopen(reopen, self.step, self.evaluated)
             try:
@@ -126,6 +138,9 @@ class Training:
 
     def _vector_step(self) -> Tensor:
         """Act, step, learn; returns the returns so far of the running episodes, those that ended included [S', N]."""
+        if isinstance(self.agent, OfflineAgent):
+            self.step += 1
+            return self.log.add(torch.zeros_like(self.log.running), torch.zeros_like(self.first), self.agent.learn(), self.step)
         action, self.carry = self.agent.act(self.obs, self.first, self.carry)
         obs, reward, terminated, truncated, info = self.env.step(action.flatten(0, 1))
         next_obs, obs, reward, terminated, truncated = (
@@ -133,7 +148,7 @@ class Training:
         )
         metrics = self.agent.update(Transition(self.obs, action, reward, next_obs, terminated, truncated, self.carry))
         self.obs, self.first = obs, terminated | truncated
-        self.step += self.config.copies
+        self.step += self.copies
         return self.log.add(reward, self.first, metrics, self.step)
 
     def _apply_stop_rule(self, returns: Tensor, progress: report.Progress) -> None:
@@ -150,8 +165,8 @@ class Training:
         self.running, self.obs, self.first = self.running[rows], self.obs[rows], self.first[rows]
         self.carry = {name: value[rows] for name, value in self.carry.items()}
         self.agent = take(self.agent, rows)
-        copies = torch.arange(self.config.copies, device=self.device)
-        self.env.keep((rows.unsqueeze(1) * self.config.copies + copies).flatten())
+        copies = torch.arange(self.copies, device=self.device)
+        self.env.keep((rows.unsqueeze(1) * self.copies + copies).flatten())
         self.log.take(rows)
         self.journal, self.part_sums = journal.Journal(), {}  # the rings have other places now
         if self.stop is not None:
@@ -165,8 +180,9 @@ class Training:
         self.interruptible = False
         mean = episodes.returns.mean(1).cpu()
         self.last[self.running.cpu()] = mean
-        if self.config.env.get("drift"):
-            self.kept.value.fill_(-torch.inf)  # what was best in another env is not
+        if self.config.env.get("drift") or self.data is not None:
+            # What was best in another env is not; and an offline agent has no env to choose by: the newest weights are kept.
+            self.kept.value.fill_(-torch.inf)
         if self.stop is None:
             self.kept.improve(self.agent.policy, mean, self.step)
         self.output.log(self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step)))
@@ -175,7 +191,7 @@ class Training:
 
     def _due(self, every: int) -> bool:
         """Whether the last vector step passed a multiple of `every`, or was the last."""
-        return self.step // every > (self.step - self.config.copies) // every or self.step >= self.config.steps
+        return self.step // every > (self.step - self.copies) // every or self.step >= self.config.steps
 
     def _long_ago(self) -> bool:
         """Whether the last checkpoint is older than `checkpoint_seconds`."""
@@ -268,11 +284,16 @@ class Training:
         config, wall_s = self.config, self._elapsed()
         episodes = evaluate(self.kept.policy, self.make_env, len(self.seeds), config.final_episodes, REPORT, self.device)
         estimate = stats.estimate(episodes.returns.cpu().numpy())
-        figures.learning(self.output.metrics(), self.output.path / "learning.png", self.name)
+        figures.learning(self.output.metrics(), self.output.path / "learning.png", self.name, self.unit)
         steps = int(self.kept.step.max()) if config.stop else self.step
-        summary: dict[str, Any] = {"status": "completed", "seeds": self.seeds, "steps": steps, "wall_s": wall_s}
-        summary |= {"steps_per_s": steps * len(self.seeds) / wall_s, "checkpoints_s": self.saving_s, "return": estimate.as_dict()}
-        summary |= {
+        summary: dict[str, Any] = {
+            "status": "completed",
+            "seeds": self.seeds,
+            "steps": steps,
+            "wall_s": wall_s,
+            "steps_per_s": steps * len(self.seeds) / wall_s,
+            "checkpoints_s": self.saving_s,
+            "return": estimate.as_dict(),
             "reward_threshold": self.threshold,
             "stuck_rate": episodes.truncated.double().mean(1),
             "kept": self.kept.facts(),
@@ -286,7 +307,7 @@ class Training:
         }
         if config.stop:
             columns["stop rule"] = ["met" if x else "not met" for x in self.kept.solved.tolist()]
-        when = "stop" if config.stop else "best evaluation"
+        when = "stop" if config.stop else "best evaluation" if self.data is None else "last evaluation"
         report.per_seed(
             f"Greedy return over {config.final_episodes} new episodes, weights kept at each seed's {when}", self.seeds, columns, estimate
         )

@@ -13,7 +13,7 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import is_image, make_encoder, obs_field
-from rlx.networks import MLP, RunningNorm, SeedConv, SeedGRU, along, per_seed_norm
+from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, scale_for_relu
 from rlx.rng import Streams
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
@@ -75,6 +75,7 @@ class ActorCritic(Policy):
         self.continuous = isinstance(space, spaces.Box)
         self.units = config.recurrent
         self.encoder = make_encoder(spec.observation_space, False, config.conv, False, 1, seeds, Streams(seeds, "encoder"))
+        scale_for_relu(self.encoder)
         features = self.encoder.features
         self.norm = RunningNorm(features, seeds) if config.normalise_obs and not is_image(spec.observation_space.shape) else None
         if self.units is not None:
@@ -86,9 +87,6 @@ class ActorCritic(Policy):
         with torch.no_grad():
             for parameter in self.actor.layers[-1].parameters():
                 parameter.mul_(0.01)  # begin with all actions about equally likely
-            if is_image(spec.observation_space.shape):  # for depth: ReLU layers that neither shrink nor swell their input (He et al. 2015)
-                for layer in [m for m in self.encoder.modules() if isinstance(m, SeedConv)]:
-                    layer.weight.mul_(math.sqrt(6))
         if isinstance(space, spaces.Box):
             if len(space.shape) != 1 or not space.is_bounded():
                 raise ConfigError(f"agent: needs bounded Box actions of one axis; this env has {space}.")

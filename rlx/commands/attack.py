@@ -77,7 +77,7 @@ def main(composed: DictConfig) -> float:
     began = time.monotonic()
     visited = Visited(policy.heads[-1])
     clean = evaluate(policy, make_env, len(seeds), config.episodes, REPORT, device, visited.chooser)
-    random = float(evaluate_random(policy, spec, make_env, config.episodes, device).returns.mean())
+    random = float(evaluate_random(policy, make_env, config.episodes, device).returns.mean())
     scale = attacks.unit_scale(config.scale, spec.observation_space, visited.std)
     played = sweep(policy, make_env, spec, attack, modes, seeds, eps, scale, config.episodes, config.max_copies, device)
     wall_s = time.monotonic() - began

@@ -16,11 +16,15 @@ class Config:
     agent: Any
     env: Any
     device: Any
+    data: str | None
+    """Data set of an offline agent."""
+    skip_bad: bool
+    """Go on without its bad shards."""
     protocol: str | None
     seeds: Any
     """A count, a range or a list: trained together, each as if alone."""
     steps: int
-    """Environment steps per seed."""
+    """Environment steps per seed; of an offline agent, minibatches."""
     copies: int
     """Env copies per seed."""
     eval_every: int

@@ -1,0 +1,80 @@
+"""Play policies of early and late checkpoints and log the episodes: a data set for offline agents."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rlx import report
+from rlx.config import ConfigError, at_least, build, command, parse_grid
+from rlx.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys of collect.yaml."""
+
+    device: Any
+    run: Any
+    out: str
+    steps: int
+    mix: Any
+    epsilon: float
+    copies: int
+    seed: int
+    outputs: str
+
+    def __post_init__(self) -> None:
+        at_least(self.steps, 1, "steps")
+        at_least(self.copies, 1, "copies")
+        if not 0 <= self.epsilon <= 1:
+            raise ConfigError(f"epsilon={self.epsilon}: expected a share between 0 and 1.")
+
+
+@command("collect")
+def main(composed: DictConfig) -> None:
+    """Writes the folder `out` and prints its card."""
+    config = build(Config, composed, "")
+    mix = parse_grid(config.mix, "mix")
+    if max(mix) > 1:
+        raise ConfigError(f"mix={config.mix}: expected numbers between 0 (a run's first checkpoint) and 1 (its last).")
+    runs = Run.find_all(config.run, config.outputs)
+
+    from rlx import experiment
+    from rlx.collecting import play
+    from rlx.data import Writer
+    from rlx.evaluation import exploring
+    from rlx.rng import Streams, reset_seeds, seed_tensor
+
+    env = experiment.evaluated_env(runs[0].config)
+    if other := next((run for run in runs if experiment.evaluated_env(run.config) != env), None):
+        raise ConfigError(f"run={other.path}: its env differs from that of {runs[0].path}.")
+    device, began = experiment.setup_device(config.device), time.monotonic()
+    writer, stack = Writer(config.out), env.get("stack", 1)
+    sources = [(run, _checkpoint(run, place)) for run in runs for place in mix]
+    texts = []
+    for number, (run, checkpoint) in enumerate(sources):
+        policy, _, seeds = experiment.load_policies([run], checkpoint, device)
+        keys = seed_tensor(seeds, device)
+        name = f"collect {config.seed} {number}"
+        rng = Streams(keys, f"{name} explore")
+        copies = experiment.make_env(env, len(seeds) * config.copies, device, experiment.age(run))
+        least = math.ceil(config.steps / len(sources) / copies.num_envs)
+        resets = reset_seeds(keys, config.copies, name)
+        returns = play(policy, copies, resets, exploring(config.epsilon, rng), least, stack, writer)
+        texts.append(f"{run.path.parent.name}, step {int(checkpoint):,}: {len(returns)} episodes, return {sum(returns) / len(returns):.1f}")
+        report.start(source=texts[-1])
+    data = writer.close({key: value for key, value in env.items() if key != "stack"}, stack, texts)
+    report.start(**data.card(), took=report.duration(time.monotonic() - began))
+    report.end(writer.out)
+
+
+def _checkpoint(run: Run, place: float) -> str:
+    """The checkpoint nearest to this place between the run's first and its last."""
+    names = run.steps()
+    if not names:
+        raise ConfigError(f"run={run.path}: has no checkpoints left.")
+    first, last = int(names[0]), int(names[-1])
+    return min(names, key=lambda name: abs(int(name) - first - place * (last - first)))

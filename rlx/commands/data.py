@@ -1,0 +1,50 @@
+"""Show the card of a data set; write it in another format."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rlx import report
+from rlx.config import ConfigError, build, command
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys of data.yaml."""
+
+    data: Any
+    out: str | None
+    skip_bad: bool
+
+
+@command("data")
+def main(composed: DictConfig) -> None:
+    """Prints one card per data set."""
+    config = build(Config, composed, "")
+    sets = [config.data] if isinstance(config.data, str) else [str(where) for where in config.data]
+    if config.out and len(sets) > 1:
+        raise ConfigError(f"out={config.out}: give one data set.")
+
+    from rlx.data import open_data
+
+    for where in sets:
+        data = open_data(where, config.skip_bad)
+        report.start(data=where, **data.card())
+        if config.out:
+            write(data, config.out)
+            report.end(Path(config.out))
+
+
+def write(data: Any, out: str) -> None:
+    """Write `data` as `out` says: minari:<id>, or a folder of npz shards. ConfigError where shards would be written anew."""
+    from rlx import minari, shards
+    from rlx.data import Episodes
+
+    if not isinstance(data, Episodes):
+        raise ConfigError("out: shards keep no episodes; only data sets with them can be written in another format.")
+    if out.startswith("minari:"):
+        minari.write(data, out.removeprefix("minari:"))
+    else:
+        shards.write(data, Path(out), data.facts["stack"])
