@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str", clock: int = 0) -> "TensorEnv":
-    """`num_envs` copies of the env of the config group `env`, as the keys `observe` and `stack` show it.
+    """`num_envs` copies of the env of the config group `env`, as the keys `observe` and `stack` show it, in `workers` processes.
 
     `clock`: for a drifting env, how many steps each copy is old.
     """
     params = _plain(node)
-    observe, stack = params.pop("observe", None), params.pop("stack", 1)
-    env = _whole_env(node, params, num_envs, device, clock)
+    observe, stack, workers = params.pop("observe", None), params.pop("stack", 1), params.pop("workers", 1)
+    env = _whole_env(node, params, num_envs, device, clock, workers)
     if observe is None and stack == 1:
         return env
     from rlx.envs.view import View
@@ -34,7 +35,9 @@ def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str
     return View(env, observe, stack)
 
 
-def _whole_env(node: Mapping[str, Any], params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int) -> "TensorEnv":
+def _whole_env(
+    node: Mapping[str, Any], params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int
+) -> "TensorEnv":
     """A Dynamics, or a VectorEnv class of anybody's."""
     from gymnasium.vector import VectorEnv
 
@@ -49,9 +52,15 @@ def _whole_env(node: Mapping[str, Any], params: dict[str, Any], num_envs: int, d
         known = [name for name in inspect.signature(target).parameters if name not in ("num_envs", "device")]
         for key in params:
             if key not in known:
-                raise ConfigError(f"env.{key}: unknown key.{nearest(key, [*known, 'observe', 'stack'])}")
-        return target(num_envs=num_envs, device=device, **params)
+                raise ConfigError(f"env.{key}: unknown key.{nearest(key, [*known, 'observe', 'stack', 'workers'])}")
+        if min(workers, num_envs) == 1:
+            return target(num_envs=num_envs, device=device, **params)
+        from rlx.envs.workers import Workers
+
+        return Workers(partial(target, **params), num_envs, workers, device)
     kind: Any = load_class(node, "env", Dynamics)  # type: ignore[type-abstract]
+    if workers != 1:
+        raise ConfigError(f"env.workers={workers}: this env steps all copies as one tensor; processes are for envs of Gymnasium.")
     limit, drift = params.pop("max_episode_steps", None), params.pop("drift", None)
     known = [field.name for field in fields(kind)]
     for key in params:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, compose, small
+from conftest import TINY, compose
 from gymnasium import spaces
 from omegaconf import OmegaConf
 from torch import nn

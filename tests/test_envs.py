@@ -239,3 +239,36 @@ def test_a_drifting_number_follows_its_line_and_the_physics_follow_it(composed):
     assert not equal
     with pytest.raises(ConfigError, match="Did you mean 'half_length'"):
         make_env(composed("train", "env=cartpole", drift.replace("half_length", "half_lenth")).env, 1, CPU)
+
+
+def test_workers_give_what_one_process_gives(composed):
+    """Steps, autoresets, copies dropped and put in another order, saved and loaded."""
+    config = composed("train", "env=gym", "env.id=MountainCar-v0", "env.max_episode_steps=12").env
+    one, many = (make_env({**config, "workers": workers}, 5, "cpu") for workers in (1, 2))
+    assert len(many.pipes) == 2
+    envs, rng = [one, many], np.random.default_rng(0)
+
+    first = [env.reset(seed=[3, 1, 4, 1, 5])[0] for env in envs]
+    assert torch.equal(*first)
+    for step in range(40):
+        if step == 17:
+            for env in envs:
+                env.keep(torch.tensor([4, 0, 3]))
+        if step == 25:
+            saved = [env.state_dict() for env in envs]
+            assert saved[0].keys() == saved[1].keys()
+            envs = [make_env({**config, "workers": workers}, 3, "cpu") for workers in (1, 3)]
+            for env, state in zip(envs, saved[::-1], strict=True):
+                env.reset(seed=0)
+                env.load_state_dict(state)
+        if step == 33:
+            for env in envs:
+                env.keep(torch.tensor([2]))
+        actions = rng.integers(0, 3, envs[0].num_envs)
+        (*columns, info), (*others, other) = (env.step(actions) for env in envs)
+        assert all(torch.equal(*pair) for pair in zip((*columns, info["final_obs"]), (*others, other["final_obs"]), strict=True))
+
+
+def test_only_envs_of_gymnasium_take_workers(composed):
+    with pytest.raises(ConfigError, match="env.workers=2"):
+        make_env({**composed("train", "env=cartpole").env, "workers": 2}, 4, "cpu")

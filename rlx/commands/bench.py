@@ -46,11 +46,13 @@ def main(composed: DictConfig) -> float:
     from rlx.agents.ppo import PPO
 
     device = experiment.setup_device(config.device)
+    if chosen("env") == "car_racing":
+        return drawing(config)
     spec = experiment.env_spec(config.env)
     kind: Any = load_class(config.agent, "agent", object)
     env_id = f"{config.env['_target_'].rpartition('.')[2]}-v1"  # Gymnasium's own, of the same name
     if kind not in (DQN, PPO) or env_id not in ("Acrobot-v1", "CartPole-v1"):
-        raise ConfigError("bench: compares agent=dqn, ppo or a2c on env=acrobot or cartpole.")
+        raise ConfigError("bench: compares agent=dqn, ppo or a2c on env=acrobot or cartpole, and env=car_racing with Gymnasium's.")
     agent = build(kind.config_type, config.agent, "agent")
     report.start(
         agent=f"{chosen('agent')} on {env_id}, network {agent.hidden}",
@@ -114,6 +116,47 @@ def rlx_training(config: Config, spec: "Spec", seeds: int, device: "torch.device
         return seeds * config.copies
 
     return timed(step, config.seconds)
+
+
+def drawing(config: Config) -> float:
+    """CarRacing's frames per second, one process and several; returns the gray picture's ratio to Gymnasium's."""
+    import gymnasium
+
+    from rlx import experiment
+    from rlx.envs.car_racing import CarRacing
+
+    rng = np.random.default_rng(0)
+
+    def driven(env: Any) -> float:
+        env.reset(seed=0)
+
+        def step() -> int:
+            action = rng.uniform([-0.5, 0, 0], [0.5, 1, 0.2]).astype(np.float32)
+            for _ in range(10):
+                _, _, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    env.reset()
+            return 10
+
+        return timed(step, config.seconds)
+
+    def shared(workers: int) -> float:
+        env = experiment.make_env({**config.env, "workers": workers}, config.copies, "cpu")
+        env.reset(seed=0)
+
+        def step() -> int:
+            env.step(np.full(config.copies, 1))
+            return config.copies * config.env["kwargs"]["repeat"]
+
+        return timed(step, config.seconds)
+
+    rows: list[tuple[str, float]] = [("Gymnasium, 1 env", driven(gymnasium.make("CarRacing-v3")))]
+    rows += [(f"rlx, 1 env, {what}", driven(CarRacing(continuous=True, gray=gray))) for what, gray in (("gray", True), ("colour", False))]
+    repeat = config.env["kwargs"]["repeat"]
+    rows += [(f"rlx, {config.copies} env copies, {repeat} frames a step, {n} process(es)", shared(n)) for n in (1, 2)]
+    table = [[what, f"{speed:,.0f}", f"{speed / rows[0][1]:.3g}"] for what, speed in rows]
+    report.table("CarRacing, frames per second", ["what", "frames/s", "ratio"], table)
+    return rows[1][1] / rows[0][1]
 
 
 def plain_training(config: "DQNConfig", spec: "Spec", env_id: str, seconds: float) -> float:

@@ -20,6 +20,7 @@ class Config:
     checkpoint: str
     seeds: Any
     episodes: int
+    video: bool
     outputs: str
 
 
@@ -60,6 +61,11 @@ def main(composed: DictConfig) -> float:
         files["figure"] = output.path / "visits.png"
         title = f"{runs[0].path.parent.name}: steps spent in each cell, per greedy episode"
         figures.grid(visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel(), files["figure"], title)
+    if config.video:
+        from rlx.video import film
+
+        files["video"] = output.path / "episode.gif"
+        film(policy, env, 0, REPORT, device, clock, files["video"])
     output.write_meta(status="completed", wall_s=wall_s)
     columns = {"return": estimate.per_seed, "at the time limit": [f"{x:.0%}" for x in stuck.tolist()]}
     report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, columns, estimate)

@@ -28,6 +28,8 @@ class Dynamics(ABC):
     """`rlx.agent.Rules` of a game."""
     grid: tuple[int, int] | None = None
     """(rows, columns) where the observations number the cells of a grid, row by row."""
+    gymnasium_id: ClassVar[str] = ""
+    """Under which Gymnasium may know the same env, with the same state, and draw it."""
     initial_draws: ClassVar[int] = 0
     """Uniform numbers that one first state needs."""
     transition_draws: ClassVar[int] = 0
@@ -168,5 +170,6 @@ def register(name: str, dynamics: type[Dynamics]) -> None:
     def create(num_envs: int = 1, max_episode_steps: int | None = None, device: str = "cpu", render_mode=None, **kwargs):
         return BatchedEnv(dynamics(**kwargs), num_envs, max_episode_steps, device, render_mode)
 
+    dynamics.gymnasium_id = name.removeprefix("rlx/")
     limit, threshold = dynamics.max_episode_steps, dynamics.reward_threshold
     gymnasium.register(name, vector_entry_point=create, max_episode_steps=limit, reward_threshold=threshold)

@@ -63,6 +63,9 @@ class CarRacing(car_racing.CarRacing):
         if self.table is not None:
             self.action_space = spaces.Discrete(len(self.table))
         self.observation_space = spaces.Box(0, 255, (1 if gray else 3, SIZE, SIZE), np.uint8)
+        self._canvas = pygame.Surface((_POINTS, _POINTS), depth=8 if gray else 24)
+        if gray:
+            self._canvas.set_palette(_LEVELS)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """As Gymnasium's, `repeat` frames on or to the episode's end."""
@@ -87,8 +90,8 @@ class CarRacing(car_racing.CarRacing):
         """The observation: uint8 [C, 96, 96]."""
         surface = self._drawn()
         points = pygame.surfarray.pixels2d(surface)[..., None] if self.gray else pygame.surfarray.pixels3d(surface)
-        points = points.astype(np.uint16).swapaxes(0, 1)
-        rows = points[::2] + points[1::2]
+        points = points.swapaxes(0, 1)
+        rows = np.add(points[::2], points[1::2], dtype=np.uint16)
         pixels = (rows[:, ::2] + rows[:, 1::2] + 2 >> 2).astype(np.uint8)
         if self.dashboard:
             pixels[-_TEXT:, :_TEXT] = _text(f"{self._score:04.0f}")[..., : pixels.shape[-1]]
@@ -121,9 +124,8 @@ class CarRacing(car_racing.CarRacing):
 
     def _drawn(self) -> pygame.Surface:
         assert self.car is not None
-        surface = pygame.Surface((_POINTS, _POINTS), depth=8 if self.gray else 24)
-        if self.gray:
-            surface.set_palette(_LEVELS)
+        surface = self._canvas
+        surface.fill(0)
         bodies = [*self.car.wheels, self.car.hull]
         at, turned = np.array([body.position for body in bodies]), np.array([body.angle for body in bodies])
         zoom = car_racing.SCALE * (0.1 * max(1 - self.t, 0) + car_racing.ZOOM * min(self.t, 1))
