@@ -23,8 +23,9 @@ if not console.is_terminal:
 
 def start(**facts: object) -> None:
     """What was chosen, one line each."""
+    width = max([8, *map(len, facts)])
     for key, value in facts.items():
-        console.print(f"{key:<8} {value}", markup=False)
+        console.print(f"{key:<{width}} {value}", markup=False)
 
 
 def end(path: Path, wall_s: float | None = None, **files: Path) -> None:

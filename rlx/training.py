@@ -82,14 +82,15 @@ class Training:
         """
         self.output, self.began = output, time.monotonic()
         self.saved_at = self.began
-        replays, copies = journal.size(self.agent), f", {self.copies} env copies each" if self.data is None else ""
+        replays, disk = journal.size(self.agent) / 1e6, f"up to {self.disk_size() / 1e6:,.0f} MB on disk"
+        online = self.data is None
         report.start(
             run=output.path,
             agent=f"{self.name}, protocol {self.config.protocol}",
-            seeds=f"{len(self.seeds)} ({report.ranges(self.seeds)}){copies}",
+            seeds=f"{len(self.seeds)} ({report.ranges(self.seeds)})" + f", {self.copies} env copies each" * online,
             steps=f"{self.config.steps:,} {self.unit} per seed, evaluated every {self.config.eval_every:,}",
             device=f"{self.device}, {torch.get_num_threads()} thread(s)",
-            size=f"replay {replays / 1e6:,.0f} MB in memory; up to {self.disk_size() / 1e6:,.0f} MB on disk",
+            size=f"replay {replays:,.0f} MB in memory; {disk}" if online else disk,
         )
         if self.data is not None:
             report.start(data=self.config.data, **self.data.card())

@@ -29,3 +29,39 @@ def test_every_policy_can_be_exported(parts, tmp_path):
     exported.write(tmp_path / "policy.onnx", {"run": "here"})
     worst, same, _ = compare(exported, tmp_path / "policy.onnx", make_env(config.env, 3, "cpu"), 40)
     assert same >= 0.99 and worst < 1e-3
+
+
+def test_the_command_line(tiny_runs, rlx, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    result = rlx("export", tiny_runs / "train/dqn-cartpole", "seed=1", "policy.onnx")
+    assert result.code == 0 and "100.00% of the actions equal" in result.out, result.err
+    session = onnxruntime.InferenceSession("policy.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 4] and session.get_outputs()[1].shape == ["batch", 2]
+    assert session.get_modelmeta().custom_metadata_map["seed"] == "1"
+    for arguments, message in (
+        (("policy.onnx", "more.onnx", "x.onnx"), "name the file last"),
+        ((tiny_runs,), "name the file last"),
+        ((tiny_runs / "train/dqn-cartpole", "nowhere/p.onnx"), "cannot be written"),
+        ((tiny_runs / "train/dqn-cartpole", "seed=9", "p.onnx"), "[9] not in"),
+    ):
+        result = rlx("export", *arguments)
+        assert result.code == 2 and message in result.err, (arguments, result.err)
+
+
+def test_an_episode_can_be_watched(tiny_runs, rlx):
+    from PIL import Image
+
+    result = rlx("evaluate", tiny_runs / "train/dqn-cartpole", "episodes=2", "video=true")
+    assert result.code == 0, result.err
+    import json
+
+    import numpy as np
+
+    with Image.open(result.run / "episode.gif") as film:
+        frames = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            frames.append(np.asarray(film.convert("L")).astype(int))
+    assert frames[0].shape == (400, 600) and len(frames) > 5
+    assert (frames[0] != frames[-1]).any()
+    assert json.loads((result.run / "summary.json").read_text())["status"] == "completed"

@@ -107,6 +107,7 @@ class BCQ(OfflineAgent):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, data: Data):
         super().__init__()
+        data.sample(0, torch.zeros(1, 1, 2), config.n_steps, config.discount)  # raises where it has no returns of n steps
         self.config, self.data = config, data
         self.policy = BCQPolicy(config, spec, seeds)
         self.target = copy.deepcopy(self.policy).requires_grad_(False)
