@@ -8,6 +8,7 @@ length.npy       [E] int64     transitions of each episode
 terminated.npy   [E] bool      whether it ended by itself; else it was cut
 """
 
+import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
@@ -28,6 +29,10 @@ from rlx.config import ConfigError
 FORMAT = 1
 FILES = ("obs", "action", "reward", "length", "terminated")
 _CHECKED_AT_ONCE = 1 << 16
+_IDENTITY = ("env._target_", "env.id", "env.game", "env.observe", "env.kwargs.gray", "env.kwargs.continuous")
+"""Settings that make another env, not another version of the same."""
+_INERT = {"env.stack", "env.workers", "env.threads"}
+"""Settings that do not change what is logged."""
 
 
 class Data(ABC):
@@ -41,16 +46,17 @@ class Data(ABC):
         obs, action, reward (Σ_{i<k} γ^i r_i), discount (γ^k, 0 behind a terminal), next_obs; k ≤ `n_steps`, less at an episode's end."""
 
     @abstractmethod
-    def fit(self, spec: Spec) -> None:
-        """Show observations as an env of this `spec` does; ConfigError where they are not of this env."""
-
-    def differences(self, env: Mapping[str, Any]) -> list[str]:
-        """In which keys the env that it was collected in differs from the config group `env`, one line each."""
-        return []
+    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+        """Show observations as the env of this `spec`, the config group `env`, does. Returns in which settings the one that it was
+        collected in differs, one line each; ConfigError where it is another env."""
 
     @abstractmethod
     def card(self) -> dict[str, Any]:
         """Its facts, name → value, in the order in which they are told."""
+
+    def fingerprint(self) -> str:
+        """Another one for other data, as far as the card tells."""
+        return hashlib.sha256(json.dumps(self.card()).encode()).hexdigest()
 
     def __deepcopy__(self, memo: dict) -> "Data":
         return self  # it does not change
@@ -71,8 +77,9 @@ def open_data(where: str, skip_bad: bool = False) -> Data:
         return Episodes(folder)
     if any(folder.glob("*.npz")):
         return Shards(folder, skip_bad)
-    what = "neither data.json nor npz shards in it" if folder.is_dir() else "no such folder"
-    raise ConfigError(f"data={where}: {what}; make one with: rlx collect RUN out={where}")
+    if folder.exists():
+        raise ConfigError(f"data={where}: {'neither data.json nor npz shards in it' if folder.is_dir() else 'is a file, not a folder'}.")
+    raise ConfigError(f"data={where}: no such folder; make one with: rlx collect RUN out={where}")
 
 
 class Episodes(Data):
@@ -103,26 +110,27 @@ class Episodes(Data):
         for name in ("obs", "reward"):
             _check_finite(getattr(self, name), folder / f"{name}.npy")
 
-    def fit(self, spec: Spec) -> None:
+    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
         where, own = f"data={self.folder}", self.obs.shape[1:]
+        stack, differences = env.get("stack", 1), _differences(self.facts["env"], env)
+        for name, (logged, here) in differences.items():
+            if name in _IDENTITY:
+                raise ConfigError(f"{where}: collected with {name}={logged}; this env has {here}.")
         space: Any = spec.observation_space
         shape = tuple(space.shape or ())
         if isinstance(space, gymnasium.spaces.Box):
-            fits = len(shape) == len(own) and shape[1:] == own[1:] and shape[0] % own[0] == 0 and space.dtype == self.obs.dtype
+            fits = shape == (stack * own[0], *own[1:]) if own else False
+            fits = fits and space.dtype == self.obs.dtype
         else:
             fits = own == () and self.obs.dtype.kind in "iu" and int(self.obs.max()) < space.n
         if not fits:
             raise ConfigError(f"{where}: its observations are {self.obs.dtype} {list(own)}; this env has {space}.")
-        self.stack = shape[0] // own[0] if shape else 1
+        self.stack = stack
         check_actions(self.action, spec, where)
-
-    def differences(self, env: Mapping[str, Any]) -> list[str]:
-        own, other = (_flat(OmegaConf.to_container(OmegaConf.create(dict(node)), resolve=True)) for node in (self.facts["env"], env))
-        names = sorted((own.keys() | other.keys()) - {"env.stack"})
-        return [f"{name}: {own.get(name)} in the data, {other.get(name)} here" for name in names if own.get(name) != other.get(name)]
+        return [f"{name}: {logged} in the data, {here} here" for name, (logged, here) in differences.items()]
 
     def sample(self, number: int, draws: Tensor, n_steps: int, discount: float) -> dict[str, Tensor]:
-        at = (draws.double() @ draws.new_tensor([1.0, 2.0**-24], dtype=torch.float64)).clamp(max=1 - 2.0**-48)
+        at = draws.double() @ draws.new_tensor([1.0, 2.0**-24], dtype=torch.float64)
         first = (at * self.transitions).long().cpu().numpy()  # 24 bits alone would miss rows of large sets
         episode = self.episode_of(first)
         end = np.minimum(first + n_steps, self.begin[episode + 1])
@@ -198,18 +206,22 @@ class Writer:
     def __init__(self, out: str):
         """ConfigError where the folder `out` exists or cannot be made."""
         self.out = Path(out)
-        self.partial = self.out.with_name(f".{self.out.name}.partial")
         if self.out.exists():
             raise ConfigError(f"out={out}: exists already; choose another name or delete it.")
+        if out.startswith("minari:"):
+            raise ConfigError(f"out={out}: collect into a folder, then: rlx data FOLDER out={out}")
+        self.partial = self.out.with_name(f".{self.out.name}.partial")
         try:
             shutil.rmtree(self.partial, ignore_errors=True)  # of a crash
             self.partial.mkdir(parents=True)
         except OSError as error:
             raise ConfigError(f"out={out}: cannot be written ({error.strerror}).") from None
         self.arrays: dict[str, _Growing] = {}
+        self.transitions = 0
 
     def add(self, obs: np.ndarray, action: np.ndarray, reward: np.ndarray, terminated: bool) -> None:
         """One episode of T steps: obs [T + 1, *O], action [T], reward [T]."""
+        self.transitions += len(action)
         rows = {"obs": obs, "action": action, "reward": reward.astype(np.float32)}
         rows |= {"length": np.array([len(action)], np.int64), "terminated": np.array([terminated])}
         for name, values in rows.items():
@@ -247,6 +259,13 @@ class _Growing:
     def _header(self) -> None:
         shape = (self.rows, *self.tail)
         npy.write_array_header_1_0(self.file, {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape})
+
+
+def _differences(logged: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → the two values where they differ; nothing where it is unknown what was logged."""
+    own, other = (_flat(OmegaConf.to_container(OmegaConf.create(dict(node)), resolve=True)) for node in (logged, here))
+    names = sorted((own.keys() | other.keys()) - _INERT) if logged else []
+    return {name: (own.get(name), other.get(name)) for name in names if own.get(name) != other.get(name)}
 
 
 def _flat(node: Any, prefix: str = "env") -> dict[str, Any]:

@@ -27,6 +27,8 @@ def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str
     """
     params = _plain(node)
     observe, stack, workers = params.pop("observe", None), params.pop("stack", 1), params.pop("workers", 1)
+    if not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"env.workers={workers}: expected a whole number from 1 on.")
     env = _whole_env(node, params, num_envs, device, clock, workers)
     if observe is None and stack == 1:
         return env
@@ -87,15 +89,21 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "rules", None))
 
 
-def age(run: "Run") -> int:
-    """How old a run's env copies are, in steps; 0 unless its env drifts."""
+def age(run: "Run", checkpoint: str = "last") -> int:
+    """How old a run's env copies are at a checkpoint, in steps; 0 unless its env drifts."""
     config = run.config
-    return int(run.counters("last")["step"]) // config.copies if config.env.get("drift") else 0
+    return int(run.counters(checkpoint)["step"]) // config.copies if config.env.get("drift") else 0
 
 
 def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config group `env` as a run is evaluated and attacked in: with the keys of `eval_env`, nested ones too."""
     return _plain(OmegaConf.merge(_plain(config["env"]), _plain(config["eval_env"])))  # type: ignore[arg-type]
+
+
+def same_env(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two runs' envs, as they are evaluated, are one; in how many processes or threads they run says nothing."""
+    first, second = ({k: v for k, v in evaluated_env(config).items() if k not in ("workers", "threads")} for config in (one, other))
+    return first == second
 
 
 def setup_device(node: Mapping[str, Any]) -> "torch.device":
@@ -139,7 +147,7 @@ def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]"
     config = run.config
     spec = env_spec(config.env)
     kind: Any = load_class(config.agent, "agent", Agent)
-    seeds = parse_seeds(config.seeds)
+    seeds = [int(seed) for seed in run.counters(checkpoint)["seeds"]]  # a stop rule may have taken some out
     policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(seeds))
     saved = run.load(checkpoint)
     wanted = policy.state_dict()
@@ -164,16 +172,16 @@ def load_policies(runs: "Sequence[Run]", checkpoint: str, device: "torch.device"
 
     first = runs[0].config
     for run in runs[1:]:
-        for key in ("agent", "env", "eval_env"):
-            if run.config[key] != first[key]:
-                raise ConfigError(f"run={run.path}: its {key} differs from that of {runs[0].path}; attack them one by one.")
+        for key, same in (("agent", run.config.agent == first.agent), ("env", same_env(run.config, first))):
+            if not same:
+                raise ConfigError(f"run={run.path}: its {key} differs from that of {runs[0].path}; take them one by one.")
+    loaded = [load_policy(run, checkpoint) for run in runs]
     owners: dict[int, Path] = {}
-    for run in runs:
-        for seed in parse_seeds(run.config.seeds):
+    for run, (_, _, seeds_of_run) in zip(runs, loaded, strict=True):
+        for seed in seeds_of_run:
             if seed in owners:
                 raise ConfigError(f"run={run.path}: seed {seed} is also in {owners[seed]}; it would count as two independent seeds.")
             owners[seed] = run.path
-    loaded = [load_policy(run, checkpoint) for run in runs]
     policy, own = concatenate([policy for policy, _, _ in loaded]), list(owners)
     if seeds is not None:
         chosen = parse_seeds(seeds)

@@ -38,6 +38,8 @@ def imported(name: str) -> Episodes:
 def write(data: Episodes, name: str) -> None:
     """`data` as Minari's data set `name`, to the bit; ConfigError where it exists or the name is none."""
     minari = _minari()
+    if not data.facts["env"]:
+        raise ConfigError(f"out=minari:{name}: it is unknown in which env this set was collected; only sets of rlx collect can be written.")
     from minari.data_collector import EpisodeBuffer
 
     from rlx.experiment import env_spec

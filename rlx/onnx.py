@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import Policy, Scores, Spec
-from rlx.config import ConfigError
+from rlx.config import ConfigError, RunError
 from rlx.env import TensorEnv
 from rlx.networks import take
 
@@ -58,6 +58,8 @@ class Exported(nn.Module):
         batch = torch.export.Dim("batch")
         example = self.example(2)
         try:
+            import onnxruntime  # noqa: F401 (for the comparison)
+
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -76,21 +78,27 @@ class Exported(nn.Module):
 
 
 def compare(exported: Exported, file: Path, env: TensorEnv, steps: int = 200) -> tuple[float, float, int]:
-    """(largest difference of scores, share of equal actions, steps) of file and policy on what the policy meets in `env`."""
+    """(largest difference of scores and memory, share of equal actions, steps) of file and policy on what the policy meets in `env`.
+
+    RunError where they do not decide alike.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file))
     obs, _ = env.reset(seed=0)
     _, *rest = exported.example(env.num_envs)
-    worst, same, count = 0.0, 0, 0
+    off, same, count = [], 0, 0
     for _ in range(steps):
         inputs = (obs, *rest)
         with torch.no_grad():
-            action, scores, *memory = exported(*inputs)
+            action, *numbers = exported(*inputs)
         given = {name: value.numpy() for name, value in zip(exported.inputs, inputs, strict=True)}
-        other_action, other_scores, *_ = session.run(None, given)
-        worst = max(worst, float(np.abs(other_scores - scores.numpy()).max()))
+        other_action, *others = session.run(None, given)
+        off += [np.abs(other - value.numpy()).max() for other, value in zip(others, numbers, strict=True)]
         same, count = same + int(np.isclose(other_action, action.numpy(), atol=1e-4).sum()), count + other_action.size
         obs, _, terminated, truncated, _ = env.step(action)
-        rest = [terminated | truncated, *memory] if memory else []
+        rest = [terminated | truncated, *numbers[1:]] if exported.memory else []
+    worst = float(np.max(off))  # NaN where one is
+    if not (same > 0.99 * count and worst < 1e-2):
+        raise RunError(f"{file}: decides otherwise than the policy: {same} of {count} actions are equal, scores differ by up to {worst:g}.")
     return worst, same / count, steps

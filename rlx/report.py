@@ -95,7 +95,7 @@ class Progress:
         now = mean.cpu().numpy()
         text = f"{step:>11,} {self.unit}  return {np.median(now):8.2f}"
         if bool(best.isfinite().all()):
-            text += f"  best {best.median():8.2f}, worst seed's {best.min():8.2f}"
+            text += f"  kept {best.median():8.2f}, worst seed's {best.min():8.2f}"
         if self.threshold is not None:
             text += f"  {int((best >= self.threshold).sum())}/{len(best)} solved"
         text += f"  {self.done} stopped" if self.done else ""

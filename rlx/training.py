@@ -43,14 +43,18 @@ class Training:
         self.threshold = experiment.env_spec(self.eval_env).reward_threshold
         """Return from which a seed counts as solved, if the env says."""
         self.data = open_data(config.data, config.skip_bad) if config.data else None
-        self.copies, self.unit = config.copies, "steps"
+        self.copies, self.unit, self.fingerprint = config.copies, "steps", None
+        env = config.env
         if self.data is not None:
-            self.data.fit(self.spec)
-            self.copies, self.unit = 1, "minibatches"
+            if config.env.get("drift"):
+                raise ConfigError("env.drift: an offline agent's env does not grow older.")
+            self.differences = self.data.fit(self.spec, self.eval_env)
+            self.copies, self.unit, self.fingerprint = 1, "minibatches", self.data.fingerprint()
+            env = {**config.env, "workers": 1}  # it is never stepped
         seeds = seed_tensor(self.seeds, self.device)
         shape = (len(seeds), self.copies)
         self.agent = experiment.make_agent(config.agent, self.spec, seeds, self.copies, self.data)
-        self.env = experiment.make_env(config.env, len(seeds) * self.copies, self.device)
+        self.env = experiment.make_env(env, len(seeds) * self.copies, self.device)
         self.obs = self.env.reset(seed=reset_seeds(seeds, self.copies, "env").flatten().tolist())[0].unflatten(0, shape)
         self.first = torch.ones(shape, dtype=torch.bool, device=self.device)
         self.carry = self.agent.policy.initial_carry(self.copies)
@@ -94,7 +98,7 @@ class Training:
         )
         if self.data is not None:
             report.start(data=self.config.data, **self.data.card())
-            for difference in self.data.differences(self.config.env):
+            for difference in self.differences:
                 report.start(differs=difference)
         with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.threshold, self.unit) as progress:
             if reopen is not None:  # under the lock: it cuts the metrics
@@ -231,6 +235,8 @@ class Training:
         def part(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{name}."): value.to(self.device) for key, value in state.items() if key.startswith(f"{name}.")}
 
+        if counters.get("data") != self.fingerprint:
+            raise ConfigError(f"data={self.config.data}: is not what the run has learnt from; it was changed or replaced.")
         loop = part("loop")
         if len(loop["running"]) < len(self.seeds):
             self._take(loop["running"])
@@ -257,7 +263,7 @@ class Training:
         state["loop.running"] = torch.cat([first.running, second.running + len(first.seeds)])
         # With a stop rule, the part that ended earlier has no seeds that still learn.
         step, evaluated = max(first.step, second.step), max(first.evaluated, second.evaluated)
-        counters = {"step": step, "evaluated": evaluated, "wall_s": first.wall_s + second.wall_s, "replay": {}}
+        counters = {"step": step, "evaluated": evaluated, "wall_s": first.wall_s + second.wall_s, "replay": {}, "data": self.fingerprint}
         self.load(counters, policy, state, ())
         self.agent.load_state_dict(concatenated(first.agent.state_dict(), second.agent.state_dict()))
         self.saved = -1  # nowhere yet
@@ -268,6 +274,7 @@ class Training:
         self.log.check(seeds)
         began = time.monotonic()
         counters = {"step": self.step, "evaluated": self.evaluated, "wall_s": self._elapsed(), "seeds": seeds}
+        counters["data"] = self.fingerprint
         counters["lasting"] = self._due(self.config.checkpoint_every)
         # First: a checkpoint without it would not be resumed to write it.
         self.output.save("best", {"seeds": self.seeds} | self.kept.facts(), self.kept.policy.state_dict())

@@ -24,16 +24,19 @@ from rlx.rollout import rollout
 FRAMES_PER_S = 25
 
 
-def film(policy: Policy, node: Mapping[str, Any], row: int, reset_seed: int, device: torch.device, clock: int, path: Path) -> None:
-    """The episode from `reset_seed` of the policy's seed `row` in the env `node`, as a GIF at `path`.
-
-    ConfigError where nothing can be drawn.
-    """
+def camera(node: Mapping[str, Any], device: torch.device, clock: int) -> "Camera":
+    """On the env `node`; ConfigError where nothing can be drawn."""
     if "id" in node:
-        node = {**node, "workers": 1, "kwargs": {**node["kwargs"], "render_mode": "rgb_array"}}
-    camera: Any = Camera(experiment.make_env(node, 1, device, clock))
-    rollout(take(policy, torch.tensor([row], device=device)), camera, torch.tensor([[reset_seed]], device=device))
-    save(camera.frames, path)
+        node = {**node, "kwargs": {**(node["kwargs"] or {}), "render_mode": "rgb_array"}}
+    return Camera(experiment.make_env(node, 1, device, clock))
+
+
+def film(policy: Policy, env: "Camera", row: int, reset_seed: int, path: Path) -> None:
+    """The episode from `reset_seed` of the policy's seed `row`, as a GIF at `path`."""
+    filmed: Any = env
+    device = next(policy.parameters()).device
+    rollout(take(policy, torch.tensor([row], device=device)), filmed, torch.tensor([[reset_seed]], device=device))
+    save(env.frames, path)
 
 
 def save(frames: Sequence[np.ndarray], path: Path) -> None:

@@ -24,6 +24,10 @@ def spec(stack=1):
     return Spec(spaces.Box(-np.inf, np.inf, (2 * stack,)), spaces.Discrete(3), 100)
 
 
+def env(stack=1):
+    return CARTPOLE | {"stack": stack}
+
+
 def episodes(lengths=(4, 1, 7), terminated=(True, False, False)):
     """Episodes whose observations say where they are: (episode, step)."""
     for number, (length, ended) in enumerate(zip(lengths, terminated, strict=True)):
@@ -46,7 +50,7 @@ def everything(data, count=4000, **options):
 
 
 def test_every_transition_is_drawn_about_equally_often(made):
-    made.fit(spec())
+    made.fit(spec(), env())
     batch = everything(made)
     seen, counts = np.unique(batch["obs"].numpy(), axis=0, return_counts=True)
     assert len(seen) == 12 == made.transitions
@@ -59,7 +63,7 @@ def test_every_transition_is_drawn_about_equally_often(made):
 
 def test_only_termination_ends_bootstrapping(made):
     """Traps 1 and 6 of discrete BCQ: `done` stored inverted, time limits stored as terminal."""
-    made.fit(spec())
+    made.fit(spec(), env())
     batch = everything(made)
     terminal = (batch["next_obs"] == torch.tensor([0.0, 4.0])).all(1)
     assert terminal.any() and (batch["discount"][terminal] == 0).all()
@@ -68,7 +72,7 @@ def test_only_termination_ends_bootstrapping(made):
 
 
 def test_returns_of_several_steps(made):
-    made.fit(spec())
+    made.fit(spec(), env())
     batch = everything(made, n_steps=3, discount=0.5)
     lengths, ends = (4, 1, 7), (True, False, False)
     for (number, step), reward, discount, after in zip(
@@ -82,7 +86,7 @@ def test_returns_of_several_steps(made):
 
 
 def test_stacks_begin_with_the_first_observation_repeated(made):
-    made.fit(spec(stack=3))
+    made.fit(spec(stack=3), env(3))
     batch = everything(made)
     for obs, after in zip(batch["obs"].tolist(), batch["next_obs"].tolist(), strict=True):
         number, step = obs[-2:]
@@ -94,7 +98,7 @@ def test_shards_hold_the_same(made, tmp_path):
     write(made, tmp_path / "shards", 2, rows=5)
     shards = open_data(str(tmp_path / "shards"))
     for data in (made, shards):
-        data.fit(spec(stack=2))
+        data.fit(spec(stack=2), env(2))
 
     def drawn(data):
         rows = set()
@@ -113,7 +117,7 @@ def test_shards_hold_the_same(made, tmp_path):
 def test_an_epoch_visits_every_shard_as_often_as_it_has_rows(made, tmp_path):
     write(made, tmp_path / "shards", 1, rows=5)  # 5, 5 and 2 rows: 3, 3 and 1 minibatches of 2
     shards = open_data(str(tmp_path / "shards"))
-    shards.fit(spec())
+    shards.fit(spec(), env())
     orders = []
     for epoch in range(20):
         opened = []
@@ -131,18 +135,31 @@ def test_the_sources_scaled_pictures_come_back_as_they_were(tmp_path):
     arrays = {"states": pixels / np.float32(128) - 1, "next_states": pixels / np.float32(128) - 1, "actions": np.zeros(6, int)}
     np.savez(tmp_path / "a.npz", rewards=np.zeros(6), dones=np.zeros(6), **arrays)
     shards = open_data(str(tmp_path))
-    shards.fit(Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9))
+    shards.fit(Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9), {})
     obs = everything(shards)["obs"].numpy()
     assert {row.tobytes() for row in obs} == {row.tobytes() for row in pixels}
+
+
+def test_pictures_of_another_scale_and_inverted_dones_are_refused(tmp_path):
+    """Trap 1 again: `done` stored as its opposite."""
+    pixels = np.random.default_rng(0).random((6, 1, 16, 16)).astype(np.float32)
+    arrays = {"states": pixels, "next_states": pixels, "actions": np.zeros(6, int), "rewards": np.zeros(6)}
+    np.savez(tmp_path / "a.npz", dones=np.arange(6) == 0, **arrays)
+    with pytest.raises(ConfigError, match="v / 128"):
+        open_data(str(tmp_path)).fit(Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9), {})
+    np.savez(tmp_path / "a.npz", dones=np.arange(6) != 0, **arrays)
+    with pytest.raises(ConfigError, match="5 of 6 rows; does it say who is not done"):
+        open_data(str(tmp_path))
 
 
 BREAKS = {
     "missing": (lambda a: a.pop("dones"), "'dones' is missing"),
     "dtype": (lambda a: a.update(actions=a["actions"] + 0.5), "'actions' is float64"),
+    "dones": (lambda a: a.update(dones=a["dones"] + 2), "'dones' has other numbers"),
     "length": (lambda a: a.update(rewards=a["rewards"][:-1]), r"'rewards' is \[4\]"),
     "shape": (lambda a: a.update(states=a["states"][:, :1], next_states=a["next_states"][:, :1]), r"'states' is float32 \[1\], in others"),
     "nan": (lambda a: a.update(states=np.where(a["states"] == 1, np.nan, a["states"])), "'states' has a NaN"),
-    "negative": (lambda a: a.update(actions=a["actions"] - 1), "negative"),
+    "negative": (lambda a: a.update(actions=a["actions"] - 1), "'actions' reaches from -1 to 1"),
 }
 
 
@@ -192,15 +209,19 @@ def test_a_damaged_set_is_named(file, change, expected, made):
 def test_sets_that_do_not_fit_are_refused(made, mixed, rlx):
     for other in (Spec(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), 9), Spec(spaces.Discrete(5), spaces.Discrete(3), 9)):
         with pytest.raises(ConfigError, match="its observations are float32"):
-            made.fit(other)
+            made.fit(other, env())
     with pytest.raises(ConfigError, match="its actions are int64"):
-        made.fit(Spec(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), 9))
+        made.fit(Spec(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), 9), env())
     for arguments, message in (
         (("agent=bcq", "env=cartpole"), "learns from a data set"),
         (("agent=dqn", "env=cartpole", f"data={mixed}/data"), "learns by acting"),
-        (("agent=bcq", "env=cartpole", "+env.observe=[0,1]", f"data={made.folder}"), "its actions"),
+        (("agent=bcq", "env=cartpole", "+env.observe=[0,1]", f"data={made.folder}"), "collected with env.observe=None"),
+        (("agent=bcq", "env=lunar_lander", f"data={mixed}/data"), "collected with env._target_"),
+        (("agent=bcq", "env=gym", "env.id=Acrobot-v1", f"data={mixed}/data"), "collected with env._target_"),
+        (("agent=bcq", "env=cartpole_drift", f"data={mixed}/data"), "does not grow older"),
+        (("agent=bcq", "env=cartpole", "data=conf.py"), "no such folder"),
         (("agent=bcq", "env=cartpole", "data=nowhere"), "no such folder"),
-        (("agent=bcq", "env=pendulum", f"data={made.folder}"), "its observations"),
+        (("agent=bcq", "env=pendulum", f"data={made.folder}"), "collected with env._target_"),
         (("agent=bcq", "env=cartpole", "data=minari:rlx/none-v0"), "cannot be loaded"),
     ):
         result = rlx("train", *arguments, *TINY)
@@ -244,7 +265,18 @@ def test_exploration_and_seed_count(mixed, rlx, tmp_path):
     assert np.array_equal(sets["a"].obs, sets["same"].obs)
     assert not np.array_equal(sets["a"].obs[:20], sets["other"].obs[:20])
     assert abs(sets["random"].action.mean() - 0.5) < 0.1
-    assert "exists already" in rlx("collect", mixed, f"out={tmp_path}/a").err
+    for arguments, message in (
+        ((f"out={tmp_path}/a",), "exists already"),
+        (("out=.",), "exists already"),
+        (("out=minari:rlx/x-v0",), "collect into a folder"),
+        (("out=b", "mix=2"), "from 0 (a run's first"),
+        (("out=b", "mix=abc"), "from 0 (a run's first"),
+        (("out=b", "epsilon=2"), "between 0 and 1"),
+        (("out=b", "steps=abc"), "steps=abc: expected a whole number"),
+    ):
+        result = rlx("collect", mixed, *arguments)
+        assert result.code == 2 and message in result.err, result.err
+    assert not list(Path().glob(".*")), "nothing is left behind"
 
 
 def test_minari_gives_back_every_bit(mixed, rlx, tmp_path, monkeypatch):
@@ -259,6 +291,8 @@ def test_minari_gives_back_every_bit(mixed, rlx, tmp_path, monkeypatch):
     result = rlx("train", "agent=bc", "env=cartpole", "data=minari:rlx/mixed-v0", "steps=4", "eval_every=4", *TINY[2:], "seeds=1")
     assert result.code == 0, result.err
     assert "cannot make it" in rlx("data", mixed / "data", "out=minari:no name").err
+    assert "unknown in which env" in rlx("data", "minari:rlx/mixed-v0", "out=minari:rlx/other-v0").err
+    assert "name the data set" in rlx("data").err
 
 
 def test_the_card_tells_what_is_in_it(mixed, rlx):
@@ -266,6 +300,18 @@ def test_the_card_tells_what_is_in_it(mixed, rlx):
     data = Episodes(mixed / "data")
     for part in (f"{data.transitions:,}", f"{data.episodes:,}", "100% terminated", f"mean {data.returns().mean():.1f}", "0: ", "1: "):
         assert part in out, part
+
+
+def test_a_run_goes_on_with_its_own_data_only(mixed, rlx, tmp_path):
+    import shutil
+
+    shutil.copytree(mixed / "data", "own")
+    run = rlx("train", "agent=bc", "env=cartpole", "data=own", "steps=4", "eval_every=4", *TINY[2:], "seeds=1").run.absolute()
+    assert Path((run / "config.yaml").read_text().split("\ndata: ")[1].split("\n")[0]).is_absolute()
+    shutil.rmtree("own")
+    assert rlx("collect", mixed, "out=own", "steps=500", "mix=1").code == 0
+    result = rlx("resume", run, "steps=8")
+    assert result.code == 2 and "is not what the run has learnt from" in result.err
 
 
 def test_a_set_four_times_the_memory_allowed(tmp_path):
@@ -288,7 +334,7 @@ from gymnasium import spaces
 from rlx.agent import Spec
 from rlx.data import open_data
 data = open_data("{tmp_path}/big")
-data.fit(Spec(spaces.Box(0, 255, (4, 96, 96), np.uint8), spaces.Discrete(25), 9))
+data.fit(Spec(spaces.Box(0, 255, (4, 96, 96), np.uint8), spaces.Discrete(25), 9), {{"stack": 4}})
 for number in range(3):
     assert data.sample(number, torch.rand(5, 64, 2), 1, 0.9)["obs"].shape == (5, 64, 4, 96, 96)
 try:

@@ -266,3 +266,13 @@ def test_seeds_are_added_to_a_run_with_a_stop_rule(rlx):
 def test_a_schedule_that_has_ended_is_told(rlx):
     run = rlx("train", "agent=ppo", "env=cartpole", *TINY, "seeds=1", *small("ppo")).run
     assert "the learning rate stays" in rlx("resume", run, "steps=700").out
+
+
+def test_runs_of_before_offline_agents_go_on(rlx):
+    """Their configs lack the keys `data` and `skip_bad`."""
+    run = rlx("train", *TINY, "agent=dqn", "env=cartpole", *small("dqn"), "seeds=1").run
+    config = run / "config.yaml"
+    lines = [line for line in config.read_text().splitlines() if not line.startswith(("data:", "skip_bad:"))]
+    config.write_text("\n".join(lines) + "\n")
+    result = rlx("resume", run, "steps=700")
+    assert result.code == 0, result.err

@@ -86,13 +86,12 @@ class BCQPolicy(Policy):
         return self.ranked(*self.net(obs))
 
     def ranked(self, q: Tensor, logits: Tensor) -> Tensor:
-        """Scores [S, B, A]: values of the admissible actions; below the lowest of them the others, by as much as their
-        log-probability misses the threshold. So no constant is masked in, and the gradient leads to actions that are not
-        admissible yet: an attack on a mask would see none, and the policy would look robust."""
-        missing = logits - logits.amax(-1, keepdim=True) - self.log_threshold
-        admissible = missing >= 0
-        lowest = torch.where(admissible, q, torch.inf).amin(-1, keepdim=True)
-        return torch.where(admissible, q, lowest + missing)
+        """Scores [S, B, A]: of admissible actions, by how much their value is above the lowest admissible one's; of the others, the
+        (negative) distance of their log-probability from the threshold. So no constant is masked in, and the gradient leads to
+        actions that are not admissible yet: an attack on a mask would see none, and the policy would look robust."""
+        distance = logits - logits.amax(-1, keepdim=True) - self.log_threshold
+        admissible = distance >= 0
+        return torch.where(admissible, q - torch.where(admissible, q, torch.inf).amin(-1, keepdim=True), distance)
 
 
 class BCQ(OfflineAgent):
@@ -118,22 +117,27 @@ class BCQ(OfflineAgent):
     def learn(self) -> dict[str, Tensor]:
         config = self.config
         batch = self.data.sample(int(self.updates[0]), self.rng.uniform(config.batch_size, 2), config.n_steps, config.discount)
-        with torch.no_grad():
-            best = self.policy.scores(batch["next_obs"], {}, "action").argmax(-1, keepdim=True)
-            next_q, _ = self.target.net(batch["next_obs"])
-            td_target = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
         action = batch["action"].unsqueeze(-1)
         q, logits = self.policy.net(batch["obs"])
-        taken = q.gather(-1, action).squeeze(-1)
-        q_loss = nn.functional.smooth_l1_loss(taken, td_target, reduction="none").mean(1)
         likelihood = logits.log_softmax(-1).gather(-1, action).mean((1, 2))
         imitation = config.logit_penalty * logits.square().mean((1, 2)) - likelihood
-        loss = config.q_weight * q_loss + config.imitation_weight * imitation  # [S]: mean within a seed, sum over seeds
+        loss = config.imitation_weight * imitation  # [S]: mean within a seed, sum over seeds
+        metrics = {"loss/imitation": imitation.detach()}
+        if config.q_weight:
+            with torch.no_grad():
+                best = self.policy.scores(batch["next_obs"], {}, "action").argmax(-1, keepdim=True)
+                next_q, _ = self.target.net(batch["next_obs"])
+                td_target = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
+            taken = q.gather(-1, action).squeeze(-1)
+            q_loss = nn.functional.smooth_l1_loss(taken, td_target, reduction="none").mean(1)
+            loss = loss + config.q_weight * q_loss
+            metrics |= {"loss/q": q_loss.detach(), "q/mean": taken.detach().mean(1)}
         parameters = list(self.policy.parameters())
-        self.optimizer.step(parameters, torch.autograd.grad(loss.sum(), parameters), torch.ones_like(loss, dtype=torch.bool))
+        gradients = torch.autograd.grad(loss.sum(), parameters, materialize_grads=True)  # a head without a loss stays as it is
+        self.optimizer.step(parameters, gradients, torch.ones_like(loss, dtype=torch.bool))
         self.updates += 1
         if int(self.updates[0]) % config.target_every == 0:
             with torch.no_grad():
                 for slow, fast in zip(self.target.parameters(), parameters, strict=True):
                     slow.lerp_(fast, config.target_tau)
-        return {"loss/q": q_loss.detach(), "loss/imitation": imitation.detach(), "q/mean": taken.detach().mean(1)}
+        return metrics

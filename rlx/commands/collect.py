@@ -37,9 +37,12 @@ class Config:
 def main(composed: DictConfig) -> None:
     """Writes the folder `out` and prints its card."""
     config = build(Config, composed, "")
-    mix = parse_grid(config.mix, "mix")
+    try:
+        mix = parse_grid(config.mix, "mix")
+    except ConfigError:
+        mix = [2.0]
     if max(mix) > 1:
-        raise ConfigError(f"mix={config.mix}: expected numbers between 0 (a run's first checkpoint) and 1 (its last).")
+        raise ConfigError(f"mix={config.mix}: expected numbers from 0 (a run's first checkpoint) to 1 (its last), as in 0:1:0.25 or [0,1].")
     runs = Run.find_all(config.run, config.outputs)
 
     from rlx import experiment
@@ -49,22 +52,25 @@ def main(composed: DictConfig) -> None:
     from rlx.rng import Streams, reset_seeds, seed_tensor
 
     env = experiment.evaluated_env(runs[0].config)
-    if other := next((run for run in runs if experiment.evaluated_env(run.config) != env), None):
+    if other := next((run for run in runs if not experiment.same_env(run.config, runs[0].config)), None):
         raise ConfigError(f"run={other.path}: its env differs from that of {runs[0].path}.")
     device, began = experiment.setup_device(config.device), time.monotonic()
     writer, stack = Writer(config.out), env.get("stack", 1)
     sources = [(run, _checkpoint(run, place)) for run in runs for place in mix]
+    loaded = [experiment.load_policies([run], checkpoint, device) for run, checkpoint in sources]  # errors before the first step
     texts = []
-    for number, (run, checkpoint) in enumerate(sources):
-        policy, _, seeds = experiment.load_policies([run], checkpoint, device)
+    for number, ((run, checkpoint), (policy, _, seeds)) in enumerate(zip(sources, loaded, strict=True)):
         keys = seed_tensor(seeds, device)
         name = f"collect {config.seed} {number}"
         rng = Streams(keys, f"{name} explore")
-        copies = experiment.make_env(env, len(seeds) * config.copies, device, experiment.age(run))
+        copies = experiment.make_env(env, len(seeds) * config.copies, device, experiment.age(run, checkpoint))
         least = math.ceil(config.steps / len(sources) / copies.num_envs)
         resets = reset_seeds(keys, config.copies, name)
+        before = writer.transitions
         returns = play(policy, copies, resets, exploring(config.epsilon, rng), least, stack, writer)
-        texts.append(f"{run.path.parent.name}, step {int(checkpoint):,}: {len(returns)} episodes, return {sum(returns) / len(returns):.1f}")
+        made, mean = writer.transitions - before, sum(returns) / len(returns)
+        what = f"{run.path.parent.name}, step {int(checkpoint):,}"
+        texts.append(f"{what}: {len(returns)} episodes, {made:,} transitions, return {mean:.1f}")
         report.start(source=texts[-1])
     data = writer.close({key: value for key, value in env.items() if key != "stack"}, stack, texts)
     report.start(**data.card(), took=report.duration(time.monotonic() - began))

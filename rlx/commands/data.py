@@ -23,6 +23,8 @@ class Config:
 def main(composed: DictConfig) -> None:
     """Prints one card per data set."""
     config = build(Config, composed, "")
+    if not isinstance(config.data, (str, list)):
+        raise ConfigError("data: name the data set, as in: rlx data data/cartpole_mixed")
     sets = [config.data] if isinstance(config.data, str) else [str(where) for where in config.data]
     if config.out and len(sets) > 1:
         raise ConfigError(f"out={config.out}: give one data set.")

@@ -37,13 +37,17 @@ def main(composed: DictConfig) -> float:
 
     device = experiment.setup_device(config.device)
     policy, _, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
+    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs[0])
+    if config.video:
+        from rlx import video
+
+        filmed = video.camera(env, device, clock)
     output = Run.create(config.outputs, "evaluate", runs[0].path.parent.name, composed)
     report.start(
         run=", ".join(str(run.path) for run in runs), seeds=f"{len(seeds)} ({report.ranges(seeds)})",
         episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}", device=device,
     )  # fmt: skip
     began = time.monotonic()
-    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs[0])
     grid = getattr(experiment.make_env(env, 1, "cpu"), "grid", None)
     visits = Visits(grid[0] * grid[1], policy.heads[-1], device) if grid else None
     chooser = visits.chooser if visits else None
@@ -62,10 +66,8 @@ def main(composed: DictConfig) -> float:
         title = f"{runs[0].path.parent.name}: steps spent in each cell, per greedy episode"
         figures.grid(visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel(), files["figure"], title)
     if config.video:
-        from rlx.video import film
-
         files["video"] = output.path / "episode.gif"
-        film(policy, env, 0, REPORT, device, clock, files["video"])
+        video.film(policy, filmed, 0, REPORT, files["video"])
     output.write_meta(status="completed", wall_s=wall_s)
     columns = {"return": estimate.per_seed, "at the time limit": [f"{x:.0%}" for x in stuck.tolist()]}
     report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, columns, estimate)

@@ -25,7 +25,7 @@ class Config:
 def main(composed: DictConfig) -> None:
     """Writes the file, and compares it with the policy on observations of a real episode."""
     config = build(Config, composed, "")
-    paths = [str(path) for path in config.run or ()]
+    paths = [str(path) for path in config.run] if isinstance(config.run, list) else []
     if not paths or not paths[-1].endswith(".onnx") or len(paths) > 2:
         raise ConfigError("export: name the file last, as in: rlx export outputs/train/bcq-cartpole policy.onnx")
     run, out = Run.find(paths[0] if len(paths) > 1 else None, config.outputs), Path(paths[-1])
@@ -34,14 +34,15 @@ def main(composed: DictConfig) -> None:
     from rlx.onnx import OPSET, Exported, compare
 
     device = experiment.setup_device({"name": "cpu", "threads": 1})
-    seeds = None if config.seed is None else [config.seed]
-    policy, spec, own = experiment.load_policies([run], config.checkpoint, device, seeds)
-    exported = Exported(policy, spec, 0)
-    exported.write(out, {"run": str(run.path), "seed": str(own[0]), "checkpoint": config.checkpoint})
+    policy, spec, own = experiment.load_policies([run], config.checkpoint, device)
+    if config.seed is not None and config.seed not in own:
+        raise ConfigError(f"seed={config.seed}: {run.path} has seeds {report.ranges(own)}.")
+    exported = Exported(policy, spec, row := 0 if config.seed is None else own.index(config.seed))
+    exported.write(out, {"run": str(run.path), "seed": str(own[row]), "checkpoint": config.checkpoint})
     env = experiment.make_env(experiment.evaluated_env(run.config), 4, device, experiment.age(run))
     worst, same, steps = compare(exported, out, env)
     report.start(
-        run=run.path, seed=own[0], opset=OPSET, size=f"{out.stat().st_size / 1e3:,.0f} kB",
+        run=run.path, seed=own[row], opset=OPSET, size=f"{out.stat().st_size / 1e3:,.0f} kB",
         inputs=", ".join(exported.inputs), outputs=", ".join(exported.outputs),
         check=f"{steps} steps of 4 copies in onnxruntime: {same:.2%} of the actions equal, scores differ by at most {worst:.1e}",
     )  # fmt: skip

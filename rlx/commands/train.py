@@ -1,6 +1,7 @@
 """Train an agent on an env, many seeds at once, and keep each seed's best weights."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -16,17 +17,13 @@ class Config:
     agent: Any
     env: Any
     device: Any
-    data: str | None
-    """Data set of an offline agent."""
-    skip_bad: bool
-    """Go on without its bad shards."""
     protocol: str | None
     seeds: Any
     """A count, a range or a list: trained together, each as if alone."""
     steps: int
     """Environment steps per seed; of an offline agent, minibatches."""
     copies: int
-    """Env copies per seed."""
+    """Env copies per seed of an agent that acts."""
     eval_every: int
     """Environment steps between two greedy evaluations."""
     eval_episodes: int
@@ -43,6 +40,10 @@ class Config:
     """null, or a stop rule on training returns: the weights at the stop are kept instead of the best evaluated ones."""
     outputs: str
     """Folder of all runs."""
+    data: str | None = None  # absent in runs of earlier versions
+    """Data set of an offline agent."""
+    skip_bad: bool = False
+    """Go on without its bad shards."""
 
     def __post_init__(self) -> None:
         parse_seeds(self.seeds)
@@ -64,6 +65,8 @@ def main(composed: DictConfig) -> float:
     if env in ("gym", "atari"):
         env = str(config.env.get("id", config.env.get("game"))).replace("/", "-")
     name = f"{chosen('agent')}-{env}"
+    if config.data and not config.data.startswith("minari:"):
+        composed.data = str(Path(config.data).absolute())  # a run may be resumed from elsewhere
     training = Training(config, name)
     require_room(config.outputs, training.disk_size())
     return training.run(Run.create(config.outputs, "train", name, composed))

@@ -36,7 +36,10 @@ class GymEnv(VectorEnv):
         spec = self.envs[0].spec
         self.max_episode_steps = max_episode_steps or (spec.max_episode_steps if spec else None)
         self.reward_threshold = spec.reward_threshold if spec else None
-        self.single_observation_space = self.envs[0].observation_space
+        space = self.envs[0].observation_space
+        if isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == "f":
+            space = gymnasium.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))  # as `_tensor` gives it
+        self.single_observation_space = space
         self.single_action_space = self.envs[0].action_space
         self._resize()
         self._begun = [np.zeros(6, np.uint64)] * num_envs

@@ -1,7 +1,7 @@
 """Copies of a slow env shared out among processes."""
 
 import multiprocessing
-import signal
+import os
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -89,7 +89,7 @@ class Workers(VectorEnv):
             for pipe, value in zip(self.pipes, each, strict=True):
                 pipe.send((what, value))
             return [pipe.recv() for pipe in self.pipes]
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             raise RunError("env.workers: a process with env copies has died; its error stands above.") from None
 
     def _whole(self, parts: Sequence[np.ndarray]) -> Tensor:
@@ -105,7 +105,7 @@ class Workers(VectorEnv):
 
 def _serve(make: MakeEnv, copies: int, pipe: Connection) -> None:
     """One process: does what it is asked until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run still wants a checkpoint of these
+    os.setsid()  # signals to the group reach the run alone, which then wants a checkpoint of these copies
     torch.set_num_threads(1)
     env = make(num_envs=copies, device="cpu")
     while True:
