@@ -89,10 +89,12 @@ class CarRacing(car_racing.CarRacing):
     def picture(self) -> np.ndarray:
         """The observation: uint8 [C, 96, 96]."""
         surface = self._drawn()
-        points = pygame.surfarray.pixels2d(surface)[..., None] if self.gray else pygame.surfarray.pixels3d(surface)
-        points = points.swapaxes(0, 1)
-        rows = np.add(points[::2], points[1::2], dtype=np.uint16)
-        pixels = (rows[:, ::2] + rows[:, 1::2] + 2 >> 2).astype(np.uint8)
+        if self.gray:
+            points = pygame.surfarray.pixels2d(surface).T[..., None]
+            rows = np.add(points[::2], points[1::2], dtype=np.uint16)
+            pixels = (rows[:, ::2] + rows[:, 1::2] + 2 >> 2).astype(np.uint8)
+        else:  # the same, to 1 of 255; pygame does not scale 8-bit surfaces
+            pixels = pygame.surfarray.array3d(pygame.transform.smoothscale(surface, (SIZE, SIZE))).swapaxes(0, 1)
         if self.dashboard:
             pixels[-_TEXT:, :_TEXT] = _text(f"{self._score:04.0f}")[..., : pixels.shape[-1]]
         else:

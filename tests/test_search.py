@@ -1,0 +1,214 @@
+"""The batched search is a slow, obvious one, node by node; and does what is known of it."""
+
+import math
+
+import pytest
+import torch
+
+from rlx.rng import uniform
+from rlx.search import Settings, Step, _gamma, draws_needed, halving, search
+
+BASE = {
+    "simulations": 20, "discount": 0.9, "horizon": 3, "gumbel": None, "dirichlet_alpha": 0.3, "dirichlet_fraction": 0.25, "c_base": 19652.0,
+    "c_init": 1.25, "c_visit": 50.0, "c_scale": 0.1, "value_floor": 0.01, "first_visit_by_prior": False,
+}  # fmt: skip
+
+
+class RandomModel:
+    """An arbitrary game: everything is a hash of the path; `memory` counts the steps since the prefix began."""
+
+    def __init__(self, actions):
+        self.actions = actions
+
+    def look(self, code, memory):
+        bits = uniform(code, torch.zeros_like(code), 2 + self.actions)
+        return Step({"code": code, "memory": memory}, 2 * bits[..., 0] - 1 + memory, 4 * bits[..., 1] - 2, 3 * bits[..., 2:], ("memory",))
+
+    def root(self, seeds, batch, first=0):
+        code = torch.arange(first, first + seeds * batch).view(seeds, batch) * 7919
+        step = self.look(code, torch.zeros(seeds, batch))
+        return Step(step.latent, torch.zeros(seeds, batch), step.value, step.logits, step.memory)
+
+    def __call__(self, latent, action):
+        return self.look(latent["code"] * 31 + action + 1, latent["memory"] + 1)
+
+
+class Node:
+    def __init__(self, step, parent=None, depth=0, horizon=3):
+        self.step, self.parent, self.depth, self.children = step, parent, depth, {}
+        self.prefix, self.value = float(step.prefix), float(step.value)
+        self.logits = step.logits.flatten()
+        self.prior = self.logits.softmax(0)
+        self.fresh = depth > 0 and depth % horizon == 0
+        if self.fresh:
+            step.latent["memory"] = torch.zeros_like(step.latent["memory"])
+        self.n, self.w = (1, 0.0) if parent is None else (0, 0.0)
+
+    def reward(self):
+        return self.prefix - (0.0 if self.parent.fresh else self.parent.prefix)
+
+    def q(self, discount):
+        return self.reward() + discount * self.w / self.n
+
+
+def reference(model, root, c, draws):
+    """One root, in plain Python; `draws(simulation, depth)` breaks ties."""
+    top, nodes, low, high = Node(root), [], math.inf, -math.inf
+    if c.gumbel is not None:
+        noise = [-math.log(-math.log(min(max(float(u), 1e-7), 1 - 1e-7))) for u in draws(None, None)[: model.actions]]
+        schedule = halving(min(c.gumbel, model.actions), c.simulations)
+    elif c.dirichlet_fraction:
+        gammas = _gamma(c.dirichlet_alpha, draws(None, None).view(model.actions, 17))
+        top.prior = (1 - c.dirichlet_fraction) * top.prior + c.dirichlet_fraction * gammas / gammas.sum()
+
+    def normal(q):
+        return min(1.0, max(0.0, (q - low) / max(high - low, c.value_floor) if high > low else q))
+
+    def improved(node):
+        visited = {a: child.q(c.discount) for a, child in node.children.items()}
+        total, policy = sum(child.n for child in node.children.values()), node.logits.softmax(0)
+        known = sum(float(policy[a]) * q for a, q in visited.items()) / max(1e-12, sum(float(policy[a]) for a in visited))
+        mixed = (node.value + total * known) / (1 + total)
+        most = max([child.n for child in node.children.values()], default=0)
+        return [float(node.logits[a]) + (c.c_visit + most) * c.c_scale * normal(visited.get(a, mixed)) for a in range(model.actions)], total
+
+    def visits(node, a):
+        return node.children[a].n if a in node.children else 0
+
+    def select(node, number, depth, above):
+        if c.gumbel is not None:
+            scores, total = improved(node)
+            if depth == 0:
+                open_ = [a for a in range(model.actions) if visits(node, a) == schedule[number - 1]]
+                return max(open_, key=lambda a: noise[a] + scores[a]), 0.0
+            policy = torch.tensor(scores).softmax(0)
+            return max(range(model.actions), key=lambda a: float(policy[a]) - visits(node, a) / (1 + total)), 0.0
+        known = [child.q(c.discount) for child in node.children.values()]
+        mean = (sum(known) / max(1, len(known))) if depth == 0 else (above + sum(known)) / (1 + len(known))
+        n = node.n - (0 if c.first_visit_by_prior else 1)
+        scores = []
+        for a in range(model.actions):
+            q = node.children[a].q(c.discount) if a in node.children else mean
+            weight = (math.log((n + c.c_base + 1) / c.c_base) + c.c_init) * math.sqrt(n) / (visits(node, a) + 1)
+            scores.append(normal(q) + float(node.prior[a]) * weight)
+        tied = [a for a in range(model.actions) if scores[a] >= max(scores) - 1e-6]
+        return max(tied, key=lambda a: float(draws(number, depth)[a])), mean
+
+    for number in range(1, c.simulations + 1):
+        node, mean, depth = top, 0.0, 0
+        while True:
+            action, mean = select(node, number, depth, mean)
+            if action not in node.children:
+                break
+            node, depth = node.children[action], depth + 1
+        step = model({name: value.clone() for name, value in node.step.latent.items()}, torch.tensor([[action]]))
+        leaf = Node(step, node, depth + 1, c.horizon)
+        node.children[action] = leaf
+        nodes.append(leaf)
+        gain, walk = leaf.value, leaf
+        while walk is not None:
+            walk.w, walk.n = walk.w + gain, walk.n + 1
+            gain = (walk.reward() + c.discount * gain) if walk.parent else gain
+            walk = walk.parent
+        low, high = min(x.q(c.discount) for x in nodes), max(x.q(c.discount) for x in nodes)
+    counts = [visits(top, a) for a in range(model.actions)]
+    if c.gumbel is None:
+        return counts, top.w / c.simulations, counts.index(max(counts)), nodes
+    scores, _ = improved(top)
+    best = max((a for a in range(model.actions) if counts[a] == max(counts)), key=lambda a: noise[a] + scores[a])
+    return counts, (top.w + top.value) / top.n, best, nodes
+
+
+CASES = {
+    "muzero": {}, "prior first": {"first_visit_by_prior": True}, "rewards": {"horizon": 1}, "no noise": {"dirichlet_fraction": 0.0},
+    "long prefix": {"horizon": 5, "simulations": 40}, "gumbel": {"gumbel": 4}, "gumbel all": {"gumbel": 16, "horizon": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("actions", [2, 3, 6])
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_the_obvious_search(case, actions):
+    settings, model, (seeds, batch) = Settings(**(BASE | CASES[case])), RandomModel(actions), (3, 20)
+    key, counter = torch.tensor([11, 12, 13]), torch.tensor([5, 0, 900])
+    root = model.root(seeds, batch)
+    found = search(model, root, settings, key, counter)
+    for s in range(seeds):
+        for b in range(batch):
+
+            def draws(number, depth, s=s, b=b):
+                if number is None:
+                    return uniform(key[s], counter[s], batch * actions * 17).view(batch, -1)[b]
+                first = batch * actions * (17 + (number - 1) * settings.simulations + depth)
+                return uniform(key[s], counter[s] + first, batch * actions).view(batch, actions)[b]
+
+            pick = slice(s, s + 1), slice(b, b + 1)
+            one = Step({n: v[pick] for n, v in root.latent.items()}, root.prefix[pick], root.value[pick], root.logits[pick], root.memory)
+            counts, value, action, _ = reference(model, one, settings, draws)
+            assert found.visits[s, b].tolist() == counts
+            assert float(found.value[s, b]) == pytest.approx(value, abs=1e-4)
+            assert int(found.action[s, b]) == action
+
+
+def test_a_seed_searches_as_alone_and_rows_do_not_mix():
+    settings, model = Settings(**BASE), RandomModel(4)
+    key, counter = torch.tensor([3, 4]), torch.tensor([0, 50])
+    both = search(model, model.root(2, 6), settings, key, counter)
+    alone = search(model, model.root(1, 6, first=6), settings, key[1:], counter[1:])
+    assert torch.equal(both.visits[1:], alone.visits) and torch.equal(both.value[1:], alone.value)
+    assert draws_needed(settings, 6, 4) == 6 * 4 * (17 + 400)
+
+
+class Bandit:
+    """One step, known rewards, then nothing: the model of a bandit with a value of 0 behind it."""
+
+    def __init__(self, rewards):
+        self.rewards = torch.tensor(rewards)
+
+    def root(self, batch, logits):
+        latent = {"step": torch.zeros(1, batch)}
+        zero = torch.zeros(1, batch)
+        return Step(latent, zero, zero, torch.tensor(logits).expand(1, batch, -1), ())
+
+    def __call__(self, latent, action):
+        reward = torch.where(latent["step"] == 0, self.rewards[action], 0.0)
+        return Step({"step": latent["step"] + 1}, reward, torch.zeros_like(reward), torch.zeros(1, action.shape[1], len(self.rewards)), ())
+
+
+@pytest.mark.parametrize("gumbel", [None, 4])
+def test_it_finds_the_best_arm_against_its_prior(gumbel):
+    bandit = Bandit([0.1, 0.2, 0.9, 0.0])
+    settings = Settings(**(BASE | {"simulations": 64, "horizon": 1, "gumbel": gumbel, "dirichlet_fraction": 0.0}))
+    found = search(bandit, bandit.root(32, [1.0, 1.0, 0.0, 1.0]), settings, torch.tensor([1]), torch.tensor([0]))
+    assert (found.action == 2).float().mean() > 0.9
+    assert (found.policy.argmax(-1) == 2).all()
+    assert found.visits.sum(-1).unique().tolist() == [64]
+
+
+def test_halving_visits_as_published():
+    """Danihelka et al. (2022), figure 1: 16 actions and 200 simulations; mctx's table for few."""
+    assert halving(4, 8) == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert halving(1, 5) == [0, 1, 2, 3, 4]
+    assert halving(16, 200)[:48] == [0] * 16 + [1] * 16 + [2] * 16
+    for considered in (2, 3, 4, 8, 16):
+        for simulations in (4, 16, 50, 200):
+            counts = [0] * considered
+            for wanted in halving(considered, simulations):
+                counts[counts.index(wanted)] += 1  # there is always such an action
+            assert sum(counts) == simulations
+
+
+def test_gumbel_with_one_simulation_samples_from_the_policy():
+    """The Gumbel-max trick: with no search to speak of, actions follow the prior."""
+    bandit = Bandit([0.0, 0.0, 0.0])
+    prior = torch.tensor([0.6, 0.3, 0.1])
+    settings = Settings(**(BASE | {"simulations": 1, "horizon": 1, "gumbel": 3}))
+    found = search(bandit, bandit.root(20_000, prior.log().tolist()), settings, torch.tensor([2]), torch.tensor([0]))
+    torch.testing.assert_close(torch.bincount(found.action[0], minlength=3) / 20_000, prior, rtol=0, atol=0.015)
+
+
+def test_gamma_variates_have_their_moments():
+    draws = uniform(torch.tensor(5), torch.tensor(0), 17 * 200_000).view(-1, 17)
+    for shape in (0.3, 0.8):
+        values = _gamma(shape, draws)
+        assert float(values.mean()) == pytest.approx(shape, rel=0.02)
+        assert float(values.var()) == pytest.approx(shape, rel=0.04)
