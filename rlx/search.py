@@ -29,7 +29,9 @@ class Settings:
     """Actions that Gumbel MuZero considers at the root; None: MuZero's search."""
     dirichlet_alpha: float
     dirichlet_fraction: float
-    """Of the root's priors; 0: no noise."""
+    """Of the root's priors."""
+    noise: bool
+    """Whether the root explores: by Dirichlet noise, or Gumbel noise."""
     c_base: float
     c_init: float
     c_visit: float
@@ -189,8 +191,9 @@ def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: T
     noise = draws(0, actions * _NOISE_DRAWS)
     if settings.gumbel is not None:
         gumbel = -(-noise[:, :actions].clamp(1e-7, 1 - 1e-7).log()).log()
+        gumbel *= settings.noise
         schedule = halving(min(settings.gumbel, actions), settings.simulations)
-    elif settings.dirichlet_fraction:
+    elif settings.noise:
         dirichlet = _gamma(settings.dirichlet_alpha, noise.view(-1, actions, _NOISE_DRAWS))
         dirichlet /= dirichlet.sum(1, keepdim=True)
         tree.prior[:, 0] = tree.prior[:, 0].lerp(dirichlet, settings.dirichlet_fraction)

@@ -10,7 +10,7 @@ from rlx.search import Settings, Step, _gamma, draws_needed, halving, search
 
 BASE = {
     "simulations": 20, "discount": 0.9, "horizon": 3, "gumbel": None, "dirichlet_alpha": 0.3, "dirichlet_fraction": 0.25, "c_base": 19652.0,
-    "c_init": 1.25, "c_visit": 50.0, "c_scale": 0.1, "value_floor": 0.01, "first_visit_by_prior": False,
+    "c_init": 1.25, "c_visit": 50.0, "c_scale": 0.1, "value_floor": 0.01, "noise": True, "first_visit_by_prior": False,
 }  # fmt: skip
 
 
@@ -55,9 +55,9 @@ def reference(model, root, c, draws):
     """One root, in plain Python; `draws(simulation, depth)` breaks ties."""
     top, nodes, low, high = Node(root), [], math.inf, -math.inf
     if c.gumbel is not None:
-        noise = [-math.log(-math.log(min(max(float(u), 1e-7), 1 - 1e-7))) for u in draws(None, None)[: model.actions]]
+        noise = [-c.noise * math.log(-math.log(min(max(float(u), 1e-7), 1 - 1e-7))) for u in draws(None, None)[: model.actions]]
         schedule = halving(min(c.gumbel, model.actions), c.simulations)
-    elif c.dirichlet_fraction:
+    elif c.noise:
         gammas = _gamma(c.dirichlet_alpha, draws(None, None).view(model.actions, 17))
         top.prior = (1 - c.dirichlet_fraction) * top.prior + c.dirichlet_fraction * gammas / gammas.sum()
 
@@ -120,7 +120,8 @@ def reference(model, root, c, draws):
 
 
 CASES = {
-    "muzero": {}, "prior first": {"first_visit_by_prior": True}, "rewards": {"horizon": 1}, "no noise": {"dirichlet_fraction": 0.0},
+    "muzero": {}, "prior first": {"first_visit_by_prior": True}, "rewards": {"horizon": 1}, "no noise": {"noise": False},
+    "gumbel alone": {"gumbel": 4, "noise": False},
     "long prefix": {"horizon": 5, "simulations": 40}, "gumbel": {"gumbel": 4}, "gumbel all": {"gumbel": 16, "horizon": 5},
 }  # fmt: skip
 
@@ -177,7 +178,7 @@ class Bandit:
 @pytest.mark.parametrize("gumbel", [None, 4])
 def test_it_finds_the_best_arm_against_its_prior(gumbel):
     bandit = Bandit([0.1, 0.2, 0.9, 0.0])
-    settings = Settings(**(BASE | {"simulations": 64, "horizon": 1, "gumbel": gumbel, "dirichlet_fraction": 0.0}))
+    settings = Settings(**(BASE | {"simulations": 64, "horizon": 1, "gumbel": gumbel, "noise": False}))
     found = search(bandit, bandit.root(32, [1.0, 1.0, 0.0, 1.0]), settings, torch.tensor([1]), torch.tensor([0]))
     assert (found.action == 2).float().mean() > 0.9
     assert (found.policy.argmax(-1) == 2).all()
