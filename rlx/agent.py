@@ -22,6 +22,8 @@ class Scores:
     function: Callable[[Tensor], Tensor]
     bounds: tuple[Tensor, Tensor] | None = None
     """Lowest and highest continuous action, broadcasting over [S, B, D]; None: discrete choices."""
+    choice: Callable[[Tensor], Tensor] | None = None
+    """Observation → the choice [S, B], where it is not the best-scored one (a search decides)."""
 
     @property
     def continuous(self) -> bool:
@@ -30,6 +32,12 @@ class Scores:
 
     def __call__(self, obs: Tensor) -> Tensor:
         return self.function(obs)
+
+    def best(self, obs: Tensor, values: Tensor | None = None) -> Tensor:
+        """The choice at `obs`; `values`: its scores, where they are known."""
+        if self.choice:
+            return self.choice(obs)
+        return self.decide(self(obs) if values is None else values)
 
     def decide(self, values: Tensor) -> Tensor:
         """The choice int64 [S, B] that `values` [S, B, A] stand for, the first one among equals; continuous: themselves, cut."""
@@ -44,8 +52,8 @@ Exploration, attacks and certificates are all ways to choose; the policy calls t
 
 
 def greedy(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-    """The best-scored choice."""
-    return scores.decide(scores(obs))
+    """The best choice."""
+    return scores.best(obs)
 
 
 class Rules(Protocol):

@@ -44,7 +44,7 @@ def exploring(epsilon: float, rng: Streams) -> Choose:
             random, whether = low + torch.stack(which, -1) * (high - low), whether.unsqueeze(-1)
         else:
             random = (which[0] * values.shape[-1]).long()
-        return torch.where(whether < epsilon, random, scores.decide(values))
+        return torch.where(whether < epsilon, random, scores.best(obs, values))
 
     return choose
 

@@ -94,7 +94,7 @@ def compare(exported: Exported, file: Path, env: TensorEnv, steps: int = 200) ->
             action, *numbers = exported(*inputs)
         given = {name: value.numpy() for name, value in zip(exported.inputs, inputs, strict=True)}
         other_action, *others = session.run(None, given)
-        off += [np.abs(other - value.numpy()).max() for other, value in zip(others, numbers, strict=True)]
+        off += [np.abs(other.astype(float) - value.numpy()).max() for other, value in zip(others, numbers, strict=True)]
         same, count = same + int(np.isclose(other_action, action.numpy(), atol=1e-4).sum()), count + other_action.size
         obs, _, terminated, truncated, _ = env.step(action)
         rest = [terminated | truncated, *numbers[1:]] if exported.memory else []

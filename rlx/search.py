@@ -31,7 +31,8 @@ class Settings:
     dirichlet_fraction: float
     """Of the root's priors."""
     noise: bool
-    """Whether the root explores: by Dirichlet noise, or Gumbel noise."""
+    """Whether the root explores: by Dirichlet noise, or Gumbel noise. Without it the first of equal scores is taken, so that a row's
+    search depends on nothing but its root."""
     c_base: float
     c_init: float
     c_visit: float
@@ -202,8 +203,10 @@ def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: T
         inside = torch.ones_like(node, dtype=torch.bool)
         for depth in range(number):
             if settings.gumbel is None:
-                first = batch * actions * (_NOISE_DRAWS + (number - 1) * settings.simulations + depth)
-                chosen, mean = _puct(tree, node, mean, depth, settings, uniform(key, counter + first, batch * actions).view(-1, actions))
+                ties = torch.zeros_like(tree.prior[:, 0])
+                if settings.noise:
+                    ties = draws(batch * actions * (_NOISE_DRAWS + (number - 1) * settings.simulations + depth), actions)
+                chosen, mean = _puct(tree, node, mean, depth, settings, ties)
             else:
                 chosen = _gumbel(tree, node, settings, gumbel, schedule[number - 1]) if depth == 0 else _improved(tree, node, settings)
             action = torch.where(inside, chosen, action)

@@ -127,7 +127,7 @@ class Attacker:
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             obs = obs.float()  # of images too
-            clean = scores.decide(scores(obs))
+            clean = scores.best(obs)
             self.decisions[head].view(-1).index_add_(0, flat, deciding.flatten().long())
             if self.idle[head]:
                 return clean
@@ -139,7 +139,7 @@ class Attacker:
 
             box = radius[head].view(*ids.shape, *[1] * self.scale.dim()) * self.scale
             seen = self.attack.perturb(scores, obs, Budget.of(self.space, box), draw)
-            decision = scores.decide(scores(seen))
+            decision = scores.best(seen)
             self.flips[head].view(-1).index_add_(0, flat, (self._flipped(decision, clean) & deciding).flatten().long())
             return decision
 

@@ -101,6 +101,7 @@ def fits(agent: str, env: str) -> bool:
 
 PAIRS = [(agent, env) for agent in AGENTS for env in ENVS if fits(agent, env)]
 SMALL = {"learning_starts": 32, "hidden": "[16]", "replay_ratio": 0.5, "buffer_size": 400, "epsilon_steps": 500, "rollout_steps": 16}
+SMALL |= {"latent": 16, "lstm": 8, "projection": 16, "simulations": 4, "reanalyse": 0.5}
 SMALL |= {"conv": "[[4,8,8]]", "anneal_steps": 600, "epochs": 2, "minibatches": 2, "initial_value": 0.1}
 
 

@@ -56,7 +56,7 @@ def test_contract(agent, env, composed):
         assert scores.shape[:2] == learner.shape
     greedy, _ = learner.agent.policy.act(learner.obs, learner.first, learner.carry)
     last = learner.agent.policy.scores(learner.obs, learner.agent.policy.act(learner.obs, learner.first, learner.carry)[1], "action")
-    if env != "cartpole_frames":  # there the carry already holds this observation
+    if env != "cartpole_frames" and agent != "efficientzero":  # there the carry already holds this observation; a search decides
         assert torch.equal(greedy, last if space.shape else last.argmax(-1))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PAIRS, TINY, small
+from conftest import AGENTS, PAIRS, TINY, small
 from safetensors.torch import load_file, save_file
 
 
@@ -274,7 +274,7 @@ def test_help_version_and_completion(rlx, monkeypatch):
     assert "attack" in rlx("--help").out and rlx().code == 0
     assert rlx("--version").out.startswith("rlx ")
     help_text = rlx("train", "--help").out
-    assert "agent: a2c, actenv, dqn, hdqn" in help_text and "protocol: corrected, source" in help_text
+    assert f"agent: {', '.join(AGENTS)}" in help_text and "protocol: corrected, source" in help_text
 
     def complete(line: str) -> list[str]:
         monkeypatch.setenv("COMP_LINE", line)

@@ -16,8 +16,8 @@ from rlx.envs.gym import GymEnv
 from rlx.envs.maze import _CELLS, _MOVES, Maze
 from rlx.experiment import make_env
 
-NATIVE = ["Acrobot-v1", "CartPole-v1", "CartPolePixels-v1", "Chain-v0", "ConnectFour-v0", "Maze-v0", "MountainCar-v0", "Pendulum-v1"]
-NATIVE += ["Tabular-v0", "TicTacToe-v0"]
+NATIVE = ["Acrobot-v1", "CartPole-v1", "CartPolePixels-v1", "Catch-v0", "Chain-v0", "ConnectFour-v0", "Maze-v0", "MountainCar-v0"]
+NATIVE += ["Pendulum-v1", "Tabular-v0", "TicTacToe-v0"]
 CONFIGS = sorted(path.stem for path in Path(conf_dir(), "env").glob("*.yaml"))
 CHOICES = {"gym": ["env.id=CartPole-v1"], "atari": ["env.game=freeway", "env.max_episode_steps=150"]}
 CPU = torch.device("cpu")
@@ -97,6 +97,18 @@ def test_time_limit_truncates_and_the_fall_terminates():
     env.reset(seed=0)
     flags = [env.step(torch.tensor([1]))[2:4] for _ in range(12)]
     assert any(bool(t) for t, _ in flags) and not any(bool(t) for _, t in flags)
+
+
+def test_a_perfect_paddle_catches_every_ball_and_a_resting_one_a_fifth():
+    env = make_env({"_target_": "rlx.envs.catch.Catch"}, 500, CPU)
+    for follow, share in ((True, 1.0), (False, 0.2)):
+        obs, _ = env.reset(seed=0)
+        for step in range(1, 10):
+            board = obs.view(-1, 10, 5)
+            ball, paddle = board[:, step - 1].argmax(1), board[:, 9].argmax(1)
+            obs, reward, terminated, truncated, _ = env.step(1 + (ball - paddle).sign() * follow)
+            assert bool((terminated == (step == 9)).all()) and not truncated.any() and (step == 9 or not reward.any())
+        assert abs(float((reward == 1).float().mean()) - share) < 0.05 and set(reward.tolist()) <= {1.0, -1.0}
 
 
 def chain_value(right: float) -> float:

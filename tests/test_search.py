@@ -92,7 +92,7 @@ def reference(model, root, c, draws):
             weight = (math.log((n + c.c_base + 1) / c.c_base) + c.c_init) * math.sqrt(n) / (visits(node, a) + 1)
             scores.append(normal(q) + float(node.prior[a]) * weight)
         tied = [a for a in range(model.actions) if scores[a] >= max(scores) - 1e-6]
-        return max(tied, key=lambda a: float(draws(number, depth)[a])), mean
+        return max(tied, key=lambda a: c.noise * float(draws(number, depth)[a])), mean
 
     for number in range(1, c.simulations + 1):
         node, mean, depth = top, 0.0, 0

@@ -1,0 +1,298 @@
+"""EfficientZero (Ye et al. 2021): search over a learnt model, with temporal consistency, value prefixes and off-policy correction.
+
+One process and a deterministic schedule: so many minibatches per environment step, the target network after so many minibatches.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agents.dqn import UpdateClock
+from rlx.config import ConfigError, at_least
+from rlx.encoders import make_encoder, obs_field
+from rlx.networks import along, per_seed_norm
+from rlx.optim import Adam
+from rlx.replay import Replay
+from rlx.rng import Streams
+from rlx.search import Found, Settings, draws_needed, search
+from rlx.world_model import Support, WorldModel
+
+
+@dataclass(frozen=True)
+class Config:
+    """Networks, search, targets, schedule; the three contributions can be switched off."""
+
+    latent: int
+    lstm: int
+    head: int
+    projection: int
+    """Units: of a state, of the value prefix's memory, of the heads' hidden layer, of SimSiam's heads."""
+    scale_obs: bool
+    value_limit: float
+    value_bins: int
+    prefix_limit: float
+    prefix_bins: int
+    """Supports of values and value prefixes, after h."""
+    consistency: float
+    """Weight of the SimSiam loss between predicted and encoded states; 0: without it."""
+    value_prefix: bool
+    """False: rewards of single steps."""
+    off_policy_correction: bool
+    """Shorter n-step returns for older transitions."""
+    simulations: int
+    gumbel: int | None
+    """Root actions that Gumbel MuZero considers; null: MuZero's search with Dirichlet noise and a temperature."""
+    dirichlet_alpha: float
+    dirichlet_fraction: float
+    first_visit_by_prior: bool
+    temperature_steps: int
+    """Environment steps of a seed over whose first half actions are drawn by visits, then by their squares, in the last quarter by their
+    fourth powers."""
+    discount: float
+    n_steps: int
+    unroll: int
+    reanalyse: float
+    """Share of a minibatch whose policy targets are searched anew with the target network."""
+    value_weight: float
+    policy_weight: float
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    batch_size: int
+    buffer_size: int
+    learning_starts: int
+    replay_ratio: float
+    target_every: int
+    """Minibatches between two copies of the network to the target."""
+    priority_alpha: float
+    priority_beta: float
+
+    def __post_init__(self) -> None:
+        for name in ("simulations", "n_steps", "unroll", "batch_size", "target_every", "learning_starts"):
+            at_least(getattr(self, name), 1, f"agent.{name}")
+        if not 0 <= self.reanalyse <= 1:
+            raise ConfigError(f"agent.reanalyse={self.reanalyse}: expected a share between 0 and 1.")
+
+    def settings(self, noise: bool) -> Settings:
+        """Of a search, with exploration noise or without."""
+        return Settings(
+            simulations=self.simulations, discount=self.discount, horizon=self.unroll if self.value_prefix else 1, gumbel=self.gumbel,
+            dirichlet_alpha=self.dirichlet_alpha, dirichlet_fraction=self.dirichlet_fraction, c_base=19652.0, c_init=1.25,
+            c_visit=50.0, c_scale=0.1, value_floor=0.01, first_visit_by_prior=self.first_visit_by_prior, noise=noise,
+        )  # fmt: skip
+
+
+class Planner(Policy):
+    """Searches, and takes the best action found. Its `scores`, which attacks go by, are the root's policy logits."""
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor):
+        super().__init__()
+        self.config = config
+        rng = Streams(seeds, "network")
+        encoder = make_encoder(spec.observation_space, config.scale_obs, [], False, 1, seeds, rng)
+        supports = Support(config.value_limit, config.value_bins, seeds), Support(config.prefix_limit, config.prefix_bins, seeds)
+        sizes = config.latent, config.lstm, config.head, config.projection
+        self.model = WorldModel(encoder, encoder.features, spec.actions, *sizes, *supports, seeds, rng)
+        self.search_settings = config.settings(noise=False)
+
+    def initial_carry(self, batch: int) -> Carry:
+        return {}
+
+    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+        scores = Scores(lambda seen: self.scores(seen, carry, "action"), choice=lambda seen: self.search(seen).action)
+        return choose("action", obs, scores, torch.ones_like(first)), carry
+
+    def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
+        return self.model.root(obs).logits
+
+    @torch.no_grad()
+    def search(self, obs: Tensor) -> Found:
+        """Without noise."""
+        nothing = torch.zeros(len(obs), dtype=torch.int64, device=obs.device)
+        return search(self.model, self.model.root(obs), self.search_settings, nothing, nothing)
+
+
+class EfficientZero(Agent):
+    """`carry` holds what the search said, for the replay: policy [S, N, A]."""
+
+    config_type = Config
+    policy_type = Planner
+
+    policy: Planner
+    priority: Tensor
+    updates: Tensor
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+        super().__init__()
+        self.config = config
+        self.policy = Planner(config, spec, seeds)
+        self.target = copy.deepcopy(self.policy.model).requires_grad_(False)
+        self.optimizer = Adam(list(self.policy.parameters()), config.learning_rate)
+        fields = {"obs": obs_field(spec.observation_space), "action": ((), torch.int64), "reward": ((), torch.float32)}
+        fields |= {"policy": ((spec.actions,), torch.float32), "last": ((), torch.bool), "terminated": ((), torch.bool)}
+        self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device)
+        if config.learning_starts > self.replay.capacity:
+            raise ConfigError(f"agent.learning_starts={config.learning_starts}: more than the replay can hold, {self.replay.capacity:,}.")
+        self.register_buffer("priority", torch.zeros(len(seeds), copies, self.replay.slots, device=seeds.device))
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        self.explore, self.minibatch, self.again = (Streams(seeds, name) for name in ("explore", "minibatch", "reanalyse"))
+        self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
+        self.settings = config.settings(noise=True)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        config = self.config
+        found = self._search(self.policy.model, obs, self.explore)
+        action = found.action
+        if config.gumbel is None:
+            done = float(self.clock.ticks[0]) * first.shape[1] / config.temperature_steps
+            weight = found.visits.float() ** (1 if done < 0.5 else 2 if done < 0.75 else 4)
+            draw = self.explore.uniform(first.shape[1], 1) * weight.sum(-1, keepdim=True)
+            action = (draw >= weight.cumsum(-1)[..., :-1]).sum(-1)
+        return action, {"policy": found.policy.clone()}
+
+    def _search(self, model: WorldModel, obs: Tensor, rng: Streams) -> Found:
+        root = model.root(obs)
+        found = search(model, root, self.settings, rng.key, rng.counter)
+        rng.counter += draws_needed(self.settings, *root.logits.shape[1:])
+        return found
+
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        t = transition
+        ended = t.terminated | t.truncated
+        # New rows are as urgent as the most urgent so far.
+        most = self.priority.amax((1, 2)).clamp(min=1.0)
+        at = self.replay.written.remainder(self.replay.slots).unsqueeze(-1)
+        self.priority.scatter_(2, at, most.view(-1, 1, 1).expand_as(at))
+        self.replay.add(
+            torch.ones_like(ended), obs=t.obs, action=t.action, reward=t.reward, policy=t.carry["policy"],
+            last=ended, terminated=t.terminated,
+        )  # fmt: skip
+        self.priority.scatter_(2, self.replay.written.remainder(self.replay.slots).unsqueeze(-1), 0.0)  # the spare slot is no row
+        due = self.clock.due()
+        if int(self.clock.ticks[0]) * t.reward.shape[1] < self.config.learning_starts:
+            return {}
+        metrics: dict[str, Tensor] = {}
+        for _ in range(due):
+            metrics = self.learn()
+        return metrics
+
+    def learn(self) -> dict[str, Tensor]:
+        """One minibatch; metrics [S]."""
+        config, model, steps = self.config, self.policy.model, self.config.unroll + 1
+        with torch.no_grad():
+            batch, slot, weight = self._window(self.minibatch.uniform(config.batch_size))
+            value, policy = self._targets(batch)
+            prefix = self._prefixes(batch["reward"])
+        alive = batch["alive"][..., :steps].float()
+        latent = model.begin(batch["obs"][:, :, 0])
+        losses = {name: alive.new_zeros(alive.shape[:2]) for name in ("value", "policy", "prefix", "consistency")}
+        first_value = latent["state"].new_zeros(0)
+        for k in range(steps):
+            mask = alive[..., k] if k else torch.ones_like(alive[..., 0])
+            if k:
+                state = latent["state"]
+                latent = latent | {"state": state.detach().lerp(state, 0.5)}  # half the gradient flows on
+                latent, logits = model.advance(latent, batch["action"][:, :, k - 1])
+                taken = alive[..., k - 1]  # the last action of an episode is real, what follows is not
+                losses["prefix"] = losses["prefix"] + taken * _cross_entropy(logits, model.prefix_support.encode(prefix[..., k - 1]))
+                if config.consistency:
+                    with torch.no_grad():
+                        seen = model.project(model.encode(batch["obs"][:, :, k]))
+                    guess = model.predict(model.project(latent["state"]))
+                    losses["consistency"] = losses["consistency"] - mask * nn.functional.cosine_similarity(guess, seen, -1, 1e-5)
+                if not config.value_prefix or k % config.unroll == 0:
+                    latent = latent | {name: torch.zeros_like(latent[name]) for name in model.memory}
+                mask = torch.maximum(mask, taken * batch["terminated"][..., k - 1])  # behind a terminal the value is 0, and is learnt once
+            logits = model.value_head(latent["state"])
+            losses["value"] = losses["value"] + mask * _cross_entropy(logits, model.value_support.encode(value[..., k]))
+            if not k:
+                first_value = model.value_support.decode(logits.detach())
+            losses["policy"] = losses["policy"] + alive[..., k] * _cross_entropy(model.policy_head(latent["state"]), policy[:, :, k])
+        weights = {"value": config.value_weight, "policy": config.policy_weight, "prefix": 1.0, "consistency": config.consistency}
+        each = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(0) / config.unroll
+        loss = (each * weight).mean(1)  # [S]: mean within a seed, sum over seeds
+        parameters = list(self.policy.parameters())
+        gradients = list(torch.autograd.grad(loss.sum(), parameters, materialize_grads=True))
+        with torch.no_grad():
+            shrink = (config.max_grad_norm / per_seed_norm(gradients)).clamp_max(1)
+            gradients = [g * along(shrink, g) + config.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
+            self.optimizer.step(parameters, gradients, torch.ones_like(loss, dtype=torch.bool))
+            self.priority.flatten(1).scatter_(1, slot, (first_value - value[..., 0]).abs() + 1e-6)
+            self.updates += 1
+            if int(self.updates[0]) % config.target_every == 0:
+                self.target.load_state_dict(model.state_dict())
+        return {f"loss/{name}": value.detach().mean(1) for name, value in losses.items()} | {"value/mean": value[..., 0].mean(1)}
+
+    def _window(self, draws: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """(rows t … t + unroll + n_steps of rows drawn by priority, fields [S, B, J, …]; their places in `priority`; importance weights).
+
+        `alive` [S, B, J]: whether a row is one of the same episode; `age`: environment steps since the first was stored.
+        """
+        config, replay = self.config, self.replay
+        mass = self.priority.flatten(1) ** config.priority_alpha
+        total = mass.cumsum(1)
+        slot = torch.searchsorted(total, draws * total[:, -1:], right=True).clamp(max=total.shape[1] - 1)
+        share = mass.gather(1, slot) / total[:, -1:]
+        weight = (replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -config.priority_beta
+        weight = weight / weight.amax(1, keepdim=True)
+        copy, place = slot // replay.slots, slot % replay.slots
+        written = replay.written.gather(1, copy)
+        behind = (written - 1 - place).remainder(replay.slots)  # rows stored after it in its ring
+        offset = torch.arange(config.unroll + config.n_steps + 1, device=slot.device)
+        seeds = torch.arange(len(slot), device=slot.device).unsqueeze(1) * replay.written.shape[1]
+        ring = ((seeds + copy) * replay.slots).unsqueeze(-1)
+        index = ring + (place.unsqueeze(-1) + torch.minimum(offset, behind.unsqueeze(-1))).remainder(replay.slots)
+        batch = {name: replay._rows(name, index) for name in replay.fields}
+        ended = batch["last"].long().cumsum(-1) - batch["last"].long() > 0
+        batch["alive"] = (offset <= behind.unsqueeze(-1)) & ~ended
+        batch["age"] = behind * replay.written.shape[1]
+        return batch, slot, weight
+
+    def _targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(values [S, B, K + 1], policies [S, B, K + 1, A]) that the rows shall have."""
+        config, steps = self.config, self.config.unroll + 1
+        obs, alive = batch["obs"], batch["alive"]
+        seeds, size, length = alive.shape
+        known = self.target.root(obs.flatten(1, 2)).value.view(seeds, size, length)
+        horizon = torch.full_like(batch["age"], config.n_steps)
+        if config.off_policy_correction:
+            horizon = (config.n_steps - batch["age"] // int(0.3 * config.buffer_size)).clamp(1, config.n_steps)
+        values = []
+        for k in range(steps):
+            value, on, weight = torch.zeros_like(known[..., 0]), alive[..., k], 1.0
+            bootstrap, scale = known[..., k], torch.ones_like(known[..., 0])
+            for i in range(config.n_steps):
+                use = on & (i < horizon)
+                value = value + torch.where(use, weight * batch["reward"][..., k + i], 0.0)
+                weight *= config.discount
+                after = alive[..., k + i + 1]
+                bootstrap = torch.where(use & after, known[..., k + i + 1], bootstrap)
+                scale = torch.where(use & after, weight, scale)
+                # Behind a terminal there is nothing; where an episode was cut, or the log ends, the last row's own value stands in.
+                cut = use & ~after
+                value = torch.where(
+                    cut & ~batch["terminated"][..., k + i], value - weight / config.discount * batch["reward"][..., k + i], value
+                )
+                scale = torch.where(cut & batch["terminated"][..., k + i], 0.0, scale)
+                on = on & after
+            values.append(torch.where(alive[..., k], value + scale * bootstrap, 0.0))
+        policy = batch["policy"][:, :, :steps].clone()
+        fresh = round(config.reanalyse * size)
+        if fresh:
+            found = self._search(self.target, obs[:, :fresh, :steps].flatten(1, 2), self.again)
+            policy[:, :fresh] = found.policy.unflatten(1, (fresh, steps))
+        return torch.stack(values, -1), policy
+
+    def _prefixes(self, reward: Tensor) -> Tensor:
+        """[S, B, K]: rewards summed since the prefix began; single ones without value prefixes."""
+        reward = reward[..., : self.config.unroll]
+        return reward.cumsum(-1) if self.config.value_prefix else reward
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """[S, B] of distributions [S, B, n]."""
+    return -(target * logits.log_softmax(-1)).sum(-1)

@@ -1,0 +1,121 @@
+"""EfficientZero: its targets are those of a plain reading of the rules; it learns; a search can be attacked."""
+
+import pytest
+import torch
+from conftest import TINY, compose, small
+
+from rlx.agent import Transition
+from rlx.agents.efficientzero import Config
+from rlx.experiment import env_spec, make_agent
+from rlx.rng import seed_tensor
+from rlx.world_model import Support
+
+GAMMA = 0.9
+
+
+def agent_with(episodes, **changes):
+    """An agent of one seed and one copy whose replay holds `episodes`: (rewards, terminated); observations count the steps."""
+    config = compose("train", "agent=efficientzero", "env=catch", *small("efficientzero", discount=GAMMA, reanalyse=0, **changes))
+    agent = make_agent(config.agent, env_spec(config.env), seed_tensor([3]), 1)
+    step = 0
+    for rewards, terminated in episodes:
+        for i, reward in enumerate(rewards):
+            ends = i == len(rewards) - 1
+
+            def cell(value, dtype=torch.float32):
+                return torch.tensor([[value]], dtype=dtype)
+
+            obs = torch.full((1, 1, 50), float(step))
+            policy = torch.tensor([[[0.5, 0.25, 0.25]]])
+            flags = cell(ends and terminated, torch.bool), cell(ends and not terminated, torch.bool)
+            agent.update(Transition(obs, cell(step % 3, torch.int64), cell(reward), obs, *flags, {"policy": policy}))
+            step += 1
+    return agent
+
+
+def known(obs):
+    """What the target network shall think of a state: a tenth of its number."""
+    return obs[..., 0] / 10
+
+
+EPISODES = [([1.0, 2.0, 3.0], True), ([4.0, 5.0], False), ([6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0], True), ([1.0, 1.0], None)]
+
+
+@pytest.mark.parametrize("n_steps", [1, 3, 5])
+@pytest.mark.parametrize("value_prefix", [False, True])
+def test_targets(n_steps, value_prefix, monkeypatch):
+    episodes = [*EPISODES[:3], ([1.0, 1.0, 1.0], None)]
+    agent = agent_with(episodes[:3], n_steps=n_steps, off_policy_correction=False, value_prefix=value_prefix, learning_starts=300)
+    monkeypatch.setattr(agent.target, "root", lambda obs: type("Root", (), {"value": known(obs), "logits": torch.zeros(*obs.shape[:2], 3)}))
+    batch, slot, weight = agent._window(torch.rand(1, 400))
+    value, _ = agent._targets(batch)
+    prefix = agent._prefixes(batch["reward"])
+    rows = [(e, i) for e, (rewards, _) in enumerate(episodes[:3]) for i in range(len(rewards))]
+    assert sorted(set(slot[0].tolist())) == list(range(len(rows))), "every row is drawn"
+    for b, at in enumerate(slot[0].tolist()):
+        episode, begin = rows[at]
+        rewards, terminated = episodes[episode]
+        offset = at - begin
+        for k in range(6):
+            t = begin + k
+            inside = t < len(rewards)
+            assert bool(batch["alive"][0, b, k]) == inside
+            expected = 0.0
+            if inside:
+                last = len(rewards) - 1
+                end = min(t + n_steps, len(rewards) if terminated else last)
+                expected = sum(GAMMA ** (i - t) * rewards[i] for i in range(t, end))
+                if end < len(rewards):
+                    expected += GAMMA ** (end - t) * (offset + end) / 10
+            assert float(value[0, b, k]) == pytest.approx(expected, rel=1e-4, abs=1e-5), (episode, begin, k)
+            if k < 5 and inside:
+                wanted = sum(rewards[begin : t + 1]) if value_prefix else rewards[t]
+                assert float(prefix[0, b, k]) == pytest.approx(wanted)
+    assert bool((weight <= 1).all()) and float(weight.max()) == 1
+
+
+def test_older_rows_have_shorter_returns():
+    agent = agent_with([([1.0] * 300, False)], n_steps=5, off_policy_correction=True, buffer_size=400, learning_starts=399)
+    zero = type("Root", (), {"value": torch.zeros(1, 64 * 11)})
+    agent.target.root = lambda obs: zero
+    batch, _, _ = agent._window(torch.rand(1, 64))
+    value, _ = agent._targets(batch)
+    for b in range(64):
+        age, steps = int(batch["age"][0, b]), 5 - int(batch["age"][0, b]) // 120
+        if age > 12:
+            assert float(value[0, b, 0]) == pytest.approx(sum(GAMMA**i for i in range(steps)), rel=1e-4)
+
+
+def test_supports_give_back_what_they_hold():
+    support = Support(20.0, 51, seed_tensor([0, 1]))
+    x = torch.tensor([[-300.0, -1.0, 0.0, 0.3, 57.0], [3.0, 1e-4, 120.0, -7.5, 300.0]])
+    held = support.encode(x)
+    torch.testing.assert_close(held.sum(-1), torch.ones_like(x))
+    assert int((held > 0).sum(-1).max()) <= 2
+    torch.testing.assert_close(support.decode((held + 1e-12).log()), x, rtol=2e-3, atol=2e-3)
+
+
+def test_the_contributions_can_be_switched_off():
+    for change in ({"consistency": 0.0}, {"value_prefix": False}, {"off_policy_correction": False}, {"gumbel": 3}):
+        agent = agent_with(EPISODES[:3], batch_size=8, learning_starts=300, **change)
+        before = [p.clone() for p in agent.policy.parameters()]
+        metrics = agent.learn()
+        assert all(value.isfinite().all() for value in metrics.values())
+        assert (metrics["loss/consistency"] == 0).all() == ("consistency" in change)
+        assert any(not torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+    assert Config.__dataclass_params__.frozen
+
+
+def test_attacks_are_judged_by_the_search(rlx):
+    run = rlx("train", "agent=efficientzero", "env=catch", *TINY, *small("efficientzero"), "seeds=2").run
+    result = rlx("attack", run, "eps=[0,0.5]", "episodes=5")
+    assert result.code == 0, result.err
+    assert result.summary["cells"][0]["flip_rate"] == 0
+    evaluated = rlx("evaluate", run, "episodes=5")
+    assert evaluated.summary["return"]["per_seed"] == result.summary["cells"][0]["return"]["per_seed"]
+
+
+@pytest.mark.slow
+def test_it_learns_to_catch(rlx):
+    result = rlx("train", "agent=efficientzero", "env=catch", "seeds=1")
+    assert result.summary["return"]["per_seed"][0] >= 0.9
