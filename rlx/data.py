@@ -119,8 +119,7 @@ class Episodes(Data):
         space: Any = spec.observation_space
         shape = tuple(space.shape or ())
         if isinstance(space, gymnasium.spaces.Box):
-            fits = shape == (stack * own[0], *own[1:]) if own else False
-            fits = fits and space.dtype == self.obs.dtype
+            fits = own != () and shape == (stack * own[0], *own[1:]) and space.dtype == self.obs.dtype
         else:
             fits = own == () and self.obs.dtype.kind in "iu" and int(self.obs.max()) < space.n
         if not fits:
@@ -205,17 +204,10 @@ class Writer:
 
     def __init__(self, out: str):
         """ConfigError where the folder `out` exists or cannot be made."""
-        self.out = Path(out)
-        if self.out.exists():
-            raise ConfigError(f"out={out}: exists already; choose another name or delete it.")
         if out.startswith("minari:"):
             raise ConfigError(f"out={out}: collect into a folder, then: rlx data FOLDER out={out}")
-        self.partial = self.out.with_name(f".{self.out.name}.partial")
-        try:
-            shutil.rmtree(self.partial, ignore_errors=True)  # of a crash
-            self.partial.mkdir(parents=True)
-        except OSError as error:
-            raise ConfigError(f"out={out}: cannot be written ({error.strerror}).") from None
+        self.out = Path(out)
+        self.partial = aside(self.out)
         self.arrays: dict[str, _Growing] = {}
         self.transitions = 0
 
@@ -237,6 +229,19 @@ class Writer:
         (self.partial / "data.json").write_text(json.dumps(facts, indent=1) + "\n")
         self.partial.rename(self.out)
         return Episodes(self.out)
+
+
+def aside(out: Path) -> Path:
+    """An empty folder to write in, which takes the name `out` when it is whole; ConfigError where `out` exists or cannot be made."""
+    if out.exists():
+        raise ConfigError(f"out={out}: exists already; choose another name or delete it.")
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a crash
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"out={out}: cannot be written ({error.strerror}).") from None
+    return partial
 
 
 class _Growing:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlx.config import ConfigError
 from rlx.networks import ConvNet
 from rlx.rng import Streams
 
@@ -58,6 +59,12 @@ class Differences(nn.Module):
 def is_image(shape: Sequence[int] | None) -> bool:
     """Whether observations of this shape are pictures [C, H, W]: those of 16 × 16 pixels and more. The others are seen flat."""
     return shape is not None and len(shape) == 3 and min(shape[1:]) >= 16
+
+
+def check_conv(layers: Sequence[Sequence[int]]) -> None:
+    """ConfigError where a layer is not three numbers."""
+    if any(len(layer) != 3 for layer in layers):
+        raise ConfigError(f"agent.conv={layers}: expected [channels, kernel, stride] for each layer.")
 
 
 def make_encoder(

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import VectorEnv
+from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 
@@ -35,3 +37,10 @@ class TensorEnv(Protocol):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict()` was taken."""
+
+
+def resize(env: VectorEnv, num_envs: int) -> None:
+    """Let `env` have so many copies: its number and its batched spaces."""
+    env.num_envs = num_envs
+    env.observation_space = batch_space(env.single_observation_space, num_envs)
+    env.action_space = batch_space(env.single_action_space, num_envs)

@@ -184,6 +184,12 @@ def per_seed_norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([t.flatten(1).square().sum(1) for t in tensors]).sum(0).sqrt()
 
 
+def clipped(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
+    """`gradients` [S, …] with each seed's norm at most `limit`."""
+    shrink = (limit / per_seed_norm(gradients)).clamp_max(1)
+    return [gradient * along(shrink, gradient) for gradient in gradients]
+
+
 def along(per_seed: Tensor, like: Tensor) -> Tensor:
     """View [S] as [S, 1, …, 1] so that it broadcasts over `like` [S, …]."""
     return per_seed.view(-1, *[1] * (like.dim() - 1))

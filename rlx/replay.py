@@ -49,6 +49,14 @@ class Replay(nn.Module):
         """Most transitions of one seed that it can hold."""
         return self.written.shape[1] * (self.slots - 1)
 
+    def check_start(self, learning_starts: int) -> None:
+        """ConfigError where it can never hold the transitions that learning begins with."""
+        if learning_starts > self.capacity:
+            raise ConfigError(
+                f"agent.learning_starts={learning_starts}: more than the replay can hold, {self.capacity:,} transitions "
+                f"(agent.buffer_size in equal parts for copies={self.written.shape[1]})."
+            )
+
     @property
     def size(self) -> Tensor:
         """Rows that each ring holds, int64 [S, N]."""

@@ -80,103 +80,72 @@ class Found:
 
 
 class Tree:
-    """R trees of at most M nodes; node 0 is the root, node k was added by simulation k."""
+    """R trees of at most M nodes each, node 0 the root, node k added by simulation k: all nodes in one axis [R · M], edges [R · M, A]."""
 
     def __init__(self, root: Step, nodes: int):
         seeds, batch, actions = root.logits.shape
+        self.shape, self.nodes, self.actions = (seeds, batch), nodes, actions
         roots, device = seeds * batch, root.logits.device
-        self.shape = (seeds, batch)
-        self.row = torch.arange(roots, device=device)
-
-        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(roots, nodes, *size, dtype=dtype, device=device)
-
-        self.logits = zeros(actions)
-        self.prior = zeros(actions)
-        self.child = zeros(actions, dtype=torch.int64) - 1
-        self.visits, self.parent, self.action, self.depth = (zeros(dtype=torch.int64) for _ in range(4))
-        self.total, self.prefix, self.value = zeros(), zeros(), zeros()
-        self.fresh = zeros(dtype=torch.bool)
+        self.base = torch.arange(roots, device=device) * nodes
+        """Where each root stands."""
+        self.prefix, self.value = (torch.zeros(roots * nodes, device=device) for _ in range(2))
+        self.fresh = torch.zeros(roots * nodes, dtype=torch.bool, device=device)
         """Where a value prefix begins behind the node."""
-        self.latent = {
-            name: value.new_zeros(nodes, *value.shape[:2], *value.shape[2:]) for name, value in root.latent.items()
-        }  # [M, S, B, …]
-        self.low = torch.full((roots,), torch.inf, device=device)
-        self.high = -self.low
+        self.logits, self.prior, self.reward, self.visits, self.total, self.q = (
+            torch.zeros(roots * nodes, actions, device=device) for _ in range(6)
+        )
+        self.child = torch.full((roots * nodes, actions), -1, device=device)
+        self.latent = {name: value.new_zeros(nodes, *value.shape) for name, value in root.latent.items()}  # [M, S, B, …]
+        self.low, self.spread = (torch.zeros(roots, 1, device=device) for _ in range(2))
+        """Range of the action values in each tree."""
         self._put(0, root)
-        self.visits[:, 0] = 1
 
-    def _put(self, node: int, step: Step) -> None:
+    def _put(self, number: int, step: Step) -> Tensor:
+        """Fill the node `number` of each tree; its place [R]."""
+        place = self.base + number
         for name, value in step.latent.items():
-            self.latent[name][node] = value
-        self.logits[:, node] = step.logits.flatten(0, 1)
-        self.prior[:, node] = self.logits[:, node].softmax(-1)
-        self.value[:, node], self.prefix[:, node] = step.value.flatten(), step.prefix.flatten()
+            self.latent[name][number] = value
+        self.logits[place] = step.logits.flatten(0, 1)
+        self.prior[place] = step.logits.flatten(0, 1).softmax(1)
+        self.value[place], self.prefix[place] = step.value.flatten(), step.prefix.flatten()
+        return place
 
     def latents(self, node: Tensor) -> dict[str, Tensor]:
-        """Those of one node of each root, `node` int64 [R]: name → [S, B, …]."""
-        result = {}
+        """Those of one node of each tree, at [R]: name → [S, B, …]."""
+        number, result = (node - self.base).view(1, *self.shape), {}
         for name, pool in self.latent.items():
-            index = node.view(1, *self.shape, *[1] * (pool.dim() - 3)).expand(1, *pool.shape[1:])
+            index = number.view(*number.shape, *[1] * (pool.dim() - 3)).expand(1, *pool.shape[1:])
             result[name] = pool.gather(0, index).squeeze(0)
         return result
 
-    def rewards(self, node: Tensor, child: Tensor) -> Tensor:
-        """From `node` [R, …] to its `child` [R, …]."""
-        row = self.row.view(-1, *[1] * (node.dim() - 1))
-        begun = torch.where(self.fresh[row, node], 0.0, self.prefix[row, node])
-        return self.prefix[row, child] - begun
-
-    def children(self, node: Tensor, discount: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(action values, 0 where there is none; visits; whether it was visited), [R, A] each, of the children of `node` [R]."""
-        child = self.child[self.row, node]
-        visited = child >= 0
-        place = child.clamp(min=0)
-        row = self.row.unsqueeze(1)
-        visits = torch.where(visited, self.visits[row, place], 0)
-        mean = self.total[row, place] / visits.clamp(min=1)
-        q = self.rewards(node.unsqueeze(1).expand_as(child), place) + discount * mean
-        return torch.where(visited, q, 0.0), visits, visited
-
-    def expand(self, number: int, node: Tensor, action: Tensor, step: Step, horizon: int) -> None:
-        """Add the node `number` behind `node` [R] by `action` [R]."""
-        self._put(number, step)
-        self.parent[:, number], self.action[:, number] = node, action
-        depth = self.depth[self.row, node] + 1
-        self.depth[:, number] = depth
-        self.child[self.row, node, action] = number
-        self.fresh[:, number] = depth % horizon == 0
+    def expand(self, number: int, edge: Tensor, depth: Tensor, step: Step, horizon: int) -> None:
+        """Add the node `number` behind an edge [R] of each tree, so many steps below its root."""
+        place, parent = self._put(number, step), edge // self.actions
+        self.child.view(-1)[edge] = place
+        self.reward.view(-1)[edge] = self.prefix[place] - torch.where(self.fresh[parent], 0.0, self.prefix[parent])
+        self.fresh[place] = fresh = depth % horizon == 0
         for name in step.memory:
             pool = self.latent[name][number]
-            pool.masked_fill_(self.fresh[:, number].view(*self.shape, *[1] * (pool.dim() - 2)), 0.0)
+            pool.masked_fill_(fresh.view(*self.shape, *[1] * (pool.dim() - 2)), 0.0)
 
-    def backup(self, number: int, discount: float) -> None:
-        """Count the value of node `number` on the way to the root."""
-        node = torch.full_like(self.row, number)
-        gain = self.value[:, number].clone()
-        on = torch.ones_like(self.row, dtype=torch.bool)
-        while True:
-            self.total[self.row, node] += torch.where(on, gain, 0.0)
-            self.visits[self.row, node] += on
-            parent = self.parent[self.row, node]
-            gain = self.rewards(parent, node) + discount * gain
-            on = on & (node > 0)
-            if not on.any():
-                break
-            on, node = on, parent
-        self._range(number, discount)
-
-    def _range(self, number: int, discount: float) -> None:
-        """Smallest and largest action value in each tree."""
-        node = torch.arange(1, number + 1, device=self.row.device).expand(len(self.row), -1)
-        q = self.rewards(self.parent[:, 1 : number + 1], node) + discount * self.total[:, 1 : number + 1] / self.visits[:, 1 : number + 1]
-        self.low, self.high = q.amin(1), q.amax(1)
+    def backup(self, number: int, path: Tensor, on: Tensor, discount: float) -> None:
+        """Count the value of node `number` on its edges from the root, `path` [D, R], of which those `on` are."""
+        gain, reward, gains = self.value[self.base + number], self.reward.view(-1)[path], list[Tensor]()
+        for step_on, step_reward in zip(on.flip(0), reward.flip(0), strict=True):
+            gains.append(gain)
+            gain = torch.where(step_on, step_reward + discount * gain, gain)
+        visits, total, every = self.visits.view(-1), self.total.view(-1), path.flatten()
+        visits.index_add_(0, every, on.flatten().to(visits.dtype))
+        total.index_add_(0, every, torch.where(on, torch.stack(gains[::-1]), 0.0).flatten())
+        self.q.view(-1)[every] = reward.flatten() + discount * total[every] / visits[every]
+        q, known = (x.view(len(self.base), self.nodes, -1)[:, :number].flatten(1) for x in (self.q, self.visits > 0))
+        self.low = torch.where(known, q, torch.inf).amin(1, keepdim=True)
+        self.spread = torch.where(known, q, -torch.inf).amax(1, keepdim=True) - self.low
 
     def normalised(self, q: Tensor, floor: float) -> Tensor:
         """Action values [R, A] by the tree's range, in [0, 1]."""
-        low, spread = self.low.unsqueeze(1), (self.high - self.low).unsqueeze(1)
-        scaled = torch.where(spread > 0, (q - low) / spread.clamp(min=floor), q)
-        return scaled.clamp(0, 1)
+        wide = self.spread > 0
+        return ((q - torch.where(wide, self.low, 0.0)) / torch.where(wide, self.spread.clamp(min=floor), 1.0)).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -184,53 +153,47 @@ def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: T
     """Search from `root` on. Random numbers are a function of `key` and `counter` (int64 [S] each); `draws_needed` of them are used."""
     seeds, batch, actions = root.logits.shape
     tree = Tree(root, settings.simulations + 1)
-
-    def draws(offset: int, count: int) -> Tensor:
-        """[R, count]."""
-        return uniform(key, counter + offset, batch * count).view(seeds * batch, count)
-
-    noise = draws(0, actions * _NOISE_DRAWS)
-    if settings.gumbel is not None:
-        gumbel = -(-noise[:, :actions].clamp(1e-7, 1 - 1e-7).log()).log()
-        gumbel *= settings.noise
-        schedule = halving(min(settings.gumbel, actions), settings.simulations)
-    elif settings.noise:
-        dirichlet = _gamma(settings.dirichlet_alpha, noise.view(-1, actions, _NOISE_DRAWS))
-        dirichlet /= dirichlet.sum(1, keepdim=True)
-        tree.prior[:, 0] = tree.prior[:, 0].lerp(dirichlet, settings.dirichlet_fraction)
+    gumbel, ties = torch.zeros_like(tree.logits[tree.base]), torch.zeros(settings.simulations, 1, 1, device=key.device)
+    schedule = halving(min(settings.gumbel, actions), settings.simulations) if settings.gumbel is not None else []
+    if settings.noise:
+        draws = uniform(key, counter, draws_needed(settings, batch, actions)).view(seeds * batch, -1, actions).transpose(0, 1)
+        noise, ties = draws[:_NOISE_DRAWS], draws[_NOISE_DRAWS:]  # [·, R, A]
+        if settings.gumbel is not None:
+            gumbel = -(-noise[0].clamp(1e-7, 1 - 1e-7).log()).log()
+        else:
+            dirichlet = _gamma(settings.dirichlet_alpha, noise)
+            tree.prior[tree.base] = tree.prior[tree.base].lerp(dirichlet / dirichlet.sum(1, keepdim=True), settings.dirichlet_fraction)
     for number in range(1, settings.simulations + 1):
-        node, action, mean = torch.zeros_like(tree.row), torch.zeros_like(tree.row), torch.zeros_like(tree.low)
-        inside = torch.ones_like(node, dtype=torch.bool)
-        for depth in range(number):
+        node, edge, mean = tree.base, tree.base, torch.zeros_like(tree.low)
+        inside, path, on = torch.ones_like(node, dtype=torch.bool), list[Tensor](), list[Tensor]()
+        while len(path) < number and inside.any():
             if settings.gumbel is None:
-                ties = torch.zeros_like(tree.prior[:, 0])
-                if settings.noise:
-                    ties = draws(batch * actions * (_NOISE_DRAWS + (number - 1) * settings.simulations + depth), actions)
-                chosen, mean = _puct(tree, node, mean, depth, settings, ties)
+                chosen, mean = _puct(tree, node, mean, not path, settings, ties[number - 1])
             else:
-                chosen = _gumbel(tree, node, settings, gumbel, schedule[number - 1]) if depth == 0 else _improved(tree, node, settings)
-            action = torch.where(inside, chosen, action)
-            child = tree.child[tree.row, node, action]
+                chosen = _improved(tree, node, settings) if path else _gumbel(tree, node, settings, gumbel, schedule[number - 1])
+            edge = torch.where(inside, node * actions + chosen, edge)
+            path.append(edge)
+            on.append(inside)
+            child = tree.child.view(-1)[edge]
             inside = inside & (child >= 0)
-            if not inside.any():
-                break
             node = torch.where(inside, child, node)
-        step = model(tree.latents(node), action.view(seeds, batch))
-        tree.expand(number, node, action, step, settings.horizon)
-        tree.backup(number, settings.discount)
-    _, visits, _ = tree.children(torch.zeros_like(tree.row), settings.discount)
+        passed = torch.stack(on)
+        step = model(tree.latents(node), (edge % actions).view(seeds, batch))
+        tree.expand(number, edge, passed.sum(0), step, settings.horizon)
+        tree.backup(number, torch.stack(path), passed, settings.discount)
+    visits, total = tree.visits[tree.base], (tree.visits * tree.q)[tree.base].sum(1)
     if settings.gumbel is None:
-        policy, value, action = visits / settings.simulations, tree.total[:, 0] / settings.simulations, visits.argmax(1)
+        policy, value, action = visits / settings.simulations, total / settings.simulations, visits.argmax(1)
     else:
-        improved = _completed(tree, torch.zeros_like(tree.row), settings)
-        policy, value = improved.softmax(1), (tree.total[:, 0] + tree.value[:, 0]) / tree.visits[:, 0]
+        improved = _completed(tree, tree.base, settings)
+        policy, value = improved.softmax(1), (total + tree.value[tree.base]) / (1 + settings.simulations)
         action = (gumbel + improved).masked_fill(visits < visits.amax(1, keepdim=True), -torch.inf).argmax(1)
-    return Found(*(x.unflatten(0, (seeds, batch)) for x in (visits, value, policy, action)))
+    return Found(*(x.unflatten(0, (seeds, batch)) for x in (visits.long(), value, policy, action)))
 
 
 def draws_needed(settings: Settings, batch: int, actions: int) -> int:
     """Random numbers that one search of `batch` roots per seed uses."""
-    return batch * actions * (_NOISE_DRAWS + settings.simulations**2)
+    return batch * actions * (_NOISE_DRAWS + settings.simulations)
 
 
 def halving(considered: int, simulations: int) -> list[int]:
@@ -248,14 +211,15 @@ def halving(considered: int, simulations: int) -> list[int]:
     return schedule[:simulations]
 
 
-def _puct(tree: Tree, node: Tensor, mean: Tensor, depth: int, settings: Settings, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """(MuZero's choice at `node` [R], what an unvisited action of it is worth); `mean`: the same of the node above."""
-    q, visits, visited = tree.children(node, settings.discount)
-    count = visited.sum(1)
-    mean = q.sum(1) / count.clamp(min=1) if depth == 0 else (mean + q.sum(1)) / (1 + count)
-    total = (tree.visits[tree.row, node] - int(not settings.first_visit_by_prior)).unsqueeze(1)
+def _puct(tree: Tree, node: Tensor, mean: Tensor, at_root: bool, settings: Settings, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """(MuZero's choice at `node` [R]; what an unvisited action of it is worth, [R, 1]); `mean`: the same of the node above."""
+    q, visits = tree.q[node], tree.visits[node]
+    visited = visits > 0
+    count = visited.sum(1, keepdim=True)
+    mean = (mean + q.sum(1, keepdim=True)) / (count.clamp(min=1) if at_root else 1 + count)
+    total = visits.sum(1, keepdim=True) + int(settings.first_visit_by_prior)
     weight = (((total + settings.c_base + 1) / settings.c_base).log() + settings.c_init) * total.sqrt() / (visits + 1)
-    score = tree.normalised(torch.where(visited, q, mean.unsqueeze(1)), settings.value_floor) + tree.prior[tree.row, node] * weight
+    score = tree.normalised(torch.where(visited, q, mean), settings.value_floor) + tree.prior[node] * weight
     best = score >= score.amax(1, keepdim=True) - TIE
     return (best * (1 + draws)).argmax(1), mean
 
@@ -263,26 +227,24 @@ def _puct(tree: Tree, node: Tensor, mean: Tensor, depth: int, settings: Settings
 def _completed(tree: Tree, node: Tensor, settings: Settings) -> Tensor:
     """Logits [R, A] of the improved policy at `node` [R] (Danihelka et al. 2022, eqs. 8, 11 and 33): actions that were not visited are
     worth the mean of the network's value and the visited ones' by prior."""
-    q, visits, visited = tree.children(node, settings.discount)
-    logits, prior = tree.logits[tree.row, node], torch.where(visited, tree.logits[tree.row, node].softmax(1), 0.0)
+    q, visits = tree.q[node], tree.visits[node]
+    prior = torch.where(visits > 0, tree.prior[node], 0.0)
     total = visits.sum(1)
     known = (prior * q).sum(1) / prior.sum(1).clamp(min=1e-12)
-    mixed = (tree.value[tree.row, node] + total * known) / (1 + total)
-    scaled = tree.normalised(torch.where(visited, q, mixed.unsqueeze(1)), settings.value_floor)
-    return logits + (settings.c_visit + visits.amax(1, keepdim=True)) * settings.c_scale * scaled
+    mixed = (tree.value[node] + total * known) / (1 + total)
+    scaled = tree.normalised(torch.where(visits > 0, q, mixed.unsqueeze(1)), settings.value_floor)
+    return tree.logits[node] + (settings.c_visit + visits.amax(1, keepdim=True)) * settings.c_scale * scaled
 
 
 def _gumbel(tree: Tree, node: Tensor, settings: Settings, gumbel: Tensor, wanted: int) -> Tensor:
     """The best of the root's actions that were visited `wanted` times."""
-    _, visits, _ = tree.children(node, settings.discount)
-    return (gumbel + _completed(tree, node, settings)).masked_fill(visits != wanted, -torch.inf).argmax(1)
+    return (gumbel + _completed(tree, node, settings)).masked_fill(tree.visits[node] != wanted, -torch.inf).argmax(1)
 
 
 def _improved(tree: Tree, node: Tensor, settings: Settings) -> Tensor:
     """The action whose share of visits lags most behind the improved policy (eq. 14)."""
-    _, visits, _ = tree.children(node, settings.discount)
-    policy = _completed(tree, node, settings).softmax(1)
-    return (policy - visits / (1 + visits.sum(1, keepdim=True))).argmax(1)
+    visits = tree.visits[node]
+    return (_completed(tree, node, settings).softmax(1) - visits / (1 + visits.sum(1, keepdim=True))).argmax(1)
 
 
 _TRIES = 8
@@ -291,12 +253,12 @@ _NOISE_DRAWS = 2 * _TRIES + 1
 
 
 def _gamma(shape: float, draws: Tensor) -> Tensor:
-    """Gamma variates of `shape` below 1 from uniform `draws` [..., 17]: Marsaglia & Tsang (2000), of whose tries (19 of 20 succeed) the
+    """Gamma variates of `shape` below 1 from uniform `draws` [17, ...]: Marsaglia & Tsang (2000), of whose tries (19 of 20 succeed) the
     first good one of eight is taken."""
-    normal = torch.erfinv(draws[..., :_TRIES].clamp(1e-6, 1 - 1e-6) * 2 - 1) * math.sqrt(2)
+    normal = torch.erfinv(draws[:_TRIES].clamp(1e-6, 1 - 1e-6) * 2 - 1) * math.sqrt(2)
     d = shape + 1 - 1 / 3
     cube = (1 + normal / math.sqrt(9 * d)) ** 3
     positive = cube.clamp(min=1e-12)
-    accepted = (cube > 0) & (draws[..., _TRIES:-1].clamp(min=1e-12).log() < 0.5 * normal**2 + d - d * cube + d * positive.log())
-    first = accepted.to(torch.int8).argmax(-1, keepdim=True)
-    return d * positive.gather(-1, first).squeeze(-1) * draws[..., -1].clamp(min=1e-12) ** (1 / shape)
+    accepted = (cube > 0) & (draws[_TRIES:-1].clamp(min=1e-12).log() < 0.5 * normal**2 + d - d * cube + d * positive.log())
+    first = accepted.to(torch.int8).argmax(0, keepdim=True)
+    return d * positive.gather(0, first).squeeze(0) * draws[-1].clamp(min=1e-12) ** (1 / shape)

@@ -1,7 +1,6 @@
 """A folder of npz shards, each with `states` [n, k · C, …], `actions` [n], `next_states`, `rewards` [n] and `dones` [n]."""
 
 import functools
-import shutil
 import zipfile
 import zlib
 from collections import Counter
@@ -18,7 +17,7 @@ from torch import Tensor
 from rlx import report
 from rlx.agent import Spec
 from rlx.config import ConfigError
-from rlx.data import Data, Episodes, check_actions, histogram
+from rlx.data import Data, Episodes, aside, check_actions, histogram
 from rlx.rng import stream_key, uniform
 
 _MOST_ACTIONS = 1 << 16
@@ -178,14 +177,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 
 def write(data: Episodes, out: Path, stack: int, rows: int = 4096) -> None:
     """`data` as shards of so many transitions, its observations stacked as `stack` says; ConfigError where `out` exists."""
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        if out.exists():
-            raise FileExistsError(0, "exists already")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"out={out}: cannot be made ({error.strerror}).") from None
+    partial = aside(out)
     for file, begin in enumerate(range(0, data.transitions, rows)):
         number = np.arange(begin, min(begin + rows, data.transitions))
         episode = data.episode_of(number)

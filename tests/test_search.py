@@ -52,13 +52,13 @@ class Node:
 
 
 def reference(model, root, c, draws):
-    """One root, in plain Python; `draws(simulation, depth)` breaks ties."""
+    """One root, in plain Python; `draws(simulation)` breaks ties."""
     top, nodes, low, high = Node(root), [], math.inf, -math.inf
     if c.gumbel is not None:
-        noise = [-c.noise * math.log(-math.log(min(max(float(u), 1e-7), 1 - 1e-7))) for u in draws(None, None)[: model.actions]]
+        noise = [-c.noise * math.log(-math.log(min(max(float(u), 1e-7), 1 - 1e-7))) for u in draws(None)[0]]
         schedule = halving(min(c.gumbel, model.actions), c.simulations)
     elif c.noise:
-        gammas = _gamma(c.dirichlet_alpha, draws(None, None).view(model.actions, 17))
+        gammas = _gamma(c.dirichlet_alpha, draws(None))
         top.prior = (1 - c.dirichlet_fraction) * top.prior + c.dirichlet_fraction * gammas / gammas.sum()
 
     def normal(q):
@@ -92,7 +92,7 @@ def reference(model, root, c, draws):
             weight = (math.log((n + c.c_base + 1) / c.c_base) + c.c_init) * math.sqrt(n) / (visits(node, a) + 1)
             scores.append(normal(q) + float(node.prior[a]) * weight)
         tied = [a for a in range(model.actions) if scores[a] >= max(scores) - 1e-6]
-        return max(tied, key=lambda a: c.noise * float(draws(number, depth)[a])), mean
+        return max(tied, key=lambda a: c.noise * float(draws(number)[a])), mean
 
     for number in range(1, c.simulations + 1):
         node, mean, depth = top, 0.0, 0
@@ -136,11 +136,9 @@ def test_it_is_the_obvious_search(case, actions):
     for s in range(seeds):
         for b in range(batch):
 
-            def draws(number, depth, s=s, b=b):
-                if number is None:
-                    return uniform(key[s], counter[s], batch * actions * 17).view(batch, -1)[b]
-                first = batch * actions * (17 + (number - 1) * settings.simulations + depth)
-                return uniform(key[s], counter[s] + first, batch * actions).view(batch, actions)[b]
+            def draws(number, s=s, b=b):
+                all_ = uniform(key[s], counter[s], batch * actions * (17 + settings.simulations)).view(batch, -1, actions)[b]
+                return all_[:17] if number is None else all_[16 + number]
 
             pick = slice(s, s + 1), slice(b, b + 1)
             one = Step({n: v[pick] for n, v in root.latent.items()}, root.prefix[pick], root.value[pick], root.logits[pick], root.memory)
@@ -156,7 +154,7 @@ def test_a_seed_searches_as_alone_and_rows_do_not_mix():
     both = search(model, model.root(2, 6), settings, key, counter)
     alone = search(model, model.root(1, 6, first=6), settings, key[1:], counter[1:])
     assert torch.equal(both.visits[1:], alone.visits) and torch.equal(both.value[1:], alone.value)
-    assert draws_needed(settings, 6, 4) == 6 * 4 * (17 + 400)
+    assert draws_needed(settings, 6, 4) == 6 * 4 * (17 + 20)
 
 
 class Bandit:
@@ -208,7 +206,7 @@ def test_gumbel_with_one_simulation_samples_from_the_policy():
 
 
 def test_gamma_variates_have_their_moments():
-    draws = uniform(torch.tensor(5), torch.tensor(0), 17 * 200_000).view(-1, 17)
+    draws = uniform(torch.tensor(5), torch.tensor(0), 17 * 200_000).view(17, -1)
     for shape in (0.3, 0.8):
         values = _gamma(shape, draws)
         assert float(values.mean()) == pytest.approx(shape, rel=0.02)

@@ -10,9 +10,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Carry, Choose, OfflineAgent, Policy, Scores, Spec, greedy
+from rlx.agents.dqn import average
 from rlx.config import ConfigError, at_least
 from rlx.data import Data
-from rlx.encoders import make_encoder
+from rlx.encoders import check_conv, make_encoder
 from rlx.networks import MLP, scale_for_relu
 from rlx.optim import Adam
 from rlx.rng import Streams
@@ -47,6 +48,7 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"agent.threshold={self.threshold}: expected a share between 0 (Q-learning) and 1 (imitation).")
+        check_conv(self.conv)
         for name in ("n_steps", "batch_size", "target_every"):
             at_least(getattr(self, name), 1, f"agent.{name}")
         for name in ("q_weight", "imitation_weight", "logit_penalty"):
@@ -137,7 +139,5 @@ class BCQ(OfflineAgent):
         self.optimizer.step(parameters, gradients, torch.ones_like(loss, dtype=torch.bool))
         self.updates += 1
         if int(self.updates[0]) % config.target_every == 0:
-            with torch.no_grad():
-                for slow, fast in zip(self.target.parameters(), parameters, strict=True):
-                    slow.lerp_(fast, config.target_tau)
+            average(self.target, self.policy, config.target_tau, 1)
         return metrics

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import is_image, make_encoder, obs_field
-from rlx.networks import QNetwork, along, per_seed_norm
+from rlx.config import at_least, choice
+from rlx.encoders import check_conv, is_image, make_encoder, obs_field
+from rlx.networks import QNetwork, along, clipped
 from rlx.optim import Adam, RMSprop
 from rlx.replay import Replay
 from rlx.rng import Streams
@@ -70,8 +70,7 @@ class Config:
     def __post_init__(self) -> None:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         choice(self.target_init, ("copy", "random"), "agent.target_init")
-        if any(len(layer) != 3 for layer in self.conv):
-            raise ConfigError(f"agent.conv={self.conv}: expected [channels, kernel, stride] for each layer.")
+        check_conv(self.conv)
         for name in ("n_steps", "stack", "batch_size", "buffer_size", "target_every", "epsilon_steps"):
             at_least(getattr(self, name), 1, f"agent.{name}")
 
@@ -97,11 +96,7 @@ class QLearner(nn.Module):
         fields |= {"reward": ((), torch.float32), "discount": ((), torch.float32)}
         stack = config.stack if is_image(obs[0]) else None
         self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device, stack)
-        if config.learning_starts > self.replay.capacity:
-            raise ConfigError(
-                f"agent.learning_starts={config.learning_starts}: more than the replay can hold, {self.replay.capacity:,} transitions "
-                f"(agent.buffer_size={config.buffer_size} in equal parts for copies={copies})."
-            )
+        self.replay.check_start(config.learning_starts)
         self.register_buffer("updates", torch.zeros_like(seeds))
 
     def learn(
@@ -128,8 +123,7 @@ class QLearner(nn.Module):
         gradients = list(torch.autograd.grad(loss.sum(), parameters))
         with torch.no_grad():
             if self.config.max_grad_norm is not None:
-                shrink = (self.config.max_grad_norm / per_seed_norm(gradients)).clamp_max(1)
-                gradients = [g * along(shrink, g) for g in gradients]
+                gradients = clipped(gradients, self.config.max_grad_norm)
             if self.config.max_grad_value is not None:
                 gradients = [g.clamp(-self.config.max_grad_value, self.config.max_grad_value) for g in gradients]
             self.optimizer.step(parameters, gradients, where)

@@ -13,7 +13,7 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents.dqn import UpdateClock
 from rlx.config import ConfigError, at_least
 from rlx.encoders import make_encoder, obs_field
-from rlx.networks import along, per_seed_norm
+from rlx.networks import clipped
 from rlx.optim import Adam
 from rlx.replay import Replay
 from rlx.rng import Streams
@@ -90,7 +90,6 @@ class Planner(Policy):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        self.config = config
         rng = Streams(seeds, "network")
         encoder = make_encoder(spec.observation_space, config.scale_obs, [], False, 1, seeds, rng)
         supports = Support(config.value_limit, config.value_bins, seeds), Support(config.prefix_limit, config.prefix_bins, seeds)
@@ -134,8 +133,7 @@ class EfficientZero(Agent):
         fields = {"obs": obs_field(spec.observation_space), "action": ((), torch.int64), "reward": ((), torch.float32)}
         fields |= {"policy": ((spec.actions,), torch.float32), "last": ((), torch.bool), "terminated": ((), torch.bool)}
         self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device)
-        if config.learning_starts > self.replay.capacity:
-            raise ConfigError(f"agent.learning_starts={config.learning_starts}: more than the replay can hold, {self.replay.capacity:,}.")
+        self.replay.check_start(config.learning_starts)
         self.register_buffer("priority", torch.zeros(len(seeds), copies, self.replay.slots, device=seeds.device))
         self.clock = UpdateClock(seeds, copies, config.replay_ratio)
         self.explore, self.minibatch, self.again = (Streams(seeds, name) for name in ("explore", "minibatch", "reanalyse"))
@@ -190,9 +188,11 @@ class EfficientZero(Agent):
         alive = batch["alive"][..., :steps].float()
         latent = model.begin(batch["obs"][:, :, 0])
         losses = {name: alive.new_zeros(alive.shape[:2]) for name in ("value", "policy", "prefix", "consistency")}
-        first_value = latent["state"].new_zeros(0)
+        # Behind a terminal the value is 0, and is learnt once.
+        valued = alive.clone()
+        valued[..., 1:] = alive[..., 1:].maximum(alive[..., :-1] * batch["terminated"][..., : steps - 1])
+        guesses = []
         for k in range(steps):
-            mask = alive[..., k] if k else torch.ones_like(alive[..., 0])
             if k:
                 state = latent["state"]
                 latent = latent | {"state": state.detach().lerp(state, 0.5)}  # half the gradient flows on
@@ -203,25 +203,22 @@ class EfficientZero(Agent):
                     with torch.no_grad():
                         seen = model.project(model.encode(batch["obs"][:, :, k]))
                     guess = model.predict(model.project(latent["state"]))
-                    losses["consistency"] = losses["consistency"] - mask * nn.functional.cosine_similarity(guess, seen, -1, 1e-5)
+                    losses["consistency"] = losses["consistency"] - alive[..., k] * nn.functional.cosine_similarity(guess, seen, -1, 1e-5)
                 if not config.value_prefix or k % config.unroll == 0:
                     latent = latent | {name: torch.zeros_like(latent[name]) for name in model.memory}
-                mask = torch.maximum(mask, taken * batch["terminated"][..., k - 1])  # behind a terminal the value is 0, and is learnt once
-            logits = model.value_head(latent["state"])
-            losses["value"] = losses["value"] + mask * _cross_entropy(logits, model.value_support.encode(value[..., k]))
-            if not k:
-                first_value = model.value_support.decode(logits.detach())
+            guesses.append(model.value_head(latent["state"]))
+            losses["value"] = losses["value"] + valued[..., k] * _cross_entropy(guesses[k], model.value_support.encode(value[..., k]))
             losses["policy"] = losses["policy"] + alive[..., k] * _cross_entropy(model.policy_head(latent["state"]), policy[:, :, k])
         weights = {"value": config.value_weight, "policy": config.policy_weight, "prefix": 1.0, "consistency": config.consistency}
         each = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(0) / config.unroll
         loss = (each * weight).mean(1)  # [S]: mean within a seed, sum over seeds
         parameters = list(self.policy.parameters())
-        gradients = list(torch.autograd.grad(loss.sum(), parameters, materialize_grads=True))
+        gradients = torch.autograd.grad(loss.sum(), parameters, materialize_grads=True)
         with torch.no_grad():
-            shrink = (config.max_grad_norm / per_seed_norm(gradients)).clamp_max(1)
-            gradients = [g * along(shrink, g) + config.weight_decay * p for g, p in zip(gradients, parameters, strict=True)]
-            self.optimizer.step(parameters, gradients, torch.ones_like(loss, dtype=torch.bool))
-            self.priority.flatten(1).scatter_(1, slot, (first_value - value[..., 0]).abs() + 1e-6)
+            moves = zip(clipped(gradients, config.max_grad_norm), parameters, strict=True)
+            self.optimizer.step(parameters, [g + config.weight_decay * p for g, p in moves], torch.ones_like(loss, dtype=torch.bool))
+            error = model.value_support.decode(guesses[0]) - value[..., 0]
+            self.priority.flatten(1).scatter_(1, slot, error.abs() + 1e-6)
             self.updates += 1
             if int(self.updates[0]) % config.target_every == 0:
                 self.target.load_state_dict(model.state_dict())
@@ -247,7 +244,8 @@ class EfficientZero(Agent):
         ring = ((seeds + copy) * replay.slots).unsqueeze(-1)
         index = ring + (place.unsqueeze(-1) + torch.minimum(offset, behind.unsqueeze(-1))).remainder(replay.slots)
         batch = {name: replay._rows(name, index) for name in replay.fields}
-        ended = batch["last"].long().cumsum(-1) - batch["last"].long() > 0
+        last = batch["last"].long()
+        ended = last.cumsum(-1) - last > 0
         batch["alive"] = (offset <= behind.unsqueeze(-1)) & ~ended
         batch["age"] = behind * replay.written.shape[1]
         return batch, slot, weight
@@ -266,18 +264,13 @@ class EfficientZero(Agent):
             value, on, weight = torch.zeros_like(known[..., 0]), alive[..., k], 1.0
             bootstrap, scale = known[..., k], torch.ones_like(known[..., 0])
             for i in range(config.n_steps):
-                use = on & (i < horizon)
-                value = value + torch.where(use, weight * batch["reward"][..., k + i], 0.0)
-                weight *= config.discount
-                after = alive[..., k + i + 1]
-                bootstrap = torch.where(use & after, known[..., k + i + 1], bootstrap)
-                scale = torch.where(use & after, weight, scale)
+                use, after = on & (i < horizon), alive[..., k + i + 1]
+                goes_on, over = use & after, use & batch["terminated"][..., k + i]
                 # Behind a terminal there is nothing; where an episode was cut, or the log ends, the last row's own value stands in.
-                cut = use & ~after
-                value = torch.where(
-                    cut & ~batch["terminated"][..., k + i], value - weight / config.discount * batch["reward"][..., k + i], value
-                )
-                scale = torch.where(cut & batch["terminated"][..., k + i], 0.0, scale)
+                value = value + torch.where(goes_on | over, weight * batch["reward"][..., k + i], 0.0)
+                weight *= config.discount
+                bootstrap = torch.where(goes_on, known[..., k + i + 1], bootstrap)
+                scale = torch.where(over, 0.0, torch.where(goes_on, weight, scale))
                 on = on & after
             values.append(torch.where(alive[..., k], value + scale * bootstrap, 0.0))
         policy = batch["policy"][:, :, :steps].clone()

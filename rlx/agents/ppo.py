@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import is_image, make_encoder, obs_field
+from rlx.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, scale_for_relu
 from rlx.rng import Streams
 
@@ -57,6 +57,7 @@ class Config:
     """Of continuous actions, in halves of the action space's range."""
 
     def __post_init__(self) -> None:
+        check_conv(self.conv)
         choice(self.activation, ACTIVATIONS, "agent.activation")
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         for name in ("rollout_steps", "epochs", "minibatches", "anneal_steps"):

@@ -37,12 +37,13 @@ class Config:
 def main(composed: DictConfig) -> None:
     """Writes the folder `out` and prints its card."""
     config = build(Config, composed, "")
+    wrong = ConfigError(f"mix={config.mix}: expected numbers from 0 (a run's first checkpoint) to 1 (its last), as in 0:1:0.25 or [0,1].")
     try:
         mix = parse_grid(config.mix, "mix")
-    except ConfigError:
-        mix = [2.0]
+    except ConfigError:  # it speaks of radii
+        raise wrong from None
     if max(mix) > 1:
-        raise ConfigError(f"mix={config.mix}: expected numbers from 0 (a run's first checkpoint) to 1 (its last), as in 0:1:0.25 or [0,1].")
+        raise wrong
     runs = Run.find_all(config.run, config.outputs)
 
     from rlx import experiment

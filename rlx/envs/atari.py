@@ -16,10 +16,10 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rlx.config import ConfigError, at_least, nearest
+from rlx.env import resize
 from rlx.rng import stream_key, uniform
 
 NOOP = 0
@@ -182,12 +182,10 @@ class AtariEnv(VectorEnv):
         return (x / (len(self._rows) * len(self._columns))).round().to(torch.uint8).unsqueeze(1)
 
     def _resize(self) -> None:
-        self.num_envs = len(self._games)
+        resize(self, len(self._games))
         # Made once: the system takes longer to give such arrays than to fill them.
         self._screens = np.zeros((self.num_envs, 2, *self._pixels), np.uint8)
         self._bright = np.zeros((self.num_envs, *self._pixels), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
 
 
 def _overlaps(pixels: int, size: int) -> Tensor:

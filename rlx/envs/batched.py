@@ -9,10 +9,10 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rlx.config import ConfigError, at_least, nearest
+from rlx.env import resize
 from rlx.rng import stream_key, uniform
 
 
@@ -96,15 +96,13 @@ class BatchedEnv(VectorEnv):
             raise ConfigError(f"env.drift.parameter={drift.parameter}: no such number.{nearest(drift.parameter, numbers)}")
         self.dynamics, self.drift = dynamics, drift
         self._age = torch.full((num_envs,), clock, dtype=torch.int64, device=device)
-        self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps or dynamics.max_episode_steps
         self.device = torch.device(device)
         self.render_mode = render_mode
         self.reward_threshold, self.rules, self.grid = dynamics.reward_threshold, dynamics.rules, dynamics.grid
         self.single_observation_space = dynamics.observation_space
         self.single_action_space = dynamics.action_space
-        self.observation_space = batch_space(dynamics.observation_space, num_envs)
-        self.action_space = batch_space(dynamics.action_space, num_envs)
+        resize(self, num_envs)
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
         """First observations [B, *O]. `seed`: one integer (copy i gets seed + i) or one per copy; None draws fresh ones."""
@@ -140,11 +138,9 @@ class BatchedEnv(VectorEnv):
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
-        self.num_envs = len(index)
         for name in self.state_dict():
             setattr(self, name, getattr(self, name)[index])
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        resize(self, len(index))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides this env's future: tensors [B, …]."""

@@ -7,10 +7,10 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rlx.config import ConfigError, nearest
+from rlx.env import resize
 
 
 class GymEnv(VectorEnv):
@@ -41,7 +41,7 @@ class GymEnv(VectorEnv):
             space = gymnasium.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))  # as `_tensor` gives it
         self.single_observation_space = space
         self.single_action_space = self.envs[0].action_space
-        self._resize()
+        resize(self, len(self.envs))
         self._begun = [np.zeros(6, np.uint64)] * num_envs
         """Per copy, the state of its random generator before the running episode's reset …"""
         self._seeds: list[int | None] = [None] * num_envs
@@ -73,7 +73,7 @@ class GymEnv(VectorEnv):
         """Go on with the copies `index` (int64 [B']) only, in that order."""
         for name in ("envs", "_begun", "_seeds", "_actions"):
             setattr(self, name, [getattr(self, name)[i] for i in index.tolist()])
-        self._resize()
+        resize(self, len(self.envs))
 
     def state_dict(self) -> dict[str, Tensor]:
         """How each copy's running episode began and what was done in it, tensors [B, …]."""
@@ -110,11 +110,6 @@ class GymEnv(VectorEnv):
         """Close the single environments."""
         for env in self.envs:
             env.close()
-
-    def _resize(self) -> None:
-        self.num_envs = len(self.envs)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def _tensor(self, obs: Sequence[Any]) -> Tensor:
         array = np.stack([np.asarray(o) for o in obs])

@@ -7,12 +7,11 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rlx.config import ConfigError, at_least
 from rlx.encoders import is_image
-from rlx.env import TensorEnv
+from rlx.env import TensorEnv, resize
 from rlx.networks import along
 
 
@@ -38,7 +37,7 @@ class View(VectorEnv):
         self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=space.dtype)  # type: ignore[arg-type]
         self.single_action_space = env.single_action_space
         self.max_episode_steps, self.reward_threshold = env.max_episode_steps, env.reward_threshold
-        self._resize()
+        resize(self, self.env.num_envs)
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
         """First observations [B, stack · components]."""
@@ -58,7 +57,7 @@ class View(VectorEnv):
         """Go on with the copies `index` (int64 [B']) only, in that order."""
         self.env.keep(index)
         self.past = self.past[index]
-        self._resize()
+        resize(self, self.env.num_envs)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides the copies' future: tensors [B, …]."""
@@ -71,8 +70,3 @@ class View(VectorEnv):
 
     def _repeated(self, obs: Tensor) -> Tensor:
         return torch.stack([obs[:, self.components]] * self.stack, 1)
-
-    def _resize(self) -> None:
-        self.num_envs = self.env.num_envs
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)

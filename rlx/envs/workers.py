@@ -3,17 +3,18 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
+from functools import reduce
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rlx.config import RunError
-from rlx.env import TensorEnv
+from rlx.env import TensorEnv, resize
+from rlx.networks import concatenated
 
 MakeEnv = Callable[..., TensorEnv]
 """Called with num_envs and device; must be picklable."""
@@ -39,7 +40,7 @@ class Workers(VectorEnv):
             context.Process(target=_serve, args=(make, len(rows), other), daemon=True).start()
             other.close()
             self.pipes.append(own)
-        self._resize()
+        resize(self, num_envs)
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
         """First observations [B, *O], as `rlx.envs.gym.GymEnv.reset`."""
@@ -61,18 +62,13 @@ class Workers(VectorEnv):
         self.pipes = [self.pipes[i] for i in busy]  # a process whose pipe is gone ends
         self.place = [[new for new, _ in kept[i]] for i in busy]
         self._ask("keep", [[row for _, row in kept[i]] for i in busy])
-        self._resize()
+        resize(self, len(wanted))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides the copies' future: tensors [B, …]."""
         states = self._ask("state_dict", [None] * len(self.place))
-        for name in states[0]:  # the actions since an episode began: longer in one process than in another
-            if states[0][name].ndim > 1:
-                width = max(state[name].shape[1] for state in states)
-                for state in states:
-                    gap = [(0, 0), (0, width - state[name].shape[1])] + [(0, 0)] * (state[name].ndim - 2)
-                    state[name] = np.pad(state[name], gap)
-        return {name: self._whole([state[name] for state in states]) for name in states[0]}
+        whole = reduce(concatenated, ({name: torch.from_numpy(array) for name, array in state.items()} for state in states))
+        return {name: value[self._order()].to(self.device) for name, value in whole.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict()` was taken."""
@@ -94,13 +90,10 @@ class Workers(VectorEnv):
 
     def _whole(self, parts: Sequence[np.ndarray]) -> Tensor:
         """The processes' rows in the order of the whole."""
-        order = np.argsort([row for rows in self.place for row in rows])
-        return torch.from_numpy(np.concatenate(parts)[order]).to(self.device)
+        return torch.from_numpy(np.concatenate(parts)[self._order()]).to(self.device)
 
-    def _resize(self) -> None:
-        self.num_envs = sum(len(rows) for rows in self.place)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+    def _order(self) -> np.ndarray:
+        return np.argsort([row for rows in self.place for row in rows])
 
 
 def _serve(make: MakeEnv, copies: int, pipe: Connection) -> None:
