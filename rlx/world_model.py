@@ -110,20 +110,28 @@ class WorldModel(nn.Module):
         state = self.encode(obs)
         return {"state": state} | {name: state.new_zeros(*state.shape[:2], self.units) for name in self.memory}
 
-    def advance(self, latent: dict[str, Tensor], action: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """(next latent, logits of the value prefix [S, B, bins]) by `action` [S, B]."""
+    def advance(self, latent: dict[str, Tensor], action: Tensor) -> dict[str, Tensor]:
+        """The next latent by `action` [S, B]. Half of the gradient flows back through a state (Schrittwieser et al. 2020, appendix G)."""
         one_hot = nn.functional.one_hot(action, self.actions).to(latent["state"].dtype)
         state = self.after(latent["state"] + self.step(torch.cat([latent["state"], one_hot], -1)))
+        if torch.is_grad_enabled():
+            state = state.detach().lerp(state, 0.5)
         h, c = self.lstm(state, latent["h"], latent["c"])
-        return {"state": state, "h": h, "c": c}, self.prefix_head(h)
+        return {"state": state, "h": h, "c": c}
+
+    def values(self, obs: Tensor) -> Tensor:
+        """What the value head says of observations [S, B, *O], [S, B]."""
+        return self.value_support.decode(self.value_head(self.encode(obs)))
 
     def root(self, obs: Tensor) -> Step:
         """Where a search begins."""
         latent = self.begin(obs)
-        value = self.value_support.decode(self.value_head(latent["state"]))
-        return Step(latent, torch.zeros_like(value), value, self.policy_head(latent["state"]), self.memory)
+        return self._step(latent, torch.zeros_like(latent["state"][..., 0]))
 
     def forward(self, latent: dict[str, Tensor], action: Tensor) -> Step:
-        latent, prefix = self.advance(latent, action)
+        latent = self.advance(latent, action)
+        return self._step(latent, self.prefix_support.decode(self.prefix_head(latent["h"])))
+
+    def _step(self, latent: dict[str, Tensor], prefix: Tensor) -> Step:
         value = self.value_support.decode(self.value_head(latent["state"]))
-        return Step(latent, self.prefix_support.decode(prefix), value, self.policy_head(latent["state"]), self.memory)
+        return Step(latent, prefix, value, self.policy_head(latent["state"]), self.memory)

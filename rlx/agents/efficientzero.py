@@ -4,6 +4,7 @@ One process and a deterministic schedule: so many minibatches per environment st
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -185,30 +186,31 @@ class EfficientZero(Agent):
             batch, slot, weight = self._window(self.minibatch.uniform(config.batch_size))
             value, policy = self._targets(batch)
             prefix = self._prefixes(batch["reward"])
-        alive = batch["alive"][..., :steps].float()
+        alive = batch["alive"][..., :steps].float()  # the last action of an episode is real, what follows is not
         latent = model.begin(batch["obs"][:, :, 0])
-        losses = {name: alive.new_zeros(alive.shape[:2]) for name in ("value", "policy", "prefix", "consistency")}
+        states, memories = [latent["state"]], []
+        for k in range(config.unroll):
+            latent = model.advance(latent, batch["action"][:, :, k])
+            states.append(latent["state"])
+            memories.append(latent["h"])
+            if not config.value_prefix:
+                latent = latent | {name: torch.zeros_like(latent[name]) for name in model.memory}
+        state = torch.stack(states, 2)  # [S, B, K + 1, H]
+        guess = _each(model.value_head, state)
         # Behind a terminal the value is 0, and is learnt once.
-        valued = alive.clone()
-        valued[..., 1:] = alive[..., 1:].maximum(alive[..., :-1] * batch["terminated"][..., : steps - 1])
-        guesses = []
-        for k in range(steps):
-            if k:
-                state = latent["state"]
-                latent = latent | {"state": state.detach().lerp(state, 0.5)}  # half the gradient flows on
-                latent, logits = model.advance(latent, batch["action"][:, :, k - 1])
-                taken = alive[..., k - 1]  # the last action of an episode is real, what follows is not
-                losses["prefix"] = losses["prefix"] + taken * _cross_entropy(logits, model.prefix_support.encode(prefix[..., k - 1]))
-                if config.consistency:
-                    with torch.no_grad():
-                        seen = model.project(model.encode(batch["obs"][:, :, k]))
-                    guess = model.predict(model.project(latent["state"]))
-                    losses["consistency"] = losses["consistency"] - alive[..., k] * nn.functional.cosine_similarity(guess, seen, -1, 1e-5)
-                if not config.value_prefix or k % config.unroll == 0:
-                    latent = latent | {name: torch.zeros_like(latent[name]) for name in model.memory}
-            guesses.append(model.value_head(latent["state"]))
-            losses["value"] = losses["value"] + valued[..., k] * _cross_entropy(guesses[k], model.value_support.encode(value[..., k]))
-            losses["policy"] = losses["policy"] + alive[..., k] * _cross_entropy(model.policy_head(latent["state"]), policy[:, :, k])
+        valued = torch.cat([alive[..., :1], alive[..., 1:].maximum(alive[..., :-1] * batch["terminated"][..., : steps - 1])], -1)
+        losses = {
+            "value": valued * _cross_entropy(guess, model.value_support.encode(value)),
+            "policy": alive * _cross_entropy(_each(model.policy_head, state), policy),
+            "prefix": alive[..., :-1]
+            * _cross_entropy(_each(model.prefix_head, torch.stack(memories, 2)), model.prefix_support.encode(prefix)),
+        }
+        if config.consistency:
+            with torch.no_grad():
+                seen = _each(lambda obs: model.project(model.encode(obs)), batch["obs"][:, :, 1:steps])
+            foreseen = _each(lambda x: model.predict(model.project(x)), state[:, :, 1:])
+            losses["consistency"] = -alive[..., 1:] * nn.functional.cosine_similarity(foreseen, seen, -1, 1e-5)
+        losses = {name: loss.sum(-1) for name, loss in losses.items()}
         weights = {"value": config.value_weight, "policy": config.policy_weight, "prefix": 1.0, "consistency": config.consistency}
         each = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(0) / config.unroll
         loss = (each * weight).mean(1)  # [S]: mean within a seed, sum over seeds
@@ -217,7 +219,7 @@ class EfficientZero(Agent):
         with torch.no_grad():
             moves = zip(clipped(gradients, config.max_grad_norm), parameters, strict=True)
             self.optimizer.step(parameters, [g + config.weight_decay * p for g, p in moves], torch.ones_like(loss, dtype=torch.bool))
-            error = model.value_support.decode(guesses[0]) - value[..., 0]
+            error = model.value_support.decode(guess[:, :, 0]) - value[..., 0]
             self.priority.flatten(1).scatter_(1, slot, error.abs() + 1e-6)
             self.updates += 1
             if int(self.updates[0]) % config.target_every == 0:
@@ -254,31 +256,31 @@ class EfficientZero(Agent):
         """(values [S, B, K + 1], policies [S, B, K + 1, A]) that the rows shall have."""
         config, steps = self.config, self.config.unroll + 1
         obs, alive = batch["obs"], batch["alive"]
-        seeds, size, length = alive.shape
-        known = self.target.root(obs.flatten(1, 2)).value.view(seeds, size, length)
+        size = alive.shape[1]
+        known = _each(self.target.values, obs)
         horizon = torch.full_like(batch["age"], config.n_steps)
         if config.off_policy_correction:
             horizon = (config.n_steps - batch["age"] // int(0.3 * config.buffer_size)).clamp(1, config.n_steps)
-        values = []
-        for k in range(steps):
-            value, on, weight = torch.zeros_like(known[..., 0]), alive[..., k], 1.0
-            bootstrap, scale = known[..., k], torch.ones_like(known[..., 0])
-            for i in range(config.n_steps):
-                use, after = on & (i < horizon), alive[..., k + i + 1]
-                goes_on, over = use & after, use & batch["terminated"][..., k + i]
-                # Behind a terminal there is nothing; where an episode was cut, or the log ends, the last row's own value stands in.
-                value = value + torch.where(goes_on | over, weight * batch["reward"][..., k + i], 0.0)
-                weight *= config.discount
-                bootstrap = torch.where(goes_on, known[..., k + i + 1], bootstrap)
-                scale = torch.where(over, 0.0, torch.where(goes_on, weight, scale))
-                on = on & after
-            values.append(torch.where(alive[..., k], value + scale * bootstrap, 0.0))
+        horizon = horizon.unsqueeze(-1)
+        value, on, weight = torch.zeros_like(known[..., :steps]), alive[..., :steps], 1.0
+        bootstrap, scale = known[..., :steps], torch.ones_like(known[..., :steps])
+        for i in range(config.n_steps):
+            here, next_ = slice(i, i + steps), slice(i + 1, i + 1 + steps)
+            use, after = on & (i < horizon), alive[..., next_]
+            goes_on, over = use & after, use & batch["terminated"][..., here]
+            # Behind a terminal there is nothing; where an episode was cut, or the log ends, the last row's own value stands in.
+            value = value + torch.where(goes_on | over, weight * batch["reward"][..., here], 0.0)
+            weight *= config.discount
+            bootstrap = torch.where(goes_on, known[..., next_], bootstrap)
+            scale = torch.where(over, 0.0, torch.where(goes_on, weight, scale))
+            on = on & after
+        value = torch.where(alive[..., :steps], value + scale * bootstrap, 0.0)
         policy = batch["policy"][:, :, :steps].clone()
         fresh = round(config.reanalyse * size)
         if fresh:
             found = self._search(self.target, obs[:, :fresh, :steps].flatten(1, 2), self.again)
             policy[:, :fresh] = found.policy.unflatten(1, (fresh, steps))
-        return torch.stack(values, -1), policy
+        return value, policy
 
     def _prefixes(self, reward: Tensor) -> Tensor:
         """[S, B, K]: rewards summed since the prefix began; single ones without value prefixes."""
@@ -286,6 +288,11 @@ class EfficientZero(Agent):
         return reward.cumsum(-1) if self.config.value_prefix else reward
 
 
+def _each(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`module` on [S, B, K, …] as on [S, B · K, …]."""
+    return module(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+
+
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """[S, B] of distributions [S, B, n]."""
+    """[…] of distributions […, n]."""
     return -(target * logits.log_softmax(-1)).sum(-1)
