@@ -48,19 +48,19 @@ class MLP(nn.Module):
 class SeedConv(nn.Module):
     """S convolutions side by side: [S, B, in, H, W] → [S, B, out, H', W']. `weight` is [S, out, in, k, k], `bias` [S, out]."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, rng: Streams):
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, rng: Streams, padding: int = 0):
         super().__init__()
-        self.stride, fan_in = stride, inputs * kernel**2
+        self.stride, self.padding, fan_in = stride, padding, inputs * kernel**2
         self.weight = nn.Parameter((rng.uniform(outputs, inputs, kernel, kernel) * 2 - 1) / math.sqrt(fan_in))
         self.bias = nn.Parameter((rng.uniform(outputs) * 2 - 1) / math.sqrt(fan_in))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":  # a grouped convolution is a third slower there
             each = zip(x, self.weight, self.bias, strict=True)
-            return torch.stack([nn.functional.conv2d(one, weight, bias, self.stride) for one, weight, bias in each])
+            return torch.stack([nn.functional.conv2d(one, weight, bias, self.stride, self.padding) for one, weight, bias in each])
         seeds = len(x)
         side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · in, H, W]
-        y = nn.functional.conv2d(side_by_side, self.weight.flatten(0, 1), self.bias.flatten(), self.stride, groups=seeds)
+        y = nn.functional.conv2d(side_by_side, self.weight.flatten(0, 1), self.bias.flatten(), self.stride, self.padding, groups=seeds)
         return y.unflatten(1, (seeds, -1)).transpose(0, 1)
 
 
@@ -73,7 +73,7 @@ def scale_for_relu(net: nn.Module) -> None:
 
 
 class SeedBatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) of each seed's channels x [S, B, C, H, W]: by the batch's own moments where
+    """Batch normalisation (Ioffe & Szegedy 2015) of each seed's channels x [S, B, C, H, W] or [S, B, C]: by the batch's own moments where
     `training`, else by running ones (the biased variance, unlike torch)."""
 
     mean: Tensor
@@ -88,6 +88,8 @@ class SeedBatchNorm(nn.Module):
         self.eval()  # a policy's decisions do not depend on the batch; the learning step says otherwise
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            return self(x[..., None, None])[..., 0, 0]
         mean, variance = self.mean, self.variance
         if self.training:
             variance, mean = torch.var_mean(x, (1, 3, 4), correction=0, keepdim=True)

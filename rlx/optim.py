@@ -57,6 +57,25 @@ class RMSprop(nn.Module):
         _descend(parameters, gradient, _root(self.square).add_(1e-8).mul_(slowness.unsqueeze(1)))
 
 
+class SGD(nn.Module):
+    """Stochastic gradient descent with momentum 0.9, in torch's form."""
+
+    momentum: Tensor
+
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
+        super().__init__()
+        self.learning_rate: float | Tensor = learning_rate  # or [S]
+        self.register_buffer("momentum", torch.zeros_like(_flat(parameters)))
+
+    @torch.no_grad()
+    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor) -> None:
+        """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
+        on = where.unsqueeze(1)
+        self.momentum.copy_(torch.where(on, 0.9 * self.momentum + _flat(gradients), self.momentum))
+        slowness = (1 / (self.learning_rate * where.to(self.momentum.dtype))).unsqueeze(1)  # infinite where a seed sits out
+        _descend(parameters, self.momentum, slowness.expand_as(self.momentum))
+
+
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     """[S, P] of tensors [S, …]."""
     return torch.cat([tensor.detach().flatten(1) for tensor in tensors], 1)

@@ -98,6 +98,27 @@ class Replay(nn.Module):
             batch["next_obs"] = self._rows("next_obs", final)
         return batch
 
+    def window(self, slot: Tensor, length: int) -> dict[str, Tensor]:
+        """The rows in `slot` (int64 [S, B], ring · T + t of a seed) and the length − 1 behind each, fields [S, B, length, …]; with
+        `stack`, `obs` are stacked. `alive` says which of them are of the same episode, `age` [S, B] how many rows the ring got since."""
+        seeds, copies = self.written.shape
+        copy, place = slot // self.slots, slot % self.slots
+        ring = self._ring(copy + torch.arange(seeds, device=slot.device).unsqueeze(1) * copies).unsqueeze(-1)
+        age = (self.written.gather(1, copy) - 1 - place).remainder(self.slots)
+        offset = torch.arange(length, device=slot.device)
+        ages = self.size.gather(1, copy).unsqueeze(-1) - 1 - (age.unsqueeze(-1) - offset).clamp(min=0)  # from the oldest
+        oldest = (self.written - self.size).gather(1, copy).unsqueeze(-1)
+
+        def at(ages: Tensor) -> Tensor:
+            return ring + (oldest + ages).remainder(self.slots)
+
+        index = at(ages)
+        batch = {name: self._rows(name, index) for name in self.fields if name != "obs" or self.stack is None}
+        if self.stack is not None:
+            batch["obs"] = self._stacked(at, ages, self.stack)
+        last = batch["last"].long()
+        return batch | {"alive": (offset <= age.unsqueeze(-1)) & (last.cumsum(-1) == last), "age": age}
+
     def _pick(self, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(flat place of the ring, number of its oldest row, age of the row picked: 0 is the oldest, rows in the ring), [S, B] each."""
         (seeds, copies), sizes = self.written.shape, self.size
@@ -138,13 +159,13 @@ class Replay(nn.Module):
         return batch
 
     def _stacked(self, place: Callable[[Tensor], Tensor], age: Tensor, stack: int) -> Tensor:
-        """The `stack` frames up to the row of this age [S, B, stack · C, …], an episode's first one repeated before it."""
+        """The `stack` frames up to the rows of this age [*, stack · C, …], an episode's first one repeated before it."""
         ages, same = [age], torch.ones_like(age, dtype=torch.bool)
         for back in range(1, stack):
             before = (age - back).clamp(min=0)
             same = same & (age >= back) & ~self._rows("last", place(before))
             ages.append(torch.where(same, before, ages[-1]))
-        return self._rows("obs", place(torch.stack(ages[::-1]))).movedim(0, 2).flatten(2, 3)
+        return self._rows("obs", place(torch.stack(ages[::-1]))).movedim(0, age.dim()).flatten(age.dim(), age.dim() + 1)
 
     def rows(self, since: Tensor | None) -> dict[str, Tensor]:
         """The rows that it still holds of those stored after the first `since` (int64 [S, N]; None: all it holds): each field

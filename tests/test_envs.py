@@ -16,7 +16,17 @@ from rlx.envs.gym import GymEnv
 from rlx.envs.maze import _CELLS, _MOVES, Maze
 from rlx.experiment import make_env
 
-NATIVE = ["Acrobot-v1", "CartPole-v1", "CartPolePixels-v1", "Catch-v0", "Chain-v0", "ConnectFour-v0", "Maze-v0", "MountainCar-v0"]
+NATIVE = [
+    "Acrobot-v1",
+    "CartPole-v1",
+    "CartPolePixels-v1",
+    "Catch-v0",
+    "Chain-v0",
+    "ConnectFour-v0",
+    "Maze-v0",
+    "MiniBreakout-v0",
+    "MountainCar-v0",
+]
 NATIVE += ["Pendulum-v1", "Tabular-v0", "TicTacToe-v0"]
 CONFIGS = sorted(path.stem for path in Path(conf_dir(), "env").glob("*.yaml"))
 CHOICES = {"gym": ["env.id=CartPole-v1"], "atari": ["env.game=freeway", "env.max_episode_steps=150"]}

@@ -8,18 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.agents.dqn import UpdateClock
-from rlx.config import ConfigError, at_least
-from rlx.encoders import make_encoder, obs_field
+from rlx.config import ConfigError, at_least, choice
+from rlx.encoders import ObsEncoder, obs_field
 from rlx.networks import clipped
-from rlx.optim import Adam
+from rlx.optim import SGD, Adam
 from rlx.replay import Replay
 from rlx.rng import Streams
 from rlx.search import Found, Settings, draws_needed, search
-from rlx.world_model import Support, WorldModel
+from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
+
+OPTIMIZERS = {"adam": Adam, "sgd": SGD}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,11 @@ class Config:
     lstm: int
     head: int
     projection: int
-    """Units: of a state, of the value prefix's memory, of the heads' hidden layer, of SimSiam's heads."""
+    """Units: of a state (of pictures: its planes), of the value prefix's memory, of the heads' hidden layer, of SimSiam's heads."""
+    stack: int
+    """Pictures that an observation shows on top of each other (env.stack): the replay keeps the newest of each."""
+    augment: bool
+    """Learn from pictures shifted by up to 4 pixels and up to 10 % brighter or darker."""
     scale_obs: bool
     value_limit: float
     value_bins: int
@@ -59,7 +66,12 @@ class Config:
     """Share of a minibatch whose policy targets are searched anew with the target network."""
     value_weight: float
     policy_weight: float
+    optimizer: str
     learning_rate: float
+    warmup: int
+    """Minibatches over which the learning rate rises from 0."""
+    decay_after: int | None
+    """Minibatches after which it falls to a tenth."""
     weight_decay: float
     max_grad_norm: float
     batch_size: int
@@ -73,6 +85,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("simulations", "n_steps", "unroll", "batch_size", "target_every", "learning_starts"):
+            at_least(getattr(self, name), 1, f"agent.{name}")
+        choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
+        for name in ("stack", "latent", "lstm", "head", "projection"):
             at_least(getattr(self, name), 1, f"agent.{name}")
         if not 0 <= self.reanalyse <= 1:
             raise ConfigError(f"agent.reanalyse={self.reanalyse}: expected a share between 0 and 1.")
@@ -92,10 +107,14 @@ class Planner(Policy):
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
         rng = Streams(seeds, "network")
-        encoder = make_encoder(spec.observation_space, config.scale_obs, [], False, 1, seeds, rng)
+        space = spec.observation_space
         supports = Support(config.value_limit, config.value_bins, seeds), Support(config.prefix_limit, config.prefix_bins, seeds)
-        sizes = config.latent, config.lstm, config.head, config.projection
-        self.model = WorldModel(encoder, encoder.features, spec.actions, *sizes, *supports, seeds, rng)
+        sizes = spec.actions, config.latent, config.lstm, config.head, config.projection, supports, seeds, rng
+        self.model: WorldModel
+        if isinstance(space, spaces.Box) and len(space.shape) == 3:
+            self.model = ImageModel(space, *sizes)
+        else:
+            self.model = VectorModel(ObsEncoder(space, config.scale_obs, seeds), *sizes)
         self.search_settings = config.settings(noise=False)
 
     def initial_carry(self, batch: int) -> Carry:
@@ -130,10 +149,18 @@ class EfficientZero(Agent):
         self.config = config
         self.policy = Planner(config, spec, seeds)
         self.target = copy.deepcopy(self.policy.model).requires_grad_(False)
-        self.optimizer = Adam(list(self.policy.parameters()), config.learning_rate)
-        fields = {"obs": obs_field(spec.observation_space), "action": ((), torch.int64), "reward": ((), torch.float32)}
+        self.optimizer = OPTIMIZERS[config.optimizer](list(self.policy.parameters()), config.learning_rate)
+        shape, dtype = obs_field(spec.observation_space)
+        self.images = len(shape) == 3
+        if config.stack > 1 and (not self.images or shape[0] % config.stack):
+            raise ConfigError(f"agent.stack={config.stack}: observations {list(shape)} are no such stack of pictures.")
+        self.newest = shape[0] // config.stack if self.images else 0
+        """Channels of one picture."""
+        if self.images:
+            shape = (self.newest, *shape[1:])
+        fields = {"obs": (shape, dtype), "action": ((), torch.int64), "reward": ((), torch.float32)}
         fields |= {"policy": ((spec.actions,), torch.float32), "last": ((), torch.bool), "terminated": ((), torch.bool)}
-        self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device)
+        self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device, config.stack if self.images else None)
         self.replay.check_start(config.learning_starts)
         self.register_buffer("priority", torch.zeros(len(seeds), copies, self.replay.slots, device=seeds.device))
         self.clock = UpdateClock(seeds, copies, config.replay_ratio)
@@ -166,8 +193,9 @@ class EfficientZero(Agent):
         most = self.priority.amax((1, 2)).clamp(min=1.0)
         at = self.replay.written.remainder(self.replay.slots).unsqueeze(-1)
         self.priority.scatter_(2, at, most.view(-1, 1, 1).expand_as(at))
+        newest = t.obs[:, :, -self.newest :] if self.images else t.obs
         self.replay.add(
-            torch.ones_like(ended), obs=t.obs, action=t.action, reward=t.reward, policy=t.carry["policy"],
+            torch.ones_like(ended), obs=newest, action=t.action, reward=t.reward, policy=t.carry["policy"],
             last=ended, terminated=t.terminated,
         )  # fmt: skip
         self.priority.scatter_(2, self.replay.written.remainder(self.replay.slots).unsqueeze(-1), 0.0)  # the spare slot is no row
@@ -183,11 +211,17 @@ class EfficientZero(Agent):
         """One minibatch; metrics [S]."""
         config, model, steps = self.config, self.policy.model, self.config.unroll + 1
         with torch.no_grad():
-            batch, slot, weight = self._window(self.minibatch.uniform(config.batch_size))
+            slot, weight = self._drawn(self.minibatch.uniform(config.batch_size))
+            batch = self.replay.window(slot, steps + config.n_steps)
             value, policy = self._targets(batch)
             prefix = self._prefixes(batch["reward"])
+            obs = batch["obs"][:, :, :steps]
+            first, later = (
+                (self._augmented(o) for o in (obs[:, :, :1], obs[:, :, 1:])) if config.augment else (obs[:, :, :1], obs[:, :, 1:])
+            )
+        model.train()
         alive = batch["alive"][..., :steps].float()  # the last action of an episode is real, what follows is not
-        latent = model.begin(batch["obs"][:, :, 0])
+        latent = model.begin(first.squeeze(2))
         states, memories = [latent["state"]], []
         for k in range(config.unroll):
             latent = model.advance(latent, batch["action"][:, :, k])
@@ -195,19 +229,20 @@ class EfficientZero(Agent):
             memories.append(latent["h"])
             if not config.value_prefix:
                 latent = latent | {name: torch.zeros_like(latent[name]) for name in model.memory}
-        state = torch.stack(states, 2)  # [S, B, K + 1, H]
-        guess = _each(model.value_head, state)
+        state = torch.stack(states, 2)  # [S, B, K + 1, *H]
+        shared = _each(model.shared, state)
+        guess = _each(model.value_head, shared)
         # Behind a terminal the value is 0, and is learnt once.
         valued = torch.cat([alive[..., :1], alive[..., 1:].maximum(alive[..., :-1] * batch["terminated"][..., : steps - 1])], -1)
         losses = {
             "value": valued * _cross_entropy(guess, model.value_support.encode(value)),
-            "policy": alive * _cross_entropy(_each(model.policy_head, state), policy),
+            "policy": alive * _cross_entropy(_each(model.policy_head, shared), policy),
             "prefix": alive[..., :-1]
             * _cross_entropy(_each(model.prefix_head, torch.stack(memories, 2)), model.prefix_support.encode(prefix)),
         }
         if config.consistency:
             with torch.no_grad():
-                seen = _each(lambda obs: model.project(model.encode(obs)), batch["obs"][:, :, 1:steps])
+                seen = _each(lambda obs: model.project(model.represent(obs)), later)
             foreseen = _each(lambda x: model.predict(model.project(x)), state[:, :, 1:])
             losses["consistency"] = -alive[..., 1:] * nn.functional.cosine_similarity(foreseen, seen, -1, 1e-5)
         losses = {name: loss.sum(-1) for name, loss in losses.items()}
@@ -218,39 +253,40 @@ class EfficientZero(Agent):
         gradients = torch.autograd.grad(loss.sum(), parameters, materialize_grads=True)
         with torch.no_grad():
             moves = zip(clipped(gradients, config.max_grad_norm), parameters, strict=True)
+            self.optimizer.learning_rate = self._learning_rate()
             self.optimizer.step(parameters, [g + config.weight_decay * p for g, p in moves], torch.ones_like(loss, dtype=torch.bool))
             error = model.value_support.decode(guess[:, :, 0]) - value[..., 0]
             self.priority.flatten(1).scatter_(1, slot, error.abs() + 1e-6)
             self.updates += 1
             if int(self.updates[0]) % config.target_every == 0:
                 self.target.load_state_dict(model.state_dict())
+        model.eval()
         return {f"loss/{name}": value.detach().mean(1) for name, value in losses.items()} | {"value/mean": value[..., 0].mean(1)}
 
-    def _window(self, draws: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """(rows t … t + unroll + n_steps of rows drawn by priority, fields [S, B, J, …]; their places in `priority`; importance weights).
+    def _learning_rate(self) -> float:
+        config, updates = self.config, int(self.updates[0])
+        late = config.decay_after is not None and updates >= config.decay_after
+        return config.learning_rate * min(1.0, (updates + 1) / max(1, config.warmup)) * (0.1 if late else 1.0)
 
-        `alive` [S, B, J]: whether a row is one of the same episode; `age`: environment steps since the first was stored.
-        """
-        config, replay = self.config, self.replay
-        mass = self.priority.flatten(1) ** config.priority_alpha
+    def _augmented(self, obs: Tensor) -> Tensor:
+        """Pictures [S, B, K, C, H, W], those of one row alike: shifted as if their edges went on, and with another brightness."""
+        size, (height, width) = obs.shape[1], obs.shape[-2:]
+        draws = self.minibatch.uniform(size, 4)[..., None, None, None, None]  # [S, B, 4, 1, 1, 1, 1]
+        down, right = ((draws[:, :, i] * 9).long() - 4 for i in range(2))
+        rows = (torch.arange(height, device=obs.device).view(-1, 1) + down).clamp(0, height - 1)
+        columns = (torch.arange(width, device=obs.device) + right).clamp(0, width - 1)
+        moved = obs.take_along_dim(rows, -2).take_along_dim(columns, -1)
+        normal = (-2 * draws[:, :, 2].clamp(min=1e-7).log()).sqrt() * (2 * torch.pi * draws[:, :, 3]).cos()
+        return moved * (1 + 0.05 * normal.clamp(-2, 2))
+
+    def _drawn(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """(slots of rows drawn by priority, importance weights), [S, B] each, by uniform `draws`."""
+        mass = self.priority.flatten(1) ** self.config.priority_alpha
         total = mass.cumsum(1)
         slot = torch.searchsorted(total, draws * total[:, -1:], right=True).clamp(max=total.shape[1] - 1)
         share = mass.gather(1, slot) / total[:, -1:]
-        weight = (replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -config.priority_beta
-        weight = weight / weight.amax(1, keepdim=True)
-        copy, place = slot // replay.slots, slot % replay.slots
-        written = replay.written.gather(1, copy)
-        behind = (written - 1 - place).remainder(replay.slots)  # rows stored after it in its ring
-        offset = torch.arange(config.unroll + config.n_steps + 1, device=slot.device)
-        seeds = torch.arange(len(slot), device=slot.device).unsqueeze(1) * replay.written.shape[1]
-        ring = ((seeds + copy) * replay.slots).unsqueeze(-1)
-        index = ring + (place.unsqueeze(-1) + torch.minimum(offset, behind.unsqueeze(-1))).remainder(replay.slots)
-        batch = {name: replay._rows(name, index) for name in replay.fields}
-        last = batch["last"].long()
-        ended = last.cumsum(-1) - last > 0
-        batch["alive"] = (offset <= behind.unsqueeze(-1)) & ~ended
-        batch["age"] = behind * replay.written.shape[1]
-        return batch, slot, weight
+        weight = (self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -self.config.priority_beta
+        return slot, weight / weight.amax(1, keepdim=True)
 
     def _targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(values [S, B, K + 1], policies [S, B, K + 1, A]) that the rows shall have."""
@@ -260,7 +296,8 @@ class EfficientZero(Agent):
         known = _each(self.target.values, obs)
         horizon = torch.full_like(batch["age"], config.n_steps)
         if config.off_policy_correction:
-            horizon = (config.n_steps - batch["age"] // int(0.3 * config.buffer_size)).clamp(1, config.n_steps)
+            age = batch["age"] * self.replay.written.shape[1]  # environment steps
+            horizon = (config.n_steps - age // int(0.3 * config.buffer_size)).clamp(1, config.n_steps)
         horizon = horizon.unsqueeze(-1)
         value, on, weight = torch.zeros_like(known[..., :steps]), alive[..., :steps], 1.0
         bootstrap, scale = known[..., :steps], torch.ones_like(known[..., :steps])
