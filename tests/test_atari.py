@@ -39,25 +39,27 @@ def same(first, second):
 
 
 def shrunk(screen):
-    """A screen [210, 160] as [84, 84] means over equal areas."""
+    """A screen [210, 160] as [84, 84] means over equal areas; in colour [3, 84, 84]."""
+    if screen.ndim == 3:
+        return np.stack([shrunk(channel) for channel in np.moveaxis(screen, -1, 0)])
     for _ in range(2):
         edges = np.linspace(0, len(screen), 85)
         screen = (np.diff(np.clip(edges[:, None] - np.arange(len(screen)), 0, 1), axis=0) * 84 / len(screen) @ screen).T
     return screen
 
 
-@pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman"])
-def test_pictures_scores_and_lives_are_those_of_ales_single_env(game, make):
+@pytest.mark.parametrize(("game", "gray"), [("Pong", True), ("Breakout", True), ("MsPacman", True), ("MsPacman", False)])
+def test_pictures_scores_and_lives_are_those_of_ales_single_env(game, gray, make):
     gymnasium.register_envs(ale_py)
-    theirs = gymnasium.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0, obs_type="grayscale")
-    mine = make({"MsPacman": "ms_pacman"}.get(game, game.lower()), 1, *RAW)
+    theirs = gymnasium.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0, obs_type="grayscale" if gray else "rgb")
+    mine = make({"MsPacman": "ms_pacman"}.get(game, game.lower()), 1, *RAW, f"env.gray={str(gray).lower()}")
     obs, _ = mine.reset(seed=3)
     theirs.reset(seed=3)
     theirs.step(0)
     screens, lives, score, over = [theirs.step(0)[0]] * 2, [theirs.unwrapped.ale.lives()], 0.0, False
     rng = np.random.default_rng(0)
     while not over:
-        np.testing.assert_allclose(obs[0, 0].float(), shrunk(np.maximum(*screens[-2:]).astype(float)), atol=0.501)
+        np.testing.assert_allclose(obs[0].squeeze(0).float(), shrunk(np.maximum(*screens[-2:]).astype(float)), atol=0.501)
         action, expected = rng.integers(theirs.action_space.n), 0.0
         obs, reward, terminated, truncated, _ = mine.step(np.array([action]))
         for _ in range(4):

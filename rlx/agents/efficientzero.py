@@ -18,7 +18,7 @@ from rlx.encoders import ObsEncoder, obs_field
 from rlx.networks import clipped
 from rlx.optim import SGD, Adam
 from rlx.replay import Replay
-from rlx.rng import Streams
+from rlx.rng import Streams, uniform
 from rlx.search import Found, Settings, draws_needed, search
 from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
 
@@ -77,6 +77,9 @@ class Config:
     batch_size: int
     buffer_size: int
     learning_starts: int
+    """Environment steps of a seed before it, with random actions …"""
+    hold: int
+    """… each of them held for so many steps."""
     replay_ratio: float
     target_every: int
     """Minibatches between two copies of the network to the target."""
@@ -84,7 +87,7 @@ class Config:
     priority_beta: float
 
     def __post_init__(self) -> None:
-        for name in ("simulations", "n_steps", "unroll", "batch_size", "target_every", "learning_starts"):
+        for name in ("simulations", "n_steps", "unroll", "batch_size", "target_every", "learning_starts", "hold"):
             at_least(getattr(self, name), 1, f"agent.{name}")
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         for name in ("stack", "latent", "lstm", "head", "projection"):
@@ -164,19 +167,25 @@ class EfficientZero(Agent):
         self.replay.check_start(config.learning_starts)
         self.register_buffer("priority", torch.zeros(len(seeds), copies, self.replay.slots, device=seeds.device))
         self.clock = UpdateClock(seeds, copies, config.replay_ratio)
-        self.explore, self.minibatch, self.again = (Streams(seeds, name) for name in ("explore", "minibatch", "reanalyse"))
+        names = ("start", "explore", "minibatch", "reanalyse")
+        self.start, self.explore, self.minibatch, self.again = (Streams(seeds, name) for name in names)
+        self.choices = spec.actions
         self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
         self.settings = config.settings(noise=True)
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        config = self.config
+        config, copies = self.config, first.shape[1]
+        ticks = int(self.clock.ticks[0])
+        if ticks * copies < config.learning_starts:
+            draw = uniform(self.start.key, torch.full_like(self.start.counter, ticks // config.hold * copies), copies)
+            return (draw * self.choices).long(), {"policy": torch.full((*first.shape, self.choices), 1 / self.choices, device=obs.device)}
         found = self._search(self.policy.model, obs, self.explore)
         action = found.action
         if config.gumbel is None:
-            done = float(self.clock.ticks[0]) * first.shape[1] / config.temperature_steps
+            done = ticks * copies / config.temperature_steps
             weight = found.visits.float() ** (1 if done < 0.5 else 2 if done < 0.75 else 4)
-            draw = self.explore.uniform(first.shape[1], 1) * weight.sum(-1, keepdim=True)
+            draw = self.explore.uniform(copies, 1) * weight.sum(-1, keepdim=True)
             action = (draw >= weight.cumsum(-1)[..., :-1]).sum(-1)
         return action, {"policy": found.policy.clone()}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from rlx import report, stats
+from rlx import atari100k, report, stats
 from rlx.config import ConfigError, build, choice, command
 from rlx.run import Run
 
@@ -56,6 +56,8 @@ def _learning(runs: Sequence[Run], outputs: str, composed: DictConfig) -> None:
         table.append([label, result, str(len(returns["per_seed"])), solved, f"{summary['steps']:,}", report.duration(summary["wall_s"])])
     title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
     report.table(title, ["run", "return", "seeds", "solved", "steps", "took"], table)
+    if atari100k.is_benchmark(runs):
+        atari100k.table(runs)
     output.write_summary({"status": "completed", "run": [str(run.path) for run in runs], "labels": labels})
     output.write_meta(status="completed")
     report.end(output.path, figure=output.path / "report.png")

@@ -28,7 +28,8 @@ SKIP = 4
 
 
 class AtariEnv(VectorEnv):
-    """`num_envs` copies of an Atari game: gray images uint8 [B, 1, size, size]; the interface of `rlx.envs.batched.BatchedEnv`.
+    """`num_envs` copies of an Atari game: images uint8 [B, C, size, size], gray (C = 1) or red, green, blue (C = 3); the interface of
+    `rlx.envs.batched.BatchedEnv`.
 
     A lost life is `terminated` with `life_loss`, but the game goes on. Time limit and counters are in decisions.
     """
@@ -37,14 +38,15 @@ class AtariEnv(VectorEnv):
     reward_threshold = None
 
     def __init__(
-        self, game: str, num_envs: int, max_episode_steps: int, size: int, noops: int, fire: bool, life_loss: bool, clip_rewards: bool,
-        repeat_action_probability: float, threads: int, device: torch.device | str = "cpu",
+        self, game: str, num_envs: int, max_episode_steps: int, size: int, gray: bool, noops: int, fire: bool, life_loss: bool,
+        clip_rewards: bool, repeat_action_probability: float, threads: int, device: torch.device | str = "cpu",
     ):  # fmt: skip
         """The keys of conf/env/atari.yaml."""
         for key, value, least in (("size", size, 1), ("noops", noops, 1), ("threads", threads, 1)):
             at_least(value, least, f"env.{key}")
         self.max_episode_steps, self.noops = max_episode_steps, noops
         self.life_loss, self.clip_rewards, self.stickiness = life_loss, clip_rewards, repeat_action_probability
+        self.channels = 1 if gray else 3
         self.device = torch.device(device)
         self._emulators, begins = zip(*(_emulator(game, thread) for thread in range(threads)), strict=True)
         self._pool = ThreadPoolExecutor(threads)
@@ -53,14 +55,14 @@ class AtariEnv(VectorEnv):
         self._fire = next((action for action in self._actions if fire and action.name == "FIRE"), NOOP)
         self._pixels = self._emulators[0].getScreenDims()
         self._rows, self._columns = (_overlaps(pixels, size) for pixels in self._pixels)
-        self.single_observation_space = gymnasium.spaces.Box(0, 255, (1, size, size), np.uint8)
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, (self.channels, size, size), np.uint8)
         self.single_action_space = gymnasium.spaces.Discrete(len(self._actions))
         self._games = [self._begin] * num_envs
         self._key, self._counter, self._steps, self._pressed = torch.zeros(4, num_envs, dtype=torch.int64)
         self._resize()
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
-        """First observations [B, 1, size, size]. `seed`: one integer (copy i gets seed + i) or one per copy; None draws fresh ones."""
+        """First observations [B, C, size, size]. `seed`: one integer (copy i gets seed + i) or one per copy; None draws fresh ones."""
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         if isinstance(seed, int):
@@ -79,7 +81,7 @@ class AtariEnv(VectorEnv):
             for frame, action in enumerate(pressed[copy]):
                 rewards[copy] += ale.act(self._actions[action])
                 if frame >= SKIP - 2:
-                    ale.getScreenGrayscale(self._screens[copy, frame % 2])
+                    self._picture(ale, self._screens[copy, frame % 2])
                 if ale.game_over(with_truncation=False):
                     over[copy] = True
                     return self._look(ale, copy, frame > 0)
@@ -125,7 +127,7 @@ class AtariEnv(VectorEnv):
             setattr(self, name, state[name].cpu().clone())
 
     def _start(self, where: Tensor) -> Tensor:
-        """Begin a game in the copies `where` (bool [B]): the images of all [B, 1, size, size]."""
+        """Begin a game in the copies `where` (bool [B]): the images of all [B, C, size, size]."""
         noops = (uniform(self._key, self._counter, 1).squeeze(1) * self.noops).long().tolist()
         self._counter = self._counter + where
         self._steps, self._pressed = self._steps * ~where, self._pressed * ~where
@@ -156,8 +158,15 @@ class AtariEnv(VectorEnv):
 
     def _look(self, ale: Any, copy: int, good: bool = True) -> None:
         """The present screen, black unless `good`, as both of the copy's."""
-        ale.getScreenGrayscale(self._screens[copy, 0])
+        self._picture(ale, self._screens[copy, 0])
         self._screens[copy] = self._screens[copy, 0] * good
+
+    def _picture(self, ale: Any, into: np.ndarray) -> None:
+        """The present screen, [H, W, C]."""
+        if self.channels == 1:
+            ale.getScreenGrayscale(into[..., 0])
+        else:
+            ale.getScreenRGB(into)
 
     def _emulate(self, work: Callable[[Any, int], None], copies: Sequence[int]) -> None:
         """`work(emulator, copy)` for each of `copies`, in an emulator that has taken up the copy's state."""
@@ -172,20 +181,22 @@ class AtariEnv(VectorEnv):
         list(self._pool.map(share, self._emulators, [copies[i::threads] for i in range(threads)]))
 
     def _images(self) -> Tensor:
-        """The brighter pixels of each copy's two screens, averaged by area: uint8 [B, 1, size, size].
+        """The brighter pixels of each copy's two screens, averaged by area: uint8 [B, C, size, size].
 
         Sums of whole numbers below 2²⁴ are exact in float32, so no pixel depends on the batch, the threads or the BLAS.
         """
         np.maximum(self._screens[:, 0], self._screens[:, 1], out=self._bright)
-        x = (self._rows.T @ torch.from_numpy(self._bright).unflatten(1, (-1, len(self._rows)))).flatten(1, 2)
+        bright = torch.from_numpy(self._bright).movedim(3, 1).flatten(0, 1)  # [B · C, H, W]
+        x = (self._rows.T @ bright.unflatten(1, (-1, len(self._rows)))).flatten(1, 2)
         x = (x.unflatten(2, (-1, len(self._columns))) @ self._columns).flatten(2)
-        return (x / (len(self._rows) * len(self._columns))).round().to(torch.uint8).unsqueeze(1)
+        x = (x / (len(self._rows) * len(self._columns))).round().to(torch.uint8)
+        return x.unflatten(0, (-1, self.channels))
 
     def _resize(self) -> None:
         resize(self, len(self._games))
         # Made once: the system takes longer to give such arrays than to fill them.
-        self._screens = np.zeros((self.num_envs, 2, *self._pixels), np.uint8)
-        self._bright = np.zeros((self.num_envs, *self._pixels), np.float32)
+        self._screens = np.zeros((self.num_envs, 2, *self._pixels, self.channels), np.uint8)
+        self._bright = np.zeros((self.num_envs, *self._pixels, self.channels), np.float32)
 
 
 def _overlaps(pixels: int, size: int) -> Tensor:

@@ -1,0 +1,105 @@
+"""The Atari 100k benchmark (Kaiser et al. 2020): 26 games, 100,000 decisions each; scores as shares of a human's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from rlx import report, stats
+from rlx.run import Run
+
+SCORES = {
+    "alien": (227.8, 7127.7, 808.5),
+    "amidar": (5.8, 1719.5, 148.6),
+    "assault": (222.4, 742.0, 1263.1),
+    "asterix": (210.0, 8503.3, 25557.8),
+    "bank_heist": (14.2, 753.1, 351.0),
+    "battle_zone": (2360.0, 37187.5, 13871.2),
+    "boxing": (0.1, 12.1, 52.7),
+    "breakout": (1.7, 30.5, 414.1),
+    "chopper_command": (811.0, 7387.8, 1117.3),
+    "crazy_climber": (10780.5, 35829.4, 83940.2),
+    "demon_attack": (152.1, 1971.0, 13003.9),
+    "freeway": (0.0, 29.6, 21.8),
+    "frostbite": (65.2, 4334.7, 296.3),
+    "gopher": (257.6, 2412.5, 3260.3),
+    "hero": (1027.0, 30826.4, 9315.9),
+    "jamesbond": (29.0, 302.8, 517.0),
+    "kangaroo": (52.0, 3035.0, 724.1),
+    "krull": (1598.0, 2665.5, 5663.3),
+    "kung_fu_master": (258.5, 22736.3, 30944.8),
+    "ms_pacman": (307.3, 6951.6, 1281.2),
+    "pong": (-20.7, 14.6, 20.1),
+    "private_eye": (24.9, 69571.3, 96.7),
+    "qbert": (163.9, 13455.0, 13781.9),
+    "road_runner": (11.5, 7845.0, 17751.3),
+    "seaquest": (68.4, 42054.7, 1100.2),
+    "up_n_down": (533.4, 11693.2, 17264.2),
+}
+"""Of a random player, of a human, of EfficientZero (Ye et al. 2021, table 1)."""
+
+
+def normalised(game: str, score: Any) -> Any:
+    """0: as good as random play, 1: as a human's."""
+    random, human, _ = SCORES[game]
+    return (np.asarray(score) - random) / (human - random)
+
+
+def summarise(scores: Sequence[np.ndarray]) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Mean, median and interquartile mean of human-normalised `scores` (one array [S] of seeds per game), with 95 % intervals of a
+    bootstrap that draws seeds within games (Agarwal et al. 2021). Mean and median are over games, of each game's mean."""
+
+    def of(draw: Sequence[np.ndarray]) -> list[float]:
+        games = [float(x.mean()) for x in draw]
+        return [float(np.mean(games)), float(np.median(games)), float(stats.iqm(np.concatenate(list(draw))))]
+
+    rng = np.random.default_rng(0)
+    resampled = np.array([of([rng.choice(x, len(x)) for x in scores]) for _ in range(stats.RESAMPLES)])
+    low, high = stats.interval(resampled)
+    if min(map(len, scores)) < 2:  # of one seed nothing follows about another
+        low, high = np.full((2, 3), np.nan)
+    return {name: (value, (low[i], high[i])) for i, (name, value) in enumerate(zip(("mean", "median", "IQM"), of(scores), strict=True))}
+
+
+def table(runs: Sequence[Run]) -> None:
+    """Print the runs' scores beside the published ones; runs of one game count as more seeds of it."""
+    returns: dict[str, list[float]] = {}
+    for run in sorted(runs, key=lambda run: str(run.config.env.game)):
+        returns.setdefault(run.config.env.game, []).extend(run.summary()["return"]["per_seed"])
+    rows = []
+    for game, values in returns.items():
+        theirs = SCORES[game][2]
+        rows.append(
+            [game, len(values), np.mean(values), f"{normalised(game, np.mean(values)):.2f}", theirs, f"{normalised(game, theirs):.2f}"]
+        )
+    report.table(
+        "Atari 100k; normalised: 0 as random, 1 as a human", ["game", "seeds", "return", "normalised", "EfficientZero", "normalised"], rows
+    )
+    ours = summarise([normalised(game, values) for game, values in returns.items()])
+    published = summarise([normalised(game, [SCORES[game][2]]) for game in returns])
+    for name, (value, ci95) in ours.items():
+        report.start(
+            **{name: f"{report.interval_text(value, ci95)}  published {report.number(published[name][0])}, {len(returns)} of 26 games"}
+        )
+
+
+def is_benchmark(runs: Sequence[Run]) -> bool:
+    """Whether all runs are of its games."""
+    return all(run.config.env.get("game") in SCORES for run in runs)
+
+
+class Table(Callback):
+    """Prints it when a multirun ends; see conf/experiment/atari100k.yaml."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        if job_return.status.name == "COMPLETED":
+            self.runs.append(Run.find(f"{config.outputs}/train/{config.hydra.runtime.choices.agent}-{config.env.game}", config.outputs))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if self.runs:
+            table(self.runs)
