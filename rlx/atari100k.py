@@ -51,16 +51,16 @@ def summarise(scores: Sequence[np.ndarray]) -> dict[str, tuple[float, tuple[floa
     """Mean, median and interquartile mean of human-normalised `scores` (one array [S] of seeds per game), with 95 % intervals of a
     bootstrap that draws seeds within games (Agarwal et al. 2021). Mean and median are over games, of each game's mean."""
 
-    def of(draw: Sequence[np.ndarray]) -> list[float]:
-        games = [float(x.mean()) for x in draw]
-        return [float(np.mean(games)), float(np.median(games)), float(stats.iqm(np.concatenate(list(draw))))]
+    def of(draws: Sequence[np.ndarray]) -> np.ndarray:  # [R, S] each → [R, 3]
+        games = np.stack([draw.mean(1) for draw in draws], 1)
+        return np.stack([games.mean(1), np.median(games, 1), stats.iqm(np.concatenate(draws, 1), 1)], 1)
 
     rng = np.random.default_rng(0)
-    resampled = np.array([of([rng.choice(x, len(x)) for x in scores]) for _ in range(stats.RESAMPLES)])
-    low, high = stats.interval(resampled)
+    low, high = stats.interval(of([rng.choice(x, (stats.RESAMPLES, len(x))) for x in scores]))
     if min(map(len, scores)) < 2:  # of one seed nothing follows about another
         low, high = np.full((2, 3), np.nan)
-    return {name: (value, (low[i], high[i])) for i, (name, value) in enumerate(zip(("mean", "median", "IQM"), of(scores), strict=True))}
+    values = of([np.asarray(x)[None] for x in scores])[0]
+    return {name: (float(values[i]), (float(low[i]), float(high[i]))) for i, name in enumerate(("mean", "median", "IQM"))}
 
 
 def table(runs: Sequence[Run]) -> None:

@@ -16,16 +16,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class SeedLinear(nn.Module):
-    """S affine maps side by side: [S, B, in] → [S, B, out]. `weight` is [S, in, out], `bias` [S, 1, out]."""
+    """S affine maps side by side: [S, B, in] → [S, B, out]. `weight` is [S, in, out], `bias` [S, 1, out] or None."""
 
-    def __init__(self, inputs: int, outputs: int, rng: Streams):
+    def __init__(self, inputs: int, outputs: int, rng: Streams, bias: bool = True):
         super().__init__()
         bound = 1 / math.sqrt(inputs)  # nn.Linear's own initialisation
         self.weight = nn.Parameter((rng.uniform(inputs, outputs) * 2 - 1) * bound)
-        self.bias = nn.Parameter((rng.uniform(1, outputs) * 2 - 1) * bound)
+        self.bias = nn.Parameter((rng.uniform(1, outputs) * 2 - 1) * bound) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
 
 
 class MLP(nn.Module):
@@ -46,21 +46,23 @@ class MLP(nn.Module):
 
 
 class SeedConv(nn.Module):
-    """S convolutions side by side: [S, B, in, H, W] → [S, B, out, H', W']. `weight` is [S, out, in, k, k], `bias` [S, out]."""
+    """S convolutions side by side: [S, B, in, H, W] → [S, B, out, H', W']. `weight` is [S, out, in, k, k], `bias` [S, out] or
+    None: before batch normalisation it has no effect and no gradient but noise, which Adam would make steps of."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, rng: Streams, padding: int = 0):
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, rng: Streams, padding: int = 0, bias: bool = True):
         super().__init__()
         self.stride, self.padding, fan_in = stride, padding, inputs * kernel**2
         self.weight = nn.Parameter((rng.uniform(outputs, inputs, kernel, kernel) * 2 - 1) / math.sqrt(fan_in))
-        self.bias = nn.Parameter((rng.uniform(outputs) * 2 - 1) / math.sqrt(fan_in))
+        self.bias = nn.Parameter((rng.uniform(outputs) * 2 - 1) / math.sqrt(fan_in)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":  # a grouped convolution is a third slower there
-            each = zip(x, self.weight, self.bias, strict=True)
+            each = zip(x, self.weight, [None] * len(x) if self.bias is None else self.bias, strict=True)
             return torch.stack([nn.functional.conv2d(one, weight, bias, self.stride, self.padding) for one, weight, bias in each])
         seeds = len(x)
+        bias = None if self.bias is None else self.bias.flatten()
         side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · in, H, W]
-        y = nn.functional.conv2d(side_by_side, self.weight.flatten(0, 1), self.bias.flatten(), self.stride, self.padding, groups=seeds)
+        y = nn.functional.conv2d(side_by_side, self.weight.flatten(0, 1), bias, self.stride, self.padding, groups=seeds)
         return y.unflatten(1, (seeds, -1)).transpose(0, 1)
 
 

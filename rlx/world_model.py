@@ -169,10 +169,10 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, seeds: Tensor, rng: Streams):
         super().__init__()
-        self.shortcut = nn.Identity() if stride == 1 else SeedConv(inputs, outputs, 3, stride, rng, padding=1)
+        self.shortcut = nn.Identity() if stride == 1 else SeedConv(inputs, outputs, 3, stride, rng, padding=1, bias=False)
         self.path = nn.Sequential(
-            SeedConv(inputs, outputs, 3, stride, rng, padding=1), SeedBatchNorm(outputs, seeds), nn.ReLU(),
-            SeedConv(outputs, outputs, 3, 1, rng, padding=1), SeedBatchNorm(outputs, seeds),
+            SeedConv(inputs, outputs, 3, stride, rng, padding=1, bias=False), SeedBatchNorm(outputs, seeds), nn.ReLU(),
+            SeedConv(outputs, outputs, 3, 1, rng, padding=1, bias=False), SeedBatchNorm(outputs, seeds),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -214,10 +214,10 @@ class ImageModel(WorldModel):
             return nn.Sequential(SeedBatchNorm(features, seeds), nn.ReLU())
 
         def flat() -> nn.Sequential:
-            return nn.Sequential(SeedConv(latent, thin, 1, 1, rng), norm(thin), nn.Flatten(2))
+            return nn.Sequential(SeedConv(latent, thin, 1, 1, rng, bias=False), norm(thin), nn.Flatten(2))
 
         def dense(*units: int) -> list[nn.Module]:
-            return [layer for a, b in pairwise(units) for layer in (SeedLinear(a, b, rng), norm(b))]
+            return [layer for a, b in pairwise(units) for layer in (SeedLinear(a, b, rng, bias=False), norm(b))]
 
         def head_of(features: int, outputs: int) -> nn.Sequential:
             return zeroed(nn.Sequential(*dense(features, head), SeedLinear(head, outputs, rng)))
@@ -228,12 +228,17 @@ class ImageModel(WorldModel):
         begin, half = Scaled(255.0 if space.dtype == np.uint8 else 1.0), latent // 2
         tower: list[nn.Module]
         if large:
-            tower = [SeedConv(channels, half, 3, 2, rng, padding=1), norm(half), Residual(half, half, 1, seeds, rng), residual(half, 2)]
+            tower = [
+                SeedConv(channels, half, 3, 2, rng, padding=1, bias=False),
+                norm(half),
+                Residual(half, half, 1, seeds, rng),
+                residual(half, 2),
+            ]
             tower += [residual(), Pool(), residual(), Pool(), residual()]
         else:
-            tower = [SeedConv(channels, latent, 3, 1, rng, padding=1), norm(latent), residual()]
+            tower = [SeedConv(channels, latent, 3, 1, rng, padding=1, bias=False), norm(latent), residual()]
         self.represent = nn.Sequential(begin, *tower)
-        self.enter = nn.Sequential(SeedConv(latent + actions, latent, 3, 1, rng, padding=1), SeedBatchNorm(latent, seeds))
+        self.enter = nn.Sequential(SeedConv(latent + actions, latent, 3, 1, rng, padding=1, bias=False), SeedBatchNorm(latent, seeds))
         self.go = residual()
         self.reduce = flat()
         self.shared = residual()
@@ -245,7 +250,7 @@ class ImageModel(WorldModel):
         self.project = nn.Sequential(
             nn.Flatten(2),
             *dense(features, projection, projection),
-            SeedLinear(projection, projection, rng),
+            SeedLinear(projection, projection, rng, bias=False),
             SeedBatchNorm(projection, seeds),
         )
         self.predict = nn.Sequential(*dense(projection, projection // 2), SeedLinear(projection // 2, projection, rng))

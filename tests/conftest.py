@@ -82,7 +82,7 @@ def compose(command: str, *overrides: str):
 
 AGENTS = sorted(path.stem for path in Path(conf_dir(), "agent").glob("*.yaml"))
 ENVS = {"acrobot": ("env.max_episode_steps=20",), "chain": (), "pendulum": (), "gym": ("env.id=CartPole-v1",)}
-ENVS |= {"tic_tac_toe": ("env.opponent=self",), "cartpole_frames": ()}
+ENVS |= {"tic_tac_toe": ("env.opponent=self",), "cartpole_frames": (), "mini_breakout": ("env.max_episode_steps=20",)}
 
 
 def fits(agent: str, env: str) -> bool:
@@ -94,14 +94,14 @@ def fits(agent: str, env: str) -> bool:
         return False
     if kind.games or spec.rules is not None:
         return kind.games and spec.rules is not None
-    if image and agent not in ("dqn", "ppo"):  # those with convolutions, and a2c, which is ppo
-        return False
+    if image:  # agents with convolutions, each with one of the two
+        return (agent, env) in (("dqn", "cartpole_frames"), ("ppo", "cartpole_frames"), ("efficientzero", "mini_breakout"))
     return isinstance(spec.observation_space, kind.observations) and isinstance(spec.action_space, kind.actions)
 
 
 PAIRS = [(agent, env) for agent in AGENTS for env in ENVS if fits(agent, env)]
 SMALL = {"learning_starts": 32, "hidden": "[16]", "replay_ratio": 0.5, "buffer_size": 400, "epsilon_steps": 500, "rollout_steps": 16}
-SMALL |= {"latent": 16, "lstm": 8, "projection": 16, "simulations": 4, "reanalyse": 0.5}
+SMALL |= {"latent": 8, "lstm": 8, "projection": 16, "simulations": 4, "reanalyse": 0.25, "head": 8, "batch_size": 8}
 SMALL |= {"conv": "[[4,8,8]]", "anneal_steps": 600, "epochs": 2, "minibatches": 2, "initial_value": 0.1}
 
 

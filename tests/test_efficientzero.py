@@ -55,7 +55,7 @@ def test_targets(n_steps, value_prefix, monkeypatch):
     monkeypatch.setattr(agent.target, "values", known)
     slot, weight = agent._drawn(torch.rand(1, 400))
     batch = agent.replay.window(slot, 6 + n_steps)
-    value, _ = agent._targets(batch)
+    value = agent.value_targets(batch)
     prefix = agent._prefixes(batch["reward"])
     rows = [(e, i) for e, (rewards, _) in enumerate(episodes[:3]) for i in range(len(rewards))]
     assert sorted(set(slot[0].tolist())) == list(range(len(rows))), "every row is drawn"
@@ -85,7 +85,7 @@ def test_older_rows_have_shorter_returns():
     agent = agent_with([([1.0] * 300, False)], n_steps=5, off_policy_correction=True, buffer_size=400, learning_starts=399)
     agent.target.values = lambda obs: torch.zeros(obs.shape[:2])
     batch = agent.replay.window(agent._drawn(torch.rand(1, 64))[0], 11)
-    value, _ = agent._targets(batch)
+    value = agent.value_targets(batch)
     for b in range(64):
         age, steps = int(batch["age"][0, b]), 5 - int(batch["age"][0, b]) // 120
         if age > 12:

@@ -17,6 +17,7 @@ import torch
 from conftest import ENVS, PAIRS, TINY, small
 from safetensors.torch import load_file
 
+from rlx import cli
 from rlx.growing import resumed
 from rlx.journal import replays
 from rlx.run import Run
@@ -54,7 +55,7 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
-LONG = ["train", "agent=hdqn", "env=acrobot", "seeds=2", "steps=12000", "copies=4", "eval_every=900", "eval_episodes=3"]
+LONG = ["train", "agent=hdqn", "env=acrobot", "seeds=2", "steps=5000", "copies=4", "eval_every=900", "eval_episodes=3"]
 LONG += ["final_episodes=5", "checkpoint_every=500", "agent.learning_starts=64", "agent.hidden=[16]", "agent.replay_ratio=0.5"]
 
 
@@ -68,9 +69,15 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("trial", range(metafunc.config.getoption("--trials")))
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert cli.run([*LONG, f"outputs={folder}/outputs"]) == 0
+    return fingerprint(only_run(folder))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_killed_at_a_random_moment_and_resumed(number, trial, rlx, tmp_path):
-    whole = rlx(*LONG)
+def test_killed_at_a_random_moment_and_resumed(number, trial, uninterrupted, rlx, tmp_path):
     killed = tmp_path / "killed"
     killed.mkdir()
     process = start(LONG, killed)
@@ -87,7 +94,7 @@ def test_killed_at_a_random_moment_and_resumed(number, trial, rlx, tmp_path):
     else:
         assert process.returncode == 128 + number and status == "interrupted" and f"rlx resume {run.relative_to(killed)}" in err
     assert rlx("resume", run).code == 0
-    assert fingerprint(run) == fingerprint(whole.run)
+    assert fingerprint(run) == uninterrupted
 
 
 def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx):

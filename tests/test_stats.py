@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlx import stats
+from rlx import atari100k, stats
 
 
 def test_iqm_is_the_mean_of_the_middle_half():
@@ -64,3 +64,20 @@ def test_agent_no_better_than_random_has_no_score():
     flat = np.full((3, 2, 4), -500.0)
     curve = stats.curve(flat, flat[:, 0], -500.0, np.array([0.0, 1.0]), stats.Bootstrap(3, 4))
     assert np.isnan(curve.area) and np.isnan(curve.critical_eps) and np.isnan(curve.critical_eps_ci95).all()
+
+
+def test_human_normalised_scores_are_the_published_ones():
+    """EfficientZero's mean of 1.943 and median of 1.090 (Ye et al. 2021); human play is 1, random play 0."""
+    for row, expected in ((0, 0.0), (1, 1.0)):
+        result = atari100k.summarise([np.full(3, atari100k.normalised(game, scores[row])) for game, scores in atari100k.SCORES.items()])
+        assert [value for value, _ in result.values()] == pytest.approx([expected] * 3)
+    theirs = atari100k.summarise([np.array([atari100k.normalised(game, scores[2])]) for game, scores in atari100k.SCORES.items()])
+    assert theirs["mean"][0] == pytest.approx(1.943, abs=5e-4) and theirs["median"][0] == pytest.approx(1.090, abs=5e-4)
+    assert np.isnan(theirs["mean"][1]).all(), "one seed has no interval"
+
+
+def test_intervals_over_games_draw_seeds_within_games():
+    rng = np.random.default_rng(1)
+    games = [rng.normal(level, 0.1, 10) for level in (0.0, 5.0, 10.0)]
+    mean, (low, high) = atari100k.summarise(games)["mean"]
+    assert low < mean < high and high - low == pytest.approx(2 * 1.96 * 0.1 / 30**0.5, rel=0.35), "what differs between games is no error"

@@ -222,7 +222,7 @@ class EfficientZero(Agent):
         with torch.no_grad():
             slot, weight = self._drawn(self.minibatch.uniform(config.batch_size))
             batch = self.replay.window(slot, steps + config.n_steps)
-            value, policy = self._targets(batch)
+            value, policy = self.value_targets(batch), self.policy_targets(batch)
             prefix = self._prefixes(batch["reward"])
             obs = batch["obs"][:, :, :steps]
             first, later = (
@@ -297,12 +297,10 @@ class EfficientZero(Agent):
         weight = (self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -self.config.priority_beta
         return slot, weight / weight.amax(1, keepdim=True)
 
-    def _targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(values [S, B, K + 1], policies [S, B, K + 1, A]) that the rows shall have."""
-        config, steps = self.config, self.config.unroll + 1
-        obs, alive = batch["obs"], batch["alive"]
-        size = alive.shape[1]
-        known = _each(self.target.values, obs)
+    def value_targets(self, batch: dict[str, Tensor]) -> Tensor:
+        """n-step returns [S, B, K + 1] of the rows of `batch`, by the target network's values."""
+        config, steps, alive = self.config, self.config.unroll + 1, batch["alive"]
+        known = _each(self.target.values, batch["obs"])
         horizon = torch.full_like(batch["age"], config.n_steps)
         if config.off_policy_correction:
             age = batch["age"] * self.replay.written.shape[1]  # environment steps
@@ -320,13 +318,17 @@ class EfficientZero(Agent):
             bootstrap = torch.where(goes_on, known[..., next_], bootstrap)
             scale = torch.where(over, 0.0, torch.where(goes_on, weight, scale))
             on = on & after
-        value = torch.where(alive[..., :steps], value + scale * bootstrap, 0.0)
+        return torch.where(alive[..., :steps], value + scale * bootstrap, 0.0)
+
+    def policy_targets(self, batch: dict[str, Tensor]) -> Tensor:
+        """What searches said of the rows [S, B, K + 1, A]: for a part of them new ones, by the target network."""
+        steps, obs = self.config.unroll + 1, batch["obs"]
         policy = batch["policy"][:, :, :steps].clone()
-        fresh = round(config.reanalyse * size)
+        fresh = round(self.config.reanalyse * obs.shape[1])
         if fresh:
             found = self._search(self.target, obs[:, :fresh, :steps].flatten(1, 2), self.again)
             policy[:, :fresh] = found.policy.unflatten(1, (fresh, steps))
-        return value, policy
+        return policy
 
     def _prefixes(self, reward: Tensor) -> Tensor:
         """[S, B, K]: rewards summed since the prefix began; single ones without value prefixes."""

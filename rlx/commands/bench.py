@@ -33,6 +33,8 @@ class Config:
     copies: int
     seconds: float
     attack_batch: int
+    eval_env: Any = None
+    """Of some envs; of no meaning here."""
 
 
 @command("bench")
@@ -49,10 +51,15 @@ def main(composed: DictConfig) -> float:
     if chosen("env") == "car_racing":
         return drawing(config)
     spec = experiment.env_spec(config.env)
+    if chosen("agent") == "efficientzero":
+        return planning(config, spec, device)
     kind: Any = load_class(config.agent, "agent", object)
     env_id = f"{config.env['_target_'].rpartition('.')[2]}-v1"  # Gymnasium's own, of the same name
     if kind not in (DQN, PPO) or env_id not in ("Acrobot-v1", "CartPole-v1"):
-        raise ConfigError("bench: compares agent=dqn, ppo or a2c on env=acrobot or cartpole, and env=car_racing with Gymnasium's.")
+        raise ConfigError(
+            "bench: compares agent=dqn, ppo or a2c on env=acrobot or cartpole, and env=car_racing with Gymnasium's; "
+            "it times agent=efficientzero."
+        )
     agent = build(kind.config_type, config.agent, "agent")
     report.start(
         agent=f"{chosen('agent')} on {env_id}, network {agent.hidden}",
@@ -116,6 +123,66 @@ def rlx_training(config: Config, spec: "Spec", seeds: int, device: "torch.device
         return seeds * config.copies
 
     return timed(step, config.seconds)
+
+
+def planning(config: Config, spec: "Spec", device: "torch.device") -> float:
+    """EfficientZero's times for a learner step, its parts and a decision; returns learner steps per second."""
+    rows = [[str(seeds), *planned(config, spec, seeds, device)] for seeds in config.seeds]
+    report.start(device=f"{device}, {config.device['threads']} thread(s), {config.copies} env copies per seed")
+    header = ["seeds", "learner step", "search", "value targets", "training", "act", "env steps/s per seed"]
+    report.table("EfficientZero, milliseconds", header, rows)
+    return 1e3 / rows[-1][1]
+
+
+def planned(config: Config, spec: "Spec", seeds: int, device: "torch.device") -> list[Any]:
+    """[ms of a learner step, of its searches, its value targets and the rest, of a vector step's decisions, env steps/s per seed]."""
+    import torch
+
+    from rlx import experiment
+    from rlx.agent import Transition
+    from rlx.agents.efficientzero import EfficientZero
+    from rlx.rng import seed_tensor
+
+    shape, spent = (seeds, config.copies), dict[str, float]()
+    agent: Any = experiment.make_agent(config.agent, spec, seed_tensor(range(seeds), device), config.copies)
+    assert isinstance(agent, EfficientZero)
+    env = experiment.make_env(config.env, seeds * config.copies, device)
+    obs, first = env.reset(seed=0)[0].unflatten(0, shape), torch.zeros(shape, dtype=torch.bool, device=device)
+    for _ in range(-(-agent.config.learning_starts // config.copies)):
+        action, carry = agent.act(obs, first, {})
+        result = env.step(action.flatten(0, 1))
+        next_obs, reward, terminated, truncated, final = (x.unflatten(0, shape) for x in (*result[:4], result[4]["final_obs"]))
+        agent.update(Transition(obs, action, reward, final, terminated, truncated, carry))
+        obs = next_obs
+
+    def clocked(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_work(*args: Any) -> Any:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            result = work(*args)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+            return result
+
+        return timed_work
+
+    def milliseconds(work: Callable[[], Any]) -> list[float]:
+        work()
+        spent.clear()
+        count = 0
+        while spent.get("all", 0.0) < config.seconds:
+            work()
+            count += 1
+        return [1e3 * value / count for value in spent.values()]
+
+    for name in ("value_targets", "policy_targets"):
+        setattr(agent, name, clocked(name, getattr(agent, name)))
+    values, search, learn = milliseconds(clocked("all", agent.learn))
+    (act,) = milliseconds(clocked("all", lambda: agent.act(obs, first, {})))
+    rate = 1e3 / (act / config.copies + learn * agent.config.replay_ratio)
+    return [learn, search, values, learn - search - values, act, rate]
 
 
 def drawing(config: Config) -> float:
