@@ -40,6 +40,8 @@ class Exported(nn.Module):
         shown: list[Tensor] = []
 
         def choose(head: str, seen: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            if scores.choice is not None:
+                raise ConfigError("export: this policy decides by a search, which a network's file cannot do.")
             shown.append(scores(seen))
             return scores.decide(shown[-1])
 
@@ -57,6 +59,7 @@ class Exported(nn.Module):
         """The file, with `facts` as its metadata; ConfigError where it cannot be made."""
         batch = torch.export.Dim("batch")
         example = self.example(2)
+        self(*example)
         try:
             import onnxruntime  # noqa: F401 (for the comparison)
 

@@ -167,3 +167,16 @@ def test_training_resumes_exactly(rlx):
     shorter = rlx(*arguments, "steps=200", "checkpoint_every=200")
     assert rlx("resume", shorter.run, "steps=400").code == 0
     assert fingerprint(shorter.run) == fingerprint(whole.run)
+
+
+def test_the_benchmark_runs_its_games_and_compares_them(rlx):
+    sizes = "latent=4 lstm=8 head=8 projection=8 value_bins=21 prefix_bins=21 simulations=2 batch_size=4 buffer_size=100 learning_starts=20"
+    short = (
+        "steps=40 copies=2 seeds=2 eval_every=40 eval_episodes=1 final_episodes=1 env.max_episode_steps=20 eval_env.max_episode_steps=20"
+    )
+    arguments = [*short.split(), *(f"agent.{key}" for key in f"{sizes} replay_ratio=0.1".split())]
+    result = rlx("train", "experiment=atari100k", "env.game=pong,breakout", *arguments)
+    assert result.code == 0, result.err
+    assert "breakout │     2 │" in result.out and "pong │     2 │" in result.out and "2 of 26 games" in result.out
+    again = rlx("report", "outputs/train/efficientzero-pong", "outputs/train/efficientzero-breakout")
+    assert again.code == 0 and "published 7.74, 2 of 26 games" in again.out

@@ -1,14 +1,16 @@
 """ONNX files decide as their policies do."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import AGENTS, compose, small
+from conftest import AGENTS, TINY, compose, small
 
 from rlx.config import load_class
 from rlx.experiment import env_spec, make_env
 from rlx.onnx import Exported, compare
 
-MODELS = [(agent, "cartpole") for agent in AGENTS if agent not in ("q_table", "self_play")]
+MODELS = [(agent, "cartpole") for agent in AGENTS if agent not in ("q_table", "self_play", "efficientzero")]
 MODELS += [("q_table", "chain"), ("self_play", "tic_tac_toe"), ("ppo", "pendulum"), ("dqn", "cartpole_frames"), ("bcq", "cartpole_frames")]
 RECURRENT = ("ppo", "cartpole", "agent.recurrent=8")
 
@@ -46,6 +48,12 @@ def test_the_command_line(tiny_runs, rlx, tmp_path):
     ):
         result = rlx("export", *arguments)
         assert result.code == 2 and message in result.err, (arguments, result.err)
+
+
+def test_a_search_is_not_exported(rlx):
+    run = rlx("train", "agent=efficientzero", "env=cartpole", *TINY, *small("efficientzero"), "seeds=1", "steps=8", "eval_every=8").run
+    result = rlx("export", run, "policy.onnx")
+    assert result.code == 2 and "decides by a search" in result.err and not Path("policy.onnx").exists()
 
 
 def test_an_episode_can_be_watched(tiny_runs, rlx):
