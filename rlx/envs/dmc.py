@@ -84,4 +84,4 @@ class DMControlEnv(GymEnv):
         """The keys of conf/env/dmc.yaml. An episode is 1000 control steps."""
         at_least(repeat, 1, "env.repeat")
         kwargs = {"task": task, "repeat": repeat, "bins": bins, "pixels": pixels, "size": size}
-        super().__init__("rlx/DMControl-v0", num_envs, -(-1000 // repeat), kwargs, device)
+        super().__init__(f"{__name__}:rlx/DMControl-v0", num_envs, -(-1000 // repeat), kwargs, device)
