@@ -155,11 +155,12 @@ class EfficientZero(Agent):
         self.optimizer = OPTIMIZERS[config.optimizer](list(self.policy.parameters()), config.learning_rate)
         shape, dtype = obs_field(spec.observation_space)
         self.images = len(shape) == 3
-        if config.stack > 1 and (not self.images or shape[0] % config.stack):
-            raise ConfigError(f"agent.stack={config.stack}: observations {list(shape)} are no such stack of pictures.")
-        self.newest = shape[0] // config.stack if self.images else 0
+        self.newest = 0
         """Channels of one picture."""
         if self.images:
+            if shape[0] % config.stack:
+                raise ConfigError(f"agent.stack={config.stack}: observations {list(shape)} are no such stack of pictures.")
+            self.newest = shape[0] // config.stack
             shape = (self.newest, *shape[1:])
         fields = {"obs": (shape, dtype), "action": ((), torch.int64), "reward": ((), torch.float32)}
         fields |= {"policy": ((spec.actions,), torch.float32), "last": ((), torch.bool), "terminated": ((), torch.bool)}
@@ -225,9 +226,9 @@ class EfficientZero(Agent):
             value, policy = self.value_targets(batch), self.policy_targets(batch)
             prefix = self._prefixes(batch["reward"])
             obs = batch["obs"][:, :, :steps]
-            first, later = (
-                (self._augmented(o) for o in (obs[:, :, :1], obs[:, :, 1:])) if config.augment else (obs[:, :, :1], obs[:, :, 1:])
-            )
+            first, later = obs[:, :, :1], obs[:, :, 1:]
+            if config.augment and self.images:
+                first, later = self._augmented(first), self._augmented(later)
         model.train()
         alive = batch["alive"][..., :steps].float()  # the last action of an episode is real, what follows is not
         latent = model.begin(first.squeeze(2))
@@ -240,14 +241,13 @@ class EfficientZero(Agent):
                 latent = latent | {name: torch.zeros_like(latent[name]) for name in model.memory}
         state = torch.stack(states, 2)  # [S, B, K + 1, *H]
         shared = _each(model.shared, state)
-        guess = _each(model.value_head, shared)
+        guess, rewarded = _each(model.value_head, shared), _each(model.prefix_head, torch.stack(memories, 2))
         # Behind a terminal the value is 0, and is learnt once.
         valued = torch.cat([alive[..., :1], alive[..., 1:].maximum(alive[..., :-1] * batch["terminated"][..., : steps - 1])], -1)
         losses = {
             "value": valued * _cross_entropy(guess, model.value_support.encode(value)),
             "policy": alive * _cross_entropy(_each(model.policy_head, shared), policy),
-            "prefix": alive[..., :-1]
-            * _cross_entropy(_each(model.prefix_head, torch.stack(memories, 2)), model.prefix_support.encode(prefix)),
+            "prefix": alive[..., :-1] * _cross_entropy(rewarded, model.prefix_support.encode(prefix)),
         }
         if config.consistency:
             with torch.no_grad():
