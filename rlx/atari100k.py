@@ -1,6 +1,7 @@
 """The Atari 100k benchmark (Kaiser et al. 2020): 26 games, 100,000 decisions each; scores as shares of a human's."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,15 @@ class Table(Callback):
     def __init__(self) -> None:
         self.runs: list[Run] = []
 
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.before = self._runs(config)
+
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        if job_return.status.name == "COMPLETED":
-            self.runs.append(Run.find(f"{config.outputs}/train/{config.hydra.runtime.choices.agent}-{config.env.game}", config.outputs))
+        self.runs += [Run(path) for path in self._runs(config) - self.before if Run(path).meta()["status"] == "completed"]
+
+    def _runs(self, config: DictConfig) -> set[Path]:
+        folder = Path(config.outputs, "train", f"{config.hydra.runtime.choices.agent}-{config.env.game}")
+        return {path.parent for path in folder.glob("*/meta.json")}
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self.runs:

@@ -92,6 +92,8 @@ class Config:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         for name in ("stack", "latent", "lstm", "head", "projection"):
             at_least(getattr(self, name), 1, f"agent.{name}")
+        if self.gumbel is not None:
+            at_least(self.gumbel, 1, "agent.gumbel")
         if not 0 <= self.reanalyse <= 1:
             raise ConfigError(f"agent.reanalyse={self.reanalyse}: expected a share between 0 and 1.")
 

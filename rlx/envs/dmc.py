@@ -31,6 +31,8 @@ class DMControl(gymnasium.Env):
             raise ConfigError(f"env.task={task}: no such task.{nearest(task, names)}")
         for key, value, least in (("repeat", repeat, 1), ("bins", bins, 2), ("size", size, 16)):
             at_least(value, least, f"env.{key}")
+        if not isinstance(pixels, bool):
+            raise ConfigError(f"env.pixels={pixels}: expected true or false.")
         domain, _, name = task.partition("-")
         self.env, self.repeat, self.pixels, self.size, self.render_mode = suite.load(domain, name), repeat, pixels, size, render_mode
         limits = self.env.action_spec()
