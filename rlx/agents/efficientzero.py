@@ -87,10 +87,9 @@ class Config:
     priority_beta: float
 
     def __post_init__(self) -> None:
-        for name in ("simulations", "n_steps", "unroll", "batch_size", "target_every", "learning_starts", "hold"):
-            at_least(getattr(self, name), 1, f"agent.{name}")
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
-        for name in ("stack", "latent", "lstm", "head", "projection"):
+        sizes = "stack", "latent", "lstm", "head", "projection", "batch_size"
+        for name in (*sizes, "simulations", "n_steps", "unroll", "target_every", "learning_starts", "hold"):
             at_least(getattr(self, name), 1, f"agent.{name}")
         if self.gumbel is not None:
             at_least(self.gumbel, 1, "agent.gumbel")
@@ -156,7 +155,7 @@ class EfficientZero(Agent):
         self.target = copy.deepcopy(self.policy.model).requires_grad_(False)
         self.optimizer = OPTIMIZERS[config.optimizer](list(self.policy.parameters()), config.learning_rate)
         shape, dtype = obs_field(spec.observation_space)
-        self.images = len(shape) == 3
+        self.images = isinstance(self.policy.model, ImageModel)
         self.newest = 0
         """Channels of one picture."""
         if self.images:
@@ -172,7 +171,6 @@ class EfficientZero(Agent):
         self.clock = UpdateClock(seeds, copies, config.replay_ratio)
         names = ("start", "explore", "minibatch", "reanalyse")
         self.start, self.explore, self.minibatch, self.again = (Streams(seeds, name) for name in names)
-        self.choices = spec.actions
         self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
         self.settings = config.settings(noise=True)
 
@@ -181,8 +179,9 @@ class EfficientZero(Agent):
         config, copies = self.config, first.shape[1]
         ticks = int(self.clock.ticks[0])
         if ticks * copies < config.learning_starts:
+            actions = self.policy.model.actions
             draw = uniform(self.start.key, torch.full_like(self.start.counter, ticks // config.hold * copies), copies)
-            return (draw * self.choices).long(), {"policy": torch.full((*first.shape, self.choices), 1 / self.choices, device=obs.device)}
+            return (draw * actions).long(), {"policy": torch.full((*first.shape, actions), 1 / actions, device=obs.device)}
         found = self._search(self.policy.model, obs, self.explore)
         action = found.action
         if config.gumbel is None:
