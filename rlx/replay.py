@@ -100,7 +100,8 @@ class Replay(nn.Module):
 
     def window(self, slot: Tensor, length: int) -> dict[str, Tensor]:
         """The rows in `slot` (int64 [S, B], ring · T + t of a seed) and the length − 1 behind each, fields [S, B, length, …]; with
-        `stack`, `obs` are stacked. `alive` says which of them are of the same episode, `age` [S, B] how many rows the ring got since."""
+        `stack`, `obs` are stacked. `alive` says which of them are of the same episode, `slot` in which they lie, `age` [S, B] how many
+        rows the ring got since."""
         seeds, copies = self.written.shape
         copy, place = slot // self.slots, slot % self.slots
         ring = self._ring(copy + torch.arange(seeds, device=slot.device).unsqueeze(1) * copies).unsqueeze(-1)
@@ -117,7 +118,8 @@ class Replay(nn.Module):
         if self.stack is not None:
             batch["obs"] = self._stacked(at, ages, self.stack)
         last = batch["last"].long()
-        return batch | {"alive": (offset <= age.unsqueeze(-1)) & (last.cumsum(-1) == last), "age": age}
+        alive, slots = (offset <= age.unsqueeze(-1)) & (last.cumsum(-1) == last), index % (copies * self.slots)
+        return batch | {"alive": alive, "slot": slots, "age": age}
 
     def _pick(self, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(flat place of the ring, number of its oldest row, age of the row picked: 0 is the oldest, rows in the ring), [S, B] each."""

@@ -1,5 +1,7 @@
 """EfficientZero: its targets are those of a plain reading of the rules; it learns; a search can be attacked."""
 
+import copy
+import dataclasses
 import itertools
 
 import numpy as np
@@ -90,6 +92,38 @@ def test_older_rows_have_shorter_returns():
         age, steps = int(batch["age"][0, b]), 5 - int(batch["age"][0, b]) // 120
         if age > 12:
             assert float(value[0, b, 0]) == pytest.approx(sum(GAMMA**i for i in range(steps)), rel=1e-4)
+
+
+@pytest.mark.parametrize("bootstrap", ["head", "search"])
+def test_a_cache_says_what_the_target_network_says(bootstrap):
+    """Also when rows have given way to others, and the target to another; it is asked once about each row."""
+    changes = {"learning_starts": 19, "buffer_size": 19, "batch_size": 8, "target_every": 2}
+    agent = agent_with(EPISODES[:3], cache=True, bootstrap=bootstrap, **changes)
+    agent.config = dataclasses.replace(agent.config, reanalyse=1.0)
+    asked = [0]
+    agent.target.represent.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].shape[1]))
+
+    def targets(agent):
+        batch = agent.replay.window(torch.arange(8).unsqueeze(0), 6 + agent.config.n_steps)
+        return agent.value_targets(batch), agent.policy_targets(batch)
+
+    for _ in range(3):
+        forgetful = copy.deepcopy(agent)
+        for memo in (forgetful.valued, forgetful.searched):
+            memo.version.fill_(-1)
+        before = sum(asked)
+        cached, once = targets(agent), sum(asked)
+        assert before < once and all(torch.equal(*pair) for pair in zip(cached, targets(agent), strict=True))
+        assert sum(asked) == once
+        for pair in zip(cached, targets(forgetful), strict=True):
+            torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
+        forgetful.valued = None
+        if bootstrap == "head":
+            torch.testing.assert_close(cached[0], targets(forgetful)[0], rtol=1e-4, atol=1e-5)
+        for _ in range(5):  # other rows in some of the slots, and a target that moves on
+            no, obs = torch.zeros(1, 1, dtype=torch.bool), torch.randn(1, 1, 50)
+            policy = torch.tensor([[[0.5, 0.25, 0.25]]])
+            agent.update(Transition(obs, no.long(), torch.ones(1, 1), obs, no, no, {"policy": policy}))
 
 
 def test_supports_give_back_what_they_hold():

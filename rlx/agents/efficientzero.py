@@ -64,6 +64,10 @@ class Config:
     unroll: int
     reanalyse: float
     """Share of a minibatch whose policy targets are searched anew with the target network."""
+    cache: bool
+    """Ask the target network about a row once until its weights change, and search without noise; false: anew in each minibatch."""
+    bootstrap: str
+    """What n-step returns end with: the target network's value `head`, or what its `search` says of the state."""
     value_weight: float
     policy_weight: float
     optimizer: str
@@ -88,6 +92,7 @@ class Config:
 
     def __post_init__(self) -> None:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
+        choice(self.bootstrap, ("head", "search"), "agent.bootstrap")
         sizes = "stack", "latent", "lstm", "head", "projection", "batch_size"
         for name in (*sizes, "simulations", "n_steps", "unroll", "target_every", "learning_starts", "hold"):
             at_least(getattr(self, name), 1, f"agent.{name}")
@@ -131,11 +136,46 @@ class Planner(Policy):
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         return self.model.root(obs).logits
 
-    @torch.no_grad()
     def search(self, obs: Tensor) -> Found:
         """Without noise."""
-        nothing = torch.zeros(len(obs), dtype=torch.int64, device=obs.device)
-        return search(self.model, self.model.root(obs), self.search_settings, nothing, nothing)
+        return quiet(self.model, obs, self.search_settings)
+
+
+@torch.no_grad()
+def quiet(model: WorldModel, obs: Tensor, settings: Settings) -> Found:
+    """What a search without noise says of observations [S, B, *O]."""
+    nothing = torch.zeros(len(obs), dtype=torch.int64, device=obs.device)
+    return search(model, model.root(obs), settings, nothing, nothing)
+
+
+class Memo(nn.Module):
+    """What the target network said of the rows of a replay [S, slots], to be asked again only when it has changed."""
+
+    said: Tensor
+    version: Tensor
+
+    def __init__(self, seeds: int, slots: int, features: int, device: torch.device):
+        super().__init__()
+        self.register_buffer("said", torch.zeros(seeds, slots, features, device=device))
+        self.register_buffer("version", torch.full((seeds, slots), -1, device=device))
+
+    def forget(self, slot: Tensor) -> None:
+        """The rows in `slot` [S, N] are others now."""
+        self.version.scatter_(1, slot, -1)
+
+    def ask(self, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor, version: int) -> Tensor:
+        """`who` (observations [S, R, *O] → [S, R, F]) on the `obs` [S, B, K, *O] that lie in `slot` [S, B, K]: [S, B, K, F]."""
+        flat, obs = slot.flatten(1), obs.flatten(1, 2)
+        old = self.version.gather(1, flat) != version
+        count = int(old.sum(1).max())  # a sync: what is not asked costs more
+        if count:
+            row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :count]  # where a seed has fewer, it repeats some
+            place = row + torch.arange(len(row), device=row.device).unsqueeze(1) * obs.shape[1]
+            said = who(obs.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, place.shape))
+            at = flat.gather(1, row)
+            self.said.scatter_(1, at.unsqueeze(-1).expand_as(said), said)
+            self.version.scatter_(1, at, version)
+        return self.said.gather(1, flat.unsqueeze(-1).expand(-1, -1, self.said.shape[-1])).unflatten(1, slot.shape[1:])
 
 
 class EfficientZero(Agent):
@@ -173,6 +213,10 @@ class EfficientZero(Agent):
         self.start, self.explore, self.minibatch, self.again = (Streams(seeds, name) for name in names)
         self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
         self.settings = config.settings(noise=True)
+        self.valued, self.searched = (
+            Memo(len(seeds), copies * self.replay.slots, features, seeds.device) if config.cache else None
+            for features in (1, spec.actions + 1)
+        )
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -204,6 +248,10 @@ class EfficientZero(Agent):
         most = self.priority.amax((1, 2)).clamp(min=1.0)
         at = self.replay.written.remainder(self.replay.slots).unsqueeze(-1)
         self.priority.scatter_(2, at, most.view(-1, 1, 1).expand_as(at))
+        rings = torch.arange(at.shape[1], device=at.device) * self.replay.slots
+        for memo in (self.valued, self.searched):
+            if memo is not None:
+                memo.forget(at.squeeze(-1) + rings)
         newest = t.obs[:, :, -self.newest :] if self.images else t.obs
         self.replay.add(
             torch.ones_like(ended), obs=newest, action=t.action, reward=t.reward, policy=t.carry["policy"],
@@ -301,7 +349,7 @@ class EfficientZero(Agent):
     def value_targets(self, batch: dict[str, Tensor]) -> Tensor:
         """n-step returns [S, B, K + 1] of the rows of `batch`, by the target network's values."""
         config, steps, alive = self.config, self.config.unroll + 1, batch["alive"]
-        known = _each(self.target.values, batch["obs"])
+        known = self._values(batch)
         horizon = torch.full_like(batch["age"], config.n_steps)
         if config.off_policy_correction:
             age = batch["age"] * self.replay.written.shape[1]  # environment steps
@@ -323,13 +371,33 @@ class EfficientZero(Agent):
 
     def policy_targets(self, batch: dict[str, Tensor]) -> Tensor:
         """What searches said of the rows [S, B, K + 1, A]: for a part of them new ones, by the target network."""
-        steps, obs = self.config.unroll + 1, batch["obs"]
+        steps, fresh = self.config.unroll + 1, round(self.config.reanalyse * batch["obs"].shape[1])
         policy = batch["policy"][:, :, :steps].clone()
-        fresh = round(self.config.reanalyse * obs.shape[1])
         if fresh:
-            found = self._search(self.target, obs[:, :fresh, :steps].flatten(1, 2), self.again)
-            policy[:, :fresh] = found.policy.unflatten(1, (fresh, steps))
+            policy[:, :fresh] = self._searched(batch["slot"][:, :fresh, :steps], batch["obs"][:, :fresh, :steps])[..., :-1]
         return policy
+
+    def _values(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the target network says that the rows are worth, [S, B, L]."""
+        if self.config.bootstrap == "search":
+            return self._searched(batch["slot"], batch["obs"])[..., -1]
+        return self._asked(self.valued, lambda obs: self.target.values(obs).unsqueeze(-1), batch["slot"], batch["obs"]).squeeze(-1)
+
+    def _searched(self, slot: Tensor, obs: Tensor) -> Tensor:
+        """What searches with the target network say of the rows in `slot` [S, B, K]: policy and value, [S, B, K, A + 1]."""
+
+        def who(obs: Tensor) -> Tensor:
+            anew = self.searched is None
+            found = self._search(self.target, obs, self.again) if anew else quiet(self.target, obs, self.policy.search_settings)
+            return torch.cat([found.policy, found.value.unsqueeze(-1)], -1)
+
+        return self._asked(self.searched, who, slot, obs)
+
+    def _asked(self, memo: Memo | None, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor) -> Tensor:
+        """`who` on the rows in `slot`, as in `Memo.ask`."""
+        if memo is None:
+            return _each(who, obs)
+        return memo.ask(who, slot, obs, int(self.updates[0]) // self.config.target_every)
 
     def _prefixes(self, reward: Tensor) -> Tensor:
         """[S, B, K]: rewards summed since the prefix began; single ones without value prefixes."""
