@@ -13,9 +13,7 @@ summary.json               the result
 """
 
 import datetime
-import hashlib
 import json
-import math
 import os
 import platform
 import shutil
@@ -29,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import rlx
 from rlx.config import ConfigError, RunError
+from rlx.files import load_tensors, nearest_path, plain, save_tensors, sha256, sync, write, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +70,7 @@ class Run:
         if not top.is_dir():
             if path is None:
                 raise ConfigError(f"no run yet below {top}; start one with: rlx {command}")
-            raise ConfigError(f"run={path}: no such run directory.{_nearest_path(top)}")
+            raise ConfigError(f"run={path}: no such run directory.{nearest_path(top)}")
         metas = [file for file in top.rglob("meta.json") if not _inside(file.relative_to(top).parts)]
         metas.sort(key=lambda file: file.parent.name)
         for meta in reversed(metas):
@@ -133,12 +132,12 @@ class Run:
         """Add `facts` to meta.json."""
         file = self.path / "meta.json"
         meta = json.loads(file.read_text()) if file.exists() else {"format": FORMAT, "command": self.path.parent.parent.name} | _versions()
-        _write_json(file, meta | facts)
+        write_json(file, meta | facts)
 
     def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a") as file:
-            file.writelines(json.dumps(_plain(row)) + "\n" for row in rows)
+            file.writelines(json.dumps(plain(row)) + "\n" for row in rows)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows logged so far; a crash may have cut the last line."""
@@ -153,8 +152,8 @@ class Run:
             if int(name) > step:
                 shutil.rmtree(self.path / "checkpoints" / name)
         rows = [row for row in self.metrics() if row["step"] <= evaluated]
-        _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        _write(self.path / "config.yaml", OmegaConf.to_yaml(config))
+        write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write(self.path / "config.yaml", OmegaConf.to_yaml(config))
         self.write_meta(status="running")
 
     @contextmanager
@@ -185,7 +184,7 @@ class Run:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json."""
-        _write_json(self.path / "summary.json", summary)
+        write_json(self.path / "summary.json", summary)
 
     def save(
         self,
@@ -203,7 +202,6 @@ class Run:
         its parts. RunError where there is no room; the former checkpoint stands.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import save_file
 
         final = self.path / "checkpoints" / name
         aside, former = final.with_name(f".{name}.partial"), final.with_name(f".{name}.former")
@@ -214,26 +212,26 @@ class Run:
                 file = self._part(part)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 beside = file.with_name(f".{file.name}.partial")
-                save_file(_separate(rows), beside)
-                sums[part] = _sha256(beside)
-                _fsync(beside)
+                save_tensors(rows, beside)
+                sums[part] = sha256(beside)
+                sync(beside)
                 beside.rename(file)
-                _fsync(file.parent)
+                sync(file.parent)
             if (self.path / "metrics.jsonl").exists():
-                _fsync(self.path / "metrics.jsonl")  # a checkpoint is not newer than its metrics
+                sync(self.path / "metrics.jsonl")  # a checkpoint is not newer than its metrics
             aside.mkdir(parents=True)
             files = {"agent": agent} | ({} if training is None else {"training": training})
             for file_name, tensors in files.items():
-                save_file(_separate(tensors), aside / f"{file_name}.safetensors")
-            own = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
-            _write_json(aside / "state.json", {**state, "sha256": own, "replay": sums})
+                save_tensors(tensors, aside / f"{file_name}.safetensors")
+            own = {file.name: sha256(file) for file in sorted(aside.iterdir())}
+            write_json(aside / "state.json", {**state, "sha256": own, "replay": sums})
             for path in (*aside.iterdir(), aside):
-                _fsync(path)
+                sync(path)
             if final.exists():
                 shutil.rmtree(former, ignore_errors=True)  # of a crash
                 final.rename(former)
             aside.rename(final)
-            _fsync(final.parent)
+            sync(final.parent)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             for beside in self.path.glob("replay/*/.*.partial"):
@@ -284,7 +282,7 @@ class Run:
     def load(self, name: str, file: str = "agent") -> "dict[str, Tensor]":
         """Tensors of one file of checkpoint `name`; ConfigError where it is missing, truncated or not what was written."""
         path = self.checkpoint(name) / f"{file}.safetensors"
-        return _load(path, self.counters(name).get("sha256", {}).get(path.name))
+        return load_tensors(path, self.counters(name).get("sha256", {}).get(path.name))
 
     def load_newest(self) -> "tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], list[str]]":
         """(state.json, agent, training, warnings) of the newest checkpoint that is whole; a warning for each that is not."""
@@ -305,20 +303,7 @@ class Run:
     def parts(self, sums: Mapping[str, str]) -> "Iterator[tuple[str, dict[str, Tensor]]]":
         """(name, tensors) of each part of a replay, by its checksum; one in memory at a time. ConfigError as `load`."""
         for name, checksum in sums.items():
-            yield name, _load(self._part(name), checksum)
-
-
-def _load(path: Path, checksum: str | None) -> "dict[str, Tensor]":
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-        if _sha256(path) != checksum:
-            raise ConfigError(f"{path}: damaged; its checksum is not the one in state.json.")
-        return tensors
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{path}: unreadable, perhaps truncated ({error}).") from None
+            yield name, load_tensors(self._part(name), checksum)
 
 
 def _lasting(checkpoint: Path) -> bool:
@@ -326,14 +311,6 @@ def _lasting(checkpoint: Path) -> bool:
         return json.loads((checkpoint / "state.json").read_text()).get("lasting", True)
     except (OSError, ValueError):
         return True
-
-
-def require_room(root: str, size: int) -> None:
-    """ConfigError where the disk of `root` has not `size` bytes free."""
-    existing = next(folder for folder in (Path(root).absolute(), *Path(root).absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if size > free:
-        raise ConfigError(f"outputs={root}: checkpoints of this run take {size / 1e9:,.1f} GB of disk, and {free / 1e9:,.1f} GB are free.")
 
 
 def _recover(path: Path) -> None:
@@ -347,54 +324,6 @@ def _recover(path: Path) -> None:
 def _inside(parts: tuple[str, ...]) -> bool:
     """Whether a run lies in another that grows, or is the leftover of a crash."""
     return any(part == "growing" or part.startswith(".") for part in parts)
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _separate(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """Contiguous tensors of which no two share memory, as safetensors wants them; copies no more than it must."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.contiguous()
-        result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return result
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    _write(file, json.dumps(_plain(content), indent=1) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    aside = file.with_name(f".{file.name}.partial")
-    aside.write_text(text)
-    aside.replace(file)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: null says that there is no such number."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _versions() -> dict[str, Any]:
@@ -423,12 +352,3 @@ def _commit() -> str | None:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "rlx", "conf") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _nearest_path(path: Path) -> str:
-    import difflib
-
-    parent = next(p for p in path.parents if p.is_dir())
-    missing = path.relative_to(parent).parts[0]
-    close = difflib.get_close_matches(missing, [p.name for p in parent.iterdir()], n=1)
-    return f" Did you mean '{parent / close[0]}'?" if close else f" '{parent}' exists, '{missing}' in it does not."

@@ -295,7 +295,7 @@ def test_torch_is_not_imported_for_help_or_a_typo():
 
 @pytest.mark.parametrize(("agent", "env"), [pair for pair in PAIRS if pair[1] in ("acrobot", "pendulum", "chain")])
 def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
-    run = rlx("train", f"agent={agent}", f"env={env}", *TINY, "seeds=2", *small(agent)).run
+    run = rlx("train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent)).run
     quick = ("scale=std", "eps=[0,0.5]", "episodes=3")
     if env == "chain":
         result = rlx("attack", run, *quick)
@@ -305,9 +305,10 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
     result = rlx("attack", run, *quick, *strong)
     assert result.code == 0
     changed = [one["return"] for one in result.summary["cells"] if one["eps"] > 0] != [result.summary["clean"]]
-    assert (
-        changed if env == "pendulum" else agent in ("actenv", "efficientzero") or any(one["flip_rate"] for one in result.summary["cells"])
-    )
+    if env == "pendulum":
+        assert changed
+    elif agent not in ("actenv", "efficientzero"):  # so little trained, nothing turns them on this env; tests of their own do
+        assert any(one["flip_rate"] for one in result.summary["cells"])
     if env == "pendulum":
         for wrong, message in (("attack=fgsm", "use attack=pgd attack.loss=distance"), ("attack=pgd", "attack.loss=distance")):
             refused = rlx("attack", run, *quick, wrong)

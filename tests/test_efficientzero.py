@@ -147,12 +147,14 @@ def test_the_contributions_can_be_switched_off():
 
 
 def test_attacks_are_judged_by_the_search(rlx):
-    run = rlx("train", "agent=efficientzero", "env=catch", *TINY, *small("efficientzero"), "seeds=2").run
-    result = rlx("attack", run, "eps=[0,0.5]", "episodes=5")
+    """They turn its decisions, and do not at radius 0."""
+    run = rlx("train", "agent=efficientzero", "env=catch", *TINY, *small("efficientzero", replay_ratio=0.1), "seeds=2").run
+    result = rlx("attack", run, "eps=[0,1]", "episodes=5")
     assert result.code == 0, result.err
-    assert result.summary["cells"][0]["flip_rate"] == 0
+    clean, attacked = result.summary["cells"]
+    assert clean["flip_rate"] == 0 < attacked["flip_rate"]
     evaluated = rlx("evaluate", run, "episodes=5")
-    assert evaluated.summary["return"]["per_seed"] == result.summary["cells"][0]["return"]["per_seed"]
+    assert evaluated.summary["return"]["per_seed"] == clean["return"]["per_seed"]
 
 
 def test_pictures_are_kept_once_and_stacked_again(monkeypatch):

@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx.config import at_least, build, check_protocol, chosen, command, parse_seeds
-from rlx.run import Run, require_room
+from rlx.files import require_room
+from rlx.run import Run
 
 
 @dataclass(frozen=True)
