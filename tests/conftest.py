@@ -108,4 +108,5 @@ SMALL |= {"conv": "[[4,8,8]]", "anneal_steps": 600, "epochs": 2, "minibatches": 
 def small(agent: str, **changes: object) -> list[str]:
     """Overrides that make an agent learn soon and quickly: those of its own keys."""
     keys = compose("train", f"agent={agent}").agent
-    return [f"agent.{key}={value}" for key, value in (SMALL | changes).items() if key in keys]
+    slow = {"replay_ratio": 0.1} if "simulations" in keys else {}  # a learner step is a hundred of the others'
+    return [f"agent.{key}={value}" for key, value in (SMALL | slow | changes).items() if key in keys]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import AGENTS, PAIRS, TINY, small
+from conftest import AGENTS, ENVS, PAIRS, TINY, small
 from safetensors.torch import load_file, save_file
 
 
@@ -296,7 +296,7 @@ def test_torch_is_not_imported_for_help_or_a_typo():
 @pytest.mark.parametrize(("agent", "env"), [pair for pair in PAIRS if pair[1] in ("acrobot", "pendulum", "chain")])
 def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
     run = rlx("train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent)).run
-    quick = ("scale=std", "eps=[0,0.5]", "episodes=3")
+    quick = ("scale=std", "eps=[0,2]", "episodes=3")
     if env == "chain":
         result = rlx("attack", run, *quick)
         assert result.code == 2 and "needs continuous observations" in result.err
@@ -307,7 +307,7 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
     changed = [one["return"] for one in result.summary["cells"] if one["eps"] > 0] != [result.summary["clean"]]
     if env == "pendulum":
         assert changed
-    elif agent not in ("actenv", "efficientzero"):  # so little trained, nothing turns them on this env; tests of their own do
+    else:
         assert any(one["flip_rate"] for one in result.summary["cells"])
     if env == "pendulum":
         for wrong, message in (("attack=fgsm", "use attack=pgd attack.loss=distance"), ("attack=pgd", "attack.loss=distance")):
@@ -320,7 +320,8 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
 
 @pytest.mark.parametrize("agent", ["dqn", "ppo"])
 def test_images_are_attacked(agent, rlx):
-    run = rlx("train", f"agent={agent}", "env=cartpole_frames", "+env.stack=2" if agent == "ppo" else "agent.stack=2", *TINY, *small(agent))
+    stack = "+env.stack=2" if agent == "ppo" else "agent.stack=2"
+    run = rlx("train", f"agent={agent}", "env=cartpole_frames", stack, *TINY, *small(agent))
     for attack in ("fgsm", "pgd"):
         result = rlx("attack", run.run, f"attack={attack}", "eps=[0,0.1]", "episodes=2")
         assert result.code == 0 and result.summary["cells"][1]["flip_rate"] > 0

@@ -55,8 +55,15 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
-LONG = ["train", "agent=hdqn", "env=acrobot", "seeds=2", "steps=5000", "copies=4", "eval_every=900", "eval_episodes=3"]
-LONG += ["final_episodes=5", "checkpoint_every=500", "agent.learning_starts=64", "agent.hidden=[16]", "agent.replay_ratio=0.5"]
+LONG = ["train", "agent=hdqn", "env=acrobot", "seeds=2", "steps=3000", "copies=4", "eval_every=900", "eval_episodes=3"]
+LONG += [
+    "env.max_episode_steps=100",
+    "final_episodes=5",
+    "checkpoint_every=500",
+    "agent.learning_starts=64",
+    "agent.hidden=[16]",
+    "agent.replay_ratio=0.5",
+]
 
 
 def only_run(folder: Path) -> Path:
@@ -190,8 +197,7 @@ def test_seeds_added_to_a_finished_run_make_the_run_of_all(agent, env, rlx):
 
 
 def test_seeds_whose_training_was_killed_are_taken_up_again(rlx, tmp_path):
-    arguments = [*LONG, "steps=4000"]
-    whole, run = rlx(*arguments, "seeds=3"), rlx(*arguments, "seeds=1").run
+    whole, run = rlx(*LONG, "seeds=3"), rlx(*LONG, "seeds=1").run
     process = start(["resume", str(run), "seeds=3"], tmp_path)
     while not list(run.glob("growing/train/*/*/checkpoints/[0-9]*/state.json")) and process.poll() is None:
         time.sleep(0.05)
