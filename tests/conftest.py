@@ -1,5 +1,7 @@
 """Shared: running the real command line in this process, and small trained runs."""
 
+import copy
+import functools
 import json
 from pathlib import Path
 
@@ -74,6 +76,11 @@ def composed():
 
 
 def compose(command: str, *overrides: str):
+    return copy.deepcopy(_composed(command, *overrides))
+
+
+@functools.cache
+def _composed(command: str, *overrides: str):
     import hydra
 
     with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
