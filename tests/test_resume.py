@@ -42,9 +42,10 @@ def fingerprint(run: Path) -> dict[str, str]:
 @pytest.mark.parametrize(("agent", "env"), PAIRS)
 def test_resumed_equals_uninterrupted(agent, env, rlx):
     arguments = ["train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent, n_steps=2)]
+    arguments += ["steps=320", "eval_every=160", "checkpoint_every=160"]
     whole = rlx(*arguments)
-    shorter = rlx(*arguments, "steps=300")
-    assert rlx("resume", shorter.run, "steps=600").code == 0
+    shorter = rlx(*arguments, "steps=160")
+    assert rlx("resume", shorter.run, "steps=320").code == 0
     assert fingerprint(shorter.run) == fingerprint(whole.run)
 
 
@@ -62,7 +63,7 @@ LONG += [
     "checkpoint_every=500",
     "agent.learning_starts=64",
     "agent.hidden=[16]",
-    "agent.replay_ratio=0.5",
+    "agent.replay_ratio=0.25",
 ]
 
 
@@ -91,7 +92,7 @@ def test_killed_at_a_random_moment_and_resumed(number, trial, uninterrupted, rlx
     deadline = time.monotonic() + 120
     while not list(killed.glob("outputs/train/*/*/checkpoints/[0-9]*/state.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(random.Random(f"{number} {trial}").uniform(0, 2))
+    time.sleep(random.Random(f"{number} {trial}").uniform(0, 1))
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     run = only_run(killed)
@@ -176,7 +177,7 @@ def test_checkpoints_by_wall_time_are_replaced_and_those_by_step_stay(rlx):
     assert len(needed) >= 20 and {f"{p.parent.name}/{p.stem}" for p in result.run.glob("replay/*/*")} == set(needed)
 
 
-@pytest.mark.parametrize(("agent", "env"), [pair for pair in PAIRS if pair[1] in ("acrobot", "chain", "tic_tac_toe")])
+@pytest.mark.parametrize(("agent", "env"), {agent: (agent, env) for agent, env in reversed(PAIRS)}.values())  # one env of each agent
 def test_seeds_added_to_a_finished_run_make_the_run_of_all(agent, env, rlx):
     arguments = ["train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, *small(agent, n_steps=2)]
     whole, run = rlx(*arguments, "seeds=5"), rlx(*arguments, "seeds=2").run
