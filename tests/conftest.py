@@ -63,7 +63,8 @@ def rlx(capsys, tmp_path, monkeypatch):
 def tiny_runs(tmp_path_factory):
     """A folder with two short hDQN runs on Acrobot (3 seeds) and one DQN run on CartPole (2 seeds)."""
     root = tmp_path_factory.mktemp("runs")
-    for extra in (("seeds=3",), ("seeds=7:9",), ("agent=dqn", "env=cartpole", "seeds=2")):
+    acrobot = "env.max_episode_steps=100"
+    for extra in (("seeds=3", acrobot), ("seeds=7:9", acrobot), ("agent=dqn", "env=cartpole", "seeds=2")):
         learn = ("agent.learning_starts=100", "agent.hidden=[16]", "agent.replay_ratio=0.25")
         assert cli.run(["train", *TINY, *learn, *extra, f"outputs={root}"]) == 0
     return root
