@@ -299,7 +299,8 @@ def test_torch_is_not_imported_for_help_or_a_typo():
 )
 def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
     run = rlx("train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent)).run
-    quick = ("scale=std", "eps=[0,2]", "episodes=3")
+    radius = 2 if agent in ("actenv", "efficientzero") else 0.5  # these two turn late, so little trained
+    quick = ("scale=std", f"eps=[0,{radius}]", "episodes=3")
     if env == "chain":
         result = rlx("attack", run, *quick)
         assert result.code == 2 and "needs continuous observations" in result.err
@@ -308,10 +309,7 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
     result = rlx("attack", run, *quick, *strong)
     assert result.code == 0
     changed = [one["return"] for one in result.summary["cells"] if one["eps"] > 0] != [result.summary["clean"]]
-    if env == "pendulum":
-        assert changed
-    else:
-        assert any(one["flip_rate"] for one in result.summary["cells"])
+    assert changed if env == "pendulum" else any(one["flip_rate"] for one in result.summary["cells"])
     if env == "pendulum":
         for wrong, message in (("attack=fgsm", "use attack=pgd attack.loss=distance"), ("attack=pgd", "attack.loss=distance")):
             refused = rlx("attack", run, *quick, wrong)
@@ -324,9 +322,9 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
 @pytest.mark.parametrize("agent", ["dqn", "ppo"])
 def test_images_are_attacked(agent, rlx):
     stack = "+env.stack=2" if agent == "ppo" else "agent.stack=2"
-    run = rlx("train", f"agent={agent}", "env=cartpole_frames", stack, *TINY, *small(agent), "seeds=2")
+    run = rlx("train", f"agent={agent}", "env=cartpole_frames", stack, *TINY, *small(agent))
     for attack in ("fgsm", "pgd"):
-        result = rlx("attack", run.run, f"attack={attack}", "eps=[0,0.5]", "episodes=2")
+        result = rlx("attack", run.run, f"attack={attack}", "eps=[0,0.1]", "episodes=2")
         assert result.code == 0 and result.summary["cells"][1]["flip_rate"] > 0
 
 

@@ -148,7 +148,7 @@ def test_the_contributions_can_be_switched_off():
 
 def test_attacks_are_judged_by_the_search(rlx):
     """They turn its decisions, and do not at radius 0."""
-    run = rlx("train", "agent=efficientzero", "env=catch", *TINY, *small("efficientzero", replay_ratio=0.1), "seeds=2").run
+    run = rlx("train", "agent=efficientzero", "env=catch", *TINY, *small("efficientzero"), "seeds=2").run
     result = rlx("attack", run, "eps=[0,1]", "episodes=5")
     assert result.code == 0, result.err
     clean, attacked = result.summary["cells"]
