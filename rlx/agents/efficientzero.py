@@ -15,7 +15,7 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents.dqn import UpdateClock
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import ObsEncoder, obs_field
-from rlx.networks import clipped
+from rlx.networks import clipped, rows_at
 from rlx.optim import SGD, Adam
 from rlx.replay import Replay
 from rlx.rng import Streams, uniform
@@ -170,8 +170,7 @@ class Memo(nn.Module):
         count = int(old.sum(1).max())  # a sync: what is not asked costs more
         if count:
             row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :count]  # where a seed has fewer, it repeats some
-            place = row + torch.arange(len(row), device=row.device).unsqueeze(1) * obs.shape[1]
-            said = who(obs.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, place.shape))
+            said = who(rows_at(obs, row))
             at = flat.gather(1, row)
             self.said.scatter_(1, at.unsqueeze(-1).expand_as(said), said)
             self.version.scatter_(1, at, version)

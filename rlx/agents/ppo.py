@@ -13,7 +13,7 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import check_conv, is_image, make_encoder, obs_field
-from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, scale_for_relu
+from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, rows_at, scale_for_relu
 from rlx.rng import Streams
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
@@ -239,7 +239,7 @@ class PPO(Agent):
         rows = batch["target"].shape[1]
         for order in self.shuffle.uniform(config.epochs, rows).argsort(-1).unbind(1):
             for index in order.chunk(config.minibatches, 1):
-                some = {name: _rows(x, index) for name, x in batch.items()}
+                some = {name: rows_at(x, index) for name, x in batch.items()}
                 metrics = self._step(some, left * config.clip if config.clip is not None else None)
         if self.policy.norm is not None:
             self.policy.norm.see(self.policy.encoder(self.obs.flatten(1, 2)))
@@ -314,10 +314,3 @@ class PPO(Agent):
                 cores.append(one)
             core = torch.stack(cores, 2).flatten(1, 2)
         return policy.outputs(core), policy.critic(core).squeeze(-1)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """x [S, M, …] at index [S, B] → [S, B, …]."""
-    seeds, rows = x.shape[:2]
-    flat = index + torch.arange(seeds, device=x.device).unsqueeze(1) * rows
-    return x.flatten(0, 1).index_select(0, flat.flatten()).view(*index.shape, *x.shape[2:])
