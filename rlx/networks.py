@@ -199,13 +199,6 @@ def along(per_seed: Tensor, like: Tensor) -> Tensor:
     return per_seed.view(-1, *[1] * (like.dim() - 1))
 
 
-def rows_at(x: Tensor, index: Tensor) -> Tensor:
-    """x [S, M, …] at index [S, B] → [S, B, …]."""
-    seeds, rows = x.shape[:2]
-    flat = index + torch.arange(seeds, device=x.device).unsqueeze(1) * rows
-    return x.flatten(0, 1).index_select(0, flat.flatten()).view(*index.shape, *x.shape[2:])
-
-
 def take(module: M, index: Tensor) -> M:
     """A copy of `module` with only the seeds `index` (int64 [S']), in that order: every parameter and buffer [S, …] → [S', …]."""
     return _rebuild(module, lambda tensors: tensors[0][index.to(tensors[0].device)], [])

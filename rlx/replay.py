@@ -1,4 +1,4 @@
-"""Experience replay: one ring of transitions per seed and env copy."""
+"""Experience replay: one ring of transitions per seed and env copy; what a network said of them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -198,6 +198,36 @@ class Replay(nn.Module):
         # index_select is several times faster than indexing with a tensor.
         ring = getattr(self, name).flatten(0, 2)
         return ring.index_select(0, index.flatten()).view(*index.shape, *ring.shape[1:])
+
+
+class Memo(nn.Module):
+    """What the target network said of the rows of a replay [S, slots], to be asked again only when it has changed."""
+
+    said: Tensor
+    version: Tensor
+
+    def __init__(self, seeds: int, slots: int, features: int, device: torch.device):
+        super().__init__()
+        self.register_buffer("said", torch.zeros(seeds, slots, features, device=device))
+        self.register_buffer("version", torch.full((seeds, slots), -1, device=device))
+
+    def forget(self, slot: Tensor) -> None:
+        """The rows in `slot` [S, N] are others now."""
+        self.version.scatter_(1, slot, -1)
+
+    def ask(self, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor, version: int) -> Tensor:
+        """`who` (observations [S, R, *O] → [S, R, F]) on the `obs` [S, B, K, *O] that lie in `slot` [S, B, K]: [S, B, K, F]."""
+        flat, obs = slot.flatten(1), obs.flatten(1, 2)
+        old = self.version.gather(1, flat) != version
+        count = int(old.sum(1).max())  # a sync: what is not asked costs more
+        if count:
+            row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :count]  # where a seed has fewer, it repeats some
+            place = row + torch.arange(len(row), device=row.device).unsqueeze(1) * obs.shape[1]
+            said = who(obs.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, row.shape))
+            at = flat.gather(1, row)
+            self.said.scatter_(1, at.unsqueeze(-1).expand_as(said), said)
+            self.version.scatter_(1, at, version)
+        return self.said.gather(1, flat.unsqueeze(-1).expand(-1, -1, self.said.shape[-1])).unflatten(1, slot.shape[1:])
 
 
 def _require_memory(size: int, device: torch.device) -> None:

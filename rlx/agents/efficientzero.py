@@ -15,9 +15,9 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents.dqn import UpdateClock
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import ObsEncoder, obs_field
-from rlx.networks import clipped, rows_at
+from rlx.networks import clipped
 from rlx.optim import SGD, Adam
-from rlx.replay import Replay
+from rlx.replay import Memo, Replay
 from rlx.rng import Streams, uniform
 from rlx.search import Found, Settings, draws_needed, search
 from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
@@ -146,35 +146,6 @@ def quiet(model: WorldModel, obs: Tensor, settings: Settings) -> Found:
     """What a search without noise says of observations [S, B, *O]."""
     nothing = torch.zeros(len(obs), dtype=torch.int64, device=obs.device)
     return search(model, model.root(obs), settings, nothing, nothing)
-
-
-class Memo(nn.Module):
-    """What the target network said of the rows of a replay [S, slots], to be asked again only when it has changed."""
-
-    said: Tensor
-    version: Tensor
-
-    def __init__(self, seeds: int, slots: int, features: int, device: torch.device):
-        super().__init__()
-        self.register_buffer("said", torch.zeros(seeds, slots, features, device=device))
-        self.register_buffer("version", torch.full((seeds, slots), -1, device=device))
-
-    def forget(self, slot: Tensor) -> None:
-        """The rows in `slot` [S, N] are others now."""
-        self.version.scatter_(1, slot, -1)
-
-    def ask(self, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor, version: int) -> Tensor:
-        """`who` (observations [S, R, *O] → [S, R, F]) on the `obs` [S, B, K, *O] that lie in `slot` [S, B, K]: [S, B, K, F]."""
-        flat, obs = slot.flatten(1), obs.flatten(1, 2)
-        old = self.version.gather(1, flat) != version
-        count = int(old.sum(1).max())  # a sync: what is not asked costs more
-        if count:
-            row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :count]  # where a seed has fewer, it repeats some
-            said = who(rows_at(obs, row))
-            at = flat.gather(1, row)
-            self.said.scatter_(1, at.unsqueeze(-1).expand_as(said), said)
-            self.version.scatter_(1, at, version)
-        return self.said.gather(1, flat.unsqueeze(-1).expand(-1, -1, self.said.shape[-1])).unflatten(1, slot.shape[1:])
 
 
 class EfficientZero(Agent):

@@ -13,7 +13,7 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import check_conv, is_image, make_encoder, obs_field
-from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, rows_at, scale_for_relu
+from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, scale_for_relu
 from rlx.rng import Streams
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
@@ -236,11 +236,12 @@ class PPO(Agent):
         batch |= {"advantage": advantage, "target": advantage + value, "log_prob": log_prob}
         if not config.recurrent:
             batch = {name: x.flatten(1, 2) for name, x in batch.items()}  # [S, N · T, …]: the order of steps does not matter
-        rows = batch["target"].shape[1]
-        for order in self.shuffle.uniform(config.epochs, rows).argsort(-1).unbind(1):
-            for index in order.chunk(config.minibatches, 1):
-                some = {name: rows_at(x, index) for name, x in batch.items()}
-                metrics = self._step(some, left * config.clip if config.clip is not None else None)
+        seeds, rows = batch["target"].shape[:2]
+        order = self.shuffle.uniform(config.epochs, rows).argsort(-1) + torch.arange(seeds, device=left.device).view(-1, 1, 1) * rows
+        batch = {name: x.flatten(0, 1) for name, x in batch.items()}
+        for index in order.flatten(1).chunk(config.epochs * config.minibatches, 1):
+            some = {name: x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:]) for name, x in batch.items()}
+            metrics = self._step(some, left * config.clip if config.clip is not None else None)
         if self.policy.norm is not None:
             self.policy.norm.see(self.policy.encoder(self.obs.flatten(1, 2)))
         return metrics
@@ -284,11 +285,9 @@ class PPO(Agent):
         advantage = flat["advantage"]
         if config.normalise_advantage:
             advantage = (advantage - advantage.mean(1, keepdim=True)) / (advantage.std(1, keepdim=True) + 1e-8)
-        ratio = (log_prob - flat["log_prob"]).exp()
-        gain = ratio * advantage
-        if clip is not None:
-            width = clip.unsqueeze(1)
-            gain = torch.minimum(gain, ratio.maximum(1 - width).minimum(1 + width) * advantage)
+        gain = (log_prob - flat["log_prob"]).exp() * advantage  # the ratio of probabilities times the advantage …
+        if clip is not None:  # … and no more than at the ratio's bound
+            gain = torch.minimum(gain, advantage + clip.unsqueeze(1) * advantage.abs())
         policy_loss, value_loss = -gain.mean(1), (value - flat["target"]).square().mean(1)  # [S]: mean within, sum over seeds
         loss = policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy.mean(1)
         parameters = list(policy.parameters())
