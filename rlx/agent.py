@@ -135,6 +135,8 @@ class Agent(nn.Module, ABC):
     """… and act in."""
     games: ClassVar[bool] = False
     """Whether it can only play games of two players in turn, whose rules say which moves are legal."""
+    keeps_newest: ClassVar[bool] = False
+    """Whether a run keeps its newest weights: its best evaluation's would be chosen by what the agent must not know, the env's reward."""
 
     policy: Policy
 
@@ -149,6 +151,8 @@ class Agent(nn.Module, ABC):
 
 class OfflineAgent(Agent):
     """One that learns from a data set: constructed as `OfflineAgent(config, spec, seeds, data)`. It never acts to learn."""
+
+    keeps_newest = True
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Greedily."""

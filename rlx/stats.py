@@ -1,7 +1,8 @@
 """Statistics over training seeds, the unit of replication: interquartile means, bootstrap intervals, robustness curves.
 
-Agarwal et al. 2021 (arXiv:2108.13264) for the interquartile mean; episodes are nested in seeds, so the bootstrap draws seeds
-first and episodes within them.
+Agarwal et al. 2021 (arXiv:2108.13264) for the interquartile mean. All seeds play the same episodes, from the same start states, so
+that cells can be compared; seeds and episodes are crossed, and the bootstrap draws both (Owen 2007, doi:10.1214/07-AOAS122): what is
+hard about a start state is hard for every seed, and does not average out over them.
 """
 
 from dataclasses import dataclass
@@ -23,22 +24,17 @@ def iqm(values: Array, axis: int = 0) -> Array:
 
 
 class Bootstrap:
-    """Resamples of S seeds and of P episodes within each: the same ones at every call, so that all cells of a study are
-    resampled alike."""
+    """Resamples of S seeds and of the P episodes that all of them played: the same ones at every call, so that all cells of a study
+    are resampled alike."""
 
     def __init__(self, seeds: int, episodes: int, resamples: int = RESAMPLES, rng: int = 0):
-        self.shape, self.resamples, self.rng = (seeds, episodes), resamples, rng
+        generator = np.random.default_rng(rng)
+        self.seeds = generator.integers(seeds, size=(resamples, seeds))
+        self.weights = generator.multinomial(episodes, np.full(episodes, 1 / episodes), resamples) / episodes
 
     def iqms(self, returns: Array) -> Array:
         """Interquartile means [resamples] of `returns` [S, P]: mean over resampled episodes, then over resampled seeds."""
-        seeds, episodes = self.shape
-        generator = np.random.default_rng(self.rng)
-        chosen = generator.integers(seeds, size=(self.resamples, seeds))
-        chunks = []
-        for some in np.array_split(chosen, -(-self.resamples * seeds * episodes // 10_000_000)):  # at most 80 MB at once
-            within = generator.integers(episodes, size=(*some.shape, episodes))
-            chunks.append(iqm(returns[some[..., None], within].mean(-1), axis=1))
-        return np.concatenate(chunks)
+        return iqm(np.take_along_axis(self.weights @ returns.T, self.seeds, 1), axis=1)
 
 
 def interval(resampled: Array) -> Array:

@@ -64,6 +64,8 @@ class Training:
         """Every seed's last evaluation."""
         self.stop = stopping.StopRule(stop, len(seeds)) if stop else None
         self.kept = Kept(self.agent.policy, len(seeds))
+        self.keeps_newest = self.agent.keeps_newest or "drift" in config.env
+        """Of an agent, or because what was best in another env is not."""
         self.log = Log(shape, self.device)
         self.journal = journal.Journal()
         self.part_sums: dict[str, str] = {}
@@ -185,8 +187,7 @@ class Training:
         self.interruptible = False
         mean = episodes.returns.mean(1).cpu()
         self.last[self.running.cpu()] = mean
-        if self.config.env.get("drift") or self.data is not None:
-            # What was best in another env is not; and an offline agent has no env to choose by: the newest weights are kept.
+        if self.keeps_newest:
             self.kept.value.fill_(-torch.inf)
         if self.stop is None:
             self.kept.improve(self.agent.policy, mean, self.step)
@@ -315,7 +316,7 @@ class Training:
         }
         if config.stop:
             columns["stop rule"] = ["met" if x else "not met" for x in self.kept.solved.tolist()]
-        when = "stop" if config.stop else "best evaluation" if self.data is None else "last evaluation"
+        when = "stop" if config.stop else "last evaluation" if self.keeps_newest else "best evaluation"
         report.per_seed(
             f"Greedy return over {config.final_episodes} new episodes, weights kept at each seed's {when}", self.seeds, columns, estimate
         )

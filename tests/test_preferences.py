@@ -30,6 +30,13 @@ def test_queries_are_segments_of_one_episode_and_the_longer_one_wins(composed):
     assert jumps[:, :25].max() < 0.1, "no reset within a segment"
 
 
+def test_a_segment_that_the_time_limit_cut_is_no_worse_for_it(composed):
+    agent = asked(composed, 40, "agent.rater_noise=0", "env.max_episode_steps=7", "agent.queries_per_round=60")
+    obs, inside = agent.segments[..., 0], agent.inside
+    assert (inside.sum(-1) < 7).any() and (inside[:, :, 0] == inside[:, :, 1]).all(), "nobody falls within 7 steps: both are as long"
+    assert (agent.answers == 0.5).all() and obs.abs().sum() > 0
+
+
 def test_the_budget_holds_and_noise_is_as_stated(composed):
     assert asked(composed, 200).asked.tolist() == [60, 60]
     clean, noisy = (asked(composed, 40, f"agent.rater_noise={noise}", "agent.queries_per_round=60") for noise in (0, 0.3))
@@ -51,6 +58,11 @@ def test_the_envs_reward_does_not_reach_the_learner(composed):
         plain.step(), scaled.step()
     for mine, theirs in zip(plain.agent.policy.parameters(), scaled.agent.policy.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_the_envs_reward_does_not_choose_the_weights(rlx):
+    result = rlx("train", "agent=preferences", "env=cartpole", "seeds=3", "steps=6144", "eval_every=512", "eval_episodes=2")
+    assert result.summary["kept"]["step"] == [6144] * 3
 
 
 @pytest.mark.slow

@@ -11,12 +11,13 @@ def test_iqm_is_the_mean_of_the_middle_half():
     assert stats.iqm(values) == pytest.approx(np.sort(values)[5:15].mean())
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    # 20 seeds of 10 episodes, with between-seed spread 1 and within-seed spread 2: the true mean is 0.
+@pytest.mark.parametrize("seed, episode", [(1, 0), (1, 1), (0.2, 2), (0, 1)])
+def test_interval_covers_the_truth_about_as_often_as_it_says(seed, episode):
+    # 20 seeds, 30 episodes, the same for all seeds: spread between seeds, between episodes, and of each seed in each episode.
     rng, hits = np.random.default_rng(0), 0
-    bootstrap = stats.Bootstrap(20, 10, resamples=500)
+    bootstrap = stats.Bootstrap(20, 30, resamples=500)
     for _ in range(200):
-        returns = rng.normal(size=(20, 1)) + 2 * rng.normal(size=(20, 10))
+        returns = seed * rng.normal(size=(20, 1)) + episode * rng.normal(size=30) + 0.5 * rng.normal(size=(20, 30))
         low, high = stats.estimate(returns, bootstrap).ci95
         hits += low <= 0 <= high
     assert 0.88 <= hits / 200 <= 0.995

@@ -130,10 +130,8 @@ class QLearner(nn.Module):
             self.updates += where
             moves = where & (self.updates % self.config.target_every == 0)
             weight = self.config.target_tau * moves.to(loss.dtype)
-            for slow, fast in zip(self.target.parameters(), parameters, strict=True):
-                slow.lerp_(fast, along(weight, slow))
-            for mine, theirs in zip(self.target.buffers(), network.buffers(), strict=True):
-                mine.copy_(theirs)  # moments of batch normalisation
+            for slow, fast in zip(self.target.state_dict().values(), network.state_dict().values(), strict=True):
+                slow.lerp_(fast, along(weight, slow))  # moments of batch normalisation too
         return loss.detach(), q.detach().mean(1)
 
 

@@ -74,11 +74,13 @@ class PreferencePPO(Agent):
     config_type = Config
     policy_type = ActorCritic
     actions = PPO.actions
+    keeps_newest = True
 
     policy: ActorCritic
     inputs: Tensor
     true_reward: Tensor
     last: Tensor
+    truncated: Tensor
     segments: Tensor
     inside: Tensor
     answers: Tensor
@@ -103,10 +105,11 @@ class PreferencePPO(Agent):
         buffer("inputs", *round_, features)
         buffer("true_reward", *round_)
         buffer("last", *round_, dtype=torch.bool)
+        buffer("truncated", *round_, dtype=torch.bool)
         pairs = (config.queries, 2, config.segment_steps)
         buffer("segments", *pairs, features)
         buffer("inside", *pairs)  # 1 for the steps of a segment, 0 behind its episode's end
-        buffer("answers", config.queries)  # 1: the first segment is preferred
+        buffer("answers", config.queries)  # 1: the first segment is preferred; 0.5: neither
         buffer("agreement")
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # these two on the CPU: read without a sync
         self.register_buffer("asked", torch.zeros(len(seeds), dtype=torch.int64))
@@ -120,7 +123,7 @@ class PreferencePPO(Agent):
             inputs = self.model.inputs(t.obs, t.action)
             learnt = self.model(inputs)
         self.inputs[:, :, place], self.true_reward[:, :, place] = inputs, t.reward
-        self.last[:, :, place] = t.terminated | t.truncated
+        self.last[:, :, place], self.truncated[:, :, place] = t.terminated | t.truncated, t.truncated
         self.ticks += 1
         if place == self.config.round_steps - 1 and int(self.asked[0]) < self.config.queries:
             self._ask()
@@ -145,10 +148,12 @@ class PreferencePPO(Agent):
             return x.flatten(0, 2)[index]
 
         last = cut(self.last).long()
-        inside = (last.cumsum(-1) - last == 0).float()
+        inside = last.cumsum(-1) - last == 0
+        limit = (cut(self.truncated) & inside).long()
+        # A segment that the time limit cut is no worse for it: the other one is shown for as long.
+        inside = (inside & (limit.cumsum(-1) == limit).flip(2)).float()
         returns = (cut(self.true_reward) * inside).sum(-1)
-        first = (returns[..., 0] > returns[..., 1]).float() + 0.5 * (returns[..., 0] == returns[..., 1])
-        right = torch.where(first == 0.5, (answer[..., 0] < 0.5).float(), first)
+        right = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
         self.answers[:, begin:end] = torch.where(answer[..., 1] < config.rater_noise, 1 - right, right)
         self.segments[:, begin:end], self.inside[:, begin:end] = cut(self.inputs), inside
         self.model.norm.see(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
@@ -167,4 +172,4 @@ class PreferencePPO(Agent):
             loss = nn.functional.binary_cross_entropy_with_logits(odds, answers, reduction="none").mean(1)
             gradients = torch.autograd.grad(loss.sum(), parameters)
             self.optimizer.step(parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=odds.device))
-        self.agreement = ((odds.detach() > 0) == (answers > 0.5)).float().mean(1)
+        self.agreement = 0.5 + 0.5 * (odds.detach().sign() * (2 * answers - 1)).mean(1)
