@@ -74,7 +74,7 @@ def plain_training(config: "DQNConfig", spec: "Spec", env_id: str, seconds: floa
 
 
 def sb3_training(name: str, config: Any, env_id: str, copies: int, seconds: float) -> float:
-    """Stable-Baselines3's agent of the same name and sizes on `copies` of Gymnasium's env; its DQN makes one update per step."""
+    """Stable-Baselines3's agent of the same name and settings on `copies` of Gymnasium's env."""
     import stable_baselines3  # type: ignore[import-not-found]
     from stable_baselines3.common.env_util import make_vec_env  # type: ignore[import-not-found]
 
@@ -86,10 +86,11 @@ def sb3_training(name: str, config: Any, env_id: str, copies: int, seconds: floa
     if name == "dqn":
         model = stable_baselines3.DQN(
             "MlpPolicy", env, buffer_size=config.buffer_size, learning_starts=64, batch_size=config.batch_size, tau=config.target_tau,
-            target_update_interval=1, train_freq=1, gradient_steps=1, **common,
+            target_update_interval=1, train_freq=1, gradient_steps=round(config.replay_ratio * copies), **common,
         )  # fmt: skip
     else:
         common |= {"n_steps": config.rollout_steps, "gae_lambda": config.gae_lambda, "ent_coef": config.entropy_coefficient}
+        common["normalize_advantage"] = config.normalise_advantage
         steps = config.rollout_steps * copies
         if name == "ppo":
             batch = {"batch_size": steps // config.minibatches, "n_epochs": config.epochs}

@@ -112,11 +112,8 @@ class Tree:
 
     def latents(self, node: Tensor) -> dict[str, Tensor]:
         """Those of one node of each tree, at [R]: name → [S, B, …]."""
-        number, result = (node - self.base).view(1, *self.shape), {}
-        for name, pool in self.latent.items():
-            index = number.view(*number.shape, *[1] * (pool.dim() - 3)).expand(1, *pool.shape[1:])
-            result[name] = pool.gather(0, index).squeeze(0)
-        return result
+        place = (node - self.base) * len(self.base) + torch.arange(len(self.base), device=node.device)
+        return {name: pool.flatten(0, 2).index_select(0, place).unflatten(0, self.shape) for name, pool in self.latent.items()}
 
     def expand(self, number: int, edge: Tensor, depth: Tensor, step: Step, horizon: int) -> None:
         """Add the node `number` behind an edge [R] of each tree, so many steps below its root."""
@@ -153,7 +150,9 @@ def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: T
     """Search from `root` on. Random numbers are a function of `key` and `counter` (int64 [S] each); `draws_needed` of them are used."""
     seeds, batch, actions = root.logits.shape
     tree = Tree(root, settings.simulations + 1)
-    gumbel, ties = torch.zeros_like(tree.logits[tree.base]), torch.zeros(settings.simulations, 1, 1, device=key.device)
+    gumbel, nothing = torch.zeros_like(tree.logits[tree.base]), torch.zeros((), dtype=torch.int64, device=key.device)
+    # Without noise ties are broken by chance too, but by the same for all roots: no decision depends on those beside it.
+    ties = uniform(nothing, nothing, settings.simulations * actions).view(-1, 1, actions)
     schedule = halving(min(settings.gumbel, actions), settings.simulations) if settings.gumbel is not None else []
     if settings.noise:
         draws = uniform(key, counter, draws_needed(settings, batch, actions)).view(seeds * batch, -1, actions).transpose(0, 1)

@@ -64,8 +64,8 @@ class Training:
         """Every seed's last evaluation."""
         self.stop = stopping.StopRule(stop, len(seeds)) if stop else None
         self.kept = Kept(self.agent.policy, len(seeds))
-        self.keeps_newest = self.agent.keeps_newest or "drift" in config.env
-        """Of an agent, or because what was best in another env is not."""
+        self.keeps_newest = config.keep == "newest" or self.agent.keeps_newest or "drift" in config.env
+        """Also where what was best was so in another env."""
         self.log = Log(shape, self.device)
         self.journal = journal.Journal()
         self.part_sums: dict[str, str] = {}

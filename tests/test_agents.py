@@ -1,5 +1,6 @@
 """The contract of every agent in conf/agent, and what is particular to each."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,16 @@ def test_dqn_balances_the_pole(rlx):
 def test_hdqn_swings_up(rlx):
     result = rlx("train", "agent=hdqn", "env=acrobot", "seeds=3", "steps=100000")
     assert sorted(result.summary["return"]["per_seed"])[1] >= -100
+
+
+def test_a_target_with_batch_norm_is_as_slow_as_its_weights(composed):
+    config = composed("train", "agent=dqn", "env=cartpole_frames", "agent.batch_norm=true", "agent.target_every=1000000", *small("dqn"))
+    learner = Learner(config, [3, 5])
+    before = copy.deepcopy(learner.agent.learner.target.state_dict())
+    for _ in range(40):
+        learner.step()
+    assert int(learner.agent.learner.updates[0]) > 10
+    assert all(torch.equal(value, before[name]) for name, value in learner.agent.learner.target.state_dict().items())
 
 
 def test_decisions_on_images_do_not_depend_on_the_batch_nor_change_the_policy(composed):

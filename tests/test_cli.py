@@ -108,6 +108,14 @@ def test_multirun_makes_one_run_per_combination(rlx):
     assert [run.parent.name for run in runs] == ["hdqn-acrobot"] * 2 + ["hdqn-cartpole"] * 2
 
 
+def test_the_newest_weights_are_kept_where_asked(rlx):
+    arguments = ("train", "agent=dqn", "env=cartpole", *TINY, "seeds=3", "eval_every=60", "agent.learning_starts=64")
+    arguments += ("agent.average_tau=1", "agent.learning_rate=0.01")  # what is learnt changes fast
+    best, newest = (rlx(*arguments, f"keep={which}").summary for which in ("best", "newest"))
+    assert newest["kept"]["step"] == [600] * 3 != best["kept"]["step"]
+    assert rlx(*arguments, "keep=latest").code == 2
+
+
 def test_stop_rule_keeps_each_seed_where_it_stopped(rlx):
     result = rlx(
         "train", "agent=dqn", "env=cartpole", "seeds=3", "steps=3000", "copies=1", "eval_every=1000", "eval_episodes=2",

@@ -262,6 +262,8 @@ def test_a_drifting_number_follows_its_line_and_the_physics_follow_it(composed):
     assert not equal
     with pytest.raises(ConfigError, match="Did you mean 'half_length'"):
         make_env(composed("train", "env=cartpole", drift.replace("half_length", "half_lenth")).env, 1, CPU)
+    with pytest.raises(ConfigError, match="pictures show it"):
+        make_env(composed("train", "env=cartpole_frames", drift).env, 1, CPU)
 
 
 def test_workers_give_what_one_process_gives(composed):

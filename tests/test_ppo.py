@@ -90,6 +90,15 @@ def test_ppo_balances_the_pole(rlx):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("agent", "env", "least"),
+    [("a2c", "cartpole", 475), ("ppo", "acrobot", -85), ("a2c", "acrobot", -85), ("ppo", "pendulum", -250), ("ppo", "lunar_lander", 200)],
+)
+def test_reaches_its_bar(agent, env, least, rlx):
+    assert rlx("train", f"agent={agent}", f"env={env}", "seeds=3").summary["return"]["iqm"] >= least
+
+
+@pytest.mark.slow
 def test_memory_makes_up_for_hidden_speeds(rlx):
     with_memory = rlx("train", "agent=ppo", "env=cartpole_masked", "seeds=3")
     assert sorted(with_memory.summary["return"]["per_seed"])[1] >= 450

@@ -50,6 +50,12 @@ def test_copies_that_meet_move_an_entry_by_their_mean(composed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("env", "least"), [("taxi", 7.5), ("frozen_lake", 0.7), ("cliff_walking", -13)])
+@pytest.mark.parametrize(("env", "least"), [("taxi", 7.5), ("frozen_lake", 0.72), ("frozen_lake_8x8", 0.85), ("cliff_walking", -13)])
 def test_reaches_the_optimum(env, least, rlx):
     assert rlx("train", "agent=q_table", f"env={env}", "seeds=3").summary["return"]["iqm"] >= least
+
+
+@pytest.mark.slow
+def test_sarsa_takes_the_safer_path(rlx):
+    result = rlx("train", "agent=q_table", "env=cliff_walking", "agent.target=sarsa", "seeds=3")
+    assert result.summary["return"]["per_seed"] == [-17] * 3

@@ -49,6 +49,22 @@ def test_resumed_equals_uninterrupted(agent, env, rlx):
     assert fingerprint(shorter.run) == fingerprint(whole.run)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["agent=ppo", "env=cartpole_masked", *small("ppo", recurrent=8)],
+        ["agent=q_table", "env=chain", "agent.target=sarsa"],
+        ["agent=dqn", "env=cartpole_drift", "+env.stack=3", "env.drift.begin=10", "env.drift.end=60", *small("dqn")],
+    ],
+    ids=("memory", "sarsa", "drift"),
+)
+def test_options_resume_as_well(arguments, rlx):
+    arguments = ["train", *arguments, *TINY, "seeds=2", "steps=320", "eval_every=160", "checkpoint_every=160"]
+    whole, shorter = rlx(*arguments), rlx(*arguments, "steps=160")
+    assert rlx("resume", shorter.run, "steps=320").code == 0
+    assert fingerprint(shorter.run) == fingerprint(whole.run)
+
+
 def start(arguments: list[str], folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "rlx", *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

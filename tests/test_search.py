@@ -92,7 +92,7 @@ def reference(model, root, c, draws):
             weight = (math.log((n + c.c_base + 1) / c.c_base) + c.c_init) * math.sqrt(n) / (visits(node, a) + 1)
             scores.append(normal(q) + float(node.prior[a]) * weight)
         tied = [a for a in range(model.actions) if scores[a] >= max(scores) - 1e-6]
-        return max(tied, key=lambda a: c.noise * float(draws(number)[a])), mean
+        return max(tied, key=lambda a: float(draws(number)[a])), mean
 
     for number in range(1, c.simulations + 1):
         node, mean, depth = top, 0.0, 0
@@ -129,16 +129,18 @@ CASES = {
 @pytest.mark.parametrize("actions", [2, 3, 6])
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_obvious_search(case, actions):
-    settings, model, (seeds, batch) = Settings(**(BASE | CASES[case])), RandomModel(actions), (3, 20)
+    settings, model, (seeds, batch) = Settings(**(BASE | CASES[case])), RandomModel(actions), (3, 30)
     key, counter = torch.tensor([11, 12, 13]), torch.tensor([5, 0, 900])
     root = model.root(seeds, batch)
     found = search(model, root, settings, key, counter)
+    nothing = torch.zeros((), dtype=torch.int64)
+    quiet = uniform(nothing, nothing, settings.simulations * actions).view(-1, actions)
+    each = uniform(key, counter, batch * actions * (17 + settings.simulations)).view(seeds, batch, -1, actions)
     for s in range(seeds):
         for b in range(batch):
 
-            def draws(number, s=s, b=b):
-                all_ = uniform(key[s], counter[s], batch * actions * (17 + settings.simulations)).view(batch, -1, actions)[b]
-                return all_[:17] if number is None else all_[16 + number]
+            def draws(number, mine=each[s, b]):
+                return mine[:17] if number is None else mine[16 + number] if settings.noise else quiet[number - 1]
 
             pick = slice(s, s + 1), slice(b, b + 1)
             one = Step({n: v[pick] for n, v in root.latent.items()}, root.prefix[pick], root.value[pick], root.logits[pick], root.memory)
@@ -171,6 +173,19 @@ class Bandit:
     def __call__(self, latent, action):
         reward = torch.where(latent["step"] == 0, self.rewards[action], 0.0)
         return Step({"step": latent["step"] + 1}, reward, torch.zeros_like(reward), torch.zeros(1, action.shape[1], len(self.rewards)), ())
+
+
+def test_no_action_is_favoured_where_all_are_equal():
+    settings, bandit, taken = Settings(**(BASE | {"noise": False, "simulations": 60})), Bandit([0.0] * 6), []
+
+    def model(latent, action):
+        taken.append(int(action))
+        return bandit(latent, action)
+
+    nothing = torch.zeros(1, dtype=torch.int64)
+    found = search(model, bandit.root(1, [0.0] * 6), settings, nothing, nothing)
+    assert found.visits.flatten().tolist() == [10] * 6
+    assert torch.tensor(taken).bincount(minlength=6).max() <= 20, "also below the root"
 
 
 @pytest.mark.parametrize("gumbel", [None, 4])

@@ -67,9 +67,8 @@ def main(composed: DictConfig) -> float:
     if kind is DQN:
         rows.append(["training, plain PyTorch loop, 1 env, 1 seed", plain_training(agent, spec, env_id, config.seconds)])
     if importlib.util.find_spec("stable_baselines3"):
-        copies = 1 if kind is DQN else config.copies
-        speed = sb3_training(chosen("agent"), agent, env_id, copies, config.seconds)
-        rows.append([f"training, SB3, {copies} env(s), 1 seed", speed])
+        speed = sb3_training(chosen("agent"), agent, env_id, config.copies, config.seconds)
+        rows.append([f"training, SB3, 1 seed × {config.copies} env copies", speed])
     for seeds in config.seeds:
         speed = timed(learner(config, spec, seeds, device)[1], config.seconds)
         rows.append([f"training, rlx, {seeds} seed(s) × {config.copies} env copies", speed])

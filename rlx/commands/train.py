@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx.config import at_least, build, check_protocol, chosen, command, parse_seeds
+from rlx.config import at_least, build, check_protocol, choice, chosen, command, parse_seeds
 from rlx.files import require_room
 from rlx.run import Run
 
@@ -45,9 +45,12 @@ class Config:
     """Data set of an offline agent."""
     skip_bad: bool = False
     """Go on without its bad shards."""
+    keep: str = "best"
+    """Each seed's weights of its `best` evaluation, or its `newest`."""
 
     def __post_init__(self) -> None:
         parse_seeds(self.seeds)
+        choice(self.keep, ("best", "newest"), "keep")
         if self.checkpoint_seconds is not None:
             at_least(self.checkpoint_seconds, 0, "checkpoint_seconds")
         for key in ("steps", "copies", "eval_every", "eval_episodes", "final_episodes", "checkpoint_every"):

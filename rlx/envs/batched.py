@@ -34,6 +34,8 @@ class Dynamics(ABC):
     """Uniform numbers that one first state needs."""
     transition_draws: ClassVar[int] = 0
     """Uniform numbers that one transition needs (0: deterministic)."""
+    drawn: ClassVar[tuple[str, ...]] = ()
+    """Numbers that its pictures show, and that so cannot drift."""
 
     @abstractmethod
     def initial(self, draws: Tensor) -> Tensor:
@@ -92,6 +94,8 @@ class BatchedEnv(VectorEnv):
     ):
         """`drift`: how the dynamics change with the age of a copy, which begins at `clock` steps."""
         numbers = [field.name for field in fields(dynamics) if field.type in (float, "float")]  # type: ignore[arg-type]
+        if drift is not None and drift.parameter in dynamics.drawn:
+            raise ConfigError(f"env.drift.parameter={drift.parameter}: these pictures show it as it is; drift another.")
         if drift is not None and drift.parameter not in numbers:
             raise ConfigError(f"env.drift.parameter={drift.parameter}: no such number.{nearest(drift.parameter, numbers)}")
         self.dynamics, self.drift = dynamics, drift

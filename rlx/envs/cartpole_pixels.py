@@ -37,6 +37,8 @@ class CartPolePixels(CartPole):
     whole pixels of its screen; here all lies exactly where the state says, so that small movements show.
     """
 
+    drawn = ("half_length",)
+
     view: str = "difference"
 
     def __post_init__(self) -> None:
