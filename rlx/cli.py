@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import itertools
 import os
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
@@ -41,9 +43,31 @@ def usage() -> str:
         "  rlx attack eps=0:0.03:0.0025                attack the newest run",
         "  rlx train -m agent.learning_rate=1e-4,1e-3  one run per combination",
         "",
-        "rlx <command> --help lists its keys and config groups.  rlx <command> --cfg job prints the composed config.",
+        "rlx <command> --help explains its keys and lists config groups.  rlx <command> --cfg job prints the composed config.",
         'Tab completion: eval "$(rlx --completion bash)" (or zsh, fish).',
     ]
+    return "\n".join(lines)
+
+
+def command_usage(command: str, arguments: list[str]) -> str:
+    """The text of `rlx <command> --help`: its keys as conf/ explains them, and the groups' options; of those chosen, their keys too."""
+    from rlx.config import conf_dir
+
+    conf = Path(conf_dir())
+    folders = dict.fromkeys([conf, Path.cwd() / "conf"])
+    text = (conf / f"{command}.yaml").read_text()
+    defaults, _, keys = text.partition("\n\n") if text.startswith("defaults") else ("", "", text)
+    takes = "[run …] " * _takes_runs(command)
+    lines = [f"usage: rlx {command} {takes}[key=value …]", "", commands()[command], "", keys.strip()]
+    chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    for group, default in re.findall(r"- (\w+): (\w+)", defaults):
+        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        lines += ["", f"{group}: {', '.join(options)}"]
+        for folder in folders:
+            path = folder / group / f"{chosen.get(group, default)}.yaml"
+            if group in chosen and path.is_file():
+                lines += ["", f"{group}={chosen[group]} sets:", *("  " + line for line in path.read_text().splitlines())]
+    lines += ["", f"The keys of an agent or env: rlx {command} agent=dqn --help. All values: rlx {command} --cfg job."]
     return "\n".join(lines)
 
 
@@ -64,12 +88,21 @@ def run(arguments: list[str]) -> int:
         print(f"rlx {rlx.__version__}")
         return 0
     if arguments[0] == "--completion":
-        return _hydra("train", ["-sc", f"install={arguments[1] if len(arguments) > 1 else 'bash'}"])
+        from rlx.config import ConfigError, choice
+
+        try:
+            shell = choice(arguments[1] if len(arguments) > 1 else "bash", ("bash", "zsh", "fish"), "--completion")
+        except ConfigError as error:
+            return _fail(str(error))
+        return _hydra("train", ["-sc", f"install={shell}"])
     command, *rest = arguments
     if command not in known:
         from rlx.config import nearest
 
         return _fail(f"rlx {command}: unknown command.{nearest(command, known)}")
+    if {"-h", "--help"} & set(rest):
+        print(command_usage(command, rest))
+        return 0
     arguments = _to_hydra(command, rest)
     if any(a.startswith("run=[") for a in arguments) and not _takes_runs(command):
         return _fail(f"rlx {command}: takes no run; write key=value, as in: rlx {command} agent=dqn")
@@ -104,6 +137,9 @@ def _to_hydra(command: str, arguments: list[str]) -> list[str]:
 
     if (Path.cwd() / "conf").is_dir() and str(Path.cwd() / "conf") != conf_dir() and not {"-cd", "--config-dir"} & set(flags):
         flags += ["--config-dir", str(Path.cwd() / "conf")]
+    for flag, folder in itertools.pairwise(flags):
+        if flag in ("-cd", "--config-dir"):  # what its YAML files name lies beside it
+            sys.path.append(str(Path(folder).absolute().parent))
     return flags + overrides
 
 
@@ -138,8 +174,6 @@ def _fail(message: str) -> int:
 
 def _explain(error: Exception, command: str) -> str:
     """Hydra's and OmegaConf's messages, with the nearest valid name."""
-    import re
-
     from rlx.config import nearest
 
     text: str = str(error).strip()

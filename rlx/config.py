@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import pkgutil
 import re
 import typing
@@ -15,6 +16,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 import rlx
 
 T = TypeVar("T")
+
+_POSITIVE = ("learning_rate", "reward_learning_rate", "replay_ratio", "clip", "max_grad_norm", "max_grad_value", "initial_std", "seconds")
+_SHARES = ("discount", "gae_lambda", "epsilon_start", "epsilon_end", "target_tau", "average_tau", "threshold", "reanalyse", "league_games")
+_COUNTS = ("hidden", "batch_size", "buffer_size", "n_steps", "target_every", "epsilon_steps", "max_episode_steps")
 
 
 def conf_dir() -> str:
@@ -47,6 +52,7 @@ def command(name: str) -> "Callable[[Callable[[DictConfig], float | None]], Call
             failures: list[Exception] = []
 
             def guarded(composed: DictConfig) -> float | None:
+                _announce()
                 try:
                     return task(composed)
                 except (ConfigError, RunError) as error:  # Hydra would print a line of its own about it
@@ -60,6 +66,18 @@ def command(name: str) -> "Callable[[Callable[[DictConfig], float | None]], Call
         return main
 
     return decorate
+
+
+def _announce() -> None:
+    """Which combination of a multirun this is."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        from rlx import report
+
+        report.start(sweep=" ".join(hydra.overrides.task))
 
 
 def chosen(group: str) -> str:
@@ -101,6 +119,7 @@ def build(kind: type[T], node: Mapping[str, Any] | DictConfig, key: str) -> T:
         if (name not in values and field.default is dataclasses.MISSING) or value == MISSING:
             raise ConfigError(f"{prefix}{name}: missing; set {prefix}{name}=… ({_describe(hints[name])}).")
         values[name] = _convert(value, hints[name], f"{prefix}{name}")
+        _check_range(name, values[name], f"{prefix}{name}")
     return kind(**values)
 
 
@@ -118,11 +137,26 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return int(match[1]) * {"k": 1_000, "M": 1_000_000}[match[2]]  # steps=200k
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # steps=1e6
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint in (float, str) and type(value) is int:
+        return hint(value)  # checkpoint=20000
     if type(value) is not hint:
         raise ConfigError(f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}.")
     return value
+
+
+def _check_range(name: str, value: Any, key: str) -> None:
+    """ConfigError where a number is one that a key of that name can mean nowhere."""
+    for number in value if isinstance(value, list) else [value]:
+        if not isinstance(number, (int, float)):
+            continue
+        if name in _POSITIVE and not 0 < number < math.inf:
+            raise ConfigError(f"{key}={value}: must be above 0.")
+        if name in _SHARES and not 0 <= number <= 1:
+            raise ConfigError(f"{key}={value}: must be from 0 to 1.")
+        if name in _COUNTS:
+            at_least(number, 1, key)
+        if name == "learning_starts":
+            at_least(number, 0, key)
 
 
 def _describe(hint: Any) -> str:
@@ -154,7 +188,7 @@ def load_class(node: Mapping[str, Any], key: str, base: type[T]) -> type[T]:
         raise ConfigError(f"{key}._target_: missing; it names the class, as in 'package.module.Class'.")
     try:
         found = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ConfigError(f"{key}._target_={target}: cannot be imported ({error}).") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(f"{key}._target_={target}: expected a subclass of {base.__module__}.{base.__qualname__}.")

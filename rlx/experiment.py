@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from rlx.config import ConfigError, build, choice, load_class, nearest, parse_seeds
+from rlx.config import ConfigError, at_least, build, choice, load_class, nearest, parse_seeds
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,8 @@ def _whole_env(
     from rlx.envs.batched import BatchedEnv, Drift, Dynamics
 
     params.pop("_target_")
+    if params.get("max_episode_steps") is not None:
+        at_least(params["max_episode_steps"], 1, "env.max_episode_steps")
     for key, value in params.items():
         if value == MISSING:
             raise ConfigError(f"env.{key}: missing; set env.{key}=…")
@@ -113,6 +115,7 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
     name = choice(node["name"], ("auto", "cpu", "cuda"), "device")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch sees no CUDA device here; use device=cpu or device=auto.")
+    at_least(node["threads"], 1, "device.threads")
     torch.set_num_threads(int(node["threads"]))
     torch.set_flush_denormal(True)  # dead units' gradients decay into denormal numbers, ten times slower
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name if name != "auto" else "cpu")

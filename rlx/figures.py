@@ -29,6 +29,7 @@ def _panels(titles: Sequence[str], x: str, y: str):
         axes.set_ylabel(y)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
+        axes.xaxis.set_major_formatter("{x:,g}")
     for axes in panels.flat[len(titles) :]:
         axes.set_axis_off()
     return figure, panels.flat
@@ -46,16 +47,19 @@ def _save(figure, path: Path) -> None:
     pyplot.close(figure)
 
 
-def learning(rows: Sequence[Mapping[str, Any]], path: Path, title: str, unit: str) -> None:
-    """Greedy return against steps (`unit`: of what) from the rows of metrics.jsonl. The band resamples seeds."""
+def learning(rows: Sequence[Mapping[str, Any]], path: Path, title: str, unit: str, threshold: float | None = None) -> None:
+    """Greedy return against steps (`unit`: of what) from the rows of metrics.jsonl, and the return that counts as solved. The band
+    resamples seeds."""
     curves: dict[int, dict[int, float]] = {}
     for row in rows:
         curves.setdefault(row["seed"], {})[row["step"]] = row["return/mean"]
     if not curves:
         return
     figure, axes = _axes(f"{title}: greedy evaluation while learning, {len(curves)} seeds", f"{unit} per seed", "return")
-    for curve in curves.values():
-        axes.plot(list(curve), list(curve.values()), color=COLOURS[0], alpha=0.22, linewidth=0.8)
+    for i, curve in enumerate(curves.values()):
+        axes.plot(list(curve), list(curve.values()), color=COLOURS[0], alpha=0.22, linewidth=0.8, label="each seed" if i == 0 else None)
+    if threshold is not None:
+        axes.axhline(threshold, color="black", linewidth=0.8, linestyle=":", label="solved")
     steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
     if steps:
         values = np.array([[curve[step] for step in steps] for curve in curves.values()])
@@ -63,8 +67,8 @@ def learning(rows: Sequence[Mapping[str, Any]], path: Path, title: str, unit: st
             draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
             low, high = interval(iqm(values[draws], axis=1))
             axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="95 % bootstrap interval")
-        axes.plot(steps, iqm(values), color=COLOURS[0], linewidth=2, label="interquartile mean over seeds")
-        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        axes.plot(steps, iqm(values), color=COLOURS[0], linewidth=2, marker="o", markersize=3, label="interquartile mean over seeds")
+    axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 
@@ -83,8 +87,8 @@ def grid(values: NDArray[np.float64], path: Path, title: str) -> None:
     _save(figure, path)
 
 
-def robustness(panels: "Mapping[str, Sequence[RobustnessCurve]]", path: Path, x: str) -> None:
-    """Return against attack radius (or whatever `x` is), one colour per curve; `panels`: curves by title."""
+def robustness(panels: "Mapping[str, Sequence[RobustnessCurve]]", path: Path, x: str, random: float | None = None) -> None:
+    """Return against attack radius (or whatever `x` is), one colour per curve, and that of random play; `panels`: curves by title."""
     figure, places = _panels(list(panels), x, "return")
     for axes, curves in zip(places, panels.values(), strict=False):
         for i, curve in enumerate(curves):
@@ -94,7 +98,10 @@ def robustness(panels: "Mapping[str, Sequence[RobustnessCurve]]", path: Path, x:
             if np.isfinite(curve.low).all():
                 axes.fill_between(curve.eps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(curve.eps, curve.iqm, color=colour, linestyle=style, linewidth=2, marker="o", markersize=3, label=curve.label)
-        axes.legend(frameon=False, fontsize=8)
+        if random is not None:
+            axes.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
+        what = "interquartile mean, 95 % interval; thin: each seed" if len(panels) == 1 else None
+        axes.legend(frameon=False, fontsize=8, title=what, title_fontsize=7)
     _save(figure, path)
 
 

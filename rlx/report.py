@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
     from rlx.stats import Estimate
 
+COVERAGE = {2: 50, 3: 74, 4: 88}
+"""Percent of 95 % bootstrap intervals of so few seeds that hold the truth (of normal returns; 90 of 5 seeds, 94 of 10)."""
+
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
-    console.width = 100
+    console.width = 200
 
 
 def start(**facts: object) -> None:
@@ -91,11 +94,13 @@ class Progress:
             self.live.update(self.task, completed=step)
 
     def evaluated(self, step: int, mean: "Tensor", best: "Tensor") -> None:
-        """Show an evaluation's returns [S'] and the best so far [S]."""
+        """Show an evaluation's returns [S'] and those of the weights kept [S]: interquartile means."""
+        from rlx.stats import iqm
+
         now = mean.cpu().numpy()
-        text = f"{step:>11,} {self.unit}  return {np.median(now):8.2f}"
+        text = f"{step:>11,} {self.unit}  return {iqm(now):8.2f}"
         if bool(best.isfinite().all()):
-            text += f"  kept {best.median():8.2f}, worst seed's {best.min():8.2f}"
+            text += f"  kept {iqm(best.cpu().numpy()):8.2f}, worst seed's {best.min():8.2f}"
         if self.threshold is not None:
             text += f"  {int((best >= self.threshold).sum())}/{len(best)} solved"
         text += f"  {self.done} stopped" if self.done else ""
@@ -120,7 +125,15 @@ def per_seed(title: str, seeds: Sequence[int], columns: Mapping[str, Any], estim
     for i, seed in enumerate(seeds):
         table.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
     console.print(table)
-    console.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} (interquartile mean over seeds, 95 % bootstrap interval)")
+    what = "one seed: no interval" if len(seeds) == 1 else f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
+    console.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} ({what})")
+    few(len(seeds))
+
+
+def few(seeds: int) -> None:
+    """Say so where an interval is of too few seeds."""
+    if 1 < seeds < 5:
+        start(warning=f"an interval of {seeds} seeds is too narrow: it covers the truth in {COVERAGE[seeds]} % of all cases")
 
 
 def interval_text(value: float, ci95: tuple[float, float]) -> str:

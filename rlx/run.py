@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 import rlx
 from rlx.config import ConfigError, RunError
@@ -114,8 +115,12 @@ class Run:
     @property
     def config(self) -> DictConfig:
         """As resolved when the run was made."""
-        loaded = OmegaConf.load(self.path / "config.yaml")
-        assert isinstance(loaded, DictConfig)
+        try:
+            loaded = OmegaConf.load(self.path / "config.yaml")
+        except (OSError, YAMLError) as error:
+            raise ConfigError(f"{self.path / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]}).") from None
+        if not isinstance(loaded, DictConfig):
+            raise ConfigError(f"{self.path / 'config.yaml'}: is no config.")
         return loaded
 
     def meta(self) -> dict[str, Any]:
@@ -269,11 +274,11 @@ class Run:
         return sorted(p.name for p in (self.path / "checkpoints").glob("[0-9]*"))
 
     def checkpoint(self, name: str) -> Path:
-        """Directory of checkpoint `name` ("last": the highest step); ConfigError where there is none."""
+        """Directory of checkpoint `name` (a step, "best", or "last": the highest step); ConfigError where there is none."""
         folder = self.path / "checkpoints"
         names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
         steps = [n for n in names if n.isdigit()]
-        wanted = steps[-1] if name == "last" and steps else name
+        wanted = steps[-1] if name == "last" and steps else name.zfill(9) if name.isdigit() else name
         if wanted not in names:
             have = f" It has: {', '.join(names)}." if names else ""
             raise ConfigError(f"{self.path}: no checkpoint '{name}'.{have}")

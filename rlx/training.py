@@ -293,7 +293,7 @@ class Training:
         config, wall_s = self.config, self._elapsed()
         episodes = evaluate(self.kept.policy, self.make_env, len(self.seeds), config.final_episodes, REPORT, self.device)
         estimate = stats.estimate(episodes.returns.cpu().numpy())
-        figures.learning(self.output.metrics(), self.output.path / "learning.png", self.name, self.unit)
+        figures.learning(self.output.metrics(), self.output.path / "learning.png", self.name, self.unit, self.threshold)
         steps = int(self.kept.step.max()) if config.stop else self.step
         summary: dict[str, Any] = {
             "status": "completed",
@@ -320,6 +320,8 @@ class Training:
         report.per_seed(
             f"Greedy return over {config.final_episodes} new episodes, weights kept at each seed's {when}", self.seeds, columns, estimate
         )
+        if not self.log.metrics:
+            report.start(warning=f"nothing was learnt within {self.step:,} {self.unit}; see agent.learning_starts or agent.rollout_steps")
         report.start(saving=f"{self.saving_s:.1f} s for checkpoints, {self.saving_s / wall_s:.1%} of the time")
         report.end(self.output.path, figure=self.output.path / "learning.png", wall_s=wall_s)
         # A seed that stopped before its first evaluation has the value by which it stopped.

@@ -94,11 +94,17 @@ def main(composed: DictConfig) -> float:
     curves = [
         figures.RobustnessCurve(f"{name} on {mode}", eps, [cell for cell in summary["cells"] if cell["head"] == mode]) for mode in modes
     ]
-    figures.robustness({title: curves}, output.path / "robustness.png", f"eps, radius of the box in units of {config.scale}")
+    figures.robustness({title: curves}, output.path / "robustness.png", f"eps ({eps_unit(config.scale)})", random)
     output.write_meta(status="completed", wall_s=wall_s)
     _print(summary, modes, eps)
     report.end(output.path, wall_s, table=output.path / "robustness.csv", figure=output.path / "robustness.png")
     return float(np.mean([summary["area"][mode] for mode in modes]))
+
+
+def eps_unit(scale: object) -> str:
+    """What a radius of 1 is, in words."""
+    names = {"bounds": "half the range of the observation space", "std": "a standard deviation of the observations of clean play"}
+    return f"1: {names.get(str(scale), f'the units {scale}')}"
 
 
 def chosen_modes(attack: "Attack", heads: Sequence[str], wanted: Any) -> dict[str, tuple[tuple[str, ...], bool]]:
@@ -183,11 +189,13 @@ def _print(summary: Mapping[str, Any], modes: Mapping[str, Any], eps: Sequence[f
                 f"{worst['stuck_rate']:.0%}",
             ]
         )
+    if share := max(summary["undefined_resamples"].values()):
+        what = "clean play is no better than random play: there is nothing to lose, and no score"
+        report.start(warning=what if share == 1 else f"in {share:.1%} of the resamples {what}; the intervals leave them out")
+    report.few(len(summary["seeds"]))
     report.table(
         f"Scores from 0, random play ({summary['random']:.4g}), to 1, clean play ({summary['clean']['iqm']:.4g}). "
         f"Critical eps: half the score is lost. At eps {eps[-1]:g}: decisions flipped, episodes stuck at the time limit",
         ["attacked", "area", "critical eps", "flipped", "stuck"],
         rows,
     )
-    if share := max(summary["undefined_resamples"].values()):
-        report.start(warning=f"in {share:.1%} of the resamples clean play is no better than random play; the intervals leave them out")

@@ -1,5 +1,6 @@
 """Compare runs: learning curves of trainings, or attacks on the same agents and how each ranks them; one figure."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from rlx import atari100k, report, stats
+from rlx.commands.attack import eps_unit
 from rlx.config import ConfigError, build, choice, command
 from rlx.run import Run
 
@@ -17,7 +19,7 @@ class Config:
     """The keys of report.yaml."""
 
     run: Any
-    mode: str
+    mode: str | None
     outputs: str
 
 
@@ -54,13 +56,20 @@ def _learning(runs: Sequence[Run], outputs: str, composed: DictConfig) -> None:
         solved = "" if bar is None else f"{sum(value >= bar for value in returns['per_seed'])} (from {bar:g})"
         result = report.interval_text(returns["iqm"], returns["ci95"])
         table.append([label, result, str(len(returns["per_seed"])), solved, f"{summary['steps']:,}", report.duration(summary["wall_s"])])
+    with open(output.path / "report.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "label", "iqm", "ci95_low", "ci95_high", "seeds", "steps", "wall_s"])
+        for label, run in zip(labels, runs, strict=True):
+            s = run.summary()
+            result = s["return"]
+            writer.writerow([run.path, label, result["iqm"], *result["ci95"], len(result["per_seed"]), s["steps"], s["wall_s"]])
     title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
     report.table(title, ["run", "return", "seeds", "solved", "steps", "took"], table)
     if atari100k.is_benchmark(runs):
         atari100k.table(runs)
     output.write_summary({"status": "completed", "run": [str(run.path) for run in runs], "labels": labels})
     output.write_meta(status="completed")
-    report.end(output.path, figure=output.path / "report.png")
+    report.end(output.path, table=output.path / "report.csv", figure=output.path / "report.png")
 
 
 def _env_name(run: Run) -> str:
@@ -96,35 +105,36 @@ def _flat(node: Any, prefix: str) -> dict[str, Any]:
 def _attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
     """Robustness curves, and the ranks of the agents."""
     summaries = [run.summary() for run in runs]
+    heads = [cell["head"] for cell in summaries[0]["cells"]]
+    mode = config.mode or ("both" if "both" in heads else heads[0])
     for run, summary in zip(runs, summaries, strict=True):
         for key, what in (("run", "attacks other agents"), ("seeds", "attacks other seeds"), ("scale", "has another unit of eps")):
             if summary[key] != summaries[0][key]:
                 raise ConfigError(f"run={run.path}: {what} than {runs[0].path}: {summary[key]}, not {summaries[0][key]}.")
         if run.config.checkpoint != runs[0].config.checkpoint:
             raise ConfigError(f"run={run.path}: attacks checkpoint {run.config.checkpoint}, {runs[0].path} {runs[0].config.checkpoint}.")
-        choice(config.mode, {cell["head"] for cell in summary["cells"]}, "mode")
+        choice(mode, {cell["head"] for cell in summary["cells"]}, "mode")
 
     from scipy.stats import rankdata, spearmanr
 
     from rlx import figures
 
     labels = [_label(run) for run in runs]
-    cells = [[cell for cell in summary["cells"] if cell["head"] == config.mode] for summary in summaries]
+    cells = [[cell for cell in summary["cells"] if cell["head"] == mode] for summary in summaries]
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     curves = [figures.RobustnessCurve(label, s["eps"], c) for label, s, c in zip(labels, summaries, cells, strict=True)]
     seeds = summaries[0]["seeds"]
     scale = runs[0].config.scale
-    title = f"{runs[0].path.parent.name}, {config.mode} attacked, {len(seeds)} seeds"
-    figures.robustness({title: curves}, output.path / "report.png", f"eps, radius of the box in units of {scale}")
+    title = f"{runs[0].path.parent.name}, {mode} attacked, {len(seeds)} seeds"
+    figures.robustness({title: curves}, output.path / "report.png", f"eps ({eps_unit(scale)})", summaries[0]["random"])
 
     last = np.array([c[-1]["return"]["per_seed"] for c in cells])  # [runs, S]
     ranks = np.array([rankdata(-values) for values in last])
     rows = [[str(seed), *(f"{v:.1f} ({r:g})" for v, r in zip(last[:, i], ranks[:, i], strict=True))] for i, seed in enumerate(seeds)]
     columns = [f"{label} at {s['eps'][-1]:g}" for label, s in zip(labels, summaries, strict=True)]
-    report.table(
-        f"Return per seed at the largest radius, and the agent's rank (1: most robust), {config.mode} attacked", ["seed", *columns], rows
-    )
-    correlations = [float(spearmanr(last[0], values).statistic) for values in last]
+    report.table(f"Return per seed at the largest radius, and the agent's rank (1: most robust), {mode} attacked", ["seed", *columns], rows)
+    # Where all agents return the same they have no ranks.
+    correlations = [float(spearmanr(last[0], x).statistic) if min(np.ptp(last[0]), np.ptp(x)) > 0 else np.nan for x in last]
     for label, value in zip(labels[1:], correlations[1:], strict=True):
         report.start(ranks=f"'{labels[0]}' against '{label}': Spearman correlation {value:.2f}")
     output.write_summary(
