@@ -4,7 +4,14 @@ import pytest
 import torch
 from test_agents import Learner
 
-ROUND = ("agent.round_steps=40", "agent.segment_steps=10", "agent.queries=60", "agent.queries_per_round=25", "agent.rollout_steps=20")
+ROUND = (
+    "agent.round_steps=40",
+    "agent.segment_steps=10",
+    "agent.queries=60",
+    "agent.first_queries=25",
+    "agent.queries_per_round=25",
+    "agent.rollout_steps=20",
+)
 
 
 def learner(composed, *overrides):
@@ -31,7 +38,7 @@ def test_queries_are_segments_of_one_episode_and_the_longer_one_wins(composed):
 
 
 def test_a_segment_that_the_time_limit_cut_is_no_worse_for_it(composed):
-    agent = asked(composed, 40, "agent.rater_noise=0", "env.max_episode_steps=7", "agent.queries_per_round=60")
+    agent = asked(composed, 40, "agent.rater_noise=0", "env.max_episode_steps=7", "agent.first_queries=60")
     obs, inside = agent.segments[..., 0], agent.inside
     assert (inside.sum(-1) < 7).any() and (inside[:, :, 0] == inside[:, :, 1]).all(), "nobody falls within 7 steps: both are as long"
     assert (agent.answers == 0.5).all() and obs.abs().sum() > 0
@@ -39,7 +46,7 @@ def test_a_segment_that_the_time_limit_cut_is_no_worse_for_it(composed):
 
 def test_the_budget_holds_and_noise_is_as_stated(composed):
     assert asked(composed, 200).asked.tolist() == [60, 60]
-    clean, noisy = (asked(composed, 40, f"agent.rater_noise={noise}", "agent.queries_per_round=60") for noise in (0, 0.3))
+    clean, noisy = (asked(composed, 40, f"agent.rater_noise={noise}", "agent.first_queries=60") for noise in (0, 0.3))
     lengths = clean.inside.sum(-1)
     differ = lengths[..., 0] != lengths[..., 1]
     assert float((clean.answers != noisy.answers)[differ].float().mean()) == pytest.approx(0.3, abs=0.12)

@@ -23,7 +23,10 @@ class Config(ppo.Config):
 
     queries: int
     """Comparisons that the rater answers in all."""
+    first_queries: int
+    """In the first round, about random play; a quarter of all in the paper …"""
     queries_per_round: int
+    """… and in the others."""
     round_steps: int
     """Steps of every env copy between two rounds of queries; their segments come from these steps."""
     segment_steps: int
@@ -32,13 +35,15 @@ class Config(ppo.Config):
     """Share of the answers that are wrong."""
     reward_hidden: list[int]
     reward_learning_rate: float
+    reward_decay: float
+    """Weight of a segment's squared rewards in the loss: of rewards that explain the answers alike it prefers small and even ones."""
     reward_updates: int
     """Minibatches of answers per round."""
     reward_batch: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("queries", "queries_per_round", "segment_steps", "reward_updates", "reward_batch"):
+        for name in ("queries", "first_queries", "queries_per_round", "segment_steps", "reward_updates", "reward_batch"):
             at_least(getattr(self, name), 1, f"agent.{name}")
         at_least(self.round_steps, self.segment_steps, "agent.round_steps")
         if not 0 <= self.rater_noise <= 0.5:
@@ -87,6 +92,8 @@ class PreferencePPO(Agent):
     asked: Tensor
     ticks: Tensor
     agreement: Tensor
+    size: Tensor
+    """Mean absolute reward of the last round's steps, by the newest model: answers say nothing of the unit of reward."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
@@ -111,6 +118,8 @@ class PreferencePPO(Agent):
         buffer("inside", *pairs)  # 1 for the steps of a segment, 0 behind its episode's end
         buffer("answers", config.queries)  # 1: the first segment is preferred; 0.5: neither
         buffer("agreement")
+        buffer("size")
+        self.size.fill_(torch.inf)  # before the first answers no step is worth anything
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # these two on the CPU: read without a sync
         self.register_buffer("asked", torch.zeros(len(seeds), dtype=torch.int64))
 
@@ -121,7 +130,7 @@ class PreferencePPO(Agent):
         t, place = transition, int(self.ticks[0]) % self.config.round_steps
         with torch.no_grad():
             inputs = self.model.inputs(t.obs, t.action)
-            learnt = self.model(inputs)
+            learnt = self.model(inputs) / self.size.unsqueeze(1)
         self.inputs[:, :, place], self.true_reward[:, :, place] = inputs, t.reward
         self.last[:, :, place], self.truncated[:, :, place] = t.terminated | t.truncated, t.truncated
         self.ticks += 1
@@ -137,7 +146,7 @@ class PreferencePPO(Agent):
         """Cut random pairs of segments out of this round, and have them rated."""
         config = self.config
         begin = int(self.asked[0])
-        end = min(begin + config.queries_per_round, config.queries)
+        end = min(begin + (config.queries_per_round if begin else config.first_queries), config.queries)
         seeds, copies, steps = self.true_reward.shape
         copy, start, answer = self.rng.uniform(3, end - begin, 2).unbind(1)  # [S, Q, 2]
         start = (start * (steps - config.segment_steps + 1)).long()
@@ -170,6 +179,9 @@ class PreferencePPO(Agent):
             totals = (reward * self.inside[row, index]).sum(-1)
             odds, answers = totals[..., 0] - totals[..., 1], self.answers[row, index]
             loss = nn.functional.binary_cross_entropy_with_logits(odds, answers, reduction="none").mean(1)
+            loss = loss + config.reward_decay * (reward.square() * self.inside[row, index]).sum((2, 3)).mean(1)
             gradients = torch.autograd.grad(loss.sum(), parameters)
             self.optimizer.step(parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=odds.device))
+        with torch.no_grad():
+            self.size.copy_(self.model(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
         self.agreement = 0.5 + 0.5 * (odds.detach().sign() * (2 * answers - 1)).mean(1)
