@@ -10,6 +10,7 @@ checkpoints/000500000/     agent.safetensors   the policy: its state_dict, [S, â
 checkpoints/best/          agent.safetensors, each seed at its best greedy evaluation (offline: the newest); state.json says which step
 replay/<path>/<step>.safetensors   a part of the replay at `path` in the agent: the rows stored since the part before
 summary.json               the result
+returns.npz                the returns it is of: [S, episodes], of an attack [S, E, episodes] per mode
 """
 
 import datetime
@@ -138,6 +139,12 @@ class Run:
         file = self.path / "meta.json"
         meta = json.loads(file.read_text()) if file.exists() else {"format": FORMAT, "command": self.path.parent.parent.name} | _versions()
         write_json(file, meta | facts)
+
+    def write_returns(self, **returns: Any) -> None:
+        """returns.npz: of every episode that the result is of."""
+        import numpy as np
+
+        np.savez_compressed(self.path / "returns.npz", **returns)
 
     def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append to metrics.jsonl."""

@@ -292,7 +292,9 @@ class Training:
     def _finish(self) -> float:
         config, wall_s = self.config, self._elapsed()
         episodes = evaluate(self.kept.policy, self.make_env, len(self.seeds), config.final_episodes, REPORT, self.device)
-        estimate = stats.estimate(episodes.returns.cpu().numpy())
+        returns = episodes.returns.cpu().numpy()
+        estimate = stats.estimate(returns)
+        self.output.write_returns(returns=returns)
         figures.learning(self.output.metrics(), self.output.path / "learning.png", self.name, self.unit, self.threshold)
         steps = int(self.kept.step.max()) if config.stop else self.step
         summary: dict[str, Any] = {

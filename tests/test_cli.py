@@ -21,7 +21,7 @@ def test_train_leaves_a_whole_run(rlx, tmp_path):
     result = rlx("train", "agent=hdqn", "env=acrobot", *TINY, "seeds=[3,5]", "agent.learning_starts=64")
     assert result.code == 0 and result.run.is_relative_to("outputs/train/hdqn-acrobot")
     assert files(result.run) == {
-        "config.yaml", "meta.json", "metrics.jsonl", "summary.json", "learning.png",
+        "config.yaml", "meta.json", "metrics.jsonl", "summary.json", "returns.npz", "learning.png",
         "checkpoints/000000600/agent.safetensors", "checkpoints/000000600/training.safetensors", "checkpoints/000000600/state.json",
         "checkpoints/000000300/agent.safetensors", "checkpoints/000000300/training.safetensors", "checkpoints/000000300/state.json",
         "checkpoints/best/agent.safetensors", "checkpoints/best/state.json",
@@ -32,6 +32,7 @@ def test_train_leaves_a_whole_run(rlx, tmp_path):
     assert summary["status"] == "completed" and summary["seeds"] == [3, 5] and summary["steps"] == 600
     assert summary["wall_s"] > 0 and summary["steps_per_s"] > 0
     assert len(summary["return"]["per_seed"]) == 2 and len(summary["return"]["ci95"]) == 2
+    assert np.load(result.run / "returns.npz")["returns"].mean(1).tolist() == summary["return"]["per_seed"]
     rows = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["seed"]) for row in rows] == [(300, 3), (300, 5), (600, 3), (600, 5)]
     assert {"return/mean", "length/mean", "loss/meta", "time/steps_per_s"} <= set(rows[0])

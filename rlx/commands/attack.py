@@ -87,8 +87,7 @@ def main(composed: DictConfig) -> float:
     summary |= {"steps": int(sum(p.lengths.sum() for p in played.values()))}
     summary["steps_per_s"] = summary["steps"] / wall_s
     output.write_summary(summary)
-    arrays: dict[str, Any] = {mode: p.returns for mode, p in played.items()}
-    np.savez_compressed(output.path / "returns.npz", **arrays)
+    output.write_returns(**{mode: p.returns for mode, p in played.items()})
     _write_csv(output.path / "robustness.csv", summary["cells"])
     title = f"{runs[0].path.parent.name} under {name}, {len(seeds)} seeds × {config.episodes} episodes"
     curves = [

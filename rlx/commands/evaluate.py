@@ -60,6 +60,7 @@ def main(composed: DictConfig) -> float:
         {"status": "completed", "run": [str(run.path) for run in runs], "seeds": seeds, "steps": steps, "wall_s": wall_s}
         | {"steps_per_s": steps / wall_s, "return": estimate.as_dict(), "stuck_rate": stuck}
     )
+    output.write_returns(returns=episodes.returns.cpu().numpy())
     files = {}
     if visits and grid:
         files["figure"] = output.path / "visits.png"
