@@ -64,7 +64,7 @@ class Training:
         """Every seed's last evaluation."""
         self.stop = stopping.StopRule(stop, len(seeds)) if stop else None
         self.kept = Kept(self.agent.policy, len(seeds))
-        self.keeps_newest = config.keep == "newest" or self.agent.keeps_newest or "drift" in config.env
+        self.keeps_newest = config.keep == "newest" or self.agent.keeps_newest or bool(config.env.get("drift"))
         """Also where what was best was so in another env."""
         self.log = Log(shape, self.device)
         self.journal = journal.Journal()
