@@ -68,8 +68,8 @@ def test_the_envs_reward_does_not_reach_the_learner(composed):
 
 
 def test_the_envs_reward_does_not_choose_the_weights(rlx):
-    result = rlx("train", "agent=preferences", "env=cartpole", "seeds=3", "steps=6144", "eval_every=512", "eval_episodes=2")
-    assert result.summary["kept"]["step"] == [6144] * 3
+    result = rlx("train", "agent=preferences", "env=cartpole", "seeds=3", "steps=2048", "eval_every=512", "eval_episodes=2")
+    assert result.summary["kept"]["step"] == [2048] * 3
 
 
 @pytest.mark.slow
