@@ -199,6 +199,11 @@ def along(per_seed: Tensor, like: Tensor) -> Tensor:
     return per_seed.view(-1, *[1] * (like.dim() - 1))
 
 
+def rows_at(x: Tensor, index: Tensor) -> Tensor:
+    """x [M, …] at an index of any shape [*]: [*, …]. Several times faster than indexing with a tensor."""
+    return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
+
+
 def take(module: M, index: Tensor) -> M:
     """A copy of `module` with only the seeds `index` (int64 [S']), in that order: every parameter and buffer [S, …] → [S', …]."""
     return _rebuild(module, lambda tensors: tensors[0][index.to(tensors[0].device)], [])

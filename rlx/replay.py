@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.config import ConfigError
+from rlx.networks import rows_at
 
 
 class Replay(nn.Module):
@@ -195,9 +196,7 @@ class Replay(nn.Module):
         return number * self.slots
 
     def _rows(self, name: str, index: Tensor) -> Tensor:
-        # index_select is several times faster than indexing with a tensor.
-        ring = getattr(self, name).flatten(0, 2)
-        return ring.index_select(0, index.flatten()).view(*index.shape, *ring.shape[1:])
+        return rows_at(getattr(self, name).flatten(0, 2), index)
 
 
 class Memo(nn.Module):
@@ -223,7 +222,7 @@ class Memo(nn.Module):
         if count:
             row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :count]  # where a seed has fewer, it repeats some
             place = row + torch.arange(len(row), device=row.device).unsqueeze(1) * obs.shape[1]
-            said = who(obs.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, row.shape))
+            said = who(rows_at(obs.flatten(0, 1), place))
             at = flat.gather(1, row)
             self.said.scatter_(1, at.unsqueeze(-1).expand_as(said), said)
             self.version.scatter_(1, at, version)

@@ -7,7 +7,7 @@ checkpoints/000500000/     agent.safetensors   the policy: its state_dict, [S, â
                            training.safetensors   the newest two: agent. env. loop. carry. log. kept. stop. (all else but replays)
                            state.json   step, evaluated, wall_s, seeds (those still learning), lasting (false: kept while among
                                the newest two), sha256 of each file beside it, replay: sha256 of each part
-checkpoints/best/          agent.safetensors, each seed at its best greedy evaluation (offline: the newest); state.json says which step
+checkpoints/best/          agent.safetensors, each seed at its best greedy evaluation (or the newest); state.json says which step
 replay/<path>/<step>.safetensors   a part of the replay at `path` in the agent: the rows stored since the part before
 summary.json               the result
 returns.npz                the returns it is of: [S, episodes], of an attack [S, E, episodes] per mode

@@ -151,8 +151,6 @@ def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: T
     seeds, batch, actions = root.logits.shape
     tree = Tree(root, settings.simulations + 1)
     gumbel, nothing = torch.zeros_like(tree.logits[tree.base]), torch.zeros((), dtype=torch.int64, device=key.device)
-    # Without noise ties are broken by chance too, but by the same for all roots: no decision depends on those beside it.
-    ties = uniform(nothing, nothing, settings.simulations * actions).view(-1, 1, actions)
     schedule = halving(min(settings.gumbel, actions), settings.simulations) if settings.gumbel is not None else []
     if settings.noise:
         draws = uniform(key, counter, draws_needed(settings, batch, actions)).view(seeds * batch, -1, actions).transpose(0, 1)
@@ -162,6 +160,8 @@ def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: T
         else:
             dirichlet = _gamma(settings.dirichlet_alpha, noise)
             tree.prior[tree.base] = tree.prior[tree.base].lerp(dirichlet / dirichlet.sum(1, keepdim=True), settings.dirichlet_fraction)
+    else:  # ties are broken by chance too, but by the same for all roots: no decision depends on those beside it
+        ties = uniform(nothing, nothing, settings.simulations * actions).view(-1, 1, actions)
     for number in range(1, settings.simulations + 1):
         node, edge, mean = tree.base, tree.base, torch.zeros_like(tree.low)
         inside, path, on = torch.ones_like(node, dtype=torch.bool), list[Tensor](), list[Tensor]()

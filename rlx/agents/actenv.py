@@ -64,8 +64,7 @@ class Config:
 
     def __post_init__(self) -> None:
         choice(self.imitate, ("all", "better"), "agent.imitate")
-        for name in ("obs_units", "batch_size", "buffer_size", "epsilon_steps"):
-            at_least(getattr(self, name), 1, f"agent.{name}")
+        at_least(self.obs_units, 1, "agent.obs_units")
 
 
 class BatchNorm(nn.Module):

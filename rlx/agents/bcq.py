@@ -49,8 +49,6 @@ class Config:
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"agent.threshold={self.threshold}: expected a share between 0 (Q-learning) and 1 (imitation).")
         check_conv(self.conv)
-        for name in ("n_steps", "batch_size", "target_every"):
-            at_least(getattr(self, name), 1, f"agent.{name}")
         for name in ("q_weight", "imitation_weight", "logit_penalty"):
             at_least(getattr(self, name), 0, f"agent.{name}")
 

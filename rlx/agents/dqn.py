@@ -71,8 +71,7 @@ class Config:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         choice(self.target_init, ("copy", "random"), "agent.target_init")
         check_conv(self.conv)
-        for name in ("n_steps", "stack", "batch_size", "buffer_size", "target_every", "epsilon_steps"):
-            at_least(getattr(self, name), 1, f"agent.{name}")
+        at_least(self.stack, 1, "agent.stack")
 
 
 class QLearner(nn.Module):

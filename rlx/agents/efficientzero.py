@@ -93,13 +93,10 @@ class Config:
     def __post_init__(self) -> None:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         choice(self.bootstrap, ("head", "search"), "agent.bootstrap")
-        sizes = "stack", "latent", "lstm", "head", "projection", "batch_size"
-        for name in (*sizes, "simulations", "n_steps", "unroll", "target_every", "learning_starts", "hold"):
+        for name in ("stack", "latent", "lstm", "head", "projection", "simulations", "unroll", "learning_starts", "hold"):
             at_least(getattr(self, name), 1, f"agent.{name}")
         if self.gumbel is not None:
             at_least(self.gumbel, 1, "agent.gumbel")
-        if not 0 <= self.reanalyse <= 1:
-            raise ConfigError(f"agent.reanalyse={self.reanalyse}: expected a share between 0 and 1.")
 
     def settings(self, noise: bool) -> Settings:
         """Of a search, with exploration noise or without."""

@@ -13,7 +13,7 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import check_conv, is_image, make_encoder, obs_field
-from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, scale_for_relu
+from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, rows_at, scale_for_relu
 from rlx.rng import Streams
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
@@ -240,7 +240,7 @@ class PPO(Agent):
         order = self.shuffle.uniform(config.epochs, rows).argsort(-1) + torch.arange(seeds, device=left.device).view(-1, 1, 1) * rows
         batch = {name: x.flatten(0, 1) for name, x in batch.items()}
         for index in order.flatten(1).chunk(config.epochs * config.minibatches, 1):
-            some = {name: x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:]) for name, x in batch.items()}
+            some = {name: rows_at(x, index) for name, x in batch.items()}
             metrics = self._step(some, left * config.clip if config.clip is not None else None)
         if self.policy.norm is not None:
             self.policy.norm.see(self.policy.encoder(self.obs.flatten(1, 2)))

@@ -37,8 +37,7 @@ class Config:
 
     def __post_init__(self) -> None:
         choice(self.target, TARGETS, "agent.target")
-        for name in ("learning_rate_steps", "epsilon_steps"):
-            at_least(getattr(self, name), 1, f"agent.{name}")
+        at_least(self.learning_rate_steps, 1, "agent.learning_rate_steps")
 
 
 class TablePolicy(Policy):

@@ -49,20 +49,17 @@ def _learning(runs: Sequence[Run], outputs: str, composed: DictConfig) -> None:
         cells = [{"return": stats.estimate(row[~np.isnan(row), None]).as_dict() | {"per_seed": row}} for row in values]
         panels.setdefault(_env_name(run), []).append(figures.RobustnessCurve(label, steps, cells))
     figures.robustness(panels, output.path / "report.png", "environment steps per seed")
-    table = []
+    table, lines = [], []
     for label, run in zip(labels, runs, strict=True):
         summary = run.summary()
         returns, bar = summary["return"], summary.get("reward_threshold")
         solved = "" if bar is None else f"{sum(value >= bar for value in returns['per_seed'])} (from {bar:g})"
         result = report.interval_text(returns["iqm"], returns["ci95"])
+        lines.append([run.path, label, returns["iqm"], *returns["ci95"], len(returns["per_seed"]), summary["steps"], summary["wall_s"]])
         table.append([label, result, str(len(returns["per_seed"])), solved, f"{summary['steps']:,}", report.duration(summary["wall_s"])])
     with open(output.path / "report.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "label", "iqm", "ci95_low", "ci95_high", "seeds", "steps", "wall_s"])
-        for label, run in zip(labels, runs, strict=True):
-            s = run.summary()
-            result = s["return"]
-            writer.writerow([run.path, label, result["iqm"], *result["ci95"], len(result["per_seed"]), s["steps"], s["wall_s"]])
+        header = ["run", "label", "iqm", "ci95_low", "ci95_high", "seeds", "steps", "wall_s"]
+        csv.writer(file).writerows([header, *lines])
     title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
     report.table(title, ["run", "return", "seeds", "solved", "steps", "took"], table)
     if atari100k.is_benchmark(runs):
