@@ -20,7 +20,7 @@ T = TypeVar("T")
 # What keys of these names may be, whatever they belong to.
 _POSITIVE = ("learning_rate", "reward_learning_rate", "replay_ratio", "clip", "max_grad_norm", "max_grad_value", "initial_std", "seconds")
 _SHARES = ("discount", "gae_lambda", "epsilon_start", "epsilon_end", "target_tau", "average_tau", "reanalyse", "league_games")
-_COUNTS = ("hidden", "batch_size", "buffer_size", "n_steps", "target_every", "epsilon_steps")
+_COUNTS = ("hidden", "batch_size", "buffer_size", "n_steps", "target_every", "epsilon_steps", "priority_beta_steps")
 
 
 def conf_dir() -> str:

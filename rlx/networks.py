@@ -92,13 +92,14 @@ class SeedBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
             return self(x[..., None, None])[..., 0, 0]
-        mean, variance = self.mean, self.variance
-        if self.training:
-            variance, mean = torch.var_mean(x, (1, 3, 4), correction=0, keepdim=True)
-            with torch.no_grad():
-                self.mean.lerp_(mean, 0.1)
-                self.variance.lerp_(variance, 0.1)
-        return (x - mean) * ((variance + 1e-5).rsqrt() * self.scale) + self.shift
+        if not self.training:
+            return (x - self.mean) * ((self.variance + 1e-5).rsqrt() * self.scale) + self.shift
+        side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · C, H, W]: torch's own kernel, twice as fast as the formula
+        y, mean, inverse = torch.native_batch_norm(side_by_side, self.scale.flatten(), self.shift.flatten(), None, None, True, 0.0, 1e-5)
+        with torch.no_grad():
+            self.mean.lerp_(mean.view_as(self.mean), 0.1)
+            self.variance.lerp_((inverse**-2 - 1e-5).view_as(self.variance), 0.1)
+        return y.unflatten(1, (len(x), -1)).transpose(0, 1)
 
 
 class ConvNet(nn.Module):

@@ -198,17 +198,18 @@ class Scaled(nn.Module):
 
 
 class ImageModel(WorldModel):
-    """States are pictures [S, B, `latent`, H, W], in which an action is A constant planes, 0 or 1 each (the published code has one
-    plane of a / A). Pictures of 64 pixels and more are made smaller by 16; others keep their size."""
+    """States are pictures [S, B, `latent`, H, W], in which an action is A constant planes, 0 or 1 each, or (without `one_hot`) one plane
+    of a / A. Pictures of 64 pixels and more are made smaller by 16; others keep their size."""
 
     def __init__(self, space: spaces.Box, actions: int, latent: int, lstm: int, head: int, projection: int,
-                 supports: "tuple[Support, Support]", seeds: Tensor, rng: Streams):  # fmt: skip
+                 supports: "tuple[Support, Support]", seeds: Tensor, rng: Streams, one_hot: bool):  # fmt: skip
         channels, *size = space.shape
         large = min(size) >= 64
         height, width = (-(-pixels // 16) if large else pixels for pixels in size)
         thin = max(1, latent // 4)
         super().__init__(actions, thin * height * width, lstm, supports, rng)
         value, prefix = supports
+        self.one_hot, planes = one_hot, actions if one_hot else 1
 
         def norm(features: int) -> nn.Sequential:
             return nn.Sequential(SeedBatchNorm(features, seeds), nn.ReLU())
@@ -238,7 +239,7 @@ class ImageModel(WorldModel):
         else:
             tower = [SeedConv(channels, latent, 3, 1, rng, padding=1, bias=False), norm(latent), residual()]
         self.represent = nn.Sequential(begin, *tower)
-        self.enter = nn.Sequential(SeedConv(latent + actions, latent, 3, 1, rng, padding=1, bias=False), SeedBatchNorm(latent, seeds))
+        self.enter = nn.Sequential(SeedConv(latent + planes, latent, 3, 1, rng, padding=1, bias=False), SeedBatchNorm(latent, seeds))
         self.go = residual()
         self.reduce = flat()
         self.shared = residual()
@@ -256,5 +257,7 @@ class ImageModel(WorldModel):
         self.predict = nn.Sequential(*dense(projection, projection // 2), SeedLinear(projection // 2, projection, rng))
 
     def dynamics(self, state: Tensor, one_hot: Tensor) -> Tensor:
+        if not self.one_hot:
+            one_hot = one_hot.argmax(-1, keepdim=True).to(state.dtype) / self.actions
         planes = one_hot[..., None, None].expand(*one_hot.shape, *state.shape[-2:])
         return self.go(torch.relu(state + self.enter(torch.cat([state, planes], 2))))

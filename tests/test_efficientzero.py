@@ -51,9 +51,11 @@ EPISODES = [([1.0, 2.0, 3.0], True), ([4.0, 5.0], False), ([6.0, 7.0, 8.0, 9.0, 
 
 @pytest.mark.parametrize("n_steps", [1, 3, 5])
 @pytest.mark.parametrize("value_prefix", [False, True])
-def test_targets(n_steps, value_prefix, monkeypatch):
+@pytest.mark.parametrize("cuts_terminate", [False, True])
+def test_targets(n_steps, value_prefix, cuts_terminate, monkeypatch):
     episodes = [*EPISODES[:3], ([1.0, 1.0, 1.0], None)]
-    agent = agent_with(episodes[:3], n_steps=n_steps, off_policy_correction=False, value_prefix=value_prefix, learning_starts=300)
+    changes = {"n_steps": n_steps, "value_prefix": value_prefix, "cuts_terminate": cuts_terminate}
+    agent = agent_with(episodes[:3], off_policy_correction=False, learning_starts=300, **changes)
     monkeypatch.setattr(agent.target, "values", known)
     slot, weight = agent._drawn(torch.rand(1, 400))
     batch = agent.replay.window(slot, 6 + n_steps)
@@ -72,7 +74,7 @@ def test_targets(n_steps, value_prefix, monkeypatch):
             expected = 0.0
             if inside:
                 last = len(rewards) - 1
-                end = min(t + n_steps, len(rewards) if terminated else last)
+                end = min(t + n_steps, len(rewards) if terminated or cuts_terminate else last)
                 expected = sum(GAMMA ** (i - t) * rewards[i] for i in range(t, end))
                 if end < len(rewards):
                     expected += GAMMA ** (end - t) * (offset + end) / 10
@@ -81,6 +83,21 @@ def test_targets(n_steps, value_prefix, monkeypatch):
                 wanted = sum(rewards[begin : t + 1]) if value_prefix else rewards[t]
                 assert float(prefix[0, b, k]) == pytest.approx(wanted)
     assert bool((weight <= 1).all()) and float(weight.max()) == 1
+
+
+def test_priorities():
+    """A row is drawn by the power alpha of its priority; the weights undo that in full when beta has risen to 1."""
+    agent = agent_with(EPISODES[:1], learning_starts=300, priority_alpha=0.5, priority_beta=0.0, priority_beta_steps=10)
+    assert agent.priority[0, 0, :3].tolist() == [1, 1, 1], "the first rows"
+    agent.priority[0, 0, :3] = torch.tensor([1.0, 4.0, 9.0])
+    slot, weight = agent._drawn(torch.arange(0.0005, 1, 0.001).unsqueeze(0))
+    assert [int((slot == i).sum()) for i in range(3)] == pytest.approx([1000 / 6, 2000 / 6, 3000 / 6], abs=1)
+    assert bool((weight == 1).all())
+    agent.updates.fill_(10)
+    torch.testing.assert_close(agent._drawn(torch.tensor([[0.01, 0.3, 0.9]]))[1], torch.tensor([[1, 1 / 2, 1 / 3]]))
+    obs, no, policy = torch.zeros(1, 1, 50), torch.zeros(1, 1, dtype=torch.bool), torch.full((1, 1, 3), 1 / 3)
+    agent.update(Transition(obs, no.long(), no.float(), obs, no, no, {"policy": policy}))
+    assert float(agent.priority[0, 0, 3]) == 9, "a new row is as urgent as the most urgent"
 
 
 def test_older_rows_have_shorter_returns():
@@ -200,11 +217,11 @@ def test_pictures_are_shifted_as_one():
     assert all(0.899 < crop[2] < 1.101 for crop in crops.values()) and len({round(crop[2], 4) for crop in crops.values()}) > 30
 
 
-@pytest.mark.parametrize("size", [10, 96])
-def test_pictures_are_learnt_from(size):
+@pytest.mark.parametrize(("size", "one_hot"), [(10, True), (10, False), (96, True)])
+def test_pictures_are_learnt_from(size, one_hot):
     """Every part of the image networks gets a gradient, and the statistics of normalisation move with the learner alone."""
     space = spaces.Box(0, 255, (3, size, size), np.uint8)
-    sizes = {"latent": 8, "lstm": 8, "head": 8, "projection": 16, "learning_starts": 90, "batch_size": 4}
+    sizes = {"latent": 8, "lstm": 8, "head": 8, "projection": 16, "learning_starts": 90, "batch_size": 4, "one_hot_actions": one_hot}
     config = compose("train", "agent=efficientzero", *small("efficientzero", **sizes, optimizer="sgd", learning_rate=0.02, warmup=2))
     agent = make_agent(config.agent, Spec(space, spaces.Discrete(2), 10), seed_tensor([0]), 1)
     for step in range(8):

@@ -15,7 +15,7 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents.dqn import UpdateClock
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import ObsEncoder, obs_field
-from rlx.networks import clipped
+from rlx.networks import clipped, rows_at
 from rlx.optim import SGD, Adam
 from rlx.replay import Memo, Replay
 from rlx.rng import Streams, uniform
@@ -56,6 +56,10 @@ class Config:
     dirichlet_alpha: float
     dirichlet_fraction: float
     first_visit_by_prior: bool
+    one_hot_actions: bool
+    cuts_terminate: bool
+    """The published code's peculiarities are false, false, true: a node's first choice is by chance, an action is one plane of a / A in
+    a picture, the end of a time limit is a terminal."""
     temperature_steps: int
     """Environment steps of a seed over whose first half actions are drawn by visits, then by their squares, in the last quarter by their
     fourth powers."""
@@ -89,6 +93,8 @@ class Config:
     """Minibatches between two copies of the network to the target."""
     priority_alpha: float
     priority_beta: float
+    priority_beta_steps: int | None
+    """Minibatches over which it rises to 1; null: it stays."""
 
     def __post_init__(self) -> None:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
@@ -118,7 +124,7 @@ class Planner(Policy):
         sizes = spec.actions, config.latent, config.lstm, config.head, config.projection, supports, seeds, rng
         self.model: WorldModel
         if isinstance(space, spaces.Box) and len(space.shape) == 3:
-            self.model = ImageModel(space, *sizes)
+            self.model = ImageModel(space, *sizes, config.one_hot_actions)
         else:
             self.model = VectorModel(ObsEncoder(space, config.scale_obs, seeds), *sizes)
         self.search_settings = config.settings(noise=False)
@@ -211,8 +217,9 @@ class EfficientZero(Agent):
     def update(self, transition: Transition) -> dict[str, Tensor]:
         t = transition
         ended = t.terminated | t.truncated
-        # New rows are as urgent as the most urgent so far.
-        most = self.priority.amax((1, 2)).clamp(min=1.0)
+        # New rows are as urgent as the most urgent one.
+        most = self.priority.amax((1, 2))
+        most = torch.where(most > 0, most, 1.0)
         at = self.replay.written.remainder(self.replay.slots).unsqueeze(-1)
         self.priority.scatter_(2, at, most.view(-1, 1, 1).expand_as(at))
         rings = torch.arange(at.shape[1], device=at.device) * self.replay.slots
@@ -222,7 +229,7 @@ class EfficientZero(Agent):
         newest = t.obs[:, :, -self.newest :] if self.images else t.obs
         self.replay.add(
             torch.ones_like(ended), obs=newest, action=t.action, reward=t.reward, policy=t.carry["policy"],
-            last=ended, terminated=t.terminated,
+            last=ended, terminated=ended if self.config.cuts_terminate else t.terminated,
         )  # fmt: skip
         self.priority.scatter_(2, self.replay.written.remainder(self.replay.slots).unsqueeze(-1), 0.0)  # the spare slot is no row
         due = self.clock.due()
@@ -281,7 +288,8 @@ class EfficientZero(Agent):
             self.optimizer.learning_rate = self._learning_rate()
             self.optimizer.step(parameters, [g + config.weight_decay * p for g, p in moves], torch.ones_like(loss, dtype=torch.bool))
             error = model.value_support.decode(guess[:, :, 0]) - value[..., 0]
-            self.priority.flatten(1).scatter_(1, slot, error.abs() + 1e-6)
+            # A row that was drawn twice is as urgent as its larger error says, in whatever order they come.
+            self.priority.flatten(1).scatter_reduce_(1, slot, error.abs() + 1e-6, "amax", include_self=False)
             self.updates += 1
             if int(self.updates[0]) % config.target_every == 0:
                 self.target.load_state_dict(model.state_dict())
@@ -295,12 +303,13 @@ class EfficientZero(Agent):
 
     def _augmented(self, obs: Tensor) -> Tensor:
         """Pictures [S, B, K, C, H, W], those of one row alike: shifted as if their edges went on, and with another brightness."""
-        size, (height, width) = obs.shape[1], obs.shape[-2:]
-        draws = self.minibatch.uniform(size, 4)[..., None, None, None, None]  # [S, B, 4, 1, 1, 1, 1]
-        down, right = ((draws[:, :, i] * 9).long() - 4 for i in range(2))
-        rows = (torch.arange(height, device=obs.device).view(-1, 1) + down).clamp(0, height - 1)
-        columns = (torch.arange(width, device=obs.device) + right).clamp(0, width - 1)
-        moved = obs.take_along_dim(rows, -2).take_along_dim(columns, -1)
+        (seeds, size), (height, width), most = obs.shape[:2], obs.shape[-2:], 4
+        draws = self.minibatch.uniform(size, 4)
+        down, right = ((draws[:, :, i].flatten() * (2 * most + 1)).long() for i in range(2))
+        padded = nn.functional.pad(obs.flatten(0, 1).float(), (most,) * 4 + (0, 0), mode="replicate")
+        crops = padded.unfold(-2, height, 1).unfold(-2, width, 1)  # [S · B, K, C, 9, 9, H, W], a view
+        moved = crops[torch.arange(seeds * size, device=obs.device), :, :, down, right].unflatten(0, (seeds, size))
+        draws = draws[..., None, None, None, None]  # [S, B, 4, 1, 1, 1, 1]
         normal = (-2 * draws[:, :, 2].clamp(min=1e-7).log()).sqrt() * (2 * torch.pi * draws[:, :, 3]).cos()
         return moved * (1 + 0.05 * normal.clamp(-2, 2))
 
@@ -310,20 +319,23 @@ class EfficientZero(Agent):
         total = mass.cumsum(1)
         slot = torch.searchsorted(total, draws * total[:, -1:], right=True).clamp(max=total.shape[1] - 1)
         share = mass.gather(1, slot) / total[:, -1:]
-        weight = (self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -self.config.priority_beta
+        config = self.config
+        done = min(1.0, int(self.updates[0]) / config.priority_beta_steps) if config.priority_beta_steps else 0.0
+        beta = config.priority_beta + (1 - config.priority_beta) * done
+        weight = (self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -beta
         return slot, weight / weight.amax(1, keepdim=True)
 
     def value_targets(self, batch: dict[str, Tensor]) -> Tensor:
         """n-step returns [S, B, K + 1] of the rows of `batch`, by the target network's values."""
         config, steps, alive = self.config, self.config.unroll + 1, batch["alive"]
-        known = self._values(batch)
         horizon = torch.full_like(batch["age"], config.n_steps)
         if config.off_policy_correction:
             age = batch["age"] * self.replay.written.shape[1]  # environment steps
             horizon = (config.n_steps - age // int(0.3 * config.buffer_size)).clamp(1, config.n_steps)
-        horizon = horizon.unsqueeze(-1)
-        value, on, weight = torch.zeros_like(known[..., :steps]), alive[..., :steps], 1.0
-        bootstrap, scale = known[..., :steps], torch.ones_like(known[..., :steps])
+        horizon, on = horizon.unsqueeze(-1), alive[..., :steps]
+        # Each return is Σ discount^i reward, and `scale` times the value of the row `end`.
+        end = torch.arange(steps, device=on.device).expand_as(on)
+        value, scale, weight = torch.zeros(on.shape, device=on.device), torch.ones(on.shape, device=on.device), 1.0
         for i in range(config.n_steps):
             here, next_ = slice(i, i + steps), slice(i + 1, i + 1 + steps)
             use, after = on & (i < horizon), alive[..., next_]
@@ -331,10 +343,11 @@ class EfficientZero(Agent):
             # Behind a terminal there is nothing; where an episode was cut, or the log ends, the last row's own value stands in.
             value = value + torch.where(goes_on | over, weight * batch["reward"][..., here], 0.0)
             weight *= config.discount
-            bootstrap = torch.where(goes_on, known[..., next_], bootstrap)
+            end = end + goes_on
             scale = torch.where(over, 0.0, torch.where(goes_on, weight, scale))
             on = on & after
-        return torch.where(alive[..., :steps], value + scale * bootstrap, 0.0)
+        value = value + scale * self._values(batch["slot"].gather(2, end), _rows(batch["obs"], end))
+        return torch.where(alive[..., :steps], value, 0.0)
 
     def policy_targets(self, batch: dict[str, Tensor]) -> Tensor:
         """What searches said of the rows [S, B, K + 1, A]: for a part of them new ones, by the target network."""
@@ -344,11 +357,11 @@ class EfficientZero(Agent):
             policy[:, :fresh] = self._searched(batch["slot"][:, :fresh, :steps], batch["obs"][:, :fresh, :steps])[..., :-1]
         return policy
 
-    def _values(self, batch: dict[str, Tensor]) -> Tensor:
-        """What the target network says that the rows are worth, [S, B, L]."""
+    def _values(self, slot: Tensor, obs: Tensor) -> Tensor:
+        """What the target network says that the rows in `slot` [S, B, K] are worth, [S, B, K]."""
         if self.config.bootstrap == "search":
-            return self._searched(batch["slot"], batch["obs"])[..., -1]
-        return self._asked(self.valued, lambda obs: self.target.values(obs).unsqueeze(-1), batch["slot"], batch["obs"]).squeeze(-1)
+            return self._searched(slot, obs)[..., -1]
+        return self._asked(self.valued, lambda obs: self.target.values(obs).unsqueeze(-1), slot, obs).squeeze(-1)
 
     def _searched(self, slot: Tensor, obs: Tensor) -> Tensor:
         """What searches with the target network say of the rows in `slot` [S, B, K]: policy and value, [S, B, K, A + 1]."""
@@ -370,6 +383,12 @@ class EfficientZero(Agent):
         """[S, B, K]: rewards summed since the prefix began; single ones without value prefixes."""
         reward = reward[..., : self.config.unroll]
         return reward.cumsum(-1) if self.config.value_prefix else reward
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x [S, B, L, …] at `index` [S, B, K]: [S, B, K, …]."""
+    first = torch.arange(index.shape[0] * index.shape[1], device=index.device).view(*index.shape[:2], 1) * x.shape[2]
+    return rows_at(x.flatten(0, 2), first + index)
 
 
 def _each(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
