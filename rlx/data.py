@@ -62,26 +62,6 @@ class Data(ABC):
         return self  # it does not change
 
 
-def open_data(where: str, skip_bad: bool = False) -> Data:
-    """The data set `where`: a folder of ours or of npz shards, or minari:<id>. ConfigError, with the file, where something is wrong.
-
-    `skip_bad`: leave bad shards out instead.
-    """
-    from rlx.minari import imported
-    from rlx.shards import Shards
-
-    if where.startswith("minari:"):
-        return imported(where.removeprefix("minari:"))
-    folder = Path(where)
-    if (folder / "data.json").is_file():
-        return Episodes(folder)
-    if any(folder.glob("*.npz")):
-        return Shards(folder, skip_bad)
-    if folder.exists():
-        raise ConfigError(f"data={where}: {'neither data.json nor npz shards in it' if folder.is_dir() else 'is a file, not a folder'}.")
-    raise ConfigError(f"data={where}: no such folder; make one with: rlx collect RUN out={where}")
-
-
 class Episodes(Data):
     """Our own format, above."""
 

@@ -1,4 +1,4 @@
-"""What a composed config means: the validated agent, env, seeds and device of one run, before and after it is on disk."""
+"""What a composed config means: the validated agent, env, data, seeds and device of one run, before and after it is on disk."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -140,6 +140,27 @@ def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", cop
             else f"data: {kind.__name__} learns by acting; data sets are for agent=bcq and agent=bc."
         )
     return kind(config, spec, seeds, data if offline else copies)
+
+
+def open_data(where: str, skip_bad: bool = False) -> "Data":
+    """The data set `where`: a folder of ours or of npz shards, or minari:<id>. ConfigError, with the file, where something is wrong.
+
+    `skip_bad`: leave bad shards out instead.
+    """
+    from rlx.data import Episodes
+    from rlx.minari import imported
+    from rlx.shards import Shards
+
+    if where.startswith("minari:"):
+        return imported(where.removeprefix("minari:"))
+    folder = Path(where)
+    if (folder / "data.json").is_file():
+        return Episodes(folder)
+    if any(folder.glob("*.npz")):
+        return Shards(folder, skip_bad)
+    if folder.exists():
+        raise ConfigError(f"data={where}: {'neither data.json nor npz shards in it' if folder.is_dir() else 'is a file, not a folder'}.")
+    raise ConfigError(f"data={where}: no such folder; make one with: rlx collect RUN out={where}")
 
 
 def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]":

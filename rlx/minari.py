@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rlx.agent import Spec
 from rlx.config import ConfigError
 from rlx.data import Episodes, Writer
 
@@ -35,16 +36,10 @@ def imported(name: str) -> Episodes:
     return result
 
 
-def write(data: Episodes, name: str) -> None:
-    """`data` as Minari's data set `name`, to the bit; ConfigError where it exists or the name is none."""
+def write(data: Episodes, name: str, spec: Spec) -> None:
+    """`data`, of an env of this `spec`, as Minari's data set `name`, to the bit; ConfigError where it exists or the name is none."""
     minari = _minari()
-    if not data.facts["env"]:
-        raise ConfigError(f"out=minari:{name}: it is unknown in which env this set was collected; only sets of rlx collect can be written.")
     from minari.data_collector import EpisodeBuffer
-
-    from rlx.experiment import env_spec
-
-    spec = env_spec(data.facts["env"])
 
     def buffer(number: int) -> Any:
         obs, action, reward, terminated = data.episode(number)

@@ -46,6 +46,11 @@ def uniform(key: Tensor, counter: Tensor, count: int) -> Tensor:
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
+def categorical(draws: Tensor, probability: Tensor) -> Tensor:
+    """int64 [*]: which of n things uniform `draws` [*] mean, by their `probability` [*, n]."""
+    return (draws.unsqueeze(-1) >= probability.cumsum(-1)[..., :-1]).sum(-1)
+
+
 def seed_tensor(seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """int64 [S] of a run's seeds."""
     return torch.tensor(list(seeds), dtype=torch.int64, device=device)

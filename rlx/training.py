@@ -13,7 +13,6 @@ from torch import Tensor
 from rlx import experiment, figures, journal, report, stats, stopping
 from rlx.agent import OfflineAgent, Transition
 from rlx.config import ConfigError, RunError, build, parse_seeds
-from rlx.data import open_data
 from rlx.evaluation import REPORT, SELECTION, evaluate
 from rlx.kept import Kept
 from rlx.log import Log
@@ -42,7 +41,7 @@ class Training:
         self.eval_env = experiment.evaluated_env({"env": config.env, "eval_env": config.eval_env})
         self.threshold = experiment.env_spec(self.eval_env).reward_threshold
         """Return from which a seed counts as solved, if the env says."""
-        self.data = open_data(config.data, config.skip_bad) if config.data else None
+        self.data = experiment.open_data(config.data, config.skip_bad) if config.data else None
         self.copies, self.unit, self.fingerprint = config.copies, "steps", None
         env = config.env
         if self.data is not None:

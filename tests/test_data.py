@@ -14,7 +14,8 @@ from gymnasium import spaces
 
 from rlx.agent import Spec
 from rlx.config import ConfigError
-from rlx.data import Episodes, Writer, open_data
+from rlx.data import Episodes, Writer
+from rlx.experiment import open_data
 from rlx.shards import write
 
 CARTPOLE = {"_target_": "rlx.envs.cartpole.CartPole", "max_episode_steps": 500}
@@ -332,7 +333,7 @@ resource.setrlimit(resource.RLIMIT_DATA, ({size // 4}, {size // 4}))
 import numpy as np, torch
 from gymnasium import spaces
 from rlx.agent import Spec
-from rlx.data import open_data
+from rlx.experiment import open_data
 data = open_data("{tmp_path}/big")
 data.fit(Spec(spaces.Box(0, 255, (4, 96, 96), np.uint8), spaces.Discrete(25), 9), {{"stack": 4}})
 for number in range(3):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from rlx.rng import Streams, mix64, reset_seeds, seed_tensor, stream_key, uniform
+from rlx.rng import Streams, categorical, mix64, reset_seeds, seed_tensor, stream_key, uniform
 
 
 def reference_splitmix64(state: int, count: int) -> list[int]:
@@ -51,3 +51,12 @@ def test_keys_and_reset_seeds_do_not_collide():
     assert len(mix64(torch.arange(100_000)).unique()) == 100_000
     seeds = reset_seeds(seed_tensor(range(50)), 64, "env")
     assert seeds.min() >= 0 and len(seeds.unique()) == seeds.numel()
+
+
+def test_categorical():
+    probability = torch.tensor([[0.1, 0.0, 0.6, 0.3], [0.0, 0.25, 0.25, 0.5]])
+    draws = (torch.arange(1000) + 0.5) / 1000
+    chosen = categorical(draws, probability.unsqueeze(1).expand(-1, 1000, -1))
+    counts = [[int((row == i).sum()) for i in range(4)] for row in chosen]
+    assert counts == [[100, 0, 600, 300], [0, 250, 250, 500]]
+    assert categorical(torch.zeros(1), torch.tensor([[0.0, 1.0]])).tolist() == [1], "what cannot be is not drawn"

@@ -22,7 +22,7 @@ from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import ObsEncoder, obs_field
 from rlx.networks import SeedLinear, along
 from rlx.optim import Adam
-from rlx.rng import Streams
+from rlx.rng import Streams, categorical
 
 
 @dataclass(frozen=True)
@@ -264,8 +264,7 @@ class ActEnv(Agent):
         logits = scores(obs)
         which, whether, own = self.exploration.uniform(3, obs.shape[1]).unbind(1)
         random = (which * logits.shape[-1]).long()
-        below = logits.softmax(-1).cumsum(-1)[..., :-1]
-        chosen = (own.unsqueeze(-1) >= below).sum(-1) if self.config.sample_actions else logits.argmax(-1)
+        chosen = categorical(own, logits.softmax(-1)) if self.config.sample_actions else logits.argmax(-1)
         return torch.where(whether < self.epsilon().unsqueeze(1), random, chosen)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:

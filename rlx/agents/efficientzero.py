@@ -18,7 +18,7 @@ from rlx.encoders import ObsEncoder, obs_field
 from rlx.networks import clipped, rows_at
 from rlx.optim import SGD, Adam
 from rlx.replay import Memo, Replay
-from rlx.rng import Streams, uniform
+from rlx.rng import Streams, categorical, uniform
 from rlx.search import Found, Settings, draws_needed, search
 from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
 
@@ -204,8 +204,7 @@ class EfficientZero(Agent):
         if config.gumbel is None:
             done = ticks * copies / config.temperature_steps
             weight = found.visits.float() ** (1 if done < 0.5 else 2 if done < 0.75 else 4)
-            draw = self.explore.uniform(copies, 1) * weight.sum(-1, keepdim=True)
-            action = (draw >= weight.cumsum(-1)[..., :-1]).sum(-1)
+            action = categorical(self.explore.uniform(copies), weight / weight.sum(-1, keepdim=True))
         return action, {"policy": found.policy.clone()}
 
     def _search(self, model: WorldModel, obs: Tensor, rng: Streams) -> Found:

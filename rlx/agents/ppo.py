@@ -14,7 +14,7 @@ from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, rows_at, scale_for_relu
-from rlx.rng import Streams
+from rlx.rng import Streams, categorical
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
 
@@ -210,8 +210,7 @@ class PPO(Agent):
         if scores.continuous:
             draws = self.explore.uniform(*out.shape[1:]).clamp(1e-6, 1 - 1e-6)
             return out + self.policy.std() * torch.erfinv(draws * 2 - 1) * math.sqrt(2)
-        below = out.softmax(-1).cumsum(-1)[..., :-1]
-        return (self.explore.uniform(out.shape[1], 1) >= below).sum(-1)
+        return categorical(self.explore.uniform(out.shape[1]), out.softmax(-1))
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         t, place = transition, int(self.ticks[0]) % self.config.rollout_steps

@@ -29,10 +29,10 @@ def main(composed: DictConfig) -> None:
     if config.out and len(sets) > 1:
         raise ConfigError(f"out={config.out}: give one data set.")
 
-    from rlx.data import open_data
+    from rlx import experiment
 
     for where in sets:
-        data = open_data(where, config.skip_bad)
+        data = experiment.open_data(where, config.skip_bad)
         report.start(data=where, **data.card())
         if config.out:
             write(data, config.out)
@@ -41,12 +41,14 @@ def main(composed: DictConfig) -> None:
 
 def write(data: Any, out: str) -> None:
     """Write `data` as `out` says: minari:<id>, or a folder of npz shards. ConfigError where shards would be written anew."""
-    from rlx import minari, shards
+    from rlx import experiment, minari, shards
     from rlx.data import Episodes
 
     if not isinstance(data, Episodes):
         raise ConfigError("out: shards keep no episodes; only data sets with them can be written in another format.")
     if out.startswith("minari:"):
-        minari.write(data, out.removeprefix("minari:"))
+        if not data.facts["env"]:
+            raise ConfigError(f"out={out}: it is unknown in which env this set was collected; only sets of rlx collect can be written.")
+        minari.write(data, out.removeprefix("minari:"), experiment.env_spec(data.facts["env"]))
     else:
         shards.write(data, Path(out), data.facts["stack"])
