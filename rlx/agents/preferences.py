@@ -2,6 +2,7 @@
 reward is fitted to the answers, and PPO maximises that model. The environment's own reward reaches nobody but the rater."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -33,6 +34,8 @@ class Config(ppo.Config):
     """Longest segment; one that an episode's end cuts short is shorter."""
     rater_noise: float
     """Share of the answers that are wrong."""
+    reward_models: int
+    """Fitted apart, to other draws of the answers; the reward is the mean of all, each in its own unit (section 2.2.3)."""
     reward_hidden: list[int]
     reward_learning_rate: float
     reward_decay: float
@@ -43,7 +46,7 @@ class Config(ppo.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("queries", "first_queries", "queries_per_round", "segment_steps", "reward_updates", "reward_batch"):
+        for name in ("queries", "first_queries", "queries_per_round", "segment_steps", "reward_models", "reward_updates", "reward_batch"):
             at_least(getattr(self, name), 1, f"agent.{name}")
         at_least(self.round_steps, self.segment_steps, "agent.round_steps")
         if not 0 <= self.rater_noise <= 0.5:
@@ -53,7 +56,7 @@ class Config(ppo.Config):
 class RewardModel(nn.Module):
     """Reward [S, B] of observations [S, B, *O] and actions."""
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor):
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str):
         super().__init__()
         if is_image(spec.observation_space.shape):
             raise ConfigError(f"agent: its reward model sees short observations, not images; this env has {spec.observation_space}.")
@@ -62,7 +65,7 @@ class RewardModel(nn.Module):
         self.choices = spec.actions if isinstance(spec.action_space, spaces.Discrete) else 0
         actions = self.choices or int((spec.action_space.shape or (1,))[0])
         self.features = self.encoder.features + actions
-        self.net = MLP(self.features, config.reward_hidden, 1, Streams(seeds, "reward"))
+        self.net = MLP(self.features, config.reward_hidden, 1, Streams(seeds, name))
 
     def inputs(self, obs: Tensor, action: Tensor) -> Tensor:
         """What it is a function of, [S, B, F]."""
@@ -82,6 +85,8 @@ class PreferencePPO(Agent):
     keeps_newest = True
 
     policy: ActorCritic
+    models: Any
+    """One RewardModel or several."""
     inputs: Tensor
     true_reward: Tensor
     last: Tensor
@@ -93,17 +98,17 @@ class PreferencePPO(Agent):
     ticks: Tensor
     agreement: Tensor
     size: Tensor
-    """Mean absolute reward of the last round's steps, by the newest model: answers say nothing of the unit of reward."""
+    """Mean absolute reward of the last round's steps by each model, [S, M]: answers say nothing of the unit of reward."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
         self.config = config
         self.ppo = PPO(config, spec, seeds, copies)
         self.policy = self.ppo.policy
-        self.model = RewardModel(config, spec, seeds)
-        self.optimizer = Adam(list(self.model.parameters()), config.reward_learning_rate)
+        self.models = nn.ModuleList(RewardModel(config, spec, seeds, f"reward{i}") for i in range(config.reward_models))
+        self.optimizer = Adam(list(self.models.parameters()), config.reward_learning_rate)
         self.rng = Streams(seeds, "queries")
-        features = self.model.features
+        features = self.models[0].features
 
         def buffer(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
             self.register_buffer(name, torch.zeros(len(seeds), *shape, dtype=dtype, device=seeds.device))
@@ -114,11 +119,12 @@ class PreferencePPO(Agent):
         buffer("last", *round_, dtype=torch.bool)
         buffer("truncated", *round_, dtype=torch.bool)
         pairs = (config.queries, 2, config.segment_steps)
-        buffer("segments", *pairs, features)
-        buffer("inside", *pairs)  # 1 for the steps of a segment, 0 behind its episode's end
+        # Of each step what the models see; then for the rater: whether it is of the episode, the reward, whether the time limit cut it.
+        buffer("segments", *pairs, features + 3)
+        buffer("inside", *pairs)  # 1 for the steps that were compared
         buffer("answers", config.queries)  # 1: the first segment is preferred; 0.5: neither
         buffer("agreement")
-        buffer("size")
+        buffer("size", config.reward_models)
         self.size.fill_(torch.inf)  # before the first answers no step is worth anything
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # these two on the CPU: read without a sync
         self.register_buffer("asked", torch.zeros(len(seeds), dtype=torch.int64))
@@ -129,8 +135,8 @@ class PreferencePPO(Agent):
     def update(self, transition: Transition) -> dict[str, Tensor]:
         t, place = transition, int(self.ticks[0]) % self.config.round_steps
         with torch.no_grad():
-            inputs = self.model.inputs(t.obs, t.action)
-            learnt = self.model(inputs) / self.size.unsqueeze(1)
+            inputs = self.models[0].inputs(t.obs, t.action)
+            learnt = (self._rewards(inputs) / self.size.unsqueeze(1)).mean(-1)
         self.inputs[:, :, place], self.true_reward[:, :, place] = inputs, t.reward
         self.last[:, :, place], self.truncated[:, :, place] = t.terminated | t.truncated, t.truncated
         self.ticks += 1
@@ -141,47 +147,62 @@ class PreferencePPO(Agent):
         queries = self.asked.to(self.agreement)
         return metrics | {"preference/queries": queries, "preference/agreement": self.agreement} if metrics else {}
 
+    def _rewards(self, inputs: Tensor) -> Tensor:
+        """What each model says of inputs [S, B, F], [S, B, M]."""
+        return torch.stack([model(inputs) for model in self.models], -1)
+
     @torch.no_grad()
     def _ask(self) -> None:
-        """Cut random pairs of segments out of this round, and have them rated."""
+        """Cut random segments out of this round, and have them rated: the first two by two, later ones beside one that was shown before,
+        lest all that is compared be alike."""
         config = self.config
         begin = int(self.asked[0])
         end = min(begin + (config.queries_per_round if begin else config.first_queries), config.queries)
         seeds, copies, steps = self.true_reward.shape
         copy, start, answer = self.rng.uniform(3, end - begin, 2).unbind(1)  # [S, Q, 2]
         start = (start * (steps - config.segment_steps + 1)).long()
-        which = (copy * copies).long() + torch.arange(seeds, device=start.device).view(-1, 1, 1) * copies
-        index = (which * steps + start).unsqueeze(-1) + torch.arange(config.segment_steps, device=start.device)  # [S, Q, 2, L]
+        row = torch.arange(seeds, device=start.device).view(-1, 1, 1)
+        index = (((copy * copies).long() + row * copies) * steps + start).unsqueeze(-1)
+        index = index + torch.arange(config.segment_steps, device=start.device)  # [S, Q, 2, L]
 
         def cut(x: Tensor) -> Tensor:
             return x.flatten(0, 2)[index]
 
         last = cut(self.last).long()
         inside = last.cumsum(-1) - last == 0
-        limit = (cut(self.truncated) & inside).long()
+        facts = torch.stack([inside, cut(self.true_reward), cut(self.truncated) & inside], -1)
+        shown = torch.cat([cut(self.inputs), facts], -1)
+        if begin:
+            shown[:, :, 1] = self.segments[:, :begin].flatten(1, 2)[row[..., 0], (copy[..., 1] * 2 * begin).long()]
+        inside, reward, limit = shown[..., -3:].unbind(-1)
         # A segment that the time limit cut is no worse for it: the other one is shown for as long.
-        inside = (inside & (limit.cumsum(-1) == limit).flip(2)).float()
-        returns = (cut(self.true_reward) * inside).sum(-1)
+        inside = inside * (limit.cumsum(-1) == limit).flip(2)
+        returns = (reward * inside).sum(-1)
         right = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
         self.answers[:, begin:end] = torch.where(answer[..., 1] < config.rater_noise, 1 - right, right)
-        self.segments[:, begin:end], self.inside[:, begin:end] = cut(self.inputs), inside
-        self.model.norm.see(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
+        self.segments[:, begin:end], self.inside[:, begin:end] = shown, inside
+        for model in self.models:
+            model.norm.see(self.inputs[..., : model.encoder.features].flatten(1, 2))
         self.asked.fill_(end)
 
     def _fit(self) -> None:
         """Bradley–Terry: the log-odds of an answer are the difference of the two segments' summed rewards."""
-        config, parameters = self.config, list(self.model.parameters())
+        config, parameters = self.config, list(self.models.parameters())
         seeds, asked = len(self.answers), int(self.asked[0])
         row = torch.arange(seeds, device=self.answers.device).unsqueeze(1)
-        for draws in self.rng.uniform(config.reward_updates, config.reward_batch).unbind(1):
-            index = (draws * asked).long()
-            reward = self.model(self.segments[row, index].flatten(1, 3)).view(seeds, config.reward_batch, 2, -1)
-            totals = (reward * self.inside[row, index]).sum(-1)
-            odds, answers = totals[..., 0] - totals[..., 1], self.answers[row, index]
-            loss = nn.functional.binary_cross_entropy_with_logits(odds, answers, reduction="none").mean(1)
-            loss = loss + config.reward_decay * (reward.square() * self.inside[row, index]).sum((2, 3)).mean(1)
+        for draws in self.rng.uniform(config.reward_updates, config.reward_models, config.reward_batch).unbind(1):
+            loss = torch.zeros_like(self.agreement)
+            for model, draw in zip(self.models, draws.unbind(1), strict=True):
+                index = (draw * asked).long()
+                inside = self.inside[row, index]
+                reward = model(self.segments[row, index][..., :-3].flatten(1, 3)).view_as(inside) * inside
+                totals = reward.sum(-1)
+                odds = totals[..., 0] - totals[..., 1]
+                answers = self.answers[row, index]
+                loss = loss + nn.functional.binary_cross_entropy_with_logits(odds, answers, reduction="none").mean(1)
+                loss = loss + config.reward_decay * reward.square().sum((2, 3)).mean(1)
             gradients = torch.autograd.grad(loss.sum(), parameters)
-            self.optimizer.step(parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=odds.device))
+            self.optimizer.step(parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=draws.device))
         with torch.no_grad():
-            self.size.copy_(self.model(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
+            self.size.copy_(self._rewards(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
         self.agreement = 0.5 + 0.5 * (odds.detach().sign() * (2 * answers - 1)).mean(1)
