@@ -39,7 +39,8 @@ class Config(ppo.Config):
     reward_hidden: list[int]
     reward_learning_rate: float
     reward_decay: float
-    """Weight of a segment's squared rewards in the loss: of rewards that explain the answers alike it prefers small and even ones."""
+    """Weight, in the loss, of how far a segment's rewards lie from their mean, squared and summed: of rewards that explain the answers
+    alike it prefers the even ones. It does not see a constant, of which answers about segments as long as each other say nothing."""
     reward_updates: int
     """Minibatches of answers per round."""
     reward_batch: int
@@ -119,9 +120,8 @@ class PreferencePPO(Agent):
         buffer("last", *round_, dtype=torch.bool)
         buffer("truncated", *round_, dtype=torch.bool)
         pairs = (config.queries, 2, config.segment_steps)
-        # Of each step what the models see; then for the rater: whether it is of the episode, the reward, whether the time limit cut it.
-        buffer("segments", *pairs, features + 3)
-        buffer("inside", *pairs)  # 1 for the steps that were compared
+        buffer("segments", *pairs, features)
+        buffer("inside", *pairs)  # 1 for the steps of a segment, 0 behind its episode's end
         buffer("answers", config.queries)  # 1: the first segment is preferred; 0.5: neither
         buffer("agreement")
         buffer("size", config.reward_models)
@@ -153,34 +153,28 @@ class PreferencePPO(Agent):
 
     @torch.no_grad()
     def _ask(self) -> None:
-        """Cut random segments out of this round, and have them rated: the first two by two, later ones beside one that was shown before,
-        lest all that is compared be alike."""
+        """Cut random pairs of segments out of this round, and have them rated."""
         config = self.config
         begin = int(self.asked[0])
         end = min(begin + (config.queries_per_round if begin else config.first_queries), config.queries)
         seeds, copies, steps = self.true_reward.shape
         copy, start, answer = self.rng.uniform(3, end - begin, 2).unbind(1)  # [S, Q, 2]
         start = (start * (steps - config.segment_steps + 1)).long()
-        row = torch.arange(seeds, device=start.device).view(-1, 1, 1)
-        index = (((copy * copies).long() + row * copies) * steps + start).unsqueeze(-1)
-        index = index + torch.arange(config.segment_steps, device=start.device)  # [S, Q, 2, L]
+        which = (copy * copies).long() + torch.arange(seeds, device=start.device).view(-1, 1, 1) * copies
+        index = (which * steps + start).unsqueeze(-1) + torch.arange(config.segment_steps, device=start.device)  # [S, Q, 2, L]
 
         def cut(x: Tensor) -> Tensor:
             return x.flatten(0, 2)[index]
 
         last = cut(self.last).long()
         inside = last.cumsum(-1) - last == 0
-        facts = torch.stack([inside, cut(self.true_reward), cut(self.truncated) & inside], -1)
-        shown = torch.cat([cut(self.inputs), facts], -1)
-        if begin:
-            shown[:, :, 1] = self.segments[:, :begin].flatten(1, 2)[row[..., 0], (copy[..., 1] * 2 * begin).long()]
-        inside, reward, limit = shown[..., -3:].unbind(-1)
+        limit = (cut(self.truncated) & inside).long()
         # A segment that the time limit cut is no worse for it: the other one is shown for as long.
-        inside = inside * (limit.cumsum(-1) == limit).flip(2)
-        returns = (reward * inside).sum(-1)
+        inside = (inside & (limit.cumsum(-1) == limit).flip(2)).float()
+        returns = (cut(self.true_reward) * inside).sum(-1)
         right = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
         self.answers[:, begin:end] = torch.where(answer[..., 1] < config.rater_noise, 1 - right, right)
-        self.segments[:, begin:end], self.inside[:, begin:end] = shown, inside
+        self.segments[:, begin:end], self.inside[:, begin:end] = cut(self.inputs), inside
         for model in self.models:
             model.norm.see(self.inputs[..., : model.encoder.features].flatten(1, 2))
         self.asked.fill_(end)
@@ -195,12 +189,13 @@ class PreferencePPO(Agent):
             for model, draw in zip(self.models, draws.unbind(1), strict=True):
                 index = (draw * asked).long()
                 inside = self.inside[row, index]
-                reward = model(self.segments[row, index][..., :-3].flatten(1, 3)).view_as(inside) * inside
+                reward = model(self.segments[row, index].flatten(1, 3)).view_as(inside) * inside
                 totals = reward.sum(-1)
                 odds = totals[..., 0] - totals[..., 1]
                 answers = self.answers[row, index]
                 loss = loss + nn.functional.binary_cross_entropy_with_logits(odds, answers, reduction="none").mean(1)
-                loss = loss + config.reward_decay * reward.square().sum((2, 3)).mean(1)
+                mean = reward.sum((1, 2, 3), keepdim=True) / inside.sum((1, 2, 3), keepdim=True)
+                loss = loss + config.reward_decay * ((reward - mean) * inside).square().sum((2, 3)).mean(1)
             gradients = torch.autograd.grad(loss.sum(), parameters)
             self.optimizer.step(parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=draws.device))
         with torch.no_grad():
