@@ -75,4 +75,4 @@ def test_the_envs_reward_does_not_choose_the_weights(rlx):
 @pytest.mark.slow
 def test_learns_to_balance_from_300_comparisons(rlx):
     result = rlx("train", "agent=preferences", "env=cartpole", "seeds=3")
-    assert sorted(result.summary["return"]["per_seed"])[1] >= 450
+    assert min(result.summary["return"]["per_seed"]) >= 450
