@@ -205,6 +205,13 @@ def rows_at(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
 
 
+def rows_within(x: Tensor, index: Tensor) -> Tensor:
+    """x [*, L, …] at `index` [*, K], which counts within each L: [*, K, …]."""
+    lead, length = index.shape[:-1], x.shape[index.dim() - 1]
+    first = torch.arange(lead.numel(), device=index.device).view(*lead, 1) * length
+    return rows_at(x.flatten(0, index.dim() - 1), first + index)
+
+
 def take(module: M, index: Tensor) -> M:
     """A copy of `module` with only the seeds `index` (int64 [S']), in that order: every parameter and buffer [S, …] → [S', …]."""
     return _rebuild(module, lambda tensors: tensors[0][index.to(tensors[0].device)], [])

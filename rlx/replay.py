@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.config import ConfigError
-from rlx.networks import rows_at
+from rlx.networks import rows_at, rows_within
 
 
 class Replay(nn.Module):
@@ -221,8 +221,7 @@ class Memo(nn.Module):
         count = int(old.sum(1).max())  # a sync: what is not asked costs more
         if count:
             row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :count]  # where a seed has fewer, it repeats some
-            place = row + torch.arange(len(row), device=row.device).unsqueeze(1) * obs.shape[1]
-            said = who(rows_at(obs.flatten(0, 1), place))
+            said = who(rows_within(obs, row))
             at = flat.gather(1, row)
             self.said.scatter_(1, at.unsqueeze(-1).expand_as(said), said)
             self.version.scatter_(1, at, version)

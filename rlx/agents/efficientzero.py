@@ -15,7 +15,7 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.agents.dqn import UpdateClock
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import ObsEncoder, obs_field
-from rlx.networks import clipped, rows_at
+from rlx.networks import clipped, rows_within
 from rlx.optim import SGD, Adam
 from rlx.replay import Memo, Replay
 from rlx.rng import Streams, categorical, uniform
@@ -314,11 +314,10 @@ class EfficientZero(Agent):
 
     def _drawn(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """(slots of rows drawn by priority, importance weights), [S, B] each, by uniform `draws`."""
-        mass = self.priority.flatten(1) ** self.config.priority_alpha
+        config, mass = self.config, self.priority.flatten(1) ** self.config.priority_alpha
         total = mass.cumsum(1)
         slot = torch.searchsorted(total, draws * total[:, -1:], right=True).clamp(max=total.shape[1] - 1)
         share = mass.gather(1, slot) / total[:, -1:]
-        config = self.config
         done = min(1.0, int(self.updates[0]) / config.priority_beta_steps) if config.priority_beta_steps else 0.0
         beta = config.priority_beta + (1 - config.priority_beta) * done
         weight = (self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -beta
@@ -345,7 +344,7 @@ class EfficientZero(Agent):
             end = end + goes_on
             scale = torch.where(over, 0.0, torch.where(goes_on, weight, scale))
             on = on & after
-        value = value + scale * self._values(batch["slot"].gather(2, end), _rows(batch["obs"], end))
+        value = value + scale * self._values(batch["slot"].gather(2, end), rows_within(batch["obs"], end))
         return torch.where(alive[..., :steps], value, 0.0)
 
     def policy_targets(self, batch: dict[str, Tensor]) -> Tensor:
@@ -382,12 +381,6 @@ class EfficientZero(Agent):
         """[S, B, K]: rewards summed since the prefix began; single ones without value prefixes."""
         reward = reward[..., : self.config.unroll]
         return reward.cumsum(-1) if self.config.value_prefix else reward
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """x [S, B, L, …] at `index` [S, B, K]: [S, B, K, …]."""
-    first = torch.arange(index.shape[0] * index.shape[1], device=index.device).view(*index.shape[:2], 1) * x.shape[2]
-    return rows_at(x.flatten(0, 2), first + index)
 
 
 def _each(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

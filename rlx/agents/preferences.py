@@ -2,7 +2,6 @@
 reward is fitted to the answers, and PPO maximises that model. The environment's own reward reaches nobody but the rater."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -13,7 +12,7 @@ from rlx.agents import ppo
 from rlx.agents.ppo import PPO, ActorCritic
 from rlx.config import ConfigError, at_least
 from rlx.encoders import ObsEncoder, is_image
-from rlx.networks import MLP, RunningNorm
+from rlx.networks import MLP, RunningNorm, rows_within
 from rlx.optim import Adam
 from rlx.rng import Streams
 
@@ -55,9 +54,9 @@ class Config(ppo.Config):
 
 
 class RewardModel(nn.Module):
-    """Reward [S, B] of observations [S, B, *O] and actions."""
+    """Rewards [S, B, M] of observations [S, B, *O] and actions, by M networks."""
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str):
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
         if is_image(spec.observation_space.shape):
             raise ConfigError(f"agent: its reward model sees short observations, not images; this env has {spec.observation_space}.")
@@ -66,15 +65,22 @@ class RewardModel(nn.Module):
         self.choices = spec.actions if isinstance(spec.action_space, spaces.Discrete) else 0
         actions = self.choices or int((spec.action_space.shape or (1,))[0])
         self.features = self.encoder.features + actions
-        self.net = MLP(self.features, config.reward_hidden, 1, Streams(seeds, name))
+        self.nets = nn.ModuleList(
+            MLP(self.features, config.reward_hidden, 1, Streams(seeds, f"reward{i}")) for i in range(config.reward_models)
+        )
 
     def inputs(self, obs: Tensor, action: Tensor) -> Tensor:
         """What it is a function of, [S, B, F]."""
         return torch.cat([self.encoder(obs), nn.functional.one_hot(action, self.choices).float() if self.choices else action], -1)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def normalised(self, inputs: Tensor) -> Tensor:
+        """What the networks see of inputs [S, B, F]."""
         features = self.encoder.features
-        return self.net(torch.cat([self.norm(inputs[..., :features]), inputs[..., features:]], -1)).squeeze(-1)
+        return torch.cat([self.norm(inputs[..., :features]), inputs[..., features:]], -1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        seen = self.normalised(inputs)
+        return torch.cat([net(seen) for net in self.nets], -1)
 
 
 class PreferencePPO(Agent):
@@ -86,8 +92,6 @@ class PreferencePPO(Agent):
     keeps_newest = True
 
     policy: ActorCritic
-    models: Any
-    """One RewardModel or several."""
     inputs: Tensor
     true_reward: Tensor
     last: Tensor
@@ -99,17 +103,17 @@ class PreferencePPO(Agent):
     ticks: Tensor
     agreement: Tensor
     size: Tensor
-    """Mean absolute reward of the last round's steps by each model, [S, M]: answers say nothing of the unit of reward."""
+    """Mean absolute reward of the last round's steps by each network, [S, M]: answers say nothing of the unit of reward."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
         self.config = config
         self.ppo = PPO(config, spec, seeds, copies)
         self.policy = self.ppo.policy
-        self.models = nn.ModuleList(RewardModel(config, spec, seeds, f"reward{i}") for i in range(config.reward_models))
-        self.optimizer = Adam(list(self.models.parameters()), config.reward_learning_rate)
+        self.model = RewardModel(config, spec, seeds)
+        self.optimizer = Adam(list(self.model.parameters()), config.reward_learning_rate)
         self.rng = Streams(seeds, "queries")
-        features = self.models[0].features
+        features = self.model.features
 
         def buffer(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
             self.register_buffer(name, torch.zeros(len(seeds), *shape, dtype=dtype, device=seeds.device))
@@ -135,8 +139,8 @@ class PreferencePPO(Agent):
     def update(self, transition: Transition) -> dict[str, Tensor]:
         t, place = transition, int(self.ticks[0]) % self.config.round_steps
         with torch.no_grad():
-            inputs = self.models[0].inputs(t.obs, t.action)
-            learnt = (self._rewards(inputs) / self.size.unsqueeze(1)).mean(-1)
+            inputs = self.model.inputs(t.obs, t.action)
+            learnt = (self.model(inputs) / self.size.unsqueeze(1)).mean(-1)
         self.inputs[:, :, place], self.true_reward[:, :, place] = inputs, t.reward
         self.last[:, :, place], self.truncated[:, :, place] = t.terminated | t.truncated, t.truncated
         self.ticks += 1
@@ -146,10 +150,6 @@ class PreferencePPO(Agent):
         metrics = self.ppo.update(replace(t, reward=learnt))
         queries = self.asked.to(self.agreement)
         return metrics | {"preference/queries": queries, "preference/agreement": self.agreement} if metrics else {}
-
-    def _rewards(self, inputs: Tensor) -> Tensor:
-        """What each model says of inputs [S, B, F], [S, B, M]."""
-        return torch.stack([model(inputs) for model in self.models], -1)
 
     @torch.no_grad()
     def _ask(self) -> None:
@@ -175,29 +175,26 @@ class PreferencePPO(Agent):
         right = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
         self.answers[:, begin:end] = torch.where(answer[..., 1] < config.rater_noise, 1 - right, right)
         self.segments[:, begin:end], self.inside[:, begin:end] = cut(self.inputs), inside
-        for model in self.models:
-            model.norm.see(self.inputs[..., : model.encoder.features].flatten(1, 2))
+        self.model.norm.see(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
         self.asked.fill_(end)
 
     def _fit(self) -> None:
         """Bradley–Terry: the log-odds of an answer are the difference of the two segments' summed rewards."""
-        config, parameters = self.config, list(self.models.parameters())
+        config, parameters = self.config, list(self.model.parameters())
         seeds, asked = len(self.answers), int(self.asked[0])
-        row = torch.arange(seeds, device=self.answers.device).unsqueeze(1)
         for draws in self.rng.uniform(config.reward_updates, config.reward_models, config.reward_batch).unbind(1):
             loss = torch.zeros_like(self.agreement)
-            for model, draw in zip(self.models, draws.unbind(1), strict=True):
+            for net, draw in zip(self.model.nets, draws.unbind(1), strict=True):
                 index = (draw * asked).long()
-                inside = self.inside[row, index]
-                reward = model(self.segments[row, index].flatten(1, 3)).view_as(inside) * inside
+                segments, inside, answers = (rows_within(x, index) for x in (self.segments, self.inside, self.answers))
+                reward = net(self.model.normalised(segments.flatten(1, 3))).view_as(inside) * inside
                 totals = reward.sum(-1)
                 odds = totals[..., 0] - totals[..., 1]
-                answers = self.answers[row, index]
                 loss = loss + nn.functional.binary_cross_entropy_with_logits(odds, answers, reduction="none").mean(1)
                 mean = reward.sum((1, 2, 3), keepdim=True) / inside.sum((1, 2, 3), keepdim=True)
                 loss = loss + config.reward_decay * ((reward - mean) * inside).square().sum((2, 3)).mean(1)
             gradients = torch.autograd.grad(loss.sum(), parameters)
             self.optimizer.step(parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=draws.device))
         with torch.no_grad():
-            self.size.copy_(self._rewards(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
+            self.size.copy_(self.model(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
         self.agreement = 0.5 + 0.5 * (odds.detach().sign() * (2 * answers - 1)).mean(1)
