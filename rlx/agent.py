@@ -80,6 +80,8 @@ class Spec:
     """Return from which the task counts as solved, if it says; for people, not for learning."""
     rules: Rules | None = None
     """Of a game."""
+    stack: int = 1
+    """Last observations that one of the env's shows at once, along the first axis, the newest last."""
 
     @property
     def actions(self) -> int:

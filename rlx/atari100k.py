@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlx import report, stats
+from rlx.config import parse_seeds
+from rlx.errors import ConfigError
 from rlx.run import Run
+
+STEPS = 100_000
+"""Decisions per game."""
 
 SCORES = {
     "alien": (227.8, 7127.7, 808.5),
@@ -65,30 +70,60 @@ def summarise(scores: Sequence[np.ndarray]) -> dict[str, tuple[float, tuple[floa
 
 
 def table(runs: Sequence[Run]) -> None:
-    """Print the runs' scores beside the published ones; runs of one game count as more seeds of it."""
-    returns: dict[str, list[float]] = {}
-    for run in sorted(runs, key=lambda run: str(run.config.env.game)):
-        returns.setdefault(run.config.env.game, []).extend(run.summary()["return"]["per_seed"])
+    """Print the runs' scores beside the published ones, one table for each kind of run; in one, more runs of a game are more seeds.
+
+    ConfigError where a game's seed comes twice in it: it would count as two independent ones.
+    """
+    for kind, same in _kinds(runs).items():
+        returns: dict[str, dict[int, float]] = {}
+        for run in same:
+            game, own = str(run.config.env.game), parse_seeds(run.config.seeds)
+            for seed, value in zip(own, run.summary()["return"]["per_seed"], strict=True):
+                if seed in returns.setdefault(game, {}):
+                    raise ConfigError(f"run: seed {seed} of {game} is in two runs of {kind}; it would count as two independent seeds.")
+                returns[game][seed] = value
+        _print(kind, {game: list(values.values()) for game, values in sorted(returns.items())})
+
+
+def _kinds(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in nothing but game and seeds, under what is said of them."""
+    kinds: dict[str, list[Run]] = {}
+    known: list[Any] = []
+    for run in runs:
+        config = OmegaConf.to_container(run.config)
+        assert isinstance(config, dict)
+        config = {key: value for key, value in config.items() if key not in ("seeds", "outputs", "device")}
+        config["env"] = {key: value for key, value in config["env"].items() if key not in ("game", "threads")}
+        if config not in known:
+            known.append(config)
+        agent = str(config["agent"]["_target_"]).rpartition(".")[2]
+        steps = "" if config["steps"] == STEPS else f", not the benchmark's {STEPS:,}"
+        alike = [other for other in known if (other["agent"]["_target_"], other["steps"]) == (config["agent"]["_target_"], config["steps"])]
+        number = f" ({alike.index(config) + 1})" if len(alike) > 1 and alike.index(config) else ""
+        kinds.setdefault(f"{agent}{number}, {config['steps']:,} decisions{steps}", []).append(run)
+    return kinds
+
+
+def _print(kind: str, returns: dict[str, list[float]]) -> None:
+    """One table, and its means beside the published ones."""
     rows = []
     for game, values in returns.items():
         theirs = SCORES[game][2]
         rows.append(
             [game, len(values), np.mean(values), f"{normalised(game, np.mean(values)):.2f}", theirs, f"{normalised(game, theirs):.2f}"]
         )
-    report.table(
-        "Atari 100k; normalised: 0 as random, 1 as a human", ["game", "seeds", "return", "normalised", "EfficientZero", "normalised"], rows
-    )
+    title = f"Atari: {kind}; normalised: 0 as random, 1 as a human"
+    report.table(title, ["game", "seeds", "return", "normalised", "EfficientZero", "normalised"], rows)
     ours = summarise([normalised(game, values) for game, values in returns.items()])
     published = summarise([normalised(game, [SCORES[game][2]]) for game in returns])
     for name, (value, ci95) in ours.items():
-        report.start(
-            **{name: f"{report.interval_text(value, ci95)}  published {report.number(published[name][0])}, {len(returns)} of 26 games"}
-        )
+        known = report.number(published[name][0])
+        report.start(**{name: f"{report.interval_text(value, ci95)}  published {known}, {len(returns)} of 26 games"})
 
 
 def is_benchmark(runs: Sequence[Run]) -> bool:
     """Whether all runs are of its games."""
-    return all(run.config.env.get("game") in SCORES for run in runs)
+    return all(run.config.get("env", {}).get("game") in SCORES for run in runs)
 
 
 class Table(Callback):

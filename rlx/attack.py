@@ -24,15 +24,21 @@ class Budget:
     low: Tensor
     high: Tensor
     """The observation space's bounds, [*O], infinite where it has none."""
+    whole: bool = False
+    """Whether observations are whole numbers, as gray levels are: those between cannot be shown."""
 
     @classmethod
     def of(cls, space: gymnasium.Space, radius: Tensor) -> "Budget":
-        """`radius` within the bounds of a Box space."""
+        """`radius` within the bounds of a Box space; where that holds whole numbers, the whole radius below it."""
         assert isinstance(space, gymnasium.spaces.Box)
-        return cls(radius, *(torch.as_tensor(bound, dtype=torch.float32, device=radius.device) for bound in (space.low, space.high)))
+        low, high = (torch.as_tensor(bound, dtype=torch.float32, device=radius.device) for bound in (space.low, space.high))
+        whole = np.issubdtype(space.dtype, np.integer)
+        # 1e-4: a radius of 0.02 · 127.5 that float32 makes 2.9999 of 3 levels is 3.
+        return cls((radius + 1e-4).floor() if whole else radius, low, high, whole)
 
     def project(self, moved: Tensor, obs: Tensor) -> Tensor:
         """The point of the box around `obs` nearest to `moved`. An observation that is itself out of bounds may stay there."""
+        moved = moved.round() if self.whole else moved
         inside = torch.minimum(torch.maximum(moved, obs - self.radius), obs + self.radius)
         return torch.minimum(torch.maximum(inside, torch.minimum(self.low, obs)), torch.maximum(self.high, obs))
 

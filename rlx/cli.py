@@ -1,16 +1,20 @@
 """rlx <command> [run …] [overrides]: finds the command, hands the rest to Hydra, turns errors into one screen and exit code 2."""
 
-import ast
+import atexit
 import importlib
 import itertools
 import os
-import pkgutil
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import rlx
-import rlx.commands
+from rlx import conf
+from rlx.errors import ConfigError, Interrupted, RunError, closest, nearest
+from rlx.help import all_keys, command_usage, commands, own_keys, takes_runs, usage
 
 QUIET = (
     "hydra/job_logging=none",
@@ -22,62 +26,36 @@ QUIET = (
 )
 """rlx makes its own run directories and messages; Hydra only composes."""
 
-
-def commands() -> dict[str, str]:
-    """Name → first line of the docstring of every file in rlx/commands, read without importing any."""
-    found = {}
-    for folder in rlx.commands.__path__:
-        for module in pkgutil.iter_modules([folder]):
-            source = (Path(folder) / f"{module.name}.py").read_text()
-            found[module.name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-    return found
-
-
-def usage() -> str:
-    """The text of `rlx --help`."""
-    lines = ["usage: rlx <command> [run …] [key=value …]", "", "commands:"]
-    lines += [f"  {name:<10} {text}" for name, text in commands().items()]
-    lines += [
-        "",
-        "  rlx train agent=hdqn env=acrobot            train 10 seeds of an agent",
-        "  rlx attack eps=0:0.03:0.0025                attack the newest run",
-        "  rlx train -m agent.learning_rate=1e-4,1e-3  one run per combination",
-        "",
-        "rlx <command> --help explains its keys and lists config groups.  rlx <command> --cfg job prints the composed config.",
-        'Tab completion: eval "$(rlx --completion bash)" (or zsh, fish).',
-    ]
-    return "\n".join(lines)
-
-
-def command_usage(command: str, arguments: list[str]) -> str:
-    """The text of `rlx <command> --help`: its keys as conf/ explains them, and the groups' options; of those chosen, their keys too."""
-    from rlx.config import conf_dir
-
-    conf = Path(conf_dir())
-    folders = dict.fromkeys([conf, Path.cwd() / "conf"])
-    text = (conf / f"{command}.yaml").read_text()
-    defaults, _, keys = text.partition("\n\n") if text.startswith("defaults") else ("", "", text)
-    takes = "[run …] " * _takes_runs(command)
-    lines = [f"usage: rlx {command} {takes}[key=value …]", "", commands()[command], "", keys.strip()]
-    chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    for group, default in re.findall(r"- (\w+): (\w+)", defaults):
-        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-        lines += ["", f"{group}: {', '.join(options)}"]
-        for folder in folders:
-            path = folder / group / f"{chosen.get(group, default)}.yaml"
-            if group in chosen and path.is_file():
-                lines += ["", f"{group}={chosen[group]} sets:", *("  " + line for line in path.read_text().splitlines())]
-    lines += ["", f"The keys of an agent or env: rlx {command} agent=dqn --help. All values: rlx {command} --cfg job."]
-    return "\n".join(lines)
+FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--hydra-help", "--resolve", "--version")
+WITH_VALUE = (
+    "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "-c", "--cfg", "-i", "--info",
+    "-p", "--package", "-sc",
+)  # fmt: skip
+"""Hydra's flags: those that stand alone, and those before a value."""
 
 
 def main() -> None:
     """Console entry point."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    atexit._run_exitfuncs()
+    os._exit(code)  # what Python would tear down besides, torch above all, takes seconds
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code."""
+    try:
+        return _run(arguments)
+    except ConfigError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # as in: rlx … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _run(arguments: list[str]) -> int:
     known = commands()
     if "-sc" in arguments and "COMP_LINE" in os.environ:
         return _complete(arguments, known)
@@ -88,83 +66,137 @@ def run(arguments: list[str]) -> int:
         print(f"rlx {rlx.__version__}")
         return 0
     if arguments[0] == "--completion":
-        from rlx.config import ConfigError, choice
+        from rlx.config import choice
 
-        try:
-            shell = choice(arguments[1] if len(arguments) > 1 else "bash", ("bash", "zsh", "fish"), "--completion")
-        except ConfigError as error:
-            return _fail(str(error))
-        return _hydra("train", ["-sc", f"install={shell}"])
+        shell = arguments[1] if len(arguments) > 1 else "bash"
+        return _hydra("train", ["-sc", f"install={choice(shell, ('bash', 'zsh', 'fish'), '--completion')}"])
     command, *rest = arguments
     if command not in known:
-        from rlx.config import nearest
-
-        return _fail(f"rlx {command}: unknown command.{nearest(command, known)}")
+        raise ConfigError(f"rlx {command}: unknown command.{nearest(command, known)}")
+    line = _to_hydra(command, rest)
     if {"-h", "--help"} & set(rest):
-        print(command_usage(command, rest))
-        return 0
-    arguments = _to_hydra(command, rest)
-    if any(a.startswith("run=[") for a in arguments) and not _takes_runs(command):
-        return _fail(f"rlx {command}: takes no run; write key=value, as in: rlx {command} agent=dqn")
-    return _hydra(command, arguments)
+        return _help(command, line)
+    if any(a.startswith("run=[") for a in line) and not takes_runs(command):
+        raise ConfigError(f"rlx {command}: takes no run; write key=value, as in: rlx {command} agent=dqn")
+    return _hydra(command, line)
 
 
-def _takes_runs(command: str) -> bool:
-    from rlx.config import conf_dir
+def _help(command: str, line: list[str]) -> int:
+    """Print a command's help; where its line is wrong, what is wrong with it."""
+    from hydra.errors import HydraException
 
-    return "\nrun:" in (Path(conf_dir()) / f"{command}.yaml").read_text()
+    overrides = _overrides(line)
+    try:
+        print(command_usage(command, overrides))
+    except (HydraException, ValueError) as error:
+        return _fail(_explain(error, command, line))
+    return 0
+
+
+def _overrides(line: list[str]) -> list[str]:
+    """Those of a command line for Hydra that say what the config is."""
+    return [a for a in line if "=" in a and a not in QUIET and not a.startswith(("run=[", "data=["))]
 
 
 def _to_hydra(command: str, arguments: list[str]) -> list[str]:
-    """Our command line as Hydra's: paths become run=[…] (of rlx data: data=[…]), flags go to the front, as Hydra 1.3 takes none
-    between overrides."""
-    takes_value = ("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "-c", "--cfg", "-i", "--info", "-sc")
+    """Our command line as Hydra's; ConfigError where it is neither ours nor Hydra's.
+
+    Paths become run=[…] (of rlx data: data=[…]), flags go to the front, as Hydra 1.3 takes none
+    between overrides, and dotted keys need no +: what they may be is checked where they are read.
+    """
+    own = own_keys(command)
     paths, flags, overrides = [], [], list(QUIET)
     values = iter(arguments)
     for argument in values:
-        if argument in takes_value:
+        if argument in WITH_VALUE:
             flags += [argument, next(values, "")]
-        elif argument.startswith("-"):
+        elif argument in FLAGS:
             flags.append(argument)
-        elif "=" in argument or argument.startswith("~"):
-            overrides.append(argument)
+        elif argument.startswith("-"):
+            raise ConfigError(_as_key_value(command, argument, values))
+        elif _is_override(argument):
+            overrides.append(_upsert(argument, own))
         else:
             paths.append(argument)
     if paths:
         quoted = ",".join("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in paths)
         overrides.append(f"{'data' if command == 'data' else 'run'}=[{quoted}]")
-    from rlx.config import conf_dir
-
-    if (Path.cwd() / "conf").is_dir() and str(Path.cwd() / "conf") != conf_dir() and not {"-cd", "--config-dir"} & set(flags):
-        flags += ["--config-dir", str(Path.cwd() / "conf")]
-    for flag, folder in itertools.pairwise(flags):
-        if flag in ("-cd", "--config-dir"):  # what its YAML files name lies beside it
-            sys.path.append(str(Path(folder).absolute().parent))
+    if {"-c", "--cfg"} & set(flags):  # Hydra takes it or a sweep
+        flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    flags += _use_conf(flags)
     return flags + overrides
 
 
-def _hydra(command: str, arguments: list[str]) -> int:
+def _use_conf(words: list[str]) -> list[str]:
+    """Let the config folder that `words` name, or conf/ where the user stands, count; returns the flags that Hydra needs for it.
+
+    What its files name is found beside it, and in the folder where the user stands.
+    """
+    folders = [folder for flag, folder in itertools.pairwise(words) if flag in ("-cd", "--config-dir")]
+    here, more = Path.cwd() / "conf", []
+    if not folders and here.is_dir() and str(here) != conf.conf_dir():
+        folders, more = [str(here)], ["--config-dir", str(here)]
+    conf.use(Path(folders[0]) if folders else None)
+    for folder in [*(Path(folder).absolute().parent for folder in folders), Path.cwd()]:
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    return more
+
+
+def _as_key_value(command: str, argument: str, values: Iterator[str]) -> str:
+    """What to say of a flag that is none of Hydra's: rlx's values are key=value."""
+    key, equals, value = argument.lstrip("-").partition("=")
+    value = value if equals else next(values, "…")
+    key = key.replace("-", "_")
+    known = closest(key, all_keys(command, [])) or key
+    return f"{argument}: rlx takes key=value; write {known}={value}"
+
+
+def _is_override(argument: str) -> bool:
+    """Whether `argument` is key=value or ~key, and not the path of something that exists."""
+    if Path(argument).exists():
+        return False
+    return re.match(r"(hydra/)?[+~]*[\w@.:-]*[\w@:-]=", argument) is not None or argument.startswith("~")
+
+
+def _upsert(override: str, own: set[str]) -> str:
+    """A dotted key below one of the command's `own`, so that Hydra adds it where it is not there yet."""
+    key = override.partition("=")[0]
+    group, dot, _ = key.partition(".")
+    return f"++{override}" if dot and group in own else override
+
+
+def _hydra(command: str, line: list[str]) -> int:
+    """Run a command on Hydra's command line; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing, so that errors are told here
-    sys.argv = ["rlx" if "-sc" in arguments else f"rlx {command}", *arguments]  # completion is installed for rlx
+    sys.argv = ["rlx" if "-sc" in line else f"rlx {command}", *line]  # completion is installed for rlx
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from rlx.config import ConfigError, RunError
-
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _told_to_stop)
     try:
         importlib.import_module(f"rlx.commands.{command}").main()
-    except ConfigError as error:
-        return _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(_explain(error, command))
-    except RunError as error:
+        return _fail(_explain(error, command, line))
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        return _fail(_explain(error, command, line))
+    except (RunError, Interrupted) as error:
         print(f"rlx: {error}", file=sys.stderr)
-        return getattr(error, "code", 1)
+        return error.code
     except KeyboardInterrupt:
-        return 130
+        print("rlx: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except SystemExit as done:  # Hydra's own help and completion
         return int(done.code or 0)
     return 0
+
+
+def _told_to_stop(number: int, frame: object) -> None:
+    """SIGTERM ends every command as Ctrl-C does, so that what it was writing says so."""
+    raise Interrupted(number, "stopped by SIGTERM")
 
 
 def _fail(message: str) -> int:
@@ -172,46 +204,29 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _explain(error: Exception, command: str) -> str:
+def _explain(error: Exception, command: str, line: list[str]) -> str:
     """Hydra's and OmegaConf's messages, with the nearest valid name."""
-    from rlx.config import nearest
-
     text: str = str(error).strip()
+    if "Config group override must be a string" in text:
+        empty = [a for a in line if re.fullmatch(r"\w+=(null|None|)", a)]
+        what = empty[0] if empty else text
+        return f"{what}: a group takes one of its names (tuned=none: no tuned settings)."
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = (str(part) for part in match.groups())
-        options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"{group}={option}: no such option.{nearest(option, options)}"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        (key,) = (str(part) for part in match.groups())
-        keys = _keys(command)
-        if command == "resume" and key in _keys("train"):
-            return f"{key}: may not change when a run is resumed. These may: {', '.join(k for k in keys if k not in ('run', 'outputs'))}."
-        return f"{key}: unknown key.{nearest(key, keys)} All keys: rlx {command} --help"
-    return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace("\n\n", "\n")
-
-
-def _keys(command: str) -> list[str]:
-    """Dotted names of all keys of a command's default config and of its groups."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import DictConfig, OmegaConf
-
-    from rlx.config import conf_dir
-
-    GlobalHydra.instance().clear()
-    overrides = [a for a in sys.argv[1:] if "=" in a and a.split("=")[0] in ("agent", "env", "attack", "protocol", "device")]
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        config = compose(command, overrides)
-
-    def names(node: DictConfig, prefix: str) -> list[str]:
-        found = []
-        for key in map(str, node):
-            found.append(prefix + key)
-            if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
-                found += names(node[key], f"{prefix}{key}.")
-        return found
-
-    return names(config, "")
+        if group == "env" and re.search(r"-v\d+$", option):
+            return f"env={option}: no such option. An id of Gymnasium: env=gym env.id={option}"
+        return f"{group}={option}: no such option.{nearest(option, conf.group_files(group))}"
+    match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    if not match:
+        return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace("\n\n", "\n")
+    key = str(match[1])
+    keys = all_keys(command, _overrides(line))
+    if command == "resume" and key in all_keys("train", []):
+        may = ", ".join(sorted(own_keys(command) - {"run", "outputs", "trust"}))
+        return f"{key}: may not change when a run is resumed. These may: {may}."
+    if key.partition(".")[0] in ("agent", "env", "eval_env") and takes_runs(command):
+        return f"{key}: the run's own; rlx {command} takes it as it was trained. All keys: rlx {command} --help"
+    return f"{key}: unknown key.{nearest(key, keys)} All keys: rlx {command} --help"
 
 
 def _complete(arguments: list[str], known: dict[str, str]) -> int:
@@ -224,7 +239,8 @@ def _complete(arguments: list[str], known: dict[str, str]) -> int:
         return 0
     if words[1] not in known:
         return 0
+    more = _use_conf(words)
     shorter = line.replace(words[1] + " ", "", 1)
     os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shorter)))
     os.environ["COMP_LINE"] = shorter
-    return _hydra(words[1], arguments)
+    return _hydra(words[1], [*more, *arguments])

@@ -1,84 +1,35 @@
 """From YAML nodes to frozen dataclasses, with errors that name the key, the value, what was expected and the nearest name."""
 
 import dataclasses
-import difflib
+import inspect
 import math
 import pkgutil
 import re
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-import rlx
+from rlx.conf import conf_dir, group_files, options_with
+from rlx.errors import ConfigError, Interrupted, RunError, nearest
+
+__all__ = [
+    "ConfigError", "Interrupted", "RunError", "at_least", "build", "check_protocol", "choice", "chosen",
+    "conf_dir", "load_class", "nearest", "parse_grid", "parse_seeds", "plain", "typed",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 # What keys of these names may be, whatever they belong to.
 _POSITIVE = ("learning_rate", "reward_learning_rate", "replay_ratio", "clip", "max_grad_norm", "max_grad_value", "initial_std", "seconds")
 _SHARES = ("discount", "gae_lambda", "epsilon_start", "epsilon_end", "target_tau", "average_tau", "reanalyse", "league_games")
-_COUNTS = ("hidden", "batch_size", "buffer_size", "n_steps", "target_every", "epsilon_steps", "priority_beta_steps")
-
-
-def conf_dir() -> str:
-    """Absolute path of the config groups: beside the package in a checkout (also when installed editable), else inside it."""
-    package = Path(rlx.__file__).resolve().parent
-    checkout = package.parent / "conf"
-    return str(checkout if (checkout / "train.yaml").is_file() else package / "conf")
-
-
-class ConfigError(Exception):
-    """The user asked for something impossible; the message says what, where and what would do instead. Exit code 2."""
-
-
-class RunError(Exception):
-    """A run cannot go on; the message says why. Exit code 1, or `code` where it has one."""
-
-
-def command(name: str) -> "Callable[[Callable[[DictConfig], float | None]], Callable[[], None]]":
-    """Decorator of a command's task: composes conf/`name`.yaml with sys.argv by Hydra and runs the task on it.
-
-    In a multirun the other combinations go on when one fails; the first failure is raised at the end.
-    """
-    import functools
-
-    import hydra
-
-    def decorate(task: "Callable[[DictConfig], float | None]") -> "Callable[[], None]":
-        @functools.wraps(task)
-        def main() -> None:
-            failures: list[Exception] = []
-
-            def guarded(composed: DictConfig) -> float | None:
-                _announce()
-                try:
-                    return task(composed)
-                except (ConfigError, RunError) as error:  # Hydra would print a line of its own about it
-                    failures.append(error)
-                    return None
-
-            hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(guarded)()
-            if failures:
-                raise failures[0]
-
-        return main
-
-    return decorate
-
-
-def _announce() -> None:
-    """Which combination of a multirun this is."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        from rlx import report
-
-        report.start(sweep=" ".join(hydra.overrides.task))
+_COUNTS = (
+    "hidden", "batch_size", "buffer_size", "n_steps", "target_every", "epsilon_steps", "priority_beta_steps",
+    "max_episode_steps", "workers", "threads", "stack",
+)  # fmt: skip
 
 
 def chosen(group: str) -> str:
@@ -91,64 +42,131 @@ def chosen(group: str) -> str:
 def check_protocol(protocol: str | None) -> None:
     """ConfigError where protocol=source was asked for and no preset says what it means here."""
     if protocol is None:
-        wanted, presets = chosen("preset@_global_"), sorted(Path(conf_dir(), "preset").glob("*-source.yaml"))
-        have = ", ".join(preset.stem.removesuffix("-source") for preset in presets)
-        raise ConfigError(f"protocol=source: no settings for {wanted.removesuffix('-source')}. There are some for: {have}.")
+        wanted = chosen("preset@_global_").removesuffix("-source")
+        presets = [name for name in group_files("preset") if name.endswith("-source")]
+        have = ", ".join(preset.removesuffix("-source") for preset in presets)
+        raise ConfigError(f"protocol=source: no settings for {wanted}. There are some for: {have}.")
 
 
-def nearest(word: object, choices: Iterable[object]) -> str:
-    """The end of an error message: the name that was probably meant, or else all of them unless they are many."""
-    names = [str(choice) for choice in choices]
-    close = difflib.get_close_matches(str(word), names, n=1)
-    if close:
-        return f" Did you mean '{close[0]}'?"
-    return f" Choose from: {', '.join(sorted(names))}." if 0 < len(names) <= 20 else ""
+def plain(node: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+    """`node` as a dict of plain values, its interpolations resolved."""
+    if isinstance(node, DictConfig):
+        return typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return dict(node)
 
 
 def build(kind: type[T], node: Mapping[str, Any] | DictConfig, key: str) -> T:
-    """The dataclass `kind` from `node`, the config group at `key`; unknown, missing and mistyped values raise ConfigError."""
-    values = typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node))
-    values.pop("_target_", None)
+    """The dataclass `kind` from `node`, the config group at `key`.
+
+    Unknown, missing and mistyped values, and those out of range, raise ConfigError.
+    """
+    return kind(**typed(kind, node, key))
+
+
+def typed(
+    kind: Callable[..., Any],
+    node: Mapping[str, Any] | DictConfig,
+    key: str,
+    *,
+    given: Iterable[str] = (),
+    beside: Iterable[str] = (),
+    partial: bool = False,
+) -> dict[str, Any]:
+    """The arguments of `kind` (a dataclass, or any class with annotated parameters) from `node`.
+
+    `given`: parameters that the caller passes itself. `beside`: keys of `node` that others read,
+    for the error message. `partial`: leave out what `node` does not say. Raises ConfigError.
+    """
+    values = {name: value for name, value in plain(node).items() if name != "_target_"}
+    parameters = {name: p for name, p in _parameters(kind).items() if name not in given}
     prefix = f"{key}." if key else ""
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(kind)
+    open_ended = parameters.pop("**", None) is not None
     for name in values:
-        if name not in fields:
-            raise ConfigError(f"{prefix}{name}: unknown key.{nearest(name, fields)}")
-    for name, field in fields.items():
-        value = values.get(name, field.default)
-        if (name not in values and field.default is dataclasses.MISSING) or value == MISSING:
-            raise ConfigError(f"{prefix}{name}: missing; set {prefix}{name}=… ({_describe(hints[name])}).")
-        values[name] = _convert(value, hints[name], f"{prefix}{name}")
+        if name not in parameters and not open_ended:
+            raise ConfigError(f"{prefix}{name}: unknown key.{_meant(key, name, [*parameters, *beside])}")
+    for name, (hint, default) in parameters.items():
+        if partial and name not in values:
+            continue
+        value = values.get(name, default)
+        if value is inspect.Parameter.empty or value == MISSING:
+            raise ConfigError(f"{prefix}{name}: missing; set {prefix}{name}=… ({_describe(hint)}).")
+        values[name] = convert(value, hint, f"{prefix}{name}")
         _check_range(name, values[name], f"{prefix}{name}")
-    return kind(**values)
+    return values
 
 
-def _convert(value: Any, hint: Any, key: str) -> Any:
+def _parameters(kind: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Name → (type hint, default) of what `kind` is made of; "**" where it takes any keyword."""
+    function = kind.__init__ if isinstance(kind, type) else kind  # type: ignore[misc]
+    hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else typing.get_type_hints(function)
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found["**"] = (Any, None)
+        elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+            found[name] = (hints.get(name, Any), parameter.default)
+    return found
+
+
+def _meant(key: str, name: str, names: list[str]) -> str:
+    """What to say of an unknown key: the nearest of `names`, or which option of the group has it."""
+    prefix = f"{key}." if key else ""
+    near = nearest(f"{prefix}{name}", [f"{prefix}{other}" for other in names])
+    if near.startswith(" Did you mean"):
+        return near
+    others = options_with(key, name) if key else []
+    if others:
+        return f" It is a key of {', '.join(f'{key}={option}' for option in others[:3])}."
+    return near
+
+
+def convert(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the type `hint` has it: 200k and 1e6 are whole numbers. ConfigError where it cannot be."""
     if hint is Any:
         return value
-    options = typing.get_args(hint) if type(None) in typing.get_args(hint) else ()
-    if options:
-        return None if value is None else _convert(value, next(o for o in options if o is not type(None)), key)
-    if typing.get_origin(hint) is list:
-        if not isinstance(value, list):
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _convert_union(value, hint, key)
+    if hint is type(None) and value is None:
+        return None
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return build(typing.cast(type, hint), value, key)
+    if (typing.get_origin(hint) or hint) is dict and isinstance(value, Mapping):
+        return dict(value)
+    if typing.get_origin(hint) in (list, tuple):
+        if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{key}={value}: expected {_describe(hint)}.")
-        return [_convert(item, typing.get_args(hint)[0], key) for item in value]
+        return [convert(item, typing.get_args(hint)[0], key) for item in value]
     if hint is int and isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kM])", value)):
         return int(match[1]) * {"k": 1_000, "M": 1_000_000}[match[2]]  # steps=200k
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # steps=1e6
     if hint in (float, str) and type(value) is int:
         return hint(value)  # checkpoint=20000
-    if type(value) is not hint:
+    if isinstance(hint, type) and type(value) is not hint:
         raise ConfigError(f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}.")
     return value
+
+
+def _convert_union(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the first of several types that takes it."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    if value is None and len(options) < len(typing.get_args(hint)):
+        return None
+    for option in options[:-1]:
+        try:
+            return convert(value, option, key)
+        except ConfigError:
+            continue
+    try:
+        return convert(value, options[-1], key)
+    except ConfigError:
+        raise ConfigError(f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}.") from None
 
 
 def _check_range(name: str, value: Any, key: str) -> None:
     """ConfigError where a number is one that a key of that name can mean nowhere."""
     for number in value if isinstance(value, list) else [value]:
-        if not isinstance(number, (int, float)):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
         if name in _POSITIVE and not 0 < number < math.inf:
             raise ConfigError(f"{key}={value}: must be above 0.")
@@ -162,10 +180,15 @@ def _check_range(name: str, value: Any, key: str) -> None:
 
 def _describe(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
-    if typing.get_origin(hint) is list:
+    names |= {dict: "keys with values", list: "a list"}
+    if typing.get_origin(hint) is dict:
+        return names[dict]
+    if typing.get_origin(hint) in (list, tuple):
         return "a list, each " + _describe(typing.get_args(hint)[0])
     if args := typing.get_args(hint):
         return " or ".join(_describe(a) for a in args)
+    if dataclasses.is_dataclass(hint):
+        return names[dict]
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
@@ -188,9 +211,9 @@ def load_class(node: Mapping[str, Any], key: str, base: type[T]) -> type[T]:
     if not target:
         raise ConfigError(f"{key}._target_: missing; it names the class, as in 'package.module.Class'.")
     try:
-        found = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"{key}._target_={target}: cannot be imported ({error}).") from None
+        found = pkgutil.resolve_name(str(target))
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(f"{key}._target_={target}: cannot be imported ({type(error).__name__}: {error}).") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(f"{key}._target_={target}: expected a subclass of {base.__module__}.{base.__qualname__}.")
     return found

@@ -1,15 +1,15 @@
 """What a composed config means: the validated agent, env, data, seeds and device of one run, before and after it is on disk."""
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from rlx.config import ConfigError, at_least, build, choice, load_class, nearest, parse_seeds
+from rlx.config import at_least, build, choice, convert, load_class, parse_seeds, plain, typed
+from rlx.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -20,16 +20,83 @@ if TYPE_CHECKING:
     from rlx.run import Run
 
 
+@dataclass(frozen=True)
+class Device:
+    """The keys of the config group `device`."""
+
+    name: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Keys that every env takes beside its own."""
+
+    observe: list[int] | None = None
+    """Components of a flat observation that are seen; null: all."""
+    stack: int = 1
+    """Last observations that are seen at once."""
+    workers: int = 1
+    """Processes that the copies of a Gymnasium env are shared out among."""
+
+
+def validated(composed: Mapping[str, Any]) -> DictConfig:
+    """A training's config with every value of the type that its key has; raises ConfigError.
+
+    What is saved, compared and read from here on holds no `200k` and no text where a number belongs.
+    """
+    from rlx.agent import Agent
+    from rlx.commands.train import Config
+    from rlx.stopping import Config as Stop
+
+    config = typed(Config, composed, "")
+    agent: Any = load_class(config["agent"], "agent", Agent)
+    config["agent"] = {"_target_": config["agent"]["_target_"], **typed(agent.config_type, config["agent"], "agent")}
+    config["env"] = typed_env(config["env"])
+    config["eval_env"] = typed_env({**(config["eval_env"] or {}), "_target_": config["env"]["_target_"]}, "eval_env", partial=True)
+    del config["eval_env"]["_target_"]
+    config["device"] = typed(Device, config["device"], "device")
+    config["stop"] = typed(Stop, config["stop"], "stop") if config["stop"] else None
+    if config["data"] and not config["data"].startswith("minari:"):
+        config["data"] = str(Path(config["data"]).absolute())  # a run may be resumed from elsewhere
+    return OmegaConf.create(config)
+
+
+def typed_env(node: Mapping[str, Any], key: str = "env", partial: bool = False) -> dict[str, Any]:
+    """The config group `env`, every value of its type; `partial`: only the keys that `node` has."""
+    from gymnasium.vector import VectorEnv
+
+    from rlx.envs.batched import Drift, Dynamics
+
+    values = plain(node)
+    kind: Any = load_class(values, key, object)
+    own = {name for name in values if name not in ("_target_", "observe", "stack", "workers")}
+    shown = {name: value for name, value in values.items() if name in ("observe", "stack", "workers")}
+    result = {"_target_": values["_target_"], **typed(Shown, shown, key, partial=partial)}
+    parameters = {name: values[name] for name in own}
+    beside = ["observe", "stack", "workers"]
+    if isinstance(kind, type) and issubclass(kind, VectorEnv):
+        given = ("num_envs", "device")
+        return result | typed(kind, parameters, key, given=given, beside=beside, partial=partial)
+    kind = load_class(values, key, Dynamics)  # type: ignore[type-abstract]
+    drift, limit = parameters.pop("drift", None), parameters.pop("max_episode_steps", None)
+    beside += ["drift", "max_episode_steps"]
+    if drift is not None:
+        result["drift"] = typed(Drift, convert(drift, dict, f"{key}.drift"), f"{key}.drift", partial=partial)
+    if limit is not None:
+        result["max_episode_steps"] = convert(limit, int, f"{key}.max_episode_steps")
+        at_least(result["max_episode_steps"], 1, f"{key}.max_episode_steps")
+    return result | typed(kind, parameters, key, beside=beside, partial=partial)
+
+
 def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str", clock: int = 0) -> "TensorEnv":
     """`num_envs` copies of the env of the config group `env`, as the keys `observe` and `stack` show it, in `workers` processes.
 
     `clock`: for a drifting env, how many steps each copy is old.
     """
-    params = _plain(node)
-    observe, stack, workers = params.pop("observe", None), params.pop("stack", 1), params.pop("workers", 1)
-    if not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"env.workers={workers}: expected a whole number from 1 on.")
-    env = _whole_env(node, params, num_envs, device, clock, workers)
+    params = typed_env(node)
+    observe, stack, workers = (params.pop(name) for name in ("observe", "stack", "workers"))
+    env = _whole_env(params, num_envs, device, clock, workers)
     if observe is None and stack == 1:
         return env
     from rlx.envs.view import View
@@ -37,41 +104,24 @@ def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str
     return View(env, observe, stack)
 
 
-def _whole_env(
-    node: Mapping[str, Any], params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int
-) -> "TensorEnv":
-    """A Dynamics, or a VectorEnv class of anybody's."""
+def _whole_env(params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int) -> "TensorEnv":
+    """A Dynamics, or a VectorEnv class of anybody's, with its typed parameters."""
     from gymnasium.vector import VectorEnv
 
-    from rlx.envs.batched import BatchedEnv, Drift, Dynamics
+    from rlx.envs.batched import BatchedEnv, Drift
 
-    params.pop("_target_")
-    if params.get("max_episode_steps") is not None:
-        at_least(params["max_episode_steps"], 1, "env.max_episode_steps")
-    for key, value in params.items():
-        if value == MISSING:
-            raise ConfigError(f"env.{key}: missing; set env.{key}=…")
-    target: Any = load_class(node, "env", object)
-    if issubclass(target, VectorEnv):
-        known = [name for name in inspect.signature(target).parameters if name not in ("num_envs", "device")]
-        for key in params:
-            if key not in known:
-                raise ConfigError(f"env.{key}: unknown key.{nearest(key, [*known, 'observe', 'stack', 'workers'])}")
+    kind: Any = load_class(params, "env", object)
+    params = {name: value for name, value in params.items() if name != "_target_"}
+    if issubclass(kind, VectorEnv):
         if min(workers, num_envs) == 1:
-            return target(num_envs=num_envs, device=device, **params)
+            return kind(num_envs=num_envs, device=device, **params)
         from rlx.envs.workers import Workers
 
-        return Workers(partial(target, **params), num_envs, workers, device)
-    kind: Any = load_class(node, "env", Dynamics)  # type: ignore[type-abstract]
+        return Workers(partial(kind, **params), num_envs, workers, device)
     if workers != 1:
         raise ConfigError(f"env.workers={workers}: this env steps all copies as one tensor; processes are for envs of Gymnasium.")
     limit, drift = params.pop("max_episode_steps", None), params.pop("drift", None)
-    known = [field.name for field in fields(kind)]
-    for key in params:
-        if key not in known:
-            raise ConfigError(f"env.{key}: unknown key.{nearest(key, [*known, 'max_episode_steps', 'observe', 'stack', 'drift'])}")
-    dynamics = build(kind, params, "env")
-    return BatchedEnv(dynamics, num_envs, limit, device, drift=build(Drift, drift, "env.drift") if drift else None, clock=clock)
+    return BatchedEnv(kind(**params), num_envs, limit, device, drift=Drift(**drift) if drift else None, clock=clock)
 
 
 def env_spec(node: Mapping[str, Any]) -> "Spec":
@@ -88,18 +138,37 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     limit = getattr(env, "max_episode_steps", None)
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
-    return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "rules", None))
+    stack = typed_env(node)["stack"]
+    return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "rules", None), stack)
 
 
-def age(run: "Run", checkpoint: str = "last") -> int:
-    """How old a run's env copies are at a checkpoint, in steps; 0 unless its env drifts."""
+def age(runs: "Sequence[Run]", checkpoint: str) -> int:
+    """How old, in steps, the env copies of runs are at a checkpoint; 0 unless their env drifts.
+
+    ConfigError where they differ: policies of several ages are judged in several envs.
+    """
+    ages = [_age(run, checkpoint) for run in runs]
+    for run, own in zip(runs, ages, strict=True):
+        if own != ages[0]:
+            raise ConfigError(
+                f"run={run.path}: its drifting env is {own:,} steps old at checkpoint {checkpoint}, that of "
+                f"{runs[0].path} {ages[0]:,}; take them one by one."
+            )
+    return ages[0]
+
+
+def _age(run: "Run", checkpoint: str) -> int:
     config = run.config
-    return int(run.counters(checkpoint)["step"]) // config.copies if config.env.get("drift") else 0
+    if not config.env.get("drift"):
+        return 0
+    step = run.counters(checkpoint)["step"]  # of each seed, in "best"
+    return max(step if isinstance(step, list) else [step]) // int(config.copies)
 
 
 def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config group `env` as a run is evaluated and attacked in: with the keys of `eval_env`, nested ones too."""
-    return _plain(OmegaConf.merge(_plain(config["env"]), _plain(config["eval_env"])))  # type: ignore[arg-type]
+    merged = OmegaConf.merge(plain(config["env"]), plain(config["eval_env"]))
+    return typed_env(merged)  # type: ignore[arg-type]
 
 
 def same_env(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -112,11 +181,11 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
     """The device of the config group `device`, with the process's threads set for it."""
     import torch
 
-    name = choice(node["name"], ("auto", "cpu", "cuda"), "device")
+    config = build(Device, node, "device")
+    name = choice(config.name, ("auto", "cpu", "cuda"), "device")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch sees no CUDA device here; use device=cpu or device=auto.")
-    at_least(node["threads"], 1, "device.threads")
-    torch.set_num_threads(int(node["threads"]))
+    torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)  # dead units' gradients decay into denormal numbers, ten times slower
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name if name != "auto" else "cpu")
 
@@ -172,6 +241,10 @@ def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]"
     spec = env_spec(config.env)
     kind: Any = load_class(config.agent, "agent", Agent)
     seeds = [int(seed) for seed in run.counters(checkpoint)["seeds"]]  # a stop rule may have taken some out
+    if not seeds:
+        raise ConfigError(
+            f"checkpoint={checkpoint}: every seed of {run.path} had stopped by then; use checkpoint=best, the weights each stopped with."
+        )
     policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(seeds))
     saved = run.load(checkpoint)
     wanted = policy.state_dict()
@@ -213,7 +286,3 @@ def load_policies(runs: "Sequence[Run]", checkpoint: str, device: "torch.device"
             raise ConfigError(f"seeds={seeds}: {unknown} not in {', '.join(str(run.path) for run in runs)}, which has {own}.")
         policy, own = take(policy, torch.tensor([own.index(seed) for seed in chosen])), chosen
     return policy.to(device), loaded[0][1], own
-
-
-def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
-    return OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)  # type: ignore[return-value]

@@ -47,27 +47,29 @@ def _save(figure, path: Path) -> None:
     pyplot.close(figure)
 
 
-def learning(rows: Sequence[Mapping[str, Any]], path: Path, title: str, unit: str, threshold: float | None = None) -> None:
-    """Greedy return against steps (`unit`: of what) from the rows of metrics.jsonl, and the return that counts as solved. The band
-    resamples seeds."""
-    curves: dict[int, dict[int, float]] = {}
-    for row in rows:
-        curves.setdefault(row["seed"], {})[row["step"]] = row["return/mean"]
-    if not curves:
+def learning(
+    steps: Sequence[int],
+    seeds: Sequence[int],
+    values: NDArray[np.float64],
+    path: Path,
+    title: str,
+    unit: str,
+    threshold: float | None = None,
+) -> None:
+    """Greedy returns `values` [E, S] against steps (`unit`: of what), and the return that counts as solved, as `Run.curve` gives
+    them. The band resamples seeds."""
+    if not len(steps):
         return
-    figure, axes = _axes(f"{title}: greedy evaluation while learning, {len(curves)} seeds", f"{unit} per seed", "return")
-    for i, curve in enumerate(curves.values()):
-        axes.plot(list(curve), list(curve.values()), color=COLOURS[0], alpha=0.22, linewidth=0.8, label="each seed" if i == 0 else None)
+    figure, axes = _axes(f"{title}: greedy evaluation while learning, {len(seeds)} seeds", f"{unit} per seed", "return")
+    for i, curve in enumerate(values.T):
+        axes.plot(steps, curve, color=COLOURS[0], alpha=0.22, linewidth=0.8, label="each seed" if i == 0 else None)
     if threshold is not None:
         axes.axhline(threshold, color="black", linewidth=0.8, linestyle=":", label="solved")
-    steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
-    if steps:
-        values = np.array([[curve[step] for step in steps] for curve in curves.values()])
-        if len(values) > 1:
-            draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
-            low, high = interval(iqm(values[draws], axis=1))
-            axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="95 % bootstrap interval")
-        axes.plot(steps, iqm(values), color=COLOURS[0], linewidth=2, marker="o", markersize=3, label="interquartile mean over seeds")
+    if values.shape[1] > 1:
+        draws = np.random.default_rng(0).integers(values.shape[1], size=(2000, values.shape[1]))
+        low, high = interval(iqm(values.T[draws], axis=1))
+        axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="95 % bootstrap interval")
+    axes.plot(steps, iqm(values.T), color=COLOURS[0], linewidth=2, marker="o", markersize=3, label="interquartile mean over seeds")
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 

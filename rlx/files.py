@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def numbers(value: Any) -> Any:
+    """The inverse of `plain` where all values are numbers, words and truths: null is NaN."""
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
+    return math.nan if value is None else value
 
 
 def save_tensors(tensors: "dict[str, Tensor]", file: Path) -> None:

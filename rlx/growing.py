@@ -1,12 +1,15 @@
 """More seeds for a finished run: the new ones train alone, beside the old ones, and then both are one run."""
 
+import shlex
 from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
 from rlx import report
 from rlx.commands.train import Config
-from rlx.config import ConfigError, build, parse_seeds
+from rlx.config import build, parse_seeds
+from rlx.errors import ConfigError
+from rlx.experiment import validated
 from rlx.networks import concatenated
 from rlx.run import Run
 from rlx.training import Training
@@ -18,19 +21,21 @@ def grow(run: Run, seeds: object) -> float:
     The result is that of a run of all of them. Until the new seeds are done `run` stays as it is, and they can be resumed by
     the same command. ConfigError where `run` is not finished or has seeds that are not wanted.
     """
-    saved, wanted = run.config, parse_seeds(seeds)
-    own = parse_seeds(saved.seeds)
-    if missing := sorted(set(own) - set(wanted)):
-        raise ConfigError(f"seeds={seeds}: {run.path} has {missing} too; name all that it shall have.")
-    if run.meta()["status"] != "completed":
-        raise ConfigError(f"run={run.path}: finish it first (rlx resume {run.path}); then seeds can be added.")
-    new = [seed for seed in wanted if seed not in own]
-    if not new:
-        raise ConfigError(f"seeds={seeds}: {run.path} has them all.")
-    report.start(grows=f"{run.path}: seeds {report.ranges(own)}, now {report.ranges(new)} as well")
     with run.lock():
-        younger = _trained(run, saved, new)
-        return _join(run, younger, saved, own, new)
+        saved, wanted = validated(run.config), parse_seeds(seeds)
+        own = parse_seeds(saved.seeds)
+        if missing := sorted(set(own) - set(wanted)):
+            raise ConfigError(f"seeds={seeds}: {run.path} has {missing} too; name all that it shall have.")
+        if run.meta()["status"] != "completed":
+            raise ConfigError(f"run={run.path}: finish it first (rlx resume {run.path}); then seeds can be added.")
+        new = [seed for seed in wanted if seed not in own]
+        if not new:
+            raise ConfigError(f"seeds={seeds}: {run.path} has them all.")
+        report.start(grows=f"{run.path}: seeds {report.ranges(own)}, now {report.ranges(new)} as well")
+        words = str(seeds).replace(" ", "")
+        go_on = f"rlx resume {shlex.quote(str(run.path))} seeds={words}"
+        younger = _trained(run, saved, new, go_on)
+        return _join(run, younger, saved, own, new, go_on)
 
 
 def _config(saved: DictConfig, seeds: Sequence[int]) -> DictConfig:
@@ -40,7 +45,7 @@ def _config(saved: DictConfig, seeds: Sequence[int]) -> DictConfig:
     return changed
 
 
-def _trained(run: Run, saved: DictConfig, new: Sequence[int]) -> Run:
+def _trained(run: Run, saved: DictConfig, new: Sequence[int], go_on: str) -> Run:
     """A finished run of the new seeds, in a folder of `run`: found, resumed or begun."""
     config, name = _config(saved, new), run.path.parent.name
     for younger in run.growing():
@@ -48,14 +53,15 @@ def _trained(run: Run, saved: DictConfig, new: Sequence[int]) -> Run:
             younger.delete()  # killed before its first checkpoint
         elif younger.config == config:
             if younger.meta()["status"] != "completed":
-                training, warnings = resumed(younger, config)
-                for warning in warnings:
-                    report.start(warning=warning)
-                report.start(resumes=f"at step {training.step:,}")
-                training.run(younger, config)
+                with younger.lock():
+                    training, warnings = resumed(younger, config)
+                    for warning in warnings:
+                        report.start(warning=warning)
+                    report.start(resumes=f"at step {training.step:,}")
+                    training.run(younger, config, go_on)
             return younger
     younger = Run.create(str(run.path / "growing"), "train", name, config)
-    Training(build(Config, config, ""), name).run(younger)
+    Training(build(Config, config, ""), name).run(younger, go_on=go_on)
     return younger
 
 
@@ -67,7 +73,7 @@ def resumed(run: Run, config: DictConfig) -> tuple[Training, list[str]]:
     return training, warnings
 
 
-def _join(run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Sequence[int]) -> float:
+def _join(run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Sequence[int], go_on: str) -> float:
     """Replace `run` by itself and `younger` side by side."""
     config = _config(saved, [*own, *new])
     (older_training, damaged), (younger_training, also) = resumed(run, saved), resumed(younger, younger.config)
@@ -77,12 +83,13 @@ def _join(run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Se
     whole.join(older_training, younger_training)
     joined = Run.create(str(run.path / "growing" / "joined"), "train", run.path.parent.name, config)
     order = {seed: i for i, seed in enumerate([*own, *new])}
-    joined.log(sorted(run.metrics() + younger.metrics(), key=lambda row: (row["step"], order[row["seed"]])))
+    rows = [row for row in run.metrics() + younger.metrics() if row["step"] <= whole.evaluated]
+    joined.log(sorted(rows, key=lambda row: (row["step"], order[row["seed"]])))
     for name in sorted(set(run.steps()) & set(younger.steps())):
         if int(name) < whole.step:
             learning = run.counters(name)["seeds"] + younger.counters(name)["seeds"]
             joined.save(name, {"step": int(name), "seeds": learning}, concatenated(run.load(name), younger.load(name)))
-    result = whole.run(joined)
+    result = whole.run(joined, go_on=go_on)
     joined.replaces(run)
     report.start(grown=run.path)
     return result

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlx.config import RunError
+from rlx.errors import RunError
 from rlx.rollout import Episodes
 
 
@@ -33,13 +33,22 @@ class Log:
             self.bad = torch.where((self.bad == 0) & ~value.isfinite(), step, self.bad)
         return returns
 
-    def check(self, seeds: list[int]) -> None:
-        """Raise RunError if a metric of one of `seeds` (those running) was not finite: tensor, seed and step."""
+    def check(self, seeds: list[int], obs: Tensor) -> None:
+        """Raise RunError if one of `seeds` (those running, S of them) met a number that is not finite.
+
+        Rewards come first, then the observations `obs` [S, N, *O]: what the env did wrong shows in
+        the losses too. NaN and infinity stay in a sum of rewards.
+        """
+        entered = {"reward": self.running.sum(1) + self.sum, "observation": obs.flatten(1).float().sum(1)}
+        for what, total in entered.items():
+            if not total.isfinite().all():
+                row = int(torch.nonzero(~total.isfinite())[0])
+                raise RunError(f"env: gave a {what} that is not finite to seed {seeds[row]}")
         if (self.bad > 0).any():
             row = int(torch.nonzero(self.bad)[0])
             names = [name for name, value in self.metrics.items() if not value[row].isfinite()]
             name, step = names[0] if names else "a loss", int(self.bad[row])
-            raise RunError(f"{name} of seed {seeds[row]} became non-finite at step {step:,}; the last good checkpoint stands.")
+            raise RunError(f"{name} of seed {seeds[row]} became non-finite at step {step:,}")
 
     def rows(self, step: int, seeds: list[int], episodes: Episodes, steps_per_s: float) -> list[dict[str, Any]]:
         """One row per seed for metrics.jsonl; starts a new count of training returns."""

@@ -14,6 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rlx.run import Run
     from rlx.stats import Estimate
 
 COVERAGE = {2: 50, 3: 74, 4: 88}
@@ -58,19 +59,28 @@ def duration(seconds: float) -> str:
     return " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if n or unit == "s")
 
 
-class Progress:
-    """A bar on a terminal, one line per evaluation elsewhere."""
+def unfinished(runs: "Sequence[Run]") -> None:
+    """Say so where a run is played that has not come to its end."""
+    for run in runs:
+        status = run.unfinished()
+        if status is not None:
+            start(warning=f"{run.path} is not finished: {status}")
 
-    def __init__(self, total: int, start: int = 0, threshold: float | None = None, unit: str = "steps"):
-        """From `start` to `total`; `threshold`: the return from which a seed counts as solved."""
-        self.total, self.begin, self.threshold, self.unit = total, start, threshold, unit
+
+class Progress:
+    """A bar on a terminal; evaluations are lines above it, and all there is elsewhere."""
+
+    def __init__(self, total: int, begin: int = 0, threshold: float | None = None, unit: str = "steps"):
+        """From `begin` to `total`; `threshold`: the return from which a seed counts as solved."""
+        self.total, self.begin, self.threshold, self.unit = total, begin, threshold, unit
         self.live = RichProgress(
-            TextColumn("{task.fields[text]}"),
-            BarColumn(),
+            TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
+            BarColumn(bar_width=None),
             TextColumn("{task.percentage:3.0f} %"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
+            expand=True,
             disable=not console.is_terminal,
         )
         self.done = 0
@@ -78,7 +88,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         self.began = time.monotonic()
         self.live.start()
-        self.task = self.live.add_task("", total=self.total, text=self.unit)
+        self.task = self.live.add_task("", total=self.total, completed=self.begin, unit=self.unit)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -98,18 +108,17 @@ class Progress:
         from rlx.stats import iqm
 
         now = mean.cpu().numpy()
-        text = f"{step:>11,} {self.unit}  return {iqm(now):8.2f}"
+        text = f"{step:>11,}  return {number(float(iqm(now)))}"
         if bool(best.isfinite().all()):
-            text += f"  kept {iqm(best.cpu().numpy()):8.2f}, worst seed's {best.min():8.2f}"
+            text += f"  kept {number(float(iqm(best.cpu().numpy())))}, worst seed {number(float(best.min()))}"
         if self.threshold is not None:
             text += f"  {int((best >= self.threshold).sum())}/{len(best)} solved"
         text += f"  {self.done} stopped" if self.done else ""
-        text += f"  {self.steps_per_s(step):,.0f} {self.unit}/s per seed"
+        text += f"  {self.steps_per_s(step):,.0f} {self.unit}/s"
         if self.live.disable:
-            remaining = (self.total - step) / max(self.steps_per_s(step), 1e-9)
-            console.print(f"{text}  {duration(remaining)} left", markup=False)
-        else:
-            self.live.update(self.task, completed=step, text=text)
+            remaining = max(self.total - step, 0) / max(self.steps_per_s(step), 1e-9)
+            text += f"  {duration(remaining)} left"
+        console.print(text, markup=False)
 
     def stopped(self, seeds: int) -> None:
         """Count seeds whose stop rule was met."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlx.agent import Choose, Policy, Scores, greedy
 from rlx.env import TensorEnv
+from rlx.errors import RunError
 from rlx.networks import take
 
 CHECK_EVERY = 8
@@ -62,6 +63,9 @@ def rollout(policy: Policy, env: TensorEnv, reset_seeds: Tensor, chooser: Callab
         counts = alive.sum(1)
         width = int(counts.max())
         if width == 0:
+            if not returns.isfinite().all():
+                row = int(torch.nonzero(~returns.isfinite())[0])
+                raise RunError(f"env: gave a reward that is not finite in the episode of reset seed {int(reset_seeds.flatten()[row])}")
             return Episodes(*(x.view(seeds, batch) for x in (returns, lengths, cut)))
         rows = torch.nonzero(counts).squeeze(1)
         if len(rows) * width <= 0.75 * ids.numel():

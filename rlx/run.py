@@ -1,7 +1,8 @@
 """A run: one directory on disk. The only code that knows its file names.
 
 config.yaml                the resolved config; what evaluate and attack load
-meta.json                  format version, command, status, rlx's version and commit, packages, machine, started, wall_s
+meta.json                  format version, command, status (running, completed, interrupted, failed), rlx's version and
+                           commit, packages, machine, started, wall_s, signature (rlx/trust.py) of config.yaml
 metrics.jsonl              one row per (step, seed): step, seed, return/mean, return/train, length/mean, loss/…, time/steps_per_s
 checkpoints/000500000/     agent.safetensors   the policy: its state_dict, [S, …]
                            training.safetensors   the newest two: agent. env. loop. carry. log. kept. stop. (all else but replays)
@@ -20,18 +21,21 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import rlx
-from rlx.config import ConfigError, RunError
-from rlx.files import load_tensors, nearest_path, plain, save_tensors, sha256, sync, write, write_json
+from rlx import trust
+from rlx.errors import ConfigError, RunError
+from rlx.files import load_tensors, nearest_path, numbers, plain, save_tensors, sha256, sync, write, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -40,32 +44,32 @@ FORMAT = 3
 
 
 class Run:
-    """An existing run directory."""
+    """An existing run directory. `trusted`: what its config names may be imported, whoever made it."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, trusted: bool = False):
+        self.path, self.trusted = path, trusted
+        self._locked = False
 
     @classmethod
     def create(cls, root: str, command: str, name: str, config: DictConfig | Mapping[str, Any]) -> "Run":
         """A new directory `root`/`command`/`name`/<time stamp>; ConfigError where it cannot be written."""
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        path = Path(root) / command / name / stamp
+        run = cls(Path(root) / command / name / stamp)
         try:
-            path.mkdir(parents=True)
-            OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), path / "config.yaml")  # type: ignore[arg-type]
+            run.path.mkdir(parents=True)
+            run.write_config(config)
         except OSError as error:
-            raise ConfigError(f"outputs={root}: cannot write {path} ({error.strerror}).") from None
-        run = cls(path)
+            raise ConfigError(f"outputs={root}: cannot write {run.path} ({error.strerror}).") from None
         run.write_meta(status="running", started=datetime.datetime.now().isoformat(timespec="seconds"))
         return run
 
     @classmethod
-    def find(cls, path: str | None, root: str, command: str = "train", finished: bool = True) -> "Run":
+    def find(cls, path: str | None, root: str, command: str = "train", finished: bool = True, trusted: bool = False) -> "Run":
         """The run at `path`, or the newest (finished) one below it; None means below `root`/`command`. Raises ConfigError."""
         top = Path(path) if path is not None else Path(root) / command
         _recover(top)
         if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
-            run = cls(top)
+            run = cls(top, trusted)
             if run.meta()["command"] != command:
                 raise ConfigError(f"run={path}: made by rlx {run.meta()['command']}; this takes runs of rlx {command}.")
             return run
@@ -73,10 +77,13 @@ class Run:
             if path is None:
                 raise ConfigError(f"no run yet below {top}; start one with: rlx {command}")
             raise ConfigError(f"run={path}: no such run directory.{nearest_path(top)}")
+        for left in [*top.rglob(".*.former"), *top.rglob(".*.partial")]:
+            if left.is_dir() and (left / "meta.json").is_file():
+                _recover(left.with_name(left.name[1:].rpartition(".")[0]))
         metas = [file for file in top.rglob("meta.json") if not _inside(file.relative_to(top).parts)]
         metas.sort(key=lambda file: file.parent.name)
         for meta in reversed(metas):
-            run = cls(meta.parent)
+            run = cls(meta.parent, trusted)
             if run.meta().get("command") == command and (not finished or run.meta().get("status") == "completed"):
                 return run
         raise ConfigError(f"run={top}: neither a run nor a folder with a {'finished ' * finished}{command} run in it.")
@@ -88,15 +95,17 @@ class Run:
         return cls(metas[-1].parent).meta()["command"] if metas else None
 
     @classmethod
-    def find_all(cls, paths: object, root: str, command: str = "train", finished: bool = True) -> "list[Run]":
+    def find_all(cls, paths: object, root: str, command: str = "train", finished: bool = True, trusted: bool = False) -> "list[Run]":
         """One run for each of `paths` (null, one path or a list of them), as `find`."""
         if paths is None or isinstance(paths, str):
-            return [cls.find(paths, root, command, finished)]
-        return [cls.find(str(path), root, command, finished) for path in paths]  # type: ignore[attr-defined]
+            return [cls.find(paths, root, command, finished, trusted)]
+        return [cls.find(str(path), root, command, finished, trusted) for path in paths]  # type: ignore[attr-defined]
 
     def growing(self) -> "list[Run]":
         """Runs inside this one of seeds that shall be added to it."""
-        return [Run(meta.parent) for meta in sorted(self.path.glob("growing/train/*/*/meta.json"))]
+        self._own(self.path / "growing")
+        metas = sorted(self.path.glob("growing/train/*/*/meta.json"))
+        return [Run(self._own(meta.parent), self.trusted) for meta in metas]
 
     def delete(self) -> None:
         """Remove it from disk."""
@@ -115,24 +124,48 @@ class Run:
 
     @property
     def config(self) -> DictConfig:
-        """As resolved when the run was made."""
+        """As resolved when the run was made.
+
+        ConfigError where it cannot be read, asks for a resolver, or names what may not be imported.
+        """
+        file = self.path / "config.yaml"
         try:
-            loaded = OmegaConf.load(self.path / "config.yaml")
-        except (OSError, YAMLError) as error:
-            raise ConfigError(f"{self.path / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]}).") from None
+            text = file.read_text()
+            loaded = OmegaConf.create(text)
+        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{file}: cannot be read ({str(error).splitlines()[0]}).") from None
         if not isinstance(loaded, DictConfig):
-            raise ConfigError(f"{self.path / 'config.yaml'}: is no config.")
+            raise ConfigError(f"{file}: is no config.")
+        raw = OmegaConf.to_container(loaded)
+        if "${" in json.dumps(raw, default=str):
+            raise ConfigError(f"{file}: asks for an interpolation (${{…}}); the config of a run has none.")
+        if not (self.trusted or trust.is_signed(text, self.meta().get("signature"))):
+            own = trust.own_imports()
+            for name in trust.imports(raw):
+                if name not in own:
+                    raise ConfigError(
+                        f"{file}: names {name}, which is neither rlx's nor in your conf/, and the run "
+                        f"was not made by you on this machine. If you trust its code, add trust=true."
+                    )
         return loaded
 
+    def write_config(self, config: DictConfig | Mapping[str, Any]) -> None:
+        """config.yaml, resolved, and its signature in meta.json."""
+        text = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
+        write(self.path / "config.yaml", text)
+        self.write_meta(signature=trust.signature(text))
+
     def meta(self) -> dict[str, Any]:
-        """meta.json; ConfigError where it is broken or of another format version."""
+        """meta.json; ConfigError where it is missing, broken or of another format version."""
+        file = self.path / "meta.json"
         try:
-            meta = json.loads((self.path / "meta.json").read_text())
-        except ValueError as error:
-            raise ConfigError(f"{self.path / 'meta.json'}: not valid JSON ({error}).") from None
-        if meta.get("format") != FORMAT:
-            raise ConfigError(f"{self.path}: format {meta.get('format')}; this rlx ({rlx.__version__}) reads format {FORMAT}.")
-        return meta
+            meta = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file}: not valid JSON ({error}).") from None
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            found = meta.get("format") if isinstance(meta, dict) else None
+            raise ConfigError(f"{self.path}: format {found}; this rlx ({rlx.__version__}) reads format {FORMAT}.")
+        return {"command": None, "status": None} | meta
 
     def write_meta(self, **facts: Any) -> None:
         """Add `facts` to meta.json."""
@@ -140,11 +173,12 @@ class Run:
         meta = json.loads(file.read_text()) if file.exists() else {"format": FORMAT, "command": self.path.parent.parent.name} | _versions()
         write_json(file, meta | facts)
 
-    def write_returns(self, **returns: Any) -> None:
-        """returns.npz: of every episode that the result is of."""
-        import numpy as np
-
-        np.savez_compressed(self.path / "returns.npz", **returns)
+    def unfinished(self) -> str | None:
+        """Why it has no result yet, as in "failed (no space left)"; None where it is completed."""
+        meta = self.meta()
+        if meta["status"] == "completed":
+            return None
+        return f"{meta['status']} ({meta['error']})" if meta.get("error") else str(meta["status"])
 
     def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append to metrics.jsonl."""
@@ -152,47 +186,116 @@ class Run:
             file.writelines(json.dumps(plain(row)) + "\n" for row in rows)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows logged so far; a crash may have cut the last line."""
+        """All rows logged so far, NaN where metrics.jsonl has null; a crash may have cut the last line."""
         file = self.path / "metrics.jsonl"
         lines = file.read_text().split("\n")[:-1] if file.exists() else []
-        return [json.loads(line) for line in lines]
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(numbers(json.loads(line)))
+            except ValueError as error:
+                raise ConfigError(f"{file}: line {number} is not valid JSON ({error}).") from None
+        return rows
+
+    def curve(self) -> "tuple[list[int], list[int], np.ndarray]":
+        """(steps [E], seeds [S], greedy returns [E, S]) of its evaluations while it learnt.
+
+        A seed that has stopped keeps its last value: it must not leave the others to be averaged
+        alone. One that stopped before its first evaluation has the value by which it stopped.
+        """
+        import numpy as np
+
+        rows = self.metrics()
+        best = self.counters("best") if self.has("best") else {}
+        steps = sorted({row["step"] for row in rows})
+        seeds = list(dict.fromkeys([*best.get("seeds", ()), *sorted({row["seed"] for row in rows})]))
+        at_stop = dict(zip(seeds, numbers(best.get("value", [])), strict=False))
+        logged = {(row["step"], row["seed"]): row["return/mean"] for row in rows}
+        values = np.empty((len(steps), len(seeds)))
+        for place, seed in enumerate(seeds):
+            value = np.nan
+            if not any((step, seed) in logged for step in steps):
+                value = at_stop.get(seed, np.nan)
+            for number, step in enumerate(steps):
+                value = logged.get((step, seed), value)
+                values[number, place] = value
+        return steps, seeds, values
 
     def reopen(self, config: DictConfig, step: int, evaluated: int) -> None:
         """Take a run up again at `step` with a (changed) config: forgets later checkpoints, which are damaged, and metrics beyond
         the step `evaluated`."""
         for name in self.steps():
             if int(name) > step:
+                if self._is_whole(name):
+                    raise ConfigError(f"run={self.path}: another process has gone on to step {int(name):,} meanwhile; try again.")
                 shutil.rmtree(self.path / "checkpoints" / name)
         rows = [row for row in self.metrics() if row["step"] <= evaluated]
-        write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write(self.path / "config.yaml", OmegaConf.to_yaml(config))
-        self.write_meta(status="running")
+        write(self.path / "metrics.jsonl", "".join(json.dumps(plain(row)) + "\n" for row in rows))
+        self.write_config(config)
+        self.write_meta(status="running", error=None)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while a process writes to the run; ConfigError where another holds it."""
+        """Held by whoever reads and then writes the run; ConfigError where another process holds it.
+
+        A Run that holds it already goes on holding it.
+        """
         import fcntl
 
+        if self._locked:
+            yield
+            return
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
         except BlockingIOError:
-            raise ConfigError(f"run={self.path}: another process is training it.") from None
-        finally:
             os.close(folder)
+            raise ConfigError(f"run={self.path}: another process is writing it.") from None
+        self._locked = True
+        try:
+            yield
+        finally:
+            self._locked = False
+            os.close(folder)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the lock while a command fills the run; however that ends, meta.json says so."""
+        with self.lock():
+            try:
+                yield
+            except BaseException as error:
+                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                with suppress(OSError):  # the disk may be full
+                    self.write_meta(status=status, error=str(error) or type(error).__name__)
+                raise
+
+    def complete(self, summary: Mapping[str, Any], returns: "Mapping[str, np.ndarray] | None" = None) -> None:
+        """The result: summary.json, `returns` (of every episode that it is of), and the status."""
+        import numpy as np
+
+        if returns is not None:
+            np.savez_compressed(self.path / "returns.npz", **dict(returns))  # type: ignore[arg-type]
+        self.write_summary({"status": "completed", **summary})
+        self.write_meta(status="completed", wall_s=summary.get("wall_s"), error=None)
 
     def counters(self, name: str) -> dict[str, Any]:
         """state.json of checkpoint `name`."""
         file = self.checkpoint(name) / "state.json"
         try:
-            return json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+            return dict(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{file}: unreadable, perhaps truncated ({error}).") from None
 
     def summary(self) -> dict[str, Any]:
-        """summary.json of a finished run."""
-        return json.loads((self.path / "summary.json").read_text())
+        """summary.json of a finished run, NaN where it has null; ConfigError where there is none."""
+        file = self.path / "summary.json"
+        if not file.is_file():
+            raise ConfigError(f"{self.path}: has no result; the run is {self.unfinished()}.")
+        try:
+            return dict(numbers(json.loads(file.read_text())))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{file}: not valid JSON ({error}).") from None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json."""
@@ -250,14 +353,14 @@ class Run:
                 beside.unlink()
             if former.exists() and not final.exists():
                 former.rename(final)
-            raise RunError(f"{final}: cannot be saved ({error}); the checkpoint before it stands.") from None
+            raise RunError(f"{final}: cannot be saved ({error})") from None
         shutil.rmtree(former, ignore_errors=True)
         self._prune()
         return sums
 
     def _prune(self) -> None:
         """Leave of all but the newest two checkpoints the policy only, if they last, and no part of a replay that no checkpoint needs."""
-        names = sorted(p.parent.name for p in self.path.glob("checkpoints/[0-9]*/training.safetensors"))
+        names = self._resumable()
         for name in names[:-2]:
             folder = self.path / "checkpoints" / name
             if _lasting(folder):
@@ -274,22 +377,40 @@ class Run:
             file.unlink()
 
     def _part(self, name: str) -> Path:
-        return self.path / "replay" / f"{name}.safetensors"
+        """The file of a replay's part; ConfigError where the name leads out of the run."""
+        return self._own(self.path / "replay" / f"{name}.safetensors")
+
+    def _own(self, path: Path) -> Path:
+        """`path`, which must lie in the run, links followed."""
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise ConfigError(f"{self.path}: {path} leads out of the run.")
+        return path
+
+    def _resumable(self) -> list[str]:
+        """Names of the checkpoints that hold all that going on needs, in the order of their steps."""
+        return [name for name in self.steps() if (self.path / "checkpoints" / name / "training.safetensors").is_file()]
 
     def steps(self) -> list[str]:
-        """Names of its checkpoints by step."""
-        return sorted(p.name for p in (self.path / "checkpoints").glob("[0-9]*"))
+        """Names of its checkpoints by step, in that order."""
+        folder = self._own(self.path / "checkpoints")
+        return sorted((p.name for p in folder.glob("[0-9]*") if p.name.isdigit()), key=int)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a checkpoint `name`."""
+        return (self.path / "checkpoints" / name / "state.json").is_file()
 
     def checkpoint(self, name: str) -> Path:
         """Directory of checkpoint `name` (a step, "best", or "last": the highest step); ConfigError where there is none."""
         folder = self.path / "checkpoints"
-        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-        steps = [n for n in names if n.isdigit()]
-        wanted = steps[-1] if name == "last" and steps else name.zfill(9) if name.isdigit() else name
-        if wanted not in names:
-            have = f" It has: {', '.join(names)}." if names else ""
-            raise ConfigError(f"{self.path}: no checkpoint '{name}'.{have}")
-        return folder / wanted
+        steps = self.steps()
+        names = [*steps, *(["best"] if (folder / "best").is_dir() else [])]
+        if name == "last" and steps:
+            return self._own(folder / steps[-1])
+        for known in names:
+            if name == known or (name.isdigit() and known.isdigit() and int(name) == int(known)):
+                return self._own(folder / known)
+        have = f" It has: {', '.join(names)}." if names else ""
+        raise ConfigError(f"{self.path}: no checkpoint '{name}'.{have}")
 
     def load(self, name: str, file: str = "agent") -> "dict[str, Tensor]":
         """Tensors of one file of checkpoint `name`; ConfigError where it is missing, truncated or not what was written."""
@@ -299,10 +420,10 @@ class Run:
     def load_newest(self) -> "tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], list[str]]":
         """(state.json, agent, training, warnings) of the newest checkpoint that is whole; a warning for each that is not."""
         warnings: list[str] = []
-        for former in self.path.glob("checkpoints/.*.former"):  # of a crash between two renames
-            _recover(former.with_name(former.name[1:].removesuffix(".former")))
-        names = sorted((p.parent.name for p in self.path.glob("checkpoints/[0-9]*/training.safetensors")), reverse=True)
-        for name in names:
+        with suppress(ConfigError), self.lock():  # whoever holds the lock is between two renames
+            for former in self.path.glob("checkpoints/.*.former"):  # of a crash between them
+                _put_back(former.with_name(former.name[1:].removesuffix(".former")))
+        for name in reversed(self._resumable()):
             try:
                 counters = self.counters(name)
                 for _ in self.parts(counters["replay"]):
@@ -311,6 +432,17 @@ class Run:
             except ConfigError as error:
                 warnings.append(f"{error} Using the checkpoint before it.")
         raise ConfigError(" ".join([f"{self.path}: no whole checkpoint to resume from.", *warnings]))
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether checkpoint `name` holds, undamaged, all that going on needs."""
+        try:
+            for _ in self.parts(self.counters(name)["replay"]):
+                pass
+            self.load(name)
+            self.load(name, "training")
+        except (ConfigError, KeyError):
+            return False
+        return True
 
     def parts(self, sums: Mapping[str, str]) -> "Iterator[tuple[str, dict[str, Tensor]]]":
         """(name, tensors) of each part of a replay, by its checksum; one in memory at a time. ConfigError as `load`."""
@@ -326,9 +458,19 @@ def _lasting(checkpoint: Path) -> bool:
 
 
 def _recover(path: Path) -> None:
-    """Put a directory back that a crash left between two renames."""
+    """Put a run back that a crash left between two renames, unless a process is between them now."""
+    path = path.absolute()
+    former = path.with_name(f".{path.name}.former")
+    if path.name and not path.exists() and former.is_dir():
+        with suppress(ConfigError), Run(former).lock():
+            _put_back(path)
+            shutil.rmtree(former, ignore_errors=True)  # where its replacement was put in its place
+
+
+def _put_back(path: Path) -> None:
+    """Give `path` its name again: a whole replacement of it has it, else what it was before."""
     for end in ("partial", "former"):
-        left = path.with_name(f".{path.name}.{end}") if path.name else path
+        left = path.with_name(f".{path.name}.{end}")
         if not path.exists() and left.exists() and (left / ("meta.json" if end == "partial" else "")).exists():
             left.rename(path)
 

@@ -118,6 +118,9 @@ class Attacker:
             self.decisions[head] = torch.zeros(self.shape, dtype=torch.int64, device=device)
             self.flips[head] = torch.zeros(self.shape, dtype=torch.int64, device=device)
         self.idle = {head: not bool(radius.any()) for head, radius in self.radius.items()}
+        self.stack = spec.stack
+        self.shown: dict[str, Tensor] = {}
+        """Where the env stacks observations, what each head was shown before: [S · B, stack − 1, *O], the newest last."""
 
     def chooser(self, ids: Tensor) -> Choose:
         """For `rollout`: how the copies `ids` [S', B'] choose."""
@@ -127,9 +130,12 @@ class Attacker:
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             obs = obs.float()  # of images too
+            if self.stack > 1:
+                obs = self._remembered(head, obs, flat)
             clean = scores.best(obs)
             self.decisions[head].view(-1).index_add_(0, flat, deciding.flatten().long())
             if self.idle[head]:
+                self._remember(head, obs, flat)
                 return clean
 
             def draw(count: int) -> Tensor:
@@ -138,12 +144,39 @@ class Attacker:
                 return uniform(key[head], counter, count)
 
             box = radius[head].view(*ids.shape, *[1] * self.scale.dim()) * self.scale
+            if self.stack > 1:  # what was shown before cannot be changed any more
+                box = box.unflatten(2, (self.stack, -1)).clone()
+                box[:, :, :-1] = 0
+                box = box.flatten(2, 3)
             seen = self.attack.perturb(scores, obs, Budget.of(self.space, box), draw)
+            self._remember(head, seen, flat)
             decision = scores.best(seen)
             self.flips[head].view(-1).index_add_(0, flat, (self._flipped(decision, clean) & deciding).flatten().long())
             return decision
 
         return choose
+
+    def _remembered(self, head: str, obs: Tensor, flat: Tensor) -> Tensor:
+        """`obs` [S', B', stack · C, …] of the copies `flat`, its older observations as `head` was shown them."""
+        frames = obs.unflatten(2, (self.stack, -1))
+        if head in self.shown:
+            past = self.shown[head][flat].view(frames[:, :, 1:].shape)
+            frames = torch.cat([past, frames[:, :, -1:]], 2)
+        return frames.flatten(2, 3)
+
+    def _remember(self, head: str, seen: Tensor, flat: Tensor) -> None:
+        """Note that `head` was shown `seen`: its next observation begins with what this one ends with.
+
+        An episode begins with one observation `stack` times, and so is it remembered.
+        """
+        if self.stack == 1:
+            return
+        frames = seen.detach().unflatten(2, (self.stack, -1)).flatten(0, 1)
+        past = frames[:, 1:]
+        if head not in self.shown:
+            past = frames[:, -1:].expand_as(past)
+            self.shown[head] = frames.new_zeros(self.shape.numel(), *past.shape[1:])
+        self.shown[head][flat] = past
 
     def _flipped(self, decision: Tensor, clean: Tensor) -> Tensor:
         """Whether another choice was made [S, B]; in a Box: whether some number moved by more than a tenth of half its range."""

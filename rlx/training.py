@@ -1,9 +1,10 @@
 """Training: the loop of `rlx train`, and all that it must remember to go on exactly where it was."""
 
+import shlex
 import signal
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from rlx import experiment, figures, journal, report, stats, stopping
 from rlx.agent import OfflineAgent, Transition
-from rlx.config import ConfigError, RunError, build, parse_seeds
+from rlx.config import build, parse_seeds
+from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import REPORT, SELECTION, evaluate
 from rlx.kept import Kept
 from rlx.log import Log
@@ -79,18 +81,42 @@ class Training:
         """Copies of the env to evaluate in, as old as those it learns from."""
         return experiment.make_env(self.eval_env, copies, self.device, self.step // self.copies)
 
-    def run(self, output: Run, reopen: DictConfig | None = None) -> float:
+    def run(self, output: Run, reopen: DictConfig | None = None, go_on: str | None = None) -> float:
         """Train, evaluate, save, report; returns the interquartile mean of the last evaluation.
 
-        `reopen`: the config with which an earlier run goes on. SIGINT and SIGTERM end it between two vector steps, also within
-        an evaluation, with a checkpoint: Interrupted.
+        `reopen`: the config with which an earlier run goes on. `go_on`: the command that takes this
+        one up again. SIGINT and SIGTERM end it between two vector steps, also within an
+        evaluation, with a checkpoint: Interrupted.
         """
         self.output, self.began = output, time.monotonic()
         self.saved_at = self.began
-        replays, disk = journal.size(self.agent) / 1e6, f"up to {self.disk_size() / 1e6:,.0f} MB on disk"
+        go_on = go_on or f"rlx resume {shlex.quote(str(output.path))}"
+        self._header()
+        with output.writing(), self._signals():
+            if reopen is not None:
+                output.reopen(reopen, self.step, self.evaluated)
+            try:
+                with report.Progress(self.config.steps, self.step, self.threshold, self.unit) as progress:
+                    self._learn(progress)
+                self.interruptible = True
+                return self._finish()
+            except KeyboardInterrupt:
+                self.interruptible = False
+                if self.saved < self.step:
+                    self._save()
+                output.write_meta(step=self.step)
+                message = f"interrupted at step {self.step:,}; go on with: {go_on}"
+                raise Interrupted(self.signal, message) from None
+            except (RunError, OSError) as error:
+                stands = f"the last checkpoint stands: {go_on}" if output.steps() else "no checkpoint had been saved yet"
+                raise RunError(f"{error}; {stands}") from None
+
+    def _header(self) -> None:
+        """Print what will be trained, on what, and what it takes."""
         online = self.data is None
+        replays, disk = journal.size(self.agent) / 1e6, f"up to {self.disk_size() / 1e6:,.0f} MB on disk"
         report.start(
-            run=output.path,
+            run=self.output.path,
             agent=f"{self.name}, protocol {self.config.protocol}",
             seeds=f"{len(self.seeds)} ({report.ranges(self.seeds)})" + f", {self.copies} env copies each" * online,
             steps=f"{self.config.steps:,} {self.unit} per seed, evaluated every {self.config.eval_every:,}",
@@ -101,24 +127,6 @@ class Training:
             report.start(data=self.config.data, **self.data.card())
             for difference in self.differences:
                 report.start(differs=difference)
-        with output.lock(), self._signals(), report.Progress(self.config.steps, self.step, self.threshold, self.unit) as progress:
-            if reopen is not None:  # under the lock: it cuts the metrics
-                output.reopen(reopen, self.step, self.evaluated)
-            try:
-                self._learn(progress)
-                self.interruptible = True
-                return self._finish()
-            except KeyboardInterrupt:
-                self.interruptible = False
-                self._save()
-                output.write_meta(status="interrupted", step=self.step)
-                raise Interrupted(self.signal, f"interrupted at step {self.step:,}; go on with: rlx resume {output.path}") from None
-            except BaseException as error:
-                with suppress(OSError):  # the disk may be full
-                    output.write_meta(status="failed", error=str(error))
-                if isinstance(error, OSError):
-                    raise RunError(f"{error}; the last checkpoint stands: rlx resume {output.path}") from None
-                raise
 
     def _learn(self, progress: report.Progress) -> None:
         """The loop. Each turn begins between two vector steps, where a run can be saved and taken up again."""
@@ -126,21 +134,30 @@ class Training:
         while len(self.running):
             if self._due(config.eval_every) and self.evaluated < self.step:
                 self._evaluate(progress)
-            if self.saved < self.step and (self._due(config.checkpoint_every) or self._long_ago()):
+            ends = self.step >= config.steps
+            if self.saved < self.step and (ends or self._due(config.checkpoint_every) or self._long_ago()):
                 self._save()
             if self.signal:
                 raise KeyboardInterrupt
-            if self.step >= config.steps:
+            if ends:
                 break
             metrics = self._vector_step()
             if self.stop is not None and self.first.any():
                 self._apply_stop_rule(metrics, progress)
             progress.update(self.step)
+        if self.saved < self.step:
+            self._save()
+        self._close(progress)
+
+    def _close(self, progress: report.Progress) -> None:
+        """What only the end of a run asks for. The checkpoint of its last step does not know of it: a run that goes on from there
+        must be as if it had never ended."""
+        if len(self.running) and self.evaluated < self.step:
+            self._evaluate(progress)
         if self.stop is not None and len(self.running):  # these never met it
             nobody = torch.zeros(len(self.running), dtype=torch.bool)
             self.kept.keep(self.agent.policy, self.running, ~nobody.to(self.device), self.step, nobody, self.stop.mean())
-        if self.saved < self.step or self.stop is not None:
-            self._save()
+        self._save_kept()
 
     def _vector_step(self) -> Tensor:
         """Act, step, learn; returns the returns so far of the running episodes, those that ended included [S', N]."""
@@ -180,23 +197,23 @@ class Training:
 
     def _evaluate(self, progress: report.Progress) -> None:
         seeds = [self.seeds[i] for i in self.running.tolist()]
-        self.log.check(seeds)
+        self.log.check(seeds, self.obs)
         self.interruptible = True
         episodes = evaluate(self.agent.policy, self.make_env, len(seeds), self.config.eval_episodes, SELECTION, self.device)
         self.interruptible = False
         mean = episodes.returns.mean(1).cpu()
         self.last[self.running.cpu()] = mean
-        if self.keeps_newest:
-            self.kept.value.fill_(-torch.inf)
         if self.stop is None:
+            if self.keeps_newest:
+                self.kept.value.fill_(-torch.inf)
             self.kept.improve(self.agent.policy, mean, self.step)
         self.output.log(self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step)))
         self.evaluated = self.step
         progress.evaluated(self.step, mean, self.kept.value)
 
     def _due(self, every: int) -> bool:
-        """Whether the last vector step passed a multiple of `every`, or was the last."""
-        return self.step // every > (self.step - self.copies) // every or self.step >= self.config.steps
+        """Whether the last vector step passed a multiple of `every`."""
+        return self.step // every > (self.step - self.copies) // every
 
     def _long_ago(self) -> bool:
         """Whether the last checkpoint is older than `checkpoint_seconds`."""
@@ -271,19 +288,21 @@ class Training:
     def _save(self) -> None:
         """A checkpoint of now, and the kept weights."""
         seeds = [self.seeds[i] for i in self.running.tolist()]
-        self.log.check(seeds)
+        self.log.check(seeds, self.obs)
         began = time.monotonic()
         counters = {"step": self.step, "evaluated": self.evaluated, "wall_s": self._elapsed(), "seeds": seeds}
         counters["data"] = self.fingerprint
-        counters["lasting"] = self._due(self.config.checkpoint_every)
-        # First: a checkpoint without it would not be resumed to write it.
-        self.output.save("best", {"seeds": self.seeds} | self.kept.facts(), self.kept.policy.state_dict())
+        counters["lasting"] = self._due(self.config.checkpoint_every) or self.step >= self.config.steps
+        self._save_kept()  # first: a checkpoint without it would not be resumed to write it
         parts = self.journal.due(self.agent, self.step)
         former = {name: self.part_sums[name] for name in self.journal.parts if name not in parts}
         name = f"{self.step:09d}"
         self.part_sums = self.output.save(name, counters, self.agent.policy.state_dict(), self.state(), parts, former)
         self.saved, self.saved_at = self.step, time.monotonic()
         self.saving_s += self.saved_at - began
+
+    def _save_kept(self) -> None:
+        self.output.save("best", {"seeds": self.seeds} | self.kept.facts(), self.kept.policy.state_dict())
 
     def _elapsed(self) -> float:
         return self.wall_s + time.monotonic() - self.began
@@ -293,23 +312,21 @@ class Training:
         episodes = evaluate(self.kept.policy, self.make_env, len(self.seeds), config.final_episodes, REPORT, self.device)
         returns = episodes.returns.cpu().numpy()
         estimate = stats.estimate(returns)
-        self.output.write_returns(returns=returns)
-        figures.learning(self.output.metrics(), self.output.path / "learning.png", self.name, self.unit, self.threshold)
+        figures.learning(*self.output.curve(), self.output.path / "learning.png", self.name, self.unit, self.threshold)
         steps = int(self.kept.step.max()) if config.stop else self.step
+        made = int(self.kept.step.sum()) if config.stop else steps * len(self.seeds)
         summary: dict[str, Any] = {
-            "status": "completed",
             "seeds": self.seeds,
             "steps": steps,
             "wall_s": wall_s,
-            "steps_per_s": steps * len(self.seeds) / wall_s,
+            "steps_per_s": made / wall_s,
             "checkpoints_s": self.saving_s,
             "return": estimate.as_dict(),
             "reward_threshold": self.threshold,
             "stuck_rate": episodes.truncated.double().mean(1),
             "kept": self.kept.facts(),
         }
-        self.output.write_summary(summary)
-        self.output.write_meta(status="completed", wall_s=wall_s)
+        self.output.complete(summary, {"returns": returns})
         columns = {
             "return": estimate.per_seed,
             "at the time limit": [f"{x:.0%}" for x in summary["stuck_rate"].tolist()],
@@ -346,11 +363,3 @@ class Training:
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
-
-
-class Interrupted(RunError):
-    """A signal ended the run; `code` is the shell's exit code for it."""
-
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
-        self.code = 128 + (number or signal.SIGINT)

@@ -108,7 +108,7 @@ def test_multirun_makes_one_run_per_combination(rlx):
     assert result.code == 0
     runs = sorted(Path("outputs/train").glob("*/*"))
     assert [run.parent.name for run in runs] == ["hdqn-acrobot"] * 2 + ["hdqn-cartpole"] * 2
-    assert "sweep    env=cartpole agent.learning_rate=0.00025 " in result.out
+    assert "sweep    4 of 4: env=cartpole agent.learning_rate=0.00025 " in result.out
 
 
 def test_the_newest_weights_are_kept_where_asked(rlx):
@@ -301,7 +301,7 @@ def test_help_version_and_completion(rlx, monkeypatch):
     assert rlx("--version").out.startswith("rlx ")
     help_text = rlx("train", "--help").out
     assert f"agent: {', '.join(AGENTS)}" in help_text and "protocol: corrected, source" in help_text
-    assert "# Greedy evaluation while learning" in help_text and "copies: 8" in help_text
+    assert "# Greedy evaluation while learning" in help_text and "copies: 32" in help_text  # as tuned
     assert "target: " in rlx("train", "agent=q_table", "--help").out
 
     def complete(line: str) -> list[str]:

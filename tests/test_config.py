@@ -50,7 +50,7 @@ def test_values_become_the_types_declared():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stepz": 1}, "agent.stepz: unknown key. Did you mean 'steps'?"),
+        ({"stepz": 1}, "agent.stepz: unknown key. Did you mean 'agent.steps'?"),
         ({"steps": 1.5}, "agent.steps=1.5: expected a whole number"),
         ({"steps": "???"}, "agent.steps: missing"),
         ({"rate": "fast"}, "agent.rate=fast: expected a number, not a word"),

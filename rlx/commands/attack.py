@@ -11,7 +11,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import at_least, build, check_protocol, choice, chosen, command, load_class, parse_grid
+from rlx.command import command
+from rlx.config import at_least, build, check_protocol, choice, chosen, load_class, parse_grid
 from rlx.run import Run
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Config:
     episodes: int
     max_copies: int
     outputs: str
+    trust: bool
 
 
 @command("attack")
@@ -45,7 +47,7 @@ def main(composed: DictConfig) -> float:
     at_least(config.max_copies, 1, "max_copies")
     check_protocol(config.protocol)
     eps = parse_grid(config.eps, "eps")
-    runs = Run.find_all(config.run, config.outputs)
+    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import attack as attacks
     from rlx import experiment, figures
@@ -57,7 +59,7 @@ def main(composed: DictConfig) -> float:
     device = experiment.setup_device(config.device)
     policy, spec, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
     modes = chosen_modes(attack, policy.heads, config.modes)
-    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs[0])
+    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs, config.checkpoint)
 
     def make_env(copies: int) -> Any:
         return experiment.make_env(env, copies, device, clock)
@@ -74,27 +76,25 @@ def main(composed: DictConfig) -> float:
         episodes=f"{config.episodes} per seed, radius and mode: {len(seeds) * len(eps) * len(modes) * config.episodes:,} in all",
         device=device,
     )  # fmt: skip
-    began = time.monotonic()
-    visited = Visited(policy.heads[-1])
-    clean = evaluate(policy, make_env, len(seeds), config.episodes, REPORT, device, visited.chooser)
-    random = float(evaluate_random(policy, make_env, config.episodes, device).returns.mean())
-    scale = attacks.unit_scale(config.scale, spec.observation_space, visited.std)
-    played = sweep(policy, make_env, spec, attack, modes, seeds, eps, scale, config.episodes, config.max_copies, device)
-    wall_s = time.monotonic() - began
-
-    summary = summarise(name, eps, clean.returns.cpu().numpy(), random, played)
-    summary |= {"status": "completed", "run": [str(run.path) for run in runs], "seeds": seeds, "scale": scale, "wall_s": wall_s}
-    summary |= {"steps": int(sum(p.lengths.sum() for p in played.values()))}
-    summary["steps_per_s"] = summary["steps"] / wall_s
-    output.write_summary(summary)
-    output.write_returns(**{mode: p.returns for mode, p in played.items()})
-    _write_csv(output.path / "robustness.csv", summary["cells"])
-    title = f"{runs[0].path.parent.name} under {name}, {len(seeds)} seeds × {config.episodes} episodes"
-    curves = [
-        figures.RobustnessCurve(f"{name} on {mode}", eps, [cell for cell in summary["cells"] if cell["head"] == mode]) for mode in modes
-    ]
-    figures.robustness({title: curves}, output.path / "robustness.png", f"eps ({eps_unit(config.scale)})", random)
-    output.write_meta(status="completed", wall_s=wall_s)
+    report.unfinished(runs)
+    with output.writing():
+        began = time.monotonic()
+        visited = Visited(policy.heads[-1])
+        clean = evaluate(policy, make_env, len(seeds), config.episodes, REPORT, device, visited.chooser)
+        random = float(evaluate_random(policy, make_env, config.episodes, device).returns.mean())
+        scale = attacks.unit_scale(config.scale, spec.observation_space, visited.std)
+        played = sweep(policy, make_env, spec, attack, modes, seeds, eps, scale, config.episodes, config.max_copies, device)
+        wall_s = time.monotonic() - began
+        steps = int(sum(p.lengths.sum() for p in played.values()))
+        summary = summarise(name, eps, clean.returns.cpu().numpy(), random, played)
+        summary |= {"run": [str(run.path) for run in runs], "seeds": seeds, "scale": scale, "wall_s": wall_s}
+        summary |= {"steps": steps, "steps_per_s": steps / wall_s}
+        _write_csv(output.path / "robustness.csv", summary["cells"])
+        title = f"{runs[0].path.parent.name} under {name}, {len(seeds)} seeds × {config.episodes} episodes"
+        cells = {mode: [cell for cell in summary["cells"] if cell["head"] == mode] for mode in modes}
+        curves = [figures.RobustnessCurve(f"{name} on {mode}", eps, cells[mode]) for mode in modes]
+        figures.robustness({title: curves}, output.path / "robustness.png", f"eps ({eps_unit(config.scale)})", random)
+        output.complete(summary, {mode: p.returns for mode, p in played.items()})
     _print(summary, modes, eps)
     report.end(output.path, wall_s, table=output.path / "robustness.csv", figure=output.path / "robustness.png")
     return float(np.mean([summary["area"][mode] for mode in modes]))

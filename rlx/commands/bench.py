@@ -10,7 +10,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import ConfigError, at_least, build, chosen, command, load_class
+from rlx.command import command
+from rlx.config import ConfigError, at_least, build, chosen, load_class
 from rlx.peers import plain_attack, plain_training, sb3_training, timed
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import ConfigError, at_least, build, command, parse_grid
+from rlx.command import command
+from rlx.config import ConfigError, at_least, build, parse_grid
 from rlx.run import Run
 
 
@@ -25,6 +26,7 @@ class Config:
     copies: int
     seed: int
     outputs: str
+    trust: bool
 
     def __post_init__(self) -> None:
         at_least(self.steps, 1, "steps")
@@ -44,7 +46,7 @@ def main(composed: DictConfig) -> None:
         raise wrong from None
     if max(mix) > 1:
         raise wrong
-    runs = Run.find_all(config.run, config.outputs)
+    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
     from rlx.collecting import play
@@ -64,7 +66,7 @@ def main(composed: DictConfig) -> None:
         keys = seed_tensor(seeds, device)
         name = f"collect {config.seed} {number}"
         rng = Streams(keys, f"{name} explore")
-        copies = experiment.make_env(env, len(seeds) * config.copies, device, experiment.age(run, checkpoint))
+        copies = experiment.make_env(env, len(seeds) * config.copies, device, experiment.age([run], checkpoint))
         least = math.ceil(config.steps / len(sources) / copies.num_envs)
         resets = reset_seeds(keys, config.copies, name)
         before = writer.transitions

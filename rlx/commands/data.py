@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import ConfigError, build, command
+from rlx.command import command
+from rlx.config import ConfigError, build
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import ConfigError, at_least, build, command
+from rlx.command import command
+from rlx.config import ConfigError, at_least, build
 from rlx.run import Run
 
 
@@ -21,6 +22,7 @@ class Config:
     checkpoint: str | None
     episodes: int
     outputs: str
+    trust: bool
 
 
 @command("drift")
@@ -28,7 +30,7 @@ def main(composed: DictConfig) -> None:
     """Play, draw and print."""
     config = build(Config, composed, "")
     at_least(config.episodes, 1, "episodes")
-    runs = Run.find_all(config.run, config.outputs)
+    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
     run, trained = runs[0], runs[0].config
     if len(runs) > 1 or not trained.env.get("drift") or trained.stop:
         raise ConfigError(f"run={run.path}: drift takes one run, of an env that drifts (env.drift), without a stop rule.")
@@ -44,26 +46,26 @@ def main(composed: DictConfig) -> None:
     policy, _, seeds = experiment.load_policies(runs, checkpoint, device)
     output = Run.create(config.outputs, "drift", run.path.parent.name, composed)
     report.start(run=run.path, frozen=f"checkpoint {checkpoint}", episodes=f"{config.episodes} per seed and step", device=device)
-    rows, env = run.metrics(), experiment.evaluated_env(trained)
-    steps = sorted({row["step"] for row in rows})
-    learning = np.array([[row["return/mean"] for row in rows if row["seed"] == seed] for seed in seeds])  # [S, steps]
-    frozen = []
-    for step in steps:
-        then = partial(experiment.make_env, env, device=device, clock=step // trained.copies)
-        episodes = evaluate(policy, then, len(seeds), config.episodes, SELECTION, device)
-        frozen.append(episodes.returns.mean(1).cpu().numpy())
-    curves = {"goes on learning": learning.T, f"frozen at checkpoint {checkpoint}": np.array(frozen)}
-    estimates = {label: [stats.estimate(values[:, None]) for values in curve] for label, curve in curves.items()}
-    cells = {label: [{"return": estimate.as_dict()} for estimate in row] for label, row in estimates.items()}
-    drift = trained.env.drift
-    title = f"{run.path.parent.name}, {len(seeds)} seeds: {drift.parameter} {trained.env[drift.parameter]:g} → {drift.to:g}"
-    lines = [figures.RobustnessCurve(label, steps, row) for label, row in cells.items()]
-    figures.robustness({title: lines}, output.path / "drift.png", "environment steps per seed (also the env's age)")
+    env = experiment.evaluated_env(trained)
+    steps, order, curve = run.curve()
+    learning = curve[:, [order.index(seed) for seed in seeds]]  # [E, S]
+    with output.writing():
+        frozen = []
+        for step in steps:
+            then = partial(experiment.make_env, env, device=device, clock=step // trained.copies)
+            episodes = evaluate(policy, then, len(seeds), config.episodes, SELECTION, device)
+            frozen.append(episodes.returns.mean(1).cpu().numpy())
+        curves = {"goes on learning": learning, f"frozen at checkpoint {checkpoint}": np.array(frozen)}
+        estimates = {label: [stats.estimate(values[:, None]) for values in curve] for label, curve in curves.items()}
+        cells = {label: [{"return": estimate.as_dict()} for estimate in row] for label, row in estimates.items()}
+        drift = trained.env.drift
+        title = f"{run.path.parent.name}, {len(seeds)} seeds: {drift.parameter} {trained.env[drift.parameter]:g} → {drift.to:g}"
+        lines = [figures.RobustnessCurve(label, steps, row) for label, row in cells.items()]
+        figures.robustness({title: lines}, output.path / "drift.png", "environment steps per seed (also the env's age)")
+        output.complete({"run": str(run.path), "seeds": seeds, "steps": steps, "cells": cells})
     report.table(
         "Greedy return in the env as it is at that step",
         ["step", *cells],
         [[f"{step:,}", *(report.interval_text(row[i].iqm, row[i].ci95) for row in estimates.values())] for i, step in enumerate(steps)],
     )
-    output.write_summary({"status": "completed", "run": str(run.path), "seeds": seeds, "steps": steps} | {"cells": cells})
-    output.write_meta(status="completed")
     report.end(output.path, figure=output.path / "drift.png")

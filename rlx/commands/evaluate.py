@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import at_least, build, command
+from rlx.command import command
+from rlx.config import at_least, build
 from rlx.run import Run
 
 
@@ -22,6 +23,7 @@ class Config:
     episodes: int
     video: bool
     outputs: str
+    trust: bool
 
 
 @command("evaluate")
@@ -29,7 +31,7 @@ def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")
     at_least(config.episodes, 1, "episodes")
-    runs = Run.find_all(config.run, config.outputs)
+    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment, figures, stats
     from rlx.evaluation import REPORT, evaluate
@@ -37,7 +39,7 @@ def main(composed: DictConfig) -> float:
 
     device = experiment.setup_device(config.device)
     policy, _, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
-    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs[0])
+    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs, config.checkpoint)
     if config.video:
         from rlx import video
 
@@ -47,29 +49,31 @@ def main(composed: DictConfig) -> float:
         run=", ".join(str(run.path) for run in runs), seeds=f"{len(seeds)} ({report.ranges(seeds)})",
         episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}", device=device,
     )  # fmt: skip
-    began = time.monotonic()
-    grid = getattr(experiment.make_env(env, 1, "cpu"), "grid", None)
-    visits = Visits(grid[0] * grid[1], policy.heads[-1], device) if grid else None
-    chooser = visits.chooser if visits else None
-    episodes = evaluate(policy, lambda n: experiment.make_env(env, n, device, clock), len(seeds), config.episodes, REPORT, device, chooser)
-    wall_s = time.monotonic() - began
-    estimate = stats.estimate(episodes.returns.cpu().numpy())
-    steps = int(episodes.lengths.sum())
-    stuck = episodes.truncated.double().mean(1)
-    output.write_summary(
-        {"status": "completed", "run": [str(run.path) for run in runs], "seeds": seeds, "steps": steps, "wall_s": wall_s}
-        | {"steps_per_s": steps / wall_s, "return": estimate.as_dict(), "stuck_rate": stuck}
-    )
-    output.write_returns(returns=episodes.returns.cpu().numpy())
-    files = {}
-    if visits and grid:
-        files["figure"] = output.path / "visits.png"
-        title = f"{runs[0].path.parent.name}: steps spent in each cell, per greedy episode"
-        figures.grid(visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel(), files["figure"], title)
-    if config.video:
-        files["video"] = output.path / "episode.gif"
-        video.film(policy, filmed, 0, REPORT, files["video"])
-    output.write_meta(status="completed", wall_s=wall_s)
+    report.unfinished(runs)
+    with output.writing():
+        began = time.monotonic()
+        grid = getattr(experiment.make_env(env, 1, "cpu"), "grid", None)
+        visits = Visits(grid[0] * grid[1], policy.heads[-1], device) if grid else None
+        chooser = visits.chooser if visits else None
+        episodes = evaluate(
+            policy, lambda n: experiment.make_env(env, n, device, clock), len(seeds), config.episodes, REPORT, device, chooser
+        )
+        wall_s = time.monotonic() - began
+        returns = episodes.returns.cpu().numpy()
+        estimate = stats.estimate(returns)
+        steps = int(episodes.lengths.sum())
+        stuck = episodes.truncated.double().mean(1)
+        files = {}
+        if visits and grid:
+            files["figure"] = output.path / "visits.png"
+            title = f"{runs[0].path.parent.name}: steps spent in each cell, per greedy episode"
+            figures.grid(visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel(), files["figure"], title)
+        if config.video:
+            files["video"] = output.path / "episode.gif"
+            video.film(policy, filmed, 0, REPORT, files["video"])
+        summary = {"run": [str(run.path) for run in runs], "seeds": seeds, "steps": steps, "wall_s": wall_s}
+        summary |= {"steps_per_s": steps / wall_s, "return": estimate.as_dict(), "stuck_rate": stuck}
+        output.complete(summary, {"returns": returns})
     columns = {"return": estimate.per_seed, "at the time limit": [f"{x:.0%}" for x in stuck.tolist()]}
     report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, columns, estimate)
     report.end(output.path, wall_s, **files)

@@ -9,8 +9,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from rlx import atari100k, report, stats
+from rlx.command import command
 from rlx.commands.attack import eps_unit
-from rlx.config import ConfigError, build, choice, command
+from rlx.config import ConfigError, build, choice
 from rlx.run import Run
 
 
@@ -30,8 +31,22 @@ def main(composed: DictConfig) -> None:
     if config.run is None:
         raise ConfigError("run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B")
     trained = Run.command_of(config.run if isinstance(config.run, str) else config.run[0]) == "train"
-    runs = Run.find_all(config.run, config.outputs, "train" if trained else "attack")
+    runs = _finished(Run.find_all(config.run, config.outputs, "train" if trained else "attack"))
     _learning(runs, config.outputs, composed) if trained else _attacks(runs, config, composed)
+
+
+def _finished(runs: Sequence[Run]) -> list[Run]:
+    """Those of `runs` that have a result; each of the others is named. ConfigError where none is left."""
+    finished = []
+    for run in runs:
+        status = run.unfinished()
+        if status is None:
+            finished.append(run)
+        else:
+            report.start(**{"left out": f"{run.path}: {status}"})
+    if not finished:
+        raise ConfigError(f"run: none of the {len(runs)} runs is finished; rlx resume goes on with one.")
+    return finished
 
 
 def _learning(runs: Sequence[Run], outputs: str, composed: DictConfig) -> None:
@@ -40,32 +55,30 @@ def _learning(runs: Sequence[Run], outputs: str, composed: DictConfig) -> None:
 
     labels = _names(runs)
     output = Run.create(outputs, "report", runs[0].path.parent.name, composed)
-    panels: dict[str, list[figures.RobustnessCurve]] = {}
-    for label, run in zip(labels, runs, strict=True):
-        rows = run.metrics()
-        steps, seeds = (sorted({row[key] for row in rows}) for key in ("step", "seed"))
-        curve = {(row["step"], row["seed"]): row["return/mean"] for row in rows}
-        values = np.array([[curve.get((step, seed), np.nan) for seed in seeds] for step in steps])  # [steps, S]
-        cells = [{"return": stats.estimate(row[~np.isnan(row), None]).as_dict() | {"per_seed": row}} for row in values]
-        panels.setdefault(_env_name(run), []).append(figures.RobustnessCurve(label, steps, cells))
-    figures.robustness(panels, output.path / "report.png", "environment steps per seed")
-    table, lines = [], []
-    for label, run in zip(labels, runs, strict=True):
-        summary = run.summary()
-        returns, bar = summary["return"], summary.get("reward_threshold")
-        solved = "" if bar is None else f"{sum(value >= bar for value in returns['per_seed'])} (from {bar:g})"
-        result = report.interval_text(returns["iqm"], returns["ci95"])
-        lines.append([run.path, label, returns["iqm"], *returns["ci95"], len(returns["per_seed"]), summary["steps"], summary["wall_s"]])
-        table.append([label, result, str(len(returns["per_seed"])), solved, f"{summary['steps']:,}", report.duration(summary["wall_s"])])
-    with open(output.path / "report.csv", "w", newline="") as file:
-        header = ["run", "label", "iqm", "ci95_low", "ci95_high", "seeds", "steps", "wall_s"]
-        csv.writer(file).writerows([header, *lines])
-    title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
-    report.table(title, ["run", "return", "seeds", "solved", "steps", "took"], table)
-    if atari100k.is_benchmark(runs):
-        atari100k.table(runs)
-    output.write_summary({"status": "completed", "run": [str(run.path) for run in runs], "labels": labels})
-    output.write_meta(status="completed")
+    with output.writing():
+        panels: dict[str, list[figures.RobustnessCurve]] = {}
+        for label, run in zip(labels, runs, strict=True):
+            steps, _, values = run.curve()
+            cells = [{"return": stats.estimate(row[:, None]).as_dict() | {"per_seed": row}} for row in values]
+            panels.setdefault(_env_name(run), []).append(figures.RobustnessCurve(label, steps, cells))
+        figures.robustness(panels, output.path / "report.png", "environment steps per seed")
+        table, lines = [], []
+        for label, run in zip(labels, runs, strict=True):
+            summary = run.summary()
+            returns, bar = summary["return"], summary.get("reward_threshold", np.nan)
+            solved = "" if np.isnan(bar) else f"{sum(value >= bar for value in returns['per_seed'])} (from {bar:g})"
+            result = report.interval_text(returns["iqm"], returns["ci95"])
+            facts = [len(returns["per_seed"]), summary["steps"], summary["wall_s"]]
+            lines.append([run.path, label, returns["iqm"], *returns["ci95"], *facts])
+            table.append([label, result, str(facts[0]), solved, f"{facts[1]:,}", report.duration(facts[2])])
+        with open(output.path / "report.csv", "w", newline="") as file:
+            header = ["run", "label", "iqm", "ci95_low", "ci95_high", "seeds", "steps", "wall_s"]
+            csv.writer(file).writerows([header, *lines])
+        title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
+        report.table(title, ["run", "return", "seeds", "solved", "steps", "took"], table)
+        if atari100k.is_benchmark(runs):
+            atari100k.table(runs)
+        output.complete({"run": [str(run.path) for run in runs], "labels": labels})
     report.end(output.path, table=output.path / "report.csv", figure=output.path / "report.png")
 
 
@@ -119,26 +132,26 @@ def _attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
     labels = [_label(run) for run in runs]
     cells = [[cell for cell in summary["cells"] if cell["head"] == mode] for summary in summaries]
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
-    curves = [figures.RobustnessCurve(label, s["eps"], c) for label, s, c in zip(labels, summaries, cells, strict=True)]
-    seeds = summaries[0]["seeds"]
-    scale = runs[0].config.scale
-    title = f"{runs[0].path.parent.name}, {mode} attacked, {len(seeds)} seeds"
-    figures.robustness({title: curves}, output.path / "report.png", f"eps ({eps_unit(scale)})", summaries[0]["random"])
+    with output.writing():
+        curves = [figures.RobustnessCurve(label, s["eps"], c) for label, s, c in zip(labels, summaries, cells, strict=True)]
+        seeds = summaries[0]["seeds"]
+        scale = runs[0].config.scale
+        title = f"{runs[0].path.parent.name}, {mode} attacked, {len(seeds)} seeds"
+        figures.robustness({title: curves}, output.path / "report.png", f"eps ({eps_unit(scale)})", summaries[0]["random"])
 
-    last = np.array([c[-1]["return"]["per_seed"] for c in cells])  # [runs, S]
-    ranks = np.array([rankdata(-values) for values in last])
-    rows = [[str(seed), *(f"{v:.1f} ({r:g})" for v, r in zip(last[:, i], ranks[:, i], strict=True))] for i, seed in enumerate(seeds)]
-    columns = [f"{label} at {s['eps'][-1]:g}" for label, s in zip(labels, summaries, strict=True)]
-    report.table(f"Return per seed at the largest radius, and the agent's rank (1: most robust), {mode} attacked", ["seed", *columns], rows)
-    # Where all agents return the same they have no ranks.
-    correlations = [float(spearmanr(last[0], x).statistic) if min(np.ptp(last[0]), np.ptp(x)) > 0 else np.nan for x in last]
-    for label, value in zip(labels[1:], correlations[1:], strict=True):
-        report.start(ranks=f"'{labels[0]}' against '{label}': Spearman correlation {value:.2f}")
-    output.write_summary(
-        {"status": "completed", "run": [str(run.path) for run in runs], "labels": labels, "seeds": seeds}
-        | {"return": last, "rank": ranks, "spearman_with_first": correlations}
-    )
-    output.write_meta(status="completed")
+        last = np.array([c[-1]["return"]["per_seed"] for c in cells])  # [runs, S]
+        ranks = np.array([rankdata(-values) for values in last])
+        rows = [[str(seed), *(f"{v:.1f} ({r:g})" for v, r in zip(last[:, i], ranks[:, i], strict=True))] for i, seed in enumerate(seeds)]
+        columns = [f"{label} at {s['eps'][-1]:g}" for label, s in zip(labels, summaries, strict=True)]
+        report.table(
+            f"Return per seed at the largest radius, and the agent's rank (1: most robust), {mode} attacked", ["seed", *columns], rows
+        )
+        # Where all agents return the same they have no ranks.
+        correlations = [float(spearmanr(last[0], x).statistic) if min(np.ptp(last[0]), np.ptp(x)) > 0 else np.nan for x in last]
+        for label, value in zip(labels[1:], correlations[1:], strict=True):
+            report.start(ranks=f"'{labels[0]}' against '{label}': Spearman correlation {value:.2f}")
+        facts = {"run": [str(run.path) for run in runs], "labels": labels, "seeds": seeds}
+        output.complete(facts | {"return": last, "rank": ranks, "spearman_with_first": correlations})
     report.end(output.path, figure=output.path / "report.png")
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx import report
-from rlx.config import ConfigError, build, command
+from rlx.command import command
+from rlx.config import ConfigError, build
 from rlx.run import Run
 
 
@@ -25,30 +26,42 @@ class Config:
     final_episodes: int | None
     checkpoint_every: int | None
     checkpoint_seconds: float | None
+    trust: bool
 
 
 @command("resume")
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean of the last evaluation."""
     config = build(Config, composed, "")
-    runs = Run.find_all(config.run, config.outputs, finished=False)
+    runs = Run.find_all(config.run, config.outputs, finished=False, trusted=config.trust)
     if len(runs) != 1:
         raise ConfigError("run: resume takes one run.")
-    run = runs[0]
-    saved = run.config
-    changes = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in ("run", "outputs", "seeds")}
+    own = ("run", "outputs", "seeds", "trust")
+    changes = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in own}
     changes = {key: value for key, value in changes.items() if value is not None}
+    if config.seeds is not None and changes:
+        raise ConfigError(f"seeds={config.seeds}: seeds are added by themselves; give {', '.join(changes)} in another rlx resume.")
+    report.start(resume=runs[0].path)
 
     from rlx import growing
 
     if config.seeds is not None:
-        if changes:
-            raise ConfigError(f"seeds={config.seeds}: seeds are added by themselves; give {', '.join(changes)} in another rlx resume.")
-        return growing.grow(run, config.seeds)
+        return growing.grow(runs[0], config.seeds)
+    with runs[0].lock():  # from the first look at what is saved to the last write
+        return _go_on(runs[0], changes)
+
+
+def _go_on(run: Run, changes: dict[str, Any]) -> float:
+    """Take up the run, which is locked, with some keys changed."""
+    from rlx import growing
+    from rlx.experiment import validated
+
+    saved = validated(run.config)
     for key, value in changes.items():
         if value != saved[key]:
             report.start(**{key: f"{saved[key]} → {value}"})
             saved[key] = value
+    saved = validated(saved)
     training, warnings = growing.resumed(run, saved)
     if training.step >= training.config.steps and run.meta()["status"] == "completed":
         more = 2 * training.step

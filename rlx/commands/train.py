@@ -1,12 +1,15 @@
 """Train an agent on an env, many seeds at once, and keep each seed's best weights."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx.config import at_least, build, check_protocol, choice, chosen, command, parse_seeds
+from rlx import report
+from rlx.command import command
+from rlx.conf import group_files
+from rlx.config import at_least, build, check_protocol, choice, chosen, parse_seeds
+from rlx.errors import ConfigError, nearest
 from rlx.files import require_room
 from rlx.run import Run
 
@@ -57,20 +60,52 @@ class Config:
             at_least(getattr(self, key), 1, key)
 
 
-@command("train")
+def check(composed: DictConfig) -> None:
+    """Raise what is wrong with a training's config, as far as one seed of it tells."""
+    config = build(Config, composed, "")
+    check_protocol(config.protocol)
+    settings()
+
+    from rlx.experiment import validated
+    from rlx.training import Training
+
+    one = validated(composed)
+    one.seeds = parse_seeds(config.seeds)[:1]
+    Training(build(Config, one, ""), run_name(config))
+
+
+@command("train", check)
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean of the last evaluation, for sweepers."""
     config = build(Config, composed, "")
     check_protocol(config.protocol)
+    name = run_name(config)
+    report.start(train=name, settings=settings())
 
+    from rlx.experiment import validated
     from rlx.training import Training
 
+    composed = validated(composed)
+    training = Training(build(Config, composed, ""), name)
+    require_room(config.outputs, training.disk_size())
+    return training.run(Run.create(config.outputs, "train", name, composed))
+
+
+def run_name(config: Config) -> str:
+    """Agent and env, as in "dqn-cartpole"; of Gymnasium's and Atari's envs the id or the game."""
     env = chosen("env")
     if env in ("gym", "atari"):
         env = str(config.env.get("id", config.env.get("game"))).replace("/", "-")
-    name = f"{chosen('agent')}-{env}"
-    if config.data and not config.data.startswith("minari:"):
-        composed.data = str(Path(config.data).absolute())  # a run may be resumed from elsewhere
-    training = Training(config, name)
-    require_room(config.outputs, training.disk_size())
-    return training.run(Run.create(config.outputs, "train", name, composed))
+    return f"{chosen('agent')}-{env}"
+
+
+def settings() -> str:
+    """Which tuned settings the run has; ConfigError where some were asked for that do not exist."""
+    wanted, files = chosen("tuned"), group_files("tuned")
+    if wanted in files:
+        return f"tuned/{wanted}"
+    if wanted not in (f"{chosen('agent')}-{chosen('env')}", "none"):
+        raise ConfigError(f"tuned={wanted}: no such settings.{nearest(wanted, files)}")
+    if wanted == "none":
+        return f"defaults of {chosen('agent')} (tuned=none)"
+    return f"defaults of {chosen('agent')}, which nobody tuned for {chosen('env')}"

@@ -1,0 +1,64 @@
+"""Where config files lie: rlx's own conf/, and the user's beside it."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import rlx
+
+_user: list[Path] = []
+
+
+def conf_dir() -> str:
+    """The absolute path of rlx's config groups.
+
+    They lie beside the package in a checkout (also when installed editable), else inside it.
+    """
+    package = Path(rlx.__file__).resolve().parent
+    checkout = package.parent / "conf"
+    return str(checkout if (checkout / "train.yaml").is_file() else package / "conf")
+
+
+def use(folder: Path | None) -> None:
+    """Let a user's folder of config groups count from now on; None: no such folder."""
+    _user[:] = [] if folder is None else [folder.absolute()]
+
+
+def user_dir() -> Path | None:
+    """The user's folder of config groups: `--config-dir`, or conf/ where they stand."""
+    return _user[0] if _user else None
+
+
+def conf_dirs() -> list[Path]:
+    """All folders with config groups: rlx's, then the user's."""
+    return [Path(conf_dir()), *_user]
+
+
+def group_files(group: str) -> dict[str, Path]:
+    """Option → file of a config group; the user's file hides one of rlx's of the same name."""
+    files = [file for folder in conf_dirs() for file in (folder / group).glob("*.yaml")]
+    return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
+
+
+def options_with(group: str, key: str) -> list[str]:
+    """The options of a group whose own file has `key`; those that ask the user for it come first."""
+    found = []
+    for option, file in group_files(group).items():
+        keys = yaml.safe_load(file.read_text()) or {}
+        keys = keys.get(group, keys) if isinstance(keys, dict) else {}
+        if key in keys:
+            found.append((keys[key] != "???", option))
+    return [option for _, option in sorted(found)]
+
+
+@cache
+def synonyms() -> dict[str, list[str]]:
+    """What other libraries call a key, in lower case → rlx's keys, from conf/synonyms.yaml."""
+    table: dict[str, Any] = yaml.safe_load(Path(conf_dir(), "synonyms.yaml").read_text())
+    result: dict[str, list[str]] = {}
+    for key, words in table.items():
+        for word in words:
+            result.setdefault(word, []).append(key)
+    return result

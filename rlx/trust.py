@@ -1,0 +1,76 @@
+"""Which runs were made here: a signature of each run's config, as Jupyter signs notebooks.
+
+A run that somebody else made is data. What it names is imported only where it is rlx's own, where
+the user's conf/ names it too, where the run carries this user's signature, or by trust=true.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlx.conf import user_dir
+
+
+def signature(text: str) -> str | None:
+    """The signature of `text` by this user's secret; None where no secret can be kept."""
+    secret = _secret()
+    return None if secret is None else hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def is_signed(text: str, given: object) -> bool:
+    """Whether `given` is this user's signature of `text`."""
+    own = signature(text)
+    return own is not None and isinstance(given, str) and hmac.compare_digest(own, given)
+
+
+def imports(config: Any) -> Iterator[str]:
+    """What a config makes Python import beside rlx: each `_target_`, and modules of Gymnasium ids."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key == "_target_":
+                if not str(value).startswith("rlx."):
+                    yield str(value)
+            elif key == "id" and isinstance(value, str) and ":" in value:
+                if not value.startswith("rlx."):
+                    yield value.partition(":")[0]
+            else:
+                yield from imports(value)
+    if isinstance(config, list):
+        for value in config:
+            yield from imports(value)
+
+
+def own_imports() -> set[str]:
+    """What the files of the user's conf/ name: classes, and modules of Gymnasium ids."""
+    folder = user_dir()
+    text = "\n".join(file.read_text() for file in folder.rglob("*.yaml")) if folder else ""
+    targets = re.findall(r"^\s*_target_:\s*['\"]?([\w.:]+)", text, re.MULTILINE)
+    modules = re.findall(r"^\s*id:\s*['\"]?([\w.]+):", text, re.MULTILINE)
+    return {*targets, *modules}
+
+
+def _secret() -> bytes | None:
+    """32 bytes that only this user knows, made when first asked for."""
+    home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    file = Path(home, "rlx", "secret")
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = file.with_name(f".secret.{os.getpid()}")
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as opened:
+                opened.write(secrets.token_bytes(32))
+            try:
+                os.link(aside, file)  # the first of two processes wins
+            except FileExistsError:
+                pass
+            finally:
+                aside.unlink()
+        return file.read_bytes()
+    except OSError:
+        return None
