@@ -221,7 +221,7 @@ def _explain(error: Exception, command: str, line: list[str]) -> str:
         return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace("\n\n", "\n")
     key = str(match[1])
     keys = all_keys(command, _overrides(line))
-    if command == "resume" and key in all_keys("train", []):
+    if command == "resume" and key.partition(".")[0] in own_keys("train"):
         may = ", ".join(sorted(own_keys(command) - {"run", "outputs", "trust"}))
         return f"{key}: may not change when a run is resumed. These may: {may}."
     if key.partition(".")[0] in ("agent", "env", "eval_env") and takes_runs(command):

@@ -25,7 +25,7 @@ def command(name: str, check: Callable[[DictConfig], None] | None = None) -> Cal
         @functools.wraps(task)
         def main() -> None:
             if not _is_sweep():
-                _compose(name, task)
+                _once(name, task)
                 return
             sweep = Sweep(task)
             if check is not None:
@@ -36,6 +36,22 @@ def command(name: str, check: Callable[[DictConfig], None] | None = None) -> Cal
         return main
 
     return decorate
+
+
+def _once(name: str, task: Task) -> None:
+    """Run `task`. Its errors pass Hydra by, which would print lines of its own about them."""
+    errors: list[ConfigError | RunError] = []
+
+    def guarded(composed: DictConfig) -> float | None:
+        try:
+            return task(composed)
+        except (ConfigError, RunError) as error:
+            errors.append(error)
+            return None
+
+    _compose(name, guarded)
+    if errors:
+        raise errors[0]
 
 
 def _is_sweep() -> bool:
@@ -87,9 +103,10 @@ class Sweep:
             finally:
                 sys.argv = argv
         if self.failures:
-            lines = [f"{error}  ({overrides})" for overrides, error in self.failures]
-            count = f"{len(lines)} of {len(self.planned)} combinations are wrong; none was begun:"
-            raise ConfigError("\n  ".join([count, *lines]))
+            for overrides, error in self.failures:
+                _tell(error, overrides)
+            count = f"{len(self.failures)} of {len(self.planned)} combinations are wrong"
+            raise ConfigError(f"{count}; none was begun.")
 
     def run(self, composed: DictConfig) -> float | None:
         """One combination. A failure is told at once, and the next one goes on."""
@@ -102,11 +119,11 @@ class Sweep:
         try:
             return self.task(composed)
         except (ConfigError, RunError) as error:  # Hydra would print a line of its own about it
-            print(f"rlx: {error}", file=sys.stderr, flush=True)
+            _tell(error, overrides)
             self.failures.append((overrides, error))
             return None
         except Interrupted as error:
-            raise Interrupted(error.code - 128, "\n  ".join([str(error), *self._left()])) from None
+            raise Interrupted(error.code - 128, "\n".join([str(error), *self._left()])) from None
 
     def _left(self) -> list[str]:
         """Commands that go on with what was not begun."""
@@ -114,16 +131,22 @@ class Sweep:
         if not left:
             return []
         lines = [f"{sys.argv[0]} {one}" for one in left]
-        return [f"not begun, {len(left)} of {len(self.planned)}:", *lines]
+        return [f"rlx: not begun, {len(left)} of {len(self.planned)}:", *lines]
 
     def end(self) -> None:
         """Raise what failed, all of it; exit code 2 where nothing but configs were wrong."""
         if not self.failures:
             return
-        lines = [f"{error}  ({overrides})" for overrides, error in self.failures]
-        summary = RunError("\n  ".join([f"{len(lines)} of {self.begun} combinations failed:", *lines]))
+        for overrides, error in self.failures:  # once more: they may be far above
+            _tell(error, overrides)
+        summary = RunError(f"{len(self.failures)} of {self.begun} combinations failed.")
         summary.code = min(error.code for _, error in self.failures)
         raise summary
+
+
+def _tell(error: Exception, overrides: str) -> None:
+    """One line about a combination that failed."""
+    print(f"rlx: {error}  ({overrides})", file=sys.stderr, flush=True)
 
 
 def _overrides() -> str:

@@ -142,7 +142,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return int(value)  # steps=1e6
     if hint in (float, str) and type(value) is int:
         return hint(value)  # checkpoint=20000
-    if isinstance(hint, type) and type(value) is not hint:
+    if hint is int and isinstance(value, float):
+        raise ConfigError(f"{key}={value}: expected a whole number.")
+    if (isinstance(hint, type) and type(value) is not hint) or (typing.get_origin(hint) or hint) is dict:
         raise ConfigError(f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}.")
     return value
 

@@ -245,17 +245,32 @@ def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]"
         raise ConfigError(
             f"checkpoint={checkpoint}: every seed of {run.path} had stopped by then; use checkpoint=best, the weights each stopped with."
         )
-    policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(seeds))
+    settings = build(kind.config_type, config.agent, "agent")
     saved = run.load(checkpoint)
-    wanted = policy.state_dict()
-    where = run.checkpoint(checkpoint) / "agent.safetensors"
+    # First without memory: what a config asks for may not fit into any, a file holds what it is long.
+    _check_tensors(_outline(kind.policy_type, settings, spec, len(seeds)), saved, run.checkpoint(checkpoint) / "agent.safetensors")
+    policy = kind.policy_type(settings, spec, seed_tensor(seeds))
+    policy.load_state_dict({name: saved[name] for name in policy.state_dict()})
+    return policy.requires_grad_(False), spec, seeds
+
+
+def _outline(kind: Any, settings: Any, spec: "Spec", seeds: int) -> "dict[str, torch.Tensor]":
+    """The tensors of a policy, shapes without content."""
+    import torch
+
+    from rlx.rng import seed_tensor
+
+    with torch.device("meta"):
+        return kind(settings, spec, seed_tensor(range(seeds), "meta")).state_dict()
+
+
+def _check_tensors(wanted: "Mapping[str, torch.Tensor]", saved: "Mapping[str, torch.Tensor]", where: Path) -> None:
+    """ConfigError where the file `where` lacks a tensor, or has one of another shape."""
     for name, tensor in wanted.items():
         if name not in saved:
             raise ConfigError(f"{where}: tensor '{name}' is missing.{nearest(name, saved)}")
         if saved[name].shape != tensor.shape:
             raise ConfigError(f"{where}: tensor '{name}' is {list(saved[name].shape)}, but this config makes {list(tensor.shape)}.")
-    policy.load_state_dict({name: saved[name] for name in wanted})
-    return policy.requires_grad_(False), spec, seeds
 
 
 def load_policies(runs: "Sequence[Run]", checkpoint: str, device: "torch.device", seeds: object = None) -> "tuple[Policy, Spec, list[int]]":

@@ -18,6 +18,8 @@ class Kept:
         self.step = torch.zeros(seeds, dtype=torch.int64)
         self.value = torch.full((seeds,), -torch.inf, dtype=torch.float64)
         self.solved = torch.zeros(seeds, dtype=torch.bool)
+        self.changed = True
+        """Whether the disk may hold others."""
 
     def improve(self, policy: Policy, value: Tensor, step: int) -> None:
         """Keep `policy` in the seeds where its greedy evaluation `value` [S] is the best so far, the later one among equals."""
@@ -28,6 +30,7 @@ class Kept:
 
     def keep(self, policy: Policy, running: Tensor, where: Tensor, step: int, solved: Tensor, value: Tensor) -> None:
         """Keep `policy`, which holds the seeds `running`, in those of them `where` is true."""
+        self.changed = True
         rows = running[where]
         for mine, theirs in zip(self.policy.state_dict().values(), policy.state_dict().values(), strict=True):
             mine[rows] = theirs[where]
@@ -46,5 +49,6 @@ class Kept:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse."""
+        self.changed = True
         self.step, self.value, self.solved = (state[name].clone() for name in ("step", "value", "solved"))
         self.policy.load_state_dict({name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")})

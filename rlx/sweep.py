@@ -120,7 +120,12 @@ class Attacker:
         self.idle = {head: not bool(radius.any()) for head, radius in self.radius.items()}
         self.stack = spec.stack
         self.shown: dict[str, Tensor] = {}
-        """Where the env stacks observations, what each head was shown before: [S · B, stack − 1, *O], the newest last."""
+        """Where the env stacks observations, what each head was shown before: [S · B, stack − 1, C, …], the newest last."""
+        if spec.stack > 1:
+            assert isinstance(self.space, gymnasium.spaces.Box)
+            size = self.scale.shape[0] // spec.stack
+            self.scale = self.scale[-size:]
+            self.space = gymnasium.spaces.Box(self.space.low[-size:], self.space.high[-size:], dtype=self.space.dtype)  # type: ignore[arg-type]
 
     def chooser(self, ids: Tensor) -> Choose:
         """For `rollout`: how the copies `ids` [S', B'] choose."""
@@ -131,7 +136,7 @@ class Attacker:
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             obs = obs.float()  # of images too
             if self.stack > 1:
-                obs = self._remembered(head, obs, flat)
+                obs, scores = self._newest(head, obs, scores, flat)
             clean = scores.best(obs)
             self.decisions[head].view(-1).index_add_(0, flat, deciding.flatten().long())
             if self.idle[head]:
@@ -144,39 +149,42 @@ class Attacker:
                 return uniform(key[head], counter, count)
 
             box = radius[head].view(*ids.shape, *[1] * self.scale.dim()) * self.scale
-            if self.stack > 1:  # what was shown before cannot be changed any more
-                box = box.unflatten(2, (self.stack, -1)).clone()
-                box[:, :, :-1] = 0
-                box = box.flatten(2, 3)
             seen = self.attack.perturb(scores, obs, Budget.of(self.space, box), draw)
-            self._remember(head, seen, flat)
             decision = scores.best(seen)
+            self._remember(head, seen, flat)
             self.flips[head].view(-1).index_add_(0, flat, (self._flipped(decision, clean) & deciding).flatten().long())
             return decision
 
         return choose
 
-    def _remembered(self, head: str, obs: Tensor, flat: Tensor) -> Tensor:
-        """`obs` [S', B', stack · C, …] of the copies `flat`, its older observations as `head` was shown them."""
-        frames = obs.unflatten(2, (self.stack, -1))
-        if head in self.shown:
-            past = self.shown[head][flat].view(frames[:, :, 1:].shape)
-            frames = torch.cat([past, frames[:, :, -1:]], 2)
-        return frames.flatten(2, 3)
+    def _newest(self, head: str, obs: Tensor, scores: Scores, flat: Tensor) -> tuple[Tensor, Scores]:
+        """The newest of the observations that `obs` [S', B', stack · C, …] shows, [S', B', C, …], and the scores as a function of it.
+
+        What `head` was shown before stays as it was, perturbed or not: the past is no more to be
+        moved. An episode begins with its first observation `stack` times, all of them alike.
+        """
+        newest = obs.unflatten(2, (self.stack, -1))[:, :, -1]
+        past = self.shown.get(head)
+        if past is not None:
+            past = past[flat].view(*newest.shape[:2], self.stack - 1, *newest.shape[2:])
+
+        def stacked(frame: Tensor) -> Tensor:
+            before = frame.unsqueeze(2).expand(-1, -1, self.stack - 1, *frame.shape[2:]) if past is None else past
+            return torch.cat([before, frame.unsqueeze(2)], 2).flatten(2, 3)
+
+        choice = None if scores.choice is None else lambda frame: scores.best(stacked(frame))
+        return newest, Scores(lambda frame: scores(stacked(frame)), scores.bounds, choice)
 
     def _remember(self, head: str, seen: Tensor, flat: Tensor) -> None:
-        """Note that `head` was shown `seen`: its next observation begins with what this one ends with.
-
-        An episode begins with one observation `stack` times, and so is it remembered.
-        """
+        """Note that `head` was shown the observations `seen` [S', B', C, …]."""
         if self.stack == 1:
             return
-        frames = seen.detach().unflatten(2, (self.stack, -1)).flatten(0, 1)
-        past = frames[:, 1:]
+        frame = seen.detach().flatten(0, 1).unsqueeze(1)
         if head not in self.shown:
-            past = frames[:, -1:].expand_as(past)
-            self.shown[head] = frames.new_zeros(self.shape.numel(), *past.shape[1:])
-        self.shown[head][flat] = past
+            self.shown[head] = frame.new_zeros(self.shape.numel(), self.stack - 1, *frame.shape[2:])
+            self.shown[head][flat] = frame.expand(-1, self.stack - 1, *frame.shape[2:])
+        else:
+            self.shown[head][flat] = torch.cat([self.shown[head][flat][:, 1:], frame], 1)
 
     def _flipped(self, decision: Tensor, clean: Tensor) -> Tensor:
         """Whether another choice was made [S, B]; in a Box: whether some number moved by more than a tenth of half its range."""

@@ -157,7 +157,8 @@ class Training:
         if self.stop is not None and len(self.running):  # these never met it
             nobody = torch.zeros(len(self.running), dtype=torch.bool)
             self.kept.keep(self.agent.policy, self.running, ~nobody.to(self.device), self.step, nobody, self.stop.mean())
-        self._save_kept()
+        if self.kept.changed:
+            self._save_kept()
 
     def _vector_step(self) -> Tensor:
         """Act, step, learn; returns the returns so far of the running episodes, those that ended included [S', N]."""
@@ -303,6 +304,7 @@ class Training:
 
     def _save_kept(self) -> None:
         self.output.save("best", {"seeds": self.seeds} | self.kept.facts(), self.kept.policy.state_dict())
+        self.kept.changed = False
 
     def _elapsed(self) -> float:
         return self.wall_s + time.monotonic() - self.began

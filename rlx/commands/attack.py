@@ -83,6 +83,9 @@ def main(composed: DictConfig) -> float:
         clean = evaluate(policy, make_env, len(seeds), config.episodes, REPORT, device, visited.chooser)
         random = float(evaluate_random(policy, make_env, config.episodes, device).returns.mean())
         scale = attacks.unit_scale(config.scale, spec.observation_space, visited.std)
+        small = [radius for radius in eps if 0 < radius * scale.max() < 1]
+        if small and np.issubdtype(spec.observation_space.dtype, np.integer):
+            report.start(warning=f"eps up to {max(small):g} is less than one gray level, and changes no picture")
         played = sweep(policy, make_env, spec, attack, modes, seeds, eps, scale, config.episodes, config.max_copies, device)
         wall_s = time.monotonic() - began
         steps = int(sum(p.lengths.sum() for p in played.values()))
