@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from rlx import experiment, figures, journal, report, stats, stopping
+from rlx import contract, experiment, figures, journal, report, stats, stopping
 from rlx.agent import OfflineAgent, Transition
 from rlx.config import build, parse_seeds
 from rlx.errors import ConfigError, Interrupted, RunError
@@ -52,11 +52,13 @@ class Training:
             self.differences = self.data.fit(self.spec, self.eval_env)
             self.copies, self.unit, self.fingerprint = 1, "minibatches", self.data.fingerprint()
             env = {**config.env, "workers": 1}  # it is never stepped
+        contract.check_env(experiment.make_env({**env, "workers": 1}, 1, "cpu"), self.spec)
         seeds = seed_tensor(self.seeds, self.device)
         shape = (len(seeds), self.copies)
         self.agent = experiment.make_agent(config.agent, self.spec, seeds, self.copies, self.data)
         self.env = experiment.make_env(env, len(seeds) * self.copies, self.device)
         self.obs = self.env.reset(seed=reset_seeds(seeds, self.copies, "env").flatten().tolist())[0].unflatten(0, shape)
+        contract.check_policy(self.agent, self.obs, self.spec)
         self.first = torch.ones(shape, dtype=torch.bool, device=self.device)
         self.carry = self.agent.policy.initial_carry(self.copies)
         self.running = torch.arange(len(seeds), device=self.device)
@@ -166,11 +168,16 @@ class Training:
             self.step += 1
             return self.log.add(torch.zeros_like(self.log.running), torch.zeros_like(self.first), self.agent.learn(), self.step)
         action, self.carry = self.agent.act(self.obs, self.first, self.carry)
+        unchecked = not self.log.metrics  # nothing has been learnt in this process yet
+        if unchecked:
+            contract.check_action(self.agent, action, self.first.shape)
         obs, reward, terminated, truncated, info = self.env.step(action.flatten(0, 1))
         next_obs, obs, reward, terminated, truncated = (
             x.unflatten(0, self.first.shape) for x in (info["final_obs"], obs, reward, terminated, truncated)
         )
         metrics = self.agent.update(Transition(self.obs, action, reward, next_obs, terminated, truncated, self.carry))
+        if unchecked:
+            contract.check_metrics(self.agent, metrics, self.first.shape)
         self.obs, self.first = obs, terminated | truncated
         self.step += self.copies
         return self.log.add(reward, self.first, metrics, self.step)
@@ -200,7 +207,12 @@ class Training:
         seeds = [self.seeds[i] for i in self.running.tolist()]
         self.log.check(seeds, self.obs)
         self.interruptible = True
-        episodes = evaluate(self.agent.policy, self.make_env, len(seeds), self.config.eval_episodes, SELECTION, self.device)
+        try:
+            episodes = evaluate(self.agent.policy, self.make_env, len(seeds), self.config.eval_episodes, SELECTION, self.device)
+        except RunError:  # the env's fault: what was learnt is whole
+            self.interruptible = False
+            self._save()
+            raise
         self.interruptible = False
         mean = episodes.returns.mean(1).cpu()
         self.last[self.running.cpu()] = mean

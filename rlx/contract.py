@@ -1,0 +1,103 @@
+"""What somebody's agent or env returns, checked once before a run is written: the words of agent.py and env.py, enforced."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlx.agent import Agent, Spec
+from rlx.errors import ConfigError, RunError
+
+
+def check_policy(agent: Agent, obs: Tensor, spec: Spec) -> None:
+    """Let `agent` act greedily on first observations `obs` [S, N, *O]: actions as the action space has them, and a carry."""
+    shape = obs.shape[:2]
+    first = torch.ones(shape, dtype=torch.bool, device=obs.device)
+    with torch.no_grad():
+        result = agent.policy.act(obs, first, agent.policy.initial_carry(shape[1]))
+    what = f"agent: {type(agent.policy).__name__}.act"
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ConfigError(f"{what} returned {type(result).__name__}; expected (action, carry).")
+    action, carry = result
+    box = isinstance(spec.action_space, spaces.Box)
+    wanted = (*shape, *(spec.action_space.shape or ()))
+    _expect(what + "'s action", action, wanted, (torch.float32,) if box else (torch.int64,))
+    for name, value in carry.items():
+        if not isinstance(value, Tensor) or value.shape[:2] != shape:
+            raise ConfigError(f"{what}'s carry '{name}' is {_shown(value)}; expected a tensor that starts with {list(shape)}.")
+
+
+def check_env(env: Any, spec: Spec) -> None:
+    """Reset and step `env`, one copy: shapes, kinds, numbers, and how many of them."""
+    what = f"env: {getattr(env, 'name', type(getattr(env, 'dynamics', env)).__name__)}"
+    space = spec.observation_space
+    kinds: tuple[torch.dtype, ...] = (torch.int64, torch.int32)
+    wanted: tuple[int, ...] = (1,)
+    if isinstance(space, spaces.Box):
+        kinds, wanted = (torch.from_numpy(space.low).dtype,), (1, *space.shape)
+
+    def observation(name: str, value: Any) -> None:
+        _expect(f"{what}'s {name}", value, wanted, kinds)
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ConfigError(f"{what}'s {name} holds a number that is not finite.")
+
+    action = torch.zeros(1, *(spec.action_space.shape or ()), dtype=torch.int64)
+    if isinstance(spec.action_space, spaces.Box):
+        low, high = (torch.from_numpy(bound) for bound in (spec.action_space.low, spec.action_space.high))
+        action = action.float().clamp(low, high)
+    observation("first observation", _called(f"{what}'s reset", lambda: env.reset(seed=0))[0])
+    result = _called(f"{what}'s step", lambda: env.step(action))
+    if not isinstance(result, tuple) or len(result) != 5:
+        count = len(result) if isinstance(result, tuple) else type(result).__name__
+        raise ConfigError(f"{what}'s step returned {count} values; expected obs, reward, terminated, truncated, info.")
+    obs, reward, terminated, truncated, info = result
+    observation("observation", obs)
+    _expect(f"{what}'s reward", reward, (1,), (torch.float32,))
+    if not reward.isfinite().all():
+        raise ConfigError(f"{what}'s reward is {float(reward)}; expected a finite number.")
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        _expect(f"{what}'s '{name}'", flag, (1,), (torch.bool,))
+    if "final_obs" not in info:
+        raise ConfigError(f"{what}'s info lacks 'final_obs', the observation that a step led to before any autoreset.")
+    observation("final_obs", info["final_obs"])
+
+
+def check_action(agent: Agent, action: Tensor, shape: torch.Size) -> None:
+    """RunError where an agent's exploring actions [S, N, …] are of another shape."""
+    if not isinstance(action, Tensor) or action.shape[:2] != shape:
+        what = f"agent: {type(agent).__name__}.act's action is {_shown(action)}"
+        raise RunError(f"{what}; expected a tensor that starts with {list(shape)}")
+
+
+def check_metrics(agent: Agent, metrics: Mapping[str, Tensor], shape: torch.Size) -> None:
+    """RunError where an agent's metrics are not name → [S]."""
+    what = f"agent: {type(agent).__name__}"
+    for name, value in metrics.items():
+        if not isinstance(value, Tensor) or value.shape != shape[:1]:
+            raise RunError(f"{what}.update's metric '{name}' is {_shown(value)}; expected a tensor [{shape[0]}], one number a seed")
+
+
+def _called(what: str, call: Callable[[], Any]) -> Any:
+    """What `call` returns; ConfigError with what it raises, but for errors that blame somebody already."""
+    try:
+        return call()
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def _expect(what: str, value: Any, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...]) -> None:
+    """ConfigError unless `value` is a tensor of this shape and one of these kinds."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != tuple(shape) or value.dtype not in kinds:
+        kind = str(kinds[0]).removeprefix("torch.")
+        raise ConfigError(f"{what} is {_shown(value)}; expected {kind} {list(shape)}.")
+
+
+def _shown(value: Any) -> str:
+    """Kind and shape of a tensor; of anything else its type."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
