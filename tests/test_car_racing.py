@@ -1,10 +1,17 @@
 """CarRacing drawn at its own size is Gymnasium's."""
 
+import copy
+import inspect
+import pickle
+import warnings
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, small
+from gymnasium.error import InvalidAction
+from gymnasium.utils.env_checker import check_env
 from test_resume import fingerprint
 
 from rlx.envs.car_racing import ACTIONS, CarRacing
@@ -103,3 +110,55 @@ def test_evaluation_changes_only_the_keys_it_names(composed):
     config = composed("train", "agent=ppo", "env=car_racing")
     assert config.env.kwargs.patience == 150
     assert evaluated_env(config)["kwargs"] == dict(config.env.kwargs) | {"patience": None}
+
+
+OTHERS = {
+    "render_mode": "rgb_array",
+    "lap_complete_percent": 0.5,
+    "domain_randomize": True,
+    "continuous": True,
+    "repeat": 3,
+    "gray": False,
+    "dashboard": False,
+    "patience": 40,
+}
+"""A value of each argument that is not its default."""
+
+
+@pytest.mark.parametrize("arguments", [{}, OTHERS], ids=["defaults", "others"])
+def test_a_pickled_or_copied_env_is_the_same_env(arguments):
+    defaults = inspect.signature(CarRacing).parameters
+    assert OTHERS.keys() == defaults.keys()
+    assert all(value != defaults[name].default for name, value in OTHERS.items())
+    env = gymnasium.make("rlx/CarRacing-v3", **arguments).unwrapped
+    kept = [name for name in OTHERS if name != "continuous"]  # the physics always are
+    for twin in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
+        assert [getattr(twin, name) for name in kept] == [getattr(env, name) for name in kept]
+        assert twin.action_space == env.action_space
+        assert twin.observation_space == env.observation_space
+        env.reset(seed=3), twin.reset(seed=3)
+        action = np.array([0.3, 1, 0], np.float32) if arguments else 12
+        for _ in range(3):
+            one, other = env.step(action), twin.step(action)
+            assert (one[0] == other[0]).all() and one[1:4] == other[1:4]
+
+
+@pytest.mark.parametrize("gray", [True, False])
+def test_state_pixels_are_the_picture_seen(gray):
+    env = CarRacing(render_mode="state_pixels", gray=gray)
+    assert env.render() is None  # as Gymnasium's before the first reset
+    for move in (lambda: env.reset(seed=1), lambda: env.step(2)):
+        seen, picture = move()[0], env.render()
+        assert picture.shape == (96, 96, 3) and picture.dtype == np.uint8
+        assert (picture == seen.transpose(1, 2, 0)).all() and picture.std() > 10
+
+
+def test_gymnasiums_checker_finds_nothing_and_other_actions_are_refused():
+    env = gymnasium.make("rlx/CarRacing-v3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        check_env(env.unwrapped, skip_render_check=True)
+    for action in (-1, 25, 0.5):
+        env.reset(seed=0)
+        with pytest.raises(InvalidAction, match=r"not in Discrete\(25\)"):
+            env.step(action)

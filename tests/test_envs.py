@@ -9,33 +9,25 @@ import pytest
 import torch
 
 import rlx.envs  # noqa: F401 (registers)
-from rlx.config import ConfigError, conf_dir
+from rlx.config import ConfigError, conf_dir, load_class
 from rlx.envs import atari
+from rlx.envs.batched import Dynamics
 from rlx.envs.chain import Chain
 from rlx.envs.gym import GymEnv
 from rlx.envs.maze import _CELLS, _MOVES, Maze
 from rlx.experiment import make_env
 
-NATIVE = [
-    "Acrobot-v1",
-    "CartPole-v1",
-    "CartPolePixels-v1",
-    "Catch-v0",
-    "Chain-v0",
-    "ConnectFour-v0",
-    "Maze-v0",
-    "MiniBreakout-v0",
-    "MountainCar-v0",
-]
-NATIVE += ["Pendulum-v1", "Tabular-v0", "TicTacToe-v0"]
 CONFIGS = sorted(path.stem for path in Path(conf_dir(), "env").glob("*.yaml"))
 CHOICES = {"gym": ["env.id=CartPole-v1"], "atari": ["env.game=freeway", "env.max_episode_steps=150"]}
 CPU = torch.device("cpu")
 
 
-def test_all_are_registered():
-    late = {"rlx/CarRacing-v3", "rlx/DMControl-v0"}  # whose modules register them, when another test or a config imports that
-    assert sorted({name for name in gymnasium.registry if name.startswith("rlx/")} - late) == [f"rlx/{name}" for name in NATIVE]
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_env_of_rlxs_own_is_registered(name, composed):
+    config = composed("train", f"env={name}", *CHOICES.get(name, ())).env
+    kind = load_class(config, "env", object)
+    if issubclass(kind, Dynamics):
+        assert f"rlx/{config.get('id', kind.gymnasium_id)}" in gymnasium.registry
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import numpy as np
 import pygame
 from gymnasium import spaces
 from gymnasium.envs.box2d import car_dynamics, car_racing
+from gymnasium.error import InvalidAction
+from gymnasium.utils import EzPickle
 
 from rlx.config import at_least
 
@@ -56,6 +58,18 @@ class CarRacing(car_racing.CarRacing):
         """`continuous` false: the 25 `ACTIONS`. `repeat`: frames per step. `gray`: observations uint8 [1, 96, 96], else [3, 96, 96].
         `dashboard` false: its rows are 0. `patience`: frames without a new tile after which the episode is cut."""
         super().__init__(render_mode, lap_complete_percent=lap_complete_percent, domain_randomize=domain_randomize)
+        # Pickled and copied by these arguments, not by those that Gymnasium's class has noted.
+        EzPickle.__init__(
+            self,
+            render_mode,
+            lap_complete_percent,
+            domain_randomize,
+            continuous,
+            repeat,
+            gray,
+            dashboard,
+            patience,
+        )
         at_least(repeat, 1, "env.kwargs.repeat")
         self.repeat, self.gray, self.dashboard = repeat, gray, dashboard
         self.patience = math.inf if patience is None else patience
@@ -74,6 +88,8 @@ class CarRacing(car_racing.CarRacing):
             self._idle = 0
             _, _, terminated, _, info = super().step(None)  # type: ignore[arg-type]
         else:
+            if self.table is not None and not self.action_space.contains(action):
+                raise InvalidAction(f"action {action}: not in {self.action_space}.")
             controls = action if self.table is None else self.table[action]
             for _ in range(self.repeat):
                 visited = self.tile_visited_count
@@ -85,6 +101,12 @@ class CarRacing(car_racing.CarRacing):
                     break
         self.state = self.picture()
         return self.state, total, terminated, truncated, info
+
+    def render(self) -> Any:
+        """As Gymnasium's; "state_pixels": the observation as uint8 [96, 96, 3]."""
+        if self.render_mode != "state_pixels" or self.car is None:
+            return super().render()
+        return np.repeat(self.state, 3 // len(self.state), 0).transpose(1, 2, 0)
 
     def picture(self) -> np.ndarray:
         """The observation: uint8 [C, 96, 96]."""

@@ -19,14 +19,18 @@ class Tabular(Dynamics):
     id: str
     kwargs: Any
 
-    max_episode_steps = 200
+    max_episode_steps = 500
+    """Where Gymnasium has no limit: it has none for CliffWalking."""
     initial_draws = 1
     transition_draws = 1
 
     def __post_init__(self) -> None:
         if self.id not in gymnasium.registry:
             raise ConfigError(f"env.id={self.id}: not registered with Gymnasium.{nearest(self.id, gymnasium.registry)}")
-        env = gymnasium.make(self.id, **(self.kwargs or {}))
+        try:
+            env = gymnasium.make(self.id, **(self.kwargs or {}))
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+            raise ConfigError(f"env.id={self.id}: Gymnasium cannot make it ({error}).") from None
         model: Any = env.unwrapped
         if not hasattr(model, "P") or not hasattr(model, "initial_state_distrib"):
             raise ConfigError(f"env.id={self.id}: has no transition table; use env=gym env.id={self.id}.")
@@ -46,8 +50,15 @@ class Tabular(Dynamics):
         shape = getattr(model, "shape", (model.nrow, model.ncol) if hasattr(model, "nrow") else None)
         own = {"observation_space": env.observation_space, "action_space": env.action_space, "grid": shape, "_tables": {"cpu": tables}}
         own |= {"reward_threshold": env.spec.reward_threshold if env.spec else None}
+        if env.spec and env.spec.max_episode_steps:
+            own["max_episode_steps"] = env.spec.max_episode_steps
         for name, value in own.items():
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_keywords(cls, table: str, **kwargs: Any) -> "Tabular":  # type: ignore[override]
+        """Gymnasium's env `table`, with its own keywords."""
+        return cls(table, kwargs)
 
     def tables(self, device: torch.device) -> dict[str, Tensor]:
         """bounds [O, A, K − 1] (cumulative probabilities of the K outcomes), next, reward, terminated [O, A, K], initial [O − 1]."""
@@ -68,4 +79,7 @@ class Tabular(Dynamics):
         return state[:, 0]
 
 
-register("rlx/Tabular-v0", Tabular)
+for _spec in list(gymnasium.registry.values()):
+    if _spec.name != "Blackjack" and str(_spec.entry_point).startswith("gymnasium.envs.toy_text."):
+        _known = (_spec.max_episode_steps, _spec.reward_threshold)
+        register(f"rlx/{_spec.id}", Tabular, *_known, table=_spec.id)
