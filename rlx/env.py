@@ -1,13 +1,20 @@
 """What rlx asks of an environment: a gymnasium.vector.VectorEnv of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
+
+
+Convert = Callable[[np.ndarray], np.ndarray]
+"""Of stacked arrays [B, …]."""
+PICTURE = 16
+"""Pixels of each side from which observations of three axes count as pictures."""
 
 
 class TensorEnv(Protocol):
@@ -44,3 +51,90 @@ def resize(env: VectorEnv, num_envs: int) -> None:
     env.num_envs = num_envs
     env.observation_space = batch_space(env.single_observation_space, num_envs)
     env.action_space = batch_space(env.single_action_space, num_envs)
+
+
+def shown(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
+    """(the space that agents see, how observations [B, *O] of `space` become those [B, *O'] of it).
+
+    Box becomes float32 of one axis at least. Pictures become channels first: H x W x C, stacks of
+    them T x H x W x C (as T · C channels), and gray ones H x W, if they are uint8, which they stay.
+    Discrete becomes int64. Other spaces stay as they are.
+    """
+    if isinstance(space, spaces.Discrete):
+        return space, _whole
+    if not isinstance(space, spaces.Box):
+        return space, np.asarray
+    shape = _channels_first(space)
+    picture = len(shape) == 3 and min(shape[1:]) >= PICTURE
+    dtype = np.uint8 if picture and space.dtype == np.uint8 else np.float32
+    last = _is_channels_last(space.shape)
+
+    def convert(obs: np.ndarray) -> np.ndarray:
+        if last:
+            obs = np.moveaxis(obs, -1, -3)
+        obs = obs.reshape(len(obs), *shape)
+        return np.ascontiguousarray(obs, dtype)
+
+    low, high = _bounds(space)
+    if dtype == np.uint8:
+        low, high = space.low, space.high
+    return spaces.Box(convert(low[None])[0], convert(high[None])[0], dtype=dtype), convert
+
+
+def played(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
+    """(the space that agents act in, how actions [B, *A] of it become what an env of the action space `space` is given).
+
+    Box becomes float32; an env gets its own dtype, within its bounds, the nearest whole number where that is an integer.
+    """
+    if isinstance(space, spaces.Discrete):
+        return space, _whole
+    if not isinstance(space, spaces.Box):
+        return space, np.asarray
+    low, high, own = space.low, space.high, space.dtype
+
+    def convert(actions: np.ndarray) -> np.ndarray:
+        if own.kind in "iub":
+            actions = np.rint(actions.astype(np.float64))
+        elif actions.dtype != own:
+            actions = actions.astype(own)
+        return actions.clip(low, high).astype(own, copy=False)
+
+    seen = (bound.astype(np.float32) for bound in _bounds(space))
+    return spaces.Box(*seen, dtype=np.float32), convert
+
+
+def _whole(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.int64, copy=False)
+
+
+def _is_channels_last(shape: Sequence[int]) -> bool:
+    """Whether the last axis is too short for pixels, unlike the two before it."""
+    return len(shape) in (3, 4) and shape[-1] < PICTURE <= min(shape[-3:-1])
+
+
+def _channels_first(space: spaces.Box) -> tuple[int, ...]:
+    """The shape that agents see of observations of `space`."""
+    shape = space.shape
+    if not shape:
+        return (1,)
+    if _is_channels_last(shape):
+        *stack, height, width, channels = shape
+        return (int(np.prod(stack)) * channels, height, width)
+    if len(shape) == 2 and space.dtype == np.uint8 and min(shape) >= PICTURE:
+        return (1, *shape)
+    return shape
+
+
+def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest values, float32; infinite where Gymnasium can only write the largest number of the dtype."""
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    unbounded_below, unbounded_above = ~space.bounded_below, ~space.bounded_above
+    if space.dtype.kind == "f":
+        most: Any = np.finfo(space.dtype).max
+        unbounded_below = unbounded_below | (space.low <= -most)
+        unbounded_above = unbounded_above | (space.high >= most)
+    elif space.dtype.itemsize >= 4:
+        unbounded_below = unbounded_below | (space.low <= -np.iinfo(space.dtype).max)
+        unbounded_above = unbounded_above | (space.high >= np.iinfo(space.dtype).max)
+    return np.where(unbounded_below, -np.inf, low), np.where(unbounded_above, np.inf, high)
