@@ -10,7 +10,6 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-
 Convert = Callable[[np.ndarray], np.ndarray]
 """Of stacked arrays [B, …]."""
 PICTURE = 16
@@ -82,9 +81,9 @@ def shown(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
 
 
 def played(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
-    """(the space that agents act in, how actions [B, *A] of it become what an env of the action space `space` is given).
+    """(the space that agents act in, how actions [B, *A] of it become those of an env's `space`).
 
-    Box becomes float32; an env gets its own dtype, within its bounds, the nearest whole number where that is an integer.
+    Box becomes float32. The env is given its own dtype, within its bounds: of integers the nearest.
     """
     if isinstance(space, spaces.Discrete):
         return space, _whole
@@ -99,8 +98,7 @@ def played(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
             actions = actions.astype(own)
         return actions.clip(low, high).astype(own, copy=False)
 
-    seen = (bound.astype(np.float32) for bound in _bounds(space))
-    return spaces.Box(*seen, dtype=np.float32), convert
+    return spaces.Box(*_bounds(space), dtype=np.float32), convert
 
 
 def _whole(array: np.ndarray) -> np.ndarray:
@@ -126,15 +124,13 @@ def _channels_first(space: spaces.Box) -> tuple[int, ...]:
 
 
 def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest values, float32; infinite where Gymnasium can only write the largest number of the dtype."""
+    """Lowest and highest values, float32: infinite ones where Gymnasium has the dtype's largest."""
+    dtype: Any = space.dtype
     with np.errstate(over="ignore"):
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
     unbounded_below, unbounded_above = ~space.bounded_below, ~space.bounded_above
-    if space.dtype.kind == "f":
-        most: Any = np.finfo(space.dtype).max
+    if dtype.kind == "f" or dtype.itemsize >= 4:
+        most = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
         unbounded_below = unbounded_below | (space.low <= -most)
         unbounded_above = unbounded_above | (space.high >= most)
-    elif space.dtype.itemsize >= 4:
-        unbounded_below = unbounded_below | (space.low <= -np.iinfo(space.dtype).max)
-        unbounded_above = unbounded_above | (space.high >= np.iinfo(space.dtype).max)
     return np.where(unbounded_below, -np.inf, low), np.where(unbounded_above, np.inf, high)
