@@ -1,5 +1,6 @@
 """What rlx asks of an environment: a gymnasium.vector.VectorEnv of tensors."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 Convert = Callable[[np.ndarray], np.ndarray]
 """Of stacked arrays [B, …]."""
+_MANY = 1000
+"""Discrete actions that no network should tell apart."""
 PICTURE = 16
 """Pixels of each side from which observations of three axes count as pictures."""
 
@@ -99,6 +102,74 @@ def played(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
         return actions.clip(low, high).astype(own, copy=False)
 
     return spaces.Box(*_bounds(space), dtype=np.float32), convert
+
+
+def refused(obs: gymnasium.Space, action: gymnasium.Space, id: str) -> tuple[str, str] | None:
+    """(what of the spaces of Gymnasium's env `id` rlx does not take, which wrapper helps) or None."""
+    if not _is_box_or_discrete(obs):
+        problem = f"needs Box or Discrete (0…n−1) observations, but they are {obs}."
+        if obs.is_np_flattenable:
+            return problem, _register("FlattenObservation", id)
+        return problem, _register("TransformObservation", id, "function", "space")
+    fits = _is_vector(action) if isinstance(action, spaces.Box) else _is_box_or_discrete(action)
+    if not fits:
+        kinds = "Discrete (0…n−1) or bounded Box actions of one axis"
+        function, space = _transformed(action)
+        way = _register("TransformAction", id, f"lambda a: {function}", space)
+        return f"needs {kinds}, but they are {action}.", way
+    return None
+
+
+def _is_box_or_discrete(space: gymnasium.Space) -> bool:
+    if isinstance(space, spaces.Discrete):
+        return int(space.start) == 0
+    return isinstance(space, spaces.Box)
+
+
+def _is_vector(space: spaces.Box) -> bool:
+    """Whether actions of `space` are vectors with bounds."""
+    low, high = _bounds(space)
+    return len(space.shape) == 1 and bool(np.isfinite([low, high]).all())
+
+
+def _register(wrapper: str, id: str, *arguments: str) -> str:
+    """The line of Python by which the env `id` within a `wrapper` of Gymnasium gets an id of its own."""
+    inside = ", ".join((f'gymnasium.make("{id}", **kwargs)', *arguments))
+    entry = f"lambda **kwargs: gymnasium.wrappers.{wrapper}({inside})"
+    line = f'import gymnasium, numpy; gymnasium.register("Wrapped-v0", {entry})'
+    return f"Use env.id=mine:Wrapped-v0 with a file mine.py of the line: {line}"
+
+
+def _transformed(space: gymnasium.Space) -> tuple[str, str]:
+    """(a function of an action `a`, the space of `a`), both Python: how to make actions of `space`."""
+    if isinstance(space, spaces.Discrete):
+        return f"a + {space.start}", f"gymnasium.spaces.Discrete({space.n})"
+    if isinstance(space, spaces.Box):
+        function = "a" if len(space.shape) == 1 else f"a.reshape({space.shape})"
+        bounds = "low, high"
+        if space.is_bounded() and np.ptp(space.low) == np.ptp(space.high) == 0:
+            bounds = f"{space.low.flat[0]}, {space.high.flat[0]}"
+        return function, f"gymnasium.spaces.Box({bounds}, ({int(np.prod(space.shape))},))"
+    if isinstance(space, spaces.MultiBinary):
+        function = f"(a > 0.5).astype(numpy.int8).reshape({space.shape})"
+        return function, f"gymnasium.spaces.Box(0, 1, ({int(np.prod(space.shape))},))"
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return _transformed_choices(space)
+    return "function", "space"
+
+
+def _transformed_choices(space: spaces.MultiDiscrete) -> tuple[str, str]:
+    """As `_transformed`: all combinations numbered, or rounded numbers where they are many."""
+    sizes = tuple(space.nvec.tolist())
+    combinations = math.prod(sizes)
+    if combinations > _MANY:
+        low, high = space.start.tolist(), (space.start + space.nvec - 1).tolist()
+        bounds = f"numpy.array({low}), numpy.array({high})"
+        return "a.round().astype(int)", f"gymnasium.spaces.Box({bounds})"
+    function = f"numpy.array(numpy.unravel_index(a, {sizes}))"
+    if space.start.any():
+        function += f" + {space.start.tolist()}"
+    return function, f"gymnasium.spaces.Discrete({combinations})"
 
 
 def _whole(array: np.ndarray) -> np.ndarray:
