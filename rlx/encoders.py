@@ -58,7 +58,10 @@ class Differences(nn.Module):
 
 
 def is_image(shape: Sequence[int] | None) -> bool:
-    """Whether observations of this shape are pictures [C, H, W]: those of PICTURE × PICTURE pixels and more. The others are seen flat."""
+    """Whether observations of this shape are pictures [C, H, W]: of PICTURE pixels and more a side.
+
+    The others are seen flat.
+    """
     return shape is not None and len(shape) == 3 and min(shape[1:]) >= PICTURE
 
 

@@ -36,7 +36,10 @@ class TensorEnv(Protocol):
         """First observations [B, *O]; a copy's episodes depend on its own seed alone."""
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]})."""
+        """(obs [B, *O], reward [B], terminated [B], truncated [B], info) of `actions` [B, …].
+
+        Info: "final_obs" [B, *O], where each transition led to; "_final_obs" [B], who began anew.
+        """
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
@@ -55,6 +58,16 @@ def resize(env: VectorEnv, num_envs: int) -> None:
     env.action_space = batch_space(env.single_action_space, num_envs)
 
 
+def spread(seed: int | Sequence[int] | None, num_envs: int) -> Sequence[int | None]:
+    """A reset's seed for each copy."""
+    if seed is None:
+        return [None] * num_envs
+    seeds = range(seed, seed + num_envs) if isinstance(seed, (int, np.integer)) else list(seed)
+    if len(seeds) != num_envs:
+        raise ValueError(f"reset: {len(seeds)} seeds for num_envs={num_envs}")
+    return seeds
+
+
 def shown(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
     """(the space that agents see, how observations [B, *O] of `space` become those [B, *O'] of it).
 
@@ -63,7 +76,7 @@ def shown(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
     Discrete becomes int64. Other spaces stay as they are.
     """
     if isinstance(space, spaces.Discrete):
-        return space, _whole
+        return space, lambda obs: obs.astype(np.int64, copy=False)
     if not isinstance(space, spaces.Box):
         return space, np.asarray
     shape = _channels_first(space)
@@ -88,11 +101,12 @@ def played(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
 
     Box becomes float32. The env is given its own dtype, within its bounds: of integers the nearest.
     """
+    own: Any = space.dtype
     if isinstance(space, spaces.Discrete):
-        return space, _whole
+        return space, lambda actions: actions.astype(own, copy=False)
     if not isinstance(space, spaces.Box):
         return space, np.asarray
-    low, high, own = space.low, space.high, space.dtype
+    low, high = space.low, space.high
 
     def convert(actions: np.ndarray) -> np.ndarray:
         if own.kind in "iub":
@@ -105,7 +119,7 @@ def played(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
 
 
 def refused(obs: gymnasium.Space, action: gymnasium.Space, id: str) -> tuple[str, str] | None:
-    """(what of the spaces of Gymnasium's env `id` rlx does not take, which wrapper helps) or None."""
+    """(what rlx does not take of the spaces of Gymnasium's env `id`, the wrapper that helps)."""
     if not _is_box_or_discrete(obs):
         problem = f"needs Box or Discrete (0…n−1) observations, but they are {obs}."
         if obs.is_np_flattenable:
@@ -133,7 +147,7 @@ def _is_vector(space: spaces.Box) -> bool:
 
 
 def _register(wrapper: str, id: str, *arguments: str) -> str:
-    """The line of Python by which the env `id` within a `wrapper` of Gymnasium gets an id of its own."""
+    """How the env `id` within a `wrapper` of Gymnasium gets an id of its own."""
     inside = ", ".join((f'gymnasium.make("{id}", **kwargs)', *arguments))
     entry = f"lambda **kwargs: gymnasium.wrappers.{wrapper}({inside})"
     line = f'import gymnasium, numpy; gymnasium.register("Wrapped-v0", {entry})'
@@ -141,7 +155,7 @@ def _register(wrapper: str, id: str, *arguments: str) -> str:
 
 
 def _transformed(space: gymnasium.Space) -> tuple[str, str]:
-    """(a function of an action `a`, the space of `a`), both Python: how to make actions of `space`."""
+    """(a function of an action `a`, the space of `a`), both Python, to make actions of `space`."""
     if isinstance(space, spaces.Discrete):
         return f"a + {space.start}", f"gymnasium.spaces.Discrete({space.n})"
     if isinstance(space, spaces.Box):
@@ -170,10 +184,6 @@ def _transformed_choices(space: spaces.MultiDiscrete) -> tuple[str, str]:
     if space.start.any():
         function += f" + {space.start.tolist()}"
     return function, f"gymnasium.spaces.Discrete({combinations})"
-
-
-def _whole(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.int64, copy=False)
 
 
 def _is_channels_last(shape: Sequence[int]) -> bool:

@@ -1,4 +1,4 @@
-"""What enters rlx from somebody's Gymnasium env: shown as agents can learn it, refused with a way out, or blamed on the env."""
+"""What enters rlx from somebody's Gymnasium env: shown, refused with a way out, or blamed on it."""
 
 import sys
 
@@ -6,9 +6,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import compose, small
+from conftest import TINY, compose, small
 from gymnasium import spaces
 from safetensors.torch import load_file
+from test_resume import fingerprint
 
 from rlx.config import ConfigError, RunError
 from rlx.env import played, shown
@@ -42,6 +43,18 @@ class Base(gymnasium.Env):
         return self.observation_space.sample()
 
 
+REWARDS = {"none": None, "nan": np.nan, "inf": np.inf, "huge": 1e39, "two": [1, 2], "text": "one"}
+FLAGS = {"none": None, "text": "no", "two": [True, False], "half": 0.5}
+OBSERVATIONS = {
+    "none": lambda obs: None,
+    "shape": lambda obs: obs[:2],
+    "nan": lambda obs: obs * [1, np.nan, 1],
+    "inf": lambda obs: obs / 0,
+    "text": lambda obs: "left",
+    "dict": lambda obs: {"x": obs},
+}
+
+
 class Faulty(Base):
     """Does something wrong in the third step of an episode, or in `reset`."""
 
@@ -52,10 +65,10 @@ class Faulty(Base):
         obs, info = super().reset(**how)
         if self.at != "reset":
             return obs, info
-        wrong = {"none": None, "three": (obs, info, 0), "shape": (obs[:2], info), "nan": (obs * np.nan, info)}
         if self.what == "raise":
             raise OSError("no\nlicence")
-        return wrong[self.what]
+        wrong = {"none": None, "three": (obs, info, 0), "shape": (obs[:2], info)}
+        return wrong.get(self.what, (obs * np.nan, info))
 
     def step(self, action):
         obs, reward, terminated, truncated, info = super().step(action)
@@ -67,14 +80,13 @@ class Faulty(Base):
             return None
         if self.what == "four":
             return obs, reward, terminated, info
-        if self.what.startswith("reward"):
-            reward = {"none": None, "nan": np.nan, "inf": np.inf, "huge": 1e39, "two": [1, 2], "text": "one"}[self.what[7:]]
-        if self.what.startswith("flag"):
-            terminated = {"none": None, "text": "no", "two": [True, False], "half": 0.5}[self.what[5:]]
-        if self.what.startswith("obs"):
-            obs = {"none": None, "shape": obs[:2], "nan": obs * [1, np.nan, 1], "inf": obs / 0, "text": "left", "dict": {"x": obs}}[
-                self.what[4:]
-            ]
+        part, _, kind = self.what.partition(" ")
+        if part == "reward":
+            reward = REWARDS[kind]
+        if part == "flag":
+            terminated = FLAGS[kind]
+        if part == "obs":
+            obs = OBSERVATIONS[kind](obs)
         return obs, reward, terminated, truncated, info
 
     def render(self):
@@ -108,7 +120,9 @@ class Numbered(Base):
 
     def __init__(self, value, picture=False):
         self.value = value
-        self.observation_space = spaces.Box(0, 255, (16, 16), np.uint8) if picture else spaces.Discrete(3)
+        self.observation_space = spaces.Discrete(3)
+        if picture:
+            self.observation_space = spaces.Box(0, 255, (16, 16), np.uint8)
 
     def obs(self):
         return self.value
@@ -137,7 +151,8 @@ class Lenient(Base):
 
     def step(self, action):
         obs, _, terminated, _, info = super().step(action)
-        return obs.astype(np.float64).tolist(), np.array([2.0]), int(terminated), np.array([False]), info
+        numbers = obs.astype(np.float64).tolist()
+        return numbers, np.array([2.0]), int(terminated), np.array([False]), info
 
 
 class Masked(Base):
@@ -171,13 +186,15 @@ class OldRandom(Base):
     np_random = np.random.RandomState(0)
 
 
-for kind in (Base, Faulty, Interrupting, Spaces, Numbered, Writing, Lenient, Masked, Needy, OldRandom):
+ENVS = (Base, Faulty, Interrupting, Spaces, Numbered, Writing, Lenient, Masked, Needy, OldRandom)
+for kind in ENVS:
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=50)
 
 
 def gym_node(id, **kwargs):
     """The config group env=gym of an id."""
-    return {"_target_": "rlx.envs.gym.GymEnv", "id": id, "max_episode_steps": None, "kwargs": kwargs, "workers": 1}
+    node = {"_target_": "rlx.envs.gym.GymEnv", "id": id, "kwargs": kwargs}
+    return {**node, "max_episode_steps": None, "workers": 1}
 
 
 def play(env, steps=3):
@@ -203,7 +220,7 @@ STEP = {
     "flag text": "returned terminated no; expected true or false",
     "flag two": r"returned terminated \[True, False\]; expected true or false",
     "flag half": r"returned terminated 0\.5; expected true or false",
-    "obs none": r"returned an observation None of type NoneType; expected Box\(-1\.0, 1\.0, \(3,\), float32\)\.$",
+    "obs none": r"observation None of type NoneType; expected Box\(-1\.0, 1\.0, .*, float32\)\.$",
     "obs shape": r"returned an observation of shape \(2,\); expected Box",
     "obs nan": r"returned an observation with nan at \[1\]; expected Box",
     "obs inf": r"returned an observation with -?inf at \[0\]; expected Box",
@@ -226,6 +243,7 @@ def test_what_a_step_does_wrong_is_said_of_the_env(what):
     play(env, 2)
     with pytest.raises(RunError, match=STEP[what]) as error:
         env.step(torch.zeros(3, dtype=torch.int64))
+    assert env.state_dict()["played"].tolist() == [2, 2, 2]  # the step did not happen
     assert str(error.value).startswith("env.id=Faulty-v0: step(0), number 3 of its episode, ")
     assert "\n" not in str(error.value)
 
@@ -235,7 +253,8 @@ def test_what_a_reset_does_wrong_is_said_of_the_env(what):
     env = GymEnv("Faulty-v0", 3, kwargs={"what": what, "at": "reset"})
     with pytest.raises(RunError, match=RESET[what]) as error:
         env.reset(seed=5)
-    assert str(error.value).startswith("env.id=Faulty-v0: reset(seed=5) ") and "\n" not in str(error.value)
+    assert str(error.value).startswith("env.id=Faulty-v0: reset(seed=5) ")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("value", "told"), [(3, "3"), (-1, "-1"), (1.5, "1.5"), (np.nan, "nan")])
@@ -249,7 +268,8 @@ def test_a_picture_of_another_dtype_is_taken_where_nothing_is_lost():
     picture = np.arange(256).reshape(16, 16)
     obs = play(GymEnv("Numbered-v0", kwargs={"value": picture, "picture": True}))[0]
     assert obs.dtype == torch.uint8 and torch.equal(obs[0, 0], torch.from_numpy(picture).byte())
-    with pytest.raises(RunError, match=r"of dtype float64 with values from 0\.0 to 1\.0; expected Box\(0, 255, \(16, 16\), uint8\)"):
+    told = r"of dtype float64 with values from 0\.0 to 1\.0; expected Box\(0, 255, .*, uint8\)"
+    with pytest.raises(RunError, match=told):
         play(GymEnv("Numbered-v0", kwargs={"value": picture / 255, "picture": True}))
     with pytest.raises(RunError, match=r"of dtype int64 with values from 0 to 510"):
         play(GymEnv("Numbered-v0", kwargs={"value": picture * 2, "picture": True}))
@@ -257,8 +277,10 @@ def test_a_picture_of_another_dtype_is_taken_where_nothing_is_lost():
 
 def test_what_numpy_can_make_right_is_taken():
     obs, reward, terminated, truncated, info = play(GymEnv("Lenient-v0", 2), 10)
-    assert reward.tolist() == [2, 2] and terminated.tolist() == [True, True] and truncated.tolist() == [False, False]
-    assert obs.dtype == info["final_obs"].dtype == torch.float32 and info["_final_obs"].tolist() == [True, True]
+    assert reward.tolist() == [2, 2]
+    assert terminated.tolist() == [True, True] and truncated.tolist() == [False, False]
+    assert obs.dtype == info["final_obs"].dtype == torch.float32
+    assert info["_final_obs"].tolist() == [True, True]
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ConfigError, RunError])
@@ -268,18 +290,21 @@ def test_what_is_no_fault_of_the_env_passes(kind):
 
 
 def test_the_same_errors_come_out_of_processes():
-    env = make_env(gym_node("test_gym_env:Faulty-v0", what="reward none") | {"workers": 2}, 3, "cpu")
+    node = gym_node("test_gym_env:Faulty-v0", what="reward none")
+    env = make_env({**node, "workers": 2}, 3, "cpu")
     assert isinstance(env, Workers)
     play(env, 2)
-    with pytest.raises(RunError, match=r"^env\.id=test_gym_env:Faulty-v0: step\(0\), number 3 .* returned reward None; expected a finite"):
+    told = r"^env\.id=test_gym_env:Faulty-v0: step\(0\), number 3 .* returned reward None; expected"
+    with pytest.raises(RunError, match=told):
         env.step(torch.zeros(3, dtype=torch.int64))
     env.processes[1].kill()
-    with pytest.raises(RunError, match=r"^env\.workers: a process with env copies has died, exit code -9\.$"):
+    with pytest.raises(RunError, match=r"^env\.workers: a process .* has died, exit code -9\.$"):
         env.reset(seed=0)
 
 
 def test_a_run_ends_with_the_envs_fault(rlx):
-    result = rlx("train", "agent=dqn", "env=gym", "env.id=Faulty-v0", "+env.kwargs.what=raise", "steps=100", "copies=1", "seeds=1")
+    env = ("env=gym", "env.id=Faulty-v0", "+env.kwargs.what=raise")
+    result = rlx("train", "agent=dqn", *env, "steps=100", "copies=1", "seeds=1")
     assert result.code == 1 and "Traceback" not in result.err
     assert "env.id=Faulty-v0: step(" in result.err and "simulator lost its connection" in result.err
 
@@ -287,13 +312,15 @@ def test_a_run_ends_with_the_envs_fault(rlx):
 def test_a_picture_that_cannot_be_drawn_is_said_of_the_env():
     env = GymEnv("Faulty-v0", kwargs={"what": "render raises", "render_mode": "rgb_array"})
     env.reset(seed=0)
-    with pytest.raises(RunError, match=r"Faulty-v0: render\(\) after 0 steps of an episode raised RuntimeError .*no screen"):
+    told = r"Faulty-v0: render\(\) after 0 steps of an episode raised RuntimeError .*no screen"
+    with pytest.raises(RunError, match=told):
         env.render()
     env = GymEnv("Faulty-v0", kwargs={"render_mode": "rgb_array"})
     env.reset(seed=0)
-    with pytest.raises(RunError, match=r"render\(\) after 0 steps of an episode returned None; expected a picture \[H, W, 3\]"):
+    told = r"render\(\) after 0 steps .* returned None; expected a picture \[H, W, 3\]"
+    with pytest.raises(RunError, match=told):
         env.render()
-    with pytest.raises(ConfigError, match=r"env\.id=Lenient-v0: cannot be drawn, since its class takes no render_mode"):
+    with pytest.raises(ConfigError, match=r"Lenient-v0: cannot be drawn, since its class takes no"):
         GymEnv("Lenient-v0", kwargs={"render_mode": "rgb_array"})
 
 
@@ -301,39 +328,45 @@ def test_a_masked_action_names_the_way_out():
     env = GymEnv("Masked-v0", 2)
     env.reset(seed=0)
     env.step(torch.tensor([0, 2]))
-    with pytest.raises(RunError, match=r"step\(3\), number 2 .*: action 3 is not allowed now\. Its info's action_mask rules this"):
+    told = r"step\(3\), number 2 .*: action 3 is not allowed.* Its info's action_mask rules this"
+    with pytest.raises(RunError, match=told):
         env.step(torch.tensor([0, 3]))
 
 
 def test_what_the_constructor_does_wrong_names_the_key():
-    with pytest.raises(ConfigError, match=r"^env\.kwargs\.size: missing; Needy-v0 needs it"):
-        GymEnv("Needy-v0")
-    with pytest.raises(ConfigError, match=r"^env\.kwargs\.color: Needy-v0 has no such parameter\. Did you mean 'colour'\?"):
-        GymEnv("Needy-v0", kwargs={"size": 3, "color": "red"})
-    with pytest.raises(ConfigError, match=r"^env\.id=Needy-v0: Gymnasium cannot make it: AssertionError .*: blue is sold out\.$"):
-        GymEnv("Needy-v0", kwargs={"size": 3, "colour": "blue"})
-    with pytest.raises(ConfigError, match=r"^env\.id=OldRandom-v0: its np_random is RandomState\(MT19937\)"):
+    given = {"size": 3}
+    for kwargs, told in (
+        ({}, r"^env\.kwargs\.size: missing; Needy-v0 needs it"),
+        (given | {"color": 1}, r"^env\.kwargs\.color: Needy-v0 has no .*Did you mean 'colour'\?"),
+        (given | {"colour": "blue"}, r"^env\.id=Needy-v0: .* AssertionError .*blue is sold out\.$"),
+        (3, r"^env\.kwargs=3: expected names and values"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            GymEnv("Needy-v0", kwargs=kwargs)
+    with pytest.raises(ConfigError, match=r"^env\.id=OldRandom-v0: its np_random is RandomState"):
         GymEnv("OldRandom-v0")
 
 
-def test_ids_that_are_unknown_say_how_they_are_written(tmp_path, monkeypatch):
+REGISTERING = "import gymnasium\ngymnasium.register('My-v0', entry_point='my_own_env:My')"
+UNKNOWN = {
+    "CartPol-v1": r"^env\.id=CartPol-v1: not registered .*Did you mean 'CartPole-v1'\?",
+    "Zzyzx-v0": r"^env\.id=Zzyzx-v0: .* module:Id, as in env\.id=myenv:Zzyzx-v0\.$",
+    "no_such_env:My-v0": r"module no_such_env cannot .*: ModuleNotFoundError: .*'no_such_env'\.$",
+    "broken_env:My-v0": r"broken_env cannot be .*: \w+ \(broken_env.py:1\): .*'no_such_library'",
+    "empty_env:My-v1": r"empty_env does not register My-v1\. Call gymnasium\.register in it\.$",
+    "my_own_env:Mi-v0": r"my_own_env does not register Mi-v0\. Did you mean 'My-v0'\?$",
+}
+
+
+@pytest.mark.parametrize("id", UNKNOWN)
+def test_ids_that_are_unknown_say_how_they_are_written(id, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "empty_env.py").write_text("")
     (tmp_path / "broken_env.py").write_text("import no_such_library")
-    (tmp_path / "my_own_env.py").write_text("import gymnasium\ngymnasium.register('My-v0', entry_point='my_own_env:My')")
-    with pytest.raises(ConfigError, match=r"^env\.id=CartPol-v1: not registered .*Did you mean 'CartPole-v1'\?"):
-        GymEnv("CartPol-v1")
-    with pytest.raises(ConfigError, match=r"^env\.id=Zzyzx-v0: .* are written module:Id, as in env\.id=myenv:Zzyzx-v0\.$"):
-        GymEnv("Zzyzx-v0")
-    with pytest.raises(ConfigError, match=r"the module no_such_env cannot be imported: ModuleNotFoundError: No module named 'no_such_env'"):
-        GymEnv("no_such_env:My-v0")
-    with pytest.raises(ConfigError, match=r"broken_env cannot be imported: ModuleNotFoundError \(broken_env.py:1\): .*'no_such_library'"):
-        GymEnv("broken_env:My-v0")
-    with pytest.raises(ConfigError, match=r"the module empty_env does not register My-v1\. Call gymnasium\.register in it\.$"):
-        GymEnv("empty_env:My-v1")
-    with pytest.raises(ConfigError, match=r"the module my_own_env does not register Mi-v0\. Did you mean 'My-v0'\?$"):
-        GymEnv("my_own_env:Mi-v0")
-    gymnasium.registry.pop("My-v0")
+    (tmp_path / "my_own_env.py").write_text(REGISTERING)
+    with pytest.raises(ConfigError, match=UNKNOWN[id]):
+        GymEnv(id)
+    gymnasium.registry.pop("My-v0", None)
 
 
 UNBOUNDED = (-np.inf, np.inf)
@@ -382,8 +415,10 @@ def test_an_env_is_given_actions_of_its_own_space():
     assert convert(actions).tolist() == [[3, 0], [-5, 0]]
     own = spaces.Box(-0.1, 0.1, (2,), np.float64)
     space, convert = played(own)
-    assert space == spaces.Box(-0.1, 0.1, (2,)) and convert(actions).tolist() == [[0.1, -0.1], [-0.1, 0.1]]
-    assert all(own.contains(row) for row in convert(space.high * [[1], [-1]]))  # 0.1 in float32 is more than in float64
+    assert space == spaces.Box(-0.1, 0.1, (2,))
+    assert convert(actions).tolist() == [[0.1, -0.1], [-0.1, 0.1]]
+    # 0.1 in float32 is more than in float64.
+    assert all(own.contains(row) for row in convert(space.high * [[1], [-1]]))
     assert played(spaces.Discrete(3))[1](np.array([0, 2], np.int32)).dtype == np.int64
 
 
@@ -457,7 +492,8 @@ def test_a_window_passes_who_began_anew():
 
 @pytest.mark.parametrize("observe", [3, [], [3], [-1], ["0"], [0.0], [True], "0", {"0": 1}])
 def test_components_that_there_are_not(observe):
-    with pytest.raises(ConfigError, match=r"env\.observe=.*: expected a list of some of the components 0 to 2, such as \[0\]"):
+    told = r"env\.observe=.*: expected a list of some of the components 0 to 2, such as \[0\]"
+    with pytest.raises(ConfigError, match=told):
         View(GymEnv("Base-v0"), observe, 1)
     with pytest.raises(ConfigError, match=r"env\.stack=two: expected a whole number"):
         View(GymEnv("Base-v0"), None, "two")
@@ -496,7 +532,8 @@ def test_the_way_out_that_a_refusal_names_works(kind, tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as error:
         env_spec(gym_node("test_gym_env:Odd-v0", kind=kind))
     message = str(error.value)
-    assert message.startswith("env.id=test_gym_env:Odd-v0: needs ") and f"but they are {space}." in message
+    assert message.startswith("env.id=test_gym_env:Odd-v0: needs ")
+    assert f"but they are {space}." in message
     assert "\n" not in message
     way, _, line = message.partition(" with a file mine.py of the line: ")
     monkeypatch.syspath_prepend(tmp_path)
@@ -518,18 +555,43 @@ def test_the_way_out_that_a_refusal_names_works(kind, tmp_path, monkeypatch):
 
 def test_unbounded_actions_need_bounds():
     node = gym_node("Spaces-v0", action=spaces.Box(-np.inf, 1, (1,)))
-    with pytest.raises(ConfigError, match=r"bounded Box actions of one axis, but .*TransformAction.*Box\(low, high, \(1,\)\)"):
+    told = r"bounded Box actions of one axis, but .*TransformAction.*Box\(low, high, \(1,\)\)"
+    with pytest.raises(ConfigError, match=told):
         env_spec(node)
     with pytest.raises(ConfigError, match=r"bounded Box actions of one axis"):
         env_spec(gym_node("Spaces-v0", action=spaces.Box(-np.inf, np.inf, (1,), np.int64)))
 
 
-def train(rlx, agent, kwargs, *more):
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_a_run_of_any_actions_resumed_is_the_run_uninterrupted(rlx, dtype, monkeypatch):
+    space = spaces.Box(-5, 5, (2,), dtype)
+    monkeypatch.setitem(gymnasium.registry["Spaces-v0"].kwargs, "action", space)
+    arguments = ["train", "agent=ppo", "env=gym", "env.id=Spaces-v0", "seeds=2", *TINY]
+    arguments += small("ppo")
+    arguments += ["steps=246", "eval_every=123", "checkpoint_every=123"]  # in the midst of episodes
+    whole, shorter = rlx(*arguments), rlx(*arguments, "steps=123")
+    assert rlx("resume", shorter.run, "steps=246").code == 0
+    assert fingerprint(shorter.run) == fingerprint(whole.run)
+
+
+def test_some_games_of_atari_begin_anew():
+    pytest.importorskip("ale_py")
+    env = make_env(compose("train", "env=atari", "env.game=freeway").env, 2, "cpu")
+    first, _ = env.reset(seed=0)
+    for _ in range(30):
+        obs, *_, info = env.step(torch.tensor([1, 1]))
+    mixed, _ = env.reset(seed=0, options={"reset_mask": np.array([True, False])})
+    assert not torch.equal(first, obs) and torch.equal(mixed, torch.stack([first[0], obs[1]]))
+    assert info["_final_obs"].tolist() == [False, False]
+
+
+def train(rlx, agent, kwargs):
     """A short run in Spaces-v0."""
-    short = ("steps=240", "eval_every=120", "eval_episodes=2", "final_episodes=2", "copies=2", "seeds=2")
+    short = ("steps=240", "eval_every=120", "eval_episodes=2", "final_episodes=2", "copies=2")
+    env = ("env=gym", "env.id=Now-v0", "seeds=2")
     gymnasium.register("Now-v0", Spaces, max_episode_steps=50, kwargs=kwargs)
     try:
-        result = rlx("train", f"agent={agent}", "env=gym", "env.id=Now-v0", *short, *small(agent), *more)
+        result = rlx("train", f"agent={agent}", *env, *short, *small(agent))
     finally:
         gymnasium.registry.pop("Now-v0")
     assert result.code == 0, result.err

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from rlx.config import ConfigError, RunError, nearest
-from rlx.env import played, resize, shown
+from rlx.env import played, resize, shown, spread
 
 _LARGEST = float(np.finfo(np.float32).max)
 _STEP = ("observation", "reward", "terminated", "truncated", "info")
@@ -46,6 +46,9 @@ class GymEnv(VectorEnv):
         kwargs: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
     ):
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            expected = "expected names and values, as in env.kwargs={size: 3}"
+            raise ConfigError(f"env.kwargs={kwargs}: {expected}.")
         self.named = self.named or f"env.id={id}"
         spec = _registered(str(id), self.named)
         self.envs = [_make(spec, kwargs or {}, self.named) for _ in range(num_envs)]
@@ -67,7 +70,9 @@ class GymEnv(VectorEnv):
         self._options: list[dict[str, Any] | None] = [None] * num_envs
         """… its options …"""
         self._actions: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
-        """… and the actions since: an env's own state is out of reach, but these lead to it again."""
+        """… and the actions since: an env's state is out of reach, but these lead to it again."""
+        self._playing: dict[int, np.ndarray] = {}
+        """Per copy within a step, its action; no part of the episode until all went well."""
         self._infos: list[Any] = [None] * num_envs
         """The newest info of each copy."""
         self._last: Tensor | None = None
@@ -100,15 +105,14 @@ class GymEnv(VectorEnv):
     def step(
         self, actions: Tensor | np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
-        """(obs [B, *O], reward [B], terminated [B], truncated [B], info) of `actions`, cut at their bounds.
+        """(obs [B, *O], reward [B], terminated [B], truncated [B], info) of `actions`.
 
         Info: "final_obs" [B, *O], where each transition led to; "_final_obs" [B], who began anew.
         """
         rows = self._played(np.asarray(torch.as_tensor(actions).cpu()))
         if len(rows) != self.num_envs:
             raise ValueError(f"step: {len(rows)} actions for num_envs={self.num_envs}")
-        for past, action in zip(self._actions, rows, strict=True):
-            past.append(action)
+        self._playing = dict(enumerate(rows))
         steps: list[Any] = []
         try:
             # A copy: an env may write into its action, and what was played is kept.
@@ -121,6 +125,8 @@ class GymEnv(VectorEnv):
         reward = self._rewards(rewarded)
         terminated = self._flags(ended, "terminated")
         truncated = self._flags(cut, "truncated")
+        for past, action in zip(self._actions, rows, strict=True):
+            past.append(action)
         if self._limit:
             truncated = truncated | np.array([len(past) >= self._limit for past in self._actions])
         over = terminated | truncated
@@ -144,7 +150,8 @@ class GymEnv(VectorEnv):
                 raise self._raised(copy, error, "render()") from error
             if self.render_mode == "rgb_array" and np.shape(picture)[2:] != (3,):
                 what = _told(picture) if picture is None else f"shape {np.shape(picture)}"
-                raise self._broken(copy, f"returned {what}; expected a picture [H, W, 3].", "render()")
+                wrong = f"returned {what}; expected a picture [H, W, 3]."
+                raise self._broken(copy, wrong, "render()")
             pictures.append(picture)
         return tuple(pictures)
 
@@ -187,11 +194,12 @@ class GymEnv(VectorEnv):
             self.envs[i].unwrapped.np_random = _generator(begun[i])
             obs = self._begin(i, None if seed < 0 else seed)
             for action in actions[i, :count]:
-                self._actions[i].append(action)
+                self._playing = {i: action}
                 try:
                     obs, *_, self._infos[i] = self.envs[i].step(action.copy())
                 except Exception as error:
                     raise self._raised(i, error) from error
+                self._actions[i].append(action)
             newest.append(obs)
         self._last = self._tensor(self._observed(newest))
 
@@ -205,6 +213,7 @@ class GymEnv(VectorEnv):
         env: Any = self.envs[copy]
         self._begun[copy] = _generator_state(env.unwrapped.np_random)
         self._seeds[copy], self._options[copy], self._actions[copy] = seed, options, []
+        self._playing = {}
         try:
             result = env.reset(seed=seed, options=options) if options else env.reset(seed=seed)
         except Exception as error:
@@ -308,35 +317,26 @@ class GymEnv(VectorEnv):
         return np.array([bool(flag) for flag in flags])
 
     def _raised(self, copy: int, error: Exception, call: str = "") -> Exception:
-        """The RunError that says that `call` (None: the newest reset or step) raised `error`."""
+        """The RunError that says that `call` (else the running reset or step) raised `error`."""
         if isinstance(error, (ConfigError, RunError)):
             return error
-        masked = _MASKED if not call and _is_masked(self._infos[copy], self._actions[copy]) else ""
-        return self._broken(copy, f"raised {_what(error)}.{masked}", call)
+        masked = not call and _is_masked(self._infos[copy], self._playing.get(copy))
+        return self._broken(copy, f"raised {_what(error)}.{_MASKED if masked else ''}", call)
 
     def _broken(self, copy: int, what: str, call: str = "") -> RunError:
         """The RunError of a copy that did `what` when it was called."""
-        actions, seed = self._actions[copy], self._seeds[copy]
+        past, seed = len(self._actions[copy]), self._seeds[copy]
         if call:
-            call = f"{call} after {len(actions)} steps of an episode"
-        elif actions:
-            call = f"step({_told(actions[-1].tolist())}), number {len(actions)} of its episode,"
+            call = f"{call} after {past} steps of an episode"
+        elif copy in self._playing:
+            action = _told(self._playing[copy].tolist())
+            call = f"step({action}), number {past + 1} of its episode,"
         else:
             call = "reset()" if seed is None else f"reset(seed={seed})"
         return RunError(f"{self.named}: {call} {what}")
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
-
-
-def spread(seed: int | Sequence[int] | None, num_envs: int) -> Sequence[int | None]:
-    """A reset's seed for each copy."""
-    if seed is None:
-        return [None] * num_envs
-    seeds = range(seed, seed + num_envs) if isinstance(seed, (int, np.integer)) else list(seed)
-    if len(seeds) != num_envs:
-        raise ValueError(f"reset: {len(seeds)} seeds for num_envs={num_envs}")
-    return seeds
 
 
 def _registered(id: str, named: str) -> EnvSpec:
@@ -352,7 +352,7 @@ def _registered(id: str, named: str) -> EnvSpec:
         return gymnasium.registry[name]
     if not module:
         near = nearest(name, gymnasium.registry)
-        own = f"Ids that a module of yours registers are written module:Id, as in env.id=myenv:{name}"
+        own = f"Ids of a module of yours are written module:Id, as in env.id=myenv:{name}"
         raise ConfigError(f"{named}: not registered with Gymnasium.{near} {own}.")
     package = module.partition(".")[0]
     theirs = [key for key, spec in gymnasium.registry.items() if _package(spec) == package]
@@ -415,12 +415,12 @@ def _wrong_argument(spec: EnvSpec, kwargs: Mapping[str, Any], named: str) -> str
     return None
 
 
-def _is_masked(info: Any, actions: Sequence[np.ndarray]) -> bool:
-    """Whether the info before the last of `actions` ruled it out."""
-    if not actions or not isinstance(info, Mapping) or "action_mask" not in info:
+def _is_masked(info: Any, action: np.ndarray | None) -> bool:
+    """Whether the info before `action` ruled it out."""
+    if action is None or not isinstance(info, Mapping) or "action_mask" not in info:
         return False
     try:
-        return not np.ravel(info["action_mask"])[int(actions[-1])]
+        return not np.ravel(info["action_mask"])[int(action)]
     except (TypeError, ValueError, IndexError):
         return False
 

@@ -58,7 +58,8 @@ class View(VectorEnv):
         final = torch.cat([self.past[:, 1:], info["final_obs"][:, None, self.components]], 1)
         ended = along(terminated | truncated, final)
         self.past = torch.where(ended, self._repeated(obs), final)
-        return self.past.flatten(1, 2), reward, terminated, truncated, {**info, "final_obs": final.flatten(1, 2)}
+        info = {**info, "final_obs": final.flatten(1, 2)}
+        return self.past.flatten(1, 2), reward, terminated, truncated, info
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""

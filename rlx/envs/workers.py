@@ -13,8 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from rlx.config import ConfigError, RunError
-from rlx.env import TensorEnv, resize
-from rlx.envs.gym import spread
+from rlx.env import TensorEnv, resize, spread
 from rlx.networks import concatenated
 
 MakeEnv = Callable[..., TensorEnv]
@@ -61,7 +60,8 @@ class Workers(VectorEnv):
         given = np.asarray(torch.as_tensor(actions).cpu())
         answers = self._ask("step", [given[rows] for rows in self.place])
         obs, reward, terminated, truncated, final = (self._whole(column) for column in zip(*answers, strict=True))
-        return obs, reward, terminated, truncated, {"final_obs": final, "_final_obs": terminated | truncated}
+        info = {"final_obs": final, "_final_obs": terminated | truncated}
+        return obs, reward, terminated, truncated, info
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
@@ -90,7 +90,7 @@ class Workers(VectorEnv):
             pipe.close()
 
     def _ask(self, what: str, each: Sequence[Any]) -> list[Any]:
-        """Answers of all processes, which work at the same time; what went wrong in one is raised here."""
+        """Answers of all processes, which work at once; what went wrong in one is raised here."""
         answers: list[tuple[Any, Exception | None]] = []
         try:
             for pipe, value in zip(self.pipes, each, strict=True):
@@ -100,7 +100,8 @@ class Workers(VectorEnv):
         except (EOFError, ConnectionError):
             dead = self.processes[len(answers)]
             dead.join(1)
-            raise RunError(f"env.workers: a process with env copies has died, exit code {dead.exitcode}.") from None
+            how = f"exit code {dead.exitcode}"
+            raise RunError(f"env.workers: a process with env copies has died, {how}.") from None
         for _, failure in answers:
             if failure is not None:
                 raise failure
