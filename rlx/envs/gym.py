@@ -71,8 +71,8 @@ class GymEnv(VectorEnv):
         """… its options …"""
         self._actions: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
         """… and the actions since: an env's state is out of reach, but these lead to it again."""
-        self._playing: dict[int, np.ndarray] = {}
-        """Per copy within a step, its action; no part of the episode until all went well."""
+        self._playing: Sequence[np.ndarray] = ()
+        """The actions of the running step; no part of the episodes until all went well."""
         self._infos: list[Any] = [None] * num_envs
         """The newest info of each copy."""
         self._last: Tensor | None = None
@@ -112,11 +112,12 @@ class GymEnv(VectorEnv):
         rows = self._played(np.asarray(torch.as_tensor(actions).cpu()))
         if len(rows) != self.num_envs:
             raise ValueError(f"step: {len(rows)} actions for num_envs={self.num_envs}")
-        self._playing = dict(enumerate(rows))
+        self._playing = list(rows)
+        # An env may write into its action, but what was played is kept.
+        given = self._playing if rows.ndim == 1 else list(rows.copy())
         steps: list[Any] = []
         try:
-            # A copy: an env may write into its action, and what was played is kept.
-            for env, action in zip(self.envs, rows.copy(), strict=True):
+            for env, action in zip(self.envs, given, strict=True):
                 steps.append(env.step(action))
         except Exception as error:
             raise self._raised(len(steps), error) from error
@@ -125,9 +126,9 @@ class GymEnv(VectorEnv):
         reward = self._rewards(rewarded)
         terminated = self._flags(ended, "terminated")
         truncated = self._flags(cut, "truncated")
-        for past, action in zip(self._actions, rows, strict=True):
+        for past, action in zip(self._actions, self._playing, strict=True):
             past.append(action)
-        if self._limit:
+        if self._limit and max(map(len, self._actions)) >= self._limit:
             truncated = truncated | np.array([len(past) >= self._limit for past in self._actions])
         over = terminated | truncated
         obs = final
@@ -194,7 +195,7 @@ class GymEnv(VectorEnv):
             self.envs[i].unwrapped.np_random = _generator(begun[i])
             obs = self._begin(i, None if seed < 0 else seed)
             for action in actions[i, :count]:
-                self._playing = {i: action}
+                self._playing = [action] * self.num_envs
                 try:
                     obs, *_, self._infos[i] = self.envs[i].step(action.copy())
                 except Exception as error:
@@ -213,7 +214,7 @@ class GymEnv(VectorEnv):
         env: Any = self.envs[copy]
         self._begun[copy] = _generator_state(env.unwrapped.np_random)
         self._seeds[copy], self._options[copy], self._actions[copy] = seed, options, []
-        self._playing = {}
+        self._playing = ()
         try:
             result = env.reset(seed=seed, options=options) if options else env.reset(seed=seed)
         except Exception as error:
@@ -320,15 +321,25 @@ class GymEnv(VectorEnv):
         """The RunError that says that `call` (else the running reset or step) raised `error`."""
         if isinstance(error, (ConfigError, RunError)):
             return error
-        masked = not call and _is_masked(self._infos[copy], self._playing.get(copy))
+        masked = not call and self._is_masked(copy)
         return self._broken(copy, f"raised {_what(error)}.{_MASKED if masked else ''}", call)
+
+    def _is_masked(self, copy: int) -> bool:
+        """Whether a copy's newest info ruled out the action that it was given."""
+        info = self._infos[copy]
+        if not self._playing or not isinstance(info, Mapping) or "action_mask" not in info:
+            return False
+        try:
+            return not np.ravel(info["action_mask"])[int(self._playing[copy])]
+        except (TypeError, ValueError, IndexError):
+            return False
 
     def _broken(self, copy: int, what: str, call: str = "") -> RunError:
         """The RunError of a copy that did `what` when it was called."""
         past, seed = len(self._actions[copy]), self._seeds[copy]
         if call:
             call = f"{call} after {past} steps of an episode"
-        elif copy in self._playing:
+        elif self._playing:
             action = _told(self._playing[copy].tolist())
             call = f"step({action}), number {past + 1} of its episode,"
         else:
@@ -413,16 +424,6 @@ def _wrong_argument(spec: EnvSpec, kwargs: Mapping[str, Any], named: str) -> str
         if key not in names:
             return f"env.kwargs.{key}: {spec.id} has no such parameter.{nearest(key, names)}"
     return None
-
-
-def _is_masked(info: Any, action: np.ndarray | None) -> bool:
-    """Whether the info before `action` ruled it out."""
-    if action is None or not isinstance(info, Mapping) or "action_mask" not in info:
-        return False
-    try:
-        return not np.ravel(info["action_mask"])[int(action)]
-    except (TypeError, ValueError, IndexError):
-        return False
 
 
 def _what(error: BaseException) -> str:
