@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.config import ConfigError
+from rlx.env import PICTURE
 from rlx.networks import ConvNet
 from rlx.rng import Streams
 
@@ -57,8 +58,11 @@ class Differences(nn.Module):
 
 
 def is_image(shape: Sequence[int] | None) -> bool:
-    """Whether observations of this shape are pictures [C, H, W]: those of 16 × 16 pixels and more. The others are seen flat."""
-    return shape is not None and len(shape) == 3 and min(shape[1:]) >= 16
+    """Whether observations of this shape are pictures [C, H, W]: of PICTURE pixels and more a side.
+
+    The others are seen flat.
+    """
+    return shape is not None and len(shape) == 3 and min(shape[1:]) >= PICTURE
 
 
 def check_conv(layers: Sequence[Sequence[int]]) -> None:

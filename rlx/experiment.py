@@ -125,16 +125,18 @@ def _whole_env(params: dict[str, Any], num_envs: int, device: "torch.device | st
 
 
 def env_spec(node: Mapping[str, Any]) -> "Spec":
-    """What an agent may know of the env; ConfigError where its spaces are of other kinds than rlx has."""
-    from gymnasium import spaces
-
+    """What an agent may know of the env; ConfigError where rlx does not take its spaces."""
     from rlx.agent import Spec
+    from rlx.env import refused
 
     env = make_env(node, 1, "cpu")
     obs, action = env.single_observation_space, env.single_action_space
-    for what, space in (("actions", action), ("observations", obs)):
-        if not (isinstance(space, spaces.Box) or (isinstance(space, spaces.Discrete) and int(space.start) == 0)):
-            raise ConfigError(f"env: needs Box or Discrete (0…n−1) {what}; {node.get('id', node['_target_'])} has {space}.")
+    problem = refused(obs, action, str(node.get("id")))
+    if problem is not None:
+        what, way = problem
+        if "id" in node:
+            raise ConfigError(f"env.id={node['id']}: {what} {way}")
+        raise ConfigError(f"env: {node['_target_']} {what}")
     limit = getattr(env, "max_episode_steps", None)
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")

@@ -58,7 +58,7 @@ class Camera:
         space = env.single_observation_space
         own = getattr(getattr(inner, "dynamics", None), "gymnasium_id", None)
         if isinstance(inner, GymEnv):
-            self.draw = lambda obs: inner.envs[0].render()
+            self.draw = lambda obs: inner.render()[0]
         elif isinstance(space, Box) and is_image(space.shape):
             self.draw = _enlarged
         elif own in gymnasium.registry:

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from rlx.config import ConfigError, at_least, nearest
-from rlx.env import resize
+from rlx.env import resize, spread
 from rlx.rng import stream_key, uniform
 
 NOOP = 0
@@ -62,14 +62,19 @@ class AtariEnv(VectorEnv):
         self._resize()
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
-        """First observations [B, C, size, size]. `seed`: one integer (copy i gets seed + i) or one per copy; None draws fresh ones."""
+        """First observations [B, C, size, size].
+
+        `seed`: one integer (copy i gets seed + i) or one per copy; None draws fresh ones.
+        `options`: "reset_mask" (bool [B]): only these copies begin anew.
+        """
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
-        if isinstance(seed, int):
-            seed = range(seed, seed + self.num_envs)
-        self._key = stream_key(torch.tensor(list(seed)), "env")
-        self._counter = torch.zeros_like(self._key)
-        return self._start(torch.ones(self.num_envs, dtype=torch.bool)).to(self.device), {}
+        mask = (options or {}).get("reset_mask")
+        where = torch.as_tensor(np.ones(self.num_envs, bool) if mask is None else mask)
+        key = stream_key(torch.tensor(list(spread(seed, self.num_envs))), "env")
+        self._key = torch.where(where, key, self._key)
+        self._counter = self._counter * ~where
+        return self._start(where).to(self.device), {}
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]}) of `actions` int64 [B]."""
@@ -102,7 +107,8 @@ class AtariEnv(VectorEnv):
         obs, reward, terminated, truncated, final_obs = (
             x.to(self.device) for x in (obs, reward, terminated, limit & ~terminated, final_obs)
         )
-        return obs, reward, terminated, truncated, {"final_obs": final_obs}
+        info = {"final_obs": final_obs, "_final_obs": terminated | truncated}
+        return obs, reward, terminated, truncated, info
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""

@@ -85,5 +85,6 @@ class DMControlEnv(GymEnv):
     ):  # fmt: skip
         """The keys of conf/env/dmc.yaml. An episode is 1000 control steps."""
         at_least(repeat, 1, "env.repeat")
+        self.named = f"env.task={task}"
         kwargs = {"task": task, "repeat": repeat, "bins": bins, "pixels": pixels, "size": size}
         super().__init__(f"{__name__}:rlx/DMControl-v0", num_envs, -(-1000 // repeat), kwargs, device)

@@ -28,21 +28,28 @@ class View(VectorEnv):
         space = env.single_observation_space
         if not isinstance(space, gymnasium.spaces.Box) or not (len(space.shape) == 1 or (is_image(space.shape) and observe is None)):
             raise ConfigError(f"env.observe, env.stack: need observations of one axis, env.stack also takes images; this env has {space}.")
-        self.components = list(range(space.shape[0]) if observe is None else observe)
-        if not self.components or not set(self.components) <= set(range(space.shape[0])):
-            raise ConfigError(f"env.observe={self.components}: expected some of the components 0 to {space.shape[0] - 1}.")
+        known = list(range(space.shape[0]))
+        self.components = known if observe is None else _components(observe, known)
+        if not isinstance(stack, int):
+            raise ConfigError(f"env.stack={stack}: expected a whole number.")
         at_least(stack, 1, "env.stack")
         self.env, self.stack = env, stack
         low, high = (np.concatenate([bound[self.components]] * stack) for bound in (space.low, space.high))
         self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=space.dtype)  # type: ignore[arg-type]
         self.single_action_space = env.single_action_space
         self.max_episode_steps, self.reward_threshold = env.max_episode_steps, env.reward_threshold
+        self.past: Tensor
         resize(self, self.env.num_envs)
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
         """First observations [B, stack · components]."""
         obs, info = self.env.reset(seed=seed, options=options)
-        self.past = self._repeated(obs)
+        past: Tensor = self._repeated(obs)
+        mask = (options or {}).get("reset_mask")
+        if mask is not None:
+            begun = along(torch.as_tensor(mask, device=past.device), past)
+            past = torch.where(begun, past, self.past)
+        self.past = past
         return self.past.flatten(1, 2), info
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
@@ -51,7 +58,8 @@ class View(VectorEnv):
         final = torch.cat([self.past[:, 1:], info["final_obs"][:, None, self.components]], 1)
         ended = along(terminated | truncated, final)
         self.past = torch.where(ended, self._repeated(obs), final)
-        return self.past.flatten(1, 2), reward, terminated, truncated, {"final_obs": final.flatten(1, 2)}
+        info = {**info, "final_obs": final.flatten(1, 2)}
+        return self.past.flatten(1, 2), reward, terminated, truncated, info
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
@@ -70,3 +78,13 @@ class View(VectorEnv):
 
     def _repeated(self, obs: Tensor) -> Tensor:
         return torch.stack([obs[:, self.components]] * self.stack, 1)
+
+
+def _components(observe: Any, known: list[int]) -> list[int]:
+    """The numbers `observe` as a list; ConfigError where they are not some of `known`."""
+    numbers = list(observe) if isinstance(observe, Sequence) else [observe]
+    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    if not numbers or not whole or not set(numbers) <= set(known):
+        expected = f"expected a list of some of the components 0 to {known[-1]}, such as [0]"
+        raise ConfigError(f"env.observe={observe}: {expected}.")
+    return numbers

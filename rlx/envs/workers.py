@@ -12,8 +12,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.config import RunError
-from rlx.env import TensorEnv, resize
+from rlx.config import ConfigError, RunError
+from rlx.env import TensorEnv, resize, spread
 from rlx.networks import concatenated
 
 MakeEnv = Callable[..., TensorEnv]
@@ -35,24 +35,33 @@ class Workers(VectorEnv):
         """Per process, which rows of the whole its copies are."""
         context = multiprocessing.get_context("spawn")  # a fork of a process with torch in it may hang
         self.pipes: list[Connection] = []
+        self.processes: list[Any] = []
         for rows in self.place:
             own, other = context.Pipe()
-            context.Process(target=_serve, args=(make, len(rows), other), daemon=True).start()
+            process = context.Process(target=_serve, args=(make, len(rows), other), daemon=True)
+            process.start()
             other.close()
             self.pipes.append(own)
+            self.processes.append(process)
         resize(self, num_envs)
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
         """First observations [B, *O], as `rlx.envs.gym.GymEnv.reset`."""
-        seeds = list(range(seed, seed + self.num_envs)) if isinstance(seed, int) else seed
-        return self._whole(self._ask("reset", [None if seeds is None else [seeds[i] for i in rows] for rows in self.place])), {}
+        given, own = spread(seed, self.num_envs), dict(options or {})
+        mask = own.pop("reset_mask", None)
+        each = []
+        for rows in self.place:
+            masked = {} if mask is None else {"reset_mask": np.asarray(mask, bool)[rows]}
+            each.append(([given[i] for i in rows], own | masked))
+        return self._whole(self._ask("reset", each)), {}
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """As `TensorEnv.step`."""
         given = np.asarray(torch.as_tensor(actions).cpu())
         answers = self._ask("step", [given[rows] for rows in self.place])
         obs, reward, terminated, truncated, final = (self._whole(column) for column in zip(*answers, strict=True))
-        return obs, reward, terminated, truncated, {"final_obs": final}
+        info = {"final_obs": final, "_final_obs": terminated | truncated}
+        return obs, reward, terminated, truncated, info
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
@@ -60,6 +69,7 @@ class Workers(VectorEnv):
         kept = [[(new, rows.index(old)) for new, old in enumerate(wanted) if old in rows] for rows in self.place]
         busy = [i for i, part in enumerate(kept) if part]
         self.pipes = [self.pipes[i] for i in busy]  # a process whose pipe is gone ends
+        self.processes = [self.processes[i] for i in busy]
         self.place = [[new for new, _ in kept[i]] for i in busy]
         self._ask("keep", [[row for _, row in kept[i]] for i in busy])
         resize(self, len(wanted))
@@ -80,13 +90,22 @@ class Workers(VectorEnv):
             pipe.close()
 
     def _ask(self, what: str, each: Sequence[Any]) -> list[Any]:
-        """Answers of all processes, which work at the same time."""
+        """Answers of all processes, which work at once; what went wrong in one is raised here."""
+        answers: list[tuple[Any, Exception | None]] = []
         try:
             for pipe, value in zip(self.pipes, each, strict=True):
                 pipe.send((what, value))
-            return [pipe.recv() for pipe in self.pipes]
+            for pipe in self.pipes:
+                answers.append(pipe.recv())
         except (EOFError, ConnectionError):
-            raise RunError("env.workers: a process with env copies has died; its error stands above.") from None
+            dead = self.processes[len(answers)]
+            dead.join(1)
+            how = f"exit code {dead.exitcode}"
+            raise RunError(f"env.workers: a process with env copies has died, {how}.") from None
+        for _, failure in answers:
+            if failure is not None:
+                raise failure
+        return [answer for answer, _ in answers]
 
     def _whole(self, parts: Sequence[np.ndarray]) -> Tensor:
         """The processes' rows in the order of the whole."""
@@ -100,22 +119,32 @@ def _serve(make: MakeEnv, copies: int, pipe: Connection) -> None:
     """One process: does what it is asked until the pipe is closed."""
     os.setsid()  # signals to the group reach the run alone, which then wants a checkpoint of these copies
     torch.set_num_threads(1)
-    env = make(num_envs=copies, device="cpu")
+    env: TensorEnv | None = None
     while True:
         try:
             what, value = pipe.recv()
         except EOFError:
             return
         answer: Any = None
-        if what == "reset":
-            answer = env.reset(seed=value)[0].numpy()
-        elif what == "step":
-            *columns, info = env.step(value)
-            answer = [column.numpy() for column in (*columns, info["final_obs"])]
-        elif what == "keep":
-            env.keep(torch.tensor(value, dtype=torch.int64))
-        elif what == "state_dict":
-            answer = {name: tensor.numpy() for name, tensor in env.state_dict().items()}
-        else:
-            env.load_state_dict({name: torch.from_numpy(array) for name, array in value.items()})
-        pipe.send(answer)
+        failure: Exception | None = None
+        try:
+            env = env or make(num_envs=copies, device="cpu")  # here, so that its errors are answers
+            answer = _answer(env, what, value)
+        except (ConfigError, RunError, ValueError) as error:
+            failure = type(error)(str(error))  # without its cause, which may not fit through a pipe
+        pipe.send((answer, failure))
+
+
+def _answer(env: Any, what: str, value: Any) -> Any:
+    """The result of one method, as arrays."""
+    if what == "reset":
+        seeds, options = value
+        return env.reset(seed=seeds, options=options)[0].numpy()
+    if what == "step":
+        *columns, info = env.step(value)
+        return [column.numpy() for column in (*columns, info["final_obs"])]
+    if what == "keep":
+        return env.keep(torch.tensor(value, dtype=torch.int64))
+    if what == "state_dict":
+        return {name: tensor.numpy() for name, tensor in env.state_dict().items()}
+    return env.load_state_dict({name: torch.from_numpy(array) for name, array in value.items()})
