@@ -1,11 +1,13 @@
 """Data sets: logged episodes on disk, each observation stored once, in arrays that are mapped into memory and never read whole.
 
-data.json        format, env (the config group), stack (observations the policies saw at once), actions, sources
+data.json        format, env (the config group), stack (observations shown at once), sources
 obs.npy          [N + E, *O]   of N transitions in E episodes; each episode's last observation follows its others
 action.npy       [N]
 reward.npy       [N] float32
 length.npy       [E] int64     transitions of each episode
 terminated.npy   [E] bool      whether it ended by itself; else it was cut
+
+Files of others may have other dtypes of numbers; they are cast where they are read.
 """
 
 import hashlib
@@ -112,7 +114,8 @@ class Episodes(Data):
         for name, rows in expected.items():
             has = len(arrays[name])
             if has != rows:
-                raise ConfigError(f"{self._place(name)}: {has:,} rows where {rows:,} were expected.")
+                place = self._place(name)
+                raise ConfigError(f"{place}: {has:,} rows where {rows:,} were expected.")
         self.terminated = flags(arrays["terminated"], self._place("terminated"))
         self._check_numbers()
         self.dtype = shown_dtype(self.obs.dtype)
@@ -137,12 +140,11 @@ class Episodes(Data):
             check_finite(getattr(self, name), self._place(name))
         if self.action.ndim > 1:
             return
-        if self.action.dtype.kind == "f":
-            raise ConfigError(
-                f"{self._place('action')}: {self.action.dtype} [N]; expected whole numbers [N],"
-                " or numbers [N, D] of a Box space."
-            )
-        check_numbered(self.action, self._place("action"))
+        place, dtype = self._place("action"), self.action.dtype
+        if dtype.kind == "f":
+            expected = "whole numbers [N], or numbers [N, D] of a Box space"
+            raise ConfigError(f"{place}: {dtype} [N]; expected {expected}.")
+        check_numbered(self.action, place)
 
     def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
         where, own = f"data={self.source or self.folder}", self.obs.shape[1:]
@@ -185,7 +187,8 @@ class Episodes(Data):
         """The last `stack` observations before transition `number` [S, B] of `episode` (behind its last one: the end's), its first one
         repeated before it: [S, B, stack · C, …]."""
         back = np.arange(stack - 1, -1, -1)
-        row = np.maximum(number[..., None] - back, self.begin[episode][..., None]) + episode[..., None]
+        of, begin = episode[..., None], self.begin[episode][..., None]
+        row = np.maximum(number[..., None] - back, begin) + of
         seen = cast(self.obs[row], self.dtype)
         shape = self.obs.shape[1:]
         return seen.reshape(*number.shape, stack * shape[0], *shape[1:]) if shape else seen[..., 0]
@@ -205,13 +208,17 @@ class Episodes(Data):
         returns = self.returns()
         low, *quartiles, high = np.quantile(returns, [0, 0.25, 0.5, 0.75, 1])
         size = sum((self.folder / f"{name}.npy").stat().st_size for name in FILES)
+        if self.action.ndim == 1:
+            actions = histogram(np.bincount(cast(self.action, np.int64)))
+        else:
+            actions = f"continuous, {self.action.shape[1]} numbers"
         facts = {
             "transitions": f"{self.transitions:,}",
             "episodes": f"{self.episodes:,}, {self.length.mean():,.1f} transitions long on average",
             "returns": f"mean {returns.mean():.1f}; from {low:.1f} to {high:.1f}, quartiles " + " ".join(f"{q:.1f}" for q in quartiles),
             "ended": f"{self.terminated.mean():.0%} terminated, {1 - self.terminated.mean():.0%} truncated",
             "obs": f"{self.obs.dtype} {list(self.obs.shape[1:])}, shown {self.facts['stack']} at a time",
-            "actions": histogram(np.bincount(cast(self.action, np.int64))) if self.action.ndim == 1 else f"continuous, {self.action.shape[1]} numbers",
+            "actions": actions,
             "size": f"{size / 1e6:,.1f} MB on disk",
         }
         return facts | {f"source {i}": text for i, text in enumerate(self.facts["sources"])}
@@ -237,7 +244,8 @@ def check_numbered(action: np.ndarray, where: str) -> None:
     """ConfigError where an action, a whole number [N], is none of a Discrete space."""
     low, high = int(action.min()), int(action.max())
     if low < 0 or high >= MOST_ACTIONS:
-        raise ConfigError(f"{where} reaches from {low} to {high}; expected 0 to {MOST_ACTIONS - 1:,}.")
+        most = f"{MOST_ACTIONS - 1:,}"
+        raise ConfigError(f"{where} reaches from {low} to {high}; expected 0 to {most}.")
 
 
 def flags(array: np.ndarray, where: str) -> np.ndarray:
@@ -256,7 +264,7 @@ def observed(
 ) -> np.dtype:
     """The dtype in which observations are those of the env; ConfigError where they are not.
 
-    `own`, `shape`: of the data, as the env would show them; `bounds`: its lowest and highest number.
+    `own`: theirs in the data; `shape`: as the env would show them; `bounds`: lowest and highest.
     """
     space: Any = spec.observation_space
     wanted, whole = np.dtype(space.dtype), own.kind in "iu"
@@ -269,7 +277,8 @@ def observed(
         limits = np.iinfo(wanted)
         fits = own == wanted or (whole and _within(bounds(), limits.min, limits.max))
     if not fits or shape != space.shape:
-        raise ConfigError(f"{where}: its observations are {own} {list(shape)}; this env has {space}.")
+        seen = f"{own} {list(shape)}"
+        raise ConfigError(f"{where}: its observations are {seen}; this env has {space}.")
     return wanted
 
 
@@ -349,6 +358,7 @@ def whole(out: Path, key: str) -> Iterator[Path]:
             for path in (*partial.rglob("*"), partial):
                 sync(path)
             partial.rename(target)
+            sync(target.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in missing:  # made for it, the innermost first
@@ -413,7 +423,8 @@ def _facts(file: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise ConfigError(f"{file}: expected the keys format, env, stack and sources.")
     if facts.get("format") != FORMAT:
-        raise ConfigError(f"{file}: format {_short(facts.get('format'))}; this rlx reads format {FORMAT}.")
+        own = _short(facts.get("format"))
+        raise ConfigError(f"{file}: format {own}; this rlx reads format {FORMAT}.")
     expected = {
         "env": (_is_env, "a config group env, or {}"),
         "stack": (_is_count, "a whole number from 1 on"),
@@ -449,4 +460,5 @@ def _is_count(value: Any) -> bool:
 
 def _is_texts(value: Any) -> bool:
     """Printed as they are, so without the codes that would move a terminal's cursor."""
-    return isinstance(value, list) and all(isinstance(text, str) and text.isprintable() for text in value)
+    texts = value if isinstance(value, list) else [None]
+    return all(isinstance(text, str) and text.isprintable() for text in texts)

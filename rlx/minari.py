@@ -22,14 +22,15 @@ _AT_ONCE = 64
 
 
 def imported(name: str) -> Episodes:
-    """The local data set `name` in our own format, in a temporary folder that lasts as long as the process.
+    """The local data set `name` in our own format, in a folder that lasts as long as it is used.
 
     ConfigError if there is none, or it holds what rlx does not take.
     """
     minari, where = _minari(), f"data=minari:{name}"
     folder = _folder(name, where)
     if not (folder / "data").is_dir():
-        raise ConfigError(f"{where}: no such local data set; to get it: minari download {name}.{_locals(name)}")
+        get = f"to get it: minari download {name}.{_locals(name)}"
+        raise ConfigError(f"{where}: no such local data set; {get}")
     temporary = tempfile.TemporaryDirectory(prefix="rlx-")
     try:
         _check_spaces_written(folder / "data", where)
@@ -50,17 +51,18 @@ def imported(name: str) -> Episodes:
 
 
 def _check_spaces_written(folder: Path, where: str) -> None:
-    """ConfigError where Minari would have to run the env that a set names, code of anybody's, to know its spaces."""
+    """ConfigError where Minari would make the env that a set names: anybody's code."""
     from minari.dataset.minari_storage import MinariStorage
 
     metadata = MinariStorage.read_raw_metadata(folder)
     for name in ("observation_space", "action_space"):
         if name not in metadata:
-            raise ConfigError(f"{where}: its metadata.json has no {name}; write it with Minari 0.5.")
+            text = f"its metadata.json has no {name}"
+            raise ConfigError(f"{where}: {text}; write it with Minari 0.5.")
 
 
 def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
-    """(obs [T + 1, *O], action [T, *A], reward [T], terminated) of each episode of Minari's, as rlx shows them."""
+    """(obs [T + 1, *O], action [T, *A], reward [T], terminated) of each episode, as it is shown."""
     space, show = shown(data.observation_space)
     _check_taken(space, "observations", where)
     _check_taken(data.action_space, "actions", where)
@@ -77,8 +79,8 @@ def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, n
         }
         for name, (array, shape) in shapes.items():
             if array.shape != shape or not steps:
-                has = f"{name} {list(array.shape)}"
-                raise ConfigError(f"{where}: episode {number} has {has}; expected {list(shape)}, one step or more.")
+                has, wanted = f"{name} {list(array.shape)}", f"{list(shape)}, one step or more"
+                raise ConfigError(f"{where}: episode {number} has {has}; expected {wanted}.")
         if begins[0]:
             obs = obs - begins[0]
         kind = np.int64 if isinstance(data.action_space, spaces.Discrete) else np.float32
@@ -91,13 +93,14 @@ def _check_taken(space: gymnasium.Space, what: str, where: str) -> None:
     way = "flatten the env (gymnasium.wrappers.FlattenObservation) and record it again"
     if what == "actions":
         way = "number the actions of the env (one Discrete) and record it again"
-    raise ConfigError(f"{where}: its {what} are {type(space).__name__}; rlx takes Box and Discrete: {way}.")
+    kind = type(space).__name__
+    raise ConfigError(f"{where}: its {what} are {kind}; rlx takes Box and Discrete: {way}.")
 
 
 def write(data: Episodes, name: str, env: TensorEnv) -> bool:
-    """`data`, of `env`, as Minari's data set `name`, to the bit; ConfigError where it exists or the name is none.
+    """`data`, of `env`, as Minari's data set `name`, to the bit.
 
-    Returns whether `env` can be recovered from it.
+    Returns whether `env` can be recovered from it. ConfigError where it exists or has no such name.
     """
     minari, where = _minari(), f"out=minari:{name}"
     folder = _folder(name, where)
@@ -107,27 +110,37 @@ def write(data: Episodes, name: str, env: TensorEnv) -> bool:
 
     spec = env_spec(env, data.facts["env"])
     original = _original(spec, env)
-    own_spaces, back, play = original or ((env.single_observation_space, env.single_action_space), _same, _same)
+    if original is None:
+        spec = None
+        original = (env.single_observation_space, env.single_action_space), _same, _same
+    own_spaces, back, play = original
 
     def buffer(number: int) -> Any:
         obs, action, reward, terminated = data.episode(number)
         ends = np.arange(1, len(action) + 1) == len(action)
-        flags = {"terminations": list(ends & terminated), "truncations": list(ends & (not terminated))}
-        return EpisodeBuffer(id=number, observations=list(back(obs)), actions=list(play(action)), rewards=list(reward), **flags)
+        return EpisodeBuffer(
+            id=number,
+            observations=list(back(obs)),
+            actions=list(play(action)),
+            rewards=list(reward),
+            terminations=list(ends & terminated),
+            truncations=list(ends & (not terminated)),
+        )
 
     with whole(folder, where) as partial, writing(where):
-        storage = MinariStorage.new(partial / "data", *own_spaces, spec if original else None, jpeg_encoding=False)
+        storage = MinariStorage.new(partial / "data", *own_spaces, spec, jpeg_encoding=False)
         storage.update_metadata({"dataset_id": name, "minari_version": minari.__version__})
         for begin in range(0, data.episodes, _AT_ONCE):
-            storage.update_episodes([buffer(i) for i in range(begin, min(begin + _AT_ONCE, data.episodes))])
+            numbers = range(begin, min(begin + _AT_ONCE, data.episodes))
+            storage.update_episodes([buffer(number) for number in numbers])
     above = name.rpartition("/")[0]
     if above and above not in namespace.list_local_namespaces():
         namespace.create_namespace(above)
-    return original is not None
+    return spec is not None
 
 
 def env_spec(env: TensorEnv, node: Mapping[str, Any]) -> EnvSpec | None:
-    """From which `gymnasium.make` makes one copy of `env`, of the config group `node`; None where it cannot."""
+    """From which `gymnasium.make` makes `env`, of the config group `node`; None where it cannot."""
     from rlx.envs.batched import BatchedEnv
     from rlx.envs.gym import GymEnv
 
@@ -167,7 +180,7 @@ _Spaces = tuple[gymnasium.Space, gymnasium.Space]
 
 def _original(spec: EnvSpec | None, env: TensorEnv) -> tuple[_Spaces, Convert, Convert] | None:
     """((observation space, action space) of the env that `spec` makes, how its observations and
-    its actions are made of those of `env`); None where it is another, or no file can keep `spec`."""
+    actions are made of those of `env`); None where it is another, or no file can keep `spec`."""
     if spec is None:
         return None
     try:
@@ -217,13 +230,12 @@ def _folder(name: str, where: str) -> Path:
     try:
         parse_dataset_id(name)
     except (ValueError, TypeError):  # TypeError: without a version
-        raise ConfigError(
-            f"{where}: Minari's names are letters, digits, - and _ with a version,"
-            f" as in cartpole/mixed-v0.{_locals(name)}"
-        ) from None
+        rule = "letters, digits, - and _ with a version, as in cartpole/mixed-v0"
+        raise ConfigError(f"{where}: Minari's names are {rule}.{_locals(name)}") from None
     parents = Path(name).parents
     if "data" in Path(name).parts or any((root / parent / "data").exists() for parent in parents):
-        raise ConfigError(f"{where}: Minari takes a folder with 'data' in it for a data set; choose another name.")
+        reason = "Minari takes a folder with 'data' in it for a data set"
+        raise ConfigError(f"{where}: {reason}; choose another name.")
     return root / name
 
 
@@ -248,7 +260,9 @@ def _locals(name: str) -> str:
         except (ValueError, TypeError):
             broken.append(own)
     text = nearest(name, sorted(good)) if good else " There is none."
-    return text + (f" Broken, and best removed: {', '.join(sorted(broken))} in {root}." if broken else "")
+    if broken:
+        text += f" Broken, and best removed: {', '.join(sorted(broken))} in {root}."
+    return text
 
 
 def _minari() -> Any:

@@ -1,4 +1,4 @@
-"""Arrays that anybody wrote, in npy and npz files: checked before memory is taken, never pickled."""
+"""Arrays of anybody, in npy and npz files: checked before memory is taken, never unpickled."""
 
 import io
 import math
@@ -36,7 +36,7 @@ def mapped(path: Path, where: str) -> np.ndarray:
 
 
 def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of the arrays `names` that a npz file has, read; ConfigError, with the file, as for `mapped`."""
+    """Those of the arrays `names` that a npz file has, read; ConfigError as for `mapped`."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist()}
@@ -60,9 +60,9 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.
 
 
 def _header(head: bytes, size: int) -> tuple[np.dtype, tuple[int, ...], Any, int]:
-    """(dtype, shape, order, where the numbers begin) of npy data of `size` bytes that begins with `head`.
+    """(dtype, shape, order, where the numbers begin) of npy data of `size` bytes.
 
-    ValueError unless exactly the numbers that it claims follow.
+    It begins with `head`. ValueError unless exactly the numbers that it claims follow.
     """
     file = io.BytesIO(head)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -91,10 +91,8 @@ def require_memory(size: int, where: str) -> None:
     """ConfigError, with `where`, unless `size` bytes are free."""
     free = free_memory()
     if size > free:
-        raise ConfigError(
-            f"{where}: reading it takes {size / 1e9:,.1f} GB of memory,"
-            f" and {free / 1e9:,.1f} GB are free; write it in smaller parts."
-        )
+        sizes = f"{size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
+        raise ConfigError(f"{where}: reading it takes {sizes}; write it in smaller parts.")
 
 
 def free_memory() -> float:
@@ -107,7 +105,7 @@ def free_memory() -> float:
 
 
 def shown_dtype(dtype: np.dtype) -> np.dtype:
-    """What numbers of this dtype are cast to: float32, or whole numbers in this machine's byte order."""
+    """What numbers of this dtype are cast to: float32, or integers in this machine's byte order."""
     return np.dtype(np.float32) if dtype.kind == "f" else dtype.newbyteorder("=")
 
 
@@ -118,7 +116,7 @@ def cast(array: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
 
 
 def check_finite(array: np.ndarray, where: str) -> None:
-    """ConfigError, with `where`, at the first row [...] of `array` [N, ...] that is not finite as float32."""
+    """ConfigError, with `where`, at the first row of `array` [N, ...] not finite as float32."""
     if array.dtype.kind != "f":
         return
     rows = max(1, _AT_ONCE // array[0].nbytes)

@@ -14,7 +14,18 @@ from torch import Tensor
 from rlx import report
 from rlx.agent import Spec
 from rlx.config import ConfigError
-from rlx.data import MOST_ACTIONS, Data, Episodes, check_actions, check_numbered, flags, histogram, observed, whole, writing
+from rlx.data import (
+    MOST_ACTIONS,
+    Data,
+    Episodes,
+    check_actions,
+    check_numbered,
+    flags,
+    histogram,
+    observed,
+    whole,
+    writing,
+)
 from rlx.npy import archived, cast, check_finite, require_memory, shown_dtype
 from rlx.rng import stream_key, uniform
 
@@ -57,8 +68,10 @@ class Shards(Data):
             report.start(skipped=facts)
         self.files, self.sizes = list(good), [int(facts.counts.sum()) for facts in good.values()]
         self.transitions = sum(self.sizes)
-        self.counts = np.sum([np.pad(facts.counts, (0, MOST_ACTIONS - len(facts.counts))) for facts in good.values()], 0)
-        self.counts = np.trim_zeros(self.counts, "b")
+        counts = np.zeros(MOST_ACTIONS, np.int64)
+        for facts in good.values():
+            counts[: len(facts.counts)] += facts.counts
+        self.counts = np.trim_zeros(counts, "b")
         self.dones, self.rewards = (sum(getattr(facts, name) for facts in good.values()) for name in ("dones", "rewards"))
         self.low, self.high = min(facts.low for facts in good.values()), max(facts.high for facts in good.values())
         if self.dones > self.transitions / 2:
@@ -69,13 +82,14 @@ class Shards(Data):
     def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
         space: Any = spec.observation_space
         where = f"data={self.folder}"
-        self.scaled = self.dtype.kind == "f" and space.dtype == np.uint8 and self.shape == space.shape
+        bounds = (self.low, self.high)
+        pixels = space.dtype == np.uint8 and space.shape == self.shape
+        self.scaled = pixels and self.dtype.kind == "f"
         if not self.scaled:
-            self.shown = observed(spec, self.dtype, self.shape, lambda: (self.low, self.high), where)
+            self.shown = observed(spec, self.dtype, self.shape, lambda: bounds, where)
         elif not -1 <= self.low < 0 < self.high <= 1:
-            raise ConfigError(
-                f"{where}: its states reach from {self.low:g} to {self.high:g}; pictures are v / 128 − 1, or uint8."
-            )
+            reach, wanted = f"{self.low:g} to {self.high:g}", "v / 128 − 1, or uint8"
+            raise ConfigError(f"{where}: its states reach from {reach}; pictures are {wanted}.")
         check_actions(np.arange(len(self.counts)), spec, where)
         return []
 
@@ -153,7 +167,7 @@ class _Facts:
         )
 
 
-_KINDS = {"actions": "ui", "states": "uif", "next_states": "uif", "rewards": "buif", "dones": "buif"}
+_KINDS = dict(states="uif", actions="ui", next_states="uif", rewards="buif", dones="buif")
 """Of the dtypes that the arrays may have."""
 
 
@@ -168,7 +182,8 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             what = "whole numbers" if name == "actions" else "numbers"
             raise ConfigError(f"{file}: '{name}' is {array.dtype}; expected {what}.")
         if array.shape != (states if name in ("states", "next_states") else states[:1]):
-            raise ConfigError(f"{file}: '{name}' is {list(array.shape)}; states are {list(states)}.")
+            has = list(array.shape)
+            raise ConfigError(f"{file}: '{name}' is {has}; states are {list(states)}.")
     dtypes = {name: shown_dtype(array.dtype) for name, array in arrays.items()}
     dtypes |= {"actions": np.dtype(np.int64), "rewards": np.dtype(np.float32)}
     if dtypes["next_states"] != dtypes["states"]:

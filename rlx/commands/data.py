@@ -51,7 +51,8 @@ def write(data: Any, out: str) -> None:
         return
     env = data.facts["env"]
     if not env:
-        raise ConfigError(f"out={out}: it is unknown in which env this set was collected; only sets of rlx collect can be written.")
+        what = "it is unknown in which env this set was collected"
+        raise ConfigError(f"out={out}: {what}; only sets of rlx collect can be written.")
     experiment.env_spec(env)  # raises where its spaces are none of ours
     if not minari.write(data, out.removeprefix("minari:"), experiment.make_env(env, 1, "cpu")):
         text = "Gymnasium cannot make it by name; recover_environment() of this set will not work"
