@@ -417,6 +417,9 @@ def _flat(node: Any, prefix: str = "env") -> dict[str, Any]:
 def _facts(file: Path) -> dict[str, Any]:
     """The content of data.json; ConfigError where it is not what it should be."""
     try:
+        if not file.is_file():
+            raise ValueError("it is no file")
+        require_memory(4 * file.stat().st_size, str(file))
         facts = json.loads(file.read_text(encoding="utf-8"), parse_constant=_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid JSON ({error}).") from None

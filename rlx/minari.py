@@ -220,18 +220,16 @@ def _same(obs: np.ndarray) -> np.ndarray:
 
 def _folder(name: str, where: str) -> Path:
     """Where Minari keeps the set `name`; ConfigError where it could not read what lies there."""
-    from minari.dataset.minari_dataset import parse_dataset_id
     from minari.storage.datasets_root_dir import get_dataset_path
 
     try:
         root = get_dataset_path()
     except OSError as error:
         raise ConfigError(f"{where}: Minari has no folder for its sets ({error}).") from None
-    try:
-        parse_dataset_id(name)
-    except (ValueError, TypeError):  # TypeError: without a version
-        rule = "letters, digits, - and _ with a version, as in cartpole/mixed-v0"
-        raise ConfigError(f"{where}: Minari's names are {rule}.{_locals(name)}") from None
+    if not _is_name(name):
+        rule = "letters, digits, - and _, with a version and perhaps a namespace of two or more"
+        example = f"{name}-v0" if _is_name(f"{name}-v0") else "cartpole/mixed-v0"
+        raise ConfigError(f"{where}: Minari's names are {rule}, as in minari:{example}")
     parents = Path(name).parents
     if "data" in Path(name).parts or any((root / parent / "data").exists() for parent in parents):
         reason = "Minari takes a folder with 'data' in it for a data set"
@@ -239,12 +237,22 @@ def _folder(name: str, where: str) -> Path:
     return root / name
 
 
+def _is_name(text: str) -> bool:
+    """Whether Minari can read a data set of that name again."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(text)
+    except (ValueError, TypeError):  # TypeError: without a version
+        return False
+    return True
+
+
 def _locals(name: str) -> str:
     """The end of an error message: which data sets there are instead.
 
     Minari's own listing breaks where any folder has a name that it would not give.
     """
-    from minari.dataset.minari_dataset import parse_dataset_id
     from minari.storage.datasets_root_dir import get_dataset_path
 
     root, good, broken = get_dataset_path(), [], []
@@ -254,11 +262,7 @@ def _locals(name: str) -> str:
             continue
         inside.clear()
         own = Path(folder).relative_to(root).as_posix()
-        try:
-            parse_dataset_id(own)
-            good.append(own)
-        except (ValueError, TypeError):
-            broken.append(own)
+        (good if _is_name(own) else broken).append(own)
     text = nearest(name, sorted(good)) if good else " There is none."
     if broken:
         text += f" Broken, and best removed: {', '.join(sorted(broken))} in {root}."

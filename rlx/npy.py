@@ -38,6 +38,8 @@ def mapped(path: Path, where: str) -> np.ndarray:
 def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of the arrays `names` that a npz file has, read; ConfigError as for `mapped`."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist()}
             own = {name: members[f"{name}.npy"] for name in names if f"{name}.npy" in members}

@@ -199,8 +199,11 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 def write(data: Episodes, out: Path, stack: int, rows: int = 4096) -> None:
     """`data` as shards of so many transitions, its observations stacked as `stack` says.
 
-    ConfigError where `out` exists or cannot be written.
+    ConfigError where `out` exists or cannot be written, or shards cannot hold the actions.
     """
+    if data.action.ndim > 1:
+        reason = "npz shards hold numbered actions, and these are continuous"
+        raise ConfigError(f"out={out}: {reason}; write them as out=minari:NAME.")
     most = min(rows, data.transitions)
     require_memory(4 * most * stack * data.obs[0].nbytes, f"out={out}: stacks of {stack}")
     with whole(out, f"out={out}") as folder:

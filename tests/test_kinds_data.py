@@ -139,11 +139,23 @@ def test_an_array_that_is_not_what_it_should_be(kind, made, rlx):
     assert expected in said and name in said and str(made) in said, said
 
 
-def test_what_is_no_file_is_not_waited_for(made):
-    (made / "obs.npy").unlink()
-    os.mkfifo(made / "obs.npy")
-    with pytest.raises(ConfigError, match="obs.npy: missing"):
-        open_data(str(made))
+def test_what_is_no_file_is_not_waited_for(made, tmp_path):
+    for name in ("obs.npy", "data.json"):
+        (made / name).unlink()
+        os.mkfifo(made / name)
+        with pytest.raises(ConfigError, match=name):
+            open_data(str(made))
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(ConfigError, match="a.npz: unreadable"):
+        open_data(str(tmp_path))
+
+
+def test_continuous_actions_are_not_written_as_shards(tmp_path, rlx):
+    with Writer(str(tmp_path / "set")) as writer:
+        writer.add(np.zeros((3, 2), np.float32), np.zeros((2, 1), np.float32), np.zeros(2), True)
+        writer.close({}, 1, [])
+    assert "out=minari:NAME" in refused(rlx, "data", tmp_path / "set", f"out={tmp_path}/shards")
+    assert left(tmp_path) == ["set"]
 
 
 @pytest.mark.parametrize(
@@ -464,6 +476,10 @@ def test_names_that_minari_would_not_read_again(name, made, minari_root):
     assert minari.list_local_datasets() == {}
 
 
+def test_a_forgotten_version_is_pointed_out(made, minari_root, rlx):
+    assert "as in minari:rlx/mixed-v0" in refused(rlx, "data", made, "out=minari:rlx/mixed")
+
+
 def test_what_fails_leaves_minari_as_it_was(made, minari_root, monkeypatch, rlx):
     import minari
     from minari.dataset._storages.hdf5_storage import HDF5Storage
@@ -633,6 +649,7 @@ def test_the_env_of_a_set_is_recovered(env, limit, minari_root, tmp_path):
     assert made.action_space == loaded.action_space
     assert np.array_equal(made.reset(seed=3)[0], loaded[0].observations[0])
     again = open_data("minari:rlx/own-v0")
+    assert again.is_of(open_data("minari:rlx/own-v0").fingerprint)
     assert np.array_equal(again.obs, shown(made.observation_space)[1](loaded[0].observations))
 
 
