@@ -255,7 +255,9 @@ def _locals(name: str) -> str:
     """
     from minari.storage.datasets_root_dir import get_dataset_path
 
-    root, good, broken = get_dataset_path(), [], []
+    root = get_dataset_path()
+    good: list[str] = []
+    broken: list[str] = []
     for folder, inside, _ in os.walk(root):
         inside[:] = [each for each in inside if not each.startswith(".")]
         if "data" not in inside:
