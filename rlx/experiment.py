@@ -225,13 +225,21 @@ def open_data(where: str, skip_bad: bool = False) -> "Data":
     if where.startswith("minari:"):
         return imported(where.removeprefix("minari:"))
     folder = Path(where)
-    if (folder / "data.json").is_file():
+    try:
+        names = {file.name for file in folder.iterdir()}
+    except (FileNotFoundError, ValueError):  # ValueError: a null byte in it
+        raise ConfigError(
+            f"data={where}: no such folder; make one with: rlx collect RUN out={where}"
+        ) from None
+    except NotADirectoryError:
+        raise ConfigError(f"data={where}: is a file, not a folder.") from None
+    except OSError as error:
+        raise ConfigError(f"data={where}: cannot be read ({error.strerror}).") from None
+    if "data.json" in names:
         return Episodes(folder)
-    if any(folder.glob("*.npz")):
+    if any(name.endswith(".npz") for name in names):
         return Shards(folder, skip_bad)
-    if folder.exists():
-        raise ConfigError(f"data={where}: {'neither data.json nor npz shards in it' if folder.is_dir() else 'is a file, not a folder'}.")
-    raise ConfigError(f"data={where}: no such folder; make one with: rlx collect RUN out={where}")
+    raise ConfigError(f"data={where}: neither data.json nor npz shards in it.")
 
 
 def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]":

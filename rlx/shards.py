@@ -1,15 +1,12 @@
 """A folder of npz shards, each with `states` [n, k · C, …], `actions` [n], `next_states`, `rewards` [n] and `dones` [n]."""
 
 import functools
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,10 +14,21 @@ from torch import Tensor
 from rlx import report
 from rlx.agent import Spec
 from rlx.config import ConfigError
-from rlx.data import Data, Episodes, aside, check_actions, histogram
+from rlx.data import (
+    MOST_ACTIONS,
+    Data,
+    Episodes,
+    check_actions,
+    check_numbered,
+    flags,
+    histogram,
+    observed,
+    whole,
+    writing,
+)
+from rlx.npy import archived, cast, check_finite, require_memory, shown_dtype
 from rlx.rng import stream_key, uniform
 
-_MOST_ACTIONS = 1 << 16
 ARRAYS = ("states", "actions", "next_states", "rewards", "dones")
 
 
@@ -35,6 +43,7 @@ class Shards(Data):
     def __init__(self, folder: Path, skip_bad: bool):
         """Reads every shard once. ConfigError names the first bad one and what is wrong with it."""
         self.folder, self.opened = folder, (Path(), dict[str, np.ndarray]())
+        self.scaled = False
         read: dict[Path, _Facts | ConfigError] = {}
         for file in sorted(folder.glob("*.npz")):
             try:
@@ -45,6 +54,7 @@ class Shards(Data):
         if not kinds:
             raise ConfigError(f"data={folder}: no shard in it is good.{''.join(f' {error}' for error in read.values())}")
         (self.dtype, self.shape), _ = kinds.most_common(1)[0]
+        self.shown = self.dtype
         good: dict[Path, _Facts] = {}
         for file, facts in read.items():
             if isinstance(facts, _Facts) and facts.kind == (self.dtype, self.shape):
@@ -58,8 +68,10 @@ class Shards(Data):
             report.start(skipped=facts)
         self.files, self.sizes = list(good), [int(facts.counts.sum()) for facts in good.values()]
         self.transitions = sum(self.sizes)
-        self.counts = np.sum([np.pad(facts.counts, (0, _MOST_ACTIONS - len(facts.counts))) for facts in good.values()], 0)
-        self.counts = np.trim_zeros(self.counts, "b")
+        counts = np.zeros(MOST_ACTIONS, np.int64)
+        for facts in good.values():
+            counts[: len(facts.counts)] += facts.counts
+        self.counts = np.trim_zeros(counts, "b")
         self.dones, self.rewards = (sum(getattr(facts, name) for facts in good.values()) for name in ("dones", "rewards"))
         self.low, self.high = min(facts.low for facts in good.values()), max(facts.high for facts in good.values())
         if self.dones > self.transitions / 2:
@@ -69,14 +81,16 @@ class Shards(Data):
 
     def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
         space: Any = spec.observation_space
-        self.scaled = self.dtype.kind == "f" and space.dtype == np.uint8
-        if not isinstance(space, gymnasium.spaces.Box) or self.shape != space.shape or not (self.scaled or self.dtype == space.dtype):
-            raise ConfigError(f"data={self.folder}: its states are {self.dtype} {list(self.shape)}; this env has {space}.")
-        if self.scaled and not -1 <= self.low < 0 < self.high <= 1:
-            raise ConfigError(
-                f"data={self.folder}: its states reach from {self.low:g} to {self.high:g}; pictures are v / 128 − 1, or uint8."
-            )
-        check_actions(np.arange(len(self.counts)), spec, f"data={self.folder}")
+        where = f"data={self.folder}"
+        bounds = (self.low, self.high)
+        pixels = space.dtype == np.uint8 and space.shape == self.shape
+        self.scaled = pixels and self.dtype.kind == "f"
+        if not self.scaled:
+            self.shown = observed(spec, self.dtype, self.shape, lambda: bounds, where)
+        elif not -1 <= self.low < 0 < self.high <= 1:
+            reach, wanted = f"{self.low:g} to {self.high:g}", "v / 128 − 1, or uint8"
+            raise ConfigError(f"{where}: its states reach from {reach}; pictures are {wanted}.")
+        check_actions(np.arange(len(self.counts)), spec, where)
         return []
 
     def sample(self, number: int, draws: Tensor, n_steps: int, discount: float) -> dict[str, Tensor]:
@@ -105,7 +119,9 @@ class Shards(Data):
         return self.opened[1]
 
     def _shown(self, states: np.ndarray) -> np.ndarray:
-        return np.rint(states * 128 + 128).clip(0, 255).astype(np.uint8) if self.scaled else states
+        if self.scaled:
+            return np.rint(states * 128 + 128).clip(0, 255).astype(np.uint8)
+        return cast(states, self.shown)
 
     def card(self) -> dict[str, Any]:
         size = sum(file.stat().st_size for file in self.files)
@@ -136,57 +152,70 @@ class _Facts:
     rewards: float
     low: float
     high: float
-    """Of its states."""
+    """Of its states and next states."""
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "_Facts":
-        states = arrays["states"]
-        dones, rewards = int(arrays["dones"].sum()), float(arrays["rewards"].sum())
+        states, next_states = arrays["states"], arrays["next_states"]
         return cls(
-            (states.dtype, states.shape[1:]), np.bincount(arrays["actions"]), dones, rewards, float(states.min()), float(states.max())
+            kind=(states.dtype, states.shape[1:]),
+            counts=np.bincount(arrays["actions"]),
+            dones=int(arrays["dones"].sum()),
+            rewards=float(arrays["rewards"].sum()),
+            low=min(float(states.min()), float(next_states.min())),
+            high=max(float(states.max()), float(next_states.max())),
         )
 
 
+_KINDS = dict(states="uif", actions="ui", next_states="uif", rewards="buif", dones="buif")
+"""Of the dtypes that the arrays may have."""
+
+
 def _read(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a shard; ConfigError says what is wrong with it."""
-    try:
-        with np.load(file) as shard:
-            arrays = {name: shard[name] for name in ARRAYS if name in shard}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{file}: unreadable, perhaps truncated ({error}).") from None
+    """The arrays of a shard, in dtypes that agents take; ConfigError says what is wrong with it."""
+    arrays = archived(file, ARRAYS)
     for name in ARRAYS:
         if name not in arrays:
             raise ConfigError(f"{file}: array '{name}' is missing; it needs {', '.join(ARRAYS)}.")
-        array = arrays[name]
-        if array.dtype.kind not in ("ui" if name == "actions" else "buif"):
-            raise ConfigError(f"{file}: '{name}' is {array.dtype}.")
-        shape = arrays["states"].shape if name == "next_states" else arrays["states"].shape[:1]
-        if array.ndim < 1 or not len(array) or (name != "states" and array.shape != shape):
-            raise ConfigError(f"{file}: '{name}' is {list(array.shape)}; states are {list(arrays['states'].shape)}.")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ConfigError(f"{file}: '{name}' has a NaN or an infinite number in it.")
-    states, actions, next_states, rewards, dones = (arrays[name] for name in ARRAYS)
-    if next_states.dtype != states.dtype:
-        raise ConfigError(f"{file}: 'next_states' is {next_states.dtype}, 'states' is {states.dtype}.")
-    if int(actions.min()) < 0 or int(actions.max()) >= _MOST_ACTIONS:
-        raise ConfigError(f"{file}: 'actions' reaches from {actions.min()} to {actions.max()}.")
-    if not np.isin(dones, (0, 1)).all():
-        raise ConfigError(f"{file}: 'dones' has other numbers than 0 and 1 in it.")
-    return arrays | {"actions": actions.astype(np.int64), "rewards": rewards.astype(np.float32), "dones": dones.astype(bool)}
+        array, states = arrays[name], arrays["states"].shape
+        if array.dtype.kind not in _KINDS[name]:
+            what = "whole numbers" if name == "actions" else "numbers"
+            raise ConfigError(f"{file}: '{name}' is {array.dtype}; expected {what}.")
+        if array.shape != (states if name in ("states", "next_states") else states[:1]):
+            has = list(array.shape)
+            raise ConfigError(f"{file}: '{name}' is {has}; states are {list(states)}.")
+    dtypes = {name: shown_dtype(array.dtype) for name, array in arrays.items()}
+    dtypes |= {"actions": np.dtype(np.int64), "rewards": np.dtype(np.float32)}
+    if dtypes["next_states"] != dtypes["states"]:
+        own, states_own = arrays["next_states"].dtype, arrays["states"].dtype
+        raise ConfigError(f"{file}: 'next_states' is {own}, 'states' is {states_own}.")
+    check_numbered(arrays["actions"], f"{file}: 'actions'")
+    dones = flags(arrays["dones"], f"{file}: 'dones'")
+    for name in ("states", "next_states", "rewards"):
+        check_finite(arrays[name], f"{file}: '{name}'")
+    return {name: cast(arrays[name], dtypes[name]) for name in ARRAYS} | {"dones": dones}
 
 
 def write(data: Episodes, out: Path, stack: int, rows: int = 4096) -> None:
-    """`data` as shards of so many transitions, its observations stacked as `stack` says; ConfigError where `out` exists."""
-    partial = aside(out)
-    for file, begin in enumerate(range(0, data.transitions, rows)):
-        number = np.arange(begin, min(begin + rows, data.transitions))
-        episode = data.episode_of(number)
-        arrays = {
-            "states": data.stacked(number, episode, stack),
-            "actions": data.action[number],
-            "next_states": data.stacked(number + 1, episode, stack),
-            "rewards": data.reward[number],
-            "dones": data.terminated[episode] & (number + 1 == data.begin[episode + 1]),
-        }
-        np.savez_compressed(partial / f"{file:05d}.npz", **arrays)
-    partial.rename(out)
+    """`data` as shards of so many transitions, its observations stacked as `stack` says.
+
+    ConfigError where `out` exists or cannot be written, or shards cannot hold the actions.
+    """
+    if data.action.ndim > 1:
+        reason = "npz shards hold numbered actions, and these are continuous"
+        raise ConfigError(f"out={out}: {reason}; write them as out=minari:NAME.")
+    most = min(rows, data.transitions)
+    require_memory(4 * most * stack * data.obs[0].nbytes, f"out={out}: stacks of {stack}")
+    with whole(out, f"out={out}") as folder:
+        for file, begin in enumerate(range(0, data.transitions, rows)):
+            number = np.arange(begin, min(begin + rows, data.transitions))
+            episode = data.episode_of(number)
+            arrays = {
+                "states": data.stacked(number, episode, stack),
+                "actions": data.action[number],
+                "next_states": data.stacked(number + 1, episode, stack),
+                "rewards": data.reward[number],
+                "dones": data.terminated[episode] & (number + 1 == data.begin[episode + 1]),
+            }
+            with writing(f"out={out}"):
+                np.savez_compressed(folder / f"{file:05d}.npz", **arrays)

@@ -50,7 +50,7 @@ class Training:
             if config.env.get("drift"):
                 raise ConfigError("env.drift: an offline agent's env does not grow older.")
             self.differences = self.data.fit(self.spec, self.eval_env)
-            self.copies, self.unit, self.fingerprint = 1, "minibatches", self.data.fingerprint()
+            self.copies, self.unit, self.fingerprint = 1, "minibatches", self.data.fingerprint
             env = {**config.env, "workers": 1}  # it is never stepped
         contract.check_env(experiment.make_env({**env, "workers": 1}, 1, "cpu"), self.spec)
         seeds = seed_tensor(self.seeds, self.device)
@@ -265,7 +265,7 @@ class Training:
         def part(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{name}."): value.to(self.device) for key, value in state.items() if key.startswith(f"{name}.")}
 
-        if counters.get("data") != self.fingerprint:
+        if self.data is not None and not self.data.is_of(counters.get("data")):
             raise ConfigError(f"data={self.config.data}: is not what the run has learnt from; it was changed or replaced.")
         loop = part("loop")
         if len(loop["running"]) < len(self.seeds):

@@ -159,7 +159,7 @@ BREAKS = {
     "dones": (lambda a: a.update(dones=a["dones"] + 2), "'dones' has other numbers"),
     "length": (lambda a: a.update(rewards=a["rewards"][:-1]), r"'rewards' is \[4\]"),
     "shape": (lambda a: a.update(states=a["states"][:, :1], next_states=a["next_states"][:, :1]), r"'states' is float32 \[1\], in others"),
-    "nan": (lambda a: a.update(states=np.where(a["states"] == 1, np.nan, a["states"])), "'states' has a NaN"),
+    "nan": (lambda a: a.update(states=np.where(a["states"] == 1, np.nan, a["states"])), "'states': row 1 is"),
     "negative": (lambda a: a.update(actions=a["actions"] - 1), "'actions' reaches from -1 to 1"),
 }
 
@@ -223,7 +223,7 @@ def test_sets_that_do_not_fit_are_refused(made, mixed, rlx):
         (("agent=bcq", "env=cartpole", "data=conf.py"), "no such folder"),
         (("agent=bcq", "env=cartpole", "data=nowhere"), "no such folder"),
         (("agent=bcq", "env=pendulum", f"data={made.folder}"), "collected with env._target_"),
-        (("agent=bcq", "env=cartpole", "data=minari:rlx/none-v0"), "cannot be loaded"),
+        (("agent=bcq", "env=cartpole", "data=minari:rlx/none-v0"), "minari download rlx/none-v0"),
     ):
         result = rlx("train", *arguments, *TINY)
         assert result.code == 2 and message in result.err, result.err
@@ -291,7 +291,7 @@ def test_minari_gives_back_every_bit(mixed, rlx, tmp_path, monkeypatch):
         assert getattr(own, name).dtype == getattr(other, name).dtype
     result = rlx("train", "agent=bc", "env=cartpole", "data=minari:rlx/mixed-v0", "steps=4", "eval_every=4", *TINY[2:], "seeds=1")
     assert result.code == 0, result.err
-    assert "cannot make it" in rlx("data", mixed / "data", "out=minari:no name").err
+    assert "names are letters" in rlx("data", mixed / "data", "out=minari:no name").err
     assert "unknown in which env" in rlx("data", "minari:rlx/mixed-v0", "out=minari:rlx/other-v0").err
     assert "name the data set" in rlx("data").err
 

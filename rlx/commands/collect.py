@@ -49,16 +49,33 @@ def main(composed: DictConfig) -> None:
     runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
-    from rlx.collecting import play
     from rlx.data import Writer
-    from rlx.evaluation import exploring
-    from rlx.rng import Streams, reset_seeds, seed_tensor
 
     env = experiment.evaluated_env(runs[0].config)
     if other := next((run for run in runs if not experiment.same_env(run.config, runs[0].config)), None):
         raise ConfigError(f"run={other.path}: its env differs from that of {runs[0].path}.")
     device, began = experiment.setup_device(config.device), time.monotonic()
-    writer, stack = Writer(config.out), env.get("stack", 1)
+    with Writer(config.out) as writer:
+        data = _collected(config, runs, mix, env, device, writer)
+    report.start(**data.card(), took=report.duration(time.monotonic() - began))
+    report.end(writer.out)
+
+
+def _collected(
+    config: Config,
+    runs: list[Run],
+    mix: list[float],
+    env: dict[str, Any],
+    device: Any,
+    writer: Any,
+) -> Any:
+    """The data set of `runs`, at the places `mix` between their first and last checkpoints."""
+    from rlx import experiment
+    from rlx.collecting import play
+    from rlx.evaluation import exploring
+    from rlx.rng import Streams, reset_seeds, seed_tensor
+
+    stack = env.get("stack", 1)
     sources = [(run, _checkpoint(run, place)) for run in runs for place in mix]
     loaded = [experiment.load_policies([run], checkpoint, device) for run, checkpoint in sources]  # errors before the first step
     texts = []
@@ -75,9 +92,7 @@ def main(composed: DictConfig) -> None:
         what = f"{run.path.parent.name}, step {int(checkpoint):,}"
         texts.append(f"{what}: {len(returns)} episodes, {made:,} transitions, return {mean:.1f}")
         report.start(source=texts[-1])
-    data = writer.close({key: value for key, value in env.items() if key != "stack"}, stack, texts)
-    report.start(**data.card(), took=report.duration(time.monotonic() - began))
-    report.end(writer.out)
+    return writer.close({key: value for key, value in env.items() if key != "stack"}, stack, texts)
 
 
 def _checkpoint(run: Run, place: float) -> str:

@@ -47,9 +47,14 @@ def write(data: Any, out: str) -> None:
 
     if not isinstance(data, Episodes):
         raise ConfigError("out: shards keep no episodes; only data sets with them can be written in another format.")
-    if out.startswith("minari:"):
-        if not data.facts["env"]:
-            raise ConfigError(f"out={out}: it is unknown in which env this set was collected; only sets of rlx collect can be written.")
-        minari.write(data, out.removeprefix("minari:"), experiment.env_spec(data.facts["env"]))
-    else:
+    if not out.startswith("minari:"):
         shards.write(data, Path(out), data.facts["stack"])
+        return
+    env = data.facts["env"]
+    if not env:
+        what = "it is unknown in which env this set was collected"
+        raise ConfigError(f"out={out}: {what}; only sets of rlx collect can be written.")
+    experiment.env_spec(env)  # raises where its spaces are none of ours
+    if not minari.write(data, out.removeprefix("minari:"), experiment.make_env(env, 1, "cpu")):
+        text = "Gymnasium cannot make it by name; recover_environment() of this set will not work"
+        report.start(env=text)
