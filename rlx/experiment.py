@@ -228,9 +228,7 @@ def open_data(where: str, skip_bad: bool = False) -> "Data":
     try:
         names = {file.name for file in folder.iterdir()}
     except (FileNotFoundError, ValueError):  # ValueError: a null byte in it
-        raise ConfigError(
-            f"data={where}: no such folder; make one with: rlx collect RUN out={where}"
-        ) from None
+        raise ConfigError(f"data={where}: no such folder; make one with: rlx collect RUN out={where}") from None
     except NotADirectoryError:
         raise ConfigError(f"data={where}: is a file, not a folder.") from None
     except OSError as error:

@@ -205,7 +205,7 @@ def test_parameters_reach_the_env_and_wrong_ones_are_named():
     assert same(heavy.step(1)[0], own.step(1)[0]) and not same(light.step(1)[0], heavy.step(1)[0])
     assert own.spec.max_episode_steps == 30
     for make in (gymnasium.make, gymnasium.make_vec):
-        with pytest.raises(ConfigError, match="gravit: unknown key. Did you mean 'gravity'"):
+        with pytest.raises(ConfigError, match="gravit: unknown key. Did you mean 'env.gravity'"):
             make("rlx/CartPole-v1", gravit=3.0)
         with pytest.raises(ConfigError, match="gravity=much: expected a number"):
             make("rlx/CartPole-v1", gravity="much")
