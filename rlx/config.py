@@ -23,6 +23,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+MOST = 100_000
+"""Seeds, or radii, in one list."""
+
 # What keys of these names may be, whatever they belong to.
 _POSITIVE = ("learning_rate", "reward_learning_rate", "replay_ratio", "clip", "max_grad_norm", "max_grad_value", "initial_std", "seconds")
 _SHARES = ("discount", "gae_lambda", "epsilon_start", "epsilon_end", "target_tau", "average_tau", "reanalyse", "league_games")
@@ -236,7 +239,9 @@ def parse_grid(value: object, key: str) -> list[float]:
             start, stop, step = numbers
             if step <= 0 or stop < start:
                 raise ConfigError(f"{key}={value}: '{part}' is empty; write start:stop:step with start ≤ stop and step > 0.")
-            radii += [start + i * step for i in range(int((stop - start) / step) + 1)]
+            count = int((stop - start) / step) + 1
+            _check_count(count, f"{key}={value}", "radii")
+            radii += [start + i * step for i in range(count)]
         else:
             raise ConfigError(f"{key}={value}: expected start:stop:step, a number or a list of numbers; '{part}' is neither.")
     if not radii:
@@ -244,6 +249,12 @@ def parse_grid(value: object, key: str) -> list[float]:
     if min(radii) < 0:
         raise ConfigError(f"{key}={value}: a radius cannot be negative.")
     return [float(r) for r in sorted(set(radii))]
+
+
+def _check_count(count: int, what: str, things: str) -> None:
+    """ConfigError where a list would be too long to be meant, before it is made."""
+    if count > MOST:
+        raise ConfigError(f"{what}: {count:,} {things}; at most {MOST:,}.")
 
 
 def _fraction(text: str, key: str, value: object) -> Fraction:
@@ -262,6 +273,8 @@ def parse_seeds(value: object, key: str = "seeds") -> list[int]:
             numbers = [int(text) for text in str(part).split(":")]
         except ValueError:
             raise ConfigError(f"{key}={value}: '{part}' is not a count, a range like 0:10 or a list.") from None
+        span = numbers if len(numbers) == 2 else [0, numbers[0]]
+        _check_count(span[1] - span[0], f"{key}={value}", "seeds")
         if len(numbers) == 2:
             seeds += range(*numbers)
         elif len(numbers) == 1:

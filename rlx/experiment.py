@@ -253,28 +253,28 @@ def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]"
         raise ConfigError(
             f"checkpoint={checkpoint}: every seed of {run.path} had stopped by then; use checkpoint=best, the weights each stopped with."
         )
-    settings = build(kind.config_type, config.agent, "agent")
     saved = run.load(checkpoint)
-    # First without memory: what a config asks for may not fit into any, a file holds what it is long.
-    _check_tensors(_outline(kind.policy_type, settings, spec, len(seeds)), saved, run.checkpoint(checkpoint) / "agent.safetensors")
-    policy = kind.policy_type(settings, spec, seed_tensor(seeds))
+    check_tensors(config, spec, len(seeds), saved, run.checkpoint(checkpoint) / "agent.safetensors")
+    policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(seeds))
     policy.load_state_dict({name: saved[name] for name in policy.state_dict()})
     return policy.requires_grad_(False), spec, seeds
 
 
-def _outline(kind: Any, settings: Any, spec: "Spec", seeds: int) -> "dict[str, torch.Tensor]":
-    """The tensors of a policy, shapes without content."""
+def check_tensors(config: DictConfig, spec: "Spec", seeds: int, saved: "Mapping[str, torch.Tensor]", where: Path) -> None:
+    """ConfigError where the file `where` lacks a tensor of the policy of `seeds` seeds that `config` makes, or has one of another shape.
+
+    The policy is made without memory: what a config asks for may not fit into any, while a file
+    holds what it is long.
+    """
     import torch
 
+    from rlx.agent import Agent
     from rlx.rng import seed_tensor
 
+    kind: Any = load_class(config.agent, "agent", Agent)
     with torch.device("meta"):
-        return kind(settings, spec, seed_tensor(range(seeds), "meta")).state_dict()
-
-
-def _check_tensors(wanted: "Mapping[str, torch.Tensor]", saved: "Mapping[str, torch.Tensor]", where: Path) -> None:
-    """ConfigError where the file `where` lacks a tensor, or has one of another shape."""
-    for name, tensor in wanted.items():
+        outline = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(range(seeds), "meta"))
+    for name, tensor in outline.state_dict().items():
         if name not in saved:
             raise ConfigError(f"{where}: tensor '{name}' is missing.{nearest(name, saved)}")
         if saved[name].shape != tensor.shape:

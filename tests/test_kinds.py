@@ -624,3 +624,15 @@ def test_garbage_in_a_run_is_one_line(foreign, rlx):
 def test_interrupted_is_no_failure():
     error = Interrupted(signal.SIGTERM, "stopped")
     assert isinstance(error, KeyboardInterrupt) and not isinstance(error, Exception) and error.code == 143
+
+
+@pytest.mark.parametrize("change", [{"seeds": 90_000}, {"copies": 10_000_000}, {"agent.hidden": [50_000_000]}])
+def test_a_foreign_run_that_is_resumed_takes_no_memory_for_what_it_only_claims(change, foreign, rlx):
+    result = rlx("resume", foreign(**change), "steps=900")
+    assert result.code == 2 and ("checkpoint (" in result.err or "this config makes" in result.err)
+
+
+@pytest.mark.parametrize("override", ["seeds=10000000000", "seeds=0:10000000000", "seeds=[0,1,1]"])
+def test_a_list_of_seeds_has_an_end(override, rlx, tmp_path):
+    result = rlx("train", override)
+    assert result.code == 2 and override.partition("=")[0] in result.err and list(tmp_path.iterdir()) == []
