@@ -148,6 +148,10 @@ class Agent(nn.Module, ABC):
     def update(self, transition: Transition) -> dict[str, Tensor]:
         """Store a transition, learn when due; metrics name → [S] (empty when nothing was learnt)."""
 
+    def warnings(self) -> list[str]:
+        """What it met that its settings do not fit, one sentence each, with the key to change. Asks the device."""
+        return []
+
 
 class OfflineAgent(Agent):
     """One that learns from a data set: constructed as `OfflineAgent(config, spec, seeds, data)`. It never acts to learn."""

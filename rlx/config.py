@@ -109,6 +109,8 @@ def build(kind: type[T], node: Mapping[str, Any] | DictConfig, key: str) -> T:
     """The dataclass `kind` from `node`, the config group at `key`; unknown, missing and mistyped values raise ConfigError."""
     values = typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node))
     values.pop("_target_", None)
+    for name in getattr(kind, "retired", ()):  # keys that a saved run may still have
+        values.pop(name, None)
     prefix = f"{key}." if key else ""
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)

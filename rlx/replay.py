@@ -1,6 +1,6 @@
 """Experience replay: one ring of transitions per seed and env copy; what a network said of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,18 +8,26 @@ from torch import Tensor, nn
 
 from rlx.config import ConfigError
 from rlx.networks import rows_at, rows_within
+from rlx.rng import pick
+
+Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name → (shape, dtype) of one row."""
+REDRAWS = 2
+"""How often a row is drawn anew that is no transition; a draw of 53 bits has not many more in it."""
 
 
 class Replay(nn.Module):
-    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and one spare slot.
+    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and some slots more.
 
     A ring per copy keeps consecutive transitions consecutive, which n-step returns need, and lets copies store at different
     times (options that last differently long) without a ragged batch: every row is written to its ring's spare slot, and
     only some rings advance. Row k of a ring lies in slot k modulo T.
     Rows have the fields `obs`, `action`, `reward`, `discount` (γ^k, 0 where the target must not bootstrap), `next_obs` and
     `last` (the chain breaks behind this row: termination or truncation). With `stack` k there is no `next_obs`: frames are stored
-    once, and `sample` puts the last k of them on top of each other. All state are buffers. A checkpoint does not hold the
-    rings but the rows stored since the last one (`rows`, `restore`).
+    once, and `sample` puts the last k of them on top of each other. Each ring then holds k − 1 rows
+    more, which are not drawn: the oldest row that is still has all the frames that were seen with it.
+    All state are buffers. A checkpoint does not hold the rings but the rows stored since the last one
+    (`rows`, `restore`).
     """
 
     written: Tensor
@@ -30,25 +38,28 @@ class Replay(nn.Module):
         seeds: int,
         copies: int,
         capacity: int,
-        fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        fields: Fields,
         device,
         stack: int | None = None,
+        alike: int = 1,
     ):
-        """`fields`: name → (shape, dtype) of one row. ConfigError where it is larger than the free memory."""
+        """ConfigError where so many replays `alike` are larger than the free memory."""
         super().__init__()
-        self.slots, self.stack = max(1, capacity // copies) + 1, stack
+        self.stack = stack
+        self.drawn = max(1, capacity // copies)
+        """Most rows of a ring that can be drawn: its newest ones."""
+        history = 0 if stack is None else stack - 1
+        self.slots = self.drawn + history + 1
         fields = {name: field for name, field in fields.items() if stack is None or name != "next_obs"}
         self.fields = tuple(fields)
-        row = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in fields.values())
-        _require_memory(seeds * copies * self.slots * row, torch.device(device))
-        for name, (shape, dtype) in fields.items():
-            self.register_buffer(name, torch.zeros(seeds, copies, self.slots, *shape, dtype=dtype, device=device))
+        rings = (seeds, copies, self.slots)
+        add_buffers(self, rings, fields, device, f"agent.buffer_size={capacity}", alike)
         self.register_buffer("written", torch.zeros(seeds, copies, dtype=torch.int64, device=device))
 
     @property
     def capacity(self) -> int:
         """Most transitions of one seed that it can hold."""
-        return self.written.shape[1] * (self.slots - 1)
+        return self.written.shape[1] * self.drawn
 
     def check_start(self, learning_starts: int) -> None:
         """ConfigError where it can never hold the transitions that learning begins with."""
@@ -60,12 +71,16 @@ class Replay(nn.Module):
 
     @property
     def size(self) -> Tensor:
-        """Rows that each ring holds, int64 [S, N]."""
+        """Rows that each ring holds, int64 [S, N], those among them that are not drawn any more."""
         return self.written.clamp(max=self.slots - 1)
 
     def stored(self) -> Tensor:
         """Number of transitions stored: int64 [S]."""
-        return self.size.sum(1)
+        return self.written.clamp(max=self.drawn).sum(1)
+
+    def left(self) -> Tensor:
+        """Slots [S, N] of the rows that are drawn no more since the newest ones were stored."""
+        return (self.written - self.drawn - 1).remainder(self.slots)
 
     def add(self, where: Tensor, **rows: Tensor) -> None:
         """Store one row per seed and copy (each field [S, N, …]) in the places `where` (bool [S, N])."""
@@ -76,14 +91,15 @@ class Replay(nn.Module):
         self.written.add_(where)
 
     def sample(self, draws: Tensor, n_steps: int = 1) -> dict[str, Tensor]:
-        """Rows [S, B, …] chosen by `draws` (uniform in [0, 1), [S, B]), evenly over what a seed has stored, with replacement.
+        """Rows [S, B, …] chosen by `draws` (uniform in [0, 1), [S, B], float64 for more than a million
+        rows), evenly over what a seed has stored, with replacement.
 
         With `n_steps` > 1, `reward` is Σ_i (Π_{j<i} discount_j) reward_i, `discount` the product and `next_obs` the
         observation behind the last row used; a chain stops early at `last` and at the newest row.
         """
         if self.stack is not None:
             return self._sample_frames(draws, n_steps, self.stack)
-        ring, oldest, age, size = self._pick(draws)
+        ring, oldest, age, size = self._pick(draws, self.written.clamp(max=self.drawn))
         first = ring + (oldest + age).remainder(self.slots)
         batch = {name: self._rows(name, first) for name in self.fields}
         if n_steps > 1:
@@ -122,42 +138,58 @@ class Replay(nn.Module):
         alive, slots = (offset <= age.unsqueeze(-1)) & (last.cumsum(-1) == last), index % (copies * self.slots)
         return batch | {"alive": alive, "slot": slots, "age": age}
 
-    def _pick(self, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(flat place of the ring, number of its oldest row, age of the row picked: 0 is the oldest, rows in the ring), [S, B] each."""
-        (seeds, copies), sizes = self.written.shape, self.size
-        ends = sizes.cumsum(1)
-        pick = (draws * ends[:, -1:]).to(torch.int64)
-        copy = torch.searchsorted(ends, pick, right=True).clamp_(max=copies - 1)
-        size = sizes.gather(1, copy)
+    def _pick(self, draws: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows by `draws` among the oldest `counts` (int64 [S, N]) of those that may be drawn: (flat place of
+        the ring, number of its oldest row, age of the row: 0 is the oldest, rows in the ring), [S, B] each."""
+        seeds, copies = self.written.shape
+        ends = counts.cumsum(1)
+        number = pick(draws, ends[:, -1:])
+        copy = torch.searchsorted(ends, number, right=True).clamp_(max=copies - 1)
         ring = self._ring(copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies)
-        return ring, self.written.gather(1, copy) - size, pick - ends.gather(1, copy) + size, size
+        size, written = self.size.gather(1, copy), self.written.gather(1, copy)
+        oldest_drawn = size - written.clamp(max=self.drawn)
+        age = oldest_drawn + number - ends.gather(1, copy) + counts.gather(1, copy)
+        return ring, written - size, age, size
 
     def _sample_frames(self, draws: Tensor, n_steps: int, stack: int) -> dict[str, Tensor]:
-        """As `sample`, where the next observation is the next row's. A row that has none and would bootstrap from it (the newest
-        one, and the last before a truncation) is no transition: the one before it is taken, and chains end at it."""
-        ring, oldest, age, size = self._pick(draws)
+        """As `sample`, where the next observation is the next row's. A row that has none and would bootstrap
+        from it (the newest one, and the last before a truncation) is no transition: another is drawn by what
+        is left of the draw, and chains end before it. The few that are none even so end as if terminated."""
+        # The newest row of a ring is no transition yet, unless it is terminal.
+        newest = self._ring(torch.arange(self.written.numel(), device=draws.device))
+        newest = newest + (self.written.flatten() - 1).remainder(self.slots)
+        open_ended = (self._rows("discount", newest) != 0).view_as(self.written)
+        counts = (self.written.clamp(max=self.drawn) - open_ended.long()).clamp(min=0)
+        total = counts.sum(1, keepdim=True)
+        picked = self._pick(draws, counts)
+
+        def usable(ring: Tensor, oldest: Tensor, age: Tensor, size: Tensor) -> Tensor:
+            here = ring + (oldest + age).remainder(self.slots)
+            return (self._rows("discount", here) == 0) | (~self._rows("last", here) & (age + 1 < size))
+
+        for _ in range(REDRAWS):
+            draws = (draws.double() * total).frac()
+            good, again = usable(*picked), self._pick(draws, counts)
+            picked = tuple(torch.where(good, *pair) for pair in zip(picked, again, strict=True))
+        ring, oldest, age, size = picked
+        whole = usable(ring, oldest, age, size)
 
         def place(age: Tensor) -> Tensor:
             return ring + (oldest + age).remainder(self.slots)
 
-        def usable(age: Tensor) -> Tensor:
-            here = place(age)
-            return (self._rows("discount", here) == 0) | (~self._rows("last", here) & (age + 1 < size))
-
-        for _ in range(2):  # the newest may follow a truncated one
-            age = torch.where(usable(age), age, (age - 1).clamp(min=0))
-        first = place(age)
-        batch = {"action": self._rows("action", first), "obs": self._stacked(place, age, stack)}
-        reward, discount, end, alive = torch.zeros_like(draws), torch.ones_like(draws), age, torch.ones_like(age, dtype=torch.bool)
+        batch = {"action": self._rows("action", place(age)), "obs": self._stacked(place, age, stack)}
+        reward, discount = torch.zeros(age.shape, device=age.device), torch.ones(age.shape, device=age.device)
+        end, alive = age, torch.ones_like(whole)
         for i in range(n_steps):
             step = (age + i).minimum(size - 1)
             here = place(step)
             if i:
-                alive = alive & ~self._rows("last", place(step - 1)) & (age + i < size) & usable(step)
+                goes_on = ~self._rows("last", place(step - 1)) & (age + i < size)
+                alive = alive & goes_on & usable(ring, oldest, step, size)
             reward = reward + torch.where(alive, discount * self._rows("reward", here), 0.0)
             discount = torch.where(alive, discount * self._rows("discount", here), discount)
             end = torch.where(alive, step, end)
-        batch |= {"reward": reward, "discount": discount}
+        batch |= {"reward": reward, "discount": discount * whole}
         batch["next_obs"] = self._stacked(place, (end + 1).minimum(size - 1), stack)
         return batch
 
@@ -205,10 +237,12 @@ class Memo(nn.Module):
     said: Tensor
     version: Tensor
 
-    def __init__(self, seeds: int, slots: int, features: int, device: torch.device):
+    def __init__(self, seeds: int, slots: int, features: int, device: torch.device, setting: str):
+        """ConfigError, as in `add_buffers`."""
         super().__init__()
-        self.register_buffer("said", torch.zeros(seeds, slots, features, device=device))
-        self.register_buffer("version", torch.full((seeds, slots), -1, device=device))
+        fields = {"said": ((features,), torch.float32), "version": ((), torch.int64)}
+        add_buffers(self, (seeds, slots), fields, device, setting)
+        self.version.fill_(-1)
 
     def forget(self, slot: Tensor) -> None:
         """The rows in `slot` [S, N] are others now."""
@@ -228,17 +262,39 @@ class Memo(nn.Module):
         return self.said.gather(1, flat.unsqueeze(-1).expand(-1, -1, self.said.shape[-1])).unflatten(1, slot.shape[1:])
 
 
-def _require_memory(size: int, device: torch.device) -> None:
-    """ConfigError where `size` bytes are not free."""
-    if device.type == "cuda":
-        free, what = torch.cuda.mem_get_info(device)[0], "GPU memory"
-    else:
-        try:
-            lines = Path("/proc/meminfo").read_text().splitlines()
-        except OSError:  # not Linux
-            return
-        free, what = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), "memory"
-    if size > free:
+def add_buffers(
+    module: nn.Module,
+    size: Sequence[int],
+    fields: Fields,
+    device: torch.device | str,
+    setting: str,
+    alike: int = 1,
+) -> None:
+    """Register a buffer of zeros [*size, *shape] in `module` for each of `fields`.
+
+    ConfigError, which names the `setting` ("agent.buffer_size=50000") that decides how large they are, where
+    so many of them `alike` do not fit into the memory that is free. It must be asked beforehand: a CPU
+    promises more zeros than it has room for, and kills the process that writes to them.
+    """
+    device, rows = torch.device(device), torch.Size(size).numel()
+    row = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in fields.values())
+    needed, free = alike * rows * row, free_memory(device)
+    if needed > free:
+        what = "GPU memory" if device.type == "cuda" else "memory"
         raise ConfigError(
-            f"agent.buffer_size: this replay takes {size / 1e9:,.1f} GB of {what} for all seeds, and {free / 1e9:,.1f} GB are free."
+            f"{setting}: takes {needed / 1e9:,.1f} GB of {what} for all seeds, and "
+            f"{free / 1e9:,.1f} GB are free; make it smaller, or train fewer seeds at once."
         )
+    for name, (shape, dtype) in fields.items():
+        module.register_buffer(name, torch.zeros(*size, *shape, dtype=dtype, device=device))
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a device; infinite where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return float("inf")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -39,11 +39,31 @@ def stream_key(seed: Tensor, name: str) -> Tensor:
     return mix64(mix64(seed) + _signed(_WEYL * (zlib.crc32(name.encode()) + 1)))
 
 
-def uniform(key: Tensor, counter: Tensor, count: int) -> Tensor:
-    """float32 [*key.shape, count] in [0, 1): draws number `counter` … `counter + count − 1` of every key's stream."""
+def uniform(key: Tensor, counter: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[*key.shape, count] in [0, 1): draws number `counter` … `counter + count − 1` of every key's stream.
+
+    They are multiples of 2^-24 in float32 and of 2^-53 in float64, which indices of much are drawn by.
+    """
     number = counter.unsqueeze(-1) + torch.arange(1, count + 1, device=key.device)
     bits = mix64(key.unsqueeze(-1) + number * _WEYL)
+    if dtype == torch.float64:
+        return _shift(bits, 11).to(torch.float64) * 2.0**-53
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def pick(draws: Tensor, count: Tensor | int) -> Tensor:
+    """int64 [*]: which of `count` things (int64, broadcasting) uniform `draws` [*] mean, all of them equally likely.
+
+    The product is float64: one of float32 reaches only 2^24 indices, unevenly long before. It stays
+    below `count`, to which no product with a number below 1 is rounded. Of none it is 0.
+    """
+    return (draws.double() * count).long()
+
+
+def pick_allowed(draws: Tensor, allowed: Tensor) -> Tensor:
+    """int64 [*]: which of the things that are `allowed` (bool [*, n]) uniform `draws` [*] mean; 0 where none is."""
+    rank = pick(draws, allowed.sum(-1))
+    return (allowed.cumsum(-1) > rank.unsqueeze(-1)).to(torch.int8).argmax(-1)
 
 
 def categorical(draws: Tensor, probability: Tensor) -> Tensor:
@@ -67,12 +87,12 @@ class Streams(nn.Module):
         self.register_buffer("key", stream_key(seeds, name))
         self.register_buffer("counter", torch.zeros_like(seeds))
 
-    def uniform(self, *shape: int) -> Tensor:
-        """float32 [S, *shape] in [0, 1), and the streams advance."""
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[S, *shape] in [0, 1), as the function `uniform`, and the streams advance."""
         count = 1
         for size in shape:
             count *= size
-        draws = uniform(self.key, self.counter, count)
+        draws = uniform(self.key, self.counter, count, dtype)
         self.counter += count
         return draws.view(-1, *shape)
 

@@ -14,6 +14,7 @@ from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, rows_at, scale_for_relu
+from rlx.replay import add_buffers
 from rlx.rng import Streams, categorical
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
@@ -195,8 +196,9 @@ class PPO(Agent):
         if config.recurrent:
             fields |= {"memory": ((config.recurrent,), torch.float32), "next_memory": ((config.recurrent,), torch.float32)}
         self.fields = tuple(fields)
-        for name, (size, kind) in fields.items():  # [S, N, T, …]: the rollout
-            self.register_buffer(name, torch.zeros(len(seeds), copies, config.rollout_steps, *size, dtype=kind, device=seeds.device))
+        rollout = (len(seeds), copies, config.rollout_steps)
+        setting = f"agent.rollout_steps={config.rollout_steps}"
+        add_buffers(self, rollout, fields, seeds.device, setting)
         self.register_buffer("new_episode", torch.ones(len(seeds), copies, dtype=torch.bool, device=seeds.device))
         self.before: Carry = {}
 
