@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlx.agent import Choose, Policy, Rules, Scores
+from rlx.agent import Choose, Policy, Rules, Scores, random_choice
 from rlx.env import TensorEnv
 from rlx.networks import take
-from rlx.rng import Streams, pick, pick_allowed
+from rlx.rng import Streams
 from rlx.rollout import Episodes, rollout
 
 SELECTION = 1_000_000
@@ -34,7 +34,7 @@ def evaluate(
 
 
 def exploring(epsilon: float, rng: Streams, rules: Rules | None = None) -> Choose:
-    """Greedy choices of which a share `epsilon` is uniformly random instead, where a game has `rules` among its legal actions."""
+    """Greedy choices of which a share `epsilon` is uniformly random instead, as `random_choice`."""
 
     def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         values = scores(obs)
@@ -42,18 +42,17 @@ def exploring(epsilon: float, rng: Streams, rules: Rules | None = None) -> Choos
         if scores.bounds:
             low, high = scores.bounds
             random, whether = low + torch.stack(which, -1) * (high - low), whether.unsqueeze(-1)
-        elif rules is not None and head == "action":
-            random = pick_allowed(which[0], rules.legal(obs))
         else:
-            random = pick(which[0], values.shape[-1])
+            own = rules if head == "action" else None  # other heads choose other things
+            random = random_choice(which[0], values.shape[-1], obs, own)
         return torch.where(whether < epsilon, random, scores.best(obs, values))
 
     return choose
 
 
 def evaluate_random(policy: Policy, make_env: MakeEnv, episodes: int, device: torch.device) -> Episodes:
-    """Evaluation with uniformly random choices, of games legal ones: the zero of every robustness score. [1, episodes]"""
-    one = take(policy, torch.zeros(1, dtype=torch.int64, device=device))
-    env, rng = make_env(episodes), Streams(torch.zeros(1, dtype=torch.int64, device=device), "random policy")
-    choose = exploring(1.0, rng, getattr(env, "rules", None))
+    """[1, episodes] of uniformly random (legal) choices: the zero of every robustness score."""
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    one, env = take(policy, zero), make_env(episodes)
+    choose = exploring(1.0, Streams(zero, "random policy"), getattr(env, "rules", None))
     return rollout(one, env, episode_seeds(REPORT, episodes, 1, device), lambda ids: choose)

@@ -13,11 +13,11 @@ from rlx.rng import pick
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Name → (shape, dtype) of one row."""
 REDRAWS = 2
-"""How often a row is drawn anew that is no transition; a draw of 53 bits has not many more in it."""
+"""How often a row that is no transition is drawn anew; 53 bits do not last for many more."""
 
 
 class Replay(nn.Module):
-    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and some slots more.
+    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and some more slots.
 
     A ring per copy keeps consecutive transitions consecutive, which n-step returns need, and lets copies store at different
     times (options that last differently long) without a ragged batch: every row is written to its ring's spare slot, and
@@ -25,8 +25,8 @@ class Replay(nn.Module):
     Rows have the fields `obs`, `action`, `reward`, `discount` (γ^k, 0 where the target must not bootstrap), `next_obs` and
     `last` (the chain breaks behind this row: termination or truncation). With `stack` k there is no `next_obs`: frames are stored
     once, and `sample` puts the last k of them on top of each other. Each ring then holds k − 1 rows
-    more, which are not drawn: the oldest row that is still has all the frames that were seen with it.
-    All state are buffers. A checkpoint does not hold the rings but the rows stored since the last one
+    more, which are not drawn: so the oldest row that is still has all the frames seen with it. All
+    state are buffers. A checkpoint does not hold the rings but the rows stored since the last one
     (`rows`, `restore`).
     """
 
@@ -91,8 +91,8 @@ class Replay(nn.Module):
         self.written.add_(where)
 
     def sample(self, draws: Tensor, n_steps: int = 1) -> dict[str, Tensor]:
-        """Rows [S, B, …] chosen by `draws` (uniform in [0, 1), [S, B], float64 for more than a million
-        rows), evenly over what a seed has stored, with replacement.
+        """Rows [S, B, …] chosen by `draws` (uniform in [0, 1), [S, B]; float64 for more than a
+        million rows), evenly over what a seed has stored, with replacement.
 
         With `n_steps` > 1, `reward` is Σ_i (Π_{j<i} discount_j) reward_i, `discount` the product and `next_obs` the
         observation behind the last row used; a chain stops early at `last` and at the newest row.
@@ -139,8 +139,9 @@ class Replay(nn.Module):
         return batch | {"alive": alive, "slot": slots, "age": age}
 
     def _pick(self, draws: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows by `draws` among the oldest `counts` (int64 [S, N]) of those that may be drawn: (flat place of
-        the ring, number of its oldest row, age of the row: 0 is the oldest, rows in the ring), [S, B] each."""
+        """Rows by `draws` among the oldest `counts` (int64 [S, N]) of those that may be drawn:
+        (flat place of the ring, number of its oldest row, age of the row: 0 is the oldest, rows in
+        the ring), [S, B] each."""
         seeds, copies = self.written.shape
         ends = counts.cumsum(1)
         number = pick(draws, ends[:, -1:])
@@ -152,33 +153,37 @@ class Replay(nn.Module):
         return ring, written - size, age, size
 
     def _sample_frames(self, draws: Tensor, n_steps: int, stack: int) -> dict[str, Tensor]:
-        """As `sample`, where the next observation is the next row's. A row that has none and would bootstrap
-        from it (the newest one, and the last before a truncation) is no transition: another is drawn by what
-        is left of the draw, and chains end before it. The few that are none even so end as if terminated."""
+        """As `sample`, where the next observation is the next row's. A row that has none and would
+        bootstrap from it (the newest one, and the last before a truncation) is no transition:
+        another is drawn by what is left of the draw, and chains end before it. The few that are none
+        even so end as if terminated."""
         # The newest row of a ring is no transition yet, unless it is terminal.
         newest = self._ring(torch.arange(self.written.numel(), device=draws.device))
         newest = newest + (self.written.flatten() - 1).remainder(self.slots)
         open_ended = (self._rows("discount", newest) != 0).view_as(self.written)
         counts = (self.written.clamp(max=self.drawn) - open_ended.long()).clamp(min=0)
         total = counts.sum(1, keepdim=True)
-        picked = self._pick(draws, counts)
+        picked = list(self._pick(draws, counts))
 
         def usable(ring: Tensor, oldest: Tensor, age: Tensor, size: Tensor) -> Tensor:
             here = ring + (oldest + age).remainder(self.slots)
-            return (self._rows("discount", here) == 0) | (~self._rows("last", here) & (age + 1 < size))
+            followed = ~self._rows("last", here) & (age + 1 < size)
+            return (self._rows("discount", here) == 0) | followed
 
         for _ in range(REDRAWS):
             draws = (draws.double() * total).frac()
             good, again = usable(*picked), self._pick(draws, counts)
-            picked = tuple(torch.where(good, *pair) for pair in zip(picked, again, strict=True))
+            picked = [torch.where(good, *pair) for pair in zip(picked, again, strict=True)]
         ring, oldest, age, size = picked
         whole = usable(ring, oldest, age, size)
 
         def place(age: Tensor) -> Tensor:
             return ring + (oldest + age).remainder(self.slots)
 
-        batch = {"action": self._rows("action", place(age)), "obs": self._stacked(place, age, stack)}
-        reward, discount = torch.zeros(age.shape, device=age.device), torch.ones(age.shape, device=age.device)
+        batch = {"action": self._rows("action", place(age))}
+        batch["obs"] = self._stacked(place, age, stack)
+        reward = torch.zeros(age.shape, device=age.device)
+        discount = torch.ones_like(reward)
         end, alive = age, torch.ones_like(whole)
         for i in range(n_steps):
             step = (age + i).minimum(size - 1)
@@ -272,9 +277,9 @@ def add_buffers(
 ) -> None:
     """Register a buffer of zeros [*size, *shape] in `module` for each of `fields`.
 
-    ConfigError, which names the `setting` ("agent.buffer_size=50000") that decides how large they are, where
-    so many of them `alike` do not fit into the memory that is free. It must be asked beforehand: a CPU
-    promises more zeros than it has room for, and kills the process that writes to them.
+    ConfigError, which names the `setting` ("agent.buffer_size=50000") that decides how large they
+    are, where so many of them `alike` do not fit into the free memory. That must be asked before: a
+    system promises more zeros than it has room for, and kills the process that writes to them.
     """
     device, rows = torch.device(device), torch.Size(size).numel()
     row = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in fields.values())

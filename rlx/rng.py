@@ -40,9 +40,9 @@ def stream_key(seed: Tensor, name: str) -> Tensor:
 
 
 def uniform(key: Tensor, counter: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[*key.shape, count] in [0, 1): draws number `counter` … `counter + count − 1` of every key's stream.
+    """[*key.shape, count] in [0, 1): draws `counter` … `counter + count − 1` of every key's stream.
 
-    They are multiples of 2^-24 in float32 and of 2^-53 in float64, which indices of much are drawn by.
+    Multiples of 2^-24 in float32, of 2^-53 in float64: what indices are drawn by (`pick`).
     """
     number = counter.unsqueeze(-1) + torch.arange(1, count + 1, device=key.device)
     bits = mix64(key.unsqueeze(-1) + number * _WEYL)
@@ -52,16 +52,17 @@ def uniform(key: Tensor, counter: Tensor, count: int, dtype: torch.dtype = torch
 
 
 def pick(draws: Tensor, count: Tensor | int) -> Tensor:
-    """int64 [*]: which of `count` things (int64, broadcasting) uniform `draws` [*] mean, all of them equally likely.
+    """int64 [*]: which of `count` things (int64, broadcasting) uniform `draws` [*] mean; 0 of none.
 
-    The product is float64: one of float32 reaches only 2^24 indices, unevenly long before. It stays
-    below `count`, to which no product with a number below 1 is rounded. Of none it is 0.
+    All are equally likely up to 2^-53 · `count`. A float32 product would be off by 2^-24 · `count`:
+    of 12 million rows some came twice as often as others, of 20 million a fifth never. The product
+    stays below `count`, since no float64 below 1 times an integer is rounded up to it.
     """
     return (draws.double() * count).long()
 
 
 def pick_allowed(draws: Tensor, allowed: Tensor) -> Tensor:
-    """int64 [*]: which of the things that are `allowed` (bool [*, n]) uniform `draws` [*] mean; 0 where none is."""
+    """int64 [*]: which of the `allowed` things (bool [*, n]) uniform `draws` [*] mean; 0 of none."""
     rank = pick(draws, allowed.sum(-1))
     return (allowed.cumsum(-1) > rank.unsqueeze(-1)).to(torch.int8).argmax(-1)
 

@@ -1,8 +1,10 @@
 """Act/Env: two networks that learn from whole episodes how successful they were.
 
-Act(s_t, a_{t−1}) → (action logits, Q_a) and Env(s_t, a_t) → (next-state logits, Q_e). An episode's success rate, where its return lies
-between `return_low` and `return_scale`, labels every one of its transitions, and both Q are trained on it as a GAN's discriminator is on real and fake
-(Goodfellow et al. 2014), here with labels in [0, 1]; then Act is pushed to raise its Q_a and Env's Q_e is pulled towards Q_a:
+Act(s_t, a_{t−1}) → (action logits, Q_a) and Env(s_t, a_t) → (next-state logits, Q_e). An episode's
+success rate, where its return lies between `return_low` and `return_scale`, labels every one of its
+transitions, and both Q are trained on it as a GAN's discriminator is on real and fake (Goodfellow
+et al. 2014), here with labels in [0, 1]; then Act is pushed to raise its Q_a and Env's Q_e is pulled
+towards Q_a:
 
     a_loss = w · CE(action logits, a_t) + BCE(Q_a, rate)        a_loss2 = −mean(Q_a)
     e_loss = BCE(next-state logits, sigmoid(s_{t+1})) + BCE(Q_e, rate)        e_loss2 = mean((Q_e − Q_a)²)
@@ -16,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy, leaky_relu, one_hot, threshold
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, random_choice
 from rlx.agents.dqn import UpdateClock, average
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import ObsEncoder, obs_field
+from rlx.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.networks import SeedLinear, along
 from rlx.optim import Adam
 from rlx.replay import add_buffers
-from rlx.rng import Streams, categorical, pick, pick_allowed
+from rlx.rng import Streams, categorical, pick
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Config:
     norm_tau: float
     """Weight of a minibatch in the running statistics."""
     return_scale: float
-    """Return of a full success, whose rate is 1. Rates are linear in the undiscounted return, and cut to [0, 1]."""
+    """Return of a full success, whose rate is 1: rates are linear in the undiscounted return, and
+    cut to [0, 1]."""
     imitate: str
     """Weights w of the actions taken. all: 1; better: how far the episode's rate exceeds the minibatch's mean."""
     learning_rate: float
@@ -67,10 +70,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.return_low < self.return_scale:
-            raise ConfigError(
-                f"agent.return_low={self.return_low}: must be below "
-                f"agent.return_scale={self.return_scale}, the return of a full success."
-            )
+            what = f"agent.return_scale={self.return_scale}, the return of a full success"
+            raise ConfigError(f"agent.return_low={self.return_low}: must be below {what}.")
         choice(self.imitate, ("all", "better"), "agent.imitate")
         at_least(self.obs_units, 1, "agent.obs_units")
 
@@ -136,6 +137,7 @@ class ActPolicy(Policy):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
+        check_no_image(spec.observation_space, "ActEnv")
         self.network = Network(config, spec, spec.actions, seeds, "act")
 
     def initial_carry(self, batch: int) -> Carry:
@@ -195,8 +197,8 @@ class RatedMemory(nn.Module):
         return (self.begun - (self.written - self.slots).clamp(min=0)).clamp(min=0)
 
     def add(self, reward: Tensor, ended: Tensor, low: float, high: float, **rows: Tensor) -> None:
-        """Store one row per ring (each field, `reward` and `ended` [S, N, …]); where the episode `ended`, it is
-        rated: 0 is a return of `low` or less, 1 one of `high` or more."""
+        """Store one row per ring (each field, `reward` and `ended` [S, N, …]); where the episode
+        `ended`, it is rated: 0 for a return of `low` or less, 1 for one of `high` or more."""
         rings = torch.arange(self.written.numel(), device=reward.device) * self.slots
         at = rings + self.written.flatten().remainder(self.slots)
         rows["episode"] = self.finished
@@ -228,7 +230,8 @@ class RatedMemory(nn.Module):
         rotation = pick(draws[:, :1], total)
         number = (edges[:, :-1] + pick(draws[:, 1:], width) + rotation).remainder(total)
         copy = torch.searchsorted(ends, number, right=True).clamp_(max=copies - 1)
-        row = self.begun.gather(1, copy) - ends.gather(1, copy) + number  # a ring's rated rows are the last ones before `begun`
+        # A ring's rated rows are the last ones before `begun`.
+        row = self.begun.gather(1, copy) - ends.gather(1, copy) + number
         ring = (copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies) * self.slots
         rows = {name: self._rows(name, ring + row.remainder(self.slots)) for name in self.fields}
         return rows | {"rate": self._rows("rate", ring + rows["episode"].remainder(self.slots))}
@@ -287,7 +290,7 @@ class ActEnv(Agent):
     def _explore(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         logits = scores(obs)
         which, whether, own = self.exploration.uniform(3, obs.shape[1]).unbind(1)
-        random = pick(which, logits.shape[-1]) if self.rules is None else pick_allowed(which, self.rules.legal(obs))
+        random = random_choice(which, logits.shape[-1], obs, self.rules)
         chosen = categorical(own, logits.softmax(-1)) if self.config.sample_actions else logits.argmax(-1)
         return torch.where(whether < self.epsilon().unsqueeze(1), random, chosen)
 
@@ -311,15 +314,11 @@ class ActEnv(Agent):
         lowest, highest = float(self.memory.lowest.min()), float(self.memory.highest.max())
         found = []
         if lowest < low:
-            found.append(
-                f"agent.return_low={low:g}: returns fell to {lowest:g}, and all below it are rated 0 alike; "
-                f"set agent.return_low={lowest:g}"
-            )
+            what = f"returns fell to {lowest:g}, and all below it were rated 0 alike"
+            found.append(f"agent.return_low={low:g}: {what}; set agent.return_low={lowest:g}")
         if highest > high:
-            found.append(
-                f"agent.return_scale={high:g}: returns rose to {highest:g}, and all above it are rated 1 "
-                f"alike; set agent.return_scale={highest:g}"
-            )
+            what = f"returns rose to {highest:g}, and all above it were rated 1 alike"
+            found.append(f"agent.return_scale={high:g}: {what}; set agent.return_scale={highest:g}")
         return found
 
     def _learn(self, batch: dict[str, Tensor], where: Tensor) -> dict[str, Tensor]:

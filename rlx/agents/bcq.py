@@ -106,7 +106,8 @@ class BCQ(OfflineAgent):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, data: Data):
         super().__init__()
-        data.sample(0, torch.zeros(1, 1), config.n_steps, config.discount)  # raises where it has no returns of n steps
+        # It raises where it has no returns of n steps.
+        data.sample(0, torch.zeros(1, 1), config.n_steps, config.discount)
         self.config, self.data = config, data
         self.policy = BCQPolicy(config, spec, seeds)
         self.target = copy.deepcopy(self.policy).requires_grad_(False)

@@ -7,13 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Rules, Scores, Spec, Transition, greedy
+from rlx.agent import (
+    Agent,
+    Carry,
+    Choose,
+    Policy,
+    Rules,
+    Scores,
+    Spec,
+    Transition,
+    greedy,
+    random_choice,
+)
 from rlx.config import at_least, choice
 from rlx.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.networks import QNetwork, along, clipped
 from rlx.optim import Adam, RMSprop
 from rlx.replay import Replay
-from rlx.rng import Streams, pick, pick_allowed
+from rlx.rng import Streams
 
 OPTIMIZERS: dict[str, type[Adam] | type[RMSprop]] = {"adam": Adam, "rmsprop": RMSprop}
 
@@ -102,8 +113,8 @@ class QLearner(nn.Module):
         stack: int | None = None,
         learners: int = 1,
     ):
-        """`target`: another network like `network`; `obs`: (shape, dtype) of one observation; `stack`: as of
-        `Replay`; `learners`: how many about as large an agent has."""
+        """`target`: another network like `network`; `obs`: (shape, dtype) of one observation;
+        `stack`: as of `Replay`; `learners`: how many about as large an agent has."""
         super().__init__()
         self.config = config
         network.eval()
@@ -121,8 +132,8 @@ class QLearner(nn.Module):
     def learn(
         self, network: nn.Module, draws: Tensor, where: Tensor | None = None, taken: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One minibatch chosen by `draws` ([S, batch_size], uniform), in the seeds `where` (bool [S]; None: all).
-        `taken`: (obs, action [S, B]) → the network's values [S, B] of those actions, where that is cheaper than all actions' values.
+        """One minibatch chosen by `draws` ([S, batch_size], uniform), in all seeds or those `where`
+        (bool [S]). `taken`: (obs, action [S, B]) → the network's values [S, B] of those actions, where that is cheaper than all actions' values.
 
         Returns loss and mean action value, [S] each.
         """
@@ -155,15 +166,21 @@ class QLearner(nn.Module):
 
 
 class EpsilonGreedy(nn.Module):
-    """A uniformly random choice with probability epsilon, which falls linearly with the decisions a seed has taken.
+    """A random choice with probability epsilon, which falls linearly with the decisions of a seed.
 
-    Where a game has `rules`, it is one of the legal actions.
+    Random is as of `random_choice`, with the `rules` of a game.
     """
 
     decisions: Tensor
 
     def __init__(
-        self, start: float, end: float, steps: int, seeds: Tensor, name: str, rules: Rules | None = None
+        self,
+        start: float,
+        end: float,
+        steps: int,
+        seeds: Tensor,
+        name: str,
+        rules: Rules | None = None,
     ):
         super().__init__()
         self.start, self.end, self.steps, self.rules = start, end, steps, rules
@@ -177,24 +194,25 @@ class EpsilonGreedy(nn.Module):
     def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         q = scores(obs)
         which, whether = self.rng.uniform(2, q.shape[1]).unbind(1)
-        random = pick(which, q.shape[-1]) if self.rules is None else pick_allowed(which, self.rules.legal(obs))
+        random = random_choice(which, q.shape[-1], obs, self.rules)
         choice = torch.where(whether < self.epsilon().unsqueeze(1), random, q.argmax(-1))
         self.decisions += deciding.sum(1)
         return choice
 
 
 class UpdateClock(nn.Module):
-    """How many minibatches are due after each vector step, for a replay ratio that need not be whole.
+    """How many minibatches are due after each vector step; the replay ratio need not be whole.
 
-    None is before a seed has made `learning_starts` environment steps: the host counts them, so nobody
-    need ask the device whether there is something to learn from.
+    None is before a seed has made `learning_starts` environment steps: the host counts them, so
+    nobody need ask the device whether there is something to learn from.
     """
 
     ticks: Tensor
 
-    def __init__(self, seeds: Tensor, copies: int, replay_ratio: float, learning_starts: int):
+    def __init__(self, seeds: Tensor, copies: int, replay_ratio: float, learning_starts: int = 0):
         super().__init__()
-        self.copies, self.per_tick, self.learning_starts = copies, copies * replay_ratio, learning_starts
+        self.copies, self.learning_starts = copies, learning_starts
+        self.per_tick = copies * replay_ratio
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
 
     @property
@@ -260,7 +278,10 @@ def q_network(config: Config, spec: Spec, choices: int, seeds: Tensor, name: str
 
 
 class Legal(nn.Sequential):
-    """Action values of which those against the rules are `FORBIDDEN`. A flat board may follow other features."""
+    """Action values of which those against the rules are `FORBIDDEN`.
+
+    Of flat observations the board is the last part.
+    """
 
     def __init__(self, spec: Spec, *parts: nn.Module):
         super().__init__(*parts)
@@ -291,9 +312,8 @@ class DQN(Agent):
         obs = obs_field(spec.observation_space)
         stack = config.stack if is_image(obs[0]) else None
         self.learner = QLearner(config, self.online.q, target, obs, copies, seeds, stack)
-        self.explore = EpsilonGreedy(
-            config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "q", spec.rules
-        )
+        exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
+        self.explore = EpsilonGreedy(*exploration, seeds, "q", spec.rules)
         self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
         self.rng = Streams(seeds, "minibatch")
 

@@ -12,14 +12,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, random_choice
 from rlx.agents.dqn import UpdateClock
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import ObsEncoder, obs_field
 from rlx.networks import clipped, rows_within
 from rlx.optim import SGD, Adam
 from rlx.replay import Memo, Replay, add_buffers
-from rlx.rng import Streams, categorical, pick, pick_allowed, uniform
+from rlx.rng import Streams, categorical, pick, uniform
 from rlx.search import Found, Settings, draws_needed, search
 from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
 
@@ -193,9 +193,9 @@ class EfficientZero(Agent):
         self.start, self.explore, self.minibatch, self.again = (Streams(seeds, name) for name in names)
         self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
         self.settings = config.settings(noise=True)
+        size = len(seeds), copies * slots
         self.valued, self.searched = (
-            Memo(len(seeds), copies * slots, features, seeds.device, setting) if config.cache else None
-            for features in (1, spec.actions + 1)
+            Memo(*size, features, seeds.device, setting) if config.cache else None for features in (1, spec.actions + 1)
         )
 
     @torch.no_grad()
@@ -203,11 +203,10 @@ class EfficientZero(Agent):
         config, copies = self.config, first.shape[1]
         if self.clock.steps < config.learning_starts:
             actions, held = self.policy.model.actions, int(self.clock.ticks[0]) // config.hold
-            draws = uniform(self.start.key, torch.full_like(self.start.counter, held * copies), copies)
-            legal = torch.ones(*first.shape, actions, dtype=torch.bool, device=obs.device)
-            if self.rules is not None:
-                legal = self.rules.legal(obs)
-            return pick_allowed(draws, legal), {"policy": legal / legal.sum(-1, keepdim=True)}
+            counter = torch.full_like(self.start.counter, held * copies)
+            draws = uniform(self.start.key, counter, copies)
+            policy = torch.full((*first.shape, actions), 1 / actions, device=obs.device)
+            return random_choice(draws, actions, obs, self.rules), {"policy": policy}
         found = self._search(self.policy.model, obs, self.explore)
         action = found.action
         if config.gumbel is None:
@@ -305,21 +304,21 @@ class EfficientZero(Agent):
         return {f"loss/{name}": value.detach().mean(1) for name, value in losses.items()} | {"value/mean": value[..., 0].mean(1)}
 
     def warnings(self) -> list[str]:
-        config, model, found = self.config, self.policy.model, []
         values, prefixes = self.largest.amax(0).tolist()
+        model, found = self.policy.model, []
         for name, what, most, support in (
             ("value", "values", values, model.value_support),
             ("prefix", "summed rewards", prefixes, model.prefix_support),
         ):
             end = support.end()
-            if most > end * 1.001:  # rounding
-                limit = math.ceil(float(support.scaled(torch.tensor(most))))
-                bins = getattr(config, f"{name}_bins")
-                as_fine = 1 + math.ceil((bins - 1) * limit / support.limit)
-                found.append(
-                    f"agent.{name}_limit={support.limit:g}: {what} of up to ±{most:,.4g} were cut to "
-                    f"±{end:,.4g}; set agent.{name}_limit={limit} agent.{name}_bins={as_fine}"
-                )
+            if most <= end * 1.001:  # more than rounding
+                continue
+            limit = math.ceil(float(support.scaled(torch.tensor(most))))
+            bins = 1 + math.ceil((support.bins - 1) * limit / support.limit)  # as fine as before
+            found.append(
+                f"agent.{name}_limit={support.limit:g}: {what} up to ±{most:.4g} were cut to "
+                f"±{end:.4g}; set agent.{name}_limit={limit} agent.{name}_bins={bins}"
+            )
         return found
 
     def _learning_rate(self) -> float:
@@ -342,7 +341,7 @@ class EfficientZero(Agent):
     def _drawn(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """(slots of rows drawn by priority, importance weights), [S, B] each, by uniform `draws`."""
         config, mass = self.config, self.priority.flatten(1) ** self.config.priority_alpha
-        # Of a million rows a float32 sum would lose the urgent ones' decimals, and leave out small ones.
+        # A float32 sum over a million rows would leave out those of small priority.
         total = mass.cumsum(1, dtype=torch.float64)
         slot = torch.searchsorted(total, draws * total[:, -1:], right=True).clamp(max=total.shape[1] - 1)
         share = mass.gather(1, slot) / total[:, -1:]

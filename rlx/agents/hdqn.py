@@ -9,9 +9,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents.dqn import EpsilonGreedy, Legal, LearnerConfig, QLearner, UpdateClock, average
+from rlx.agents.dqn import EpsilonGreedy, LearnerConfig, Legal, QLearner, UpdateClock, average
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import ObsEncoder, is_image, obs_field
+from rlx.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.networks import QNetwork
 from rlx.rng import Streams
 
@@ -82,11 +82,7 @@ class GoalPolicy(Policy):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        if is_image(spec.observation_space.shape):
-            raise ConfigError(
-                f"agent: HDQN does not see pictures; this env has {spec.observation_space}. "
-                "Use agent=dqn, agent=ppo or agent=efficientzero."
-            )
+        check_no_image(spec.observation_space, "HDQN")
         self.goals, self.goal_steps = config.goals, config.goal_steps
         self.meta = meta_network(config, spec, seeds, "meta")
         self.controller = controller_network(config, spec, seeds, "controller")
@@ -168,25 +164,27 @@ class HDQN(Agent):
         self.policy = copy.deepcopy(self.online)
         shape, dtype = obs_field(spec.observation_space)
         target = meta_network(config, spec, seeds, "meta/target")
-        self.meta = QLearner(
-            config, self.online.meta, target, (shape, dtype), copies, seeds, learners=2
-        )
+        field = (shape, dtype)
+        self.meta = QLearner(config, self.online.meta, target, field, copies, seeds, learners=2)
         joint = (1 + ObsEncoder(spec.observation_space, False, seeds).width,), torch.float32
         target = controller_network(config, spec, seeds, "controller/target")
         self.controller = QLearner(
-            config, self.online.controller, target, joint, copies, seeds, learners=2
+            config,
+            self.online.controller,
+            target,
+            joint,
+            copies,
+            seeds,
+            learners=2,
         )
-        self.explore_goal = EpsilonGreedy(
-            config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "goal", spec.rules
-        )
-        self.explore_action = EpsilonGreedy(
+        exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
+        self.explore_goal = EpsilonGreedy(*exploration, seeds, "goal", spec.rules)
+        exploration = (
             config.controller_epsilon_start,
             config.controller_epsilon_end,
             config.controller_epsilon_steps,
-            seeds,
-            "action",
-            spec.rules,
         )
+        self.explore_action = EpsilonGreedy(*exploration, seeds, "action", spec.rules)
         self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
         self.rng = Streams(seeds, "minibatch")
         running = torch.zeros(len(seeds), copies, device=seeds.device)
@@ -208,10 +206,11 @@ class HDQN(Agent):
         due = self.clock.due()
         if not due:
             return {}
-        # The meta-controller stores when goals end: it may have too little when the controller begins to
-        # learn. It learns only in seeds where a goal has ended since the last time.
+        # The meta-controller stores when goals end: it may have too little when the controller
+        # begins to learn. It learns only in seeds where a goal has ended since the last time.
         where = self.finished & (self.meta.replay.stored() >= self.config.learning_starts)
-        for draws in self.rng.uniform(due, 2, self.config.batch_size, dtype=torch.float64).unbind(1):
+        size = self.config.batch_size
+        for draws in self.rng.uniform(due, 2, size, dtype=torch.float64).unbind(1):
             meta_loss, meta_q = self.meta.learn(self.online.meta, draws[:, 0], where)
             loss, q = self.controller.learn(self.online.controller, draws[:, 1])
         average(self.policy, self.online, self.config.average_tau, due)

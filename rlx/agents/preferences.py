@@ -11,7 +11,7 @@ from rlx.agent import Agent, Carry, Spec, Transition
 from rlx.agents import ppo
 from rlx.agents.ppo import PPO, ActorCritic
 from rlx.config import ConfigError, at_least
-from rlx.encoders import ObsEncoder, is_image
+from rlx.encoders import ObsEncoder, check_no_image
 from rlx.networks import MLP, RunningNorm, rows_within
 from rlx.optim import Adam
 from rlx.replay import add_buffers
@@ -59,8 +59,7 @@ class RewardModel(nn.Module):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        if is_image(spec.observation_space.shape):
-            raise ConfigError(f"agent: its reward model sees short observations, not images; this env has {spec.observation_space}.")
+        check_no_image(spec.observation_space, "PreferencePPO's reward model")
         self.encoder = ObsEncoder(spec.observation_space, False, seeds)
         self.norm = RunningNorm(self.encoder.features, seeds)
         self.choices = spec.actions if isinstance(spec.action_space, spaces.Discrete) else 0
@@ -117,16 +116,19 @@ class PreferencePPO(Agent):
         features, flag, number = self.model.features, ((), torch.bool), ((), torch.float32)
         this_round = {"inputs": ((features,), torch.float32), "true_reward": number}
         this_round |= {"last": flag, "truncated": flag}
-        size, setting = (len(seeds), copies, config.round_steps), f"agent.round_steps={config.round_steps}"
-        add_buffers(self, size, this_round, seeds.device, setting)
+        setting = f"agent.round_steps={config.round_steps}"
+        rounds = (len(seeds), copies, config.round_steps)
+        add_buffers(self, rounds, this_round, seeds.device, setting)
         steps = (2, config.segment_steps)
         asked = {
             "segments": ((*steps, features), torch.float32),
-            "inside": (steps, torch.float32),  # 1 for the steps of a segment, 0 behind its episode's end
-            "answers": number,  # 1: the first segment is preferred; 0.5: neither
+            # 1 for the steps of a segment, 0 behind its episode's end.
+            "inside": (steps, torch.float32),
+            # 1: the first segment is preferred; 0.5: neither.
+            "answers": number,
         }
-        size, setting = (len(seeds), config.queries), f"agent.queries={config.queries}"
-        add_buffers(self, size, asked, seeds.device, setting)
+        queries = (len(seeds), config.queries)
+        add_buffers(self, queries, asked, seeds.device, f"agent.queries={config.queries}")
         self.register_buffer("agreement", torch.zeros(len(seeds), device=seeds.device))
         # Before the first answers no step is worth anything.
         nothing = torch.full((len(seeds), config.reward_models), torch.inf, device=seeds.device)
@@ -162,7 +164,8 @@ class PreferencePPO(Agent):
         draws = self.rng.uniform(3, end - begin, 2, dtype=torch.float64)
         copy, start, answer = draws.unbind(1)  # [S, Q, 2]
         start = pick(start, steps - config.segment_steps + 1)
-        which = pick(copy, copies) + torch.arange(seeds, device=start.device).view(-1, 1, 1) * copies
+        first = torch.arange(seeds, device=start.device).view(-1, 1, 1) * copies
+        which = pick(copy, copies) + first
         index = (which * steps + start).unsqueeze(-1) + torch.arange(config.segment_steps, device=start.device)  # [S, Q, 2, L]
 
         def cut(x: Tensor) -> Tensor:
