@@ -17,7 +17,7 @@ REDRAWS = 2
 
 
 class Replay(nn.Module):
-    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and some more slots.
+    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and a few slots.
 
     A ring per copy keeps consecutive transitions consecutive, which n-step returns need, and lets copies store at different
     times (options that last differently long) without a ragged batch: every row is written to its ring's spare slot, and
@@ -46,7 +46,8 @@ class Replay(nn.Module):
         """ConfigError where so many replays `alike` are larger than the free memory."""
         super().__init__()
         self.stack = stack
-        self.drawn = max(1, capacity // copies)
+        # Of frames, the newest row is no transition before the next one is there.
+        self.drawn = max(1 if stack is None else 2, capacity // copies)
         """Most rows of a ring that can be drawn: its newest ones."""
         history = 0 if stack is None else stack - 1
         self.slots = self.drawn + history + 1
@@ -99,13 +100,14 @@ class Replay(nn.Module):
         """
         if self.stack is not None:
             return self._sample_frames(draws, n_steps, self.stack)
-        ring, oldest, age, size = self._pick(draws, self.written.clamp(max=self.drawn))
-        first = ring + (oldest + age).remainder(self.slots)
+        ring, row, written = self._pick(draws, self.written.clamp(max=self.drawn))
+        first = ring + row.remainder(self.slots)
         batch = {name: self._rows(name, first) for name in self.fields}
         if n_steps > 1:
-            offsets = torch.arange(n_steps, device=first.device)
-            index = ring.unsqueeze(-1) + ((oldest + age).unsqueeze(-1) + offsets).remainder(self.slots)  # [S, B, n]
-            goes_on = ~self._rows("last", index[..., :-1]) & ((age + 1).unsqueeze(-1) + offsets[:-1] < size.unsqueeze(-1))
+            row = row.unsqueeze(-1) + torch.arange(n_steps, device=row.device)  # [S, B, n]
+            index = ring.unsqueeze(-1) + row.remainder(self.slots)
+            followed = row[..., 1:] < written.unsqueeze(-1)
+            goes_on = ~self._rows("last", index[..., :-1]) & followed
             alive = torch.cat([torch.ones_like(goes_on[..., :1]), goes_on.cumprod(-1).bool()], -1)
             discount = torch.where(alive, self._rows("discount", index), 1.0)
             weight = torch.cat([torch.ones_like(discount[..., :1]), discount[..., :-1].cumprod(-1)], -1)
@@ -122,90 +124,83 @@ class Replay(nn.Module):
         seeds, copies = self.written.shape
         copy, place = slot // self.slots, slot % self.slots
         ring = self._ring(copy + torch.arange(seeds, device=slot.device).unsqueeze(1) * copies).unsqueeze(-1)
-        age = (self.written.gather(1, copy) - 1 - place).remainder(self.slots)
+        newest = self.written.gather(1, copy) - 1
+        age = (newest - place).remainder(self.slots)
         offset = torch.arange(length, device=slot.device)
-        ages = self.size.gather(1, copy).unsqueeze(-1) - 1 - (age.unsqueeze(-1) - offset).clamp(min=0)  # from the oldest
-        oldest = (self.written - self.size).gather(1, copy).unsqueeze(-1)
-
-        def at(ages: Tensor) -> Tensor:
-            return ring + (oldest + ages).remainder(self.slots)
-
-        index = at(ages)
+        row = newest.unsqueeze(-1) - (age.unsqueeze(-1) - offset).clamp(min=0)
+        index = ring + row.remainder(self.slots)
         batch = {name: self._rows(name, index) for name in self.fields if name != "obs" or self.stack is None}
         if self.stack is not None:
-            batch["obs"] = self._stacked(at, ages, self.stack)
+            batch["obs"] = self._stacked(ring, row, self.stack)
         last = batch["last"].long()
         alive, slots = (offset <= age.unsqueeze(-1)) & (last.cumsum(-1) == last), index % (copies * self.slots)
         return batch | {"alive": alive, "slot": slots, "age": age}
 
-    def _pick(self, draws: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows by `draws` among the oldest `counts` (int64 [S, N]) of those that may be drawn:
-        (flat place of the ring, number of its oldest row, age of the row: 0 is the oldest, rows in
-        the ring), [S, B] each."""
+    def _pick(self, draws: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows by `draws` among the oldest `counts` (int64 [S, N]) of those that may be drawn: (flat
+        place of the ring, number of the row, rows ever written in the ring), [S, B] each."""
         seeds, copies = self.written.shape
         ends = counts.cumsum(1)
         number = pick(draws, ends[:, -1:])
         copy = torch.searchsorted(ends, number, right=True).clamp_(max=copies - 1)
         ring = self._ring(copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies)
-        size, written = self.size.gather(1, copy), self.written.gather(1, copy)
-        oldest_drawn = size - written.clamp(max=self.drawn)
-        age = oldest_drawn + number - ends.gather(1, copy) + counts.gather(1, copy)
-        return ring, written - size, age, size
+        before = (self.written - self.drawn).clamp(min=0) + counts - ends
+        return ring, number + before.gather(1, copy), self.written.gather(1, copy)
 
     def _sample_frames(self, draws: Tensor, n_steps: int, stack: int) -> dict[str, Tensor]:
         """As `sample`, where the next observation is the next row's. A row that has none and would
         bootstrap from it (the newest one, and the last before a truncation) is no transition:
-        another is drawn by what is left of the draw, and chains end before it. The few that are none
-        even so end as if terminated."""
+        another is drawn by what is left of the draw, and chains end before it. The few that are
+        none even so end as if terminated."""
         # The newest row of a ring is no transition yet, unless it is terminal.
         newest = self._ring(torch.arange(self.written.numel(), device=draws.device))
         newest = newest + (self.written.flatten() - 1).remainder(self.slots)
         open_ended = (self._rows("discount", newest) != 0).view_as(self.written)
         counts = (self.written.clamp(max=self.drawn) - open_ended.long()).clamp(min=0)
         total = counts.sum(1, keepdim=True)
-        picked = list(self._pick(draws, counts))
 
-        def usable(ring: Tensor, oldest: Tensor, age: Tensor, size: Tensor) -> Tensor:
-            here = ring + (oldest + age).remainder(self.slots)
-            followed = ~self._rows("last", here) & (age + 1 < size)
+        def usable(ring: Tensor, row: Tensor, written: Tensor) -> Tensor:
+            here = ring + row.remainder(self.slots)
+            followed = ~self._rows("last", here) & (row + 1 < written)
             return (self._rows("discount", here) == 0) | followed
 
+        picked = list(self._pick(draws, counts))
         for _ in range(REDRAWS):
             draws = (draws.double() * total).frac()
             good, again = usable(*picked), self._pick(draws, counts)
             picked = [torch.where(good, *pair) for pair in zip(picked, again, strict=True)]
-        ring, oldest, age, size = picked
-        whole = usable(ring, oldest, age, size)
-
-        def place(age: Tensor) -> Tensor:
-            return ring + (oldest + age).remainder(self.slots)
-
-        batch = {"action": self._rows("action", place(age))}
-        batch["obs"] = self._stacked(place, age, stack)
-        reward = torch.zeros(age.shape, device=age.device)
+        ring, row, written = picked
+        whole = usable(ring, row, written)
+        batch = {"action": self._rows("action", ring + row.remainder(self.slots))}
+        batch["obs"] = self._stacked(ring, row, stack)
+        reward = torch.zeros(row.shape, device=row.device)
         discount = torch.ones_like(reward)
-        end, alive = age, torch.ones_like(whole)
+        end, alive = row, torch.ones_like(whole)
         for i in range(n_steps):
-            step = (age + i).minimum(size - 1)
-            here = place(step)
+            step = (row + i).minimum(written - 1)
+            here = ring + step.remainder(self.slots)
             if i:
-                goes_on = ~self._rows("last", place(step - 1)) & (age + i < size)
-                alive = alive & goes_on & usable(ring, oldest, step, size)
+                before = ring + (step - 1).remainder(self.slots)
+                goes_on = ~self._rows("last", before) & (row + i < written)
+                alive = alive & goes_on & usable(ring, step, written)
             reward = reward + torch.where(alive, discount * self._rows("reward", here), 0.0)
             discount = torch.where(alive, discount * self._rows("discount", here), discount)
             end = torch.where(alive, step, end)
         batch |= {"reward": reward, "discount": discount * whole}
-        batch["next_obs"] = self._stacked(place, (end + 1).minimum(size - 1), stack)
+        batch["next_obs"] = self._stacked(ring, (end + 1).minimum(written - 1), stack)
         return batch
 
-    def _stacked(self, place: Callable[[Tensor], Tensor], age: Tensor, stack: int) -> Tensor:
-        """The `stack` frames up to the rows of this age [*, stack · C, …], an episode's first one repeated before it."""
-        ages, same = [age], torch.ones_like(age, dtype=torch.bool)
+    def _stacked(self, ring: Tensor, row: Tensor, stack: int) -> Tensor:
+        """The `stack` frames up to the rows `row` [*] of the rings at `ring`, [*, stack · C, …]; before
+        an episode's first one that is repeated. Drawn rows' frames are all still there."""
+        rows, same = [row], torch.ones_like(row, dtype=torch.bool)
         for back in range(1, stack):
-            before = (age - back).clamp(min=0)
-            same = same & (age >= back) & ~self._rows("last", place(before))
-            ages.append(torch.where(same, before, ages[-1]))
-        return self._rows("obs", place(torch.stack(ages[::-1]))).movedim(0, age.dim()).flatten(age.dim(), age.dim() + 1)
+            before = (row - back).clamp(min=0)
+            begins = self._rows("last", ring + before.remainder(self.slots))
+            same = same & (row >= back) & ~begins
+            rows.append(torch.where(same, before, rows[-1]))
+        index = ring + torch.stack(rows[::-1]).remainder(self.slots)
+        return self._rows("obs", index).movedim(0, row.dim()).flatten(row.dim(), row.dim() + 1)
 
     def rows(self, since: Tensor | None) -> dict[str, Tensor]:
         """The rows that it still holds of those stored after the first `since` (int64 [S, N]; None: all it holds): each field
