@@ -2,14 +2,14 @@
 reward is fitted to the answers, and PPO maximises that model. The environment's own reward reaches nobody but the rater."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Spec, Transition
-from rlx.agents import ppo
-from rlx.agents.ppo import PPO, ActorCritic
+from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
 from rlx.config import ConfigError, at_least
 from rlx.encoders import ObsEncoder, check_no_image
 from rlx.networks import MLP, RunningNorm, rows_within
@@ -19,8 +19,11 @@ from rlx.rng import Streams, pick
 
 
 @dataclass(frozen=True)
-class Config(ppo.Config):
+class Config(LearnerConfig):
     """PPO, and how its reward is learnt."""
+
+    retired: ClassVar[tuple[str, ...]] = ("conv",)
+    """A key that changed nothing, of older runs."""
 
     queries: int
     """Comparisons that the rater answers in all."""
@@ -59,7 +62,6 @@ class RewardModel(nn.Module):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        check_no_image(spec.observation_space, "PreferencePPO's reward model")
         self.encoder = ObsEncoder(spec.observation_space, False, seeds)
         self.norm = RunningNorm(self.encoder.features, seeds)
         self.choices = spec.actions if isinstance(spec.action_space, spaces.Discrete) else 0
@@ -107,6 +109,7 @@ class PreferencePPO(Agent):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
+        check_no_image(spec.observation_space, "PreferencePPO")
         self.config = config
         self.ppo = PPO(config, spec, seeds, copies)
         self.policy = self.ppo.policy
