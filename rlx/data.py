@@ -43,8 +43,8 @@ class Data(ABC):
 
     @abstractmethod
     def sample(self, number: int, draws: Tensor, n_steps: int, discount: float) -> dict[str, Tensor]:
-        """Minibatch `number` [S, B, …], its rows chosen by `draws` (uniform in [0, 1), [S, B]), with
-        the fields of `Replay.sample`:
+        """Minibatch `number` [S, B, …], its rows chosen by `draws` (uniform in [0, 1), [S, B]),
+        with the fields of `Replay.sample`:
         obs, action, reward (Σ_{i<k} γ^i r_i), discount (γ^k, 0 behind a terminal), next_obs; k ≤ `n_steps`, less at an episode's end."""
 
     @abstractmethod

@@ -17,7 +17,7 @@ REDRAWS = 2
 
 
 class Replay(nn.Module):
-    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and a few slots.
+    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and some slots.
 
     A ring per copy keeps consecutive transitions consecutive, which n-step returns need, and lets copies store at different
     times (options that last differently long) without a ragged batch: every row is written to its ring's spare slot, and
@@ -191,8 +191,8 @@ class Replay(nn.Module):
         return batch
 
     def _stacked(self, ring: Tensor, row: Tensor, stack: int) -> Tensor:
-        """The `stack` frames up to the rows `row` [*] of the rings at `ring`, [*, stack · C, …]; before
-        an episode's first one that is repeated. Drawn rows' frames are all still there."""
+        """The `stack` frames up to the rows `row` [*] of the rings at `ring`, [*, stack · C, …];
+        before an episode's first one that is repeated. Drawn rows' frames are all still there."""
         rows, same = [row], torch.ones_like(row, dtype=torch.bool)
         for back in range(1, stack):
             before = (row - back).clamp(min=0)

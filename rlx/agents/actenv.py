@@ -3,8 +3,8 @@
 Act(s_t, a_{t−1}) → (action logits, Q_a) and Env(s_t, a_t) → (next-state logits, Q_e). An episode's
 success rate, where its return lies between `return_low` and `return_scale`, labels every one of its
 transitions, and both Q are trained on it as a GAN's discriminator is on real and fake (Goodfellow
-et al. 2014), here with labels in [0, 1]; then Act is pushed to raise its Q_a and Env's Q_e is pulled
-towards Q_a:
+et al. 2014), here with labels in [0, 1]; then Act is pushed to raise its Q_a and Env's Q_e is
+pulled towards Q_a:
 
     a_loss = w · CE(action logits, a_t) + BCE(Q_a, rate)        a_loss2 = −mean(Q_a)
     e_loss = BCE(next-state logits, sigmoid(s_{t+1})) + BCE(Q_e, rate)        e_loss2 = mean((Q_e − Q_a)²)

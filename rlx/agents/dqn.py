@@ -133,8 +133,8 @@ class QLearner(nn.Module):
         self, network: nn.Module, draws: Tensor, where: Tensor | None = None, taken: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """One minibatch chosen by `draws` ([S, batch_size], uniform), in all seeds or those `where`
-        (bool [S]). `taken`: (obs, action [S, B]) → the network's values [S, B] of those actions, where
-        that is cheaper than all actions' values.
+        (bool [S]). `taken`: (obs, action [S, B]) → the network's values [S, B] of those actions,
+        where that is cheaper than all actions' values.
 
         Returns loss and mean action value, [S] each.
         """

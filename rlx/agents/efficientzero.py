@@ -194,9 +194,10 @@ class EfficientZero(Agent):
         self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
         self.settings = config.settings(noise=True)
         size = len(seeds), copies * slots
-        self.valued, self.searched = (
-            Memo(*size, features, seeds.device, setting) if config.cache else None for features in (1, spec.actions + 1)
-        )
+        self.valued = self.searched = None
+        if config.cache:
+            self.valued = Memo(*size, 1, seeds.device, setting)
+            self.searched = Memo(*size, spec.actions + 1, seeds.device, setting)
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
