@@ -8,6 +8,8 @@ from typing import ClassVar, Protocol
 import gymnasium
 from torch import Tensor, nn
 
+from rlx.rng import pick, pick_allowed
+
 Carry = dict[str, Tensor]
 """A policy's memory of the running episode: named tensors [S, B, …]. It starts anew where `first` is true."""
 
@@ -67,6 +69,16 @@ class Rules(Protocol):
 
     def line(self, obs: Tensor) -> Tensor:
         """bool [...]: whether the player to move has won."""
+
+
+def random_choice(draws: Tensor, choices: int, obs: Tensor, rules: Rules | None) -> Tensor:
+    """int64 [S, B]: a uniformly random one of so many `choices`, by uniform `draws` [S, B].
+
+    In a game with `rules` it is a legal action at `obs` [S, B, *O].
+    """
+    if rules is None:
+        return pick(draws, choices)
+    return pick_allowed(draws, rules.legal(obs))
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,13 @@ class Agent(nn.Module, ABC):
     @abstractmethod
     def update(self, transition: Transition) -> dict[str, Tensor]:
         """Store a transition, learn when due; metrics name → [S] (empty when nothing was learnt)."""
+
+    def warnings(self) -> list[str]:
+        """What it met that its settings do not fit: a sentence each, with the key to change.
+
+        It asks the device; a run calls it once, at its end.
+        """
+        return []
 
 
 class OfflineAgent(Agent):

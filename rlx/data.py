@@ -33,6 +33,7 @@ from rlx.config import ConfigError
 from rlx.encoders import is_image
 from rlx.files import sha256, sync
 from rlx.npy import cast, check_finite, mapped, require_memory, shown_dtype
+from rlx.rng import pick
 
 FORMAT = 1
 FILES = ("obs", "action", "reward", "length", "terminated")
@@ -55,7 +56,8 @@ class Data(ABC):
 
     @abstractmethod
     def sample(self, number: int, draws: Tensor, n_steps: int, discount: float) -> dict[str, Tensor]:
-        """Minibatch `number` [S, B, …], its rows chosen by `draws` (uniform in [0, 1), [S, B, 2]), with the fields of `Replay.sample`:
+        """Minibatch `number` [S, B, …], its rows chosen by `draws` (uniform in [0, 1), [S, B]),
+        with the fields of `Replay.sample`:
         obs, action, reward (Σ_{i<k} γ^i r_i), discount (γ^k, 0 behind a terminal), next_obs; k ≤ `n_steps`, less at an episode's end."""
 
     @abstractmethod
@@ -162,8 +164,7 @@ class Episodes(Data):
         return float(self.obs.min()), float(self.obs.max())
 
     def sample(self, number: int, draws: Tensor, n_steps: int, discount: float) -> dict[str, Tensor]:
-        at = draws.double() @ draws.new_tensor([1.0, 2.0**-24], dtype=torch.float64)
-        first = (at * self.transitions).long().cpu().numpy()  # 24 bits alone would miss rows of large sets
+        first = pick(draws, self.transitions).cpu().numpy()
         episode = self.episode_of(first)
         end = np.minimum(first + n_steps, self.begin[episode + 1])
         taken = first[..., None] + np.arange(n_steps)

@@ -88,3 +88,11 @@ def obs_features(space: gymnasium.Space) -> int:
         return int(space.n)
     assert space.shape is not None
     return int(torch.Size(space.shape).numel())
+
+
+def check_no_image(space: gymnasium.Space, agent: str) -> None:
+    """ConfigError where observations are images, which this agent has no layers for."""
+    if is_image(space.shape):
+        others = "agent=dqn, agent=ppo or agent=efficientzero"
+        what = f"agent: {agent} sees short observations, not images"
+        raise ConfigError(f"{what}; this env has {space}. Use {others}.")

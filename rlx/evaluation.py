@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlx.agent import Choose, Policy, Scores
+from rlx.agent import Choose, Policy, Rules, Scores, random_choice
 from rlx.env import TensorEnv
 from rlx.networks import take
 from rlx.rng import Streams
@@ -33,8 +33,8 @@ def evaluate(
     return rollout(policy, make_env(seeds * episodes), episode_seeds(first, episodes, seeds, device), chooser)
 
 
-def exploring(epsilon: float, rng: Streams) -> Choose:
-    """Greedy choices of which a share `epsilon` is uniformly random instead."""
+def exploring(epsilon: float, rng: Streams, rules: Rules | None = None) -> Choose:
+    """Greedy choices of which a share `epsilon` is uniformly random instead, as `random_choice`."""
 
     def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         values = scores(obs)
@@ -43,14 +43,16 @@ def exploring(epsilon: float, rng: Streams) -> Choose:
             low, high = scores.bounds
             random, whether = low + torch.stack(which, -1) * (high - low), whether.unsqueeze(-1)
         else:
-            random = (which[0] * values.shape[-1]).long()
+            own = rules if head == "action" else None  # other heads choose other things
+            random = random_choice(which[0], values.shape[-1], obs, own)
         return torch.where(whether < epsilon, random, scores.best(obs, values))
 
     return choose
 
 
 def evaluate_random(policy: Policy, make_env: MakeEnv, episodes: int, device: torch.device) -> Episodes:
-    """Evaluation with uniformly random choices: the zero of every robustness score. [1, episodes]"""
-    one = take(policy, torch.zeros(1, dtype=torch.int64, device=device))
-    choose = exploring(1.0, Streams(torch.zeros(1, dtype=torch.int64, device=device), "random policy"))
-    return rollout(one, make_env(episodes), episode_seeds(REPORT, episodes, 1, device), lambda ids: choose)
+    """[1, episodes] of uniformly random (legal) choices: the zero of every robustness score."""
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    one, env = take(policy, zero), make_env(episodes)
+    choose = exploring(1.0, Streams(zero, "random policy"), getattr(env, "rules", None))
+    return rollout(one, env, episode_seeds(REPORT, episodes, 1, device), lambda ids: choose)

@@ -62,6 +62,17 @@ def validated(composed: Mapping[str, Any]) -> DictConfig:
     return OmegaConf.create(config)
 
 
+def trained(run: "Run") -> DictConfig:
+    """A run's config, without the keys that its agent has had and has no more."""
+    from rlx.agent import Agent
+
+    config = run.config
+    kind: Any = load_class(config.agent, "agent", Agent)
+    for name in getattr(kind.config_type, "retired", ()):
+        config.agent.pop(name, None)
+    return config
+
+
 def typed_env(node: Mapping[str, Any], key: str = "env", partial: bool = False) -> dict[str, Any]:
     """The config group `env`, every value of its type; `partial`: only the keys that `node` has."""
     from gymnasium.vector import VectorEnv
@@ -245,7 +256,7 @@ def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]"
     from rlx.agent import Agent
     from rlx.rng import seed_tensor
 
-    config = run.config
+    config = trained(run)
     spec = env_spec(config.env)
     kind: Any = load_class(config.agent, "agent", Agent)
     seeds = [int(seed) for seed in run.counters(checkpoint)["seeds"]]  # a stop rule may have taken some out

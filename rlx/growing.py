@@ -9,7 +9,7 @@ from rlx import report
 from rlx.commands.train import Config
 from rlx.config import build, parse_seeds
 from rlx.errors import ConfigError
-from rlx.experiment import check_tensors, env_spec, validated
+from rlx.experiment import check_tensors, env_spec, trained, validated
 from rlx.networks import concatenated
 from rlx.run import Run
 from rlx.training import Training
@@ -22,7 +22,7 @@ def grow(run: Run, seeds: object) -> float:
     the same command. ConfigError where `run` is not finished or has seeds that are not wanted.
     """
     with run.lock():
-        saved, wanted = validated(run.config), parse_seeds(seeds)
+        saved, wanted = validated(trained(run)), parse_seeds(seeds)
         own = parse_seeds(saved.seeds)
         if missing := sorted(set(own) - set(wanted)):
             raise ConfigError(f"seeds={seeds}: {run.path} has {missing} too; name all that it shall have.")

@@ -1,6 +1,6 @@
 """Experience replay: one ring of transitions per seed and env copy; what a network said of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,18 +8,26 @@ from torch import Tensor, nn
 
 from rlx.config import ConfigError
 from rlx.networks import rows_at, rows_within
+from rlx.rng import pick
+
+Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name → (shape, dtype) of one row."""
+REDRAWS = 2
+"""How often a row that is no transition is drawn anew; 53 bits do not last for many more."""
 
 
 class Replay(nn.Module):
-    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and one spare slot.
+    """Rings [S, N, T, …] for N env copies of S seeds: capacity / N transitions each, and some slots.
 
     A ring per copy keeps consecutive transitions consecutive, which n-step returns need, and lets copies store at different
     times (options that last differently long) without a ragged batch: every row is written to its ring's spare slot, and
     only some rings advance. Row k of a ring lies in slot k modulo T.
     Rows have the fields `obs`, `action`, `reward`, `discount` (γ^k, 0 where the target must not bootstrap), `next_obs` and
     `last` (the chain breaks behind this row: termination or truncation). With `stack` k there is no `next_obs`: frames are stored
-    once, and `sample` puts the last k of them on top of each other. All state are buffers. A checkpoint does not hold the
-    rings but the rows stored since the last one (`rows`, `restore`).
+    once, and `sample` puts the last k of them on top of each other. Each ring then holds k − 1 rows
+    more, which are not drawn: so the oldest row that is still has all the frames seen with it. All
+    state are buffers. A checkpoint does not hold the rings but the rows stored since the last one
+    (`rows`, `restore`).
     """
 
     written: Tensor
@@ -30,25 +38,29 @@ class Replay(nn.Module):
         seeds: int,
         copies: int,
         capacity: int,
-        fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        fields: Fields,
         device,
         stack: int | None = None,
+        alike: int = 1,
     ):
-        """`fields`: name → (shape, dtype) of one row. ConfigError where it is larger than the free memory."""
+        """ConfigError where so many replays `alike` are larger than the free memory."""
         super().__init__()
-        self.slots, self.stack = max(1, capacity // copies) + 1, stack
+        self.stack = stack
+        # Of frames, the newest row is no transition before the next one is there.
+        self.drawn = max(1 if stack is None else 2, capacity // copies)
+        """Most rows of a ring that can be drawn: its newest ones."""
+        history = 0 if stack is None else stack - 1
+        self.slots = self.drawn + history + 1
         fields = {name: field for name, field in fields.items() if stack is None or name != "next_obs"}
         self.fields = tuple(fields)
-        row = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in fields.values())
-        _require_memory(seeds * copies * self.slots * row, torch.device(device))
-        for name, (shape, dtype) in fields.items():
-            self.register_buffer(name, torch.zeros(seeds, copies, self.slots, *shape, dtype=dtype, device=device))
+        rings = (seeds, copies, self.slots)
+        add_buffers(self, rings, fields, device, f"agent.buffer_size={capacity}", alike)
         self.register_buffer("written", torch.zeros(seeds, copies, dtype=torch.int64, device=device))
 
     @property
     def capacity(self) -> int:
         """Most transitions of one seed that it can hold."""
-        return self.written.shape[1] * (self.slots - 1)
+        return self.written.shape[1] * self.drawn
 
     def check_start(self, learning_starts: int) -> None:
         """ConfigError where it can never hold the transitions that learning begins with."""
@@ -60,12 +72,16 @@ class Replay(nn.Module):
 
     @property
     def size(self) -> Tensor:
-        """Rows that each ring holds, int64 [S, N]."""
+        """Rows that each ring holds, int64 [S, N], those among them that are not drawn any more."""
         return self.written.clamp(max=self.slots - 1)
 
     def stored(self) -> Tensor:
         """Number of transitions stored: int64 [S]."""
-        return self.size.sum(1)
+        return self.written.clamp(max=self.drawn).sum(1)
+
+    def left(self) -> Tensor:
+        """Slots [S, N] of the rows that are drawn no more since the newest ones were stored."""
+        return (self.written - self.drawn - 1).remainder(self.slots)
 
     def add(self, where: Tensor, **rows: Tensor) -> None:
         """Store one row per seed and copy (each field [S, N, …]) in the places `where` (bool [S, N])."""
@@ -76,20 +92,22 @@ class Replay(nn.Module):
         self.written.add_(where)
 
     def sample(self, draws: Tensor, n_steps: int = 1) -> dict[str, Tensor]:
-        """Rows [S, B, …] chosen by `draws` (uniform in [0, 1), [S, B]), evenly over what a seed has stored, with replacement.
+        """Rows [S, B, …] chosen by `draws` (uniform in [0, 1), [S, B]; float64 for more than a
+        million rows), evenly over what a seed has stored, with replacement.
 
         With `n_steps` > 1, `reward` is Σ_i (Π_{j<i} discount_j) reward_i, `discount` the product and `next_obs` the
         observation behind the last row used; a chain stops early at `last` and at the newest row.
         """
         if self.stack is not None:
             return self._sample_frames(draws, n_steps, self.stack)
-        ring, oldest, age, size = self._pick(draws)
-        first = ring + (oldest + age).remainder(self.slots)
+        ring, row, written = self._pick(draws, self.written.clamp(max=self.drawn))
+        first = ring + row.remainder(self.slots)
         batch = {name: self._rows(name, first) for name in self.fields}
         if n_steps > 1:
-            offsets = torch.arange(n_steps, device=first.device)
-            index = ring.unsqueeze(-1) + ((oldest + age).unsqueeze(-1) + offsets).remainder(self.slots)  # [S, B, n]
-            goes_on = ~self._rows("last", index[..., :-1]) & ((age + 1).unsqueeze(-1) + offsets[:-1] < size.unsqueeze(-1))
+            row = row.unsqueeze(-1) + torch.arange(n_steps, device=row.device)  # [S, B, n]
+            index = ring.unsqueeze(-1) + row.remainder(self.slots)
+            followed = row[..., 1:] < written.unsqueeze(-1)
+            goes_on = ~self._rows("last", index[..., :-1]) & followed
             alive = torch.cat([torch.ones_like(goes_on[..., :1]), goes_on.cumprod(-1).bool()], -1)
             discount = torch.where(alive, self._rows("discount", index), 1.0)
             weight = torch.cat([torch.ones_like(discount[..., :1]), discount[..., :-1].cumprod(-1)], -1)
@@ -106,69 +124,83 @@ class Replay(nn.Module):
         seeds, copies = self.written.shape
         copy, place = slot // self.slots, slot % self.slots
         ring = self._ring(copy + torch.arange(seeds, device=slot.device).unsqueeze(1) * copies).unsqueeze(-1)
-        age = (self.written.gather(1, copy) - 1 - place).remainder(self.slots)
+        newest = self.written.gather(1, copy) - 1
+        age = (newest - place).remainder(self.slots)
         offset = torch.arange(length, device=slot.device)
-        ages = self.size.gather(1, copy).unsqueeze(-1) - 1 - (age.unsqueeze(-1) - offset).clamp(min=0)  # from the oldest
-        oldest = (self.written - self.size).gather(1, copy).unsqueeze(-1)
-
-        def at(ages: Tensor) -> Tensor:
-            return ring + (oldest + ages).remainder(self.slots)
-
-        index = at(ages)
+        row = newest.unsqueeze(-1) - (age.unsqueeze(-1) - offset).clamp(min=0)
+        index = ring + row.remainder(self.slots)
         batch = {name: self._rows(name, index) for name in self.fields if name != "obs" or self.stack is None}
         if self.stack is not None:
-            batch["obs"] = self._stacked(at, ages, self.stack)
+            batch["obs"] = self._stacked(ring, row, self.stack)
         last = batch["last"].long()
         alive, slots = (offset <= age.unsqueeze(-1)) & (last.cumsum(-1) == last), index % (copies * self.slots)
         return batch | {"alive": alive, "slot": slots, "age": age}
 
-    def _pick(self, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(flat place of the ring, number of its oldest row, age of the row picked: 0 is the oldest, rows in the ring), [S, B] each."""
-        (seeds, copies), sizes = self.written.shape, self.size
-        ends = sizes.cumsum(1)
-        pick = (draws * ends[:, -1:]).to(torch.int64)
-        copy = torch.searchsorted(ends, pick, right=True).clamp_(max=copies - 1)
-        size = sizes.gather(1, copy)
+    def _pick(self, draws: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows by `draws` among the oldest `counts` (int64 [S, N]) of those that may be drawn: (flat
+        place of the ring, number of the row, rows ever written in the ring), [S, B] each."""
+        seeds, copies = self.written.shape
+        ends = counts.cumsum(1)
+        number = pick(draws, ends[:, -1:])
+        copy = torch.searchsorted(ends, number, right=True).clamp_(max=copies - 1)
         ring = self._ring(copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies)
-        return ring, self.written.gather(1, copy) - size, pick - ends.gather(1, copy) + size, size
+        before = (self.written - self.drawn).clamp(min=0) + counts - ends
+        return ring, number + before.gather(1, copy), self.written.gather(1, copy)
 
     def _sample_frames(self, draws: Tensor, n_steps: int, stack: int) -> dict[str, Tensor]:
-        """As `sample`, where the next observation is the next row's. A row that has none and would bootstrap from it (the newest
-        one, and the last before a truncation) is no transition: the one before it is taken, and chains end at it."""
-        ring, oldest, age, size = self._pick(draws)
+        """As `sample`, where the next observation is the next row's. A row that has none and would
+        bootstrap from it (the newest one, and the last before a truncation) is no transition:
+        another is drawn by what is left of the draw, and chains end before it. The few that are
+        none even so end as if terminated."""
+        # The newest row of a ring is no transition yet, unless it is terminal.
+        newest = self._ring(torch.arange(self.written.numel(), device=draws.device))
+        newest = newest + (self.written.flatten() - 1).remainder(self.slots)
+        open_ended = (self._rows("discount", newest) != 0).view_as(self.written)
+        counts = (self.written.clamp(max=self.drawn) - open_ended.long()).clamp(min=0)
+        total = counts.sum(1, keepdim=True)
 
-        def place(age: Tensor) -> Tensor:
-            return ring + (oldest + age).remainder(self.slots)
+        def usable(ring: Tensor, row: Tensor, written: Tensor) -> Tensor:
+            here = ring + row.remainder(self.slots)
+            followed = ~self._rows("last", here) & (row + 1 < written)
+            return (self._rows("discount", here) == 0) | followed
 
-        def usable(age: Tensor) -> Tensor:
-            here = place(age)
-            return (self._rows("discount", here) == 0) | (~self._rows("last", here) & (age + 1 < size))
-
-        for _ in range(2):  # the newest may follow a truncated one
-            age = torch.where(usable(age), age, (age - 1).clamp(min=0))
-        first = place(age)
-        batch = {"action": self._rows("action", first), "obs": self._stacked(place, age, stack)}
-        reward, discount, end, alive = torch.zeros_like(draws), torch.ones_like(draws), age, torch.ones_like(age, dtype=torch.bool)
+        picked = list(self._pick(draws, counts))
+        for _ in range(REDRAWS):
+            draws = (draws.double() * total).frac()
+            good, again = usable(*picked), self._pick(draws, counts)
+            picked = [torch.where(good, *pair) for pair in zip(picked, again, strict=True)]
+        ring, row, written = picked
+        whole = usable(ring, row, written)
+        batch = {"action": self._rows("action", ring + row.remainder(self.slots))}
+        batch["obs"] = self._stacked(ring, row, stack)
+        reward = torch.zeros(row.shape, device=row.device)
+        discount = torch.ones_like(reward)
+        end, alive = row, torch.ones_like(whole)
         for i in range(n_steps):
-            step = (age + i).minimum(size - 1)
-            here = place(step)
+            step = (row + i).minimum(written - 1)
+            here = ring + step.remainder(self.slots)
             if i:
-                alive = alive & ~self._rows("last", place(step - 1)) & (age + i < size) & usable(step)
+                before = ring + (step - 1).remainder(self.slots)
+                goes_on = ~self._rows("last", before) & (row + i < written)
+                alive = alive & goes_on & usable(ring, step, written)
             reward = reward + torch.where(alive, discount * self._rows("reward", here), 0.0)
             discount = torch.where(alive, discount * self._rows("discount", here), discount)
             end = torch.where(alive, step, end)
-        batch |= {"reward": reward, "discount": discount}
-        batch["next_obs"] = self._stacked(place, (end + 1).minimum(size - 1), stack)
+        batch |= {"reward": reward, "discount": discount * whole}
+        batch["next_obs"] = self._stacked(ring, (end + 1).minimum(written - 1), stack)
         return batch
 
-    def _stacked(self, place: Callable[[Tensor], Tensor], age: Tensor, stack: int) -> Tensor:
-        """The `stack` frames up to the rows of this age [*, stack · C, …], an episode's first one repeated before it."""
-        ages, same = [age], torch.ones_like(age, dtype=torch.bool)
+    def _stacked(self, ring: Tensor, row: Tensor, stack: int) -> Tensor:
+        """The `stack` frames up to the rows `row` [*] of the rings at `ring`, [*, stack · C, …];
+        before an episode's first one that is repeated. Drawn rows' frames are all still there."""
+        rows, same = [row], torch.ones_like(row, dtype=torch.bool)
         for back in range(1, stack):
-            before = (age - back).clamp(min=0)
-            same = same & (age >= back) & ~self._rows("last", place(before))
-            ages.append(torch.where(same, before, ages[-1]))
-        return self._rows("obs", place(torch.stack(ages[::-1]))).movedim(0, age.dim()).flatten(age.dim(), age.dim() + 1)
+            before = (row - back).clamp(min=0)
+            begins = self._rows("last", ring + before.remainder(self.slots))
+            same = same & (row >= back) & ~begins
+            rows.append(torch.where(same, before, rows[-1]))
+        index = ring + torch.stack(rows[::-1]).remainder(self.slots)
+        return self._rows("obs", index).movedim(0, row.dim()).flatten(row.dim(), row.dim() + 1)
 
     def rows(self, since: Tensor | None) -> dict[str, Tensor]:
         """The rows that it still holds of those stored after the first `since` (int64 [S, N]; None: all it holds): each field
@@ -205,10 +237,12 @@ class Memo(nn.Module):
     said: Tensor
     version: Tensor
 
-    def __init__(self, seeds: int, slots: int, features: int, device: torch.device):
+    def __init__(self, seeds: int, slots: int, features: int, device: torch.device, setting: str):
+        """ConfigError, as in `add_buffers`."""
         super().__init__()
-        self.register_buffer("said", torch.zeros(seeds, slots, features, device=device))
-        self.register_buffer("version", torch.full((seeds, slots), -1, device=device))
+        fields = {"said": ((features,), torch.float32), "version": ((), torch.int64)}
+        add_buffers(self, (seeds, slots), fields, device, setting)
+        self.version.fill_(-1)
 
     def forget(self, slot: Tensor) -> None:
         """The rows in `slot` [S, N] are others now."""
@@ -228,17 +262,39 @@ class Memo(nn.Module):
         return self.said.gather(1, flat.unsqueeze(-1).expand(-1, -1, self.said.shape[-1])).unflatten(1, slot.shape[1:])
 
 
-def _require_memory(size: int, device: torch.device) -> None:
-    """ConfigError where `size` bytes are not free."""
-    if device.type == "cuda":
-        free, what = torch.cuda.mem_get_info(device)[0], "GPU memory"
-    else:
-        try:
-            lines = Path("/proc/meminfo").read_text().splitlines()
-        except OSError:  # not Linux
-            return
-        free, what = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), "memory"
-    if size > free:
+def add_buffers(
+    module: nn.Module,
+    size: Sequence[int],
+    fields: Fields,
+    device: torch.device | str,
+    setting: str,
+    alike: int = 1,
+) -> None:
+    """Register a buffer of zeros [*size, *shape] in `module` for each of `fields`.
+
+    ConfigError, which names the `setting` ("agent.buffer_size=50000") that decides how large they
+    are, where so many of them `alike` do not fit into the free memory. That must be asked before: a
+    system promises more zeros than it has room for, and kills the process that writes to them.
+    """
+    device, rows = torch.device(device), torch.Size(size).numel()
+    row = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in fields.values())
+    needed, free = alike * rows * row, free_memory(device)
+    if needed > free:
+        what = "GPU memory" if device.type == "cuda" else "memory"
         raise ConfigError(
-            f"agent.buffer_size: this replay takes {size / 1e9:,.1f} GB of {what} for all seeds, and {free / 1e9:,.1f} GB are free."
+            f"{setting}: takes {needed / 1e9:,.1f} GB of {what} for all seeds, and "
+            f"{free / 1e9:,.1f} GB are free; make it smaller, or train fewer seeds at once."
         )
+    for name, (shape, dtype) in fields.items():
+        module.register_buffer(name, torch.zeros(*size, *shape, dtype=dtype, device=device))
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a device; infinite where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return float("inf")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -27,7 +27,7 @@ from rlx.data import (
     writing,
 )
 from rlx.npy import archived, cast, check_finite, require_memory, shown_dtype
-from rlx.rng import stream_key, uniform
+from rlx.rng import pick, stream_key, uniform
 
 ARRAYS = ("states", "actions", "next_states", "rewards", "dones")
 
@@ -98,7 +98,7 @@ class Shards(Data):
         if n_steps > 1:
             raise ConfigError(f"agent.n_steps={n_steps}: npz shards keep no episodes; use 1.")
         arrays = self._open(self._due(number, draws.shape[1]))
-        rows = (draws[..., 0] * len(arrays["actions"])).long().cpu().numpy()
+        rows = pick(draws, len(arrays["actions"])).cpu().numpy()
         obs, next_obs = (self._shown(arrays[name][rows]) for name in ("states", "next_states"))
         discounts = (discount * ~arrays["dones"][rows]).astype(np.float32)
         batch = {"obs": obs, "action": arrays["actions"][rows], "reward": arrays["rewards"][rows], "discount": discounts}

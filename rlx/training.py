@@ -273,7 +273,11 @@ class Training:
         self.obs, self.first, self.running, self.last = loop["obs"], loop["first"], loop["running"], loop["last"].cpu()
         self.carry = part("carry")
         rings = {name: value for name, value in self.agent.state_dict().items() if name in journal.ring_names(self.agent)}
-        self.agent.load_state_dict(part("agent") | {f"policy.{name}": value for name, value in policy.items()} | rings)
+        saved = part("agent") | {f"policy.{name}": value for name, value in policy.items()} | rings
+        if odd := sorted(saved.keys() ^ self.agent.state_dict().keys()):
+            which = "lacks" if odd[0] not in saved else "has an unknown"
+            raise ConfigError(f"run: its checkpoint {which} '{odd[0]}'; it is of another version of this agent and cannot be resumed.")
+        self.agent.load_state_dict(saved)
         for name, rows in parts:
             journal.restore(self.agent, name, rows)
             self.journal.add(name, rows)
@@ -352,6 +356,8 @@ class Training:
         report.per_seed(
             f"Greedy return over {config.final_episodes} new episodes, weights kept at each seed's {when}", self.seeds, columns, estimate
         )
+        for warning in self.agent.warnings():
+            report.start(warning=warning)
         if not self.log.metrics:
             report.start(warning=f"nothing was learnt within {self.step:,} {self.unit}; see agent.learning_starts or agent.rollout_steps")
         report.start(saving=f"{self.saving_s:.1f} s for checkpoints, {self.saving_s / wall_s:.1%} of the time")

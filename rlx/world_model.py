@@ -67,9 +67,22 @@ class Support(nn.Module):
         places = torch.linspace(-limit, limit, bins, device=seeds.device)
         self.register_buffer("places", places.expand(len(seeds), 1, -1).contiguous())
 
+    def scaled(self, x: Tensor) -> Tensor:
+        """h(x)."""
+        return x.sign() * ((x.abs() + 1).sqrt() - 1) + self.EPS * x
+
+    def unscaled(self, y: Tensor) -> Tensor:
+        """x of y = h(x)."""
+        root = ((1 + 4 * self.EPS * (y.abs() + 1 + self.EPS)).sqrt() - 1) / (2 * self.EPS)
+        return y.sign() * (root.square() - 1)
+
+    def end(self) -> float:
+        """The largest number that it can tell from larger ones."""
+        return float(self.unscaled(torch.tensor(self.limit, dtype=torch.float64)))
+
     def encode(self, x: Tensor) -> Tensor:
         """[S, B, …] → [S, B, …, bins]: weights on the two places beside h(x)."""
-        h = (x.sign() * ((x.abs() + 1).sqrt() - 1) + self.EPS * x).clamp(-self.limit, self.limit)
+        h = self.scaled(x).clamp(-self.limit, self.limit)
         at = (h + self.limit) * ((self.bins - 1) / (2 * self.limit))
         low = at.floor().clamp(max=self.bins - 2)
         share = (at - low).unsqueeze(-1)
@@ -78,9 +91,7 @@ class Support(nn.Module):
 
     def decode(self, logits: Tensor) -> Tensor:
         """[S, B, bins] → [S, B]: the expected place, back from h."""
-        y = (logits.softmax(-1) * self.places).sum(-1)
-        root = ((1 + 4 * self.EPS * (y.abs() + 1 + self.EPS)).sqrt() - 1) / (2 * self.EPS)
-        return y.sign() * (root.square() - 1)
+        return self.unscaled((logits.softmax(-1) * self.places).sum(-1))
 
 
 class WorldModel(nn.Module):

@@ -46,7 +46,7 @@ def store(memory, number, ended, reward=1.0):
     shape = memory.written.shape
     zeros = torch.zeros(shape, dtype=torch.int64)
     rows = {"obs": torch.full((*shape, 4), float(number)), "next_obs": torch.zeros(*shape, 4), "previous": zeros, "action": zeros}
-    memory.add(torch.full(shape, reward), torch.as_tensor(ended).expand(shape), 10.0, **rows)
+    memory.add(torch.full(shape, reward), torch.as_tensor(ended).expand(shape), 0.0, 10.0, **rows)
 
 
 def sampled(memory, batch=64):

@@ -103,7 +103,8 @@ def test_threshold_0_without_imitation_is_double_dqn(data):
     optimizer = torch.optim.Adam(online.parameters(), 1e-2)
     rng = Streams(seed_tensor([3]), "minibatch")
     for step in range(1, 41):
-        batch = {name: value[0] for name, value in data.sample(step - 1, rng.uniform(32, 2), 1, 0.99).items()}
+        drawn = data.sample(step - 1, rng.uniform(32, dtype=torch.float64), 1, 0.99)
+        batch = {name: value[0] for name, value in drawn.items()}
         with torch.no_grad():
             best = online(batch["next_obs"]).argmax(1, keepdim=True)
             y = batch["reward"] + batch["discount"] * target(batch["next_obs"]).gather(1, best)[:, 0]

@@ -46,7 +46,7 @@ def made(tmp_path) -> Episodes:
 
 
 def everything(data, count=4000, **options):
-    draws = torch.rand(1, count, 2)
+    draws = torch.rand(1, count)
     return {name: value[0] for name, value in data.sample(0, draws, **({"n_steps": 1, "discount": 0.9} | options)).items()}
 
 
@@ -104,7 +104,7 @@ def test_shards_hold_the_same(made, tmp_path):
     def drawn(data):
         rows = set()
         for number in range(200):
-            batch = data.sample(number, torch.rand(1, 3, 2), 1, 0.9)
+            batch = data.sample(number, torch.rand(1, 3), 1, 0.9)
             columns = [value[0].flatten(1) if value.dim() > 2 else value[0, :, None] for value in batch.values()]
             rows |= {tuple(row) for row in torch.cat([column.double() for column in columns], 1).tolist()}
         return rows
@@ -112,7 +112,7 @@ def test_shards_hold_the_same(made, tmp_path):
     assert drawn(shards) == drawn(made)
     assert len(drawn(made)) == 12
     with pytest.raises(ConfigError, match=r"agent.n_steps=3.*no episodes"):
-        shards.sample(0, torch.rand(1, 3, 2), 3, 0.9)
+        shards.sample(0, torch.rand(1, 3), 3, 0.9)
 
 
 def test_an_epoch_visits_every_shard_as_often_as_it_has_rows(made, tmp_path):
@@ -123,7 +123,7 @@ def test_an_epoch_visits_every_shard_as_often_as_it_has_rows(made, tmp_path):
     for epoch in range(20):
         opened = []
         for number in range(7 * epoch, 7 * epoch + 7):
-            shards.sample(number, torch.rand(1, 2, 2), 1, 0.9)
+            shards.sample(number, torch.rand(1, 2), 1, 0.9)
             opened.append(shards.opened[0].name)
         assert sorted(opened) == sorted(["00000.npz"] * 3 + ["00001.npz"] * 3 + ["00002.npz"])
         orders.append(tuple(dict.fromkeys(opened)))
@@ -337,7 +337,7 @@ from rlx.experiment import open_data
 data = open_data("{tmp_path}/big")
 data.fit(Spec(spaces.Box(0, 255, (4, 96, 96), np.uint8), spaces.Discrete(25), 9), {{"stack": 4}})
 for number in range(3):
-    assert data.sample(number, torch.rand(5, 64, 2), 1, 0.9)["obs"].shape == (5, 64, 4, 96, 96)
+    assert data.sample(number, torch.rand(5, 64), 1, 0.9)["obs"].shape == (5, 64, 4, 96, 96)
 try:
     np.array(data.obs)
 except MemoryError:

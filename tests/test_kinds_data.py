@@ -205,7 +205,7 @@ def test_floats_of_all_sizes_are_read(dtype, made, tmp_path):
     np.save(made / "action.npy", np.load(made / "action.npy").astype(">u2"))
     np.save(made / "length.npy", np.load(made / "length.npy").astype(">i4"))
     np.save(made / "terminated.npy", np.load(made / "terminated.npy").astype(np.uint8))
-    draws = torch.rand(1, 50, 2)
+    draws = torch.rand(1, 50)
     for folder in (made, tmp_path / "shards"):
         data = open_data(str(folder))
         data.fit(SPEC, CARTPOLE)
@@ -228,7 +228,7 @@ def test_whole_numbers_become_those_of_the_env(dtype, tmp_path):
     pixels = Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9)
     data = open_data(str(tmp_path))
     data.fit(pixels, {})
-    batch = data.sample(0, torch.rand(1, 50, 2), 1, 0.9)
+    batch = data.sample(0, torch.rand(1, 50), 1, 0.9)
     assert batch["obs"].dtype == torch.uint8
     rows = {row.tobytes() for row in seen.astype(np.uint8)}
     assert {row.tobytes() for row in batch["obs"][0].numpy()} == rows
@@ -236,7 +236,7 @@ def test_whole_numbers_become_those_of_the_env(dtype, tmp_path):
     np.savez(tmp_path / "a.npz", **(arrays | flat))
     data = open_data(str(tmp_path))
     data.fit(Spec(spaces.Box(-1, 1, (16,)), spaces.Discrete(2), 9), {})
-    assert data.sample(0, torch.rand(1, 5, 2), 1, 0.9)["obs"].dtype == torch.float32
+    assert data.sample(0, torch.rand(1, 5), 1, 0.9)["obs"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("low", [-1, 200])
@@ -259,7 +259,7 @@ def test_states_of_a_grid_are_read_from_both_formats(tmp_path):
         with pytest.raises(ConfigError, match="this env has Discrete"):
             data.fit(Spec(spaces.Discrete(3), spaces.Discrete(2), 9), {})
         data.fit(Spec(spaces.Discrete(4), spaces.Discrete(2), 9), {})
-        batch = data.sample(0, torch.rand(1, 30, 2), 1, 0.9)
+        batch = data.sample(0, torch.rand(1, 30), 1, 0.9)
         assert batch["obs"].dtype == torch.int64
         assert set(batch["obs"].flatten().tolist()) == {1, 3}
 

@@ -1,8 +1,10 @@
 """Act/Env: two networks that learn from whole episodes how successful they were.
 
-Act(s_t, a_{t−1}) → (action logits, Q_a) and Env(s_t, a_t) → (next-state logits, Q_e). An episode's success rate, its return over
-`return_scale`, labels every one of its transitions, and both Q are trained on it as a GAN's discriminator is on real and fake
-(Goodfellow et al. 2014), here with labels in [0, 1]; then Act is pushed to raise its Q_a and Env's Q_e is pulled towards Q_a:
+Act(s_t, a_{t−1}) → (action logits, Q_a) and Env(s_t, a_t) → (next-state logits, Q_e). An episode's
+success rate, where its return lies between `return_low` and `return_scale`, labels every one of its
+transitions, and both Q are trained on it as a GAN's discriminator is on real and fake (Goodfellow
+et al. 2014), here with labels in [0, 1]; then Act is pushed to raise its Q_a and Env's Q_e is
+pulled towards Q_a:
 
     a_loss = w · CE(action logits, a_t) + BCE(Q_a, rate)        a_loss2 = −mean(Q_a)
     e_loss = BCE(next-state logits, sigmoid(s_{t+1})) + BCE(Q_e, rate)        e_loss2 = mean((Q_e − Q_a)²)
@@ -16,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy, leaky_relu, one_hot, threshold
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, random_choice
 from rlx.agents.dqn import UpdateClock, average
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import ObsEncoder, obs_field
+from rlx.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.networks import SeedLinear, along
 from rlx.optim import Adam
-from rlx.rng import Streams, categorical
+from rlx.replay import add_buffers
+from rlx.rng import Streams, categorical, pick
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Config:
     norm_tau: float
     """Weight of a minibatch in the running statistics."""
     return_scale: float
-    """Return of a full success: an episode's rate is its undiscounted return over this, cut to [0, 1]."""
+    """Return of a full success, whose rate is 1: rates are linear in the undiscounted return, and
+    cut to [0, 1]."""
     imitate: str
     """Weights w of the actions taken. all: 1; better: how far the episode's rate exceeds the minibatch's mean."""
     learning_rate: float
@@ -61,8 +65,13 @@ class Config:
     epsilon_end: float
     epsilon_steps: int
     """Decisions, per seed and after the random ones, in which exploration falls from 1 to a distance of 1/e from its end."""
+    return_low: float = 0.0
+    """Return of a full failure, whose rate is 0."""
 
     def __post_init__(self) -> None:
+        if not self.return_low < self.return_scale:
+            what = f"agent.return_scale={self.return_scale}, the return of a full success"
+            raise ConfigError(f"agent.return_low={self.return_low}: must be below {what}.")
         choice(self.imitate, ("all", "better"), "agent.imitate")
         at_least(self.obs_units, 1, "agent.obs_units")
 
@@ -128,6 +137,7 @@ class ActPolicy(Policy):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
+        check_no_image(spec.observation_space, "ActEnv")
         self.network = Network(config, spec, spec.actions, seeds, "act")
 
     def initial_carry(self, batch: int) -> Carry:
@@ -157,36 +167,50 @@ class RatedMemory(nn.Module):
     begun: Tensor
     finished: Tensor
     returns: Tensor
+    lowest: Tensor
+    highest: Tensor
 
     def __init__(self, capacity: int, spec: Spec, copies: int, seeds: Tensor):
+        """ConfigError where it is larger than the free memory."""
         super().__init__()
         self.slots = max(1, capacity // copies)
         shape, dtype = obs_field(spec.observation_space)
-        fields = {"obs": (shape, dtype), "next_obs": (shape, dtype), "previous": ((), torch.int64), "action": ((), torch.int64)}
-        self.fields = (*fields, "episode")
-        for name, (size, kind) in (fields | {"episode": ((), torch.int64)}).items():
-            self.register_buffer(name, torch.zeros(len(seeds), copies, self.slots, *size, dtype=kind, device=seeds.device))
-        self.register_buffer("rate", torch.full((len(seeds), copies, self.slots), -1.0, device=seeds.device))
+        fields = {"obs": (shape, dtype), "next_obs": (shape, dtype)}
+        fields |= dict.fromkeys(("previous", "action", "episode"), ((), torch.int64))
+        self.fields = tuple(fields)
+        rings = (len(seeds), copies, self.slots)
+        rated = fields | {"rate": ((), torch.float32)}
+        add_buffers(self, rings, rated, seeds.device, f"agent.buffer_size={capacity}")
+        self.rate.fill_(-1)
         # Each [S, N]: rows stored, those of them before the running episode, episodes finished, return of the running one.
         self.register_buffer("written", torch.zeros(len(seeds), copies, dtype=torch.int64, device=seeds.device))
         self.register_buffer("begun", torch.zeros_like(self.written))
         self.register_buffer("finished", torch.zeros_like(self.written))
         self.register_buffer("returns", torch.zeros_like(self.written, dtype=torch.float32))
+        # Of all finished episodes, [S].
+        infinite = torch.full((len(seeds),), torch.inf, device=seeds.device)
+        self.register_buffer("lowest", infinite)
+        self.register_buffer("highest", -infinite)
 
     def rated(self) -> Tensor:
         """Rows of each ring that belong to a finished episode, int64 [S, N]; 0 where the running one fills the ring."""
         return (self.begun - (self.written - self.slots).clamp(min=0)).clamp(min=0)
 
-    def add(self, reward: Tensor, ended: Tensor, return_scale: float, **rows: Tensor) -> None:
-        """Store one row per ring (each field, `reward` and `ended` [S, N, …]); where the episode `ended`, it is rated."""
+    def add(self, reward: Tensor, ended: Tensor, low: float, high: float, **rows: Tensor) -> None:
+        """Store one row per ring (each field, `reward` and `ended` [S, N, …]); where the episode
+        `ended`, it is rated: 0 for a return of `low` or less, 1 for one of `high` or more."""
         rings = torch.arange(self.written.numel(), device=reward.device) * self.slots
         at = rings + self.written.flatten().remainder(self.slots)
         rows["episode"] = self.finished
         for name in self.fields:
             getattr(self, name).flatten(0, 2).index_copy_(0, at, rows[name].flatten(0, 1))
         self.returns += reward
-        rate = torch.where(ended, (self.returns / return_scale).clamp(0, 1), -1.0)
+        rate = torch.where(ended, ((self.returns - low) / (high - low)).clamp(0, 1), -1.0)
         self.rate.view(-1).index_copy_(0, rings + self.finished.flatten().remainder(self.slots), rate.flatten())
+        lowest = torch.where(ended, self.returns, torch.inf).amin(1)
+        highest = torch.where(ended, self.returns, -torch.inf).amax(1)
+        self.lowest.copy_(self.lowest.minimum(lowest))
+        self.highest.copy_(self.highest.maximum(highest))
         self.returns.masked_fill_(ended, 0)
         self.written += 1
         self.finished += ended
@@ -203,9 +227,11 @@ class RatedMemory(nn.Module):
         total = ends[:, -1:].clamp(min=1)
         edges = torch.arange(batch + 1, device=draws.device) * total // batch
         width = edges[:, 1:] - edges[:, :-1]
-        pick = (edges[:, :-1] + (draws[:, 1:] * width).long() + (draws[:, :1] * total).long()).remainder(total)
-        copy = torch.searchsorted(ends, pick, right=True).clamp_(max=copies - 1)
-        row = self.begun.gather(1, copy) - ends.gather(1, copy) + pick  # a ring's rated rows are the last ones before `begun`
+        rotation = pick(draws[:, :1], total)
+        number = (edges[:, :-1] + pick(draws[:, 1:], width) + rotation).remainder(total)
+        copy = torch.searchsorted(ends, number, right=True).clamp_(max=copies - 1)
+        # A ring's rated rows are the last ones before `begun`.
+        row = self.begun.gather(1, copy) - ends.gather(1, copy) + number
         ring = (copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies) * self.slots
         rows = {name: self._rows(name, ring + row.remainder(self.slots)) for name in self.fields}
         return rows | {"rate": self._rows("rate", ring + rows["episode"].remainder(self.slots))}
@@ -247,7 +273,8 @@ class ActEnv(Agent):
                 f"agent.learning_starts={config.learning_starts}: more than the memory can hold, {self.memory.slots * copies:,} "
                 f"transitions (agent.buffer_size={config.buffer_size} in equal parts for copies={copies})."
             )
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
+        self.rules = spec.rules
         self.exploration, self.rng = Streams(seeds, "act/explore"), Streams(seeds, "minibatch")
         self.register_buffer("steps", torch.zeros_like(seeds))
 
@@ -263,24 +290,36 @@ class ActEnv(Agent):
     def _explore(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         logits = scores(obs)
         which, whether, own = self.exploration.uniform(3, obs.shape[1]).unbind(1)
-        random = (which * logits.shape[-1]).long()
+        random = random_choice(which, logits.shape[-1], obs, self.rules)
         chosen = categorical(own, logits.softmax(-1)) if self.config.sample_actions else logits.argmax(-1)
         return torch.where(whether < self.epsilon().unsqueeze(1), random, chosen)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         t, ended = transition, transition.terminated | transition.truncated
         rows = {"obs": t.obs, "next_obs": t.next_obs, "previous": t.carry["previous"], "action": t.action}
-        self.memory.add(t.reward, ended, self.config.return_scale, **rows)
-        copies = t.reward.shape[1]
-        self.steps += copies
+        self.memory.add(t.reward, ended, self.config.return_low, self.config.return_scale, **rows)
+        self.steps += t.reward.shape[1]
         due = self.clock.due()
-        if not due or int(self.clock.ticks[0]) * copies < self.config.learning_starts:
+        if not due:
             return {}
         where = self.memory.rated().sum(1) > 0
-        for draws in self.rng.uniform(due, self.config.batch_size + 1).unbind(1):
+        size = self.config.batch_size + 1
+        for draws in self.rng.uniform(due, size, dtype=torch.float64).unbind(1):
             losses = self._learn(self.memory.sample(draws), where)
         average(self.policy, self.online, self.config.average_tau, due)
         return losses
+
+    def warnings(self) -> list[str]:
+        low, high = self.config.return_low, self.config.return_scale
+        lowest, highest = float(self.memory.lowest.min()), float(self.memory.highest.max())
+        found = []
+        if lowest < low:
+            what = f"returns fell to {lowest:g}, and all below it were rated 0 alike"
+            found.append(f"agent.return_low={low:g}: {what}; set agent.return_low={lowest:g}")
+        if highest > high:
+            what = f"returns rose to {highest:g}, and all above it were rated 1 alike"
+            found.append(f"agent.return_scale={high:g}: {what}; set agent.return_scale={highest:g}")
+        return found
 
     def _learn(self, batch: dict[str, Tensor], where: Tensor) -> dict[str, Tensor]:
         """Both pairs of steps on one minibatch [S, B, …], in the seeds `where` (bool [S])."""

@@ -106,7 +106,8 @@ class BCQ(OfflineAgent):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, data: Data):
         super().__init__()
-        data.sample(0, torch.zeros(1, 1, 2), config.n_steps, config.discount)  # raises where it has no returns of n steps
+        # It raises where it has no returns of n steps.
+        data.sample(0, torch.zeros(1, 1), config.n_steps, config.discount)
         self.config, self.data = config, data
         self.policy = BCQPolicy(config, spec, seeds)
         self.target = copy.deepcopy(self.policy).requires_grad_(False)
@@ -116,7 +117,8 @@ class BCQ(OfflineAgent):
 
     def learn(self) -> dict[str, Tensor]:
         config = self.config
-        batch = self.data.sample(int(self.updates[0]), self.rng.uniform(config.batch_size, 2), config.n_steps, config.discount)
+        draws = self.rng.uniform(config.batch_size, dtype=torch.float64)
+        batch = self.data.sample(int(self.updates[0]), draws, config.n_steps, config.discount)
         action = batch["action"].unsqueeze(-1)
         q, logits = self.policy.net(batch["obs"])
         likelihood = logits.log_softmax(-1).gather(-1, action).mean((1, 2))

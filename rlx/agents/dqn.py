@@ -7,7 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import (
+    Agent,
+    Carry,
+    Choose,
+    Policy,
+    Rules,
+    Scores,
+    Spec,
+    Transition,
+    greedy,
+    random_choice,
+)
 from rlx.config import at_least, choice
 from rlx.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.networks import QNetwork, along, clipped
@@ -19,18 +30,11 @@ OPTIMIZERS: dict[str, type[Adam] | type[RMSprop]] = {"adam": Adam, "rmsprop": RM
 
 
 @dataclass(frozen=True)
-class Config:
-    """One Q-learner and its exploration."""
+class LearnerConfig:
+    """One Q-learner and its exploration, whatever its network is like."""
 
     hidden: list[int]
     """Units of each hidden layer."""
-    conv: list[list[int]]
-    """For observations that are images [C, H, W]: channels, kernel and stride of each layer before them."""
-    batch_norm: bool
-    """Of images, and behind each convolution."""
-    stack: int
-    """Last images that are seen together: the newest, and how it differs from each of the others."""
-    dueling: bool
     double: bool
     """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
     n_steps: int
@@ -58,10 +62,6 @@ class Config:
     """Bound on each seed's gradient norm."""
     max_grad_value: float | None
     """Bound on each gradient element."""
-    bootstrap_truncated: bool
-    """False treats the time limit as a terminal state."""
-    scale_obs: bool
-    """Divide observations by the space's bound where that is finite."""
     epsilon_start: float
     epsilon_end: float
     epsilon_steps: int
@@ -70,6 +70,26 @@ class Config:
     def __post_init__(self) -> None:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         choice(self.target_init, ("copy", "random"), "agent.target_init")
+
+
+@dataclass(frozen=True)
+class Config(LearnerConfig):
+    """A Q-learner, its exploration and its network."""
+
+    conv: list[list[int]]
+    """For observations that are images [C, H, W]: channels, kernel and stride of each layer before them."""
+    batch_norm: bool
+    """Of images, and behind each convolution."""
+    stack: int
+    """Last images that are seen together: the newest, and how it differs from each of the others."""
+    dueling: bool
+    bootstrap_truncated: bool
+    """False treats the time limit as a terminal state."""
+    scale_obs: bool
+    """Divide observations by the space's bound where that is finite."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_conv(self.conv)
         at_least(self.stack, 1, "agent.stack")
 
@@ -82,8 +102,19 @@ class QLearner(nn.Module):
 
     updates: Tensor
 
-    def __init__(self, config: Config, network: nn.Module, target: nn.Module, obs: tuple, copies: int, seeds: Tensor):
-        """`target`: another network like `network`; `obs`: (shape, dtype) of one observation."""
+    def __init__(
+        self,
+        config: LearnerConfig,
+        network: nn.Module,
+        target: nn.Module,
+        obs: tuple[tuple[int, ...], torch.dtype],
+        copies: int,
+        seeds: Tensor,
+        stack: int | None = None,
+        learners: int = 1,
+    ):
+        """`target`: another network like `network`; `obs`: (shape, dtype) of one observation;
+        `stack`: as of `Replay`; `learners`: how many about as large an agent has."""
         super().__init__()
         self.config = config
         network.eval()
@@ -93,21 +124,22 @@ class QLearner(nn.Module):
         self.optimizer = OPTIMIZERS[config.optimizer](list(network.parameters()), config.learning_rate)
         fields = {"obs": obs, "next_obs": obs, "action": ((), torch.int64), "last": ((), torch.bool)}
         fields |= {"reward": ((), torch.float32), "discount": ((), torch.float32)}
-        stack = config.stack if is_image(obs[0]) else None
-        self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device, stack)
+        size = config.buffer_size
+        self.replay = Replay(len(seeds), copies, size, fields, seeds.device, stack, learners)
         self.replay.check_start(config.learning_starts)
         self.register_buffer("updates", torch.zeros_like(seeds))
 
     def learn(
         self, network: nn.Module, draws: Tensor, where: Tensor | None = None, taken: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One minibatch chosen by `draws` ([S, batch_size], uniform) in the seeds `where` (bool [S]) that have stored enough.
-        `taken`: (obs, action [S, B]) → the network's values [S, B] of those actions, where that is cheaper than all actions' values.
+        """One minibatch chosen by `draws` ([S, batch_size], uniform), in all seeds or those `where`
+        (bool [S]). `taken`: (obs, action [S, B]) → the network's values [S, B] of those actions,
+        where that is cheaper than all actions' values.
 
         Returns loss and mean action value, [S] each.
         """
-        ready = self.replay.stored() >= self.config.learning_starts
-        where = ready if where is None else where & ready
+        if where is None:
+            where = torch.ones(len(draws), dtype=torch.bool, device=draws.device)
         batch = self.replay.sample(draws, self.config.n_steps)
         with torch.no_grad():
             next_q = self.target(batch["next_obs"])
@@ -135,13 +167,24 @@ class QLearner(nn.Module):
 
 
 class EpsilonGreedy(nn.Module):
-    """A uniformly random choice with probability epsilon, which falls linearly with the decisions a seed has taken."""
+    """A random choice with probability epsilon, which falls linearly with the decisions of a seed.
+
+    Random is as of `random_choice`, with the `rules` of a game.
+    """
 
     decisions: Tensor
 
-    def __init__(self, start: float, end: float, steps: int, seeds: Tensor, name: str):
+    def __init__(
+        self,
+        start: float,
+        end: float,
+        steps: int,
+        seeds: Tensor,
+        name: str,
+        rules: Rules | None = None,
+    ):
         super().__init__()
-        self.start, self.end, self.steps = start, end, steps
+        self.start, self.end, self.steps, self.rules = start, end, steps, rules
         self.rng = Streams(seeds, f"{name}/explore")
         self.register_buffer("decisions", torch.zeros_like(seeds))
 
@@ -152,26 +195,38 @@ class EpsilonGreedy(nn.Module):
     def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         q = scores(obs)
         which, whether = self.rng.uniform(2, q.shape[1]).unbind(1)
-        random = (which * q.shape[-1]).long()
+        random = random_choice(which, q.shape[-1], obs, self.rules)
         choice = torch.where(whether < self.epsilon().unsqueeze(1), random, q.argmax(-1))
         self.decisions += deciding.sum(1)
         return choice
 
 
 class UpdateClock(nn.Module):
-    """How many minibatches are due after each vector step, for a replay ratio that need not be whole."""
+    """How many minibatches are due after each vector step; the replay ratio need not be whole.
+
+    None is before a seed has made `learning_starts` environment steps: the host counts them, so
+    nobody need ask the device whether there is something to learn from.
+    """
 
     ticks: Tensor
 
-    def __init__(self, seeds: Tensor, copies: int, replay_ratio: float):
+    def __init__(self, seeds: Tensor, copies: int, replay_ratio: float, learning_starts: int = 0):
         super().__init__()
+        self.copies, self.learning_starts = copies, learning_starts
         self.per_tick = copies * replay_ratio
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
+
+    @property
+    def steps(self) -> int:
+        """Environment steps that each seed has made."""
+        return int(self.ticks[0]) * self.copies
 
     def due(self) -> int:
         """Advance by one vector step."""
         before = int(self.ticks[0])
         self.ticks += 1
+        if self.steps < self.learning_starts:
+            return 0
         return int((before + 1) * self.per_tick) - int(before * self.per_tick)
 
 
@@ -224,15 +279,19 @@ def q_network(config: Config, spec: Spec, choices: int, seeds: Tensor, name: str
 
 
 class Legal(nn.Sequential):
-    """Action values of which those against the rules are `FORBIDDEN`."""
+    """Action values of which those against the rules are `FORBIDDEN`.
+
+    Of flat observations the board is the last part.
+    """
 
     def __init__(self, spec: Spec, *parts: nn.Module):
         super().__init__(*parts)
+        assert spec.rules is not None and spec.observation_space.shape is not None
         self.rules, self.shape = spec.rules, spec.observation_space.shape
 
     def forward(self, obs: Tensor) -> Tensor:
-        assert self.rules is not None
-        return super().forward(obs).masked_fill(~self.rules.legal(obs.unflatten(2, self.shape) if obs.dim() == 3 else obs), FORBIDDEN)
+        board = obs.flatten(2)[..., -torch.Size(self.shape).numel() :].unflatten(2, self.shape)
+        return super().forward(obs).masked_fill(~self.rules.legal(board), FORBIDDEN)
 
 
 FORBIDDEN = -1e3
@@ -251,9 +310,12 @@ class DQN(Agent):
         self.online = QPolicy(config, spec, seeds)
         self.policy = copy.deepcopy(self.online)
         target = q_network(config, spec, spec.actions, seeds, "q/target")
-        self.learner = QLearner(config, self.online.q, target, obs_field(spec.observation_space), copies, seeds)
-        self.explore = EpsilonGreedy(config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "q")
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        obs = obs_field(spec.observation_space)
+        stack = config.stack if is_image(obs[0]) else None
+        self.learner = QLearner(config, self.online.q, target, obs, copies, seeds, stack)
+        exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
+        self.explore = EpsilonGreedy(*exploration, seeds, "q", spec.rules)
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
         self.rng = Streams(seeds, "minibatch")
 
     @torch.no_grad()
@@ -274,7 +336,7 @@ class DQN(Agent):
         due = self.clock.due()
         if not due:
             return {}
-        for draws in self.rng.uniform(due, self.config.batch_size).unbind(1):
+        for draws in self.rng.uniform(due, self.config.batch_size, dtype=torch.float64).unbind(1):
             loss, q = self.learner.learn(self.online.q, draws)
         average(self.policy, self.online, self.config.average_tau, due)
         return {"loss/q": loss, "q/mean": q}

@@ -4,6 +4,7 @@ One process and a deterministic schedule: so many minibatches per environment st
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,14 +12,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, random_choice
 from rlx.agents.dqn import UpdateClock
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import ObsEncoder, obs_field
 from rlx.networks import clipped, rows_within
 from rlx.optim import SGD, Adam
-from rlx.replay import Memo, Replay
-from rlx.rng import Streams, categorical, uniform
+from rlx.replay import Memo, Replay, add_buffers
+from rlx.rng import Streams, categorical, pick, uniform
 from rlx.search import Found, Settings, draws_needed, search
 from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
 
@@ -160,6 +161,8 @@ class EfficientZero(Agent):
     policy: Planner
     priority: Tensor
     updates: Tensor
+    largest: Tensor
+    """Largest value and largest value prefix that it was to learn, [S, 2]."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
@@ -180,29 +183,35 @@ class EfficientZero(Agent):
         fields |= {"policy": ((spec.actions,), torch.float32), "last": ((), torch.bool), "terminated": ((), torch.bool)}
         self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device, config.stack if self.images else None)
         self.replay.check_start(config.learning_starts)
-        self.register_buffer("priority", torch.zeros(len(seeds), copies, self.replay.slots, device=seeds.device))
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        setting, slots = f"agent.buffer_size={config.buffer_size}", self.replay.slots
+        priority = {"priority": ((), torch.float32)}
+        add_buffers(self, (len(seeds), copies, slots), priority, seeds.device, setting)
+        self.register_buffer("largest", torch.zeros(len(seeds), 2, device=seeds.device))
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
+        self.rules = spec.rules
         names = ("start", "explore", "minibatch", "reanalyse")
         self.start, self.explore, self.minibatch, self.again = (Streams(seeds, name) for name in names)
         self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
         self.settings = config.settings(noise=True)
-        self.valued, self.searched = (
-            Memo(len(seeds), copies * self.replay.slots, features, seeds.device) if config.cache else None
-            for features in (1, spec.actions + 1)
-        )
+        size = len(seeds), copies * slots
+        self.valued = self.searched = None
+        if config.cache:
+            self.valued = Memo(*size, 1, seeds.device, setting)
+            self.searched = Memo(*size, spec.actions + 1, seeds.device, setting)
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         config, copies = self.config, first.shape[1]
-        ticks = int(self.clock.ticks[0])
-        if ticks * copies < config.learning_starts:
-            actions = self.policy.model.actions
-            draw = uniform(self.start.key, torch.full_like(self.start.counter, ticks // config.hold * copies), copies)
-            return (draw * actions).long(), {"policy": torch.full((*first.shape, actions), 1 / actions, device=obs.device)}
+        if self.clock.steps < config.learning_starts:
+            actions, held = self.policy.model.actions, int(self.clock.ticks[0]) // config.hold
+            counter = torch.full_like(self.start.counter, held * copies)
+            draws = uniform(self.start.key, counter, copies)
+            policy = torch.full((*first.shape, actions), 1 / actions, device=obs.device)
+            return random_choice(draws, actions, obs, self.rules), {"policy": policy}
         found = self._search(self.policy.model, obs, self.explore)
         action = found.action
         if config.gumbel is None:
-            done = ticks * copies / config.temperature_steps
+            done = self.clock.steps / config.temperature_steps
             weight = found.visits.float() ** (1 if done < 0.5 else 2 if done < 0.75 else 4)
             action = categorical(self.explore.uniform(copies), weight / weight.sum(-1, keepdim=True))
         return action, {"policy": found.policy.clone()}
@@ -230,12 +239,9 @@ class EfficientZero(Agent):
             torch.ones_like(ended), obs=newest, action=t.action, reward=t.reward, policy=t.carry["policy"],
             last=ended, terminated=ended if self.config.cuts_terminate else t.terminated,
         )  # fmt: skip
-        self.priority.scatter_(2, self.replay.written.remainder(self.replay.slots).unsqueeze(-1), 0.0)  # the spare slot is no row
-        due = self.clock.due()
-        if int(self.clock.ticks[0]) * t.reward.shape[1] < self.config.learning_starts:
-            return {}
+        self.priority.scatter_(2, self.replay.left().unsqueeze(-1), 0.0)
         metrics: dict[str, Tensor] = {}
-        for _ in range(due):
+        for _ in range(self.clock.due()):
             metrics = self.learn()
         return metrics
 
@@ -243,7 +249,8 @@ class EfficientZero(Agent):
         """One minibatch; metrics [S]."""
         config, model, steps = self.config, self.policy.model, self.config.unroll + 1
         with torch.no_grad():
-            slot, weight = self._drawn(self.minibatch.uniform(config.batch_size))
+            draws = self.minibatch.uniform(config.batch_size, dtype=torch.float64)
+            slot, weight = self._drawn(draws)
             batch = self.replay.window(slot, steps + config.n_steps)
             value, policy = self.value_targets(batch), self.policy_targets(batch)
             prefix = self._prefixes(batch["reward"])
@@ -289,11 +296,31 @@ class EfficientZero(Agent):
             error = model.value_support.decode(guess[:, :, 0]) - value[..., 0]
             # A row that was drawn twice is as urgent as its larger error says, in whatever order they come.
             self.priority.flatten(1).scatter_reduce_(1, slot, error.abs() + 1e-6, "amax", include_self=False)
+            here = torch.stack([value.abs().amax((1, 2)), prefix.abs().amax((1, 2))], 1)
+            self.largest.copy_(self.largest.maximum(here))
             self.updates += 1
             if int(self.updates[0]) % config.target_every == 0:
                 self.target.load_state_dict(model.state_dict())
         model.eval()
         return {f"loss/{name}": value.detach().mean(1) for name, value in losses.items()} | {"value/mean": value[..., 0].mean(1)}
+
+    def warnings(self) -> list[str]:
+        values, prefixes = self.largest.amax(0).tolist()
+        model, found = self.policy.model, []
+        for name, what, most, support in (
+            ("value", "values", values, model.value_support),
+            ("prefix", "summed rewards", prefixes, model.prefix_support),
+        ):
+            end = support.end()
+            if most <= end * 1.001:  # more than rounding
+                continue
+            limit = math.ceil(float(support.scaled(torch.tensor(most))))
+            bins = 1 + math.ceil((support.bins - 1) * limit / support.limit)  # as fine as before
+            found.append(
+                f"agent.{name}_limit={support.limit:g}: {what} up to ±{most:.4g} were cut to "
+                f"±{end:.4g}; set agent.{name}_limit={limit} agent.{name}_bins={bins}"
+            )
+        return found
 
     def _learning_rate(self) -> float:
         config, updates = self.config, int(self.updates[0])
@@ -304,7 +331,7 @@ class EfficientZero(Agent):
         """Pictures [S, B, K, C, H, W], those of one row alike: shifted as if their edges went on, and with another brightness."""
         (seeds, size), (height, width), most = obs.shape[:2], obs.shape[-2:], 4
         draws = self.minibatch.uniform(size, 4)
-        down, right = ((draws[:, :, i].flatten() * (2 * most + 1)).long() for i in range(2))
+        down, right = (pick(draws[:, :, i].flatten(), 2 * most + 1) for i in range(2))
         padded = nn.functional.pad(obs.flatten(0, 1).float(), (most,) * 4 + (0, 0), mode="replicate")
         crops = padded.unfold(-2, height, 1).unfold(-2, width, 1)  # [S · B, K, C, 9, 9, H, W], a view
         moved = crops[torch.arange(seeds * size, device=obs.device), :, :, down, right].unflatten(0, (seeds, size))
@@ -315,12 +342,13 @@ class EfficientZero(Agent):
     def _drawn(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """(slots of rows drawn by priority, importance weights), [S, B] each, by uniform `draws`."""
         config, mass = self.config, self.priority.flatten(1) ** self.config.priority_alpha
-        total = mass.cumsum(1)
+        # A float32 sum over a million rows would leave out those of small priority.
+        total = mass.cumsum(1, dtype=torch.float64)
         slot = torch.searchsorted(total, draws * total[:, -1:], right=True).clamp(max=total.shape[1] - 1)
         share = mass.gather(1, slot) / total[:, -1:]
         done = min(1.0, int(self.updates[0]) / config.priority_beta_steps) if config.priority_beta_steps else 0.0
         beta = config.priority_beta + (1 - config.priority_beta) * done
-        weight = (self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -beta
+        weight = ((self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -beta).float()
         return slot, weight / weight.amax(1, keepdim=True)
 
     def value_targets(self, batch: dict[str, Tensor]) -> Tensor:

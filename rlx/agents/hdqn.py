@@ -2,24 +2,32 @@
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents import dqn
-from rlx.agents.dqn import EpsilonGreedy, QLearner, UpdateClock, average, q_network
+from rlx.agents.dqn import EpsilonGreedy, LearnerConfig, Legal, QLearner, UpdateClock, average
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import ObsEncoder, obs_field
+from rlx.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.networks import QNetwork
 from rlx.rng import Streams
 
 
 @dataclass(frozen=True)
-class Config(dqn.Config):
+class Config(LearnerConfig):
     """Both levels share the learner's settings; `epsilon_*` is the meta-controller's exploration, counted in goals."""
 
+    retired: ClassVar[tuple[str, ...]] = ("conv", "batch_norm", "stack")
+    """Keys that changed nothing, of older runs."""
+
+    dueling: bool
+    bootstrap_truncated: bool
+    """False treats the time limit as a terminal state."""
+    scale_obs: bool
+    """Divide observations by the space's bound where that is finite."""
     goals: str
     """actions: a goal is to have executed that action; states: to have reached that state of a Discrete observation space."""
     goal_encoding: str
@@ -74,8 +82,9 @@ class GoalPolicy(Policy):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
+        check_no_image(spec.observation_space, "HDQN")
         self.goals, self.goal_steps = config.goals, config.goal_steps
-        self.meta = q_network(config, spec, goal_count(config, spec), seeds, "meta")
+        self.meta = meta_network(config, spec, seeds, "meta")
         self.controller = controller_network(config, spec, seeds, "controller")
 
     def reached(self, goal: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -111,10 +120,29 @@ def goal_count(config: Config, spec: Spec) -> int:
     return int(spec.observation_space.n)
 
 
+def meta_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
+    """Observations [S, B, *O] → goal values [S, B, G]."""
+    encoder = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
+    return _network(config, spec, encoder, goal_count(config, spec), seeds, name)
+
+
 def controller_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
     """[goal, obs] [S, B, 1 + O] → action values [S, B, A]."""
     encoder = GoalEncoder(config, spec, goal_count(config, spec), seeds)
-    return nn.Sequential(encoder, QNetwork(encoder.features, config.hidden, spec.actions, config.dueling, Streams(seeds, name)))
+    return _network(config, spec, encoder, spec.actions, seeds, name)
+
+
+def _network(
+    config: Config,
+    spec: Spec,
+    encoder: ObsEncoder | GoalEncoder,
+    choices: int,
+    seeds: Tensor,
+    name: str,
+) -> nn.Module:
+    """Values of choices, in a game of the legal ones: there goals are actions too."""
+    net = QNetwork(encoder.features, config.hidden, choices, config.dueling, Streams(seeds, name))
+    return Legal(spec, encoder, net) if spec.rules else nn.Sequential(encoder, net)
 
 
 class HDQN(Agent):
@@ -135,16 +163,29 @@ class HDQN(Agent):
         self.online = GoalPolicy(config, spec, seeds)
         self.policy = copy.deepcopy(self.online)
         shape, dtype = obs_field(spec.observation_space)
-        meta_target = q_network(config, spec, goal_count(config, spec), seeds, "meta/target")
-        self.meta = QLearner(config, self.online.meta, meta_target, (shape, dtype), copies, seeds)
-        joint = (1 + ObsEncoder(spec.observation_space, False, seeds).width,)
-        controller_target = controller_network(config, spec, seeds, "controller/target")
-        self.controller = QLearner(config, self.online.controller, controller_target, (joint, torch.float32), copies, seeds)
-        self.explore_goal = EpsilonGreedy(config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "goal")
-        self.explore_action = EpsilonGreedy(
-            config.controller_epsilon_start, config.controller_epsilon_end, config.controller_epsilon_steps, seeds, "action"
+        target = meta_network(config, spec, seeds, "meta/target")
+        field = (shape, dtype)
+        self.meta = QLearner(config, self.online.meta, target, field, copies, seeds, learners=2)
+        joint = (1 + ObsEncoder(spec.observation_space, False, seeds).width,), torch.float32
+        target = controller_network(config, spec, seeds, "controller/target")
+        self.controller = QLearner(
+            config,
+            self.online.controller,
+            target,
+            joint,
+            copies,
+            seeds,
+            learners=2,
         )
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
+        self.explore_goal = EpsilonGreedy(*exploration, seeds, "goal", spec.rules)
+        exploration = (
+            config.controller_epsilon_start,
+            config.controller_epsilon_end,
+            config.controller_epsilon_steps,
+        )
+        self.explore_action = EpsilonGreedy(*exploration, seeds, "action", spec.rules)
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
         self.rng = Streams(seeds, "minibatch")
         running = torch.zeros(len(seeds), copies, device=seeds.device)
         self.register_buffer("start_obs", torch.zeros(len(seeds), copies, *shape, dtype=dtype, device=seeds.device))
@@ -165,9 +206,12 @@ class HDQN(Agent):
         due = self.clock.due()
         if not due:
             return {}
-        for draws in self.rng.uniform(due, 2, self.config.batch_size).unbind(1):
-            # A minibatch for the meta-controller only in seeds where a goal has ended since the last one.
-            meta_loss, meta_q = self.meta.learn(self.online.meta, draws[:, 0], self.finished)
+        # The meta-controller stores when goals end: it may have too little when the controller
+        # begins to learn. It learns only in seeds where a goal has ended since the last time.
+        where = self.finished & (self.meta.replay.stored() >= self.config.learning_starts)
+        size = self.config.batch_size
+        for draws in self.rng.uniform(due, 2, size, dtype=torch.float64).unbind(1):
+            meta_loss, meta_q = self.meta.learn(self.online.meta, draws[:, 0], where)
             loss, q = self.controller.learn(self.online.controller, draws[:, 1])
         average(self.policy, self.online, self.config.average_tau, due)
         self.finished = torch.zeros_like(self.finished)

@@ -14,20 +14,19 @@ from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
 from rlx.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, rows_at, scale_for_relu
+from rlx.replay import add_buffers
 from rlx.rng import Streams, categorical
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
 
 
 @dataclass(frozen=True)
-class Config:
+class LearnerConfig:
     """Networks, rollouts and losses. What is said to fall does so linearly over `anneal_steps`."""
 
     hidden: list[int]
     """Units of each hidden layer, of the actor and of the critic."""
     activation: str
-    conv: list[list[int]]
-    """For observations that are images [C, H, W]: channels, kernel and stride of each layer before both."""
     recurrent: int | None
     """Units of a GRU before both, or null."""
     rollout_steps: int
@@ -57,11 +56,23 @@ class Config:
     """Of continuous actions, in halves of the action space's range."""
 
     def __post_init__(self) -> None:
-        check_conv(self.conv)
         choice(self.activation, ACTIVATIONS, "agent.activation")
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         for name in ("rollout_steps", "epochs", "minibatches", "anneal_steps"):
             at_least(getattr(self, name), 1, f"agent.{name}")
+
+
+@dataclass(frozen=True)
+class Config(LearnerConfig):
+    """As said, and layers for images."""
+
+    conv: list[list[int]]
+    """For observations that are images [C, H, W]: channels, kernel and stride of each layer before
+    actor and critic."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_conv(self.conv)
 
 
 class ActorCritic(Policy):
@@ -70,12 +81,14 @@ class ActorCritic(Policy):
     low: Tensor
     high: Tensor
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor):
+    def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor):
         super().__init__()
         space = spec.action_space
         self.continuous = isinstance(space, spaces.Box)
         self.units = config.recurrent
-        self.encoder = make_encoder(spec.observation_space, False, config.conv, False, 1, seeds, Streams(seeds, "encoder"))
+        shown, rng = spec.observation_space, Streams(seeds, "encoder")
+        conv = config.conv if isinstance(config, Config) else []
+        self.encoder = make_encoder(shown, False, conv, False, 1, seeds, rng)
         scale_for_relu(self.encoder)
         features = self.encoder.features
         self.norm = RunningNorm(features, seeds) if config.normalise_obs and not is_image(spec.observation_space.shape) else None
@@ -172,7 +185,7 @@ class PPO(Agent):
     memory: Tensor
     next_memory: Tensor
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+    def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
         self.config = config
         self.policy = ActorCritic(config, spec, seeds)
@@ -195,8 +208,9 @@ class PPO(Agent):
         if config.recurrent:
             fields |= {"memory": ((config.recurrent,), torch.float32), "next_memory": ((config.recurrent,), torch.float32)}
         self.fields = tuple(fields)
-        for name, (size, kind) in fields.items():  # [S, N, T, …]: the rollout
-            self.register_buffer(name, torch.zeros(len(seeds), copies, config.rollout_steps, *size, dtype=kind, device=seeds.device))
+        rollout = (len(seeds), copies, config.rollout_steps)
+        setting = f"agent.rollout_steps={config.rollout_steps}"
+        add_buffers(self, rollout, fields, seeds.device, setting)
         self.register_buffer("new_episode", torch.ones(len(seeds), copies, dtype=torch.bool, device=seeds.device))
         self.before: Carry = {}
 

@@ -2,24 +2,28 @@
 reward is fitted to the answers, and PPO maximises that model. The environment's own reward reaches nobody but the rater."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Spec, Transition
-from rlx.agents import ppo
-from rlx.agents.ppo import PPO, ActorCritic
+from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
 from rlx.config import ConfigError, at_least
-from rlx.encoders import ObsEncoder, is_image
+from rlx.encoders import ObsEncoder, check_no_image
 from rlx.networks import MLP, RunningNorm, rows_within
 from rlx.optim import Adam
-from rlx.rng import Streams
+from rlx.replay import add_buffers
+from rlx.rng import Streams, pick
 
 
 @dataclass(frozen=True)
-class Config(ppo.Config):
+class Config(LearnerConfig):
     """PPO, and how its reward is learnt."""
+
+    retired: ClassVar[tuple[str, ...]] = ("conv",)
+    """A key that changed nothing, of older runs."""
 
     queries: int
     """Comparisons that the rater answers in all."""
@@ -58,8 +62,6 @@ class RewardModel(nn.Module):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        if is_image(spec.observation_space.shape):
-            raise ConfigError(f"agent: its reward model sees short observations, not images; this env has {spec.observation_space}.")
         self.encoder = ObsEncoder(spec.observation_space, False, seeds)
         self.norm = RunningNorm(self.encoder.features, seeds)
         self.choices = spec.actions if isinstance(spec.action_space, spaces.Discrete) else 0
@@ -107,29 +109,33 @@ class PreferencePPO(Agent):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
         super().__init__()
+        check_no_image(spec.observation_space, "PreferencePPO")
         self.config = config
         self.ppo = PPO(config, spec, seeds, copies)
         self.policy = self.ppo.policy
         self.model = RewardModel(config, spec, seeds)
         self.optimizer = Adam(list(self.model.parameters()), config.reward_learning_rate)
         self.rng = Streams(seeds, "queries")
-        features = self.model.features
-
-        def buffer(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
-            self.register_buffer(name, torch.zeros(len(seeds), *shape, dtype=dtype, device=seeds.device))
-
-        round_ = (copies, config.round_steps)
-        buffer("inputs", *round_, features)
-        buffer("true_reward", *round_)
-        buffer("last", *round_, dtype=torch.bool)
-        buffer("truncated", *round_, dtype=torch.bool)
-        pairs = (config.queries, 2, config.segment_steps)
-        buffer("segments", *pairs, features)
-        buffer("inside", *pairs)  # 1 for the steps of a segment, 0 behind its episode's end
-        buffer("answers", config.queries)  # 1: the first segment is preferred; 0.5: neither
-        buffer("agreement")
-        buffer("size", config.reward_models)
-        self.size.fill_(torch.inf)  # before the first answers no step is worth anything
+        features, flag, number = self.model.features, ((), torch.bool), ((), torch.float32)
+        this_round = {"inputs": ((features,), torch.float32), "true_reward": number}
+        this_round |= {"last": flag, "truncated": flag}
+        setting = f"agent.round_steps={config.round_steps}"
+        rounds = (len(seeds), copies, config.round_steps)
+        add_buffers(self, rounds, this_round, seeds.device, setting)
+        steps = (2, config.segment_steps)
+        asked = {
+            "segments": ((*steps, features), torch.float32),
+            # 1 for the steps of a segment, 0 behind its episode's end.
+            "inside": (steps, torch.float32),
+            # 1: the first segment is preferred; 0.5: neither.
+            "answers": number,
+        }
+        queries = (len(seeds), config.queries)
+        add_buffers(self, queries, asked, seeds.device, f"agent.queries={config.queries}")
+        self.register_buffer("agreement", torch.zeros(len(seeds), device=seeds.device))
+        # Before the first answers no step is worth anything.
+        nothing = torch.full((len(seeds), config.reward_models), torch.inf, device=seeds.device)
+        self.register_buffer("size", nothing)
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # these two on the CPU: read without a sync
         self.register_buffer("asked", torch.zeros(len(seeds), dtype=torch.int64))
 
@@ -158,9 +164,11 @@ class PreferencePPO(Agent):
         begin = int(self.asked[0])
         end = min(begin + (config.queries_per_round if begin else config.first_queries), config.queries)
         seeds, copies, steps = self.true_reward.shape
-        copy, start, answer = self.rng.uniform(3, end - begin, 2).unbind(1)  # [S, Q, 2]
-        start = (start * (steps - config.segment_steps + 1)).long()
-        which = (copy * copies).long() + torch.arange(seeds, device=start.device).view(-1, 1, 1) * copies
+        draws = self.rng.uniform(3, end - begin, 2, dtype=torch.float64)
+        copy, start, answer = draws.unbind(1)  # [S, Q, 2]
+        start = pick(start, steps - config.segment_steps + 1)
+        first = torch.arange(seeds, device=start.device).view(-1, 1, 1) * copies
+        which = pick(copy, copies) + first
         index = (which * steps + start).unsqueeze(-1) + torch.arange(config.segment_steps, device=start.device)  # [S, Q, 2, L]
 
         def cut(x: Tensor) -> Tensor:
@@ -182,10 +190,11 @@ class PreferencePPO(Agent):
         """Bradley–Terry: the log-odds of an answer are the difference of the two segments' summed rewards."""
         config, parameters = self.config, list(self.model.parameters())
         seeds, asked = len(self.answers), int(self.asked[0])
-        for draws in self.rng.uniform(config.reward_updates, config.reward_models, config.reward_batch).unbind(1):
+        shape = config.reward_updates, config.reward_models, config.reward_batch
+        for draws in self.rng.uniform(*shape, dtype=torch.float64).unbind(1):
             loss = torch.zeros_like(self.agreement)
             for net, draw in zip(self.model.nets, draws.unbind(1), strict=True):
-                index = (draw * asked).long()
+                index = pick(draw, asked)
                 segments, inside, answers = (rows_within(x, index) for x in (self.segments, self.inside, self.answers))
                 reward = net(self.model.normalised(segments.flatten(1, 3))).view_as(inside) * inside
                 totals = reward.sum(-1)

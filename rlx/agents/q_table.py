@@ -86,7 +86,8 @@ class QTable(Agent):
         self.config = config
         self.online = TablePolicy(config, spec, seeds)
         self.policy = copy.deepcopy(self.online)
-        self.explore = EpsilonGreedy(config.epsilon_start, config.epsilon_end, config.epsilon_steps, seeds, "q")
+        exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
+        self.explore = EpsilonGreedy(*exploration, seeds, "q", spec.rules)
         nothing = torch.zeros(len(seeds), copies, dtype=torch.int64, device=seeds.device)
         self.register_buffer("obs", nothing)  # SARSA: the step before, which waits for the action that follows it
         self.register_buffer("action", nothing.clone())

@@ -6,25 +6,34 @@ worth to me what it is not to them (negamax; Littman 1994), and n-step returns a
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents import dqn
-from rlx.agents.dqn import FORBIDDEN, QLearner, UpdateClock, average
+from rlx.agents.dqn import FORBIDDEN, LearnerConfig, QLearner, UpdateClock, average
 from rlx.config import at_least
 from rlx.networks import MLP
-from rlx.rng import Streams
+from rlx.rng import Streams, pick, pick_allowed
 
 LEARNERS = 2
 
 
 @dataclass(frozen=True)
-class Config(dqn.Config):
+class Config(LearnerConfig):
     """The two learners' settings; exploration counts plies."""
+
+    retired: ClassVar[tuple[str, ...]] = (
+        "conv",
+        "batch_norm",
+        "stack",
+        "dueling",
+        "bootstrap_truncated",
+        "scale_obs",
+    )
+    """Keys that changed nothing, of older runs."""
 
     league: int
     """Past selves kept."""
@@ -124,9 +133,18 @@ class SelfPlay(Agent):
         self.league = nn.ModuleList(copy.deepcopy(players[i % LEARNERS]).requires_grad_(False) for i in range(config.league))
         flat = ((players[0].q.features,), torch.float32)
         self.learners = nn.ModuleList(
-            QLearner(config, player.q, BoardNet(config, spec, seeds, f"target{i}"), flat, copies, seeds) for i, player in enumerate(players)
+            QLearner(
+                config,
+                player.q,
+                BoardNet(config, spec, seeds, f"target{i}"),
+                flat,
+                copies,
+                seeds,
+                learners=LEARNERS,
+            )
+            for i, player in enumerate(players)
         )
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio)
+        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
         self.rng, self.pairing = Streams(seeds, "minibatch"), Streams(seeds, "games")
         self.explore = Streams(seeds, "explore")
         q = players[0].q
@@ -143,22 +161,23 @@ class SelfPlay(Agent):
         mover = torch.where(ply % 2 == 0, now["first"], now["second"])
         values = torch.stack([player.q(obs) for player in (*self.online, *self.league)], 2)  # [S, N, players, A]
         q = values.gather(2, mover.view(*mover.shape, 1, 1).expand(-1, -1, -1, values.shape[-1])).squeeze(2)
-        draws = self.explore.uniform(q.shape[1], q.shape[2] + 1)
-        random = draws[..., 1:].masked_fill(q == FORBIDDEN, -1).argmax(-1)
+        which, whether = self.explore.uniform(2, q.shape[1]).unbind(1)
+        random = pick_allowed(which, q != FORBIDDEN)
         epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * (self.decisions / config.epsilon_steps).clamp(max=1)
         self.decisions += q.shape[1]
-        explores = (draws[..., 0] < epsilon.unsqueeze(1)) | (ply < now["opening"])
+        explores = (whether < epsilon.unsqueeze(1)) | (ply < now["opening"])
         return torch.where(explores, random, q.argmax(-1)), now | {"ply": ply + 1}
 
     def _pair(self, copies: int) -> Carry:
         """New games, [S, N] each: a learner, and the other or one of the league, on random sides; plies at random."""
         side, who, past, which, opening = self.pairing.uniform(copies, 5).unbind(-1)
-        learner = (who * LEARNERS).long()
-        other = torch.where(past < self.config.league_games, LEARNERS + (which * self.config.league).long(), 1 - learner)
+        learner = pick(who, LEARNERS)
+        past_self = LEARNERS + pick(which, self.config.league)
+        other = torch.where(past < self.config.league_games, past_self, 1 - learner)
         return {
             "first": torch.where(side < 0.5, learner, other),
             "second": torch.where(side < 0.5, other, learner),
-            "opening": (opening * (self.config.opening + 1)).long(),
+            "opening": pick(opening, self.config.opening + 1),
         }
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
@@ -183,7 +202,8 @@ class SelfPlay(Agent):
         due = self.clock.due()
         if not due:
             return {}
-        for draws in self.rng.uniform(due, LEARNERS, self.config.batch_size).unbind(1):
+        size = self.config.batch_size
+        for draws in self.rng.uniform(due, LEARNERS, size, dtype=torch.float64).unbind(1):
             player: Any
             for i, (learner, player) in enumerate(zip(self.learners, self.online, strict=True)):
                 loss, q = learner.learn(player.q, draws[:, i], taken=player.q.taken)

@@ -87,7 +87,8 @@ def _collected(
         least = math.ceil(config.steps / len(sources) / copies.num_envs)
         resets = reset_seeds(keys, config.copies, name)
         before = writer.transitions
-        returns = play(policy, copies, resets, exploring(config.epsilon, rng), least, stack, writer)
+        choose = exploring(config.epsilon, rng, getattr(copies, "rules", None))
+        returns = play(policy, copies, resets, choose, least, stack, writer)
         made, mean = writer.transitions - before, sum(returns) / len(returns)
         what = f"{run.path.parent.name}, step {int(checkpoint):,}"
         texts.append(f"{what}: {len(returns)} episodes, {made:,} transitions, return {mean:.1f}")

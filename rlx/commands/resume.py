@@ -54,9 +54,9 @@ def main(composed: DictConfig) -> float:
 def _go_on(run: Run, changes: dict[str, Any]) -> float:
     """Take up the run, which is locked, with some keys changed."""
     from rlx import growing
-    from rlx.experiment import validated
+    from rlx.experiment import trained, validated
 
-    saved = validated(run.config)
+    saved = validated(trained(run))
     for key, value in changes.items():
         if value != saved[key]:
             report.start(**{key: f"{saved[key]} → {value}"})
