@@ -51,6 +51,7 @@ def another_rounding(request):
 
     @functools.cache
     def noise(shape: torch.Size) -> torch.Tensor:
+        """Whole numbers from -2 to 2, the same whenever this shape is asked for."""
         generator = torch.Generator().manual_seed(hash((machine, tuple(shape))) % 2**31)
         return torch.randint(-2, 3, shape, generator=generator)
 
@@ -60,7 +61,7 @@ def another_rounding(request):
             out = product(*arguments, **options)
             size = out.detach().abs()
             ulp = torch.finfo(out.dtype).eps / 2
-            off = noise(out.shape) * ulp * (size + 0.2 * size.mean() * (size > 0))
+            off = noise(out.shape) * ulp * (size + 0.2 * size.mean(-1, keepdim=True) * (size > 0))
             return out + off.to(out.dtype)
 
         return call
@@ -118,6 +119,19 @@ def _composed(command: str, *overrides: str):
 
     with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
         return hydra.compose(command, list(overrides))
+
+
+def apart(one: dict, other: dict, before: dict) -> float:
+    """How far two states of a learner are from each other, as a share of what `other` has changed since `before`; its worst tensor's.
+
+    In norms: rounding may turn a single number's sign where its gradient is none, and Adam then makes a whole step of it.
+    """
+    worst = 0.0
+    for name, value in other.items():
+        off = (one[name].double() - value.double()).norm()
+        changed = (value.double() - before[name].double()).norm() + 1e-6 * value.double().norm()
+        worst = max(worst, float(off / changed.clamp_min(1e-12)))
+    return worst
 
 
 AGENTS = sorted(path.stem for path in Path(conf_dir(), "agent").glob("*.yaml"))

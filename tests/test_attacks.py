@@ -64,6 +64,7 @@ def test_never_outside_its_box_nor_the_bounds_and_zero_is_nothing(attack):
     assert torch.equal(moved[:, ::7], obs[:, ::7]) and not torch.equal(moved, obs)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("attack", ALL[:9], ids=str)
 def test_rows_are_independent(attack):
     net, obs = victim()
@@ -112,6 +113,7 @@ def test_q_to_zero_is_the_sources_ascent_on_the_distance_to_zero():
     assert torch.equal(moved, box.project(obs - box.radius * slope.sign(), obs))
 
 
+@pytest.mark.rounding
 def test_margin_objective_is_positive_exactly_where_the_decision_flips():
     net, obs = victim()
     clean, moved = net(obs), net(obs + 0.2 * torch.randn_like(obs))
@@ -133,6 +135,7 @@ def test_the_cross_entropy_keeps_its_gradient_where_the_choice_is_certain(gap):
         assert torch.equal(attack.perturb(certain, obs, box, drawer()), -1e-3 * slopes.sign())
 
 
+@pytest.mark.rounding
 def test_one_full_step_of_pgd_is_fgsm():
     net, obs = victim()
     for loss in ("ce", "margin", "worst", "q_to_zero"):

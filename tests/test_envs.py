@@ -11,6 +11,7 @@ import torch
 import rlx.envs  # noqa: F401 (registers)
 from rlx.config import ConfigError, conf_dir
 from rlx.envs import atari
+from rlx.envs.batched import BatchedEnv
 from rlx.envs.chain import Chain
 from rlx.envs.gym import GymEnv
 from rlx.envs.maze import _CELLS, _MOVES, Maze
@@ -73,13 +74,22 @@ def test_step_equals_gymnasiums(name, low, high):
     assert (ends == 0 if continuous else 0 < ends < 1000) and not truncated.any()
 
 
+def alike(one, other) -> bool:
+    """Whether two rows are equal, or to rounding where floats are computed in batches of two sizes."""
+    if one.dtype == torch.uint8:  # a drawn level may round to its neighbour
+        off = (one.int() - other.int()).abs()
+        return bool(off.max() <= 1) and bool((off > 0).float().mean() < 1e-3)
+    return torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.rounding
 @pytest.mark.parametrize("name", CONFIGS)
 def test_copies_depend_on_their_own_seed_alone(name, composed):
     config = composed("train", f"env={name}", *CHOICES.get(name, ())).env
     if config._target_ == "rlx.envs.atari.AtariEnv":
         pytest.importorskip("ale_py")
     together, alone = make_env(config, 6, CPU), make_env(config, 1, CPU)
-    assert torch.equal(together.reset(seed=[3, 1, 4, 1, 5, 9])[0][4:5], alone.reset(seed=[5])[0])
+    assert alike(together.reset(seed=[3, 1, 4, 1, 5, 9])[0][4:5], alone.reset(seed=[5])[0])
     space = together.single_action_space
     space.seed(0)
     half = 20 if name == "dmc" else 200  # its pictures take 10 ms
@@ -91,8 +101,11 @@ def test_copies_depend_on_their_own_seed_alone(name, composed):
         one = alone.step(action[4:5])
         row = 4 if step < half else 0
         for a, b in zip(now[:4], one[:4], strict=True):
-            assert torch.equal(a[row : row + 1], b)
-        assert torch.equal(now[4]["final_obs"][row : row + 1], one[4]["final_obs"])
+            assert alike(a[row : row + 1], b)
+        assert alike(now[4]["final_obs"][row : row + 1], one[4]["final_obs"])
+        if isinstance(alone, BatchedEnv):  # rounding would grow in chaotic dynamics
+            torch.testing.assert_close(alone.state, together.state[row : row + 1], rtol=1e-4, atol=1e-5)
+            alone.state = together.state[row : row + 1].clone()
 
 
 def test_time_limit_truncates_and_the_fall_terminates():

@@ -67,8 +67,7 @@ def fill(replay, steps=50):
             "obs": torch.randn(*shape, 4).double(),
             "next_obs": torch.randn(*shape, 4).double(),
             "action": torch.randint(2, shape),
-            "reward": 3
-            * torch.randn(shape).double(),  # errors on both sides of 1, where the loss bends
+            "reward": 3 * torch.randn(shape).double(),  # errors on both sides of 1, where the loss bends
             "discount": torch.where(last & (torch.rand(shape) < 0.5), 0.0, GAMMA).double(),
             "last": last,
         }
@@ -133,17 +132,13 @@ class Plain:
     def _clip(self):
         gradients = [parameter.grad for parameter in self.online.parameters()]
         if self.settings.max_grad_norm is not None:
-            norm = math.sqrt(
-                sum(float(x) ** 2 for gradient in gradients for x in gradient.flatten())
-            )
+            norm = math.sqrt(sum(float(x) ** 2 for gradient in gradients for x in gradient.flatten()))
             self.shortened += norm > self.settings.max_grad_norm
             for gradient in gradients:
                 gradient *= min(1.0, self.settings.max_grad_norm / norm)
         if self.settings.max_grad_value is not None:
             limit = self.settings.max_grad_value
-            self.cut += any(
-                float(x.abs()) > limit for gradient in gradients for x in gradient.flatten()
-            )
+            self.cut += any(float(x.abs()) > limit for gradient in gradients for x in gradient.flatten())
             for gradient in gradients:
                 gradient.clamp_(-limit, limit)
 
@@ -164,17 +159,11 @@ def test_a_step_is_that_of_a_plain_loop(case):
     agent, settings = agent_of(**CASES[case])
     network, learner = agent.online.q, agent.learner
     lists = fill(learner.replay)
-    found = {
-        tuple(row["obs"].tolist()): (key, i)
-        for key, ring in lists.items()
-        for i, row in enumerate(ring)
-    }
+    found = {tuple(row["obs"].tolist()): (key, i) for key, ring in lists.items() for i, row in enumerate(ring)}
     plain = [Plain(settings, network, learner.target, row) for row in range(len(SEEDS))]
     for step in range(24):
         draws = torch.rand(len(SEEDS), BATCH)
-        where = torch.tensor(
-            [True, step % 3 > 0]
-        )  # the second seed sits out now and then, the first time at once
+        where = torch.tensor([True, step % 3 > 0])  # the second seed sits out now and then, the first time at once
         before = [state_of(agent, row) for row in range(len(SEEDS))]
         drawn = learner.replay.sample(draws)["obs"]
         loss, q = learner.learn(network, draws, where)
@@ -195,9 +184,7 @@ def test_a_step_is_that_of_a_plain_loop(case):
     assert learner.updates.tolist() == [24, 16]
     for one in plain:
         met = (one.shortened > 0, one.cut > 0)
-        assert met == (settings.max_grad_norm is not None, settings.max_grad_value is not None), (
-            "bounds were met"
-        )
+        assert met == (settings.max_grad_norm is not None, settings.max_grad_value is not None), "bounds were met"
 
 
 def test_a_target_starts_as_a_copy_or_from_weights_of_its_own():
@@ -244,14 +231,10 @@ def test_a_seed_explores_as_alone():
     taken = take(together, torch.tensor([1]))
     for _ in range(20):
         chosen = choices(together, 30)
-        assert torch.equal(chosen[1:2], choices(alone, 30)) and torch.equal(
-            chosen[1:2], choices(taken, 30)
-        )
+        assert torch.equal(chosen[1:2], choices(alone, 30)) and torch.equal(chosen[1:2], choices(taken, 30))
 
 
-@pytest.mark.parametrize(
-    ("copies", "ratio"), [(8, "1/4"), (8, "3/64"), (1, "1"), (4, "5/8"), (3, "7/2"), (1, "1/1024")]
-)
+@pytest.mark.parametrize(("copies", "ratio"), [(8, "1/4"), (8, "3/64"), (1, "1"), (4, "5/8"), (3, "7/2"), (1, "1/1024")])
 def test_minibatches_are_due_as_often_as_the_ratio_says(copies, ratio):
     clock, ratio = UpdateClock(seed_tensor(SEEDS), copies, float(Fraction(ratio))), Fraction(ratio)
     done = 0

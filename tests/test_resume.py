@@ -122,9 +122,20 @@ def test_killed_at_a_random_moment_and_resumed(number, trial, uninterrupted, rlx
     assert fingerprint(run) == uninterrupted
 
 
-def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx):
-    arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
-    whole, run = rlx(*arguments), rlx(*arguments).run
+SHORT = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What a run of SHORT ends with where nothing goes wrong."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert cli.run([*SHORT, f"outputs={folder}"]) == 0
+    (run,) = folder.glob("train/*/*")
+    return fingerprint(run)
+
+
+def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx, undisturbed):
+    run = rlx(*SHORT).run
     for damage, file in (("flip", "training.safetensors"), ("cut", "training.safetensors"), ("cut", "state.json"), ("flip", "replay")):
         newest = sorted(run.glob("checkpoints/[0-9]*/training.safetensors"))[-1].with_name(file)
         if file == "replay":
@@ -134,15 +145,14 @@ def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx):
         newest.write_bytes(data if damage == "flip" else data[:100])
         result = rlx("resume", run)
         assert result.code == 0 and "Using the checkpoint before it" in result.out and "at step 300" in result.out
-        assert fingerprint(run) == fingerprint(whole.run)
+        assert fingerprint(run) == undisturbed
 
 
 @pytest.mark.parametrize("after", [4, 5])  # within a part of the replay, within the checkpoint
-def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(after, rlx, monkeypatch):
+def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(after, rlx, undisturbed, monkeypatch):
     import safetensors.torch
 
-    arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
-    whole, save, saves = rlx(*arguments), safetensors.torch.save_file, []
+    save, saves = safetensors.torch.save_file, []
 
     def full(tensors, file):
         saves.append(file)
@@ -153,17 +163,15 @@ def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(after, rlx, 
 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", full)
-        result = rlx(*arguments)
+        result = rlx(*SHORT)
     assert result.code == 1 and "No space left on device" in result.err
-    (run,) = set(whole.run.parent.iterdir()) - {whole.run}
+    (run,) = Path("outputs/train/dqn-cartpole").iterdir()
     assert not list(run.glob("checkpoints/.*")) and not list(run.glob("replay/*/.*"))
     assert rlx("resume", run).code == 0
-    assert fingerprint(run) == fingerprint(whole.run)
+    assert fingerprint(run) == undisturbed
 
 
-def test_a_disk_that_is_full_between_checkpoints_stops_the_run_too(rlx, monkeypatch):
-    arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN]
-    whole = rlx(*arguments)
+def test_a_disk_that_is_full_between_checkpoints_stops_the_run_too(rlx, undisturbed, monkeypatch):
     write = Path.write_text
 
     def full(path, text, *rest):
@@ -173,10 +181,10 @@ def test_a_disk_that_is_full_between_checkpoints_stops_the_run_too(rlx, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
-        result = rlx(*arguments)
+        result = rlx(*SHORT)
     assert result.code == 1 and "No space left on device" in result.err and "rlx resume" in result.err
-    run = max(whole.run.parent.iterdir())
-    assert rlx("resume", run).code == 0 and fingerprint(run) == fingerprint(whole.run)
+    (run,) = Path("outputs/train/dqn-cartpole").iterdir()
+    assert rlx("resume", run).code == 0 and fingerprint(run) == undisturbed
 
 
 def test_a_checkpoint_that_cannot_fit_the_disk_is_refused_before_the_start(rlx, tmp_path, monkeypatch):
@@ -214,9 +222,7 @@ def logged(run: Path) -> list[dict]:
     return sorted(rows, key=lambda row: (row["step"], row["seed"]))
 
 
-@pytest.mark.parametrize(
-    ("agent", "env"), {agent: (agent, env) for agent, env in reversed(PAIRS)}.values()
-)  # one env of each agent
+@pytest.mark.parametrize(("agent", "env"), {agent: (agent, env) for agent, env in reversed(PAIRS)}.values())  # one env of each agent
 def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, rlx):
     """To the bit: both trained in the same shapes. That seeds learn beside others as alone, to rounding, says test_agents.py."""
     arguments = ["train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, *small(agent, n_steps=2)]
