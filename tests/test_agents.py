@@ -268,6 +268,7 @@ def test_a_target_with_batch_norm_is_as_slow_as_its_weights(composed):
     assert all(torch.equal(value, before[name]) for name, value in learner.agent.learner.target.state_dict().items())
 
 
+@pytest.mark.rounding
 def test_decisions_on_images_do_not_depend_on_the_batch_nor_change_the_policy(composed):
     learner = Learner(composed("train", "agent=dqn", "env=cartpole_frames", "agent.batch_norm=true", *small("dqn")), [3, 5])
     for _ in range(40):

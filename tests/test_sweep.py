@@ -106,6 +106,7 @@ def test_heads_share_a_sensor_in_mode_same_only(study):
     assert torch.equal(*same) and not torch.equal(*diff)
 
 
+@pytest.mark.rounding
 def test_visited_std_is_that_of_the_played_observations(study):
     policy, _, env = study
     visited = Visited("action")
