@@ -37,13 +37,16 @@ class Result:
 
 def pytest_addoption(parser):
     parser.addoption("--trials", type=int, default=1, help="how often runs are killed, each time at another moment")
-    parser.addoption("--rounding", type=int, default=0, help="not 0: products round by shape, as on another machine; which one")
+    parser.addoption("--rounding", type=int, default=0, help="which other machine's rounding to pretend")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def another_rounding(request):
-    """With --rounding: an element of a matrix product or convolution is off by an ulp or two, which depends on the product's shape
-    and its place there, as BLAS libraries differ. Equal shapes still give equal bits."""
+    """With --rounding: each element of a matrix product or convolution is off by an ulp or two.
+
+    By how many depends on the product's shape and the element's place in it, as BLAS libraries
+    differ. Equal shapes still give equal bits.
+    """
     machine = request.config.getoption("--rounding")
     if not machine:
         yield
@@ -122,9 +125,10 @@ def _composed(command: str, *overrides: str):
 
 
 def apart(one: dict, other: dict, before: dict) -> float:
-    """How far two states of a learner are from each other, as a share of what `other` has changed since `before`; its worst tensor's.
+    """How far two states of a learner are apart, as a share of what `other` changed since `before`.
 
-    In norms: rounding may turn a single number's sign where its gradient is none, and Adam then makes a whole step of it.
+    Of the worst tensor, in norms: rounding may turn the sign of a gradient that is next to nothing,
+    and Adam then makes a whole step of it.
     """
     worst = 0.0
     for name, value in other.items():

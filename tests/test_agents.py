@@ -64,17 +64,22 @@ def test_contract(agent, env, composed):
 CALM = [pair for pair in PAIRS if pair[1] != "mini_breakout"]
 """Batch normalisation over 8 rows makes much of float noise."""
 STUDIES = [("corrected", *pair) for pair in CALM if pair != ("actenv", "chain")]
-"""Act/Env normalises by how far a few one-hot rows deviate, which may be next to nothing: test_actenv.py takes double precision."""
+"""Act/Env divides by how far a few one-hot rows deviate, which may be next to nothing; for it
+test_actenv.py takes double precision."""
 STUDIES += [("source", *path.stem.split("-")[:2]) for path in Path(conf_dir(), "preset").glob("*-*-source.yaml")]
 
 
 def calm(agent):
-    """Adam would make steps of the noise of gradients that are 0, as in SimSiam's heads and before batch normalisation."""
+    """Adam would make steps of the noise of gradients that are 0: in SimSiam's heads, and before
+    batch normalisation."""
     return {"optimizer": "sgd"} if agent == "efficientzero" else {"batch_norm": False}
 
 
 def learn_a_little(*learners, times=3):
-    """Step them side by side until the first has learnt in so few vector steps that rounding cannot have grown."""
+    """Step them side by side until the first has learnt in a few vector steps.
+
+    So few that rounding cannot have grown to other actions.
+    """
     learnt = 0
     while learnt < times:
         before = [parameter.clone() for parameter in learners[0].agent.policy.parameters()]

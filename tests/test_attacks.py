@@ -113,7 +113,8 @@ def test_q_to_zero_is_the_sources_ascent_on_the_distance_to_zero():
     (slope,) = torch.autograd.grad(low(at).mean(-1).sum(), at)
     expected = box.project(obs - box.radius * slope.sign(), obs)
     same = (moved - expected).abs() < 1e-6
-    assert same.float().mean() > 0.999  # rounding may turn the sign of a slope that is next to nothing
+    # Rounding may turn the sign of a slope that is next to nothing.
+    assert same.float().mean() > 0.999
 
 
 @pytest.mark.rounding

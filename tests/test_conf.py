@@ -1,4 +1,4 @@
-"""Every file of conf/ is composed with a partner that it is meant for, and what it describes is built."""
+"""Every file of conf/ is composed with a partner that it is meant for, and is built."""
 
 import importlib
 import itertools
@@ -77,7 +77,7 @@ def cheap(composed: DictConfig) -> list[str]:
 
 @pytest.fixture
 def data_set(tmp_path):
-    """data_set(env config) is the folder of a data set of two episodes of random observations of that env."""
+    """data_set(env config) is a folder with two episodes of random observations of that env."""
 
     def make(env: DictConfig) -> Path:
         bare = OmegaConf.merge(env, {"stack": 1}) if "stack" in env else env
@@ -254,7 +254,8 @@ def test_bench_prints_ratios_to_the_plain_loop(rlx):
         (plain, first), *others = group.items()
         assert "plain" in plain and number(first[1]) == 1
         for _, (speed, ratio) in others:
-            assert number(ratio) == pytest.approx(number(speed) / number(first[0]), rel=0.06)  # two digits are printed
+            # Two digits are printed.
+            assert number(ratio) == pytest.approx(number(speed) / number(first[0]), rel=0.06)
 
 
 def test_bench_times_the_parts_of_a_search(rlx):

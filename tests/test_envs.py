@@ -75,7 +75,7 @@ def test_step_equals_gymnasiums(name, low, high):
 
 
 def alike(one, other) -> bool:
-    """Whether two rows are equal, or to rounding where floats are computed in batches of two sizes."""
+    """Whether two rows, computed in batches of two sizes, are equal to rounding."""
     if one.dtype == torch.uint8:  # a drawn level may round to its neighbour
         off = (one.int() - other.int()).abs()
         return bool(off.max() <= 1) and bool((off > 0).float().mean() < 1e-3)

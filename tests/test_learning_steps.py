@@ -1,4 +1,4 @@
-"""A Q-learner's step is that of a slow plain loop: one seed, one transition, one parameter at a time; and its clocks."""
+"""A Q-learner's step is that of a slow plain loop, one seed and one transition at a time; its clocks."""
 
 import math
 from fractions import Fraction
@@ -49,7 +49,7 @@ CASES = {
 
 
 def agent_of(**settings):
-    """A DQN of two seeds in double precision, so that rounding decides nothing, and its settings."""
+    """A DQN of two seeds and its settings; in double precision, where rounding decides nothing."""
     settings = BASE | settings
     overrides = [f"agent.{key}={str(value).lower()}" for key, value in settings.items()]
     config = compose("train", "agent=dqn", "env=cartpole", *overrides)
@@ -58,7 +58,7 @@ def agent_of(**settings):
 
 
 def fill(replay, steps=50):
-    """Random transitions in the rings, some overwritten; the same as lists, oldest first, per (seed, copy)."""
+    """Random transitions in the rings, some overwritten; the same as lists per (seed, copy)."""
     lists = {(s, n): [] for s in range(len(SEEDS)) for n in range(COPIES)}
     shape = (len(SEEDS), COPIES)
     for _ in range(steps):
@@ -67,7 +67,8 @@ def fill(replay, steps=50):
             "obs": torch.randn(*shape, 4).double(),
             "next_obs": torch.randn(*shape, 4).double(),
             "action": torch.randint(2, shape),
-            "reward": 3 * torch.randn(shape).double(),  # errors on both sides of 1, where the loss bends
+            # Errors on both sides of 1, where the loss bends.
+            "reward": 3 * torch.randn(shape).double(),
             "discount": torch.where(last & (torch.rand(shape) < 0.5), 0.0, GAMMA).double(),
             "last": last,
         }
@@ -100,7 +101,10 @@ class Plain:
         return nn.Sequential(*layers[:-1])
 
     def learn(self, chains):
-        """One minibatch: the rows from each drawn transition to the newest of its ring. Returns loss and mean value."""
+        """One minibatch; returns its loss and mean value.
+
+        `chains`: for each drawn transition, it and those after it in its ring.
+        """
         losses, values = [], []
         for rows in chains:
             reward, discount = 0.0, 1.0
@@ -163,7 +167,8 @@ def test_a_step_is_that_of_a_plain_loop(case):
     plain = [Plain(settings, network, learner.target, row) for row in range(len(SEEDS))]
     for step in range(24):
         draws = torch.rand(len(SEEDS), BATCH)
-        where = torch.tensor([True, step % 3 > 0])  # the second seed sits out now and then, the first time at once
+        # The second seed sits out now and then, the first time at once.
+        where = torch.tensor([True, step % 3 > 0])
         before = [state_of(agent, row) for row in range(len(SEEDS))]
         drawn = learner.replay.sample(draws)["obs"]
         loss, q = learner.learn(network, draws, where)

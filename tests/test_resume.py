@@ -203,7 +203,7 @@ def test_checkpoints_by_wall_time_are_replaced_and_those_by_step_stay(rlx):
 
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
-    """All tensors that the newest checkpoint restores: training, policy, replays, the kept weights."""
+    """All tensors of the newest checkpoint: training, policy, replays, the kept weights."""
     training, warnings = resumed(Run(run), Run(run).config)
     assert not warnings
     tensors = training.state() | training.agent.policy.state_dict()
@@ -224,7 +224,10 @@ def logged(run: Path) -> list[dict]:
 
 @pytest.mark.parametrize(("agent", "env"), {agent: (agent, env) for agent, env in reversed(PAIRS)}.values())  # one env of each agent
 def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, rlx):
-    """To the bit: both trained in the same shapes. That seeds learn beside others as alone, to rounding, says test_agents.py."""
+    """To the bit: both trained in the same shapes.
+
+    That a seed learns beside others as alone, to rounding, says test_agents.py.
+    """
     arguments = ["train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, *small(agent, n_steps=2)]
     arguments += ["steps=320", "eval_every=160", "checkpoint_every=160"]
     run, new = rlx(*arguments, "seeds=2").run, rlx(*arguments, "seeds=2:4").run

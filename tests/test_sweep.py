@@ -36,7 +36,7 @@ def play(study, attack, modes=None, eps=EPS, seeds=(4, 9), max_copies=1000, poli
 
 
 def alike(one, other, share=0.9):
-    """Whether two plays of the same episodes are the same, but for a few in which rounding broke a tie."""
+    """Whether two plays of the same episodes are the same, but for a few ties that rounding broke."""
     returns = np.isclose(one.returns, other.returns, rtol=1e-9).mean()
     decided = [abs(one.decisions[head] - other.decisions[head]).sum() / other.decisions[head].sum() for head in other.decisions]
     flipped = [abs(one.flips[head] - other.flips[head]).sum() / max(20, other.flips[head].sum()) for head in other.flips]
