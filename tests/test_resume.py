@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from rlx import cli
 from rlx.growing import resumed
 from rlx.journal import replays
-from rlx.networks import concatenated
 from rlx.run import Run
 
 LEARN = ("agent.learning_starts=64", "agent.hidden=[16]", "seeds=2", "agent.n_steps=2")
@@ -215,6 +214,12 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in tensors.items() if name != "loop.running"}
 
 
+def side_by_side(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors [S, …] of two runs as those of one."""
+    assert old.keys() == new.keys()
+    return {name: torch.cat([value, new[name]]) for name, value in old.items()}
+
+
 def logged(run: Path) -> list[dict]:
     """metrics.jsonl without wall-clock fields, in the order of steps and seeds."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -235,12 +240,12 @@ def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, 
     rows = logged(run) + logged(new)
     first = [Run(path).load("000000160") for path in (run, new)]
     assert rlx("resume", run, "seeds=4").code == 0
-    expected = concatenated(*halves)
+    expected = side_by_side(*halves)
     grown = everything(run)
     assert grown.keys() == expected.keys()
     assert [name for name in grown if not torch.equal(grown[name].cpu(), expected[name].cpu())] == []
     middle = Run(run).load("000000160")
-    assert all(torch.equal(value, concatenated(*first)[name]) for name, value in middle.items())
+    assert all(torch.equal(value, side_by_side(*first)[name]) for name, value in middle.items())
     assert logged(run) == sorted(rows, key=lambda row: (row["step"], row["seed"]))
     assert not (run / "growing").exists()
     assert np.load(run / "returns.npz")["returns"].shape == (4, 5)
@@ -326,7 +331,7 @@ def test_seeds_are_added_to_a_run_with_a_stop_rule(rlx):
     arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN, "copies=1", "steps=1500", "eval_every=500", rule]
     old, new = rlx(*arguments, "seeds=2"), rlx(*arguments, "seeds=2:4")
     parts = [one.summary["kept"] for one in (old, new)]
-    weights = concatenated(*(Run(one.run).load("best") for one in (old, new)))
+    weights = side_by_side(*(Run(one.run).load("best") for one in (old, new)))
     assert len(set(parts[0]["step"] + parts[1]["step"])) > 1
     assert rlx("resume", old.run, "seeds=4").code == 0
     grown = json.loads((old.run / "summary.json").read_text())
