@@ -169,9 +169,12 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
 
 
 def _check_range(name: str, value: Any, key: str) -> None:
-    """ConfigError where a number is one that a key of that name can mean nowhere."""
+    """ConfigError where a number is one that a key of that name can mean nowhere.
+
+    A flag is no number: `clip` is PPO's range, and of noise it is true or false.
+    """
     for number in value if isinstance(value, list) else [value]:
-        if not isinstance(number, (int, float)) or isinstance(number, bool):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
         if name in _POSITIVE and not 0 < number < math.inf:
             raise ConfigError(f"{key}={value}: must be above 0.")

@@ -37,6 +37,42 @@ class Result:
 
 def pytest_addoption(parser):
     parser.addoption("--trials", type=int, default=1, help="how often runs are killed, each time at another moment")
+    parser.addoption("--rounding", type=int, default=0, help="which other machine's rounding to pretend")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def another_rounding(request):
+    """With --rounding: each element of a matrix product or convolution is off by an ulp or two.
+
+    By how many depends on the product's shape and the element's place in it, as BLAS libraries
+    differ. Equal shapes still give equal bits.
+    """
+    machine = request.config.getoption("--rounding")
+    if not machine:
+        yield
+        return
+
+    @functools.cache
+    def noise(shape: torch.Size) -> torch.Tensor:
+        """Whole numbers from -2 to 2, the same whenever this shape is asked for."""
+        generator = torch.Generator().manual_seed(hash((machine, tuple(shape))) % 2**31)
+        return torch.randint(-2, 3, shape, generator=generator)
+
+    def rounded(product):
+        @functools.wraps(product)
+        def call(*arguments, **options):
+            out = product(*arguments, **options)
+            size = out.detach().abs()
+            ulp = torch.finfo(out.dtype).eps / 2
+            off = noise(out.shape) * ulp * (size + 0.2 * size.mean(-1, keepdim=True) * (size > 0))
+            return out + off.to(out.dtype)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((torch, "bmm"), (torch, "baddbmm"), (torch.nn.functional, "conv2d")):
+            patch.setattr(module, name, rounded(getattr(module, name)))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +122,20 @@ def _composed(command: str, *overrides: str):
 
     with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
         return hydra.compose(command, list(overrides))
+
+
+def apart(one: dict, other: dict, before: dict) -> float:
+    """How far two states of a learner are apart, as a share of what `other` changed since `before`.
+
+    Of the worst tensor, in norms: rounding may turn the sign of a gradient that is next to nothing,
+    and Adam then makes a whole step of it.
+    """
+    worst = 0.0
+    for name, value in other.items():
+        off = (one[name].double() - value.double()).norm()
+        changed = (value.double() - before[name].double()).norm() + 1e-6 * value.double().norm()
+        worst = max(worst, float(off / changed.clamp_min(1e-12)))
+    return worst
 
 
 AGENTS = sorted(path.stem for path in Path(conf_dir(), "agent").glob("*.yaml"))

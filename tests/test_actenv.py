@@ -242,6 +242,7 @@ def test_sampled_actions_follow_the_logits(composed):
     assert float(action.float().mean()) == pytest.approx(float(wanted), abs=0.015)
 
 
+@pytest.mark.rounding
 def test_a_seed_in_the_batch_learns_as_alone_in_double_precision(composed):
     """In float32, rounding grows too soon to tell: Adam follows gradients of any size, and norms divide by small deviations."""
     together, alone = agent_of(composed, *SMALL, seeds=(1, 7, 4)).double(), agent_of(composed, *SMALL, seeds=(7,)).double()

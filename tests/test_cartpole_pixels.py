@@ -74,7 +74,8 @@ def test_physics_is_cartpoles(view):
     first, _ = plain.reset(seed=3)
     rng, ends = np.random.default_rng(0), 0
     for _ in range(60):
-        assert torch.equal(seen.state[:, :4], first) and seen.single_observation_space.contains(obs[0].numpy())
+        torch.testing.assert_close(seen.state[:, :4], first, rtol=1e-4, atol=1e-4)
+        assert seen.single_observation_space.contains(obs[0].numpy())
         action = rng.integers(2, size=5)
         obs, *mine, _ = seen.step(action)
         first, *theirs, _ = plain.step(action)
@@ -83,25 +84,34 @@ def test_physics_is_cartpoles(view):
     assert ends > 2
 
 
+LEVEL = {"frames": 1, "difference": 1e-5}
+"""By how much rounding may change a pixel: by a level of 256, or a little of 1."""
+
+
+@pytest.mark.rounding
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_picture_does_not_depend_on_those_beside_it(view):
     dynamics = CartPolePixels(view=view)
     states = torch.rand(33, 8, generator=torch.Generator().manual_seed(0)) * 0.4 - 0.2
-    together = dynamics.observe(states)
-    assert torch.equal(together, torch.cat([dynamics.observe(state[None]) for state in states]))
-    assert torch.equal(together[:7], dynamics.observe(states[:7]))
+    together = dynamics.observe(states).double()
+    alone = torch.cat([dynamics.observe(state[None]) for state in states]).double()
+    some = dynamics.observe(states[:7]).double()
+    for other, same in ((alone, together), (some, together[:7])):
+        off = (other - same).abs()
+        assert off.max() <= LEVEL[view] and (off > 1e-5).double().mean() < 1e-3
 
 
+@pytest.mark.rounding
 def test_difference_is_now_less_before_and_starts_at_zero():
     env = make("difference", 4)
     obs, _ = env.reset(seed=0)
-    assert not obs.any()
+    assert obs.abs().max() < 1e-5
     for _ in range(30):
         before = env.dynamics.draw(env.state[:, :4])
         obs, _, terminated, _, info = env.step(torch.ones(4, dtype=torch.int64))
         now = env.dynamics.draw(env.state[:, :4])
-        assert torch.equal(obs[~terminated], ((now - before) / 255)[~terminated])
-        assert info["final_obs"].flatten(1).any(1).all() and not obs[terminated].any()
+        torch.testing.assert_close(obs[~terminated], ((now - before) / 255)[~terminated], rtol=0, atol=1e-5)
+        assert (info["final_obs"].flatten(1).abs().amax(1) > 1e-3).all() and (obs[terminated].abs() < 1e-5).all()
 
 
 def test_config_names_the_views(composed):

@@ -11,7 +11,7 @@ import torch
 import rlx.envs  # noqa: F401 (registers)
 from rlx.config import ConfigError, conf_dir, load_class
 from rlx.envs import atari
-from rlx.envs.batched import Dynamics
+from rlx.envs.batched import BatchedEnv, Dynamics
 from rlx.envs.chain import Chain
 from rlx.envs.gym import GymEnv
 from rlx.envs.maze import _CELLS, _MOVES, Maze
@@ -65,13 +65,22 @@ def test_step_equals_gymnasiums(name, low, high):
     assert (ends == 0 if continuous else 0 < ends < 1000) and not truncated.any()
 
 
+def alike(one, other) -> bool:
+    """Whether two rows, computed in batches of two sizes, are equal to rounding."""
+    if one.dtype == torch.uint8:  # a drawn level may round to its neighbour
+        off = (one.int() - other.int()).abs()
+        return bool(off.max() <= 1) and bool((off > 0).float().mean() < 1e-3)
+    return torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.rounding
 @pytest.mark.parametrize("name", CONFIGS)
 def test_copies_depend_on_their_own_seed_alone(name, composed):
     config = composed("train", f"env={name}", *CHOICES.get(name, ())).env
     if config._target_ == "rlx.envs.atari.AtariEnv":
         pytest.importorskip("ale_py")
     together, alone = make_env(config, 6, CPU), make_env(config, 1, CPU)
-    assert torch.equal(together.reset(seed=[3, 1, 4, 1, 5, 9])[0][4:5], alone.reset(seed=[5])[0])
+    assert alike(together.reset(seed=[3, 1, 4, 1, 5, 9])[0][4:5], alone.reset(seed=[5])[0])
     space = together.single_action_space
     space.seed(0)
     half = 20 if name == "dmc" else 200  # its pictures take 10 ms
@@ -83,8 +92,11 @@ def test_copies_depend_on_their_own_seed_alone(name, composed):
         one = alone.step(action[4:5])
         row = 4 if step < half else 0
         for a, b in zip(now[:4], one[:4], strict=True):
-            assert torch.equal(a[row : row + 1], b)
-        assert torch.equal(now[4]["final_obs"][row : row + 1], one[4]["final_obs"])
+            assert alike(a[row : row + 1], b)
+        assert alike(now[4]["final_obs"][row : row + 1], one[4]["final_obs"])
+        if isinstance(alone, BatchedEnv):  # rounding would grow in chaotic dynamics
+            torch.testing.assert_close(alone.state, together.state[row : row + 1], rtol=1e-4, atol=1e-5)
+            alone.state = together.state[row : row + 1].clone()
 
 
 def test_time_limit_truncates_and_the_fall_terminates():
@@ -249,7 +261,8 @@ def test_a_drifting_number_follows_its_line_and_the_physics_follow_it(composed):
     young, plain = make_env(composed("train", "env=cartpole", drift).env, 4, CPU), make_env(composed("train", "env=cartpole").env, 4, CPU)
     young.reset(seed=0), plain.reset(seed=0)
     for step in range(14):
-        equal = torch.equal(young.step(torch.ones(4))[4]["final_obs"], plain.step(torch.ones(4))[4]["final_obs"])
+        pair = (env.step(torch.ones(4))[4]["final_obs"] for env in (young, plain))
+        equal = torch.allclose(*pair, rtol=1e-5, atol=1e-6)
         assert equal == (step <= 10) or step > 10
     assert not equal
     with pytest.raises(ConfigError, match="Did you mean 'half_length'"):

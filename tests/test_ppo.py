@@ -41,6 +41,7 @@ def test_advantages_equal_a_slow_loop_and_truncation_bootstraps(composed):
                 assert float(advantage[s, n, t]) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.rounding
 def test_memory_replayed_through_time_is_the_memory_that_acted(composed):
     agent = rolled_out(composed, "agent.recurrent=6", "agent.minibatches=2", "env.max_episode_steps=7")
     with torch.no_grad():

@@ -32,6 +32,7 @@ def test_only_legal_moves_are_played_and_games_are_stored_as_negamax(composed):
     assert torch.equal(mine, other) and ((theirs - own).sum(1) == 1).all(), "the next position is the other player's"
 
 
+@pytest.mark.rounding
 def test_values_of_taken_moves_are_those_of_all(composed):
     one = learner(composed)
     for _ in range(20):

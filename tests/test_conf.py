@@ -1,0 +1,311 @@
+"""Every file of conf/ is composed with a partner that it is meant for, and is built."""
+
+import importlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, compose, small
+from gymnasium import spaces
+from omegaconf import DictConfig, OmegaConf
+
+from rlx import figures
+from rlx.agent import Agent, OfflineAgent
+from rlx.attack import Attack
+from rlx.commands import attack as attack_command
+from rlx.commands import bench as bench_command
+from rlx.commands.train import Config as TrainConfig
+from rlx.config import ConfigError, build, conf_dir, load_class
+from rlx.data import Writer
+from rlx.experiment import env_spec, make_agent, make_env, setup_device
+from rlx.rng import seed_tensor
+from rlx.training import Training
+
+CONF = Path(conf_dir())
+
+
+def names(group: str) -> list[str]:
+    """The options of a config group; "" stands for the commands."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+AGENTS, ENVS, ATTACKS = names("agent"), names("env"), names("attack")
+NEEDS = {"gym": ("env.id=CartPole-v1",), "atari": ("env.game=pong",), "dmc": (), "dmc_state": ()}
+"""What an env leaves to its user."""
+PARTNERS = ("cartpole", "chain", "tic_tac_toe", "pendulum")
+"""One of them suits every agent."""
+
+
+def env_overrides(name: str) -> list[str]:
+    """The overrides that choose an env, which is skipped where this machine lacks its package."""
+    config = compose("train", f"env={name}", *NEEDS.get(name, ())).env
+    if "atari" in config._target_:
+        pytest.importorskip("ale_py")
+    if "dmc" in config._target_:
+        pytest.importorskip("dm_control")
+    return [f"env={name}", *NEEDS.get(name, ())]
+
+
+def agent_class(name: str) -> Any:
+    """The class of an option of the group `agent`."""
+    return load_class(compose("train", f"agent={name}").agent, "agent", Agent)
+
+
+def natural_env(agent: str) -> list[str]:
+    """Overrides of an env that the agent can learn in."""
+    kind = agent_class(agent)
+    for name in PARTNERS:
+        overrides = [f"env={name}"] + ["env.opponent=self"] * (name == "tic_tac_toe")
+        spec = env_spec(compose("train", *overrides).env)
+        if kind.games and spec.rules is None:
+            continue
+        if isinstance(spec.observation_space, kind.observations) and isinstance(spec.action_space, kind.actions):
+            return overrides
+    raise AssertionError(f"agent={agent} fits none of {PARTNERS}; add an env for it")
+
+
+def cheap(composed: DictConfig) -> list[str]:
+    """Overrides that spare memory and change nothing else: one seed, a small replay."""
+    keys = composed.agent
+    sizes = {"buffer_size": 512, "learning_starts": 64}
+    return ["seeds=1", *(f"agent.{key}={value}" for key, value in sizes.items() if key in keys)]
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """data_set(env config) is a folder with two episodes of random observations of that env."""
+
+    def make(env: DictConfig) -> Path:
+        bare = OmegaConf.merge(env, {"stack": 1}) if "stack" in env else env
+        single = make_env(bare, 1, "cpu")
+        space, actions = single.single_observation_space, single.single_action_space
+        assert isinstance(actions, spaces.Discrete)
+        space.seed(0)
+        writer, rng = Writer(str(tmp_path / "set")), np.random.default_rng(0)
+        for _ in range(2):
+            obs = np.stack([np.nan_to_num(space.sample()) for _ in range(9)])
+            writer.add(obs, rng.integers(int(actions.n), size=8), np.ones(8, np.float32), True)
+        writer.close(OmegaConf.to_container(env, resolve=True), 1, ["random"])
+        return tmp_path / "set"
+
+    return make
+
+
+def built(data_set, *overrides: str) -> Training:
+    """All that `rlx train` builds before it writes anything, of these overrides."""
+    composed = compose("train", *overrides)
+    kind: Any = load_class(composed.agent, "agent", Agent)
+    rest = cheap(composed)
+    if issubclass(kind, OfflineAgent):
+        rest.append(f"data={data_set(composed.env)}")
+    training = Training(build(TrainConfig, compose("train", *overrides, *rest), ""), "test")
+    with torch.no_grad():
+        action, _ = training.agent.policy.act(training.obs, training.first, training.carry)
+    assert action.shape[:2] == training.obs.shape[:2]
+    assert training.env.single_action_space.contains(action[0, 0].numpy())
+    return training
+
+
+def test_the_folders_are_all_known():
+    """A new group needs a test here."""
+    tested = {
+        "agent",
+        "attack",
+        "bench",
+        "device",
+        "env",
+        "experiment",
+        "preset",
+        "protocol",
+        "tuned",
+    }
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == tested
+
+
+@pytest.mark.parametrize("name", names(""))
+def test_commands(name):
+    composed = compose(name)
+    missing = [f"{key}=x" for key in OmegaConf.missing_keys(composed)]
+    module = importlib.import_module(f"rlx.commands.{name}")
+    build(module.Config, compose(name, *missing), "") if hasattr(module, "Config") else module.main
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_agents(name, data_set):
+    training = built(data_set, f"agent={name}", *natural_env(name))
+    assert isinstance(training.agent, agent_class(name))
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_envs(name, data_set):
+    overrides = env_overrides(name)
+    spec = env_spec(compose("train", *overrides).env)
+    agent = "dqn" if isinstance(spec.action_space, spaces.Discrete) else "ppo"
+    training = built(data_set, f"agent={agent}", *overrides, "~tuned", "copies=2")
+    for _ in range(3):
+        training._vector_step()
+    assert training.step == 6
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks(name):
+    composed = compose("attack", f"attack={name}")
+    kind: Any = load_class(composed.attack, "attack", Attack)  # type: ignore[type-abstract]
+    assert isinstance(build(kind, composed.attack, "attack"), kind)
+    build(attack_command.Config, composed, "")
+
+
+@pytest.mark.parametrize("name", names("device"))
+def test_devices(name):
+    node = compose("train", f"device={name}").device
+    assert node.name == name
+    if name == "cuda" and not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device"):
+            setup_device(node)
+        return
+    device = setup_device(node)
+    assert device.type == ("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def parts(stem: str) -> tuple[str, str]:
+    """(agent, env) of a file's name."""
+    found = [(agent, env) for agent, env in itertools.product(AGENTS, ENVS) if stem == f"{agent}-{env}"]
+    assert len(found) == 1, f"{stem}: not the name of an agent, a dash, the name of an env"
+    return found[0]
+
+
+@pytest.mark.parametrize("name", names("tuned"))
+def test_tuned_settings(name, data_set):
+    agent, env = parts(name)
+    overrides = [f"agent={agent}", *env_overrides(env)]
+    assert compose("train", *overrides) != compose("train", *overrides, "~tuned"), "it changes something"
+    training = built(data_set, *overrides)
+    assert isinstance(training.agent, agent_class(agent))
+
+
+@pytest.mark.parametrize("name", names("preset"))
+def test_presets(name, data_set):
+    stem = name.removesuffix("-source")
+    if stem in ATTACKS:
+        composed = compose("attack", f"attack={stem}", "protocol=source")
+        assert composed.protocol == "source" and composed != compose("attack", f"attack={stem}")
+        kind: Any = load_class(composed.attack, "attack", Attack)  # type: ignore[type-abstract]
+        build(kind, composed.attack, "attack")
+        return
+    if stem != name:
+        agent, env = parts(stem)
+        training = built(data_set, f"agent={agent}", *env_overrides(env), "protocol=source")
+        assert training.config.protocol == "source"
+        return
+    (agent,) = [agent for agent in AGENTS if stem.startswith(f"{agent}-")]
+    own = OmegaConf.load(CONF / "preset" / f"{name}.yaml").agent
+    training = built(data_set, f"agent={agent}", *env_overrides("pong"), f"preset@_global_={name}", "~tuned")
+    changed = {key for key in own if key not in ("buffer_size", "learning_starts")}
+    assert {key: training.config.agent[key] for key in changed} == {key: own[key] for key in changed}
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_experiments(name, data_set):
+    overrides = [f"experiment={name}"]
+    if OmegaConf.missing_keys(compose("train", *overrides)):
+        overrides += env_overrides("atari")[1:]
+    built(data_set, *overrides)
+
+
+@pytest.mark.parametrize("name", names("protocol"))
+def test_protocols(name, data_set):
+    assert built(data_set, f"protocol={name}").config.protocol == name, "the default agent and env have both"
+
+
+@pytest.mark.parametrize("name", names("bench"))
+def test_benchmarks(name):
+    agent, env = (name, "acrobot") if name in AGENTS else parts(name)
+    overrides = [f"agent={agent}", *env_overrides(env)]
+    composed = compose("bench", *overrides)
+    assert composed != compose("bench", *overrides, "~bench@agent", "~bench@_global_"), "it changes something"
+    config = build(bench_command.Config, composed, "")
+    rest = [f"agent.{key}=512" for key in ("buffer_size",) if key in config.agent]
+    composed = compose("bench", *overrides, *rest)
+    make_agent(composed.agent, env_spec(composed.env), seed_tensor([0]), composed.copies)
+
+
+def printed(text: str) -> dict[str, list[str]]:
+    """The rows of a printed table: first column → the others."""
+    rows = [[cell.strip() for cell in line.strip("│| ").split("│")] for line in text.splitlines() if "│" in line]
+    return {first: rest for first, *rest in rows}
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_bench_prints_ratios_to_the_plain_loop(rlx):
+    result = rlx("bench", "seconds=0.05", "seeds=[1,3]", "copies=4", "attack_batch=20", "agent.hidden=[8]")
+    assert result.code == 0, result.err
+    rows = printed(result.out)
+    training = {what: row for what, row in rows.items() if what.startswith("training")}
+    attacks = {what: row for what, row in rows.items() if what.startswith("FGSM")}
+    assert len(training) >= 3 and len(attacks) == 2
+    for group in (training, attacks):
+        (plain, first), *others = group.items()
+        assert "plain" in plain and number(first[1]) == 1
+        for _, (speed, ratio) in others:
+            # Two digits are printed.
+            assert number(ratio) == pytest.approx(number(speed) / number(first[0]), rel=0.06)
+
+
+def test_bench_times_the_parts_of_a_search(rlx):
+    sizes = {"latent": 4, "lstm": 4, "head": 4, "projection": 4, "simulations": 2, "batch_size": 4}
+    overrides = [f"agent.{key}={value}" for key, value in sizes.items()]
+    result = rlx("bench", "agent=efficientzero", "seconds=0.05", "seeds=[1]", "copies=4", *overrides)
+    assert result.code == 0, result.err
+    learn, search, values, training, act, speed = (number(cell) for cell in printed(result.out)["1"])
+    assert min(learn, search, values, training, act, speed) >= 0 and speed > 0
+    assert learn == pytest.approx(search + values + training, rel=0.1)
+
+
+def test_bench_compares_car_racing_with_gymnasiums(rlx):
+    result = rlx("bench", "env=car_racing", "seconds=0.05", "copies=2")
+    assert result.code == 0, result.err
+    rows = printed(result.out)
+    first = rows["Gymnasium, 1 env"]
+    for speed, ratio in (row for what, row in rows.items() if what.startswith(("Gymnasium", "rlx"))):
+        assert number(ratio) == pytest.approx(number(speed) / number(first[0]), rel=0.06)
+
+
+def test_drift_draws_the_policy_that_learns_beside_the_one_that_stopped(rlx, monkeypatch):
+    drifting = ("env=cartpole_drift", "env.drift.begin=80", "env.drift.end=120")
+    trained = rlx(
+        "train",
+        "agent=ppo",
+        *drifting,
+        *TINY,
+        *small("ppo", learning_rate=0.02),
+        "seeds=2",
+        "eval_episodes=3",
+    )
+    drawn = []
+    draw = figures.robustness
+
+    def spy(panels, *rest):
+        drawn.extend(panels.values())
+        draw(panels, *rest)
+
+    monkeypatch.setattr(figures, "robustness", spy)
+    result = rlx("drift", trained.run, "episodes=3")
+    assert result.code == 0, result.err
+    (lines,) = drawn
+    learning, frozen = result.summary["cells"]
+    assert [line.label for line in lines] == [learning, frozen] == ["goes on learning", "frozen at checkpoint 000000300"]
+    assert (result.run / "drift.png").stat().st_size > 5000
+    assert result.summary["steps"] == [300, 600] and {"300", "600"} <= printed(result.out).keys()
+    returns = {label: [cell["return"]["per_seed"] for cell in cells] for label, cells in result.summary["cells"].items()}
+    logged = [json.loads(line) for line in (trained.run / "metrics.jsonl").read_text().splitlines()]
+    means = [[row["return/mean"] for row in logged if row["step"] == step] for step in (300, 600)]
+    assert returns[learning] == means
+    assert returns[frozen][0] == means[0], "the same weights, env and episodes"
+    assert returns[frozen][1] != means[1]
