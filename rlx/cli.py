@@ -105,6 +105,8 @@ def _to_hydra(command: str, arguments: list[str]) -> list[str]:
     between overrides, and dotted keys need no +: what they may be is checked where they are read.
     """
     own = own_keys(command)
+    named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
+    swept = {key for name in named for key in conf.sweeps_of(name)}  # which ++ would not replace
     paths, flags, overrides = [], [], list(QUIET)
     values = iter(arguments)
     for argument in values:
@@ -115,7 +117,7 @@ def _to_hydra(command: str, arguments: list[str]) -> list[str]:
         elif argument.startswith("-"):
             raise ConfigError(_as_key_value(command, argument, values))
         elif _is_override(argument):
-            overrides.append(_upsert(argument, own))
+            overrides.append(_upsert(argument, own, swept))
         else:
             paths.append(argument)
     if paths:
@@ -159,11 +161,11 @@ def _is_override(argument: str) -> bool:
     return re.match(r"(hydra/)?[+~]*[\w@.:-]*[\w@:-]=", argument) is not None or argument.startswith("~")
 
 
-def _upsert(override: str, own: set[str]) -> str:
+def _upsert(override: str, own: set[str], swept: set[str]) -> str:
     """A dotted key below one of the command's `own`, so that Hydra adds it where it is not there yet."""
     key = override.partition("=")[0]
     group, dot, _ = key.partition(".")
-    return f"++{override}" if dot and group in own else override
+    return f"++{override}" if dot and group in own and key not in swept else override
 
 
 def _hydra(command: str, line: list[str]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from rlx.conf import conf_dir, group_files
+from rlx.conf import conf_dir, sweeps_of
 from rlx.errors import ConfigError, Interrupted, RunError
 
 Task = Callable[[DictConfig], float | None]
@@ -59,8 +59,7 @@ def _is_sweep() -> bool:
     if {"-m", "--multirun"} & set(sys.argv):
         return True
     named = [a.partition("=")[2] for a in sys.argv if a.startswith("experiment=")]
-    files = group_files("experiment")
-    return any("mode: MULTIRUN" in files[name].read_text() for name in named if name in files)
+    return any(sweeps_of(name) for name in named)
 
 
 def _compose(name: str, task: Task) -> None:

@@ -42,6 +42,15 @@ def group_files(group: str) -> dict[str, Path]:
     return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
 
 
+def sweeps_of(experiment: str) -> set[str]:
+    """The keys over which an experiment sweeps by itself."""
+    file = group_files("experiment").get(experiment)
+    text = file.read_text() if file else ""
+    if "MULTIRUN" not in text:
+        return set()
+    return set(yaml.safe_load(text)["hydra"].get("sweeper", {}).get("params", {}))
+
+
 def options_with(group: str, key: str) -> list[str]:
     """The options of a group whose own file has `key`; those that ask the user for it come first."""
     found = []
@@ -55,8 +64,8 @@ def options_with(group: str, key: str) -> list[str]:
 
 @cache
 def synonyms() -> dict[str, list[str]]:
-    """What other libraries call a key, in lower case → rlx's keys, from conf/synonyms.yaml."""
-    table: dict[str, Any] = yaml.safe_load(Path(conf_dir(), "synonyms.yaml").read_text())
+    """What other libraries call a key, in lower case → rlx's keys, from conf/help/synonyms.yaml."""
+    table: dict[str, Any] = yaml.safe_load(Path(conf_dir(), "help/synonyms.yaml").read_text())
     result: dict[str, list[str]] = {}
     for key, words in table.items():
         for word in words:

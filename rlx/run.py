@@ -151,7 +151,8 @@ class Run:
 
     def write_config(self, config: DictConfig | Mapping[str, Any]) -> None:
         """config.yaml, resolved, and its signature in meta.json."""
-        text = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
+        node = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+        text = OmegaConf.to_yaml(node, resolve=True)
         write(self.path / "config.yaml", text)
         self.write_meta(signature=trust.signature(text))
 

@@ -119,6 +119,7 @@ def test_the_folders_are_all_known():
         "device",
         "env",
         "experiment",
+        "help",  # synonyms: tests/test_kinds.py
         "preset",
         "protocol",
         "tuned",

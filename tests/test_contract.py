@@ -67,7 +67,7 @@ DYNAMICS = {
     "observe(self, state): return state.double()": "observation is float64",
     "observe(self, state): return state[:, :2]": "observation is float32 [1, 2]; expected float32 [1, 4]",
     "initial(self, draws): return draws * float('nan')": "observation holds a number that is not finite",
-    "transition(self, s, a, d): return s, s[:, 0], s[:, 0]": "step raised TypeError",
+    "transition(self, s, a, d): return s, s[:, 0], s[:, 0]": "Mine's step raised",
     "transition(self, s, a, d): return s, s[:, 0] * float('nan'), s[:, 0] > 9": "reward is nan",
 }
 

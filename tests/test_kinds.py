@@ -460,7 +460,7 @@ def test_every_synonym_is_of_a_key_that_exists(composed):
     known = {key for agent in AGENTS for key in all_keys("train", [f"agent={agent}", "env=gym"])}
     known |= {key for attack in group_files("attack") for key in all_keys("attack", [f"attack={attack}"])}
     known |= {"env.stack", "env.repeat_action_probability", "env.kwargs"}
-    table = yaml.safe_load(Path(conf_dir(), "synonyms.yaml").read_text())
+    table = yaml.safe_load(Path(conf_dir(), "help/synonyms.yaml").read_text())
     assert set(table) <= known
     assert closest("lr", ["agent.learning_rate"]) == "agent.learning_rate" and closest("zzz", ["steps"]) is None
 
