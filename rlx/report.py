@@ -108,13 +108,13 @@ class Progress:
         from rlx.stats import iqm
 
         now = mean.cpu().numpy()
-        text = f"{step:>11,}  return {number(float(iqm(now)))}"
+        text = f"{step:>9,}  return {number(float(iqm(now)))}"
         if bool(best.isfinite().all()):
-            text += f"  kept {number(float(iqm(best.cpu().numpy())))}, worst seed {number(float(best.min()))}"
+            text += f"  kept {number(float(iqm(best.cpu().numpy())))} (worst {number(float(best.min()))})"
         if self.threshold is not None:
             text += f"  {int((best >= self.threshold).sum())}/{len(best)} solved"
         text += f"  {self.done} stopped" if self.done else ""
-        text += f"  {self.steps_per_s(step):,.0f} {self.unit}/s"
+        text += f"  {self.steps_per_s(step):,.0f} {self.unit}/s each"
         if self.live.disable:
             remaining = max(self.total - step, 0) / max(self.steps_per_s(step), 1e-9)
             text += f"  {duration(remaining)} left"

@@ -77,22 +77,25 @@ class Run:
             if path is None:
                 raise ConfigError(f"no run yet below {top}; start one with: rlx {command}")
             raise ConfigError(f"run={path}: no such run directory.{nearest_path(top)}")
-        for left in [*top.rglob(".*.former"), *top.rglob(".*.partial")]:
-            if left.is_dir() and (left / "meta.json").is_file():
-                _recover(left.with_name(left.name[1:].rpartition(".")[0]))
-        metas = [file for file in top.rglob("meta.json") if not _inside(file.relative_to(top).parts)]
-        metas.sort(key=lambda file: file.parent.name)
-        for meta in reversed(metas):
-            run = cls(meta.parent, trusted)
-            if run.meta().get("command") == command and (not finished or run.meta().get("status") == "completed"):
+        broken = ""
+        for folder in _newest_first(top):
+            run = cls(folder, trusted)
+            try:
+                meta = run.meta()
+            except ConfigError as error:  # of another run than the one that is looked for, perhaps
+                broken = f" {error}"
+                continue
+            if meta["command"] == command and (not finished or meta["status"] == "completed"):
                 return run
-        raise ConfigError(f"run={top}: neither a run nor a folder with a {'finished ' * finished}{command} run in it.")
+        raise ConfigError(f"run={top}: neither a run nor a folder with a {'finished ' * finished}{command} run in it.{broken}")
 
     @classmethod
     def command_of(cls, path: str) -> str | None:
         """Which command made the run at `path`, or the newest run below it; None where there is no run."""
-        metas = sorted(Path(path).rglob("meta.json"), key=lambda file: file.parent.name)
-        return cls(metas[-1].parent).meta()["command"] if metas else None
+        for folder in _newest_first(Path(path)):
+            with suppress(ConfigError):
+                return cls(folder).meta()["command"]
+        return None
 
     @classmethod
     def find_all(cls, paths: object, root: str, command: str = "train", finished: bool = True, trusted: bool = False) -> "list[Run]":
@@ -476,9 +479,20 @@ def _put_back(path: Path) -> None:
             left.rename(path)
 
 
-def _inside(parts: tuple[str, ...]) -> bool:
-    """Whether a run lies in another that grows, or is the leftover of a crash."""
-    return any(part == "growing" or part.startswith(".") for part in parts)
+def _newest_first(top: Path) -> list[Path]:
+    """The runs at and below `top`, but for those inside a run that grows; what crashes left of some is put back."""
+    found = []
+    for folder, names, files in os.walk(top):
+        for name in [name for name in names if name.startswith(".")]:
+            names.remove(name)
+            whole = name[1:].rpartition(".")[0]
+            _recover(Path(folder, whole))
+            if whole and whole not in names and Path(folder, whole).is_dir():
+                names.append(whole)
+        if "meta.json" in files:
+            names.clear()
+            found.append(Path(folder))
+    return sorted(found, key=lambda path: path.name, reverse=True)
 
 
 def _versions() -> dict[str, Any]:

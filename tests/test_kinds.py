@@ -636,3 +636,10 @@ def test_a_foreign_run_that_is_resumed_takes_no_memory_for_what_it_only_claims(c
 def test_a_list_of_seeds_has_an_end(override, rlx, tmp_path):
     result = rlx("train", override)
     assert result.code == 2 and override.partition("=")[0] in result.err and list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_run_hides_no_other(rlx, tiny_runs, tmp_path):
+    shutil.copytree(tiny_runs / "train/dqn-cartpole", tmp_path / "runs")
+    (tmp_path / "runs/99991231-000000-000000").mkdir()
+    (tmp_path / "runs/99991231-000000-000000/meta.json").write_text("{")
+    assert rlx("evaluate", "runs", "episodes=2").code == 0 and rlx("report", "runs").code == 0
