@@ -117,16 +117,30 @@ def _to_hydra(command: str, arguments: list[str]) -> list[str]:
         elif argument.startswith("-"):
             raise ConfigError(_as_key_value(command, argument, values))
         elif _is_override(argument):
-            overrides.append(_upsert(argument, own, swept))
+            overrides.append(_upsert(_as_path(argument), own, swept))
         else:
             paths.append(argument)
     if paths:
-        quoted = ",".join("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in paths)
+        quoted = ",".join(_quoted(path) for path in paths)
         overrides.append(f"{'data' if command == 'data' else 'run'}=[{quoted}]")
     if {"-c", "--cfg"} & set(flags):  # Hydra takes it or a sweep
         flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     flags += _use_conf(flags)
     return flags + overrides
+
+
+def _quoted(text: str) -> str:
+    """`text` as a word of Hydra's grammar, where a backslash stands for itself but before a quote."""
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+
+
+def _as_path(override: str) -> str:
+    """outputs=… and out=… with whatever characters a folder's name may have."""
+    key, _, value = override.partition("=")
+    if key in ("outputs", "out") and re.search(r"[^\w./-]", value) and value[0] not in "'\"":
+        return f"{key}={_quoted(value)}"
+    return override
 
 
 def _use_conf(words: list[str]) -> list[str]:
@@ -213,11 +227,20 @@ def _explain(error: Exception, command: str, line: list[str]) -> str:
         empty = [a for a in line if re.fullmatch(r"\w+=(null|None|)", a)]
         what = empty[0] if empty else text
         return f"{what}: a group takes one of its names (tuned=none: no tuned settings)."
+    if match := re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text):
+        key, value = (str(part).lstrip("+") for part in match.groups())
+        return f"{key}={value}: several values. A list is {key}=[{value}]; a sweep over them: rlx {command} -m {key}={value}"
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, option = (str(part) for part in match.groups())
-        if group == "env" and re.search(r"-v\d+$", option):
+        group, _, option = f"{match[1]}/{match[2]}".partition("/")
+        names = list(conf.group_files(group))
+        if group == "env" and "/" in option:
             return f"env={option}: no such option. An id of Gymnasium: env=gym env.id={option}"
-        return f"{group}={option}: no such option.{nearest(option, conf.group_files(group))}"
+        if group == "env" and re.search(r"-v\d+$", option):
+            plain = re.sub(r"\W|_", "", option.rpartition("-")[0].lower())
+            own = [f" rlx's own: env={name}." for name in names if name.replace("_", "") == plain]
+            return f"env={option}: no such option.{''.join(own)} An id of Gymnasium: env=gym env.id={option}"
+        every = f" All: {', '.join(names)}." if 1 < len(names) <= 20 and closest(option, names) else ""
+        return f"{group}={option}: no such option.{nearest(option, names)}{every}"
     match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if not match:
         return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace("\n\n", "\n")

@@ -80,6 +80,8 @@ def typed(
     `given`: parameters that the caller passes itself. `beside`: keys of `node` that others read,
     for the error message. `partial`: leave out what `node` does not say. Raises ConfigError.
     """
+    if not isinstance(node, Mapping | DictConfig):
+        raise ConfigError(f"{key}={node}: expected keys with values.")
     values = {name: value for name, value in plain(node).items() if name != "_target_"}
     parameters = {name: p for name, p in _parameters(kind).items() if name not in given}
     prefix = f"{key}." if key else ""
@@ -141,6 +143,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return [convert(item, typing.get_args(hint)[0], key) for item in value]
     if hint is int and isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kM])", value)):
         return int(match[1]) * {"k": 1_000, "M": 1_000_000}[match[2]]  # steps=200k
+    if hint is int and isinstance(value, (int, float)) and abs(value) >= 1 << 53:
+        raise ConfigError(f"{key}={value:g}: too large a number.")
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # steps=1e6
     if hint in (float, str) and type(value) is int:

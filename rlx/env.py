@@ -120,6 +120,9 @@ def played(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
 
 def refused(obs: gymnasium.Space, action: gymnasium.Space, id: str) -> tuple[str, str] | None:
     """(what rlx does not take of the spaces of Gymnasium's env `id`, the wrapper that helps)."""
+    for what, empty in (("observations", obs), ("actions", action)):
+        if 0 in (empty.shape or ()):
+            return f"needs {what} of some numbers, but they are {empty}.", "There is nothing to learn from."
     if not _is_box_or_discrete(obs):
         problem = f"needs Box or Discrete (0…n−1) observations, but they are {obs}."
         if obs.is_np_flattenable:

@@ -50,17 +50,18 @@ def nearest(word: object, choices: Iterable[object]) -> str:
 def closest(word: str, names: Sequence[str]) -> str | None:
     """Which of `names` was probably meant by `word`, if any.
 
-    In this order: what another library calls so, the same name in another group or case, the
+    In this order: the same name in another group or case, what another library calls so, the
     same name but for some letters (of dotted names: in the same group, then anywhere).
     """
     group, _, last = word.lower().rpartition(".")
-    for key in [*synonyms().get(word.lower(), ()), *synonyms().get(last, ())]:
-        for name in names:
-            if name in (key, key.rpartition(".")[2], f"{group}.{key.rpartition('.')[2]}"):
-                return name
     same = [name for name in names if name.lower().rpartition(".")[2] == last]
     if same:
         return same[0]
+    for key in [*synonyms().get(word.lower(), ()), *synonyms().get(last, ())]:
+        _, dot, end = key.rpartition(".")
+        for name in names:
+            if name == key or (dot and group and name == f"{group}.{end}"):
+                return name
     if group:
         inside = {name.lower().removeprefix(f"{group}."): name for name in names}
         inside = {rest: name for rest, name in inside.items() if name.lower() != rest}

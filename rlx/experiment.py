@@ -1,5 +1,6 @@
 """What a composed config means: the validated agent, env, data, seeds and device of one run, before and after it is on disk."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,13 +51,15 @@ def validated(composed: Mapping[str, Any]) -> DictConfig:
     from rlx.stopping import Config as Stop
 
     config = typed(Config, composed, "")
+    for group in ("agent", "env", "eval_env", "device"):
+        config[group] = convert({} if config[group] is None else config[group], dict, group)
     agent: Any = load_class(config["agent"], "agent", Agent)
     config["agent"] = {"_target_": config["agent"]["_target_"], **typed(agent.config_type, config["agent"], "agent")}
     config["env"] = typed_env(config["env"])
-    config["eval_env"] = typed_env({**(config["eval_env"] or {}), "_target_": config["env"]["_target_"]}, "eval_env", partial=True)
+    config["eval_env"] = typed_env({**config["eval_env"], "_target_": config["env"]["_target_"]}, "eval_env", partial=True)
     del config["eval_env"]["_target_"]
     config["device"] = typed(Device, config["device"], "device")
-    config["stop"] = typed(Stop, config["stop"], "stop") if config["stop"] else None
+    config["stop"] = typed(Stop, convert(config["stop"], dict, "stop"), "stop") if config["stop"] else None
     if config["data"] and not config["data"].startswith("minari:"):
         config["data"] = str(Path(config["data"]).absolute())  # a run may be resumed from elsewhere
     return OmegaConf.create(config)
@@ -67,6 +70,9 @@ def trained(run: "Run") -> DictConfig:
     from rlx.agent import Agent
 
     config = run.config
+    for key in ("agent", "env", "eval_env", "device", "seeds", "copies"):
+        if key not in config:
+            raise ConfigError(f"{run.path / 'config.yaml'}: '{key}' is missing.")
     kind: Any = load_class(config.agent, "agent", Agent)
     for name in getattr(kind.config_type, "retired", ()):
         config.agent.pop(name, None)
@@ -107,12 +113,27 @@ def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str
     """
     params = typed_env(node)
     observe, stack, workers = (params.pop(name) for name in ("observe", "stack", "workers"))
+    _require_room(num_envs, stack)
     env = _whole_env(params, num_envs, device, clock, workers)
     if observe is None and stack == 1:
         return env
     from rlx.envs.view import View
 
     return View(env, observe, stack)
+
+
+def _require_room(num_envs: int, stack: int) -> None:
+    """ConfigError where so many copies cannot be, before any memory is taken for them."""
+    import torch
+
+    from rlx.replay import free_memory
+
+    least, free = 64.0 * num_envs * stack, free_memory(torch.device("cpu"))  # bytes: some numbers of each
+    if least > free:
+        raise ConfigError(
+            f"env: {num_envs:,} copies at once, env.stack={stack}, take {least / 1e9:,.0f} GB of memory at least, and "
+            f"{free / 1e9:,.1f} GB are free; take fewer copies, seeds or episodes."
+        )
 
 
 def _whole_env(params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int) -> "TensorEnv":
@@ -153,6 +174,23 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
     stack = typed_env(node)["stack"]
     return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "rules", None), stack)
+
+
+def evaluated_spec(spec: "Spec", node: Mapping[str, Any]) -> "Spec":
+    """The spec of the env `node` in which an agent of `spec` is evaluated; ConfigError where its spaces are others."""
+    own = env_spec(node)
+    for what, here, there in (
+        ("observations", spec.observation_space, own.observation_space),
+        ("actions", spec.action_space, own.action_space),
+    ):
+        if here != there:
+            raise ConfigError(f"eval_env: has {what} {named(there)}; the agent learns with {named(here)}.")
+    return own
+
+
+def named(space: Any) -> str:
+    """A space on one line."""
+    return " ".join(str(space).split())
 
 
 def age(runs: "Sequence[Run]", checkpoint: str) -> int:
@@ -198,6 +236,9 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
     name = choice(config.name, ("auto", "cpu", "cuda"), "device")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch sees no CUDA device here; use device=cpu or device=auto.")
+    most = max(64, os.cpu_count() or 1)
+    if config.threads > most:
+        raise ConfigError(f"device.threads={config.threads}: this machine takes at most {most}.")
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)  # dead units' gradients decay into denormal numbers, ten times slower
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name if name != "auto" else "cpu")
@@ -211,15 +252,15 @@ def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", cop
     for what, space, fits in (("observations", spec.observation_space, kind.observations), ("actions", spec.action_space, kind.actions)):
         if not isinstance(space, fits):
             names = " or ".join(fit.__name__ for fit in fits)
-            raise ConfigError(f"agent: {kind.__name__} needs {names} {what}; this env has {space}.")
+            raise ConfigError(f"agent: {kind.__name__} needs {names} {what}; this env has {named(space)}.")
     if kind.games and spec.rules is None:
         raise ConfigError(f"agent: {kind.__name__} needs a game of two players in turn, such as env=tic_tac_toe.")
     config, offline = build(kind.config_type, node, "agent"), issubclass(kind, OfflineAgent)
     if offline != (data is not None):
         raise ConfigError(
-            f"data: {kind.__name__} learns from a data set; give one, as in: data=data/cartpole (rlx collect makes them)."
+            "data: this agent learns from a data set; give one, as in: data=data/cartpole (rlx collect makes them)."
             if offline
-            else f"data: {kind.__name__} learns by acting; data sets are for agent=bcq and agent=bc."
+            else "data: this agent learns by acting; data sets are for agent=bcq and agent=bc."
         )
     return kind(config, spec, seeds, data if offline else copies)
 
@@ -258,6 +299,7 @@ def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]"
 
     config = trained(run)
     spec = env_spec(config.env)
+    evaluated_spec(spec, evaluated_env(config))
     kind: Any = load_class(config.agent, "agent", Agent)
     seeds = [int(seed) for seed in run.counters(checkpoint)["seeds"]]  # a stop rule may have taken some out
     if not seeds:

@@ -1,5 +1,6 @@
 """The pictures: learning and robustness curves with intervals, single seeds as faint lines."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,14 @@ def robustness(panels: "Mapping[str, Sequence[RobustnessCurve]]", path: Path, x:
                 axes.plot(curve.eps, seed, color=colour, alpha=0.14, linewidth=0.7)
             if np.isfinite(curve.low).all():
                 axes.fill_between(curve.eps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(curve.eps, curve.iqm, color=colour, linestyle=style, linewidth=2, marker="o", markersize=3, label=curve.label)
+            label = "\n".join(textwrap.wrap(curve.label, 46))
+            axes.plot(curve.eps, curve.iqm, color=colour, linestyle=style, linewidth=2, marker="o", markersize=3, label=label)
         if random is not None:
             axes.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
         what = "interquartile mean, 95 % interval; thin: each seed" if len(panels) == 1 else None
-        axes.legend(frameon=False, fontsize=8, title=what, title_fontsize=7)
+        long = len(curves) > 4 or any(len(curve.label) > 46 for curve in curves)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 1} if long else {}
+        axes.legend(frameon=False, fontsize=6 if long else 8, title=what, title_fontsize=7, **below)
     _save(figure, path)
 
 

@@ -108,7 +108,12 @@ def nearest_path(path: Path) -> str:
     """What to say of a `path` that does not exist: which one may have been meant."""
     import difflib
 
+    if path.exists():
+        return " It is a file."
     parent = next(p for p in path.parents if p.is_dir())
-    missing = path.relative_to(parent).parts[0]
+    missing, *rest = path.relative_to(parent).parts
     close = difflib.get_close_matches(missing, [p.name for p in parent.iterdir()], n=1)
-    return f" Did you mean '{parent / close[0]}'?" if close else f" '{parent}' exists, '{missing}' in it does not."
+    if not close:
+        return f" '{parent}' exists, '{missing}' in it does not."
+    whole = Path(parent, close[0], *rest)
+    return f" Did you mean '{whole if whole.exists() else parent / close[0]}'?"

@@ -75,7 +75,10 @@ def resumed(run: Run, config: DictConfig) -> tuple[Training, list[str]]:
     if shape != saved and not config.data:
         raise ConfigError(f"{run.path}: config.yaml has (seeds, those learning, copies) = {shape}, the checkpoint {saved}.")
     training = Training(build(Config, config, ""), run.path.parent.name)
-    training.load(counters, policy, state, run.parts(counters["replay"]))
+    try:
+        training.load(counters, policy, state, run.parts(counters["replay"]))
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{where.parent}: does not fit the run's config ({type(error).__name__}: {error}).") from error
     return training, warnings
 
 
@@ -97,5 +100,5 @@ def _join(run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Se
             joined.save(name, {"step": int(name), "seeds": learning}, concatenated(run.load(name), younger.load(name)))
     result = whole.run(joined, go_on=go_on)
     joined.replaces(run)
-    report.start(grown=run.path)
+    report.end(run.path)
     return result

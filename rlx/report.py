@@ -70,8 +70,10 @@ def unfinished(runs: "Sequence[Run]") -> None:
 class Progress:
     """A bar on a terminal; evaluations are lines above it, and all there is elsewhere."""
 
-    def __init__(self, total: int, begin: int = 0, threshold: float | None = None, unit: str = "steps"):
-        """From `begin` to `total`; `threshold`: the return from which a seed counts as solved."""
+    def __init__(self, total: int, begin: int = 0, threshold: float | None = None, unit: str = "steps", quarters: bool = False):
+        """From `begin` to `total`; `threshold`: the return from which a seed counts as solved; `quarters`: where there is no bar,
+        a line at each quarter."""
+        self.quarters = quarters
         self.total, self.begin, self.threshold, self.unit = total, begin, threshold, unit
         self.live = RichProgress(
             TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
@@ -84,6 +86,7 @@ class Progress:
             disable=not console.is_terminal,
         )
         self.done = 0
+        self.last = begin
 
     def __enter__(self) -> "Progress":
         self.began = time.monotonic()
@@ -102,6 +105,10 @@ class Progress:
         """Move the bar."""
         if not self.live.disable:
             self.live.update(self.task, completed=step)
+        elif self.quarters and 4 * step // self.total > 4 * self.last // self.total:
+            seconds = (self.total - step) / max(self.steps_per_s(step), 1e-9)
+            console.print(f"{step / self.total:>8.0%} done, {duration(seconds)} left", markup=False)
+        self.last = step
 
     def evaluated(self, step: int, mean: "Tensor", best: "Tensor") -> None:
         """Show an evaluation's returns [S'] and those of the weights kept [S]: interquartile means."""
@@ -148,6 +155,8 @@ def few(seeds: int) -> None:
 def interval_text(value: float, ci95: tuple[float, float]) -> str:
     """As in "-82.1 [-83.0, -81.2]"; without an interval where there is none (one seed)."""
     low, high = ci95
+    if np.isnan(value):
+        return "–"
     return number(value) if np.isnan(low) else f"{number(value)} [{number(low)}, {number(high)}]"
 
 
@@ -163,7 +172,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         result.add_row(*map(_cell, row))
-    console.print(result)
+    whole = console.measure(result, options=console.options.update(width=1000)).maximum
+    console.print(result, width=max(console.width, whole), crop=False)
 
 
 def _cell(value: Any) -> str:

@@ -53,6 +53,8 @@ class Run:
     @classmethod
     def create(cls, root: str, command: str, name: str, config: DictConfig | Mapping[str, Any]) -> "Run":
         """A new directory `root`/`command`/`name`/<time stamp>; ConfigError where it cannot be written."""
+        if not str(root).strip():
+            raise ConfigError(f"outputs={root}: expected a folder.")
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         run = cls(Path(root) / command / name / stamp)
         try:
@@ -70,6 +72,7 @@ class Run:
         _recover(top)
         if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
             run = cls(top, trusted)
+            run.check_links()
             if run.meta()["command"] != command:
                 raise ConfigError(f"run={path}: made by rlx {run.meta()['command']}; this takes runs of rlx {command}.")
             return run
@@ -85,7 +88,10 @@ class Run:
             except ConfigError as error:  # of another run than the one that is looked for, perhaps
                 broken = f" {error}"
                 continue
-            if meta["command"] == command and (not finished or meta["status"] == "completed"):
+            if meta["command"] != command or (finished and meta["status"] != "completed"):
+                continue
+            run.check_links()
+            if finished or run._resumable():  # one that was stopped before its first checkpoint is none to go on with
                 return run
         raise ConfigError(f"run={top}: neither a run nor a folder with a {'finished ' * finished}{command} run in it.{broken}")
 
@@ -100,9 +106,14 @@ class Run:
     @classmethod
     def find_all(cls, paths: object, root: str, command: str = "train", finished: bool = True, trusted: bool = False) -> "list[Run]":
         """One run for each of `paths` (null, one path or a list of them), as `find`."""
-        if paths is None or isinstance(paths, str):
-            return [cls.find(paths, root, command, finished, trusted)]
-        return [cls.find(str(path), root, command, finished, trusted) for path in paths]  # type: ignore[attr-defined]
+        each = [paths] if paths is None else named(paths)
+        return [cls.find(path, root, command, finished, trusted) for path in each]  # type: ignore[arg-type]
+
+    def check_links(self) -> None:
+        """ConfigError where something in the run is a link that leads out of it: neither read nor written."""
+        for path in self.path.rglob("*"):
+            if path.is_symlink():
+                self._own(path)
 
     def growing(self) -> "list[Run]":
         """Runs inside this one of seeds that shall be added to it."""
@@ -137,9 +148,12 @@ class Run:
             loaded = OmegaConf.create(text)
         except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"{file}: cannot be read ({str(error).splitlines()[0]}).") from None
-        if not isinstance(loaded, DictConfig):
-            raise ConfigError(f"{file}: is no config.")
         raw = OmegaConf.to_container(loaded)
+        if not isinstance(loaded, DictConfig) or not isinstance(raw, dict):
+            raise ConfigError(f"{file}: is no config.")
+        for key in ("agent", "env", "eval_env", "device", "attack"):
+            if not isinstance(raw.get(key, {}), dict):
+                raise ConfigError(f"{file}: '{key}' is {raw[key]}; expected keys with values.")
         if "${" in json.dumps(raw, default=str):
             raise ConfigError(f"{file}: asks for an interpolation (${{…}}); the config of a run has none.")
         if not (self.trusted or trust.is_signed(text, self.meta().get("signature"))):
@@ -182,7 +196,8 @@ class Run:
         meta = self.meta()
         if meta["status"] == "completed":
             return None
-        return f"{meta['status']} ({meta['error']})" if meta.get("error") else str(meta["status"])
+        status = str(meta["status"] or "of no known status")
+        return f"{status} ({meta['error']})" if meta.get("error") else status
 
     def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append to metrics.jsonl."""
@@ -192,13 +207,15 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """All rows logged so far, NaN where metrics.jsonl has null; a crash may have cut the last line."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().split("\n")[:-1] if file.exists() else []
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(numbers(json.loads(line)))
-            except ValueError as error:
-                raise ConfigError(f"{file}: line {number} is not valid JSON ({error}).") from None
+        rows: list[dict[str, Any]] = []
+        try:
+            for line in file.read_text().split("\n")[:-1] if file.exists() else []:
+                row = numbers(json.loads(line))
+                if not {"step", "seed", "return/mean"} <= set(row):
+                    raise ValueError("step, seed and return/mean are expected")
+                rows.append(row)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{file}: line {len(rows) + 1} cannot be read ({error}).") from None
         return rows
 
     def curve(self) -> "tuple[list[int], list[int], np.ndarray]":
@@ -287,9 +304,11 @@ class Run:
         """state.json of checkpoint `name`."""
         file = self.checkpoint(name) / "state.json"
         try:
-            return dict(json.loads(file.read_text()))
+            state = dict(json.loads(file.read_text()))
+            _check_state(state)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{file}: unreadable, perhaps truncated ({error}).") from None
+        return {"replay": {}, "sha256": {}} | state
 
     def summary(self) -> dict[str, Any]:
         """summary.json of a finished run, NaN where it has null; ConfigError where there is none."""
@@ -459,6 +478,34 @@ def _lasting(checkpoint: Path) -> bool:
         return json.loads((checkpoint / "state.json").read_text()).get("lasting", True)
     except (OSError, ValueError):
         return True
+
+
+def named(paths: object) -> list[str]:
+    """The run directories that a user named: one word, or a list of them. ConfigError where it is neither."""
+    each = [paths] if isinstance(paths, str) else paths
+    if not isinstance(each, list) or not each or not all(isinstance(path, str) for path in each):
+        raise ConfigError(f"run={paths}: expected a run directory, or a list of them.")
+    return each
+
+
+def _check_state(state: Mapping[str, Any]) -> None:
+    """ValueError where state.json does not say what it should: whole numbers, and checksums by name."""
+
+    def whole(value: Any) -> bool:
+        return type(value) is int and 0 <= value < 1 << 62
+
+    seeds = state.get("seeds")
+    if not isinstance(seeds, list) or not all(map(whole, seeds)) or len(set(seeds)) < len(seeds):
+        raise ValueError("'seeds' is no list of different seeds")
+    for name in ("step", "evaluated"):
+        value = state.get(name, 0)
+        if not all(map(whole, value if isinstance(value, list) else [value])):
+            raise ValueError(f"'{name}' is {value}")
+    if not isinstance(state.get("wall_s", 0.0), (int, float)):
+        raise ValueError("'wall_s' is no number")
+    for name in ("sha256", "replay"):
+        if not isinstance(state.get(name, {}), dict):
+            raise ValueError(f"'{name}' is {state[name]}")
 
 
 def _recover(path: Path) -> None:

@@ -64,7 +64,7 @@ def sweep(
     radii = torch.tensor(eps, dtype=torch.float32, device=device)[radius]
     width = max(1, max_copies // len(seeds))
     parts: list[Any] = []
-    with report.Progress(len(columns), unit="columns") as progress:
+    with report.Progress(len(columns), unit="columns", quarters=True) as progress:
         for chunk in columns.split(width):
             reset = (REPORT + episode[chunk]).expand(len(seeds), -1)
             attacker = Attacker(attack, policy, spec, list(modes.values()), mode[chunk], radii[chunk], seeds, reset, scale)

@@ -41,7 +41,7 @@ class Training:
         self.device = experiment.setup_device(config.device)
         self.spec = experiment.env_spec(config.env)
         self.eval_env = experiment.evaluated_env({"env": config.env, "eval_env": config.eval_env})
-        self.threshold = experiment.env_spec(self.eval_env).reward_threshold
+        self.threshold = experiment.evaluated_spec(self.spec, self.eval_env).reward_threshold
         """Return from which a seed counts as solved, if the env says."""
         self.data = experiment.open_data(config.data, config.skip_bad) if config.data else None
         self.copies, self.unit, self.fingerprint = config.copies, "steps", None

@@ -15,6 +15,9 @@ from typing import Any
 
 from rlx.conf import user_dir
 
+OWN = ("rlx.agents.", "rlx.envs.", "rlx.attacks.")
+"""Where rlx's own classes lie."""
+
 
 def signature(text: str) -> str | None:
     """The signature of `text` by this user's secret; None where no secret can be kept."""
@@ -25,7 +28,7 @@ def signature(text: str) -> str | None:
 def is_signed(text: str, given: object) -> bool:
     """Whether `given` is this user's signature of `text`."""
     own = signature(text)
-    return own is not None and isinstance(given, str) and hmac.compare_digest(own, given)
+    return own is not None and isinstance(given, str) and hmac.compare_digest(own.encode(), given.encode())
 
 
 def imports(config: Any) -> Iterator[str]:
@@ -33,10 +36,10 @@ def imports(config: Any) -> Iterator[str]:
     if isinstance(config, Mapping):
         for key, value in config.items():
             if key == "_target_":
-                if not str(value).startswith("rlx."):
+                if not str(value).startswith(OWN):
                     yield str(value)
             elif key == "id" and isinstance(value, str) and ":" in value:
-                if not value.startswith("rlx."):
+                if not value.startswith(OWN):
                     yield value.partition(":")[0]
             else:
                 yield from imports(value)

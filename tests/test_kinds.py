@@ -643,3 +643,137 @@ def test_a_broken_run_hides_no_other(rlx, tiny_runs, tmp_path):
     (tmp_path / "runs/99991231-000000-000000").mkdir()
     (tmp_path / "runs/99991231-000000-000000/meta.json").write_text("{")
     assert rlx("evaluate", "runs", "episodes=2").code == 0 and rlx("report", "runs").code == 0
+
+
+# Links, sizes and shapes that only somebody else's run has
+
+
+LINKED = ["meta.json", ".meta.json.partial", "returns.npz", "learning.png", "metrics.jsonl", "replay/q", "checkpoints/000000300"]
+LINKED += ["checkpoints/best/agent.safetensors", "checkpoints/best/state.json"]
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_no_link_in_a_run_leads_out_of_it(name, foreign, rlx, tmp_path):
+    run = foreign()
+    outside = tmp_path / "precious"
+    place = run / name
+    if place.is_dir():
+        shutil.move(place, outside)
+    elif name == "replay/q":
+        outside.mkdir()
+        shutil.copy(run / "checkpoints/best/agent.safetensors", outside / "z.safetensors")
+    else:
+        outside.write_bytes(place.read_bytes() if place.exists() else b"precious")
+        place.unlink(missing_ok=True)
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(outside)
+    before = sorted((str(path), path.stat().st_size) for path in [outside, *outside.rglob("*")])
+    for command in (("evaluate", "episodes=2"), ("resume", "steps=900"), ("report",), ("attack", "scale=std", "episodes=2")):
+        result = rlx(*command, run)
+        assert result.code == 2 and "leads out of the run" in result.err, result.err
+    assert sorted((str(path), path.stat().st_size) for path in [outside, *outside.rglob("*")]) == before
+
+
+CLAIMS = [
+    {"env.stack": 10**9}, {"eval_env": {"stack": 10**9}}, {"env.observe": [0] * 1000}, {"device": {"name": "cpu", "threads": 10**9}},
+    {"eval_env": "x"}, {"device": None}, {"agent": None}, {"env": [1]}, {"env._target_": "rlx.__main__:X"},
+    {"env": {"_target_": "rlx.envs.gym.GymEnv", "id": "CartPole-v1", "max_episode_steps": None, "kwargs": {}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=str)
+def test_a_foreign_config_is_refused_in_one_line(claim, foreign, rlx):
+    run = foreign()
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    for key, value in claim.items():
+        group, _, name = key.partition(".")
+        if name:
+            config[group][name] = value
+        else:
+            config[group] = value
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    result = rlx("resume", run, "steps=900")
+    assert result.code == 2 and len(result.err.splitlines()) == 1, result.err
+
+
+STATES = [
+    ("seeds", 5), ("seeds", [0, "x"]), ("seeds", [0, None]), ("seeds", [0, 10**30]), ("seeds", [0, -1]), ("seeds", None), ("sha256", 5),
+    ("sha256", []), ("replay", 5), ("evaluated", None), ("wall_s", None), ("step", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), STATES, ids=str)
+def test_a_foreign_state_is_refused_in_one_line(key, value, foreign, rlx):
+    run = foreign()
+    for name, command in (("best", ("evaluate", "episodes=2")), ("000000600", ("resume", "steps=900"))):
+        file = run / "checkpoints" / name / "state.json"
+        whole = json.loads(file.read_text())
+        for state in (whole | {key: value}, {k: v for k, v in whole.items() if k != key}):
+            file.write_text(json.dumps(state))
+            result = rlx(*command, run)
+            assert result.code in (0, 2) and "Traceback" not in result.err, result.err
+            assert result.code == 2 or key not in whole or key not in state or name == "000000600"
+        file.write_text(json.dumps(whole))
+    signed = json.loads((run / "meta.json").read_text()) | {"signature": "é"}
+    (run / "meta.json").write_text(json.dumps(signed))
+    assert rlx("evaluate", run, "episodes=2").code == 0
+
+
+@pytest.mark.parametrize("key", ["agent", "env", "seeds"])
+def test_a_config_that_lacks_a_key_is_named(key, foreign, rlx):
+    run = foreign()
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    del config[key]
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    for command in ("evaluate", "attack", "resume"):
+        result = rlx(command, run)
+        assert result.code == 2 and f"config.yaml: '{key}' is missing" in result.err, result.err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]\n", b"{}\n", b"null\n"])
+def test_metrics_of_another_kind_are_named(content, foreign, rlx):
+    run = foreign()
+    (run / "metrics.jsonl").write_bytes(content)
+    if not content.endswith(b"\n"):
+        (run / "metrics.jsonl").write_bytes(content + b"\n")
+    result = rlx("report", run)
+    assert result.code == 2 and "metrics.jsonl: line 1" in result.err
+
+
+@pytest.mark.parametrize("given", ["run=[]", "run={a: 1}", "run=5", "run=[null,null]", "run=[[x]]"])
+@pytest.mark.parametrize("command", ["report", "evaluate", "attack", "resume", "drift"])
+def test_runs_are_named_by_words(command, given, rlx, tmp_path):
+    result = rlx(command, given)
+    assert result.code == 2 and "Traceback" not in result.err and list(tmp_path.iterdir()) == []
+
+
+MORE_VALUES = [
+    "eval_env=3", "stop=5", "env=3", "env.stack=1e9", "eval_episodes=1e10", "final_episodes=1e11", "device.threads=1e6", "steps=1e300",
+    "eval_env.observe=[0]", "eval_env.stack=2", "env.observe=[0,0]", "outputs=",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", MORE_VALUES)
+def test_what_cannot_be_is_refused_before_anything_is_written(override, rlx, tmp_path):
+    result = rlx("train", "agent=dqn", "env=cartpole", *TINY, *LEARN, "seeds=1", override)
+    if override.startswith(("eval_episodes", "final_episodes")):
+        assert result.code in (1, 2) and "GB of memory" in result.err
+    else:
+        assert result.code == 2 and list(tmp_path.iterdir()) == [], result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("name", ["back\\slash", "back\\", "a'b\"c", "(p)", "~t", "a,b", "ü[x]{y}", "\\'"])
+def test_any_folder_can_hold_the_outputs(name, rlx, tmp_path):
+    run = rlx("train", "agent=q_table", "env=frozen_lake", *TINY, "seeds=1", f"outputs={tmp_path}/{name}")
+    assert run.code == 0, run.err
+    (made_there,) = Path(f"{tmp_path}/{name}/train/q_table-frozen_lake").iterdir()
+    assert rlx("evaluate", made_there, "episodes=2").code == 0
+
+
+def test_a_run_that_was_never_saved_is_none_to_go_on_with(rlx, monkeypatch):
+    good = rlx("train", *PPO, "seeds=1").run
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "_learn", lambda *_: (_ for _ in ()).throw(RunError("crashed")))
+        assert rlx("train", *PPO, "seeds=1").code == 1
+    assert f"{good}" in rlx("resume", "outputs", "steps=800").out

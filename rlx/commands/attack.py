@@ -59,7 +59,7 @@ def main(composed: DictConfig) -> float:
     device = experiment.setup_device(config.device)
     policy, spec, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
     modes = chosen_modes(attack, policy.heads, config.modes)
-    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs, config.checkpoint)
+    env, clock = experiment.evaluated_env(experiment.trained(runs[0])), experiment.age(runs, config.checkpoint)
 
     def make_env(copies: int) -> Any:
         return experiment.make_env(env, copies, device, clock)

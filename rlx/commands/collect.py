@@ -51,7 +51,7 @@ def main(composed: DictConfig) -> None:
     from rlx import experiment
     from rlx.data import Writer
 
-    env = experiment.evaluated_env(runs[0].config)
+    env = experiment.evaluated_env(experiment.trained(runs[0]))
     if other := next((run for run in runs if not experiment.same_env(run.config, runs[0].config)), None):
         raise ConfigError(f"run={other.path}: its env differs from that of {runs[0].path}.")
     device, began = experiment.setup_device(config.device), time.monotonic()
@@ -76,7 +76,10 @@ def _collected(
     from rlx.rng import Streams, reset_seeds, seed_tensor
 
     stack = env.get("stack", 1)
-    sources = [(run, _checkpoint(run, place)) for run in runs for place in mix]
+    sources = list(dict.fromkeys((run, _checkpoint(run, place)) for run in runs for place in mix))
+    if len(sources) < len(runs) * len(mix):
+        places = len(runs) * len(mix)
+        report.start(mix=f"{places} places, but {len(sources)} checkpoints, in equal shares")
     loaded = [experiment.load_policies([run], checkpoint, device) for run, checkpoint in sources]  # errors before the first step
     texts = []
     for number, ((run, checkpoint), (policy, _, seeds)) in enumerate(zip(sources, loaded, strict=True)):

@@ -39,7 +39,7 @@ def main(composed: DictConfig) -> float:
 
     device = experiment.setup_device(config.device)
     policy, _, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
-    env, clock = experiment.evaluated_env(runs[0].config), experiment.age(runs, config.checkpoint)
+    env, clock = experiment.evaluated_env(experiment.trained(runs[0])), experiment.age(runs, config.checkpoint)
     if config.video:
         from rlx import video
 

@@ -12,7 +12,7 @@ from rlx import atari100k, report, stats
 from rlx.command import command
 from rlx.commands.attack import eps_unit
 from rlx.config import ConfigError, build, choice
-from rlx.run import Run
+from rlx.run import Run, named
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def main(composed: DictConfig) -> None:
     config = build(Config, composed, "")
     if config.run is None:
         raise ConfigError("run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B")
-    trained = Run.command_of(config.run if isinstance(config.run, str) else config.run[0]) == "train"
+    trained = Run.command_of(named(config.run)[0]) == "train"
     runs = _finished(Run.find_all(config.run, config.outputs, "train" if trained else "attack"))
     _learning(runs, config.outputs, composed) if trained else _attacks(runs, config, composed)
 
@@ -45,7 +45,7 @@ def _finished(runs: Sequence[Run]) -> list[Run]:
         else:
             report.start(**{"left out": f"{run.path}: {status}"})
     if not finished:
-        raise ConfigError(f"run: none of the {len(runs)} runs is finished; rlx resume goes on with one.")
+        raise ConfigError(f"run: none of the {len(runs)} runs is finished (of a training, rlx resume goes on).")
     return finished
 
 
@@ -95,7 +95,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
         for i, text in zip(places, differences([runs[i].config for i in places]), strict=True):
             if len(places) > 1:
                 labels[i] = text if len(places) == len(runs) else f"{name} {text}"
-    return labels
+    twice = {label for label in labels if labels.count(label) > 1}
+    return [f"{label} ({run.path.name})" if label in twice else label for label, run in zip(labels, runs, strict=True)]
 
 
 def differences(configs: Sequence[DictConfig]) -> list[str]:
@@ -115,8 +116,11 @@ def _flat(node: Any, prefix: str) -> dict[str, Any]:
 def _attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
     """Robustness curves, and the ranks of the agents."""
     summaries = [run.summary() for run in runs]
-    heads = [cell["head"] for cell in summaries[0]["cells"]]
-    mode = config.mode or ("both" if "both" in heads else heads[0])
+    heads = [list(dict.fromkeys(cell["head"] for cell in summary["cells"])) for summary in summaries]
+    shared = [head for head in heads[0] if all(head in other for other in heads)]
+    if config.mode is None and not shared:
+        raise ConfigError(f"run: these attacks share no mode: {'; '.join(', '.join(modes) for modes in heads)}.")
+    mode = config.mode or ("both" if "both" in shared else shared[0])
     for run, summary in zip(runs, summaries, strict=True):
         for key, what in (("run", "attacks other agents"), ("seeds", "attacks other seeds"), ("scale", "has another unit of eps")):
             if summary[key] != summaries[0][key]:

@@ -65,7 +65,10 @@ def _go_on(run: Run, changes: dict[str, Any]) -> float:
     training, warnings = growing.resumed(run, saved)
     if training.step >= training.config.steps and run.meta()["status"] == "completed":
         more = 2 * training.step
-        raise ConfigError(f"run={run.path}: complete at step {training.step:,}; to go on, add for example steps={more} or more seeds=.")
+        raise ConfigError(
+            f"run={run.path}: complete at step {training.step:,}; to go on, add for example steps={more} or more seeds=, "
+            f"or name another run."
+        )
     for warning in warnings:
         report.start(warning=warning)
     if training.config.steps > (over := saved.agent.get("anneal_steps", training.config.steps)):

@@ -103,7 +103,8 @@ def settings() -> str:
     """Which tuned settings the run has; ConfigError where some were asked for that do not exist."""
     wanted, files = chosen("tuned"), group_files("tuned")
     if wanted in files:
-        return f"tuned/{wanted}"
+        own = wanted == f"{chosen('agent')}-{chosen('env')}"
+        return f"tuned/{wanted}" + ("" if own else ", which was tuned for another agent or env")
     if wanted not in (f"{chosen('agent')}-{chosen('env')}", "none"):
         raise ConfigError(f"tuned={wanted}: no such settings.{nearest(wanted, files)}")
     if wanted == "none":

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from rlx.config import ConfigError, at_least, build, nearest
-from rlx.env import resize
+from rlx.env import resize, spread
 from rlx.rng import stream_key, uniform
 
 
@@ -112,6 +112,7 @@ class BatchedEnv(VectorEnv):
             raise ConfigError(f"env.drift.parameter={drift.parameter}: these pictures show it as it is; drift another.")
         if drift is not None and drift.parameter not in numbers:
             raise ConfigError(f"env.drift.parameter={drift.parameter}: no such number.{nearest(drift.parameter, numbers)}")
+        at_least(num_envs, 1, "num_envs")
         self.dynamics, self.drift = dynamics, drift
         self._age = torch.full((num_envs,), clock, dtype=torch.int64, device=device)
         self._no_draws = torch.empty(num_envs, 0, dtype=torch.float32, device=device)
@@ -144,7 +145,7 @@ class BatchedEnv(VectorEnv):
         begun = hasattr(self, "state")
         where = self._asked_for(options)
         if seed is None and not begun:
-            seed = int(np.random.SeedSequence().generate_state(1)[0])
+            seed = _fresh()
         if seed is not None:
             self._seed(seed, where)
         if where is None:
@@ -232,13 +233,11 @@ class BatchedEnv(VectorEnv):
         self._steps.masked_fill_(where, 0)
 
     def _seed(self, seed: int | Sequence[int], where: Tensor | None) -> None:
-        """New random streams for the copies `where` (bool [B]; None: all)."""
-        if isinstance(seed, int | np.integer):
-            seed = range(int(seed), int(seed) + self.num_envs)
-        if len(seed) != self.num_envs:
-            raise ValueError(f"reset: {len(seed)} seeds for num_envs={self.num_envs}")
-        seeds = torch.tensor([int(s) for s in seed], dtype=torch.int64, device=self.device)
-        key = stream_key(seeds, "env")
+        """New random streams for the copies `where` (bool [B]; None: all); of several seeds, None is a fresh one."""
+        seeds = [_fresh() if own is None else int(own) for own in spread(seed, self.num_envs)]
+        if not (min(seeds) >= 0 and max(seeds) < 1 << 63):
+            raise ValueError(f"reset: seeds from {min(seeds)} to {max(seeds)}: expected whole numbers from 0 to 2⁶³ − 1.")
+        key = stream_key(torch.tensor(seeds, dtype=torch.int64, device=self.device), "env")
         if where is None:
             self._key, self._counter = key, torch.zeros_like(key)
         else:
@@ -265,13 +264,20 @@ class BatchedEnv(VectorEnv):
 
         On a GPU, values are taken as they are: looking at them would make it wait.
         """
-        given = torch.as_tensor(actions, device=self.device)
+        try:
+            given = torch.as_tensor(actions, device=self.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"actions {actions}: expected numbers in {self.single_action_space}.") from None
         if given.shape != self.action_space.shape:
             expected = f"{self.action_space.shape}, each in {self.single_action_space}"
             raise ValueError(f"actions of shape {tuple(given.shape)}: expected {expected}.")
         fits = given.dtype == self._action_dtype
         cast = given if fits else given.to(self._action_dtype)
-        if not self._choices or self.device.type != "cpu":
+        if self.device.type != "cpu":
+            return cast
+        if not self._choices:
+            if cast.isnan().any():
+                raise ValueError(f"actions {given.tolist()}: not in {self.single_action_space}.")
             return cast
         low, high = cast.aminmax()
         outside = int(low) < self._choices[0] or int(high) > self._choices[-1]
@@ -296,6 +302,11 @@ def _limit(given: int | None, dynamics: Dynamics) -> int:
     if not isinstance(given, int | np.integer) or given < 1:
         raise ConfigError(f"env.max_episode_steps={given}: expected a whole number from 1 on.")
     return int(given)
+
+
+def _fresh() -> int:
+    """A seed that nobody has had."""
+    return int(np.random.SeedSequence().generate_state(1)[0])
 
 
 def register(

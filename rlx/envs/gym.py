@@ -119,7 +119,7 @@ class GymEnv(VectorEnv):
         try:
             for env, action in zip(self.envs, given, strict=True):
                 steps.append(env.step(action))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._raised(len(steps), error) from error
         observed, rewarded, ended, cut, self._infos = self._columns(steps)
         final = self._observed(observed)  # before the resets, which may write into the same arrays
@@ -147,7 +147,7 @@ class GymEnv(VectorEnv):
         for copy, env in enumerate(self.envs):
             try:
                 picture: Any = env.render()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise self._raised(copy, error, "render()") from error
             if self.render_mode == "rgb_array" and np.shape(picture)[2:] != (3,):
                 what = _told(picture) if picture is None else f"shape {np.shape(picture)}"
@@ -198,7 +198,7 @@ class GymEnv(VectorEnv):
                 self._playing = [action] * self.num_envs
                 try:
                     obs, *_, self._infos[i] = self.envs[i].step(action.copy())
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     raise self._raised(i, error) from error
                 self._actions[i].append(action)
             newest.append(obs)
@@ -217,7 +217,7 @@ class GymEnv(VectorEnv):
         self._playing = ()
         try:
             result = env.reset(seed=seed, options=options) if options else env.reset(seed=seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._raised(copy, error) from error
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise self._broken(copy, f"returned {_count(result)}; expected 2, (observation, info).")
@@ -317,7 +317,7 @@ class GymEnv(VectorEnv):
                 raise self._broken(copy, f"returned {name} {_told(flag)}; expected true or false.")
         return np.array([bool(flag) for flag in flags])
 
-    def _raised(self, copy: int, error: Exception, call: str = "") -> Exception:
+    def _raised(self, copy: int, error: Exception | SystemExit, call: str = "") -> Exception:
         """The RunError that says that `call` (else the running reset or step) raised `error`."""
         if isinstance(error, (ConfigError, RunError)):
             return error
@@ -356,7 +356,7 @@ def _registered(id: str, named: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"the module {module} cannot be imported"
             raise ConfigError(f"{named}: {what}: {_what(error)}.") from error
     if name in gymnasium.registry:

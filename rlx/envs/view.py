@@ -33,6 +33,8 @@ class View(VectorEnv):
         if not isinstance(stack, int):
             raise ConfigError(f"env.stack={stack}: expected a whole number.")
         at_least(stack, 1, "env.stack")
+        if len(set(self.components)) < len(self.components):
+            raise ConfigError("env.observe: names a component twice.")
         self.env, self.stack = env, stack
         low, high = (np.concatenate([bound[self.components]] * stack) for bound in (space.low, space.high))
         self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=space.dtype)  # type: ignore[arg-type]
