@@ -30,7 +30,9 @@ def _panels(titles: Sequence[str], x: str, y: str):
         axes.set_ylabel(y)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
-        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_major_formatter("{x:,.10g}")
+        if len(titles) > 1:
+            axes.locator_params(axis="x", nbins=5)
     for axes in panels.flat[len(titles) :]:
         axes.set_axis_off()
     return figure, panels.flat
