@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,17 +85,16 @@ def typed_env(node: Mapping[str, Any], key: str = "env", partial: bool = False) 
 
     from rlx.envs.batched import Drift, Dynamics
 
-    values = plain(node)
-    kind: Any = load_class(values, key, object)
-    own = {name for name in values if name not in ("_target_", "observe", "stack", "workers")}
-    shown = {name: value for name, value in values.items() if name in ("observe", "stack", "workers")}
-    result = {"_target_": values["_target_"], **typed(Shown, shown, key, partial=partial)}
-    parameters = {name: values[name] for name in own}
-    beside = ["observe", "stack", "workers"]
+    parameters = plain(node)
+    kind: Any = load_class(parameters, key, object)
+    target = parameters.pop("_target_")
+    beside = [field.name for field in fields(Shown)]
+    shown = {name: parameters.pop(name) for name in beside if name in parameters}
+    result = {"_target_": target, **typed(Shown, shown, key, partial=partial)}
     if isinstance(kind, type) and issubclass(kind, VectorEnv):
         given = ("num_envs", "device")
         return result | typed(kind, parameters, key, given=given, beside=beside, partial=partial)
-    kind = load_class(values, key, Dynamics)  # type: ignore[type-abstract]
+    kind = load_class({"_target_": target}, key, Dynamics)  # type: ignore[type-abstract]
     drift, limit = parameters.pop("drift", None), parameters.pop("max_episode_steps", None)
     beside += ["drift", "max_episode_steps"]
     if drift is not None:
