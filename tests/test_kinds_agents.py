@@ -387,7 +387,8 @@ def test_retired_keys_are_ignored_in_saved_runs_and_only_there(kind, tmp_path):
     node = OmegaConf.to_container(config.agent, resolve=True)
     assert kind.retired and not set(kind.retired) & {field.name for field in dataclasses.fields(kind)}
     old = node | dict.fromkeys(kind.retired, 1)
-    run = Run.create(str(tmp_path), "train", "old", {"agent": old})
+    whole = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    run = Run.create(str(tmp_path), "train", "old", whole | {"agent": old})
     assert trained(run).agent == node
     with pytest.raises(ConfigError, match="unknown key"):
         build(kind, old, "agent")
