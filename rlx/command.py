@@ -152,4 +152,5 @@ def _overrides() -> str:
     """The overrides of the running combination, as one would type them."""
     from hydra.core.hydra_config import HydraConfig
 
-    return " ".join(shlex.quote(one.lstrip("+")) for one in HydraConfig.get().overrides.task)
+    given = [one.lstrip("+").replace("\\:", ":") for one in HydraConfig.get().overrides.task]  # as it escapes 0:5
+    return " ".join(shlex.quote(one) for one in given)
