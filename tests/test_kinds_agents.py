@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from rlx.agents import bcq, dqn, hdqn, preferences, self_play
 from rlx.agents.actenv import ActEnv, RatedMemory
 from rlx.agents.dqn import UpdateClock
 from rlx.config import ConfigError, build, load_class
-from rlx.data import Writer
+from rlx.data import Data, Writer
 from rlx.evaluation import evaluate_random, exploring
 from rlx.experiment import env_spec, make_agent, make_env, trained
 from rlx.replay import Replay
@@ -335,19 +336,22 @@ def logs(tmp_path_factory):
     return data
 
 
-def outcome(config, data) -> list[torch.Tensor]:
-    """All that a few steps lead to: metrics, the agent, what it would do."""
+def outcome(config, logs: Data) -> Iterator[list[torch.Tensor]]:
+    """What a few steps of an agent come to, one after the other, so that who compares can stop at a difference."""
     if issubclass(load_class(config.agent, "agent", object), OfflineAgent):
         spec = env_spec(config.env)
-        agent = make_agent(config.agent, spec, seed_tensor([3]), 1, data)
-        found = [value for _ in range(12) for value in agent.learn().values()]
+        agent = make_agent(config.agent, spec, seed_tensor([3]), 1, logs)
+        for _ in range(12):
+            yield list(agent.learn().values())
         obs = torch.linspace(-1, 1, 400).view(1, 100, 4)
-        return [*found, *agent.state_dict().values(), agent.policy.act(obs, obs[..., 0] > 2, {})[0]]
-    learner, found = Learner(config, [3], 4), []
+        yield [*agent.state_dict().values(), agent.policy.act(obs, obs[..., 0] > 2, {})[0]]
+        return
+    learner = Learner(config, [3], 4)
+    yield [value.clone() for value in learner.agent.state_dict().values()]
     for _ in range(36):
-        found += [learner.step().action, *learner.metrics.values()]
+        yield [learner.step().action, *learner.metrics.values()]
     scores = learner.agent.policy.scores(learner.obs, learner.carry, "action")
-    return [*found, *learner.agent.state_dict().values(), scores]
+    yield [*learner.agent.state_dict().values(), scores]
 
 
 def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
@@ -372,10 +376,10 @@ def test_every_key_of_an_agent_changes_something(agent, logs):
         needs = VIEW.get((agent, key), ASKED if agent == "preferences" else ())
         config = home(agent, *needs)
         if needs not in plain:
-            plain[needs] = outcome(config, logs)
-            assert same(plain[needs], outcome(config, logs)), "equal settings, equal outcome"
+            plain[needs] = list(outcome(config, logs))
+            assert all(map(same, plain[needs], outcome(config, logs))), "equal settings, equal outcome"
         value = another(agent, key, config.agent[key])
-        if same(plain[needs], outcome(home(agent, *needs, f"agent.{key}={value}"), logs)):
+        if all(map(same, plain[needs], outcome(home(agent, *needs, f"agent.{key}={value}"), logs))):
             dead.append(f"agent.{key}={value} instead of {config.agent[key]}")
     assert not dead
 
