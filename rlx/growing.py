@@ -68,17 +68,17 @@ def _trained(run: Run, saved: DictConfig, new: Sequence[int], go_on: str) -> Run
 def resumed(run: Run, config: DictConfig) -> tuple[Training, list[str]]:
     """(a run's training as its newest whole checkpoint has it, warnings about damaged ones); `config`: its own, or a changed one."""
     counters, policy, state, warnings = run.load_newest()
-    where = run.path / "checkpoints" / f"{counters['step']:09d}" / "agent.safetensors"
-    check_tensors(config, env_spec(config.env), len(counters["seeds"]), policy, where)
-    shape = len(parse_seeds(config.seeds)), len(counters["seeds"]), config.copies
-    saved = len(state["loop.last"]), *state["loop.obs"].shape[:2]
-    if shape != saved and not config.data:
-        raise ConfigError(f"{run.path}: config.yaml has (seeds, those learning, copies) = {shape}, the checkpoint {saved}.")
-    training = Training(build(Config, config, ""), run.path.parent.name)
     try:
+        where = run.path / "checkpoints" / f"{counters['step']:09d}" / "agent.safetensors"
+        check_tensors(config, env_spec(config.env), len(counters["seeds"]), policy, where)
+        shape = len(parse_seeds(config.seeds)), len(counters["seeds"]), config.copies
+        saved = len(state["loop.last"]), *state["loop.obs"].shape[:2]
+        if shape != saved and not config.data:
+            raise ConfigError(f"{run.path}: config.yaml has (seeds, those learning, copies) = {shape}, the checkpoint {saved}.")
+        training = Training(build(Config, config, ""), run.path.parent.name)
         training.load(counters, policy, state, run.parts(counters["replay"]))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{where.parent}: does not fit the run's config ({type(error).__name__}: {error}).") from error
+        raise ConfigError(f"{run.path}: the newest checkpoint does not fit the run's config ({type(error).__name__}: {error}).") from error
     return training, warnings
 
 

@@ -730,6 +730,17 @@ def test_a_config_that_lacks_a_key_is_named(key, foreign, rlx):
         assert result.code == 2 and f"config.yaml: '{key}' is missing" in result.err, result.err
 
 
+@pytest.mark.parametrize("key", ["seeds", "step", "evaluated", "wall_s"])
+def test_a_state_that_lacks_a_key_is_refused_in_one_line(key, foreign, rlx):
+    run = foreign()
+    for file in run.glob("checkpoints/[0-9]*/state.json"):
+        facts = json.loads(file.read_text())
+        del facts[key]
+        file.write_text(json.dumps(facts))
+    result = rlx("resume", run, "steps=900")
+    assert result.code == 2 and len(result.err.splitlines()) == 1, result.err
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]\n", b"{}\n", b"null\n"])
 def test_metrics_of_another_kind_are_named(content, foreign, rlx):
     run = foreign()
