@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlx.config import at_least, build, choice, convert, load_class, parse_seeds, plain, typed
 from rlx.errors import ConfigError, nearest
+from rlx.files import free_memory
 
 if TYPE_CHECKING:
     import torch
@@ -123,11 +124,7 @@ def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str
 
 def _require_room(num_envs: int, stack: int) -> None:
     """ConfigError where so many copies cannot be, before any memory is taken for them."""
-    import torch
-
-    from rlx.replay import free_memory
-
-    least, free = 64.0 * num_envs * stack, free_memory(torch.device("cpu"))  # bytes: some numbers of each
+    least, free = 64.0 * num_envs * stack, free_memory()  # bytes: some numbers of each
     if least > free:
         raise ConfigError(
             f"env: {num_envs:,} copies at once, env.stack={stack}, take {least / 1e9:,.0f} GB of memory at least, and "

@@ -96,6 +96,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def free_memory() -> float:
+    """Bytes; infinitely many where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return math.inf
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
 def require_room(root: str, size: int) -> None:
     """ConfigError where the disk of `root` has not `size` bytes free."""
     existing = next(folder for folder in (Path(root).absolute(), *Path(root).absolute().parents) if folder.exists())

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from rlx.config import ConfigError
+from rlx.files import free_memory
 
 NUMBERS = "biuf"
 """Kinds of dtypes that are numbers: bool, int, unsigned int, float."""
@@ -95,15 +96,6 @@ def require_memory(size: int, where: str) -> None:
     if size > free:
         sizes = f"{size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
         raise ConfigError(f"{where}: reading it takes {sizes}; write it in smaller parts.")
-
-
-def free_memory() -> float:
-    """Bytes; infinitely many where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return math.inf
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def shown_dtype(dtype: np.dtype) -> np.dtype:

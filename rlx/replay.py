@@ -1,11 +1,11 @@
 """Experience replay: one ring of transitions per seed and env copy; what a network said of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from rlx import files
 from rlx.config import ConfigError
 from rlx.networks import rows_at, rows_within
 from rlx.rng import pick
@@ -291,10 +291,4 @@ def add_buffers(
 
 def free_memory(device: torch.device) -> float:
     """Bytes that are free on a device; infinite where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return float("inf")
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else files.free_memory()
