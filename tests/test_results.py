@@ -1,4 +1,4 @@
-"""The records of docs/results/, the pages made from them, and the commands they name."""
+"""The records of docs/results/, the pages made from them, and the commands that both name."""
 
 import importlib.util
 import itertools
@@ -36,10 +36,12 @@ def parts(record: dict) -> list[dict]:
 
 
 def command_lines() -> list[str]:
-    """Every command line of every record, once."""
+    """Every command line of the records and of the pages' blocks, once."""
     records = [tables.read(name) for name in RECORDS]
     lines = [line for record in records for part in parts(record) for line in tables.commands(part)]
-    return sorted(set(lines))
+    for page in PAGES:
+        lines += re.findall(r"^    (rlx [^#\n]+)", page.read_text(), re.MULTILINE)
+    return sorted({line.strip() for line in lines})
 
 
 @pytest.mark.parametrize("name", RECORDS)
