@@ -145,7 +145,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def initial_carry(self, batch: int) -> Carry:
-        """A carry [S, `batch`, …]. Its content does not matter: in the first step `first` is true."""
+        """A carry [S, `batch`, …] of any content: in the first step `first` is true."""
 
     @abstractmethod
     def act(
