@@ -10,6 +10,7 @@ committed, so that they can be read without building the site.
 import ast
 import dataclasses
 import importlib
+import itertools
 import re
 import sys
 import types
@@ -21,7 +22,7 @@ import torch
 import yaml
 
 from rlx import experiment
-from rlx.agent import Agent, OfflineAgent, Scores, Spec
+from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
 from rlx.attack import LOSSES, Attack, Budget
 from rlx.conf import group_files
 from rlx.config import build, load_class
@@ -40,6 +41,8 @@ KINDS = {
     "plays board games": ["env=tic_tac_toe"],
 }
 """What an env can be like → the smallest env in rlx that is."""
+SMALL = {"buffer_size": 512, "learning_starts": 64}
+"""Keys that change nothing but memory."""
 
 
 def main() -> int:
@@ -104,12 +107,21 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
     if "recurrent" in {field.name for field in dataclasses.fields(kind.config_type)}:
         memory += "; a GRU's state with `agent.recurrent=32`"
     flat = fits["sees numbers (Box)"][1] or fits["plays board games"][1]
-    attacked = ", ".join(f"`{head}`" for head in names) if flat else "none: there is nothing near an index"
-    keeps = "newest" if kind.keeps_newest else "those of its best evaluation (`keep=newest`: the newest)"
+    attacked = (
+        ", ".join(f"`{head}`" for head in names) if flat else "none: there is nothing near an index"
+    )
+    keeps = (
+        "newest"
+        if kind.keeps_newest
+        else "those of its best evaluation (`keep=newest`: the newest)"
+    )
     return [
         *rows,
         ["carries from step to step", memory],
-        ["learns from a data set (`data=…`)", "yes, only" if issubclass(kind, OfflineAgent) else "no"],
+        [
+            "learns from a data set (`data=…`)",
+            "yes, only" if issubclass(kind, OfflineAgent) else "no",
+        ],
         ["heads that `rlx attack` can attack", attacked],
         ["weights that a run keeps", keeps],
     ]
@@ -118,22 +130,24 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
 def fit(name: str, kind: Any, overrides: list[str]) -> tuple[str, tuple[str, ...], list[str]]:
     """("yes" or "no", heads, entries of the carry) of an agent in the env of `overrides`."""
     config = composed("train", [f"agent={name}", "tuned=none", *overrides])
-    spec = experiment.env_spec(config["env"])
-    allowed = isinstance(spec.observation_space, kind.observations)
-    allowed = allowed and isinstance(spec.action_space, kind.actions)
-    if not allowed or (kind.games and spec.rules is None):
-        return "no", (), []
     try:
-        policy = make_policy(kind, config["agent"], spec)
+        policy = make_policy(kind, config["agent"], experiment.env_spec(config["env"]))
     except ConfigError:
         return "no", (), []
     return "yes", policy.heads, list(policy.initial_carry(1))
 
 
-def make_policy(kind: Any, node: dict[str, Any], spec: Spec) -> Any:
-    """The policy of one seed."""
-    values = {key: resolved(value) for key, value in node.items()}
-    return kind.policy_type(build(kind.config_type, values, "agent"), spec, torch.zeros(1, dtype=torch.int64))
+def make_policy(kind: Any, node: dict[str, Any], spec: Spec) -> Policy:
+    """The policy of an agent of one seed; ConfigError where it does not fit the env."""
+    node = {key: resolved(value) for key, value in node.items()}
+    node |= {key: value for key, value in SMALL.items() if key in node}
+    seeds = torch.zeros(1, dtype=torch.int64)
+    if not issubclass(kind, OfflineAgent):
+        return experiment.make_agent(node, spec, seeds, 8).policy
+    fits = isinstance(spec.observation_space, kind.observations)
+    if not (fits and isinstance(spec.action_space, kind.actions)):
+        raise ConfigError(f"agent: {kind.__name__} does not fit.")
+    return kind.policy_type(build(kind.config_type, node, "agent"), spec, seeds)
 
 
 def resolved(value: Any) -> Any:
@@ -169,7 +183,9 @@ def attacks(kind: Any, node: dict[str, Any], loss: str, continuous: bool) -> boo
     limits = torch.full((2,), torch.inf)
     budget = Budget(torch.full_like(obs, 0.1), -limits, limits)
     try:
-        build(kind, values, "attack").perturb(scores, obs, budget, lambda count: torch.full((1, 1, count), 0.25))
+        build(kind, values, "attack").perturb(
+            scores, obs, budget, lambda count: torch.full((1, 1, count), 0.25)
+        )
     except ConfigError:
         return False
     return True
@@ -202,9 +218,13 @@ def field_docs(kind: type) -> dict[str, str]:
 def own_field_docs(kind: type) -> dict[str, str]:
     """As `field_docs`, of the class body alone."""
     tree = ast.parse(Path(importlib.import_module(kind.__module__).__file__ or "").read_text())
-    (body,) = [node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
+    (body,) = [
+        node.body
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == kind.__name__
+    ]
     found = {}
-    for node, below in zip(body, body[1:], strict=False):
+    for node, below in itertools.pairwise(body):
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             continue
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
@@ -244,7 +264,9 @@ def tuned(name: str) -> str:
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )
 
 
 if __name__ == "__main__":
