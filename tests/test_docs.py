@@ -1,6 +1,7 @@
 """README and docs: what they say can be typed, their recipes run, their links lead somewhere."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AGENTS, TINY
+from conftest import AGENTS, ENVS, PAIRS, TINY, small
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -122,6 +123,17 @@ def combinations(overrides: list[str]) -> list[list[str]]:
     return [[each[i % len(each)] for each in choices] for i in range(max(map(len, choices), default=1))]
 
 
+def own_sweep(overrides: list[str]) -> list[str]:
+    """What an experiment sweeps over by itself, where the line does not say otherwise."""
+    added = []
+    for name in [text.partition("=")[2] for text in overrides if text.startswith("experiment=")]:
+        for key in conf.sweeps_of(name):
+            first = re.search(rf"{key}: (\w+)", group_files("experiment")[name].read_text())
+            if first and not any(key in text for text in overrides):
+                added.append(f"{key}={first[1]}")
+    return added
+
+
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_every_command_line_can_be_typed(page, folder):
     folder(page)
@@ -133,8 +145,8 @@ def test_every_command_line_can_be_typed(page, folder):
         assert command in known, words
         if set(rest) & {"--help", "--cfg"}:
             rest = [word for word in rest if word not in ("--help", "--cfg", "job")]
-        line = cli._to_hydra(command, rest)
-        for overrides in combinations(cli._overrides(line)):
+        typed = [one for one in cli._overrides(cli._to_hydra(command, rest)) if not one.startswith("hydra")]
+        for overrides in combinations(typed + own_sweep(typed)):
             config = OmegaConf.create(composed(command, overrides))
             if command == "train":
                 validated(config)
@@ -203,16 +215,20 @@ def test_links_lead_to_files(page):
     assert [link for link in inside if link and not (page.parent / link).exists()] == []
 
 
-def test_every_metric_has_a_formula():
-    """Of the agents' own, by the keys that stand in the source of each."""
-    for name in AGENTS:
-        page = (ROOT / "docs/agents" / f"{name}.md").read_text()
-        parents = [ROOT / "docs/agents" / f"{link}.md" for link in re.findall(r"\]\((\w+)\.md\)", page)]
-        told = "".join([page, *(path.read_text() for path in parents if path.is_file())])
-        node = composed("train", [f"agent={name}", "tuned=none"])["agent"]
-        source = Path(import_module(node["_target_"].rpartition(".")[0]).__file__ or "").read_text()
-        metrics = set(re.findall(r'"((?:loss|q|value|preference)/\w+)"', source))
-        assert {metric for metric in metrics if f"`{metric}`" not in told} == set(), name
+TRAINED = {agent: env for agent, env in reversed(PAIRS)}
+
+
+@pytest.mark.parametrize("agent", TRAINED)
+def test_every_logged_metric_is_explained(agent, rlx):
+    env = TRAINED[agent]
+    result = rlx("train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, *small(agent), "seeds=1")
+    last = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[-1])
+    folder = ROOT / "docs/agents"
+    page = (folder / f"{agent}.md").read_text()
+    linked = [folder / f"{name}.md" for name in re.findall(r"\]\((\w+)\.md\)", page)]
+    told = "".join([page, *(path.read_text() for path in [*linked, folder / "index.md"] if path.is_file())])
+    metrics = set(last) - {"step", "seed"}
+    assert len(metrics) > 4 and {metric for metric in metrics if f"`{metric}`" not in told} == set()
 
 
 # README
