@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import gymnasium
 from torch import Tensor, nn
 
-from rlx.rng import pick, pick_allowed
+from rlx.nn.rng import pick, pick_allowed
 
 Carry = dict[str, Tensor]
 """A policy's memory of the running episode: named tensors [S, B, …]. It starts anew where `first` is true."""
@@ -43,7 +43,11 @@ class Scores:
 
     def decide(self, values: Tensor) -> Tensor:
         """The choice int64 [S, B] that `values` [S, B, A] stand for, the first one among equals; continuous: themselves, cut."""
-        return values.argmax(-1) if self.bounds is None else values.maximum(self.bounds[0]).minimum(self.bounds[1])
+        return (
+            values.argmax(-1)
+            if self.bounds is None
+            else values.maximum(self.bounds[0]).minimum(self.bounds[1])
+        )
 
 
 Choose = Callable[[str, Tensor, Scores, Tensor], Tensor]
@@ -128,7 +132,9 @@ class Policy(nn.Module, ABC):
         """A carry for `batch` copies per seed; its content does not matter, since the first step has `first` true."""
 
     @abstractmethod
-    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+    def act(
+        self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
+    ) -> tuple[Tensor, Carry]:
         """(action int64 [S, B] or float [S, B, D], carry) for `obs` [S, B, *O]; `first` (bool [S, B]): a new episode begins."""
 
     @abstractmethod
@@ -139,11 +145,14 @@ class Policy(nn.Module, ABC):
 class Agent(nn.Module, ABC):
     """The learning half: owns targets, optimisers, memory and random streams as parameters and buffers [S, …].
 
-    So `state_dict()` is everything, `rlx.networks.take` picks seeds out of it, and checkpoints need no code of the agent's.
-    Constructed as `Agent(config, spec, seeds, copies)`: `seeds` int64 [S] on the run's device, `copies` envs per seed.
+    So `state_dict()` is everything, `rlx.nn.networks.take` picks seeds out of it, and checkpoints need no code of the agent's.
+    Constructed as `Agent(config, spec, seeds, num_envs)`: `seeds` int64 [S] on the run's device, `num_envs` envs per seed.
     """
 
-    observations: ClassVar[tuple[type[gymnasium.Space], ...]] = (gymnasium.spaces.Box, gymnasium.spaces.Discrete)
+    observations: ClassVar[tuple[type[gymnasium.Space], ...]] = (
+        gymnasium.spaces.Box,
+        gymnasium.spaces.Discrete,
+    )
     """Spaces that it can learn from …"""
     actions: ClassVar[tuple[type[gymnasium.Space], ...]] = (gymnasium.spaces.Discrete,)
     """… and act in."""

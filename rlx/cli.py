@@ -26,7 +26,17 @@ QUIET = (
 )
 """rlx makes its own run directories and messages; Hydra only composes."""
 
-FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--hydra-help", "--resolve", "--version")
+FLAGS = (
+    "-m",
+    "--multirun",
+    "-r",
+    "--run",
+    "-h",
+    "--help",
+    "--hydra-help",
+    "--resolve",
+    "--version",
+)
 WITH_VALUE = (
     "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "-c", "--cfg", "-i", "--info",
     "-p", "--package", "-sc",
@@ -69,7 +79,9 @@ def _run(arguments: list[str]) -> int:
         from rlx.config import choice
 
         shell = arguments[1] if len(arguments) > 1 else "bash"
-        return _hydra("train", ["-sc", f"install={choice(shell, ('bash', 'zsh', 'fish'), '--completion')}"])
+        return _hydra(
+            "train", ["-sc", f"install={choice(shell, ('bash', 'zsh', 'fish'), '--completion')}"]
+        )
     command, *rest = arguments
     if command not in known:
         raise ConfigError(f"rlx {command}: unknown command.{nearest(command, known)}")
@@ -77,7 +89,9 @@ def _run(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         return _help(command, line)
     if any(a.startswith("run=[") for a in line) and not takes_runs(command):
-        raise ConfigError(f"rlx {command}: takes no run; write key=value, as in: rlx {command} agent=dqn")
+        raise ConfigError(
+            f"rlx {command}: takes no run; write key=value, as in: rlx {command} agent=dqn"
+        )
     return _hydra(command, line)
 
 
@@ -95,7 +109,9 @@ def _help(command: str, line: list[str]) -> int:
 
 def _overrides(line: list[str]) -> list[str]:
     """Those of a command line for Hydra that say what the config is."""
-    return [a for a in line if "=" in a and a not in QUIET and not a.startswith(("run=[", "data=["))]
+    return [
+        a for a in line if "=" in a and a not in QUIET and not a.startswith(("run=[", "data=["))
+    ]
 
 
 def _to_hydra(command: str, arguments: list[str]) -> list[str]:
@@ -117,7 +133,7 @@ def _to_hydra(command: str, arguments: list[str]) -> list[str]:
         elif argument.startswith("-"):
             raise ConfigError(_as_key_value(command, argument, values))
         elif _is_override(argument):
-            overrides.append(_upsert(_as_path(argument), own, swept))
+            overrides.append(_upsert(_renamed(_as_path(argument)), own, swept))
         else:
             paths.append(argument)
     if paths:
@@ -143,12 +159,24 @@ def _as_path(override: str) -> str:
     return override
 
 
+def _renamed(override: str) -> str:
+    """`override` with a key of an earlier version called as it is today, and a warning."""
+    key, equals, value = override.partition("=")
+    new = conf.renamed().get(key)
+    if new is None:
+        return override
+    print(f"rlx: {key} is called {new} now; the old name goes in the next version", file=sys.stderr)
+    return f"{new}{equals}{value}"
+
+
 def _use_conf(words: list[str]) -> list[str]:
     """Let the config folder that `words` name, or conf/ where the user stands, count; returns the flags that Hydra needs for it.
 
     What its files name is found beside it, and in the folder where the user stands.
     """
-    folders = [folder for flag, folder in itertools.pairwise(words) if flag in ("-cd", "--config-dir")]
+    folders = [
+        folder for flag, folder in itertools.pairwise(words) if flag in ("-cd", "--config-dir")
+    ]
     here, more = Path.cwd() / "conf", []
     if not folders and here.is_dir() and str(here) != conf.conf_dir():
         folders, more = [str(here)], ["--config-dir", str(here)]
@@ -172,7 +200,9 @@ def _is_override(argument: str) -> bool:
     """Whether `argument` is key=value or ~key, and not the path of something that exists."""
     if Path(argument).exists():
         return False
-    return re.match(r"(hydra/)?[+~]*[\w@.:-]*[\w@:-]=", argument) is not None or argument.startswith("~")
+    return re.match(
+        r"(hydra/)?[+~]*[\w@.:-]*[\w@:-]=", argument
+    ) is not None or argument.startswith("~")
 
 
 def _upsert(override: str, own: set[str], swept: set[str]) -> str:
@@ -185,7 +215,10 @@ def _upsert(override: str, own: set[str], swept: set[str]) -> str:
 def _hydra(command: str, line: list[str]) -> int:
     """Run a command on Hydra's command line; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing, so that errors are told here
-    sys.argv = ["rlx" if "-sc" in line else f"rlx {command}", *line]  # completion is installed for rlx
+    sys.argv = [
+        "rlx" if "-sc" in line else f"rlx {command}",
+        *line,
+    ]  # completion is installed for rlx
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -239,11 +272,17 @@ def _explain(error: Exception, command: str, line: list[str]) -> str:
             plain = re.sub(r"\W|_", "", option.rpartition("-")[0].lower())
             own = [f" rlx's own: env={name}." for name in names if name.replace("_", "") == plain]
             return f"env={option}: no such option.{''.join(own)} An id of Gymnasium: env=gym env.id={option}"
-        every = f" All: {', '.join(names)}." if 1 < len(names) <= 20 and closest(option, names) else ""
+        every = (
+            f" All: {', '.join(names)}." if 1 < len(names) <= 20 and closest(option, names) else ""
+        )
         return f"{group}={option}: no such option.{nearest(option, names)}{every}"
-    match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    match = re.search(r"Could not override '([^']+)'", text) or re.search(
+        r"Key '([^']+)' is not in struct", text
+    )
     if not match:
-        return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace("\n\n", "\n")
+        return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace(
+            "\n\n", "\n"
+        )
     key = str(match[1])
     keys = all_keys(command, _overrides(line))
     if command == "resume" and key.partition(".")[0] in own_keys("train"):
@@ -266,6 +305,8 @@ def _complete(arguments: list[str], known: dict[str, str]) -> int:
         return 0
     more = _use_conf(words)
     shorter = line.replace(words[1] + " ", "", 1)
-    os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shorter)))
+    os.environ["COMP_POINT"] = str(
+        int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shorter))
+    )
     os.environ["COMP_LINE"] = shorter
     return _hydra(words[1], [*more, *arguments])

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from rlx.conf import conf_dir, sweeps_of
+from rlx.config import rename_keys
 from rlx.errors import ConfigError, Interrupted, RunError
 
 Task = Callable[[DictConfig], float | None]
 
 
-def command(name: str, check: Callable[[DictConfig], None] | None = None) -> Callable[[Task], Callable[[], None]]:
+def command(
+    name: str, check: Callable[[DictConfig], None] | None = None
+) -> Callable[[Task], Callable[[], None]]:
     """Decorator of a command's task, which gets the composed conf/`name`.yaml.
 
     `check` raises what is wrong with a composed config, and writes nothing: a sweep lets it see all
@@ -66,7 +69,11 @@ def _compose(name: str, task: Task) -> None:
     """Let Hydra compose conf/`name`.yaml with sys.argv and call `task` on it, in a sweep on each."""
     import hydra
 
-    hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(task)()
+    def run(composed: DictConfig) -> float | None:
+        rename_keys(composed)  # a user's YAML may be older than rlx
+        return task(composed)
+
+    hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(run)()
 
 
 class Sweep:
@@ -109,7 +116,7 @@ class Sweep:
 
     def run(self, composed: DictConfig) -> float | None:
         """One combination. A failure is told at once, and the next one goes on."""
-        from rlx import report
+        from rlx.show import report
 
         overrides = _overrides()
         self.begun += 1
@@ -152,5 +159,7 @@ def _overrides() -> str:
     """The overrides of the running combination, as one would type them."""
     from hydra.core.hydra_config import HydraConfig
 
-    given = [one.lstrip("+").replace("\\:", ":") for one in HydraConfig.get().overrides.task]  # as it escapes 0:5
+    given = [
+        one.lstrip("+").replace("\\:", ":") for one in HydraConfig.get().overrides.task
+    ]  # as it escapes 0:5
     return " ".join(shlex.quote(one) for one in given)

@@ -71,3 +71,9 @@ def synonyms() -> dict[str, list[str]]:
         for word in words:
             result.setdefault(word, []).append(key)
     return result
+
+
+@cache
+def renamed() -> dict[str, str]:
+    """Keys of earlier versions → their names of today, from conf/help/renamed.yaml."""
+    return yaml.safe_load(Path(conf_dir(), "help/renamed.yaml").read_text())

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from rlx.conf import conf_dir, group_files, options_with
+from rlx.conf import conf_dir, group_files, options_with, renamed
 from rlx.errors import ConfigError, Interrupted, RunError, nearest
 
 __all__ = [
@@ -27,8 +27,26 @@ MOST = 100_000
 """Seeds, or radii, in one list."""
 
 # What keys of these names may be, whatever they belong to.
-_POSITIVE = ("learning_rate", "reward_learning_rate", "replay_ratio", "clip", "max_grad_norm", "max_grad_value", "initial_std", "seconds")
-_SHARES = ("discount", "gae_lambda", "epsilon_start", "epsilon_end", "target_tau", "average_tau", "reanalyse", "league_games")
+_POSITIVE = (
+    "learning_rate",
+    "reward_learning_rate",
+    "replay_ratio",
+    "clip",
+    "max_grad_norm",
+    "max_grad_value",
+    "initial_std",
+    "seconds",
+)
+_SHARES = (
+    "discount",
+    "gae_lambda",
+    "epsilon_start",
+    "epsilon_end",
+    "target_tau",
+    "average_tau",
+    "reanalyse",
+    "league_games",
+)
 _COUNTS = (
     "hidden", "batch_size", "buffer_size", "n_steps", "target_every", "epsilon_steps", "priority_beta_steps",
     "max_episode_steps", "workers", "threads", "stack",
@@ -49,6 +67,15 @@ def check_protocol(protocol: str | None) -> None:
         presets = [name for name in group_files("preset") if name.endswith("-source")]
         have = ", ".join(preset.removesuffix("-source") for preset in presets)
         raise ConfigError(f"protocol=source: no settings for {wanted}. There are some for: {have}.")
+
+
+def rename_keys(config: DictConfig) -> list[str]:
+    """Give keys of earlier versions their names of today, in place; returns the old names."""
+    old = [key for key in renamed() if key in config]
+    with open_dict(config):
+        for key in old:
+            config[renamed()[key]] = config.pop(key)
+    return old
 
 
 def plain(node: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
@@ -88,7 +115,9 @@ def typed(
     open_ended = parameters.pop("**", None) is not None
     for name in values:
         if name not in parameters and not open_ended:
-            raise ConfigError(f"{prefix}{name}: unknown key.{_meant(key, name, [*parameters, *beside])}")
+            raise ConfigError(
+                f"{prefix}{name}: unknown key.{_meant(key, name, [*parameters, *beside])}"
+            )
     for name, (hint, default) in parameters.items():
         if partial and name not in values:
             continue
@@ -103,7 +132,11 @@ def typed(
 def _parameters(kind: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Name → (type hint, default) of what `kind` is made of; "**" where it takes any keyword."""
     function = kind.__init__ if isinstance(kind, type) else kind  # type: ignore[misc]
-    hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else typing.get_type_hints(function)
+    hints = (
+        typing.get_type_hints(kind)
+        if dataclasses.is_dataclass(kind)
+        else typing.get_type_hints(function)
+    )
     found: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(kind).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -151,8 +184,12 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return hint(value)  # checkpoint=20000
     if hint is int and isinstance(value, float):
         raise ConfigError(f"{key}={value}: expected a whole number.")
-    if (isinstance(hint, type) and type(value) is not hint) or (typing.get_origin(hint) or hint) is dict:
-        raise ConfigError(f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}.")
+    if (isinstance(hint, type) and type(value) is not hint) or (
+        typing.get_origin(hint) or hint
+    ) is dict:
+        raise ConfigError(
+            f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}."
+        )
     return value
 
 
@@ -169,7 +206,9 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
     try:
         return convert(value, options[-1], key)
     except ConfigError:
-        raise ConfigError(f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}.") from None
+        raise ConfigError(
+            f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}."
+        ) from None
 
 
 def _check_range(name: str, value: Any, key: str) -> None:
@@ -191,7 +230,13 @@ def _check_range(name: str, value: Any, key: str) -> None:
 
 
 def _describe(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a word",
+        type(None): "null",
+    }
     names |= {dict: "keys with values", list: "a list"}
     if typing.get_origin(hint) is dict:
         return names[dict]
@@ -221,13 +266,19 @@ def load_class(node: Mapping[str, Any], key: str, base: type[T]) -> type[T]:
     """The class that `node._target_` names, which must be a subclass of `base`."""
     target = node.get("_target_")
     if not target:
-        raise ConfigError(f"{key}._target_: missing; it names the class, as in 'package.module.Class'.")
+        raise ConfigError(
+            f"{key}._target_: missing; it names the class, as in 'package.module.Class'."
+        )
     try:
         found = pkgutil.resolve_name(str(target))
     except Exception as error:  # whatever the user's module raises
-        raise ConfigError(f"{key}._target_={target}: cannot be imported ({type(error).__name__}: {error}).") from None
+        raise ConfigError(
+            f"{key}._target_={target}: cannot be imported ({type(error).__name__}: {error})."
+        ) from None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(f"{key}._target_={target}: expected a subclass of {base.__module__}.{base.__qualname__}.")
+        raise ConfigError(
+            f"{key}._target_={target}: expected a subclass of {base.__module__}.{base.__qualname__}."
+        )
     return found
 
 
@@ -245,14 +296,20 @@ def parse_grid(value: object, key: str) -> list[float]:
         elif len(numbers) == 3:
             start, stop, step = numbers
             if step <= 0 or stop < start:
-                raise ConfigError(f"{key}={value}: '{part}' is empty; write start:stop:step with start ≤ stop and step > 0.")
+                raise ConfigError(
+                    f"{key}={value}: '{part}' is empty; write start:stop:step with start ≤ stop and step > 0."
+                )
             count = int((stop - start) / step) + 1
             _check_count(count, f"{key}={value}", "radii")
             radii += [start + i * step for i in range(count)]
         else:
-            raise ConfigError(f"{key}={value}: expected start:stop:step, a number or a list of numbers; '{part}' is neither.")
+            raise ConfigError(
+                f"{key}={value}: expected start:stop:step, a number or a list of numbers; '{part}' is neither."
+            )
     if not radii:
-        raise ConfigError(f"{key}={value}: the grid is empty; write for example {key}=0:0.03:0.0025.")
+        raise ConfigError(
+            f"{key}={value}: the grid is empty; write for example {key}=0:0.03:0.0025."
+        )
     if min(radii) < 0:
         raise ConfigError(f"{key}={value}: a radius cannot be negative.")
     return [float(r) for r in sorted(set(radii))]
@@ -268,7 +325,9 @@ def _fraction(text: str, key: str, value: object) -> Fraction:
     try:
         return Fraction(text.strip())
     except (ValueError, ZeroDivisionError):
-        raise ConfigError(f"{key}={value}: '{text}' is not a number; write for example {key}=0:0.03:0.0025 or {key}=8/255.") from None
+        raise ConfigError(
+            f"{key}={value}: '{text}' is not a number; write for example {key}=0:0.03:0.0025 or {key}=8/255."
+        ) from None
 
 
 def parse_seeds(value: object, key: str = "seeds") -> list[int]:
@@ -279,15 +338,23 @@ def parse_seeds(value: object, key: str = "seeds") -> list[int]:
         try:
             numbers = [int(text) for text in str(part).split(":")]
         except ValueError:
-            raise ConfigError(f"{key}={value}: '{part}' is not a count, a range like 0:10 or a list.") from None
+            raise ConfigError(
+                f"{key}={value}: '{part}' is not a count, a range like 0:10 or a list."
+            ) from None
         span = numbers if len(numbers) == 2 else [0, numbers[0]]
         _check_count(span[1] - span[0], f"{key}={value}", "seeds")
         if len(numbers) == 2:
             seeds += range(*numbers)
         elif len(numbers) == 1:
-            seeds += numbers if isinstance(value, (list, tuple)) or OmegaConf.is_list(value) else range(numbers[0])
+            seeds += (
+                numbers
+                if isinstance(value, (list, tuple)) or OmegaConf.is_list(value)
+                else range(numbers[0])
+            )
         else:
             raise ConfigError(f"{key}={value}: expected a count, a range like 0:10 or a list.")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{key}={value}: expected at least one seed, none negative and none twice.")
+        raise ConfigError(
+            f"{key}={value}: expected at least one seed, none negative and none twice."
+        )
     return seeds

@@ -26,7 +26,9 @@ def check_policy(agent: Agent, obs: Tensor, spec: Spec) -> None:
     _expect(what + "'s action", action, wanted, (torch.float32,) if box else (torch.int64,))
     for name, value in carry.items():
         if not isinstance(value, Tensor) or value.shape[:2] != shape:
-            raise ConfigError(f"{what}'s carry '{name}' is {_shown(value)}; expected a tensor that starts with {list(shape)}.")
+            raise ConfigError(
+                f"{what}'s carry '{name}' is {_shown(value)}; expected a tensor that starts with {list(shape)}."
+            )
 
 
 def check_env(env: Any, spec: Spec) -> None:
@@ -45,13 +47,17 @@ def check_env(env: Any, spec: Spec) -> None:
 
     action = torch.zeros(1, *(spec.action_space.shape or ()), dtype=torch.int64)
     if isinstance(spec.action_space, spaces.Box):
-        low, high = (torch.from_numpy(bound) for bound in (spec.action_space.low, spec.action_space.high))
+        low, high = (
+            torch.from_numpy(bound) for bound in (spec.action_space.low, spec.action_space.high)
+        )
         action = action.float().clamp(low, high)
     observation("first observation", _called(f"{what}'s reset", lambda: env.reset(seed=0))[0])
     result = _called(f"{what}'s step", lambda: env.step(action))
     if not isinstance(result, tuple) or len(result) != 5:
         count = len(result) if isinstance(result, tuple) else type(result).__name__
-        raise ConfigError(f"{what}'s step returned {count} values; expected obs, reward, terminated, truncated, info.")
+        raise ConfigError(
+            f"{what}'s step returned {count} values; expected obs, reward, terminated, truncated, info."
+        )
     obs, reward, terminated, truncated, info = result
     observation("observation", obs)
     _expect(f"{what}'s reward", reward, (1,), (torch.float32,))
@@ -60,7 +66,9 @@ def check_env(env: Any, spec: Spec) -> None:
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         _expect(f"{what}'s '{name}'", flag, (1,), (torch.bool,))
     if "final_obs" not in info:
-        raise ConfigError(f"{what}'s info lacks 'final_obs', the observation that a step led to before any autoreset.")
+        raise ConfigError(
+            f"{what}'s info lacks 'final_obs', the observation that a step led to before any autoreset."
+        )
     observation("final_obs", info["final_obs"])
 
 
@@ -76,7 +84,9 @@ def check_metrics(agent: Agent, metrics: Mapping[str, Tensor], shape: torch.Size
     what = f"agent: {type(agent).__name__}"
     for name, value in metrics.items():
         if not isinstance(value, Tensor) or value.shape != shape[:1]:
-            raise RunError(f"{what}.update's metric '{name}' is {_shown(value)}; expected a tensor [{shape[0]}], one number a seed")
+            raise RunError(
+                f"{what}.update's metric '{name}' is {_shown(value)}; expected a tensor [{shape[0]}], one number a seed"
+            )
 
 
 def _called(what: str, call: Callable[[], Any]) -> Any:
@@ -91,7 +101,11 @@ def _called(what: str, call: Callable[[], Any]) -> Any:
 
 def _expect(what: str, value: Any, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...]) -> None:
     """ConfigError unless `value` is a tensor of this shape and one of these kinds."""
-    if not isinstance(value, Tensor) or tuple(value.shape) != tuple(shape) or value.dtype not in kinds:
+    if (
+        not isinstance(value, Tensor)
+        or tuple(value.shape) != tuple(shape)
+        or value.dtype not in kinds
+    ):
         kind = str(kinds[0]).removeprefix("torch.")
         raise ConfigError(f"{what} is {_shown(value)}; expected {kind} {list(shape)}.")
 

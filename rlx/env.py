@@ -32,10 +32,14 @@ class TensorEnv(Protocol):
     def max_episode_steps(self) -> int | None:
         """The time limit."""
 
-    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict]:
         """First observations [B, *O]; a copy's episodes depend on its own seed alone."""
 
-    def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def step(
+        self, actions: Tensor | np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """(obs [B, *O], reward [B], terminated [B], truncated [B], info) of `actions` [B, …].
 
         Info: "final_obs" [B, *O], where each transition led to; "_final_obs" [B], who began anew.
@@ -122,7 +126,10 @@ def refused(obs: gymnasium.Space, action: gymnasium.Space, id: str) -> tuple[str
     """(what rlx does not take of the spaces of Gymnasium's env `id`, the wrapper that helps)."""
     for what, empty in (("observations", obs), ("actions", action)):
         if 0 in (empty.shape or ()):
-            return f"needs {what} of some numbers, but they are {empty}.", "There is nothing to learn from."
+            return (
+                f"needs {what} of some numbers, but they are {empty}.",
+                "There is nothing to learn from.",
+            )
     if not _is_box_or_discrete(obs):
         problem = f"needs Box or Discrete (0…n−1) observations, but they are {obs}."
         if obs.is_np_flattenable:

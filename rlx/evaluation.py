@@ -7,8 +7,8 @@ from torch import Tensor
 
 from rlx.agent import Choose, Policy, Rules, Scores, random_choice
 from rlx.env import TensorEnv
-from rlx.networks import take
-from rlx.rng import Streams
+from rlx.nn.networks import take
+from rlx.nn.rng import Streams
 from rlx.rollout import Episodes, rollout
 
 SELECTION = 1_000_000
@@ -30,7 +30,9 @@ def evaluate(
     chooser: Callable[[Tensor], Choose] | None = None,
 ) -> Episodes:  # fmt: skip
     """`episodes` episodes (greedy, or as `chooser` says) of each of the policy's `seeds`, from reset seed `first` on."""
-    return rollout(policy, make_env(seeds * episodes), episode_seeds(first, episodes, seeds, device), chooser)
+    return rollout(
+        policy, make_env(seeds * episodes), episode_seeds(first, episodes, seeds, device), chooser
+    )
 
 
 def exploring(epsilon: float, rng: Streams, rules: Rules | None = None) -> Choose:
@@ -38,7 +40,9 @@ def exploring(epsilon: float, rng: Streams, rules: Rules | None = None) -> Choos
 
     def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         values = scores(obs)
-        whether, *which = rng.uniform(1 + (values.shape[-1] if scores.bounds else 1), values.shape[1]).unbind(1)
+        whether, *which = rng.uniform(
+            1 + (values.shape[-1] if scores.bounds else 1), values.shape[1]
+        ).unbind(1)
         if scores.bounds:
             low, high = scores.bounds
             random, whether = low + torch.stack(which, -1) * (high - low), whether.unsqueeze(-1)
@@ -50,7 +54,9 @@ def exploring(epsilon: float, rng: Streams, rules: Rules | None = None) -> Choos
     return choose
 
 
-def evaluate_random(policy: Policy, make_env: MakeEnv, episodes: int, device: torch.device) -> Episodes:
+def evaluate_random(
+    policy: Policy, make_env: MakeEnv, episodes: int, device: torch.device
+) -> Episodes:
     """[1, episodes] of uniformly random (legal) choices: the zero of every robustness score."""
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     one, env = take(policy, zero), make_env(episodes)

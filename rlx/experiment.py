@@ -11,15 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlx.config import at_least, build, choice, convert, load_class, parse_seeds, plain, typed
 from rlx.errors import ConfigError, nearest
-from rlx.files import free_memory
+from rlx.runs.files import free_memory
 
 if TYPE_CHECKING:
     import torch
 
     from rlx.agent import Agent, Policy, Spec
-    from rlx.data import Data
+    from rlx.data.datasets import Data
     from rlx.env import TensorEnv
-    from rlx.run import Run
+    from rlx.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,25 @@ def validated(composed: Mapping[str, Any]) -> DictConfig:
     """
     from rlx.agent import Agent
     from rlx.commands.train import Config
-    from rlx.stopping import Config as Stop
+    from rlx.training.stopping import Config as Stop
 
     config = typed(Config, composed, "")
     for group in ("agent", "env", "eval_env", "device"):
         config[group] = convert({} if config[group] is None else config[group], dict, group)
     agent: Any = load_class(config["agent"], "agent", Agent)
-    config["agent"] = {"_target_": config["agent"]["_target_"], **typed(agent.config_type, config["agent"], "agent")}
+    config["agent"] = {
+        "_target_": config["agent"]["_target_"],
+        **typed(agent.config_type, config["agent"], "agent"),
+    }
     config["env"] = typed_env(config["env"])
-    config["eval_env"] = typed_env({**config["eval_env"], "_target_": config["env"]["_target_"]}, "eval_env", partial=True)
+    config["eval_env"] = typed_env(
+        {**config["eval_env"], "_target_": config["env"]["_target_"]}, "eval_env", partial=True
+    )
     del config["eval_env"]["_target_"]
     config["device"] = typed(Device, config["device"], "device")
-    config["stop"] = typed(Stop, convert(config["stop"], dict, "stop"), "stop") if config["stop"] else None
+    config["stop"] = (
+        typed(Stop, convert(config["stop"], dict, "stop"), "stop") if config["stop"] else None
+    )
     if config["data"] and not config["data"].startswith("minari:"):
         config["data"] = str(Path(config["data"]).absolute())  # a run may be resumed from elsewhere
     return OmegaConf.create(config)
@@ -71,7 +78,7 @@ def trained(run: "Run") -> DictConfig:
     from rlx.agent import Agent
 
     config = run.config
-    for key in ("agent", "env", "eval_env", "device", "seeds", "copies"):
+    for key in ("agent", "env", "eval_env", "device", "seeds", "num_envs"):
         if key not in config:
             raise ConfigError(f"{run.path / 'config.yaml'}: '{key}' is missing.")
     kind: Any = load_class(config.agent, "agent", Agent)
@@ -99,14 +106,18 @@ def typed_env(node: Mapping[str, Any], key: str = "env", partial: bool = False) 
     drift, limit = parameters.pop("drift", None), parameters.pop("max_episode_steps", None)
     beside += ["drift", "max_episode_steps"]
     if drift is not None:
-        result["drift"] = typed(Drift, convert(drift, dict, f"{key}.drift"), f"{key}.drift", partial=partial)
+        result["drift"] = typed(
+            Drift, convert(drift, dict, f"{key}.drift"), f"{key}.drift", partial=partial
+        )
     if limit is not None:
         result["max_episode_steps"] = convert(limit, int, f"{key}.max_episode_steps")
         at_least(result["max_episode_steps"], 1, f"{key}.max_episode_steps")
     return result | typed(kind, parameters, key, beside=beside, partial=partial)
 
 
-def make_env(node: Mapping[str, Any], num_envs: int, device: "torch.device | str", clock: int = 0) -> "TensorEnv":
+def make_env(
+    node: Mapping[str, Any], num_envs: int, device: "torch.device | str", clock: int = 0
+) -> "TensorEnv":
     """`num_envs` copies of the env of the config group `env`, as the keys `observe` and `stack` show it, in `workers` processes.
 
     `clock`: for a drifting env, how many steps each copy is old.
@@ -132,7 +143,9 @@ def _require_room(num_envs: int, stack: int) -> None:
         )
 
 
-def _whole_env(params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int) -> "TensorEnv":
+def _whole_env(
+    params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int
+) -> "TensorEnv":
     """A Dynamics, or a VectorEnv class of anybody's, with its typed parameters."""
     from gymnasium.vector import VectorEnv
 
@@ -147,9 +160,18 @@ def _whole_env(params: dict[str, Any], num_envs: int, device: "torch.device | st
 
         return Workers(partial(kind, **params), num_envs, workers, device)
     if workers != 1:
-        raise ConfigError(f"env.workers={workers}: this env steps all copies as one tensor; processes are for envs of Gymnasium.")
+        raise ConfigError(
+            f"env.workers={workers}: this env steps all copies as one tensor; processes are for envs of Gymnasium."
+        )
     limit, drift = params.pop("max_episode_steps", None), params.pop("drift", None)
-    return BatchedEnv(kind(**params), num_envs, limit, device, drift=Drift(**drift) if drift else None, clock=clock)
+    return BatchedEnv(
+        kind(**params),
+        num_envs,
+        limit,
+        device,
+        drift=Drift(**drift) if drift else None,
+        clock=clock,
+    )
 
 
 def env_spec(node: Mapping[str, Any]) -> "Spec":
@@ -180,7 +202,9 @@ def evaluated_spec(spec: "Spec", node: Mapping[str, Any]) -> "Spec":
         ("actions", spec.action_space, own.action_space),
     ):
         if here != there:
-            raise ConfigError(f"eval_env: has {what} {named(there)}; the agent learns with {named(here)}.")
+            raise ConfigError(
+                f"eval_env: has {what} {named(there)}; the agent learns with {named(here)}."
+            )
     return own
 
 
@@ -209,7 +233,7 @@ def _age(run: "Run", checkpoint: str) -> int:
     if not config.env.get("drift"):
         return 0
     step = run.counters(checkpoint)["step"]  # of each seed, in "best"
-    return max(step if isinstance(step, list) else [step]) // int(config.copies)
+    return max(step if isinstance(step, list) else [step]) // int(config.num_envs)
 
 
 def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +244,10 @@ def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def same_env(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two runs' envs, as they are evaluated, are one; in how many processes or threads they run says nothing."""
-    first, second = ({k: v for k, v in evaluated_env(config).items() if k not in ("workers", "threads")} for config in (one, other))
+    first, second = (
+        {k: v for k, v in evaluated_env(config).items() if k not in ("workers", "threads")}
+        for config in (one, other)
+    )
     return first == second
 
 
@@ -231,26 +258,49 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
     config = build(Device, node, "device")
     name = choice(config.name, ("auto", "cpu", "cuda"), "device")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: torch sees no CUDA device here; use device=cpu or device=auto.")
+        raise ConfigError(
+            "device=cuda: torch sees no CUDA device here; use device=cpu or device=auto."
+        )
     most = max(64, os.cpu_count() or 1)
     if config.threads > most:
         raise ConfigError(f"device.threads={config.threads}: this machine takes at most {most}.")
     torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)  # dead units' gradients decay into denormal numbers, ten times slower
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name if name != "auto" else "cpu")
+    torch.set_flush_denormal(
+        True
+    )  # dead units' gradients decay into denormal numbers, ten times slower
+    return torch.device(
+        "cuda"
+        if name == "auto" and torch.cuda.is_available()
+        else name
+        if name != "auto"
+        else "cpu"
+    )
 
 
-def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", copies: int, data: "Data | None" = None) -> "Agent":
+def make_agent(
+    node: Mapping[str, Any],
+    spec: "Spec",
+    seeds: "torch.Tensor",
+    num_envs: int,
+    data: "Data | None" = None,
+) -> "Agent":
     """The agent of the config group `agent`, on the device of `seeds`; an offline one learns from `data`."""
     from rlx.agent import Agent, OfflineAgent
 
     kind: Any = load_class(node, "agent", Agent)
-    for what, space, fits in (("observations", spec.observation_space, kind.observations), ("actions", spec.action_space, kind.actions)):
+    for what, space, fits in (
+        ("observations", spec.observation_space, kind.observations),
+        ("actions", spec.action_space, kind.actions),
+    ):
         if not isinstance(space, fits):
             names = " or ".join(fit.__name__ for fit in fits)
-            raise ConfigError(f"agent: {kind.__name__} needs {names} {what}; this env has {named(space)}.")
+            raise ConfigError(
+                f"agent: {kind.__name__} needs {names} {what}; this env has {named(space)}."
+            )
     if kind.games and spec.rules is None:
-        raise ConfigError(f"agent: {kind.__name__} needs a game of two players in turn, such as env=tic_tac_toe.")
+        raise ConfigError(
+            f"agent: {kind.__name__} needs a game of two players in turn, such as env=tic_tac_toe."
+        )
     config, offline = build(kind.config_type, node, "agent"), issubclass(kind, OfflineAgent)
     if offline != (data is not None):
         raise ConfigError(
@@ -258,7 +308,7 @@ def make_agent(node: Mapping[str, Any], spec: "Spec", seeds: "torch.Tensor", cop
             if offline
             else "data: this agent learns by acting; data sets are for agent=bcq and agent=bc."
         )
-    return kind(config, spec, seeds, data if offline else copies)
+    return kind(config, spec, seeds, data if offline else num_envs)
 
 
 def open_data(where: str, skip_bad: bool = False) -> "Data":
@@ -266,9 +316,9 @@ def open_data(where: str, skip_bad: bool = False) -> "Data":
 
     `skip_bad`: leave bad shards out instead.
     """
-    from rlx.data import Episodes
-    from rlx.minari import imported
-    from rlx.shards import Shards
+    from rlx.data.datasets import Episodes
+    from rlx.data.minari import imported
+    from rlx.data.shards import Shards
 
     if where.startswith("minari:"):
         return imported(where.removeprefix("minari:"))
@@ -276,7 +326,9 @@ def open_data(where: str, skip_bad: bool = False) -> "Data":
     try:
         names = {file.name for file in folder.iterdir()}
     except (FileNotFoundError, ValueError):  # ValueError: a null byte in it
-        raise ConfigError(f"data={where}: no such folder; make one with: rlx collect RUN out={where}") from None
+        raise ConfigError(
+            f"data={where}: no such folder; make one with: rlx collect RUN out={where}"
+        ) from None
     except NotADirectoryError:
         raise ConfigError(f"data={where}: is a file, not a folder.") from None
     except OSError as error:
@@ -291,25 +343,31 @@ def open_data(where: str, skip_bad: bool = False) -> "Data":
 def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]":
     """(policy, spec, seeds) of a run's checkpoint, on the CPU. ConfigError where it does not fit."""
     from rlx.agent import Agent
-    from rlx.rng import seed_tensor
+    from rlx.nn.rng import seed_tensor
 
     config = trained(run)
     spec = env_spec(config.env)
     evaluated_spec(spec, evaluated_env(config))
     kind: Any = load_class(config.agent, "agent", Agent)
-    seeds = [int(seed) for seed in run.counters(checkpoint)["seeds"]]  # a stop rule may have taken some out
+    seeds = [
+        int(seed) for seed in run.counters(checkpoint)["seeds"]
+    ]  # a stop rule may have taken some out
     if not seeds:
         raise ConfigError(
             f"checkpoint={checkpoint}: every seed of {run.path} had stopped by then; use checkpoint=best, the weights each stopped with."
         )
     saved = run.load(checkpoint)
     check_tensors(config, spec, len(seeds), saved, run.checkpoint(checkpoint) / "agent.safetensors")
-    policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(seeds))
+    policy = kind.policy_type(
+        build(kind.config_type, config.agent, "agent"), spec, seed_tensor(seeds)
+    )
     policy.load_state_dict({name: saved[name] for name in policy.state_dict()})
     return policy.requires_grad_(False), spec, seeds
 
 
-def check_tensors(config: DictConfig, spec: "Spec", seeds: int, saved: "Mapping[str, torch.Tensor]", where: Path) -> None:
+def check_tensors(
+    config: DictConfig, spec: "Spec", seeds: int, saved: "Mapping[str, torch.Tensor]", where: Path
+) -> None:
     """ConfigError where the file `where` lacks a tensor of the policy of `seeds` seeds that `config` makes, or has one of another shape.
 
     The policy is made without memory: what a config asks for may not fit into any, while a file
@@ -318,43 +376,58 @@ def check_tensors(config: DictConfig, spec: "Spec", seeds: int, saved: "Mapping[
     import torch
 
     from rlx.agent import Agent
-    from rlx.rng import seed_tensor
+    from rlx.nn.rng import seed_tensor
 
     kind: Any = load_class(config.agent, "agent", Agent)
     with torch.device("meta"):
-        outline = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, seed_tensor(range(seeds), "meta"))
+        outline = kind.policy_type(
+            build(kind.config_type, config.agent, "agent"), spec, seed_tensor(range(seeds), "meta")
+        )
     for name, tensor in outline.state_dict().items():
         if name not in saved:
             raise ConfigError(f"{where}: tensor '{name}' is missing.{nearest(name, saved)}")
         if saved[name].shape != tensor.shape:
-            raise ConfigError(f"{where}: tensor '{name}' is {list(saved[name].shape)}, but this config makes {list(tensor.shape)}.")
+            raise ConfigError(
+                f"{where}: tensor '{name}' is {list(saved[name].shape)}, but this config makes {list(tensor.shape)}."
+            )
 
 
-def load_policies(runs: "Sequence[Run]", checkpoint: str, device: "torch.device", seeds: object = None) -> "tuple[Policy, Spec, list[int]]":
+def load_policies(
+    runs: "Sequence[Run]", checkpoint: str, device: "torch.device", seeds: object = None
+) -> "tuple[Policy, Spec, list[int]]":
     """(policy, spec, seeds) of several runs of one agent and env, side by side along the seed axis.
 
     `seeds` picks some of theirs. ConfigError where a seed comes twice: it would be counted as two independent ones.
     """
     import torch
 
-    from rlx.networks import concatenate, take
+    from rlx.nn.networks import concatenate, take
 
     first = runs[0].config
     for run in runs[1:]:
-        for key, same in (("agent", run.config.agent == first.agent), ("env", same_env(run.config, first))):
+        for key, same in (
+            ("agent", run.config.agent == first.agent),
+            ("env", same_env(run.config, first)),
+        ):
             if not same:
-                raise ConfigError(f"run={run.path}: its {key} differs from that of {runs[0].path}; take them one by one.")
+                raise ConfigError(
+                    f"run={run.path}: its {key} differs from that of {runs[0].path}; take them one by one."
+                )
     loaded = [load_policy(run, checkpoint) for run in runs]
     owners: dict[int, Path] = {}
     for run, (_, _, seeds_of_run) in zip(runs, loaded, strict=True):
         for seed in seeds_of_run:
             if seed in owners:
-                raise ConfigError(f"run={run.path}: seed {seed} is also in {owners[seed]}; it would count as two independent seeds.")
+                raise ConfigError(
+                    f"run={run.path}: seed {seed} is also in {owners[seed]}; it would count as two independent seeds."
+                )
             owners[seed] = run.path
     policy, own = concatenate([policy for policy, _, _ in loaded]), list(owners)
     if seeds is not None:
         chosen = parse_seeds(seeds)
         if unknown := sorted(set(chosen) - set(own)):
-            raise ConfigError(f"seeds={seeds}: {unknown} not in {', '.join(str(run.path) for run in runs)}, which has {own}.")
+            raise ConfigError(
+                f"seeds={seeds}: {unknown} not in {', '.join(str(run.path) for run in runs)}, which has {own}."
+            )
         policy, own = take(policy, torch.tensor([own.index(seed) for seed in chosen])), chosen
     return policy.to(device), loaded[0][1], own

@@ -59,7 +59,10 @@ def command_usage(command: str, overrides: list[str]) -> str:
             lines += _group_lines(own, config[group])
     if len(conf_dirs()) > 1:
         lines += ["", f"(Options of {conf_dirs()[1]} are among them.)"]
-    lines += ["", f"The keys of an agent or env: rlx {command} agent=dqn --help. All values: rlx {command} --cfg job."]
+    lines += [
+        "",
+        f"The keys of an agent or env: rlx {command} agent=dqn --help. All values: rlx {command} --cfg job.",
+    ]
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlx.agent import Policy, Scores, Spec
 from rlx.config import ConfigError, RunError
 from rlx.env import TensorEnv
-from rlx.networks import take
+from rlx.nn.networks import take
 
 OPSET = 18
 
@@ -30,7 +30,9 @@ class Exported(nn.Module):
         super().__init__()
         self.policy = take(policy, torch.tensor([row])).eval()
         self.memory = tuple(self.policy.initial_carry(1))
-        self.inputs = ["obs", "first", *(f"last_{name}" for name in self.memory)] if self.memory else ["obs"]
+        self.inputs = (
+            ["obs", "first", *(f"last_{name}" for name in self.memory)] if self.memory else ["obs"]
+        )
         self.outputs = ["action", "scores", *(f"next_{name}" for name in self.memory)]
         self.space: Any = spec.observation_space
 
@@ -41,12 +43,18 @@ class Exported(nn.Module):
 
         def choose(head: str, seen: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             if scores.choice is not None:
-                raise ConfigError("export: this policy decides by a search, which a network's file cannot do.")
+                raise ConfigError(
+                    "export: this policy decides by a search, which a network's file cannot do."
+                )
             shown.append(scores(seen))
             return scores.decide(shown[-1])
 
         action, carry = self.policy.act(obs.unsqueeze(0), first.unsqueeze(0), carry, choose)
-        return action[0], shown[-1][0], *(carry[name][0].clone() for name in self.memory)  # one may be the action itself
+        return (
+            action[0],
+            shown[-1][0],
+            *(carry[name][0].clone() for name in self.memory),
+        )  # one may be the action itself
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
         """Inputs of the first step."""
@@ -71,7 +79,9 @@ class Exported(nn.Module):
                     dynamic_shapes=({0: batch}, *[tuple({0: batch} for _ in example[1:])][: bool(self.memory)]),
                 )  # fmt: skip
         except ImportError as error:
-            raise ConfigError(f'export: not installed ({error}); pip install "rlx[onnx]".') from None
+            raise ConfigError(
+                f'export: not installed ({error}); pip install "rlx[onnx]".'
+            ) from None
         assert program is not None
         program.model.metadata_props.update(facts)
         try:
@@ -80,7 +90,9 @@ class Exported(nn.Module):
             raise ConfigError(f"{out}: cannot be written ({error.strerror}).") from None
 
 
-def compare(exported: Exported, file: Path, env: TensorEnv, steps: int = 200) -> tuple[float, float, int]:
+def compare(
+    exported: Exported, file: Path, env: TensorEnv, steps: int = 200
+) -> tuple[float, float, int]:
     """(largest difference of scores and memory, share of equal actions, steps) of file and policy on what the policy meets in `env`.
 
     RunError where they do not decide alike.
@@ -97,11 +109,19 @@ def compare(exported: Exported, file: Path, env: TensorEnv, steps: int = 200) ->
             action, *numbers = exported(*inputs)
         given = {name: value.numpy() for name, value in zip(exported.inputs, inputs, strict=True)}
         other_action, *others = session.run(None, given)
-        off += [np.abs(other.astype(float) - value.numpy()).max() for other, value in zip(others, numbers, strict=True)]
-        same, count = same + int(np.isclose(other_action, action.numpy(), atol=1e-4).sum()), count + other_action.size
+        off += [
+            np.abs(other.astype(float) - value.numpy()).max()
+            for other, value in zip(others, numbers, strict=True)
+        ]
+        same, count = (
+            same + int(np.isclose(other_action, action.numpy(), atol=1e-4).sum()),
+            count + other_action.size,
+        )
         obs, _, terminated, truncated, _ = env.step(action)
         rest = [terminated | truncated, *numbers[1:]] if exported.memory else []
     worst = float(np.max(off))  # NaN where one is
     if not (same > 0.99 * count and worst < 1e-2):
-        raise RunError(f"{file}: decides otherwise than the policy: {same} of {count} actions are equal, scores differ by up to {worst:g}.")
+        raise RunError(
+            f"{file}: decides otherwise than the policy: {same} of {count} actions are equal, scores differ by up to {worst:g}."
+        )
     return worst, same / count, steps

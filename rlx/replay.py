@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rlx import files
 from rlx.config import ConfigError
-from rlx.networks import rows_at, rows_within
-from rlx.rng import pick
+from rlx.nn.networks import rows_at, rows_within
+from rlx.nn.rng import pick
+from rlx.runs import files
 
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Name → (shape, dtype) of one row."""
@@ -36,7 +36,7 @@ class Replay(nn.Module):
     def __init__(
         self,
         seeds: int,
-        copies: int,
+        num_envs: int,
         capacity: int,
         fields: Fields,
         device,
@@ -47,15 +47,19 @@ class Replay(nn.Module):
         super().__init__()
         self.stack = stack
         # Of frames, the newest row is no transition before the next one is there.
-        self.drawn = max(1 if stack is None else 2, capacity // copies)
+        self.drawn = max(1 if stack is None else 2, capacity // num_envs)
         """Most rows of a ring that can be drawn: its newest ones."""
         history = 0 if stack is None else stack - 1
         self.slots = self.drawn + history + 1
-        fields = {name: field for name, field in fields.items() if stack is None or name != "next_obs"}
+        fields = {
+            name: field for name, field in fields.items() if stack is None or name != "next_obs"
+        }
         self.fields = tuple(fields)
-        rings = (seeds, copies, self.slots)
+        rings = (seeds, num_envs, self.slots)
         add_buffers(self, rings, fields, device, f"agent.buffer_size={capacity}", alike)
-        self.register_buffer("written", torch.zeros(seeds, copies, dtype=torch.int64, device=device))
+        self.register_buffer(
+            "written", torch.zeros(seeds, num_envs, dtype=torch.int64, device=device)
+        )
 
     @property
     def capacity(self) -> int:
@@ -67,7 +71,7 @@ class Replay(nn.Module):
         if learning_starts > self.capacity:
             raise ConfigError(
                 f"agent.learning_starts={learning_starts}: more than the replay can hold, {self.capacity:,} transitions "
-                f"(agent.buffer_size in equal parts for copies={self.written.shape[1]})."
+                f"(agent.buffer_size in equal parts for num_envs={self.written.shape[1]})."
             )
 
     @property
@@ -85,7 +89,9 @@ class Replay(nn.Module):
 
     def add(self, where: Tensor, **rows: Tensor) -> None:
         """Store one row per seed and copy (each field [S, N, …]) in the places `where` (bool [S, N])."""
-        at = self._ring(torch.arange(self.written.numel(), device=self.written.device)) + self.written.view(-1).remainder(self.slots)
+        at = self._ring(
+            torch.arange(self.written.numel(), device=self.written.device)
+        ) + self.written.view(-1).remainder(self.slots)
         for name in self.fields:
             ring = getattr(self, name).flatten(0, 2)
             ring.index_copy_(0, at, rows[name].flatten(0, 1).to(ring.dtype))
@@ -110,7 +116,9 @@ class Replay(nn.Module):
             goes_on = ~self._rows("last", index[..., :-1]) & followed
             alive = torch.cat([torch.ones_like(goes_on[..., :1]), goes_on.cumprod(-1).bool()], -1)
             discount = torch.where(alive, self._rows("discount", index), 1.0)
-            weight = torch.cat([torch.ones_like(discount[..., :1]), discount[..., :-1].cumprod(-1)], -1)
+            weight = torch.cat(
+                [torch.ones_like(discount[..., :1]), discount[..., :-1].cumprod(-1)], -1
+            )
             batch["reward"] = (self._rows("reward", index) * weight * alive).sum(-1)
             batch["discount"] = discount.prod(-1)
             final = index.gather(-1, alive.sum(-1, keepdim=True) - 1).squeeze(-1)
@@ -121,29 +129,38 @@ class Replay(nn.Module):
         """The rows in `slot` (int64 [S, B], ring · T + t of a seed) and the length − 1 behind each, fields [S, B, length, …]; with
         `stack`, `obs` are stacked. `alive` says which of them are of the same episode, `slot` in which they lie, `age` [S, B] how many
         rows the ring got since."""
-        seeds, copies = self.written.shape
+        seeds, num_envs = self.written.shape
         copy, place = slot // self.slots, slot % self.slots
-        ring = self._ring(copy + torch.arange(seeds, device=slot.device).unsqueeze(1) * copies).unsqueeze(-1)
+        ring = self._ring(
+            copy + torch.arange(seeds, device=slot.device).unsqueeze(1) * num_envs
+        ).unsqueeze(-1)
         newest = self.written.gather(1, copy) - 1
         age = (newest - place).remainder(self.slots)
         offset = torch.arange(length, device=slot.device)
         row = newest.unsqueeze(-1) - (age.unsqueeze(-1) - offset).clamp(min=0)
         index = ring + row.remainder(self.slots)
-        batch = {name: self._rows(name, index) for name in self.fields if name != "obs" or self.stack is None}
+        batch = {
+            name: self._rows(name, index)
+            for name in self.fields
+            if name != "obs" or self.stack is None
+        }
         if self.stack is not None:
             batch["obs"] = self._stacked(ring, row, self.stack)
         last = batch["last"].long()
-        alive, slots = (offset <= age.unsqueeze(-1)) & (last.cumsum(-1) == last), index % (copies * self.slots)
+        alive, slots = (
+            (offset <= age.unsqueeze(-1)) & (last.cumsum(-1) == last),
+            index % (num_envs * self.slots),
+        )
         return batch | {"alive": alive, "slot": slots, "age": age}
 
     def _pick(self, draws: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows by `draws` among the oldest `counts` (int64 [S, N]) of those that may be drawn: (flat
         place of the ring, number of the row, rows ever written in the ring), [S, B] each."""
-        seeds, copies = self.written.shape
+        seeds, num_envs = self.written.shape
         ends = counts.cumsum(1)
         number = pick(draws, ends[:, -1:])
-        copy = torch.searchsorted(ends, number, right=True).clamp_(max=copies - 1)
-        ring = self._ring(copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies)
+        copy = torch.searchsorted(ends, number, right=True).clamp_(max=num_envs - 1)
+        ring = self._ring(copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * num_envs)
         before = (self.written - self.drawn).clamp(min=0) + counts - ends
         return ring, number + before.gather(1, copy), self.written.gather(1, copy)
 
@@ -208,7 +225,9 @@ class Replay(nn.Module):
         oldest = self.written - self.size
         since = oldest if since is None else torch.maximum(since, oldest)
         index = self._slots_of(since, self.written)
-        return {"since": since, "until": self.written.clone()} | {name: self._rows(name, index) for name in self.fields}
+        return {"since": since, "until": self.written.clone()} | {
+            name: self._rows(name, index) for name in self.fields
+        }
 
     def restore(self, rows: Mapping[str, Tensor]) -> None:
         """Take up what `rows` gave; in the order in which they were stored."""
@@ -248,18 +267,24 @@ class Memo(nn.Module):
         """The rows in `slot` [S, N] are others now."""
         self.version.scatter_(1, slot, -1)
 
-    def ask(self, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor, version: int) -> Tensor:
+    def ask(
+        self, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor, version: int
+    ) -> Tensor:
         """`who` (observations [S, R, *O] → [S, R, F]) on the `obs` [S, B, K, *O] that lie in `slot` [S, B, K]: [S, B, K, F]."""
         flat, obs = slot.flatten(1), obs.flatten(1, 2)
         old = self.version.gather(1, flat) != version
         count = int(old.sum(1).max())  # a sync: what is not asked costs more
         if count:
-            row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :count]  # where a seed has fewer, it repeats some
+            row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[
+                :, :count
+            ]  # where a seed has fewer, it repeats some
             said = who(rows_within(obs, row))
             at = flat.gather(1, row)
             self.said.scatter_(1, at.unsqueeze(-1).expand_as(said), said)
             self.version.scatter_(1, at, version)
-        return self.said.gather(1, flat.unsqueeze(-1).expand(-1, -1, self.said.shape[-1])).unflatten(1, slot.shape[1:])
+        return self.said.gather(
+            1, flat.unsqueeze(-1).expand(-1, -1, self.said.shape[-1])
+        ).unflatten(1, slot.shape[1:])
 
 
 def add_buffers(

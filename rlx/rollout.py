@@ -9,7 +9,7 @@ from torch import Tensor
 from rlx.agent import Choose, Policy, Scores, greedy
 from rlx.env import TensorEnv
 from rlx.errors import RunError
-from rlx.networks import take
+from rlx.nn.networks import take
 
 CHECK_EVERY = 8
 """Steps between two looks at which copies are done: looking makes a GPU wait."""
@@ -27,7 +27,12 @@ class Episodes:
 
 
 @torch.no_grad()
-def rollout(policy: Policy, env: TensorEnv, reset_seeds: Tensor, chooser: Callable[[Tensor], Choose] | None = None) -> Episodes:
+def rollout(
+    policy: Policy,
+    env: TensorEnv,
+    reset_seeds: Tensor,
+    chooser: Callable[[Tensor], Choose] | None = None,
+) -> Episodes:
     """Play one episode on each of env's S·B copies, copy [s, b] from `reset_seeds[s, b]` (int64 [S, B]).
 
     `chooser(ids)` gives the way to choose for the copies `ids` (int64 [S', B'], numbers in the flat S·B); greedy without.
@@ -52,7 +57,9 @@ def rollout(policy: Policy, env: TensorEnv, reset_seeds: Tensor, chooser: Callab
 
         action, carry = policy.act(obs, first, carry, choose_alive)
         obs, reward, terminated, truncated, _ = env.step(action.flatten(0, 1))
-        obs, reward, terminated, truncated = (x.unflatten(0, ids.shape) for x in (obs, reward, terminated, truncated))
+        obs, reward, terminated, truncated = (
+            x.unflatten(0, ids.shape) for x in (obs, reward, terminated, truncated)
+        )
         returns.index_add_(0, ids.flatten(), (reward.double() * alive).flatten())
         lengths.index_add_(0, ids.flatten(), alive.flatten().long())
         cut.index_copy_(0, ids.flatten(), (cut[ids] | (truncated & alive)).flatten())
@@ -65,11 +72,15 @@ def rollout(policy: Policy, env: TensorEnv, reset_seeds: Tensor, chooser: Callab
         if width == 0:
             if not returns.isfinite().all():
                 row = int(torch.nonzero(~returns.isfinite())[0])
-                raise RunError(f"env: gave a reward that is not finite in the episode of reset seed {int(reset_seeds.flatten()[row])}")
+                raise RunError(
+                    f"env: gave a reward that is not finite in the episode of reset seed {int(reset_seeds.flatten()[row])}"
+                )
             return Episodes(*(x.view(seeds, batch) for x in (returns, lengths, cut)))
         rows = torch.nonzero(counts).squeeze(1)
         if len(rows) * width <= 0.75 * ids.numel():
-            columns = alive[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+            columns = (
+                alive[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+            )
             picked = rows.unsqueeze(1) * ids.shape[1] + columns
             env.keep(picked.flatten())
             if len(rows) < len(ids):

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlx.rng import uniform
+from rlx.nn.rng import uniform
 
 TIE = 1e-6
 """Scores that differ by less are equal, and one of them is drawn."""
@@ -95,7 +95,9 @@ class Tree:
             torch.zeros(roots * nodes, actions, device=device) for _ in range(6)
         )
         self.child = torch.full((roots * nodes, actions), -1, device=device)
-        self.latent = {name: value.new_zeros(nodes, *value.shape) for name, value in root.latent.items()}  # [M, S, B, …]
+        self.latent = {
+            name: value.new_zeros(nodes, *value.shape) for name, value in root.latent.items()
+        }  # [M, S, B, …]
         self.low, self.spread = (torch.zeros(roots, 1, device=device) for _ in range(2))
         """Range of the action values in each tree."""
         self._put(0, root)
@@ -112,14 +114,21 @@ class Tree:
 
     def latents(self, node: Tensor) -> dict[str, Tensor]:
         """Those of one node of each tree, at [R]: name → [S, B, …]."""
-        place = (node - self.base) * len(self.base) + torch.arange(len(self.base), device=node.device)
-        return {name: pool.flatten(0, 2).index_select(0, place).unflatten(0, self.shape) for name, pool in self.latent.items()}
+        place = (node - self.base) * len(self.base) + torch.arange(
+            len(self.base), device=node.device
+        )
+        return {
+            name: pool.flatten(0, 2).index_select(0, place).unflatten(0, self.shape)
+            for name, pool in self.latent.items()
+        }
 
     def expand(self, number: int, edge: Tensor, depth: Tensor, step: Step, horizon: int) -> None:
         """Add the node `number` behind an edge [R] of each tree, so many steps below its root."""
         place, parent = self._put(number, step), edge // self.actions
         self.child.view(-1)[edge] = place
-        self.reward.view(-1)[edge] = self.prefix[place] - torch.where(self.fresh[parent], 0.0, self.prefix[parent])
+        self.reward.view(-1)[edge] = self.prefix[place] - torch.where(
+            self.fresh[parent], 0.0, self.prefix[parent]
+        )
         self.fresh[place] = fresh = depth % horizon == 0
         for name in step.memory:
             pool = self.latent[name][number]
@@ -127,7 +136,11 @@ class Tree:
 
     def backup(self, number: int, path: Tensor, on: Tensor, discount: float) -> None:
         """Count the value of node `number` on its edges from the root, `path` [D, R], of which those `on` are."""
-        gain, reward, gains = self.value[self.base + number], self.reward.view(-1)[path], list[Tensor]()
+        gain, reward, gains = (
+            self.value[self.base + number],
+            self.reward.view(-1)[path],
+            list[Tensor](),
+        )
         for step_on, step_reward in zip(on.flip(0), reward.flip(0), strict=True):
             gains.append(gain)
             gain = torch.where(step_on, step_reward + discount * gain, gain)
@@ -135,14 +148,20 @@ class Tree:
         visits.index_add_(0, every, on.flatten().to(visits.dtype))
         total.index_add_(0, every, torch.where(on, torch.stack(gains[::-1]), 0.0).flatten())
         self.q.view(-1)[every] = reward.flatten() + discount * total[every] / visits[every]
-        q, known = (x.view(len(self.base), self.nodes, -1)[:, :number].flatten(1) for x in (self.q, self.visits > 0))
+        q, known = (
+            x.view(len(self.base), self.nodes, -1)[:, :number].flatten(1)
+            for x in (self.q, self.visits > 0)
+        )
         self.low = torch.where(known, q, torch.inf).amin(1, keepdim=True)
         self.spread = torch.where(known, q, -torch.inf).amax(1, keepdim=True) - self.low
 
     def normalised(self, q: Tensor, floor: float) -> Tensor:
         """Action values [R, A] by the tree's range, in [0, 1]."""
         wide = self.spread > 0
-        return ((q - torch.where(wide, self.low, 0.0)) / torch.where(wide, self.spread.clamp(min=floor), 1.0)).clamp(0, 1)
+        return (
+            (q - torch.where(wide, self.low, 0.0))
+            / torch.where(wide, self.spread.clamp(min=floor), 1.0)
+        ).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -150,16 +169,29 @@ def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: T
     """Search from `root` on. Random numbers are a function of `key` and `counter` (int64 [S] each); `draws_needed` of them are used."""
     seeds, batch, actions = root.logits.shape
     tree = Tree(root, settings.simulations + 1)
-    gumbel, nothing = torch.zeros_like(tree.logits[tree.base]), torch.zeros((), dtype=torch.int64, device=key.device)
-    schedule = halving(min(settings.gumbel, actions), settings.simulations) if settings.gumbel is not None else []
+    gumbel, nothing = (
+        torch.zeros_like(tree.logits[tree.base]),
+        torch.zeros((), dtype=torch.int64, device=key.device),
+    )
+    schedule = (
+        halving(min(settings.gumbel, actions), settings.simulations)
+        if settings.gumbel is not None
+        else []
+    )
     if settings.noise:
-        draws = uniform(key, counter, draws_needed(settings, batch, actions)).view(seeds * batch, -1, actions).transpose(0, 1)
+        draws = (
+            uniform(key, counter, draws_needed(settings, batch, actions))
+            .view(seeds * batch, -1, actions)
+            .transpose(0, 1)
+        )
         noise, ties = draws[:_NOISE_DRAWS], draws[_NOISE_DRAWS:]  # [·, R, A]
         if settings.gumbel is not None:
             gumbel = -(-noise[0].clamp(1e-7, 1 - 1e-7).log()).log()
         else:
             dirichlet = _gamma(settings.dirichlet_alpha, noise)
-            tree.prior[tree.base] = tree.prior[tree.base].lerp(dirichlet / dirichlet.sum(1, keepdim=True), settings.dirichlet_fraction)
+            tree.prior[tree.base] = tree.prior[tree.base].lerp(
+                dirichlet / dirichlet.sum(1, keepdim=True), settings.dirichlet_fraction
+            )
     else:  # ties are broken by chance too, but by the same for all roots: no decision depends on those beside it
         ties = uniform(nothing, nothing, settings.simulations * actions).view(-1, 1, actions)
     for number in range(1, settings.simulations + 1):
@@ -169,7 +201,11 @@ def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: T
             if settings.gumbel is None:
                 chosen, mean = _puct(tree, node, mean, not path, settings, ties[number - 1])
             else:
-                chosen = _improved(tree, node, settings) if path else _gumbel(tree, node, settings, gumbel, schedule[number - 1])
+                chosen = (
+                    _improved(tree, node, settings)
+                    if path
+                    else _gumbel(tree, node, settings, gumbel, schedule[number - 1])
+                )
             edge = torch.where(inside, node * actions + chosen, edge)
             path.append(edge)
             on.append(inside)
@@ -182,11 +218,22 @@ def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: T
         tree.backup(number, torch.stack(path), passed, settings.discount)
     visits, total = tree.visits[tree.base], (tree.visits * tree.q)[tree.base].sum(1)
     if settings.gumbel is None:
-        policy, value, action = visits / settings.simulations, total / settings.simulations, visits.argmax(1)
+        policy, value, action = (
+            visits / settings.simulations,
+            total / settings.simulations,
+            visits.argmax(1),
+        )
     else:
         improved = _completed(tree, tree.base, settings)
-        policy, value = improved.softmax(1), (total + tree.value[tree.base]) / (1 + settings.simulations)
-        action = (gumbel + improved).masked_fill(visits < visits.amax(1, keepdim=True), -torch.inf).argmax(1)
+        policy, value = (
+            improved.softmax(1),
+            (total + tree.value[tree.base]) / (1 + settings.simulations),
+        )
+        action = (
+            (gumbel + improved)
+            .masked_fill(visits < visits.amax(1, keepdim=True), -torch.inf)
+            .argmax(1)
+        )
     return Found(*(x.unflatten(0, (seeds, batch)) for x in (visits.long(), value, policy, action)))
 
 
@@ -210,15 +257,24 @@ def halving(considered: int, simulations: int) -> list[int]:
     return schedule[:simulations]
 
 
-def _puct(tree: Tree, node: Tensor, mean: Tensor, at_root: bool, settings: Settings, draws: Tensor) -> tuple[Tensor, Tensor]:
+def _puct(
+    tree: Tree, node: Tensor, mean: Tensor, at_root: bool, settings: Settings, draws: Tensor
+) -> tuple[Tensor, Tensor]:
     """(MuZero's choice at `node` [R]; what an unvisited action of it is worth, [R, 1]); `mean`: the same of the node above."""
     q, visits = tree.q[node], tree.visits[node]
     visited = visits > 0
     count = visited.sum(1, keepdim=True)
     mean = (mean + q.sum(1, keepdim=True)) / (count.clamp(min=1) if at_root else 1 + count)
     total = visits.sum(1, keepdim=True) + int(settings.first_visit_by_prior)
-    weight = (((total + settings.c_base + 1) / settings.c_base).log() + settings.c_init) * total.sqrt() / (visits + 1)
-    score = tree.normalised(torch.where(visited, q, mean), settings.value_floor) + tree.prior[node] * weight
+    weight = (
+        (((total + settings.c_base + 1) / settings.c_base).log() + settings.c_init)
+        * total.sqrt()
+        / (visits + 1)
+    )
+    score = (
+        tree.normalised(torch.where(visited, q, mean), settings.value_floor)
+        + tree.prior[node] * weight
+    )
     best = score >= score.amax(1, keepdim=True) - TIE
     return (best * (1 + draws)).argmax(1), mean
 
@@ -232,18 +288,27 @@ def _completed(tree: Tree, node: Tensor, settings: Settings) -> Tensor:
     known = (prior * q).sum(1) / prior.sum(1).clamp(min=1e-12)
     mixed = (tree.value[node] + total * known) / (1 + total)
     scaled = tree.normalised(torch.where(visits > 0, q, mixed.unsqueeze(1)), settings.value_floor)
-    return tree.logits[node] + (settings.c_visit + visits.amax(1, keepdim=True)) * settings.c_scale * scaled
+    return (
+        tree.logits[node]
+        + (settings.c_visit + visits.amax(1, keepdim=True)) * settings.c_scale * scaled
+    )
 
 
 def _gumbel(tree: Tree, node: Tensor, settings: Settings, gumbel: Tensor, wanted: int) -> Tensor:
     """The best of the root's actions that were visited `wanted` times."""
-    return (gumbel + _completed(tree, node, settings)).masked_fill(tree.visits[node] != wanted, -torch.inf).argmax(1)
+    return (
+        (gumbel + _completed(tree, node, settings))
+        .masked_fill(tree.visits[node] != wanted, -torch.inf)
+        .argmax(1)
+    )
 
 
 def _improved(tree: Tree, node: Tensor, settings: Settings) -> Tensor:
     """The action whose share of visits lags most behind the improved policy (eq. 14)."""
     visits = tree.visits[node]
-    return (_completed(tree, node, settings).softmax(1) - visits / (1 + visits.sum(1, keepdim=True))).argmax(1)
+    return (
+        _completed(tree, node, settings).softmax(1) - visits / (1 + visits.sum(1, keepdim=True))
+    ).argmax(1)
 
 
 _TRIES = 8
@@ -258,6 +323,9 @@ def _gamma(shape: float, draws: Tensor) -> Tensor:
     d = shape + 1 - 1 / 3
     cube = (1 + normal / math.sqrt(9 * d)) ** 3
     positive = cube.clamp(min=1e-12)
-    accepted = (cube > 0) & (draws[_TRIES:-1].clamp(min=1e-12).log() < 0.5 * normal**2 + d - d * cube + d * positive.log())
+    accepted = (cube > 0) & (
+        draws[_TRIES:-1].clamp(min=1e-12).log()
+        < 0.5 * normal**2 + d - d * cube + d * positive.log()
+    )
     first = accepted.to(torch.int8).argmax(0, keepdim=True)
     return d * positive.gather(0, first).squeeze(0) * draws[-1].clamp(min=1e-12) ** (1 / shape)

@@ -8,9 +8,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.encoders import ObsEncoder
-from rlx.networks import SeedBatchNorm, SeedConv, SeedLinear
-from rlx.rng import Streams
+from rlx.nn.encoders import ObsEncoder
+from rlx.nn.networks import SeedBatchNorm, SeedConv, SeedLinear
+from rlx.nn.rng import Streams
 from rlx.search import Step
 
 
@@ -19,7 +19,10 @@ class SeedLayerNorm(nn.Module):
 
     def __init__(self, features: int, seeds: Tensor):
         super().__init__()
-        self.scale, self.shift = (nn.Parameter(torch.full((len(seeds), 1, features), value, device=seeds.device)) for value in (1.0, 0.0))
+        self.scale, self.shift = (
+            nn.Parameter(torch.full((len(seeds), 1, features), value, device=seeds.device))
+            for value in (1.0, 0.0)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
@@ -87,7 +90,11 @@ class Support(nn.Module):
         low = at.floor().clamp(max=self.bins - 2)
         share = (at - low).unsqueeze(-1)
         index = low.long().unsqueeze(-1)
-        return torch.zeros(*x.shape, self.bins, device=x.device).scatter_(-1, index, 1 - share).scatter_(-1, index + 1, share)
+        return (
+            torch.zeros(*x.shape, self.bins, device=x.device)
+            .scatter_(-1, index, 1 - share)
+            .scatter_(-1, index + 1, share)
+        )
 
     def decode(self, logits: Tensor) -> Tensor:
         """[S, B, bins] → [S, B]: the expected place, back from h."""
@@ -113,7 +120,14 @@ class WorldModel(nn.Module):
     """States → vectors, which `predict` maps to vectors of the same length: SimSiam's heads (Chen & He 2021)."""
     predict: Callable[[Tensor], Tensor]
 
-    def __init__(self, actions: int, reduced: int, lstm: int, supports: "tuple[Support, Support]", rng: Streams):
+    def __init__(
+        self,
+        actions: int,
+        reduced: int,
+        lstm: int,
+        supports: "tuple[Support, Support]",
+        rng: Streams,
+    ):
         super().__init__()
         self.actions, self.units = actions, lstm
         self.value_support, self.prefix_support = supports
@@ -126,11 +140,15 @@ class WorldModel(nn.Module):
     def begin(self, obs: Tensor) -> dict[str, Tensor]:
         """The latent of observations [S, B, *O]."""
         state = self.represent(obs)
-        return {"state": state} | {name: state.new_zeros(*state.shape[:2], self.units) for name in self.memory}
+        return {"state": state} | {
+            name: state.new_zeros(*state.shape[:2], self.units) for name in self.memory
+        }
 
     def advance(self, latent: dict[str, Tensor], action: Tensor) -> dict[str, Tensor]:
         """The next latent by `action` [S, B]. Half of the gradient flows back through a state (Schrittwieser et al. 2020, appendix G)."""
-        state = self.dynamics(latent["state"], nn.functional.one_hot(action, self.actions).to(latent["state"].dtype))
+        state = self.dynamics(
+            latent["state"], nn.functional.one_hot(action, self.actions).to(latent["state"].dtype)
+        )
         if torch.is_grad_enabled():
             state = state.detach().lerp(state, 0.5)
         h, c = self.lstm(self.reduce(state), latent["h"], latent["c"])
@@ -151,7 +169,13 @@ class WorldModel(nn.Module):
 
     def _step(self, latent: dict[str, Tensor], prefix: Tensor) -> Step:
         seen = self.shared(latent["state"])
-        return Step(latent, prefix, self.value_support.decode(self.value_head(seen)), self.policy_head(seen), self.memory)
+        return Step(
+            latent,
+            prefix,
+            self.value_support.decode(self.value_head(seen)),
+            self.policy_head(seen),
+            self.memory,
+        )
 
 
 class VectorModel(WorldModel):
@@ -161,7 +185,11 @@ class VectorModel(WorldModel):
                  supports: "tuple[Support, Support]", seeds: Tensor, rng: Streams):  # fmt: skip
         super().__init__(actions, latent, lstm, supports, rng)
         value, prefix = supports
-        self.represent = nn.Sequential(encoder, stack([encoder.features, latent, latent], seeds, rng), SeedLayerNorm(latent, seeds))
+        self.represent = nn.Sequential(
+            encoder,
+            stack([encoder.features, latent, latent], seeds, rng),
+            SeedLayerNorm(latent, seeds),
+        )
         self.step = stack([latent + actions, latent, latent], seeds, rng)
         self.after = SeedLayerNorm(latent, seeds)
         self.reduce = self.shared = nn.Identity()
@@ -180,7 +208,11 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, seeds: Tensor, rng: Streams):
         super().__init__()
-        self.shortcut = nn.Identity() if stride == 1 else SeedConv(inputs, outputs, 3, stride, rng, padding=1, bias=False)
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1
+            else SeedConv(inputs, outputs, 3, stride, rng, padding=1, bias=False)
+        )
         self.path = nn.Sequential(
             SeedConv(inputs, outputs, 3, stride, rng, padding=1, bias=False), SeedBatchNorm(outputs, seeds), nn.ReLU(),
             SeedConv(outputs, outputs, 3, 1, rng, padding=1, bias=False), SeedBatchNorm(outputs, seeds),
@@ -226,10 +258,16 @@ class ImageModel(WorldModel):
             return nn.Sequential(SeedBatchNorm(features, seeds), nn.ReLU())
 
         def flat() -> nn.Sequential:
-            return nn.Sequential(SeedConv(latent, thin, 1, 1, rng, bias=False), norm(thin), nn.Flatten(2))
+            return nn.Sequential(
+                SeedConv(latent, thin, 1, 1, rng, bias=False), norm(thin), nn.Flatten(2)
+            )
 
         def dense(*units: int) -> list[nn.Module]:
-            return [layer for a, b in pairwise(units) for layer in (SeedLinear(a, b, rng, bias=False), norm(b))]
+            return [
+                layer
+                for a, b in pairwise(units)
+                for layer in (SeedLinear(a, b, rng, bias=False), norm(b))
+            ]
 
         def head_of(features: int, outputs: int) -> nn.Sequential:
             return zeroed(nn.Sequential(*dense(features, head), SeedLinear(head, outputs, rng)))
@@ -248,15 +286,23 @@ class ImageModel(WorldModel):
             ]
             tower += [residual(), Pool(), residual(), Pool(), residual()]
         else:
-            tower = [SeedConv(channels, latent, 3, 1, rng, padding=1, bias=False), norm(latent), residual()]
+            tower = [
+                SeedConv(channels, latent, 3, 1, rng, padding=1, bias=False),
+                norm(latent),
+                residual(),
+            ]
         self.represent = nn.Sequential(begin, *tower)
-        self.enter = nn.Sequential(SeedConv(latent + planes, latent, 3, 1, rng, padding=1, bias=False), SeedBatchNorm(latent, seeds))
+        self.enter = nn.Sequential(
+            SeedConv(latent + planes, latent, 3, 1, rng, padding=1, bias=False),
+            SeedBatchNorm(latent, seeds),
+        )
         self.go = residual()
         self.reduce = flat()
         self.shared = residual()
         self.prefix_head = nn.Sequential(norm(lstm), head_of(lstm, prefix.bins))
         self.value_head, self.policy_head = (
-            nn.Sequential(flat(), head_of(thin * height * width, outputs)) for outputs in (value.bins, actions)
+            nn.Sequential(flat(), head_of(thin * height * width, outputs))
+            for outputs in (value.bins, actions)
         )
         features = latent * height * width
         self.project = nn.Sequential(
@@ -265,7 +311,9 @@ class ImageModel(WorldModel):
             SeedLinear(projection, projection, rng, bias=False),
             SeedBatchNorm(projection, seeds),
         )
-        self.predict = nn.Sequential(*dense(projection, projection // 2), SeedLinear(projection // 2, projection, rng))
+        self.predict = nn.Sequential(
+            *dense(projection, projection // 2), SeedLinear(projection // 2, projection, rng)
+        )
 
     def dynamics(self, state: Tensor, one_hot: Tensor) -> Tensor:
         if not self.one_hot:

@@ -15,7 +15,14 @@ from rlx.experiment import env_spec
 
 torch.set_num_threads(1)
 
-TINY = ("steps=600", "eval_every=300", "eval_episodes=2", "final_episodes=5", "copies=4", "checkpoint_every=300")
+TINY = (
+    "steps=600",
+    "eval_every=300",
+    "eval_episodes=2",
+    "final_episodes=5",
+    "num_envs=4",
+    "checkpoint_every=300",
+)
 
 
 class Result:
@@ -36,8 +43,15 @@ class Result:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--trials", type=int, default=1, help="how often runs are killed, each time at another moment")
-    parser.addoption("--rounding", type=int, default=0, help="which other machine's rounding to pretend")
+    parser.addoption(
+        "--trials",
+        type=int,
+        default=1,
+        help="how often runs are killed, each time at another moment",
+    )
+    parser.addoption(
+        "--rounding", type=int, default=0, help="which other machine's rounding to pretend"
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -100,7 +114,11 @@ def tiny_runs(tmp_path_factory):
     """A folder with two short hDQN runs on Acrobot (3 seeds) and one DQN run on CartPole (2 seeds)."""
     root = tmp_path_factory.mktemp("runs")
     acrobot = "env.max_episode_steps=100"
-    for extra in (("seeds=3", acrobot), ("seeds=7:9", acrobot), ("agent=dqn", "env=cartpole", "seeds=2")):
+    for extra in (
+        ("seeds=3", acrobot),
+        ("seeds=7:9", acrobot),
+        ("agent=dqn", "env=cartpole", "seeds=2"),
+    ):
         learn = ("agent.learning_starts=100", "agent.hidden=[16]", "agent.replay_ratio=0.25")
         assert cli.run(["train", *TINY, *learn, *extra, f"outputs={root}"]) == 0
     return root
@@ -139,8 +157,17 @@ def apart(one: dict, other: dict, before: dict) -> float:
 
 
 AGENTS = sorted(path.stem for path in Path(conf_dir(), "agent").glob("*.yaml"))
-ENVS = {"acrobot": ("env.max_episode_steps=20",), "chain": (), "pendulum": (), "gym": ("env.id=CartPole-v1",)}
-ENVS |= {"tic_tac_toe": ("env.opponent=self",), "cartpole_frames": (), "mini_breakout": ("env.max_episode_steps=20",)}
+ENVS = {
+    "acrobot": ("env.max_episode_steps=20",),
+    "chain": (),
+    "pendulum": (),
+    "gym": ("env.id=CartPole-v1",),
+}
+ENVS |= {
+    "tic_tac_toe": ("env.opponent=self",),
+    "cartpole_frames": (),
+    "mini_breakout": ("env.max_episode_steps=20",),
+}
 
 
 def fits(agent: str, env: str) -> bool:
@@ -153,18 +180,49 @@ def fits(agent: str, env: str) -> bool:
     if kind.games or spec.rules is not None:
         return kind.games and spec.rules is not None
     if image:  # agents with convolutions, each with one of the two
-        return (agent, env) in (("dqn", "cartpole_frames"), ("ppo", "cartpole_frames"), ("efficientzero", "mini_breakout"))
-    return isinstance(spec.observation_space, kind.observations) and isinstance(spec.action_space, kind.actions)
+        return (agent, env) in (
+            ("dqn", "cartpole_frames"),
+            ("ppo", "cartpole_frames"),
+            ("efficientzero", "mini_breakout"),
+        )
+    return isinstance(spec.observation_space, kind.observations) and isinstance(
+        spec.action_space, kind.actions
+    )
 
 
 PAIRS = [(agent, env) for agent in AGENTS for env in ENVS if fits(agent, env)]
-SMALL = {"learning_starts": 32, "hidden": "[16]", "replay_ratio": 0.5, "buffer_size": 400, "epsilon_steps": 500, "rollout_steps": 16}
-SMALL |= {"latent": 8, "lstm": 8, "projection": 16, "simulations": 4, "reanalyse": 0.25, "head": 8, "batch_size": 8}
-SMALL |= {"conv": "[[4,8,8]]", "anneal_steps": 600, "epochs": 2, "minibatches": 2, "initial_value": 0.1}
+SMALL = {
+    "learning_starts": 32,
+    "hidden": "[16]",
+    "replay_ratio": 0.5,
+    "buffer_size": 400,
+    "epsilon_steps": 500,
+    "rollout_steps": 16,
+}
+SMALL |= {
+    "latent": 8,
+    "lstm": 8,
+    "projection": 16,
+    "simulations": 4,
+    "reanalyse": 0.25,
+    "head": 8,
+    "batch_size": 8,
+}
+SMALL |= {
+    "conv": "[[4,8,8]]",
+    "anneal_steps": 600,
+    "epochs": 2,
+    "minibatches": 2,
+    "initial_value": 0.1,
+}
 
 
 def small(agent: str, **changes: object) -> list[str]:
     """Overrides that make an agent learn soon and quickly: those of its own keys."""
     keys = compose("train", f"agent={agent}").agent
-    slow = {"replay_ratio": 0.1} if "simulations" in keys else {}  # a learner step is a hundred of the others'
-    return [f"agent.{key}={value}" for key, value in (SMALL | slow | changes).items() if key in keys]
+    slow = (
+        {"replay_ratio": 0.1} if "simulations" in keys else {}
+    )  # a learner step is a hundred of the others'
+    return [
+        f"agent.{key}={value}" for key, value in (SMALL | slow | changes).items() if key in keys
+    ]

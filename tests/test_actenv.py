@@ -11,15 +11,21 @@ from rlx.agent import Transition
 from rlx.agents.actenv import RatedMemory, better
 from rlx.config import ConfigError
 from rlx.experiment import env_spec, make_agent
-from rlx.networks import take
-from rlx.rng import seed_tensor
+from rlx.nn.networks import take
+from rlx.nn.rng import seed_tensor
 
-SMALL = ("agent.learning_starts=8", "agent.hidden=[6]", "agent.batch_size=16", "agent.buffer_size=200", "agent.replay_ratio=1")
+SMALL = (
+    "agent.learning_starts=8",
+    "agent.hidden=[6]",
+    "agent.batch_size=16",
+    "agent.buffer_size=200",
+    "agent.replay_ratio=1",
+)
 
 
-def agent_of(composed, *overrides, env="cartpole", seeds=(0,), copies=1):
+def agent_of(composed, *overrides, env="cartpole", seeds=(0,), num_envs=1):
     config = composed("train", "agent=actenv", f"env={env}", *overrides)
-    return make_agent(config.agent, env_spec(config.env), seed_tensor(seeds), copies)
+    return make_agent(config.agent, env_spec(config.env), seed_tensor(seeds), num_envs)
 
 
 def play(agent, lengths, unfinished=False):
@@ -31,21 +37,30 @@ def play(agent, lengths, unfinished=False):
             action, carry = agent.act(obs, torch.tensor([[t == 0]]), carry)
             following = torch.randn(1, 1, 4, generator=generator)
             terminated = torch.tensor([[t == length - 1 and not unfinished]])
-            metrics.append(agent.update(Transition(obs, action, torch.ones(1, 1), following, terminated, never, carry)))
+            metrics.append(
+                agent.update(
+                    Transition(obs, action, torch.ones(1, 1), following, terminated, never, carry)
+                )
+            )
             obs = following
     return metrics
 
 
-def memory_of(composed, capacity, copies=1, seeds=1):
+def memory_of(composed, capacity, num_envs=1, seeds=1):
     spec = env_spec(composed("train", "env=cartpole").env)
-    return RatedMemory(capacity, spec, copies, torch.arange(seeds))
+    return RatedMemory(capacity, spec, num_envs, torch.arange(seeds))
 
 
 def store(memory, number, ended, reward=1.0):
     """One row in every ring, marked with `number` in all its observations."""
     shape = memory.written.shape
     zeros = torch.zeros(shape, dtype=torch.int64)
-    rows = {"obs": torch.full((*shape, 4), float(number)), "next_obs": torch.zeros(*shape, 4), "previous": zeros, "action": zeros}
+    rows = {
+        "obs": torch.full((*shape, 4), float(number)),
+        "next_obs": torch.zeros(*shape, 4),
+        "previous": zeros,
+        "action": zeros,
+    }
     memory.add(torch.full(shape, reward), torch.as_tensor(ended).expand(shape), 0.0, 10.0, **rows)
 
 
@@ -56,7 +71,9 @@ def sampled(memory, batch=64):
     return dict(zip(rows["obs"][0, :, 0].int().tolist(), rows["rate"][0].tolist(), strict=True))
 
 
-def test_all_transitions_of_a_finished_episode_get_its_rate_and_unrated_ones_are_never_sampled(composed):
+def test_all_transitions_of_a_finished_episode_get_its_rate_and_unrated_ones_are_never_sampled(
+    composed,
+):
     memory = memory_of(composed, 100)
     store(memory, 0, False)
     store(memory, 1, False)
@@ -88,7 +105,9 @@ def test_an_episode_longer_than_the_ring(composed):
         if number < 4:
             assert sampled(memory) == pytest.approx({0: 0.1})
     store(memory, 7, True)
-    assert sampled(memory) == pytest.approx(dict.fromkeys(range(4, 8), 0.7))  # by the whole episode's return, rows 1 to 7
+    assert sampled(memory) == pytest.approx(
+        dict.fromkeys(range(4, 8), 0.7)
+    )  # by the whole episode's return, rows 1 to 7
     store(memory, 8, False)
     assert sampled(memory) == pytest.approx(dict.fromkeys(range(5, 8), 0.7))
     for number in range(9, 19):  # more episodes than slots
@@ -97,7 +116,7 @@ def test_an_episode_longer_than_the_ring(composed):
 
 
 def test_copies_finish_their_episodes_at_different_times(composed):
-    memory = memory_of(composed, 60, copies=3, seeds=2)
+    memory = memory_of(composed, 60, num_envs=3, seeds=2)
     ends = torch.zeros(12, 3, dtype=torch.bool)
     ends[4, 0] = ends[9, 2] = ends[11, 2] = True
     for number in range(12):
@@ -105,7 +124,10 @@ def test_copies_finish_their_episodes_at_different_times(composed):
     assert memory.rated().tolist() == [[5, 0, 12]] * 2
     rows = memory.sample(torch.rand(2, 18, generator=torch.Generator().manual_seed(0)))
     drawn = sorted(zip(rows["obs"][1, :, 0].int().tolist(), rows["rate"][1].tolist(), strict=True))
-    first, last = [(n, 0.5) for n in range(5)], [(n, 1.0) for n in range(10)] + [(n, 0.2) for n in (10, 11)]
+    first, last = (
+        [(n, 0.5) for n in range(5)],
+        [(n, 1.0) for n in range(10)] + [(n, 0.2) for n in (10, 11)],
+    )
     assert [n for n, _ in drawn] == [n for n, _ in sorted(first + last)]  # 17 of 17: every row once
     assert [rate for _, rate in drawn] == pytest.approx([rate for _, rate in sorted(first + last)])
 
@@ -115,7 +137,9 @@ def test_sampling_is_even_and_without_replacement(composed):
     for number in range(25):
         store(memory, number, number % 5 == 4)
     draws = torch.rand(20000, 11, generator=torch.Generator().manual_seed(0))
-    numbers = torch.stack([memory.sample(draw.unsqueeze(0))["obs"][0, :, 0].long() for draw in draws[:4000]])
+    numbers = torch.stack(
+        [memory.sample(draw.unsqueeze(0))["obs"][0, :, 0].long() for draw in draws[:4000]]
+    )
     assert all(len(set(batch)) == 10 for batch in numbers.tolist())
     share = numbers.flatten().bincount(minlength=25) / numbers.numel()
     assert share.tolist() == pytest.approx([1 / 25] * 25, rel=0.1)  # 4 σ
@@ -133,22 +157,37 @@ def batch_of(agent, size=5):
 def test_losses_are_those_of_the_definition(imitate, composed):
     agent = agent_of(composed, f"agent.imitate={imitate}", "agent.normalise=false")
     batch, where = batch_of(agent), torch.tensor([True])
-    following, action, previous, rate = (batch[name][0] for name in ("next_obs", "action", "previous", "rate"))
+    following, action, previous, rate = (
+        batch[name][0] for name in ("next_obs", "action", "previous", "rate")
+    )
 
     def output(network, taken):
         logits, q = network(batch["obs"], taken.unsqueeze(0))
         return logits[0], q[0]
 
     with torch.no_grad():
-        (logits, q_a), (next_logits, q_e) = output(agent.online.network, previous), output(agent.env, action)
-    weight = torch.tensor([0, 0, 5.0, 0, 0]) if imitate == "better" else torch.ones(5)  # their mean is 0.4: only one exceeds it
+        (logits, q_a), (next_logits, q_e) = (
+            output(agent.online.network, previous),
+            output(agent.env, action),
+        )
+    weight = (
+        torch.tensor([0, 0, 5.0, 0, 0]) if imitate == "better" else torch.ones(5)
+    )  # their mean is 0.4: only one exceeds it
     a_loss = (weight * cross_entropy(logits, action, reduction="none")).mean() + bce(q_a, rate)
     e_loss = bce(next_logits, torch.sigmoid(following)) + bce(q_e, rate)
     # The other two are taken after the first pair of steps.
     agent.act_optimizer.learning_rate = agent.env_optimizer.learning_rate = 0.0
     losses = agent._learn(batch, where)
-    expected = {"loss/a": a_loss, "loss/e": e_loss, "loss/a2": -q_a.mean(), "loss/e2": (q_e - q_a).square().mean(), "rate": rate.mean()}
-    assert {name: float(value) for name, value in losses.items()} == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-5)
+    expected = {
+        "loss/a": a_loss,
+        "loss/e": e_loss,
+        "loss/a2": -q_a.mean(),
+        "loss/e2": (q_e - q_a).square().mean(),
+        "rate": rate.mean(),
+    }
+    assert {name: float(value) for name, value in losses.items()} == pytest.approx(
+        {k: float(v) for k, v in expected.items()}, rel=1e-5
+    )
 
 
 def test_the_second_pair_of_losses_raises_q_a_and_pulls_q_e_to_it(composed):
@@ -185,55 +224,88 @@ def test_the_carry_is_the_previous_action_and_0_at_the_start(composed):
     taken = torch.tensor([[1, 0, 1]])
     action, carry = policy.act(obs, torch.tensor([[True, False, False]]), carry | {"action": taken})
     assert carry["previous"].tolist() == [[0, 0, 1]] and torch.equal(carry["action"], action)
-    assert torch.equal(policy.scores(obs, carry, "action"), policy.network(obs, carry["previous"])[0])
+    assert torch.equal(
+        policy.scores(obs, carry, "action"), policy.network(obs, carry["previous"])[0]
+    )
 
 
-def test_the_source_protocol_keeps_frozen_outputs_and_idle_norms_and_the_corrected_one_trains_them(composed):
+def test_the_source_protocol_keeps_frozen_outputs_and_idle_norms_and_the_corrected_one_trains_them(
+    composed,
+):
     for protocol, learns in (("source", False), ("corrected", True)):
         agent = agent_of(composed, f"protocol={protocol}", *SMALL)
         before = {name: value.clone() for name, value in agent.state_dict().items()}
         play(agent, [10, 20, 10])
         after = agent.state_dict()
         for network in ("online.network", "env"):
-            for name in ("logits.weight", "logits.bias", "q.weight", "q.bias", "norms.0.mean", "norms.0.variance"):
+            for name in (
+                "logits.weight",
+                "logits.bias",
+                "q.weight",
+                "q.bias",
+                "norms.0.mean",
+                "norms.0.variance",
+            ):
                 changed = not torch.equal(before[f"{network}.{name}"], after[f"{network}.{name}"])
                 assert changed == learns, (protocol, network, name)
             for name in ("layers.0.weight", "layers.1.weight", "norms.0.scale", "norms.1.shift"):
-                assert not torch.equal(before[f"{network}.{name}"], after[f"{network}.{name}"]), (protocol, name)
+                assert not torch.equal(before[f"{network}.{name}"], after[f"{network}.{name}"]), (
+                    protocol,
+                    name,
+                )
 
 
 def test_the_source_protocols_sizes_exploration_and_stop_rule(composed):
     config = composed("train", "agent=actenv", "env=cartpole", "protocol=source")
-    assert config.agent.learning_starts == config.agent.buffer_size == 100_000 and config.agent.batch_size == 1000
-    assert config.stop.solved == 500 and config.stop.window == 100 and config.copies == 1
+    assert (
+        config.agent.learning_starts == config.agent.buffer_size == 100_000
+        and config.agent.batch_size == 1000
+    )
+    assert config.stop.solved == 500 and config.stop.window == 100 and config.num_envs == 1
     agent = agent_of(composed, "protocol=source")
     network = agent.policy.network
-    assert [tuple(layer.weight.shape) for layer in (*network.layers, network.logits, network.q)] == [
+    assert [
+        tuple(layer.weight.shape) for layer in (*network.layers, network.logits, network.q)
+    ] == [
         (1, 4, 2),
         (1, 4, 8),
         (1, 8, 2),
         (1, 8, 1),
     ]
     assert agent.env.logits.weight.shape == (1, 8, 4)
-    for steps, epsilon in ((0, 1.0), (100_000, 1.0), (110_000, 0.01 + 0.99 / 2.718282), (10**6, 0.01)):
+    for steps, epsilon in (
+        (0, 1.0),
+        (100_000, 1.0),
+        (110_000, 0.01 + 0.99 / 2.718282),
+        (10**6, 0.01),
+    ):
         agent.steps.fill_(steps)
         assert float(agent.epsilon()) == pytest.approx(epsilon)
 
 
 def test_normalised_layers_have_mean_0_and_variance_1_per_seed(composed):
     agent = agent_of(composed, seeds=(0, 1))
-    norm, x = agent.env.norms[0], torch.randn(2, 500, agent.config.obs_units) * torch.tensor([[[3.0]], [[0.5]]]) + 2
+    norm, x = (
+        agent.env.norms[0],
+        torch.randn(2, 500, agent.config.obs_units) * torch.tensor([[[3.0]], [[0.5]]]) + 2,
+    )
     out = norm(x, torch.tensor([True, False]))
-    torch.testing.assert_close(out.mean(1), torch.zeros(2, agent.config.obs_units), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        out.mean(1), torch.zeros(2, agent.config.obs_units), atol=1e-4, rtol=0
+    )
     torch.testing.assert_close(out.std(1), torch.ones(2, agent.config.obs_units), atol=1e-2, rtol=0)
-    assert (norm.mean[0] != 0).all() and (norm.mean[1] == 0).all(), "a seed that sits out keeps its statistics"
+    assert (norm.mean[0] != 0).all() and (norm.mean[1] == 0).all(), (
+        "a seed that sits out keeps its statistics"
+    )
     for _ in range(1000):
         norm(x, torch.tensor([True, False]))
     torch.testing.assert_close(norm(x)[0], out[0], atol=1e-2, rtol=1e-2)
 
 
 def test_sampled_actions_follow_the_logits(composed):
-    agent = agent_of(composed, "agent.learning_starts=0", "agent.epsilon_end=0", "agent.epsilon_steps=1")
+    agent = agent_of(
+        composed, "agent.learning_starts=0", "agent.epsilon_end=0", "agent.epsilon_steps=1"
+    )
     agent.steps.fill_(10**6)
     obs = torch.randn(1, 1, 4).expand(1, 20000, 4)
     carry = agent.policy.initial_carry(20000)
@@ -245,11 +317,23 @@ def test_sampled_actions_follow_the_logits(composed):
 @pytest.mark.rounding
 def test_a_seed_in_the_batch_learns_as_alone_in_double_precision(composed):
     """In float32, rounding grows too soon to tell: Adam follows gradients of any size, and norms divide by small deviations."""
-    together, alone = agent_of(composed, *SMALL, seeds=(1, 7, 4)).double(), agent_of(composed, *SMALL, seeds=(7,)).double()
+    together, alone = (
+        agent_of(composed, *SMALL, seeds=(1, 7, 4)).double(),
+        agent_of(composed, *SMALL, seeds=(7,)).double(),
+    )
     generator = torch.Generator().manual_seed(0)
-    rates, obs = torch.rand(3, 16, generator=generator).double(), torch.randn(2, 3, 16, 4, generator=generator).double()
+    rates, obs = (
+        torch.rand(3, 16, generator=generator).double(),
+        torch.randn(2, 3, 16, 4, generator=generator).double(),
+    )
     actions = torch.randint(2, (2, 3, 16), generator=generator)
-    batch = {"obs": obs[0], "next_obs": obs[1], "action": actions[0], "previous": actions[1], "rate": rates}
+    batch = {
+        "obs": obs[0],
+        "next_obs": obs[1],
+        "action": actions[0],
+        "previous": actions[1],
+        "rate": rates,
+    }
     for _ in range(50):
         together._learn(batch, torch.tensor([True, True, False]))
         alone._learn({name: value[1:2] for name, value in batch.items()}, torch.tensor([True]))
@@ -257,21 +341,26 @@ def test_a_seed_in_the_batch_learns_as_alone_in_double_precision(composed):
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(one[name], value, rtol=1e-6, atol=1e-8, msg=name)
     untouched = agent_of(composed, *SMALL, seeds=(4,)).double().online.state_dict()
-    assert all(torch.equal(value, take(together.online, torch.tensor([2])).state_dict()[name]) for name, value in untouched.items())
+    assert all(
+        torch.equal(value, take(together.online, torch.tensor([2])).state_dict()[name])
+        for name, value in untouched.items()
+    )
 
 
 @pytest.mark.parametrize("env", ["acrobot", "chain"])
 def test_other_spaces(env, composed):
-    agent = agent_of(composed, "agent.hidden=[6, 5]", env=env, copies=3)
+    agent = agent_of(composed, "agent.hidden=[6, 5]", env=env, num_envs=3)
     obs = torch.zeros(1, 3, 6) if env == "acrobot" else torch.zeros(1, 3, dtype=torch.int64)
-    action, carry = agent.act(obs, torch.ones(1, 3, dtype=torch.bool), agent.policy.initial_carry(3))
+    action, carry = agent.act(
+        obs, torch.ones(1, 3, dtype=torch.bool), agent.policy.initial_carry(3)
+    )
     assert agent.policy.scores(obs, carry, "action").shape == (1, 3, 3 if env == "acrobot" else 2)
     assert agent.env(obs, action)[0].shape == (1, 3, agent.env.encoder.features)
 
 
 def test_learning_that_could_never_start_is_refused(composed):
     with pytest.raises(ConfigError, match="the memory can hold, 96 transitions"):
-        agent_of(composed, "agent.buffer_size=110", "agent.learning_starts=105", copies=16)
+        agent_of(composed, "agent.buffer_size=110", "agent.learning_starts=105", num_envs=16)
 
 
 @pytest.mark.slow

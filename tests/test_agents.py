@@ -10,8 +10,8 @@ from conftest import ENVS, PAIRS, apart, small
 from rlx.agent import Scores, Transition
 from rlx.config import ConfigError, conf_dir
 from rlx.experiment import env_spec, make_agent, make_env
-from rlx.networks import take
-from rlx.rng import reset_seeds, seed_tensor
+from rlx.nn.networks import take
+from rlx.nn.rng import reset_seeds, seed_tensor
 
 CPU = torch.device("cpu")
 
@@ -19,19 +19,23 @@ CPU = torch.device("cpu")
 class Learner:
     """An agent and its env, stepped by hand."""
 
-    def __init__(self, config, seeds, copies=4, spec=None):
-        self.shape = (len(seeds), copies)
+    def __init__(self, config, seeds, num_envs=4, spec=None):
+        self.shape = (len(seeds), num_envs)
         keys = seed_tensor(seeds)
-        self.agent = make_agent(config.agent, spec or env_spec(config.env), keys, copies)
-        self.env = make_env(config.env, len(seeds) * copies, CPU)
-        self.obs = self.env.reset(seed=reset_seeds(keys, copies, "env").flatten().tolist())[0].unflatten(0, self.shape)
+        self.agent = make_agent(config.agent, spec or env_spec(config.env), keys, num_envs)
+        self.env = make_env(config.env, len(seeds) * num_envs, CPU)
+        self.obs = self.env.reset(seed=reset_seeds(keys, num_envs, "env").flatten().tolist())[
+            0
+        ].unflatten(0, self.shape)
         self.first = torch.ones(self.shape, dtype=torch.bool)
-        self.carry = self.agent.policy.initial_carry(copies)
+        self.carry = self.agent.policy.initial_carry(num_envs)
 
     def step(self) -> Transition:
         action, self.carry = self.agent.act(self.obs, self.first, self.carry)
         obs, reward, terminated, truncated, info = self.env.step(action.flatten(0, 1))
-        final, reward, terminated, truncated = (x.unflatten(0, self.shape) for x in (info["final_obs"], reward, terminated, truncated))
+        final, reward, terminated, truncated = (
+            x.unflatten(0, self.shape) for x in (info["final_obs"], reward, terminated, truncated)
+        )
         transition = Transition(self.obs, action, reward, final, terminated, truncated, self.carry)
         self.metrics = self.agent.update(transition)
         self.obs, self.first = obs.unflatten(0, self.shape), terminated | truncated
@@ -40,7 +44,9 @@ class Learner:
 
 @pytest.mark.parametrize(("agent", "env"), PAIRS)
 def test_contract(agent, env, composed):
-    learner = Learner(composed("train", f"agent={agent}", f"env={env}", *ENVS[env], *small(agent)), [3, 5])
+    learner = Learner(
+        composed("train", f"agent={agent}", f"env={env}", *ENVS[env], *small(agent)), [3, 5]
+    )
     space = learner.env.single_action_space
     before = {name: value.clone() for name, value in learner.agent.policy.state_dict().items()}
     for _ in range(60):
@@ -51,13 +57,21 @@ def test_contract(agent, env, composed):
         assert all(value.shape == (2,) for value in learner.metrics.values())
     after = learner.agent.policy.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert all(value.shape[0] == 2 for value in learner.agent.state_dict().values()), "every tensor starts with S"
+    assert all(value.shape[0] == 2 for value in learner.agent.state_dict().values()), (
+        "every tensor starts with S"
+    )
     for head in learner.agent.policy.heads:
         scores = learner.agent.policy.scores(learner.obs, learner.carry, head)
         assert scores.shape[:2] == learner.shape
     greedy, _ = learner.agent.policy.act(learner.obs, learner.first, learner.carry)
-    last = learner.agent.policy.scores(learner.obs, learner.agent.policy.act(learner.obs, learner.first, learner.carry)[1], "action")
-    if env != "cartpole_frames" and agent != "efficientzero":  # there the carry already holds this observation; a search decides
+    last = learner.agent.policy.scores(
+        learner.obs,
+        learner.agent.policy.act(learner.obs, learner.first, learner.carry)[1],
+        "action",
+    )
+    if (
+        env != "cartpole_frames" and agent != "efficientzero"
+    ):  # there the carry already holds this observation; a search decides
         assert torch.equal(greedy, last if space.shape else last.argmax(-1))
 
 
@@ -66,7 +80,10 @@ CALM = [pair for pair in PAIRS if pair[1] != "mini_breakout"]
 STUDIES = [("corrected", *pair) for pair in CALM if pair != ("actenv", "chain")]
 """Act/Env divides by how far a few one-hot rows deviate, which may be next to nothing; for it
 test_actenv.py takes double precision."""
-STUDIES += [("source", *path.stem.split("-")[:2]) for path in Path(conf_dir(), "preset").glob("*-*-source.yaml")]
+STUDIES += [
+    ("source", *path.stem.split("-")[:2])
+    for path in Path(conf_dir(), "preset").glob("*-*-source.yaml")
+]
 
 
 def calm(agent):
@@ -107,7 +124,11 @@ def test_a_seed_in_the_batch_learns_as_alone(protocol, agent, env, composed):
     assert apart(one, after, before) < 0.01, "measured: 3e-4 at most, with two roundings"
     others = together.agent.policy.state_dict().values()
     assert any(not torch.equal(value[0], value[1]) for value in others)
-    assert any(not torch.equal(after[name], value) for name, value in before.items() if name.startswith("policy."))
+    assert any(
+        not torch.equal(after[name], value)
+        for name, value in before.items()
+        if name.startswith("policy.")
+    )
 
 
 @pytest.mark.rounding
@@ -137,15 +158,31 @@ def feed(agent, rows, gamma=0.9):
             return torch.tensor([[value]], dtype=dtype)
 
         clock = 1 if deciding else clock + 1
-        carry = {"goal": cell(goal, torch.int64), "action": cell(action, torch.int64), "deciding": cell(deciding, torch.bool)}
+        carry = {
+            "goal": cell(goal, torch.int64),
+            "action": cell(action, torch.int64),
+            "deciding": cell(deciding, torch.bool),
+        }
         carry["clock"] = cell(clock, torch.int64)
         flags = cell(terminated, torch.bool), cell(truncated, torch.bool)
         moved = cell(next_obs, torch.int64)
-        agent.update(Transition(cell(obs, torch.int64), cell(action, torch.int64), cell(reward), moved, *flags, carry))
+        agent.update(
+            Transition(
+                cell(obs, torch.int64),
+                cell(action, torch.int64),
+                cell(reward),
+                moved,
+                *flags,
+                carry,
+            )
+        )
 
     def rows_of(replay):
         count = int(replay.size[0, 0])
-        return [{name: getattr(replay, name)[0, 0, i].tolist() for name in replay.fields} for i in range(count)]
+        return [
+            {name: getattr(replay, name)[0, 0, i].tolist() for name in replay.fields}
+            for i in range(count)
+        ]
 
     return rows_of(agent.meta.replay), rows_of(agent.controller.replay)
 
@@ -162,11 +199,20 @@ STEPS = [
 
 def test_hdqn_stores_semi_markov_goals_and_intrinsic_rewards(composed):
     config = composed(
-        "train", "env=chain", "agent.goals=states", "agent.discount=0.9", "agent.controller_discount=0.5", "agent.learning_starts=99"
+        "train",
+        "env=chain",
+        "agent.goals=states",
+        "agent.discount=0.9",
+        "agent.controller_discount=0.5",
+        "agent.learning_starts=99",
     )
     agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
     meta, controller = feed(agent, STEPS)
-    assert [(m["obs"], m["action"], m["next_obs"], m["last"]) for m in meta] == [(1, 3, 3, False), (3, 5, 4, True), (1, 0, 0, True)]
+    assert [(m["obs"], m["action"], m["next_obs"], m["last"]) for m in meta] == [
+        (1, 3, 3, False),
+        (3, 5, 4, True),
+        (1, 0, 0, True),
+    ]
     assert [m["reward"] for m in meta] == pytest.approx([0.5 + 0.9 * 0.5 + 0.81 * 1.0, 2.0, 4.0])
     # γ^3 after three steps; the time limit bootstraps; the end does not.
     assert [m["discount"] for m in meta] == pytest.approx([0.729, 0.9, 0])
@@ -176,40 +222,73 @@ def test_hdqn_stores_semi_markov_goals_and_intrinsic_rewards(composed):
 
 
 def test_hdqn_source_protocol_keeps_the_sources_targets(composed):
-    source = composed("train", "protocol=source", "agent.goals=states", "agent.discount=0.9", "agent.controller_discount=0.9").agent
+    source = composed(
+        "train",
+        "protocol=source",
+        "agent.goals=states",
+        "agent.discount=0.9",
+        "agent.controller_discount=0.9",
+    ).agent
     agent = make_agent(source, env_spec(composed("train", "env=chain").env), seed_tensor([0]), 1)
     meta, controller = feed(agent, STEPS)
     assert [m["reward"] for m in meta] == pytest.approx([2.0, 2.0, 4.0])  # undiscounted
-    assert [m["discount"] for m in meta] == pytest.approx([0.9, 0, 0])  # γ once; the time limit counts as an end
-    assert [c["discount"] for c in controller] == pytest.approx([0.9, 0.9, 0.9, 0, 0])  # on through the reached goal
+    assert [m["discount"] for m in meta] == pytest.approx(
+        [0.9, 0, 0]
+    )  # γ once; the time limit counts as an end
+    assert [c["discount"] for c in controller] == pytest.approx(
+        [0.9, 0.9, 0.9, 0, 0]
+    )  # on through the reached goal
     first = agent.policy.controller[0](torch.tensor([[[3.0, 2.0]]]))
     assert first[0, 0].tolist() == [3.0, 0, 0, 1, 0, 0, 0]  # the goal as one raw number
 
 
 def test_a_chain_of_steps_ends_where_the_goal_ends(composed):
-    config = composed("train", "env=chain", "agent.goals=states", "agent.goal_steps=2", "agent.learning_starts=99")
+    config = composed(
+        "train", "env=chain", "agent.goals=states", "agent.goal_steps=2", "agent.learning_starts=99"
+    )
     agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
     _, controller = feed(agent, STEPS)
-    assert [c["last"] for c in controller] == [False, True, True, True, True]  # given up, reached, cut, terminated
-    assert [c["discount"] > 0 for c in controller] == [True, True, False, True, False]  # a goal given up is bootstrapped
+    assert [c["last"] for c in controller] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]  # given up, reached, cut, terminated
+    assert [c["discount"] > 0 for c in controller] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]  # a goal given up is bootstrapped
 
 
 def test_learning_that_could_never_start_is_refused(composed):
-    config = composed("train", "agent=dqn", "env=cartpole", "agent.buffer_size=110", "agent.learning_starts=105")
+    config = composed(
+        "train", "agent=dqn", "env=cartpole", "agent.buffer_size=110", "agent.learning_starts=105"
+    )
     with pytest.raises(ConfigError, match="the replay can hold, 96 transitions"):
         make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 16)
 
 
 def test_a_goal_is_given_up_after_its_steps(composed):
-    config = composed("train", "env=chain", "agent.goals=states", "agent.goal_steps=2", "agent.learning_starts=99")
+    config = composed(
+        "train", "env=chain", "agent.goals=states", "agent.goal_steps=2", "agent.learning_starts=99"
+    )
     agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
     meta, controller = feed(agent, STEPS[:3])
-    assert [(m["obs"], m["next_obs"]) for m in meta] == [(1, 2), (1, 3)]  # after two steps, and when it is reached at last
+    assert [(m["obs"], m["next_obs"]) for m in meta] == [
+        (1, 2),
+        (1, 3),
+    ]  # after two steps, and when it is reached at last
     assert [c["reward"] for c in controller] == [0, 0, 1]
     carry, first = agent.policy.initial_carry(1), torch.ones(1, 1, dtype=torch.bool)
     decided = []
     for _ in range(6):  # the place is always 0, the goal always 3
-        _, carry = agent.policy.act(torch.zeros(1, 1, dtype=torch.int64), first, carry | {"goal": carry["goal"] * 0 + 3})
+        _, carry = agent.policy.act(
+            torch.zeros(1, 1, dtype=torch.int64), first, carry | {"goal": carry["goal"] * 0 + 3}
+        )
         decided.append(bool(carry["deciding"]))
         first = torch.zeros_like(first)
     assert decided == [True, False, True, False, True, False]
@@ -222,7 +301,9 @@ def test_goals_as_states_need_discrete_observations(composed):
 
 
 def test_exploration_falls_linearly_with_decisions_and_is_uniform(composed):
-    config = composed("train", "agent=dqn", "env=acrobot", "agent.epsilon_end=0.1", "agent.epsilon_steps=1000")
+    config = composed(
+        "train", "agent=dqn", "env=acrobot", "agent.epsilon_end=0.1", "agent.epsilon_steps=1000"
+    )
     explore = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1).explore
     obs, always = torch.zeros(1, 250, 6), torch.ones(1, 250, dtype=torch.bool)
 
@@ -241,13 +322,25 @@ def test_exploration_falls_linearly_with_decisions_and_is_uniform(composed):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(("agent", "env"), PAIRS)
 def test_cuda_learns(agent, env, rlx):
-    result = rlx("train", f"agent={agent}", f"env={env}", *ENVS[env], "steps=2000", "copies=8", "seeds=2", "eval_every=1000", "device=cuda")
+    result = rlx(
+        "train",
+        f"agent={agent}",
+        f"env={env}",
+        *ENVS[env],
+        "steps=2000",
+        "num_envs=8",
+        "seeds=2",
+        "eval_every=1000",
+        "device=cuda",
+    )
     assert result.code == 0
 
 
 @pytest.mark.slow
 def test_hdqn_finds_the_detour_on_the_chain(rlx):
-    result = rlx("train", "agent=hdqn", "env=chain", "seeds=3", "steps=60000", "final_episodes=4000")
+    result = rlx(
+        "train", "agent=hdqn", "env=chain", "seeds=3", "steps=60000", "final_episodes=4000"
+    )
     assert result.summary["return"]["iqm"] >= 0.9 * 0.208
 
 
@@ -264,18 +357,33 @@ def test_hdqn_swings_up(rlx):
 
 
 def test_a_target_with_batch_norm_is_as_slow_as_its_weights(composed):
-    config = composed("train", "agent=dqn", "env=cartpole_frames", "agent.batch_norm=true", "agent.target_every=1000000", *small("dqn"))
+    config = composed(
+        "train",
+        "agent=dqn",
+        "env=cartpole_frames",
+        "agent.batch_norm=true",
+        "agent.target_every=1000000",
+        *small("dqn"),
+    )
     learner = Learner(config, [3, 5])
     before = copy.deepcopy(learner.agent.learner.target.state_dict())
     for _ in range(40):
         learner.step()
     assert int(learner.agent.learner.updates[0]) > 10
-    assert all(torch.equal(value, before[name]) for name, value in learner.agent.learner.target.state_dict().items())
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in learner.agent.learner.target.state_dict().items()
+    )
 
 
 @pytest.mark.rounding
 def test_decisions_on_images_do_not_depend_on_the_batch_nor_change_the_policy(composed):
-    learner = Learner(composed("train", "agent=dqn", "env=cartpole_frames", "agent.batch_norm=true", *small("dqn")), [3, 5])
+    learner = Learner(
+        composed(
+            "train", "agent=dqn", "env=cartpole_frames", "agent.batch_norm=true", *small("dqn")
+        ),
+        [3, 5],
+    )
     for _ in range(40):
         learner.step()
     policy = learner.agent.policy

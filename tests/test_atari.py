@@ -10,7 +10,7 @@ from test_resume import fingerprint
 from rlx.config import ConfigError
 from rlx.envs import atari
 from rlx.experiment import evaluated_env, make_env
-from rlx.networks import concatenated
+from rlx.nn.networks import concatenated
 
 ale_py = pytest.importorskip("ale_py")
 RAW = ("env.noops=1", "env.fire=false", "env.life_loss=false", "env.clip_rewards=false")
@@ -21,8 +21,10 @@ STICKY = "env.repeat_action_probability=0.25"
 def make(composed):
     """make("pong", 4, "env.noops=1") is an env of four copies."""
 
-    def build(game, copies, *overrides):
-        return make_env(composed("train", "env=atari", f"env.game={game}", *overrides).env, copies, "cpu")
+    def build(game, num_envs, *overrides):
+        return make_env(
+            composed("train", "env=atari", f"env.game={game}", *overrides).env, num_envs, "cpu"
+        )
 
     return build
 
@@ -30,8 +32,13 @@ def make(composed):
 def play(env, steps, seed=0):
     """What `step` gives for random actions, stacked over time: obs, reward, terminated, truncated, final_obs [T, B, …]."""
     rng = np.random.default_rng(seed)
-    rows = [env.step(rng.integers(env.single_action_space.n, size=env.num_envs)) for _ in range(steps)]
-    return [torch.stack(column) for column in zip(*((*row[:4], row[4]["final_obs"]) for row in rows), strict=True)]
+    rows = [
+        env.step(rng.integers(env.single_action_space.n, size=env.num_envs)) for _ in range(steps)
+    ]
+    return [
+        torch.stack(column)
+        for column in zip(*((*row[:4], row[4]["final_obs"]) for row in rows), strict=True)
+    ]
 
 
 def same(first, second):
@@ -50,22 +57,43 @@ def shrunk(screen):
         return np.stack([shrunk(channel) for channel in np.moveaxis(screen, -1, 0)])
     for _ in range(2):
         edges = np.linspace(0, len(screen), 85)
-        screen = (np.diff(np.clip(edges[:, None] - np.arange(len(screen)), 0, 1), axis=0) * 84 / len(screen) @ screen).T
+        screen = (
+            np.diff(np.clip(edges[:, None] - np.arange(len(screen)), 0, 1), axis=0)
+            * 84
+            / len(screen)
+            @ screen
+        ).T
     return screen
 
 
-@pytest.mark.parametrize(("game", "gray"), [("Pong", True), ("Breakout", True), ("MsPacman", False)])
+@pytest.mark.parametrize(
+    ("game", "gray"), [("Pong", True), ("Breakout", True), ("MsPacman", False)]
+)
 def test_pictures_scores_and_lives_are_those_of_ales_single_env(game, gray, make):
     gymnasium.register_envs(ale_py)
-    theirs = gymnasium.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0, obs_type="grayscale" if gray else "rgb")
-    mine = make({"MsPacman": "ms_pacman"}.get(game, game.lower()), 1, *RAW, f"env.gray={str(gray).lower()}")
+    theirs = gymnasium.make(
+        f"ALE/{game}-v5",
+        frameskip=1,
+        repeat_action_probability=0.0,
+        obs_type="grayscale" if gray else "rgb",
+    )
+    mine = make(
+        {"MsPacman": "ms_pacman"}.get(game, game.lower()), 1, *RAW, f"env.gray={str(gray).lower()}"
+    )
     obs, _ = mine.reset(seed=3)
     theirs.reset(seed=3)
     theirs.step(0)
-    screens, lives, score, over = [theirs.step(0)[0]] * 2, [theirs.unwrapped.ale.lives()], 0.0, False
+    screens, lives, score, over = (
+        [theirs.step(0)[0]] * 2,
+        [theirs.unwrapped.ale.lives()],
+        0.0,
+        False,
+    )
     rng = np.random.default_rng(0)
     while not over:
-        np.testing.assert_allclose(obs[0].squeeze(0).float(), shrunk(np.maximum(*screens[-2:]).astype(float)), atol=0.501)
+        np.testing.assert_allclose(
+            obs[0].squeeze(0).float(), shrunk(np.maximum(*screens[-2:]).astype(float)), atol=0.501
+        )
         action, expected = rng.integers(theirs.action_space.n), 0.0
         obs, reward, terminated, truncated, _ = mine.step(np.array([action]))
         for _ in range(4):
@@ -84,8 +112,14 @@ def test_contract(make):
     first = env.reset(seed=[1, 2, 1])[0]
     assert torch.equal(first[0], first[2]) and env.max_episode_steps == 90
     obs, reward, terminated, truncated, final = play(env, 180)
-    assert not (terminated & truncated).any() and reward.dtype == torch.float32 and final.shape == (180, 3, 1, 84, 84)
-    assert terminated.any() and truncated.sum() + terminated[[89, 179]].sum() == 6  # 90 decisions do not end five lives
+    assert (
+        not (terminated & truncated).any()
+        and reward.dtype == torch.float32
+        and final.shape == (180, 3, 1, 84, 84)
+    )
+    assert (
+        terminated.any() and truncated.sum() + terminated[[89, 179]].sum() == 6
+    )  # 90 decisions do not end five lives
     assert torch.equal(obs[:89], final[:89]), "the game goes on when a life is lost"
     assert not torch.equal(obs[89], final[89])
     again = make("breakout", 3, "env.max_episode_steps=90")
@@ -99,7 +133,9 @@ def test_lives_and_clipping_are_the_learners_alone(make, composed):
     train.reset(seed=0), test.reset(seed=0)
     (obs, clipped, lost, _, _), (same_obs, reward, over, _, _) = play(train, 250), play(test, 250)
     until = int(over.any(1).float().argmax()) if over.any() else 250
-    assert torch.equal(obs[:until], same_obs[:until]) and torch.equal(clipped[:until], reward[:until].clamp(-1, 1))
+    assert torch.equal(obs[:until], same_obs[:until]) and torch.equal(
+        clipped[:until], reward[:until].clamp(-1, 1)
+    )
     assert reward.max() >= 10 and lost[:until].any() and not over[:until].any()
     config = composed("train", "env=pong")
     assert config.env.life_loss and config.env.clip_rewards
@@ -114,9 +150,14 @@ def test_a_saved_state_goes_on_exactly(steps, make):
     terminated = play(env, steps)[2]
     assert terminated.any() == (steps == 60)  # within a life, behind a lost one
     state = env.state_dict()
-    filled = concatenated(state, {name: value[:, :0] if name == "games" else value for name, value in state.items()})
+    filled = concatenated(
+        state, {name: value[:, :0] if name == "games" else value for name, value in state.items()}
+    )
     assert filled["games"].shape == (6, *state["games"].shape[1:])
-    longer = {name: torch.cat([value, value.new_zeros(3, 9)], 1) if name == "games" else value.clone() for name, value in state.items()}
+    longer = {
+        name: torch.cat([value, value.new_zeros(3, 9)], 1) if name == "games" else value.clone()
+        for name, value in state.items()
+    }
     later = play(env, 120, seed=1)
     other.load_state_dict(longer)
     assert same(later, play(other, 120, seed=1))
@@ -128,10 +169,17 @@ def test_a_saved_state_goes_on_exactly(steps, make):
         assert alike((*row[:4], row[4]["final_obs"]), [column[t, [2, 0]] for column in later])
 
 
-@pytest.mark.parametrize("game", ["pong", "tetris"])  # Tetris reads what the emulator has left on the data bus
+@pytest.mark.parametrize(
+    "game", ["pong", "tetris"]
+)  # Tetris reads what the emulator has left on the data bus
 def test_threads_change_nothing(game, make):
-    one, three = make(game, 5, STICKY, "env.noops=1"), make(game, 5, STICKY, "env.noops=1", "env.threads=3")
-    assert torch.equal(one.reset(seed=0)[0], three.reset(seed=0)[0]) and same(play(one, 40), play(three, 40))
+    one, three = (
+        make(game, 5, STICKY, "env.noops=1"),
+        make(game, 5, STICKY, "env.noops=1", "env.threads=3"),
+    )
+    assert torch.equal(one.reset(seed=0)[0], three.reset(seed=0)[0]) and same(
+        play(one, 40), play(three, 40)
+    )
 
 
 def test_another_process_goes_on_exactly(make):
@@ -159,15 +207,33 @@ def test_fire_serves_and_sticky_actions_stick(make):
 
 
 def test_names_of_games(make):
-    messages = {"pnog": "Did you mean 'pong'", "combat": "not a game for one player", "tic_tac_toe_3d": "restore this game exactly"}
+    messages = {
+        "pnog": "Did you mean 'pong'",
+        "combat": "not a game for one player",
+        "tic_tac_toe_3d": "restore this game exactly",
+    }
     for game, message in messages.items():
         with pytest.raises(ConfigError, match=message):
             make(game, 1)
 
 
 def test_training_resumes_exactly(rlx):
-    arguments = ["train", "agent=dqn", "env=breakout", *TINY, "seeds=2", *small("dqn", replay_ratio=0.02), "agent.conv=[[4,8,8]]"]
-    arguments += ["eval_episodes=1", "final_episodes=1", "+eval_env.max_episode_steps=20", "steps=400", "eval_every=200"]
+    arguments = [
+        "train",
+        "agent=dqn",
+        "env=breakout",
+        *TINY,
+        "seeds=2",
+        *small("dqn", replay_ratio=0.02),
+        "agent.conv=[[4,8,8]]",
+    ]
+    arguments += [
+        "eval_episodes=1",
+        "final_episodes=1",
+        "+eval_env.max_episode_steps=20",
+        "steps=400",
+        "eval_every=200",
+    ]
     whole = rlx(*arguments, "checkpoint_every=200")
     assert whole.code == 0, whole.err
     shorter = rlx(*arguments, "steps=200", "checkpoint_every=200")
@@ -177,12 +243,16 @@ def test_training_resumes_exactly(rlx):
 
 def test_the_benchmark_runs_its_games_and_compares_them(rlx):
     sizes = "latent=4 lstm=8 head=8 projection=8 value_bins=21 prefix_bins=21 simulations=2 batch_size=4 buffer_size=100 learning_starts=20"
-    short = (
-        "steps=40 copies=2 seeds=2 eval_every=40 eval_episodes=1 final_episodes=1 env.max_episode_steps=20 eval_env.max_episode_steps=20"
-    )
+    short = "steps=40 num_envs=2 seeds=2 eval_every=40 eval_episodes=1 final_episodes=1 env.max_episode_steps=20 eval_env.max_episode_steps=20"
     arguments = [*short.split(), *(f"agent.{key}" for key in f"{sizes} replay_ratio=0.1".split())]
     result = rlx("train", "experiment=atari100k", "env.game=pong,breakout", *arguments)
     assert result.code == 0, result.err
-    assert "breakout │     2 │" in result.out and "pong │     2 │" in result.out and "2 of 26 games" in result.out
-    again = rlx("report", "outputs/train/efficientzero-pong", "outputs/train/efficientzero-breakout")
+    assert (
+        "breakout │     2 │" in result.out
+        and "pong │     2 │" in result.out
+        and "2 of 26 games" in result.out
+    )
+    again = rlx(
+        "report", "outputs/train/efficientzero-pong", "outputs/train/efficientzero-breakout"
+    )
     assert again.code == 0 and "published 7.74, 2 of 26 games" in again.out

@@ -12,8 +12,8 @@ from rlx.attacks.fgsm import FGSM
 from rlx.attacks.noise import Noise
 from rlx.attacks.pgd import PGD
 from rlx.config import ConfigError
-from rlx.networks import MLP
-from rlx.rng import Streams, seed_tensor
+from rlx.nn.networks import MLP
+from rlx.nn.rng import Streams, seed_tensor
 
 SEEDS, BATCH, FEATURES, CHOICES = 3, 200, 6, 4
 LOW, HIGH = torch.full((FEATURES,), -1.0), torch.tensor([1.0, 1, 1, 1, 2, torch.inf])
@@ -30,7 +30,13 @@ def victim():
 
 
 def budget(obs, eps, scale=(1, 1, 0.5, 2, 1, 3)):
-    return Budget((torch.as_tensor(eps).expand(SEEDS, BATCH).unsqueeze(-1) * torch.tensor(scale)).expand_as(obs), LOW, HIGH)
+    return Budget(
+        (torch.as_tensor(eps).expand(SEEDS, BATCH).unsqueeze(-1) * torch.tensor(scale)).expand_as(
+            obs
+        ),
+        LOW,
+        HIGH,
+    )
 
 
 def drawer():
@@ -68,12 +74,19 @@ def test_never_outside_its_box_nor_the_bounds_and_zero_is_nothing(attack):
 @pytest.mark.parametrize("attack", ALL[:9], ids=str)
 def test_rows_are_independent(attack):
     net, obs = victim()
-    whole = attack.perturb(net, obs, budget(obs, 0.1), lambda count: torch.full((SEEDS, BATCH, count), 0.3))
+    whole = attack.perturb(
+        net, obs, budget(obs, 0.1), lambda count: torch.full((SEEDS, BATCH, count), 0.3)
+    )
     half = attack.perturb(
-        net, obs[:, :50], Budget(budget(obs, 0.1).radius[:, :50], LOW, HIGH), lambda count: torch.full((SEEDS, 50, count), 0.3)
+        net,
+        obs[:, :50],
+        Budget(budget(obs, 0.1).radius[:, :50], LOW, HIGH),
+        lambda count: torch.full((SEEDS, 50, count), 0.3),
     )
     same = (whole[:, :50] - half).abs().amax(-1) < 1e-5
-    assert same.float().mean() > 0.98  # a gradient that is zero but for rounding may take either sign
+    assert (
+        same.float().mean() > 0.98
+    )  # a gradient that is zero but for rounding may take either sign
 
 
 def test_an_observation_beyond_the_bounds_is_not_dragged_further_than_its_box():
@@ -83,7 +96,9 @@ def test_an_observation_beyond_the_bounds_is_not_dragged_further_than_its_box():
 
 
 def cross_entropy(net, obs, choice):
-    return nn.functional.cross_entropy(net(obs).flatten(0, 1), choice.flatten(), reduction="none").view(choice.shape)
+    return nn.functional.cross_entropy(
+        net(obs).flatten(0, 1), choice.flatten(), reduction="none"
+    ).view(choice.shape)
 
 
 def test_targeted_goes_to_the_target_and_untargeted_away_from_the_choice():
@@ -93,10 +108,14 @@ def test_targeted_goes_to_the_target_and_untargeted_away_from_the_choice():
     assert (cross_entropy(net, away, clean) > cross_entropy(net, obs, clean)).float().mean() > 0.95
     target = torch.full_like(clean, 2)
     towards = FGSM("ce", 2).perturb(net, obs, box, drawer())
-    assert (cross_entropy(net, towards, target) < cross_entropy(net, obs, target)).float().mean() > 0.95
+    assert (
+        cross_entropy(net, towards, target) < cross_entropy(net, obs, target)
+    ).float().mean() > 0.95
     worst = net(obs).argmin(-1)
     towards = FGSM("worst", None).perturb(net, obs, box, drawer())
-    assert (cross_entropy(net, towards, worst) < cross_entropy(net, obs, worst)).float().mean() > 0.95
+    assert (
+        cross_entropy(net, towards, worst) < cross_entropy(net, obs, worst)
+    ).float().mean() > 0.95
 
 
 @pytest.mark.rounding
@@ -121,7 +140,9 @@ def test_q_to_zero_is_the_sources_ascent_on_the_distance_to_zero():
 def test_margin_objective_is_positive_exactly_where_the_decision_flips():
     net, obs = victim()
     clean, moved = net(obs), net(obs + 0.2 * torch.randn_like(obs))
-    assert torch.equal(Objective("margin", None)(moved, clean) > 0, moved.argmax(-1) != clean.argmax(-1))
+    assert torch.equal(
+        Objective("margin", None)(moved, clean) > 0, moved.argmax(-1) != clean.argmax(-1)
+    )
     assert torch.equal(Objective("margin", 1)(moved, clean) > 0, moved.argmax(-1) == 1)
 
 
@@ -143,8 +164,12 @@ def test_the_cross_entropy_keeps_its_gradient_where_the_choice_is_certain(gap):
 def test_one_full_step_of_pgd_is_fgsm():
     net, obs = victim()
     for loss in ("ce", "margin", "worst", "q_to_zero"):
-        one = pgd(loss, steps=1, step_size=1.0, restarts=1).perturb(net, obs, budget(obs, 0.1), drawer())
-        torch.testing.assert_close(one, FGSM(loss, None).perturb(net, obs, budget(obs, 0.1), drawer()))
+        one = pgd(loss, steps=1, step_size=1.0, restarts=1).perturb(
+            net, obs, budget(obs, 0.1), drawer()
+        )
+        torch.testing.assert_close(
+            one, FGSM(loss, None).perturb(net, obs, budget(obs, 0.1), drawer())
+        )
 
 
 def test_damage_is_ordered_noise_fgsm_pgd_and_grows_with_the_radius():
@@ -155,7 +180,9 @@ def test_damage_is_ordered_noise_fgsm_pgd_and_grows_with_the_radius():
         return float((net(moved).argmax(-1) != net(obs).argmax(-1)).float().mean())
 
     for eps in (0.02, 0.05, 0.1):
-        noise, fgsm, strong = (flipped(a, eps) for a in (Noise("uniform", 1.0, True), FGSM("margin", None), pgd()))
+        noise, fgsm, strong = (
+            flipped(a, eps) for a in (Noise("uniform", 1.0, True), FGSM("margin", None), pgd())
+        )
         assert noise < fgsm <= strong
     small, large = flipped(pgd(), 0.02), flipped(pgd(), 0.1)
     assert small < large
@@ -167,23 +194,38 @@ def test_noise_kinds_have_their_shapes():
     net, obs = victim()
     obs = torch.zeros_like(obs)
     box = budget(obs, 0.2, scale=(1,) * FEATURES)
-    moved = {kind: Noise(kind, 1.0, True).perturb(net, obs, box, drawer()) for kind in ("uniform", "gaussian", "corners")}
+    moved = {
+        kind: Noise(kind, 1.0, True).perturb(net, obs, box, drawer())
+        for kind in ("uniform", "gaussian", "corners")
+    }
     assert moved["uniform"].std() == pytest.approx(0.2 / 3**0.5, rel=0.05)
     assert moved["corners"].abs().unique().tolist() == [pytest.approx(0.2)]
     assert moved["gaussian"].std() == pytest.approx(0.1 * 0.88**0.5, rel=0.05)
-    wild = Noise("uniform", 0.5, False).perturb(net, obs + 1, budget(obs, 0.2, (1,) * FEATURES), drawer())
-    assert wild.max() > 1 and (wild - 1).abs().max() <= 0.1  # the source's: half the width, unclipped
+    wild = Noise("uniform", 0.5, False).perturb(
+        net, obs + 1, budget(obs, 0.2, (1,) * FEATURES), drawer()
+    )
+    assert (
+        wild.max() > 1 and (wild - 1).abs().max() <= 0.1
+    )  # the source's: half the width, unclipped
 
 
 def test_scales():
-    box = gymnasium.spaces.Box(np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32))
+    box = gymnasium.spaces.Box(
+        np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32)
+    )
     np.testing.assert_allclose(unit_scale("bounds", box, np.zeros), [0.9, 0.07], rtol=1e-6)
     np.testing.assert_allclose(unit_scale([1, 2], box, np.zeros), [1, 2])
     np.testing.assert_allclose(unit_scale("std", box, lambda: np.array([3.0, 4.0])), [3, 4])
-    open_box = gymnasium.spaces.Box(np.array([-1, -np.inf], np.float32), np.array([1, np.inf], np.float32))
+    open_box = gymnasium.spaces.Box(
+        np.array([-1, -np.inf], np.float32), np.array([1, np.inf], np.float32)
+    )
     with pytest.raises(ConfigError, match=r"scale=bounds: components \[1\]"):
         unit_scale("bounds", open_box, np.zeros)
-    for bad, message in (("bound", "Did you mean 'bounds'"), ([1], "2 numbers"), ([1, -1], "2 numbers")):
+    for bad, message in (
+        ("bound", "Did you mean 'bounds'"),
+        ([1], "2 numbers"),
+        ([1, -1], "2 numbers"),
+    ):
         with pytest.raises(ConfigError, match=message):
             unit_scale(bad, box, np.zeros)
     with pytest.raises(ConfigError, match="Box"):

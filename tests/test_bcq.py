@@ -13,10 +13,10 @@ from torch import nn
 from rlx.agent import Spec
 from rlx.agents.bcq import BCQ, BCQPolicy, Config
 from rlx.config import build
-from rlx.data import Writer
-from rlx.networks import take
-from rlx.rng import Streams, seed_tensor
-from rlx.run import Run
+from rlx.data.datasets import Writer
+from rlx.nn.networks import take
+from rlx.nn.rng import Streams, seed_tensor
+from rlx.runs.run import Run
 
 SPEC = Spec(spaces.Box(-1, 1, (3,)), spaces.Discrete(4), 100)
 
@@ -59,7 +59,10 @@ def test_threshold_1_admits_the_most_probable_action():
 
 def test_half_precision_does_not_overflow():
     """Trap 3: a mask of −1e8 is −inf there, or NaN."""
-    q, logits = torch.tensor([[[900.0, -800.0, 3.0, 4.0]]]).half(), torch.tensor([[[-20.0, 0.0, -1.0, -15.0]]]).half()
+    q, logits = (
+        torch.tensor([[[900.0, -800.0, 3.0, 4.0]]]).half(),
+        torch.tensor([[[-20.0, 0.0, -1.0, -15.0]]]).half(),
+    )
     scores = policy(0.3).ranked(q, logits)
     assert scores.isfinite().all() and scores.argmax() == 2
 
@@ -95,7 +98,16 @@ def learn(data, seeds, steps, **changes):
 @pytest.mark.rounding
 def test_threshold_0_without_imitation_is_double_dqn(data):
     """Against a plain loop with torch's own layers and optimiser, on the same minibatches."""
-    agent = learn(data, [3], 0, threshold=0.0, imitation_weight=0.0, learning_rate=1e-2, target_every=5, target_tau=1.0)
+    agent = learn(
+        data,
+        [3],
+        0,
+        threshold=0.0,
+        imitation_weight=0.0,
+        learning_rate=1e-2,
+        target_every=5,
+        target_tau=1.0,
+    )
     plain = [nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 4)) for _ in range(2)]
     for network in plain:
         for mine, theirs in zip((network[0], network[2]), agent.policy.net.q.layers, strict=True):
@@ -108,8 +120,13 @@ def test_threshold_0_without_imitation_is_double_dqn(data):
         batch = {name: value[0] for name, value in drawn.items()}
         with torch.no_grad():
             best = online(batch["next_obs"]).argmax(1, keepdim=True)
-            y = batch["reward"] + batch["discount"] * target(batch["next_obs"]).gather(1, best)[:, 0]
-        loss = nn.functional.smooth_l1_loss(online(batch["obs"]).gather(1, batch["action"][:, None])[:, 0], y)
+            y = (
+                batch["reward"]
+                + batch["discount"] * target(batch["next_obs"]).gather(1, best)[:, 0]
+            )
+        loss = nn.functional.smooth_l1_loss(
+            online(batch["obs"]).gather(1, batch["action"][:, None])[:, 0], y
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -117,7 +134,9 @@ def test_threshold_0_without_imitation_is_double_dqn(data):
             target.load_state_dict(online.state_dict())
         agent.learn()
         obs = torch.randn(64, 3)
-        torch.testing.assert_close(agent.policy.net.q(obs[None])[0], online(obs), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            agent.policy.net.q(obs[None])[0], online(obs), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_threshold_1_is_behaviour_cloning(data):
@@ -147,16 +166,20 @@ def test_seeds_are_independent(data):
     assert one.data is data, "data sets are not copied"
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(one.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    assert any(not torch.equal(value[0], value[1]) for value in together.policy.state_dict().values())
+    assert any(
+        not torch.equal(value[0], value[1]) for value in together.policy.state_dict().values()
+    )
 
 
 @pytest.mark.parametrize("shards", [False, True])
 def test_a_resumed_run_is_the_uninterrupted_one(shards, tmp_path, rlx):
-    from rlx.shards import write
+    from rlx.data.shards import write
 
     rng, writer = np.random.default_rng(0), Writer(str(tmp_path / "set"))
     for _ in range(20):
-        writer.add(rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 2, 29), np.ones(29), True)
+        writer.add(
+            rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 2, 29), np.ones(29), True
+        )
     data = writer.close({}, 1, [])
     if shards:
         write(data, tmp_path / "shards", 1, rows=100)
@@ -177,7 +200,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(shards, tmp_path, rlx):
     assert whole.code == half.code == 0, whole.err + half.err
     resumed = rlx("resume", half.run, "steps=60")
     assert resumed.code == 0, resumed.err
-    ends = [(run / "checkpoints/000000060/agent.safetensors").read_bytes() for run in (whole.run, half.run)]
+    ends = [
+        (run / "checkpoints/000000060/agent.safetensors").read_bytes()
+        for run in (whole.run, half.run)
+    ]
     assert ends[0] == ends[1]
     assert whole.summary["return"] == resumed.summary["return"]
 
@@ -187,9 +213,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(shards, tmp_path, rlx):
 def test_offline_runs_can_be_evaluated_attacked_and_grown(agent, tmp_path, rlx):
     rng, writer = np.random.default_rng(0), Writer(str(tmp_path / "set"))
     for _ in range(20):
-        writer.add(rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 2, 29), np.ones(29), True)
+        writer.add(
+            rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 2, 29), np.ones(29), True
+        )
     writer.close({}, 1, [])
-    line = ("train", f"agent={agent}", "env=cartpole", f"data={tmp_path}/set", *TINY[1:], "steps=40", "agent.hidden=[16]")
+    line = (
+        "train",
+        f"agent={agent}",
+        "env=cartpole",
+        f"data={tmp_path}/set",
+        *TINY[1:],
+        "steps=40",
+        "agent.hidden=[16]",
+    )
     run = rlx(*line, "seeds=2").run
     assert rlx("evaluate", run, "episodes=3").code == 0
     attacked = rlx("attack", run, "eps=[0,0.5]", "episodes=5", "scale=[1,1,1,1]")
@@ -199,5 +235,7 @@ def test_offline_runs_can_be_evaluated_attacked_and_grown(agent, tmp_path, rlx):
     assert rlx("resume", run, "seeds=3").code == 0
     whole = Run(rlx(*line, "seeds=3", "outputs=whole").run).load("best")
     for name, value in Run(run).load("best").items():
-        assert torch.equal(value, torch.cat([old[name], new[name]])), "to the bit: trained in the same shapes"
+        assert torch.equal(value, torch.cat([old[name], new[name]])), (
+            "to the bit: trained in the same shapes"
+        )
         torch.testing.assert_close(value, whole[name], rtol=1e-3, atol=1e-5)

@@ -16,13 +16,17 @@ from rlx.experiment import make_env
 GAMES = {"tic_tac_toe": TicTacToe, "connect_four": ConnectFour}
 MATCHES = [(name, opponent) for name, kind in GAMES.items() for opponent in kind.opponents]
 COMPASS = ((0, 1), (1, 0), (1, 1), (1, -1))
-CELLS = {name: {(r, c) for r in range(kind.rows) for c in range(kind.columns)} for name, kind in GAMES.items()}
+CELLS = {
+    name: {(r, c) for r in range(kind.rows) for c in range(kind.columns)}
+    for name, kind in GAMES.items()
+}
 LINES = {
     name: [
         line
         for r, c in sorted(CELLS[name])
         for down, right in COMPASS
-        if (line := frozenset((r + i * down, c + i * right) for i in range(kind.in_a_row))) <= CELLS[name]
+        if (line := frozenset((r + i * down, c + i * right) for i in range(kind.in_a_row)))
+        <= CELLS[name]
     ]
     for name, kind in GAMES.items()
 }
@@ -42,7 +46,10 @@ def landing(name, taken, action):
 
 def following(name, own, other):
     """(action, own stones with it) of each legal action."""
-    cells = ((action, landing(name, own | other, action)) for action in range(9 if name == "tic_tac_toe" else 7))
+    cells = (
+        (action, landing(name, own | other, action))
+        for action in range(9 if name == "tic_tac_toe" else 7)
+    )
     return [(action, own | {cell}) for action, cell in cells if cell is not None]
 
 
@@ -51,8 +58,8 @@ def sets(obs):
     return tuple(frozenset(map(tuple, plane.nonzero().tolist())) for plane in obs)
 
 
-def start(name, opponent, copies, seed=0):
-    env = BatchedEnv(GAMES[name](opponent), copies)
+def start(name, opponent, num_envs, seed=0):
+    env = BatchedEnv(GAMES[name](opponent), num_envs)
     return env, env.reset(seed=seed)[0]
 
 
@@ -77,35 +84,53 @@ def test_registered_and_configured(composed):
         obs, _ = gymnasium.make_vec(id, num_envs=3, opponent="self").unwrapped.reset(seed=0)
         assert obs.shape[0] == 3 and not obs.any()
         env = make_env(composed("train", f"env={name}").env, 2, "cpu")
-        assert env.dynamics == GAMES[name]() and env.max_episode_steps == GAMES[name].max_episode_steps
+        assert (
+            env.dynamics == GAMES[name]() and env.max_episode_steps == GAMES[name].max_episode_steps
+        )
         assert env.single_observation_space.shape == obs.shape[1:] and env.reward_threshold == 0.9
     with pytest.raises(ConfigError, match="Did you mean 'minimax'"):
         TicTacToe("minmax")
-    with pytest.raises(ConfigError, match=r"env.opponent=minimax: unknown\. Choose from: random, search, self"):
+    with pytest.raises(
+        ConfigError, match=r"env.opponent=minimax: unknown\. Choose from: random, search, self"
+    ):
         ConnectFour("minimax")
 
 
 @pytest.mark.parametrize("name", GAMES)
 def test_self_play_keeps_the_rules(name):
-    copies = 1500
-    env, obs = start(name, "self", copies)
+    num_envs = 1500
+    env, obs = start(name, "self", num_envs)
     draws = torch.Generator().manual_seed(0)
-    games = [(frozenset(), frozenset())] * copies
+    games = [(frozenset(), frozenset())] * num_envs
     ends = {"won": 0, "drawn": 0, "illegal": 0}
     for _ in range(45):
         legal, after = GAMES[name].legal(obs), GAMES[name].after(obs)
-        some = torch.randint(legal.shape[1], (copies,), generator=draws)
-        actions = torch.where(torch.rand(copies, generator=draws) < 0.03, some, random_actions(name, obs, draws))
+        some = torch.randint(legal.shape[1], (num_envs,), generator=draws)
+        actions = torch.where(
+            torch.rand(num_envs, generator=draws) < 0.03, some, random_actions(name, obs, draws)
+        )
         obs, reward, terminated, truncated, info = env.step(actions)
         assert not truncated.any()
         for i, (own, other) in enumerate(games):
             cell = landing(name, own | other, int(actions[i]))
-            assert legal[i].tolist() == [landing(name, own | other, action) is not None for action in range(legal.shape[1])]
+            assert legal[i].tolist() == [
+                landing(name, own | other, action) is not None for action in range(legal.shape[1])
+            ]
             own = own | {cell} if cell else own
             assert sets(after[i, int(actions[i])]) == (own, other)
-            end = "illegal" if cell is None else "won" if wins(name, own) else "drawn" if own | other == CELLS[name] else None
+            end = (
+                "illegal"
+                if cell is None
+                else "won"
+                if wins(name, own)
+                else "drawn"
+                if own | other == CELLS[name]
+                else None
+            )
             games[i] = (frozenset(), frozenset()) if end else (other, own)
-            assert float(reward[i]) == {"won": 1, "illegal": -1}.get(end, 0) and bool(terminated[i]) == (end is not None)
+            assert float(reward[i]) == {"won": 1, "illegal": -1}.get(end, 0) and bool(
+                terminated[i]
+            ) == (end is not None)
             assert sets(info["final_obs"][i]) == (other, own) and sets(obs[i]) == games[i]
             if end:
                 ends[end] += 1
@@ -118,7 +143,12 @@ def test_lines_are_found_on_any_pattern_of_stones(name):
     game = kind("self")
     bits = game.cells(torch.device("cpu"))
     patterns = torch.rand(4000, len(bits), generator=torch.Generator().manual_seed(0)) < 0.4
-    lines = torch.tensor([[(r, c) in line for r in range(kind.rows) for c in range(kind.columns)] for line in LINES[name]])
+    lines = torch.tensor(
+        [
+            [(r, c) in line for r in range(kind.rows) for c in range(kind.columns)]
+            for line in LINES[name]
+        ]
+    )
     patterns = torch.cat([patterns, lines])
     found = game.won((patterns.long() << bits).sum(1))
     expected = [wins(name, sets(p.view(1, kind.rows, kind.columns))[0]) for p in patterns]
@@ -127,16 +157,16 @@ def test_lines_are_found_on_any_pattern_of_stones(name):
 
 @pytest.mark.parametrize(("name", "opponent"), [match for match in MATCHES if match[1] != "self"])
 def test_opponents_keep_the_rules(name, opponent):
-    copies = 200
-    env, obs = start(name, opponent, copies)
+    num_envs = 200
+    env, obs = start(name, opponent, num_envs)
     draws = torch.Generator().manual_seed(0)
     opened, results = [], set()
-    first = [True] * copies
+    first = [True] * num_envs
     for _ in range(21):
         actions = random_actions(name, obs, draws)
         actions[0] = 0  # soon illegal
         before, (obs, reward, terminated, _, info) = obs, env.step(actions)
-        for i in range(copies):
+        for i in range(num_envs):
             own, other = sets(before[i])
             if first[i]:
                 assert not own and len(other) <= 1
@@ -144,13 +174,27 @@ def test_opponents_keep_the_rules(name, opponent):
             own_now, other_now = sets(info["final_obs"][i])
             cell = landing(name, own | other, int(actions[i]))
             after = own if cell is None else own | {cell}
-            result = -1 if cell is None else 1 if wins(name, after) else 0 if after | other == CELLS[name] else None
+            result = (
+                -1
+                if cell is None
+                else 1
+                if wins(name, after)
+                else 0
+                if after | other == CELLS[name]
+                else None
+            )
             if result is None:
                 assert other_now in [stones for _, stones in following(name, other, after)]
-                result = -1 if wins(name, other_now) else 0 if after | other_now == CELLS[name] else None
+                result = (
+                    -1 if wins(name, other_now) else 0 if after | other_now == CELLS[name] else None
+                )
             else:
                 assert other_now == other
-            assert own_now == after and float(reward[i]) == (result or 0) and bool(terminated[i]) == (result is not None)
+            assert (
+                own_now == after
+                and float(reward[i]) == (result or 0)
+                and bool(terminated[i]) == (result is not None)
+            )
             first[i] = result is not None
             results.add(result)
     assert abs(sum(opened) / len(opened) - 0.5) < 2 / len(opened) ** 0.5
@@ -175,7 +219,9 @@ def outcome(own, other) -> int:
     """Of tic-tac-toe under perfect play, for the player to move."""
     if wins("tic_tac_toe", other):
         return -1
-    return max((-outcome(other, stones) for _, stones in following("tic_tac_toe", own, other)), default=0)
+    return max(
+        (-outcome(other, stones) for _, stones in following("tic_tac_toe", own, other)), default=0
+    )
 
 
 @cache
@@ -184,9 +230,18 @@ def random_value(own, other) -> float:
 
     def reply(stones):
         after = following("tic_tac_toe", other, stones)
-        return sum(-1 if wins("tic_tac_toe", theirs) else random_value(stones, theirs) for _, theirs in after) / max(1, len(after))
+        return sum(
+            -1 if wins("tic_tac_toe", theirs) else random_value(stones, theirs)
+            for _, theirs in after
+        ) / max(1, len(after))
 
-    return max((1 if wins("tic_tac_toe", stones) else reply(stones) for _, stones in following("tic_tac_toe", own, other)), default=0)
+    return max(
+        (
+            1 if wins("tic_tac_toe", stones) else reply(stones)
+            for _, stones in following("tic_tac_toe", own, other)
+        ),
+        default=0,
+    )
 
 
 def test_minimax_is_exact():
@@ -195,8 +250,13 @@ def test_minimax_is_exact():
     scores = game.scores(state)
     for row, obs in zip(scores, game.observe(state), strict=True):
         own, other = sets(obs)
-        expected = {action: -outcome(other, stones) for action, stones in following("tic_tac_toe", own, other)}
-        assert {action: score for action, score in enumerate(row.tolist()) if score > -2} == expected
+        expected = {
+            action: -outcome(other, stones)
+            for action, stones in following("tic_tac_toe", own, other)
+        }
+        assert {
+            action: score for action, score in enumerate(row.tolist()) if score > -2
+        } == expected
     none = frozenset()
     second = sum(random_value(none, frozenset({cell})) for cell in CELLS["tic_tac_toe"]) / 9
     assert (random_value(none, none) + second) / 2 == pytest.approx(0.9598, abs=1e-4)
@@ -213,7 +273,9 @@ def test_minimax_replies_with_every_best_move_alike():
 
 def minimax(obs):
     own, other = obs.long().flatten(-2).unbind(-2)
-    return tic_tac_toe.outcomes(obs.device)[((own + 2 * other) * 3 ** torch.arange(9)).sum(-1)].argmax(-1)
+    return tic_tac_toe.outcomes(obs.device)[
+        ((own + 2 * other) * 3 ** torch.arange(9)).sum(-1)
+    ].argmax(-1)
 
 
 def test_minimax_never_loses():
@@ -240,7 +302,12 @@ def test_worst_result_finds_every_loss():
 
     def forgets(obs):
         """Perfect but in one position: the corners are the other's, the centre its own, and it takes a third corner."""
-        trap = (obs[:, 1, 0, 0] == 1) & (obs[:, 1, 2, 2] == 1) & (obs[:, 0, 1, 1] == 1) & (obs.sum((1, 2, 3)) == 3)
+        trap = (
+            (obs[:, 1, 0, 0] == 1)
+            & (obs[:, 1, 2, 2] == 1)
+            & (obs[:, 0, 1, 1] == 1)
+            & (obs.sum((1, 2, 3)) == 3)
+        )
         return torch.where(trap, 2, minimax(obs))
 
     assert worst_result(forgets) == -1
@@ -260,7 +327,11 @@ def naive_search(own, other, depth) -> dict[int, float]:
 
 
 def prospects(own, other):
-    return sum((len(line & own) - 1) ** 2 for line in LINES["connect_four"] if not line & other and line & own)
+    return sum(
+        (len(line & own) - 1) ** 2
+        for line in LINES["connect_four"]
+        if not line & other and line & own
+    )
 
 
 def test_search_is_negamax():
@@ -269,7 +340,9 @@ def test_search_is_negamax():
     scores = game.scores(state)
     for row, obs in zip(scores, game.observe(state), strict=True):
         expected = naive_search(*sets(obs), DEPTH)
-        assert {action: score for action, score in enumerate(row.tolist()) if score > -torch.inf} == expected
+        assert {
+            action: score for action, score in enumerate(row.tolist()) if score > -torch.inf
+        } == expected
 
 
 def late_positions():
@@ -285,13 +358,19 @@ def late_positions():
 def test_search_sees_what_is_near():
     game = ConnectFour("search")
     state = positions("connect_four", 1040)
-    replies = [game.reply(state, torch.full((len(state),), draw)).tolist() for draw in (0.0, 0.5, 0.99)]
+    replies = [
+        game.reply(state, torch.full((len(state),), draw)).tolist() for draw in (0.0, 0.5, 0.99)
+    ]
     won = blocked = forced = 0
     for obs, *actions in zip(game.observe(state), *replies, strict=True):
         own, other = sets(obs)
         after = dict(following("connect_four", own, other))
         winning = {action for action, stones in after.items() if wins("connect_four", stones)}
-        threats = {action for action, stones in following("connect_four", other, own) if wins("connect_four", stones)}
+        threats = {
+            action
+            for action, stones in following("connect_four", other, own)
+            if wins("connect_four", stones)
+        }
         if winning:
             won += 1
             assert winning.issuperset(actions)
@@ -299,7 +378,9 @@ def test_search_sees_what_is_near():
             holds = {
                 action
                 for action, stones in after.items()
-                if not any(wins("connect_four", s) for _, s in following("connect_four", other, stones))
+                if not any(
+                    wins("connect_four", s) for _, s in following("connect_four", other, stones)
+                )
             }
             blocked += 1
             assert not holds or set(actions) <= threats
@@ -313,14 +394,20 @@ def test_search_sees_what_is_near():
 def two_ply_win(own, other) -> bool:
     """Whether `own`, who has just moved, wins with the next move whatever `other` does."""
     for _, theirs in following("connect_four", other, own):
-        if wins("connect_four", theirs) or not any(wins("connect_four", stones) for _, stones in following("connect_four", own, theirs)):
+        if wins("connect_four", theirs) or not any(
+            wins("connect_four", stones) for _, stones in following("connect_four", own, theirs)
+        ):
             return False
     return True
 
 
 def test_search_beats_random():
     env, obs = start("connect_four", "search", 200)
-    draws, alive, total = torch.Generator().manual_seed(0), torch.ones(200, dtype=torch.bool), torch.zeros(200)
+    draws, alive, total = (
+        torch.Generator().manual_seed(0),
+        torch.ones(200, dtype=torch.bool),
+        torch.zeros(200),
+    )
     while alive.any():
         obs, reward, terminated, _, _ = env.step(random_actions("connect_four", obs, draws))
         total += reward * alive

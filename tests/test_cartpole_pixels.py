@@ -44,12 +44,18 @@ def means(pixels: int, size: int) -> torch.Tensor:
 
 def test_frames_are_gymnasiums_picture(shots):
     states, screens = shots
-    theirs = torch.stack([means(84, 400) @ screen.float() @ means(84, 600).T for screen in screens[:, 0]])
+    theirs = torch.stack(
+        [means(84, 400) @ screen.float() @ means(84, 600).T for screen in screens[:, 0]]
+    )
     theirs = theirs.movedim(1, -1) @ torch.tensor([0.299, 0.587, 0.114])
     mine = CartPolePixels(view="frames").observe(states)[:, 0]
     error = (mine - theirs).abs()
     drawn = theirs < 254
-    assert error.mean() <= 0.08 and error[drawn].mean() <= 2 and abs(float((mine - theirs)[drawn].mean())) <= 0.3
+    assert (
+        error.mean() <= 0.08
+        and error[drawn].mean() <= 2
+        and abs(float((mine - theirs)[drawn].mean())) <= 0.3
+    )
     assert np.quantile(error, 0.999) <= 12 and error.max() <= 30
 
 
@@ -110,13 +116,22 @@ def test_difference_is_now_less_before_and_starts_at_zero():
         before = env.dynamics.draw(env.state[:, :4])
         obs, _, terminated, _, info = env.step(torch.ones(4, dtype=torch.int64))
         now = env.dynamics.draw(env.state[:, :4])
-        torch.testing.assert_close(obs[~terminated], ((now - before) / 255)[~terminated], rtol=0, atol=1e-5)
-        assert (info["final_obs"].flatten(1).abs().amax(1) > 1e-3).all() and (obs[terminated].abs() < 1e-5).all()
+        torch.testing.assert_close(
+            obs[~terminated], ((now - before) / 255)[~terminated], rtol=0, atol=1e-5
+        )
+        assert (info["final_obs"].flatten(1).abs().amax(1) > 1e-3).all() and (
+            obs[terminated].abs() < 1e-5
+        ).all()
 
 
 def test_config_names_the_views(composed):
-    for name, space in (("cartpole_pixels", ((3, 40, 90), np.float32)), ("cartpole_frames", ((1, 84, 84), np.uint8))):
-        box = make_env(composed("train", "agent=dqn", f"env={name}").env, 2, "cpu").single_observation_space
+    for name, space in (
+        ("cartpole_pixels", ((3, 40, 90), np.float32)),
+        ("cartpole_frames", ((1, 84, 84), np.uint8)),
+    ):
+        box = make_env(
+            composed("train", "agent=dqn", f"env={name}").env, 2, "cpu"
+        ).single_observation_space
         assert (box.shape, box.dtype) == space
     with pytest.raises(ConfigError, match="frames"):
         CartPolePixels(view="frame")

@@ -18,7 +18,9 @@ def files(folder: Path) -> set[str]:
 
 
 def test_train_leaves_a_whole_run(rlx, tmp_path):
-    result = rlx("train", "agent=hdqn", "env=acrobot", *TINY, "seeds=[3,5]", "agent.learning_starts=64")
+    result = rlx(
+        "train", "agent=hdqn", "env=acrobot", *TINY, "seeds=[3,5]", "agent.learning_starts=64"
+    )
     assert result.code == 0 and result.run.is_relative_to("outputs/train/hdqn-acrobot")
     assert files(result.run) == {
         "config.yaml", "meta.json", "metrics.jsonl", "summary.json", "returns.npz", "learning.png",
@@ -29,18 +31,28 @@ def test_train_leaves_a_whole_run(rlx, tmp_path):
         "replay/controller.replay/000000300.safetensors", "replay/controller.replay/000000600.safetensors",
     }  # fmt: skip
     summary = result.summary
-    assert summary["status"] == "completed" and summary["seeds"] == [3, 5] and summary["steps"] == 600
+    assert (
+        summary["status"] == "completed" and summary["seeds"] == [3, 5] and summary["steps"] == 600
+    )
     assert summary["wall_s"] > 0 and summary["steps_per_s"] > 0
     assert len(summary["return"]["per_seed"]) == 2 and len(summary["return"]["ci95"]) == 2
-    assert np.load(result.run / "returns.npz")["returns"].mean(1).tolist() == summary["return"]["per_seed"]
+    assert (
+        np.load(result.run / "returns.npz")["returns"].mean(1).tolist()
+        == summary["return"]["per_seed"]
+    )
     rows = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["seed"]) for row in rows] == [(300, 3), (300, 5), (600, 3), (600, 5)]
     assert {"return/mean", "length/mean", "loss/meta", "time/steps_per_s"} <= set(rows[0])
-    assert all(tensor.shape[0] == 2 for tensor in load_file(result.run / "checkpoints/best/agent.safetensors").values())
+    assert all(
+        tensor.shape[0] == 2
+        for tensor in load_file(result.run / "checkpoints/best/agent.safetensors").values()
+    )
 
 
 def test_the_same_command_gives_the_same_numbers(rlx):
-    first, second = (rlx("train", "env=acrobot", *TINY, "seeds=2", "agent.learning_starts=64") for _ in range(2))
+    first, second = (
+        rlx("train", "env=acrobot", *TINY, "seeds=2", "agent.learning_starts=64") for _ in range(2)
+    )
     assert first.run != second.run and first.summary["return"] == second.summary["return"]
     name = "checkpoints/000000600/training.safetensors"
     one, two = load_file(first.run / name), load_file(second.run / name)
@@ -51,21 +63,41 @@ def test_the_same_command_gives_the_same_numbers(rlx):
 def test_attack_and_evaluate_agree_at_radius_zero(rlx, tiny_runs):
     attacked = rlx("attack", tiny_runs / "train/hdqn-acrobot", "eps=0:0.02:0.01", "episodes=6")
     assert attacked.code == 0
-    assert {"summary.json", "returns.npz", "robustness.csv", "robustness.png", "config.yaml"} <= files(attacked.run)
+    assert {
+        "summary.json",
+        "returns.npz",
+        "robustness.csv",
+        "robustness.png",
+        "config.yaml",
+    } <= files(attacked.run)
     played = rlx("evaluate", tiny_runs / "train/hdqn-acrobot", "episodes=6")
     summary = attacked.summary
-    assert summary["eps"] == [0, 0.01, 0.02] and set(summary["area"]) == set(summary["critical_eps"]) == {"both", "goal", "action"}
-    assert [(cell["head"], cell["eps"]) for cell in summary["cells"][:4]] == [("both", 0), ("both", 0.01), ("both", 0.02), ("goal", 0)]
+    assert summary["eps"] == [0, 0.01, 0.02] and set(summary["area"]) == set(
+        summary["critical_eps"]
+    ) == {"both", "goal", "action"}
+    assert [(cell["head"], cell["eps"]) for cell in summary["cells"][:4]] == [
+        ("both", 0),
+        ("both", 0.01),
+        ("both", 0.02),
+        ("goal", 0),
+    ]
     for cell in summary["cells"]:
-        assert {"attack", "head", "eps", "return", "flip_rate", "stuck_rate"} <= set(cell)
+        assert {"attack", "head", "eps", "return", "flip_rate", "truncation_rate"} <= set(cell)
         if cell["eps"] == 0:
             # The same episodes in a larger batch: in few of them rounding may have broken a tie.
             assert summary["clean"] == played.summary["return"] and cell["flip_rate"] == 0
-            same = np.load(attacked.run / "returns.npz")[cell["head"]][:, 0] == np.load(played.run / "returns.npz")["returns"]
+            same = (
+                np.load(attacked.run / "returns.npz")[cell["head"]][:, 0]
+                == np.load(played.run / "returns.npz")["returns"]
+            )
             assert same.mean() > 0.9
     arrays = np.load(attacked.run / "returns.npz")
-    assert {name: arrays[name].shape for name in arrays} == dict.fromkeys(("both", "goal", "action"), (2, 3, 6))
-    np.testing.assert_allclose(arrays["goal"][:, 1].mean(1), summary["cells"][4]["return"]["per_seed"])
+    assert {name: arrays[name].shape for name in arrays} == dict.fromkeys(
+        ("both", "goal", "action"), (2, 3, 6)
+    )
+    np.testing.assert_allclose(
+        arrays["goal"][:, 1].mean(1), summary["cells"][4]["return"]["per_seed"]
+    )
     with open(attacked.run / "robustness.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9 and float(rows[4]["iqm"]) == summary["cells"][4]["return"]["iqm"]
@@ -75,14 +107,20 @@ def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
     newest = rlx("evaluate", f"outputs={tiny_runs}", "episodes=2")
     assert newest.code == 0 and len(newest.summary["seeds"]) == 2  # the CartPole run came last
     runs = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())
-    assert rlx("evaluate", runs[0], "seeds=1:3", "episodes=2", "checkpoint=300").summary["seeds"] == [1, 2]
+    assert rlx("evaluate", runs[0], "seeds=1:3", "episodes=2", "checkpoint=300").summary[
+        "seeds"
+    ] == [1, 2]
     both = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal")
     assert both.summary["seeds"] == [0, 1, 2, 7, 8]
     picked = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal", "seeds=[8,1]")
     assert picked.summary["seeds"] == [8, 1]
     all_five, two = (np.load(attack.run / "returns.npz")["goal"][:, 0] for attack in (both, picked))
-    assert (two == all_five[[4, 1]]).sum() >= 3, "of 4 episodes, in a smaller batch: rounding may break a tie"
-    strong = rlx("attack", *runs, "attack=pgd", "attack.steps=2", "eps=0.01", "episodes=2", "modes=goal")
+    assert (two == all_five[[4, 1]]).sum() >= 3, (
+        "of 4 episodes, in a smaller batch: rounding may break a tie"
+    )
+    strong = rlx(
+        "attack", *runs, "attack=pgd", "attack.steps=2", "eps=0.01", "episodes=2", "modes=goal"
+    )
     compared = rlx("report", both.run, strong.run, "mode=goal")
     assert compared.code == 0 and (compared.run / "report.png").stat().st_size > 5000
     assert np.array(compared.summary["rank"]).shape == (2, 5)
@@ -93,23 +131,49 @@ def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
         assert "made by rlx" in rlx(*arguments).err
     assert rlx("report", both.run, strong.run).code == 0, "without a mode: both"
     learning = rlx("report", *runs)
-    assert learning.code == 0 and (learning.run / "report.png").stat().st_size > 5000 and "seeds=7:9" in learning.out
+    assert (
+        learning.code == 0
+        and (learning.run / "report.png").stat().st_size > 5000
+        and "seeds=7:9" in learning.out
+    )
     every = rlx("report", *runs, *(tiny_runs / "train/dqn-cartpole").iterdir())
-    assert every.code == 0 and "hdqn-acrobot seeds=3" in every.out and "dqn-cartpole" in every.out and "(from 475)" in every.out
+    assert (
+        every.code == 0
+        and "hdqn-acrobot seeds=3" in every.out
+        and "dqn-cartpole" in every.out
+        and "(from 475)" in every.out
+    )
     twice = rlx("attack", runs[0], runs[0], "eps=0.01")
     assert twice.code == 2 and "seed 0 is also in" in twice.err
 
 
 def test_noise_modes_and_std_scale(rlx, tiny_runs):
-    result = rlx("attack", tiny_runs / "train/hdqn-acrobot", "attack=noise", "eps=[0,0.3]", "scale=std", "episodes=2")
+    result = rlx(
+        "attack",
+        tiny_runs / "train/hdqn-acrobot",
+        "attack=noise",
+        "eps=[0,0.3]",
+        "scale=std",
+        "episodes=2",
+    )
     assert {cell["head"] for cell in result.summary["cells"]} == {"same", "diff", "goal", "action"}
     assert len(result.summary["scale"]) == 6 and min(result.summary["scale"]) > 0
-    flat = rlx("attack", tiny_runs / "train/dqn-cartpole", "eps=0.1", "scale=[0.1,1,0.1,1]", "episodes=2")
+    flat = rlx(
+        "attack", tiny_runs / "train/dqn-cartpole", "eps=0.1", "scale=[0.1,1,0.1,1]", "episodes=2"
+    )
     assert {cell["head"] for cell in flat.summary["cells"]} == {"action"}
 
 
 def test_multirun_makes_one_run_per_combination(rlx):
-    result = rlx("train", "-m", "env=acrobot,cartpole", "agent.learning_rate=1e-4,2.5e-4", *TINY, "seeds=1", "agent.hidden=[8]")
+    result = rlx(
+        "train",
+        "-m",
+        "env=acrobot,cartpole",
+        "agent.learning_rate=1e-4,2.5e-4",
+        *TINY,
+        "seeds=1",
+        "agent.hidden=[8]",
+    )
     assert result.code == 0
     runs = sorted(Path("outputs/train").glob("*/*"))
     assert [run.parent.name for run in runs] == ["hdqn-acrobot"] * 2 + ["hdqn-cartpole"] * 2
@@ -117,7 +181,15 @@ def test_multirun_makes_one_run_per_combination(rlx):
 
 
 def test_the_newest_weights_are_kept_where_asked(rlx):
-    arguments = ("train", "agent=dqn", "env=cartpole", *TINY, "seeds=3", "eval_every=60", "agent.learning_starts=64")
+    arguments = (
+        "train",
+        "agent=dqn",
+        "env=cartpole",
+        *TINY,
+        "seeds=3",
+        "eval_every=60",
+        "agent.learning_starts=64",
+    )
     arguments += ("agent.average_tau=1", "agent.learning_rate=0.01")  # what is learnt changes fast
     best, newest = (rlx(*arguments, f"keep={which}").summary for which in ("best", "newest"))
     assert newest["kept"]["step"] == [600] * 3 != best["kept"]["step"]
@@ -125,18 +197,32 @@ def test_the_newest_weights_are_kept_where_asked(rlx):
 
 @pytest.mark.rounding
 def test_stop_rule_keeps_each_seed_where_it_stopped(rlx):
-    arguments = ["train", "agent=dqn", "env=cartpole", "steps=3000", "copies=1", "eval_every=1000", "eval_episodes=2"]
+    arguments = [
+        "train",
+        "agent=dqn",
+        "env=cartpole",
+        "steps=3000",
+        "num_envs=1",
+        "eval_every=1000",
+        "eval_episodes=2",
+    ]
     arguments += ["agent.hidden=[16]", "agent.learning_starts=64"]
-    arguments += ["stop={window: 5, solved: 25, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"]
+    arguments += [
+        "stop={window: 5, solved: 25, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
+    ]
     slow = "agent.learning_rate=1e-7"  # so that rounding does not grow to other actions
     result = rlx(*arguments, slow, "seeds=3")
     assert result.code == 0 and "stop rule" in result.out
     kept = result.summary["kept"]
-    assert any(kept["solved"]) and all(v >= 25 for v, ok in zip(kept["value"], kept["solved"], strict=True) if ok)
+    assert any(kept["solved"]) and all(
+        v >= 25 for v, ok in zip(kept["value"], kept["solved"], strict=True) if ok
+    )
     assert len(set(kept["step"])) > 1
     alone = rlx(*arguments, slow, "seeds=[1]")
     assert alone.summary["kept"]["step"] == [kept["step"][1]]
-    weights = [load_file(run / "checkpoints/best/agent.safetensors") for run in (result.run, alone.run)]
+    weights = [
+        load_file(run / "checkpoints/best/agent.safetensors") for run in (result.run, alone.run)
+    ]
     for name, value in weights[1].items():
         np.testing.assert_allclose(weights[0][name][1:2], value, rtol=1e-4, atol=1e-6)
 
@@ -173,7 +259,7 @@ BAD = [
     (["train", "env.gravty=1"], "Did you mean 'env.gravity'?"),
     (["train", "seeds=0"], "seeds=0"),
     (["train", "agent._target_=rlx.agents.dqn.Nothing"], "cannot be imported"),
-    (["train", "agent._target_=rlx.run.Run"], "expected a subclass of rlx.agent.Agent"),
+    (["train", "agent._target_=rlx.runs.run.Run"], "expected a subclass of rlx.agent.Agent"),
     (["train", "device=cuda"], "device=cuda"),
     (["train", "outputs=/proc/nowhere"], "outputs=/proc/nowhere:"),
     (
@@ -181,7 +267,7 @@ BAD = [
         "no settings for dqn-acrobot. There are some for: actenv-cartpole, fgsm, hdqn-acrobot, noise",
     ),
     (["train", "env=cartpole", "protocol=source"], "no settings for hdqn-cartpole"),
-    (["train", "copies=2", "protocol=source"], "copies=2: a stop rule needs copies=1"),
+    (["train", "num_envs=2", "protocol=source"], "num_envs=2: a stop rule needs num_envs=1"),
     (["train", "some/path"], "rlx train: takes no run"),
     (["attack", "nowhere"], "no such run"),
     (["attack"], "no run yet"),
@@ -189,7 +275,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
+)
 def test_bad_input_is_explained_and_writes_nothing(arguments, message, rlx, tmp_path):
     import torch
 
@@ -217,7 +305,9 @@ BAD_ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD_ATTACKS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD_ATTACKS, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
+)
 def test_bad_attacks_are_explained(arguments, message, rlx, tiny_runs, tmp_path):
     result = rlx("attack", tiny_runs / "train/hdqn-acrobot", "episodes=2", *arguments)
     assert result.code == 2 and message in result.err, result.err
@@ -226,7 +316,11 @@ def test_bad_attacks_are_explained(arguments, message, rlx, tiny_runs, tmp_path)
 
 def test_infinite_bounds_are_refused_as_a_scale(rlx, tiny_runs, tmp_path):
     result = rlx("attack", tiny_runs / "train/dqn-cartpole", "eps=0.1")
-    assert result.code == 2 and "scale=bounds: components [1, 3]" in result.err and files(tmp_path) == set()
+    assert (
+        result.code == 2
+        and "scale=bounds: components [1, 3]" in result.err
+        and files(tmp_path) == set()
+    )
 
 
 @pytest.fixture
@@ -273,7 +367,11 @@ def test_broken_checkpoints_are_named(broken, rlx):
     assert result.code == 2 and "no checkpoint 'best'" in result.err
     (broken / "config.yaml").write_text("agent: [")
     result = rlx("evaluate", broken)
-    assert result.code == 2 and "config.yaml: cannot be read" in result.err and "Traceback" not in result.err
+    assert (
+        result.code == 2
+        and "config.yaml: cannot be read" in result.err
+        and "Traceback" not in result.err
+    )
 
 
 def test_unknown_format_version_is_refused(broken, rlx):
@@ -284,10 +382,26 @@ def test_unknown_format_version_is_refused(broken, rlx):
 
 
 def test_a_loss_that_explodes_stops_the_run_and_names_it(rlx):
-    result = rlx("train", "agent=dqn", "env=cartpole", *TINY, "seeds=2", "agent.learning_rate=1e38", "agent.learning_starts=64")
-    assert result.code == 1 and "non-finite at step" in result.err and "seed 0" in result.err and "loss/q" in result.err
+    result = rlx(
+        "train",
+        "agent=dqn",
+        "env=cartpole",
+        *TINY,
+        "seeds=2",
+        "agent.learning_rate=1e38",
+        "agent.learning_starts=64",
+    )
+    assert (
+        result.code == 1
+        and "non-finite at step" in result.err
+        and "seed 0" in result.err
+        and "loss/q" in result.err
+    )
     (run,) = Path("outputs/train/dqn-cartpole").iterdir()
-    assert json.loads((run / "meta.json").read_text())["status"] == "failed" and not (run / "summary.json").exists()
+    assert (
+        json.loads((run / "meta.json").read_text())["status"] == "failed"
+        and not (run / "summary.json").exists()
+    )
 
 
 def test_help_version_and_completion(rlx, monkeypatch):
@@ -295,7 +409,9 @@ def test_help_version_and_completion(rlx, monkeypatch):
     assert rlx("--version").out.startswith("rlx ")
     help_text = rlx("train", "--help").out
     assert f"agent: {', '.join(AGENTS)}" in help_text and "protocol: corrected, source" in help_text
-    assert "# Greedy evaluation while learning" in help_text and "copies: 32" in help_text  # as tuned
+    assert (
+        "# Greedy evaluation while learning" in help_text and "num_envs: 32" in help_text
+    )  # as tuned
     assert "target: " in rlx("train", "agent=q_table", "--help").out
 
     def complete(line: str) -> list[str]:
@@ -312,28 +428,51 @@ def test_help_version_and_completion(rlx, monkeypatch):
 def test_torch_is_not_imported_for_help_or_a_typo():
     code = "import sys; from rlx import cli; cli.run({!r}); sys.exit('torch' in sys.modules)"
     for arguments in (["--help"], ["train", "--help"], ["train", "seedz=1"], ["trian"]):
-        assert subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True).returncode == 0
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", code.format(arguments)], capture_output=True
+            ).returncode
+            == 0
+        )
 
 
 @pytest.mark.parametrize(
     ("agent", "env"),
-    [pair for pair in PAIRS if pair[1] == "acrobot" or pair in (("q_table", "chain"), ("dqn", "chain"), ("ppo", "pendulum"))],
+    [
+        pair
+        for pair in PAIRS
+        if pair[1] == "acrobot"
+        or pair in (("q_table", "chain"), ("dqn", "chain"), ("ppo", "pendulum"))
+    ],
 )
 def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
-    run = rlx("train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent)).run
-    radius = 2 if agent in ("actenv", "efficientzero") else 0.5  # these two turn late, so little trained
+    run = rlx(
+        "train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent)
+    ).run
+    radius = (
+        2 if agent in ("actenv", "efficientzero") else 0.5
+    )  # these two turn late, so little trained
     quick = ("scale=std", f"eps=[0,{radius}]", "episodes=3")
     if env == "chain":
         result = rlx("attack", run, *quick)
         assert result.code == 2 and "needs continuous observations" in result.err
         return
-    strong = ("attack=pgd", "attack.steps=3") + (("attack.loss=distance",) if env == "pendulum" else ())
+    strong = ("attack=pgd", "attack.steps=3") + (
+        ("attack.loss=distance",) if env == "pendulum" else ()
+    )
     result = rlx("attack", run, *quick, *strong)
     assert result.code == 0
-    changed = [one["return"] for one in result.summary["cells"] if one["eps"] > 0] != [result.summary["clean"]]
-    assert changed if env == "pendulum" else any(one["flip_rate"] for one in result.summary["cells"])
+    changed = [one["return"] for one in result.summary["cells"] if one["eps"] > 0] != [
+        result.summary["clean"]
+    ]
+    assert (
+        changed if env == "pendulum" else any(one["flip_rate"] for one in result.summary["cells"])
+    )
     if env == "pendulum":
-        for wrong, message in (("attack=fgsm", "use attack=pgd attack.loss=distance"), ("attack=pgd", "attack.loss=distance")):
+        for wrong, message in (
+            ("attack=fgsm", "use attack=pgd attack.loss=distance"),
+            ("attack=pgd", "attack.loss=distance"),
+        ):
             refused = rlx("attack", run, *quick, wrong)
             assert refused.code == 2 and message in refused.err
         assert rlx("attack", run, *quick, "attack=fgsm", "attack.loss=distance").code == 2
@@ -344,21 +483,43 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
 @pytest.mark.parametrize("agent", ["dqn", "ppo"])
 def test_images_are_attacked(agent, rlx):
     stack = "+env.stack=2" if agent == "ppo" else "agent.stack=2"
-    run = rlx("train", f"agent={agent}", "env=cartpole_frames", stack, *TINY, *small(agent), "seeds=2")
+    run = rlx(
+        "train", f"agent={agent}", "env=cartpole_frames", stack, *TINY, *small(agent), "seeds=2"
+    )
     for attack in ("fgsm", "pgd"):
         result = rlx("attack", run.run, f"attack={attack}", "eps=[0,0.5]", "episodes=2")
-        assert result.code == 0 and result.summary["cells"][1]["flip_rate"] > 0.02, result.summary["cells"]
+        assert result.code == 0 and result.summary["cells"][1]["flip_rate"] > 0.02, result.summary[
+            "cells"
+        ]
 
 
 def test_a_board_is_the_same_board_until_a_stone_is_half_gone(rlx):
-    run = rlx("train", "agent=self_play", "env=tic_tac_toe", *TINY, *small("self_play"), "seeds=2", "agent.lookahead=2").run
+    run = rlx(
+        "train",
+        "agent=self_play",
+        "env=tic_tac_toe",
+        *TINY,
+        *small("self_play"),
+        "seeds=2",
+        "agent.lookahead=2",
+    ).run
     result = rlx("attack", run, "attack=noise", "eps=[0,1e-6,2]", "episodes=20")
-    assert [cell["flip_rate"] > 0.05 for cell in result.summary["cells"] if cell["head"] == "action"] == [False, False, True]
+    assert [
+        cell["flip_rate"] > 0.05 for cell in result.summary["cells"] if cell["head"] == "action"
+    ] == [False, False, True]
 
 
 @pytest.mark.parametrize("agent", ["dqn", "ppo"])
 def test_other_agents_play_games_against_a_given_opponent(agent, rlx):
-    result = rlx("train", f"agent={agent}", "env=tic_tac_toe", "env.opponent=random", *TINY, *small(agent), "seeds=2")
+    result = rlx(
+        "train",
+        f"agent={agent}",
+        "env=tic_tac_toe",
+        "env.opponent=random",
+        *TINY,
+        *small(agent),
+        "seeds=2",
+    )
     assert result.code == 0 and result.summary["reward_threshold"] == 0.9
 
 

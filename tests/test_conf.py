@@ -13,17 +13,17 @@ from conftest import TINY, compose, small
 from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
 
-from rlx import figures
 from rlx.agent import Agent, OfflineAgent
 from rlx.attack import Attack
 from rlx.commands import attack as attack_command
 from rlx.commands import bench as bench_command
 from rlx.commands.train import Config as TrainConfig
 from rlx.config import ConfigError, build, conf_dir, load_class
-from rlx.data import Writer
+from rlx.data.datasets import Writer
 from rlx.experiment import env_spec, make_agent, make_env, setup_device
-from rlx.rng import seed_tensor
-from rlx.training import Training
+from rlx.nn.rng import seed_tensor
+from rlx.show import figures
+from rlx.training.loop import Training
 
 CONF = Path(conf_dir())
 
@@ -63,7 +63,9 @@ def natural_env(agent: str) -> list[str]:
         spec = env_spec(compose("train", *overrides).env)
         if kind.games and spec.rules is None:
             continue
-        if isinstance(spec.observation_space, kind.observations) and isinstance(spec.action_space, kind.actions):
+        if isinstance(spec.observation_space, kind.observations) and isinstance(
+            spec.action_space, kind.actions
+        ):
             return overrides
     raise AssertionError(f"agent={agent} fits none of {PARTNERS}; add an env for it")
 
@@ -146,7 +148,7 @@ def test_envs(name, data_set):
     overrides = env_overrides(name)
     spec = env_spec(compose("train", *overrides).env)
     agent = "dqn" if isinstance(spec.action_space, spaces.Discrete) else "ppo"
-    training = built(data_set, f"agent={agent}", *overrides, "~tuned", "copies=2")
+    training = built(data_set, f"agent={agent}", *overrides, "~tuned", "num_envs=2")
     for _ in range(3):
         training._vector_step()
     assert training.step == 6
@@ -174,7 +176,9 @@ def test_devices(name):
 
 def parts(stem: str) -> tuple[str, str]:
     """(agent, env) of a file's name."""
-    found = [(agent, env) for agent, env in itertools.product(AGENTS, ENVS) if stem == f"{agent}-{env}"]
+    found = [
+        (agent, env) for agent, env in itertools.product(AGENTS, ENVS) if stem == f"{agent}-{env}"
+    ]
     assert len(found) == 1, f"{stem}: not the name of an agent, a dash, the name of an env"
     return found[0]
 
@@ -183,7 +187,9 @@ def parts(stem: str) -> tuple[str, str]:
 def test_tuned_settings(name, data_set):
     agent, env = parts(name)
     overrides = [f"agent={agent}", *env_overrides(env)]
-    assert compose("train", *overrides) != compose("train", *overrides, "~tuned"), "it changes something"
+    assert compose("train", *overrides) != compose("train", *overrides, "~tuned"), (
+        "it changes something"
+    )
     training = built(data_set, *overrides)
     assert isinstance(training.agent, agent_class(agent))
 
@@ -204,9 +210,13 @@ def test_presets(name, data_set):
         return
     (agent,) = [agent for agent in AGENTS if stem.startswith(f"{agent}-")]
     own = OmegaConf.load(CONF / "preset" / f"{name}.yaml").agent
-    training = built(data_set, f"agent={agent}", *env_overrides("pong"), f"preset@_global_={name}", "~tuned")
+    training = built(
+        data_set, f"agent={agent}", *env_overrides("pong"), f"preset@_global_={name}", "~tuned"
+    )
     changed = {key for key in own if key not in ("buffer_size", "learning_starts")}
-    assert {key: training.config.agent[key] for key in changed} == {key: own[key] for key in changed}
+    assert {key: training.config.agent[key] for key in changed} == {
+        key: own[key] for key in changed
+    }
 
 
 @pytest.mark.parametrize("name", names("experiment"))
@@ -219,7 +229,9 @@ def test_experiments(name, data_set):
 
 @pytest.mark.parametrize("name", names("protocol"))
 def test_protocols(name, data_set):
-    assert built(data_set, f"protocol={name}").config.protocol == name, "the default agent and env have both"
+    assert built(data_set, f"protocol={name}").config.protocol == name, (
+        "the default agent and env have both"
+    )
 
 
 @pytest.mark.parametrize("name", names("bench"))
@@ -227,16 +239,22 @@ def test_benchmarks(name):
     agent, env = (name, "acrobot") if name in AGENTS else parts(name)
     overrides = [f"agent={agent}", *env_overrides(env)]
     composed = compose("bench", *overrides)
-    assert composed != compose("bench", *overrides, "~bench@agent", "~bench@_global_"), "it changes something"
+    assert composed != compose("bench", *overrides, "~bench@agent", "~bench@_global_"), (
+        "it changes something"
+    )
     config = build(bench_command.Config, composed, "")
     rest = [f"agent.{key}=512" for key in ("buffer_size",) if key in config.agent]
     composed = compose("bench", *overrides, *rest)
-    make_agent(composed.agent, env_spec(composed.env), seed_tensor([0]), composed.copies)
+    make_agent(composed.agent, env_spec(composed.env), seed_tensor([0]), composed.num_envs)
 
 
 def printed(text: str) -> dict[str, list[str]]:
     """The rows of a printed table: first column → the others."""
-    rows = [[cell.strip() for cell in line.strip("│| ").split("│")] for line in text.splitlines() if "│" in line]
+    rows = [
+        [cell.strip() for cell in line.strip("│| ").split("│")]
+        for line in text.splitlines()
+        if "│" in line
+    ]
     return {first: rest for first, *rest in rows}
 
 
@@ -245,7 +263,9 @@ def number(text: str) -> float:
 
 
 def test_bench_prints_ratios_to_the_plain_loop(rlx):
-    result = rlx("bench", "seconds=0.05", "seeds=[1,3]", "copies=4", "attack_batch=20", "agent.hidden=[8]")
+    result = rlx(
+        "bench", "seconds=0.05", "seeds=[1,3]", "num_envs=4", "attack_batch=20", "agent.hidden=[8]"
+    )
     assert result.code == 0, result.err
     rows = printed(result.out)
     training = {what: row for what, row in rows.items() if what.startswith("training")}
@@ -262,19 +282,25 @@ def test_bench_prints_ratios_to_the_plain_loop(rlx):
 def test_bench_times_the_parts_of_a_search(rlx):
     sizes = {"latent": 4, "lstm": 4, "head": 4, "projection": 4, "simulations": 2, "batch_size": 4}
     overrides = [f"agent.{key}={value}" for key, value in sizes.items()]
-    result = rlx("bench", "agent=efficientzero", "seconds=0.05", "seeds=[1]", "copies=4", *overrides)
+    result = rlx(
+        "bench", "agent=efficientzero", "seconds=0.05", "seeds=[1]", "num_envs=4", *overrides
+    )
     assert result.code == 0, result.err
-    learn, search, values, training, act, speed = (number(cell) for cell in printed(result.out)["1"])
+    learn, search, values, training, act, speed = (
+        number(cell) for cell in printed(result.out)["1"]
+    )
     assert min(learn, search, values, training, act, speed) >= 0 and speed > 0
     assert learn == pytest.approx(search + values + training, rel=0.1)
 
 
 def test_bench_compares_car_racing_with_gymnasiums(rlx):
-    result = rlx("bench", "env=car_racing", "seconds=0.05", "copies=2")
+    result = rlx("bench", "env=car_racing", "seconds=0.05", "num_envs=2")
     assert result.code == 0, result.err
     rows = printed(result.out)
     first = rows["Gymnasium, 1 env"]
-    for speed, ratio in (row for what, row in rows.items() if what.startswith(("Gymnasium", "rlx"))):
+    for speed, ratio in (
+        row for what, row in rows.items() if what.startswith(("Gymnasium", "rlx"))
+    ):
         assert number(ratio) == pytest.approx(number(speed) / number(first[0]), rel=0.06)
 
 
@@ -301,10 +327,17 @@ def test_drift_draws_the_policy_that_learns_beside_the_one_that_stopped(rlx, mon
     assert result.code == 0, result.err
     (lines,) = drawn
     learning, frozen = result.summary["cells"]
-    assert [line.label for line in lines] == [learning, frozen] == ["goes on learning", "frozen at checkpoint 000000300"]
+    assert (
+        [line.label for line in lines]
+        == [learning, frozen]
+        == ["goes on learning", "frozen at checkpoint 000000300"]
+    )
     assert (result.run / "drift.png").stat().st_size > 5000
     assert result.summary["steps"] == [300, 600] and {"300", "600"} <= printed(result.out).keys()
-    returns = {label: [cell["return"]["per_seed"] for cell in cells] for label, cells in result.summary["cells"].items()}
+    returns = {
+        label: [cell["return"]["per_seed"] for cell in cells]
+        for label, cells in result.summary["cells"].items()
+    }
     logged = [json.loads(line) for line in (trained.run / "metrics.jsonl").read_text().splitlines()]
     means = [[row["return/mean"] for row in logged if row["step"] == step] for step in (300, 600)]
     assert returns[learning] == means

@@ -16,7 +16,9 @@ def test_grid_includes_its_end_exactly():
     assert parse_grid(0.5, "eps") == [0.5]
 
 
-@pytest.mark.parametrize("bad", ["0.03:0:0.01", "0:1:0", "0:1:-1", "-0.1", "1:2", "a", "", [], "nan", "inf", "1/0"])
+@pytest.mark.parametrize(
+    "bad", ["0.03:0:0.01", "0:1:0", "0:1:-1", "-0.1", "1:2", "a", "", [], "nan", "inf", "1/0"]
+)
 def test_bad_grids_are_refused_by_name(bad):
     with pytest.raises(ConfigError, match="^eps="):
         parse_grid(bad, "eps")

@@ -35,8 +35,16 @@ class Mine(dqn.DQN):
 CLASSES = {
     "float actions": (POLICY.format("action.float(), carry"), "expected int64 [1, 4]", False),
     "no carry": (POLICY.format("action"), "expected (action, carry)", False),
-    "a short carry": (POLICY.format("action, dict(x=action[:, :1])"), "carry 'x' is int64 [1, 1]", False),
-    "a float metric": (AGENT.format("update(self, t): return dict(x=1.0)"), "metric 'x' is a float", True),
+    "a short carry": (
+        POLICY.format("action, dict(x=action[:, :1])"),
+        "carry 'x' is int64 [1, 1]",
+        False,
+    ),
+    "a float metric": (
+        AGENT.format("update(self, t): return dict(x=1.0)"),
+        "metric 'x' is a float",
+        True,
+    ),
     "too few actions": (
         AGENT.format("act(self, *a): action, carry = super().act(*a); return action[:, :1], carry"),
         "action is int64 [1, 1]",

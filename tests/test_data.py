@@ -14,9 +14,9 @@ from gymnasium import spaces
 
 from rlx.agent import Spec
 from rlx.config import ConfigError
-from rlx.data import Episodes, Writer
+from rlx.data.datasets import Episodes, Writer
+from rlx.data.shards import write
 from rlx.experiment import open_data
-from rlx.shards import write
 
 CARTPOLE = {"_target_": "rlx.envs.cartpole.CartPole", "max_episode_steps": 500}
 
@@ -47,7 +47,12 @@ def made(tmp_path) -> Episodes:
 
 def everything(data, count=4000, **options):
     draws = torch.rand(1, count)
-    return {name: value[0] for name, value in data.sample(0, draws, **({"n_steps": 1, "discount": 0.9} | options)).items()}
+    return {
+        name: value[0]
+        for name, value in data.sample(
+            0, draws, **({"n_steps": 1, "discount": 0.9} | options)
+        ).items()
+    }
 
 
 def test_every_transition_is_drawn_about_equally_often(made):
@@ -56,7 +61,9 @@ def test_every_transition_is_drawn_about_equally_often(made):
     seen, counts = np.unique(batch["obs"].numpy(), axis=0, return_counts=True)
     assert len(seen) == 12 == made.transitions
     assert counts.min() > 0.7 * 4000 / 12
-    assert torch.equal(batch["next_obs"][:, 0], batch["obs"][:, 0]), "no transition leads into another episode"
+    assert torch.equal(batch["next_obs"][:, 0], batch["obs"][:, 0]), (
+        "no transition leads into another episode"
+    )
     assert torch.equal(batch["next_obs"][:, 1], batch["obs"][:, 1] + 1)
     assert torch.equal(batch["reward"], 10 * batch["obs"][:, 0] + batch["obs"][:, 1])
     assert torch.equal(batch["action"], batch["obs"][:, 1].long() % 3)
@@ -69,7 +76,9 @@ def test_only_termination_ends_bootstrapping(made):
     terminal = (batch["next_obs"] == torch.tensor([0.0, 4.0])).all(1)
     assert terminal.any() and (batch["discount"][terminal] == 0).all()
     assert (batch["discount"][~terminal] == 0.9).all()
-    assert ((batch["next_obs"] == torch.tensor([2.0, 7.0])).all(1) & ~terminal).any(), "the end of a cut episode was drawn too"
+    assert ((batch["next_obs"] == torch.tensor([2.0, 7.0])).all(1) & ~terminal).any(), (
+        "the end of a cut episode was drawn too"
+    )
 
 
 def test_returns_of_several_steps(made):
@@ -77,7 +86,11 @@ def test_returns_of_several_steps(made):
     batch = everything(made, n_steps=3, discount=0.5)
     lengths, ends = (4, 1, 7), (True, False, False)
     for (number, step), reward, discount, after in zip(
-        batch["obs"].tolist(), batch["reward"].tolist(), batch["discount"].tolist(), batch["next_obs"].tolist(), strict=True
+        batch["obs"].tolist(),
+        batch["reward"].tolist(),
+        batch["discount"].tolist(),
+        batch["next_obs"].tolist(),
+        strict=True,
     ):
         taken = range(int(step), min(int(step) + 3, lengths[int(number)]))
         assert reward == pytest.approx(sum(0.5**i * (10 * number + s) for i, s in enumerate(taken)))
@@ -105,8 +118,13 @@ def test_shards_hold_the_same(made, tmp_path):
         rows = set()
         for number in range(200):
             batch = data.sample(number, torch.rand(1, 3), 1, 0.9)
-            columns = [value[0].flatten(1) if value.dim() > 2 else value[0, :, None] for value in batch.values()]
-            rows |= {tuple(row) for row in torch.cat([column.double() for column in columns], 1).tolist()}
+            columns = [
+                value[0].flatten(1) if value.dim() > 2 else value[0, :, None]
+                for value in batch.values()
+            ]
+            rows |= {
+                tuple(row) for row in torch.cat([column.double() for column in columns], 1).tolist()
+            }
         return rows
 
     assert drawn(shards) == drawn(made)
@@ -133,7 +151,11 @@ def test_an_epoch_visits_every_shard_as_often_as_it_has_rows(made, tmp_path):
 
 def test_the_sources_scaled_pictures_come_back_as_they_were(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 1, 16, 16)).astype(np.uint8)
-    arrays = {"states": pixels / np.float32(128) - 1, "next_states": pixels / np.float32(128) - 1, "actions": np.zeros(6, int)}
+    arrays = {
+        "states": pixels / np.float32(128) - 1,
+        "next_states": pixels / np.float32(128) - 1,
+        "actions": np.zeros(6, int),
+    }
     np.savez(tmp_path / "a.npz", rewards=np.zeros(6), dones=np.zeros(6), **arrays)
     shards = open_data(str(tmp_path))
     shards.fit(Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9), {})
@@ -144,10 +166,17 @@ def test_the_sources_scaled_pictures_come_back_as_they_were(tmp_path):
 def test_pictures_of_another_scale_and_inverted_dones_are_refused(tmp_path):
     """Trap 1 again: `done` stored as its opposite."""
     pixels = np.random.default_rng(0).random((6, 1, 16, 16)).astype(np.float32)
-    arrays = {"states": pixels, "next_states": pixels, "actions": np.zeros(6, int), "rewards": np.zeros(6)}
+    arrays = {
+        "states": pixels,
+        "next_states": pixels,
+        "actions": np.zeros(6, int),
+        "rewards": np.zeros(6),
+    }
     np.savez(tmp_path / "a.npz", dones=np.arange(6) == 0, **arrays)
     with pytest.raises(ConfigError, match="v / 128"):
-        open_data(str(tmp_path)).fit(Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9), {})
+        open_data(str(tmp_path)).fit(
+            Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9), {}
+        )
     np.savez(tmp_path / "a.npz", dones=np.arange(6) != 0, **arrays)
     with pytest.raises(ConfigError, match="5 of 6 rows; does it say who is not done"):
         open_data(str(tmp_path))
@@ -158,8 +187,14 @@ BREAKS = {
     "dtype": (lambda a: a.update(actions=a["actions"] + 0.5), "'actions' is float64"),
     "dones": (lambda a: a.update(dones=a["dones"] + 2), "'dones' has other numbers"),
     "length": (lambda a: a.update(rewards=a["rewards"][:-1]), r"'rewards' is \[4\]"),
-    "shape": (lambda a: a.update(states=a["states"][:, :1], next_states=a["next_states"][:, :1]), r"'states' is float32 \[1\], in others"),
-    "nan": (lambda a: a.update(states=np.where(a["states"] == 1, np.nan, a["states"])), "'states': row 1 is"),
+    "shape": (
+        lambda a: a.update(states=a["states"][:, :1], next_states=a["next_states"][:, :1]),
+        r"'states' is float32 \[1\], in others",
+    ),
+    "nan": (
+        lambda a: a.update(states=np.where(a["states"] == 1, np.nan, a["states"])),
+        "'states': row 1 is",
+    ),
     "negative": (lambda a: a.update(actions=a["actions"] - 1), "'actions' reaches from -1 to 1"),
 }
 
@@ -208,7 +243,10 @@ def test_a_damaged_set_is_named(file, change, expected, made):
 
 
 def test_sets_that_do_not_fit_are_refused(made, mixed, rlx):
-    for other in (Spec(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), 9), Spec(spaces.Discrete(5), spaces.Discrete(3), 9)):
+    for other in (
+        Spec(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), 9),
+        Spec(spaces.Discrete(5), spaces.Discrete(3), 9),
+    ):
         with pytest.raises(ConfigError, match="its observations are float32"):
             made.fit(other, env())
     with pytest.raises(ConfigError, match="its actions are int64"):
@@ -216,9 +254,15 @@ def test_sets_that_do_not_fit_are_refused(made, mixed, rlx):
     for arguments, message in (
         (("agent=bcq", "env=cartpole"), "learns from a data set"),
         (("agent=dqn", "env=cartpole", f"data={mixed}/data"), "learns by acting"),
-        (("agent=bcq", "env=cartpole", "+env.observe=[0,1]", f"data={made.folder}"), "collected with env.observe=None"),
+        (
+            ("agent=bcq", "env=cartpole", "+env.observe=[0,1]", f"data={made.folder}"),
+            "collected with env.observe=None",
+        ),
         (("agent=bcq", "env=lunar_lander", f"data={mixed}/data"), "collected with env._target_"),
-        (("agent=bcq", "env=gym", "env.id=Acrobot-v1", f"data={mixed}/data"), "collected with env._target_"),
+        (
+            ("agent=bcq", "env=gym", "env.id=Acrobot-v1", f"data={mixed}/data"),
+            "collected with env._target_",
+        ),
         (("agent=bcq", "env=cartpole_drift", f"data={mixed}/data"), "does not grow older"),
         (("agent=bcq", "env=cartpole", "data=conf.py"), "no such folder"),
         (("agent=bcq", "env=cartpole", "data=nowhere"), "no such folder"),
@@ -244,7 +288,11 @@ def mixed(tmp_path_factory):
 def test_collected_episodes_are_whole_and_real(mixed):
     data = Episodes(mixed / "data")
     assert 1000 <= data.transitions < 3000
-    assert len(data.facts["sources"]) == 2 and "step 300" in data.facts["sources"][0] and "step 600" in data.facts["sources"][1]
+    assert (
+        len(data.facts["sources"]) == 2
+        and "step 300" in data.facts["sources"][0]
+        and "step 600" in data.facts["sources"][1]
+    )
     from gymnasium.envs.classic_control import CartPoleEnv
 
     env = CartPoleEnv()
@@ -255,13 +303,27 @@ def test_collected_episodes_are_whole_and_real(mixed):
             env.reset()
             env.state = before.astype(np.float64)
             assert np.allclose(env.step(int(chosen))[0], after, atol=1e-5)
-    assert np.mean([data.action[data.begin[e] : data.begin[e + 1]].std() > 0 for e in range(data.episodes)]) > 0.02
+    assert (
+        np.mean(
+            [data.action[data.begin[e] : data.begin[e + 1]].std() > 0 for e in range(data.episodes)]
+        )
+        > 0.02
+    )
 
 
 def test_exploration_and_seed_count(mixed, rlx, tmp_path):
     sets = {}
-    for name, options in {"a": (), "same": (), "other": ("seed=1",), "greedy": ("epsilon=0",), "random": ("epsilon=1",)}.items():
-        assert rlx("collect", mixed, f"out={tmp_path}/{name}", "steps=500", "mix=1", *options).code == 0
+    for name, options in {
+        "a": (),
+        "same": (),
+        "other": ("seed=1",),
+        "greedy": ("epsilon=0",),
+        "random": ("epsilon=1",),
+    }.items():
+        assert (
+            rlx("collect", mixed, f"out={tmp_path}/{name}", "steps=500", "mix=1", *options).code
+            == 0
+        )
         sets[name] = Episodes(tmp_path / name)
     assert np.array_equal(sets["a"].obs, sets["same"].obs)
     assert not np.array_equal(sets["a"].obs[:20], sets["other"].obs[:20])
@@ -289,17 +351,35 @@ def test_minari_gives_back_every_bit(mixed, rlx, tmp_path, monkeypatch):
     for name in ("obs", "action", "reward", "length", "terminated"):
         assert np.array_equal(getattr(own, name), getattr(other, name)), name
         assert getattr(own, name).dtype == getattr(other, name).dtype
-    result = rlx("train", "agent=bc", "env=cartpole", "data=minari:rlx/mixed-v0", "steps=4", "eval_every=4", *TINY[2:], "seeds=1")
+    result = rlx(
+        "train",
+        "agent=bc",
+        "env=cartpole",
+        "data=minari:rlx/mixed-v0",
+        "steps=4",
+        "eval_every=4",
+        *TINY[2:],
+        "seeds=1",
+    )
     assert result.code == 0, result.err
     assert "names are letters" in rlx("data", mixed / "data", "out=minari:no name").err
-    assert "unknown in which env" in rlx("data", "minari:rlx/mixed-v0", "out=minari:rlx/other-v0").err
+    assert (
+        "unknown in which env" in rlx("data", "minari:rlx/mixed-v0", "out=minari:rlx/other-v0").err
+    )
     assert "name the data set" in rlx("data").err
 
 
 def test_the_card_tells_what_is_in_it(mixed, rlx):
     out = rlx("data", mixed / "data").out
     data = Episodes(mixed / "data")
-    for part in (f"{data.transitions:,}", f"{data.episodes:,}", "100% terminated", f"mean {data.returns().mean():.1f}", "0: ", "1: "):
+    for part in (
+        f"{data.transitions:,}",
+        f"{data.episodes:,}",
+        "100% terminated",
+        f"mean {data.returns().mean():.1f}",
+        "0: ",
+        "1: ",
+    ):
         assert part in out, part
 
 
@@ -307,7 +387,16 @@ def test_a_run_goes_on_with_its_own_data_only(mixed, rlx, tmp_path):
     import shutil
 
     shutil.copytree(mixed / "data", "own")
-    run = rlx("train", "agent=bc", "env=cartpole", "data=own", "steps=4", "eval_every=4", *TINY[2:], "seeds=1").run.absolute()
+    run = rlx(
+        "train",
+        "agent=bc",
+        "env=cartpole",
+        "data=own",
+        "steps=4",
+        "eval_every=4",
+        *TINY[2:],
+        "seeds=1",
+    ).run.absolute()
     assert Path((run / "config.yaml").read_text().split("\ndata: ")[1].split("\n")[0]).is_absolute()
     shutil.rmtree("own")
     assert rlx("collect", mixed, "out=own", "steps=500", "mix=1").code == 0
@@ -319,7 +408,9 @@ def test_a_set_four_times_the_memory_allowed(tmp_path):
     """Private memory is limited to 1.5 GB; the set (sparse on disk) has 6 GB."""
     rows = 650_000
     (tmp_path / "big").mkdir()
-    np.lib.format.open_memmap(tmp_path / "big/obs.npy", "w+", np.uint8, (rows + 1, 1, 96, 96)).flush()
+    np.lib.format.open_memmap(
+        tmp_path / "big/obs.npy", "w+", np.uint8, (rows + 1, 1, 96, 96)
+    ).flush()
     np.save(tmp_path / "big/action.npy", np.arange(rows) % 25)
     np.save(tmp_path / "big/reward.npy", np.zeros(rows, np.float32))
     np.save(tmp_path / "big/length.npy", np.array([rows]))

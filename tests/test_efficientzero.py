@@ -14,8 +14,8 @@ from torch import nn
 from rlx.agent import Spec, Transition
 from rlx.agents.efficientzero import Config
 from rlx.experiment import env_spec, make_agent
-from rlx.networks import SeedBatchNorm
-from rlx.rng import seed_tensor
+from rlx.nn.networks import SeedBatchNorm
+from rlx.nn.rng import seed_tensor
 from rlx.world_model import Support
 
 GAMMA = 0.9
@@ -23,7 +23,12 @@ GAMMA = 0.9
 
 def agent_with(episodes, **changes):
     """An agent of one seed and one copy whose replay holds `episodes`: (rewards, terminated); observations count the steps."""
-    config = compose("train", "agent=efficientzero", "env=catch", *small("efficientzero", discount=GAMMA, reanalyse=0, **changes))
+    config = compose(
+        "train",
+        "agent=efficientzero",
+        "env=catch",
+        *small("efficientzero", discount=GAMMA, reanalyse=0, **changes),
+    )
     agent = make_agent(config.agent, env_spec(config.env), seed_tensor([3]), 1)
     step = 0
     for rewards, terminated in episodes:
@@ -36,7 +41,11 @@ def agent_with(episodes, **changes):
             obs = torch.full((1, 1, 50), float(step))
             policy = torch.tensor([[[0.5, 0.25, 0.25]]])
             flags = cell(ends and terminated, torch.bool), cell(ends and not terminated, torch.bool)
-            agent.update(Transition(obs, cell(step % 3, torch.int64), cell(reward), obs, *flags, {"policy": policy}))
+            agent.update(
+                Transition(
+                    obs, cell(step % 3, torch.int64), cell(reward), obs, *flags, {"policy": policy}
+                )
+            )
             step += 1
     return agent
 
@@ -46,7 +55,12 @@ def known(obs):
     return obs[..., 0] / 10
 
 
-EPISODES = [([1.0, 2.0, 3.0], True), ([4.0, 5.0], False), ([6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0], True), ([1.0, 1.0], None)]
+EPISODES = [
+    ([1.0, 2.0, 3.0], True),
+    ([4.0, 5.0], False),
+    ([6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0], True),
+    ([1.0, 1.0], None),
+]
 
 
 @pytest.mark.parametrize("n_steps", [1, 3, 5])
@@ -78,7 +92,11 @@ def test_targets(n_steps, value_prefix, cuts_terminate, monkeypatch):
                 expected = sum(GAMMA ** (i - t) * rewards[i] for i in range(t, end))
                 if end < len(rewards):
                     expected += GAMMA ** (end - t) * (offset + end) / 10
-            assert float(value[0, b, k]) == pytest.approx(expected, rel=1e-4, abs=1e-5), (episode, begin, k)
+            assert float(value[0, b, k]) == pytest.approx(expected, rel=1e-4, abs=1e-5), (
+                episode,
+                begin,
+                k,
+            )
             if k < 5 and inside:
                 wanted = sum(rewards[begin : t + 1]) if value_prefix else rewards[t]
                 assert float(prefix[0, b, k]) == pytest.approx(wanted)
@@ -87,28 +105,50 @@ def test_targets(n_steps, value_prefix, cuts_terminate, monkeypatch):
 
 def test_priorities():
     """A row is drawn by the power alpha of its priority; the weights undo that in full when beta has risen to 1."""
-    agent = agent_with(EPISODES[:1], learning_starts=300, priority_alpha=0.5, priority_beta=0.0, priority_beta_steps=10)
+    agent = agent_with(
+        EPISODES[:1],
+        learning_starts=300,
+        priority_alpha=0.5,
+        priority_beta=0.0,
+        priority_beta_steps=10,
+    )
     assert agent.priority[0, 0, :3].tolist() == [1, 1, 1], "the first rows"
     agent.priority[0, 0, :3] = torch.tensor([1.0, 4.0, 9.0])
     slot, weight = agent._drawn(torch.arange(0.0005, 1, 0.001).unsqueeze(0))
-    assert [int((slot == i).sum()) for i in range(3)] == pytest.approx([1000 / 6, 2000 / 6, 3000 / 6], abs=1)
+    assert [int((slot == i).sum()) for i in range(3)] == pytest.approx(
+        [1000 / 6, 2000 / 6, 3000 / 6], abs=1
+    )
     assert bool((weight == 1).all())
     agent.updates.fill_(10)
-    torch.testing.assert_close(agent._drawn(torch.tensor([[0.01, 0.3, 0.9]]))[1], torch.tensor([[1, 1 / 2, 1 / 3]]))
-    obs, no, policy = torch.zeros(1, 1, 50), torch.zeros(1, 1, dtype=torch.bool), torch.full((1, 1, 3), 1 / 3)
+    torch.testing.assert_close(
+        agent._drawn(torch.tensor([[0.01, 0.3, 0.9]]))[1], torch.tensor([[1, 1 / 2, 1 / 3]])
+    )
+    obs, no, policy = (
+        torch.zeros(1, 1, 50),
+        torch.zeros(1, 1, dtype=torch.bool),
+        torch.full((1, 1, 3), 1 / 3),
+    )
     agent.update(Transition(obs, no.long(), no.float(), obs, no, no, {"policy": policy}))
     assert float(agent.priority[0, 0, 3]) == 9, "a new row is as urgent as the most urgent"
 
 
 def test_older_rows_have_shorter_returns():
-    agent = agent_with([([1.0] * 300, False)], n_steps=5, off_policy_correction=True, buffer_size=400, learning_starts=399)
+    agent = agent_with(
+        [([1.0] * 300, False)],
+        n_steps=5,
+        off_policy_correction=True,
+        buffer_size=400,
+        learning_starts=399,
+    )
     agent.target.values = lambda obs: torch.zeros(obs.shape[:2])
     batch = agent.replay.window(agent._drawn(torch.rand(1, 64))[0], 11)
     value = agent.value_targets(batch)
     for b in range(64):
         age, steps = int(batch["age"][0, b]), 5 - int(batch["age"][0, b]) // 120
         if age > 12:
-            assert float(value[0, b, 0]) == pytest.approx(sum(GAMMA**i for i in range(steps)), rel=1e-4)
+            assert float(value[0, b, 0]) == pytest.approx(
+                sum(GAMMA**i for i in range(steps)), rel=1e-4
+            )
 
 
 @pytest.mark.rounding
@@ -119,7 +159,9 @@ def test_a_cache_says_what_the_target_network_says(bootstrap):
     agent = agent_with(EPISODES[:3], cache=True, bootstrap=bootstrap, **changes)
     agent.config = dataclasses.replace(agent.config, reanalyse=1.0)
     asked = [0]
-    agent.target.represent.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].shape[1]))
+    agent.target.represent.register_forward_pre_hook(
+        lambda module, inputs: asked.append(inputs[0].shape[1])
+    )
 
     def targets(agent):
         batch = agent.replay.window(torch.arange(8).unsqueeze(0), 6 + agent.config.n_steps)
@@ -131,7 +173,9 @@ def test_a_cache_says_what_the_target_network_says(bootstrap):
             memo.version.fill_(-1)
         before = sum(asked)
         cached, once = targets(agent), sum(asked)
-        assert before < once and all(torch.equal(*pair) for pair in zip(cached, targets(agent), strict=True))
+        assert before < once and all(
+            torch.equal(*pair) for pair in zip(cached, targets(agent), strict=True)
+        )
         assert sum(asked) == once
         for pair in zip(cached, targets(forgetful), strict=True):
             torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
@@ -141,7 +185,9 @@ def test_a_cache_says_what_the_target_network_says(bootstrap):
         for _ in range(5):  # other rows in some of the slots, and a target that moves on
             no, obs = torch.zeros(1, 1, dtype=torch.bool), torch.randn(1, 1, 50)
             policy = torch.tensor([[[0.5, 0.25, 0.25]]])
-            agent.update(Transition(obs, no.long(), torch.ones(1, 1), obs, no, no, {"policy": policy}))
+            agent.update(
+                Transition(obs, no.long(), torch.ones(1, 1), obs, no, no, {"policy": policy})
+            )
 
 
 def test_supports_give_back_what_they_hold():
@@ -154,53 +200,77 @@ def test_supports_give_back_what_they_hold():
 
 
 def test_the_contributions_can_be_switched_off():
-    for change in ({"consistency": 0.0}, {"value_prefix": False}, {"off_policy_correction": False}, {"gumbel": 3}):
+    for change in (
+        {"consistency": 0.0},
+        {"value_prefix": False},
+        {"off_policy_correction": False},
+        {"gumbel": 3},
+    ):
         agent = agent_with(EPISODES[:3], batch_size=8, learning_starts=300, **change)
         before = [p.clone() for p in agent.policy.parameters()]
         metrics = agent.learn()
         assert all(value.isfinite().all() for value in metrics.values())
         assert ("loss/consistency" in metrics) == ("consistency" not in change)
-        assert any(not torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+        assert any(
+            not torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True)
+        )
     assert Config.__dataclass_params__.frozen
 
 
 @pytest.mark.rounding
 def test_attacks_are_judged_by_the_search(rlx):
     """They turn its decisions, and do not at radius 0."""
-    run = rlx("train", "agent=efficientzero", "env=catch", *TINY, *small("efficientzero"), "seeds=2").run
+    run = rlx(
+        "train", "agent=efficientzero", "env=catch", *TINY, *small("efficientzero"), "seeds=2"
+    ).run
     result = rlx("attack", run, "eps=[0,1]", "episodes=5")
     assert result.code == 0, result.err
     clean, attacked = result.summary["cells"]
     assert clean["flip_rate"] == 0 < attacked["flip_rate"]
     evaluated = rlx("evaluate", run, "episodes=5")
     assert evaluated.summary["return"] == result.summary["clean"]
-    same = np.load(evaluated.run / "returns.npz")["returns"] == np.load(result.run / "returns.npz")["action"][:, 0]
+    same = (
+        np.load(evaluated.run / "returns.npz")["returns"]
+        == np.load(result.run / "returns.npz")["action"][:, 0]
+    )
     assert same.sum() >= 8, "of 10, in a larger batch: rounding may break ties"
 
 
 def test_pictures_are_kept_once_and_stacked_again(monkeypatch):
     """What the learner is shown is what the agent saw, an episode's first picture repeated before it."""
     space, stack = spaces.Box(0, 255, (6, 8, 8), np.uint8), 3
-    config = compose("train", "agent=efficientzero", *small("efficientzero", stack=stack, learning_starts=20, buffer_size=20))
+    config = compose(
+        "train",
+        "agent=efficientzero",
+        *small("efficientzero", stack=stack, learning_starts=20, buffer_size=20),
+    )
     agent = make_agent(config.agent, Spec(space, spaces.Discrete(2), 10), seed_tensor([0, 1]), 2)
     monkeypatch.setattr(agent, "learn", dict)
     seen, number, stacked = {}, torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, 6, 8, 8)
     for step in range(33):
         new = torch.randint(0, 255, (2, 2, 2, 8, 8), dtype=torch.uint8)
-        stacked = new.repeat(1, 1, stack, 1, 1) if step % 7 == 0 else torch.cat([stacked[:, :, 2:], new], 2)
+        stacked = (
+            new.repeat(1, 1, stack, 1, 1)
+            if step % 7 == 0
+            else torch.cat([stacked[:, :, 2:], new], 2)
+        )
         no, ends = torch.zeros(2, 2, dtype=torch.bool), torch.full((2, 2), step % 7 == 6)
         carry = {"policy": torch.full((2, 2, 2), 0.5)}
-        agent.update(Transition(stacked, number, torch.full((2, 2), float(step)), stacked, no, ends, carry))
+        agent.update(
+            Transition(stacked, number, torch.full((2, 2), float(step)), stacked, no, ends, carry)
+        )
         seen[step] = stacked
     assert agent.replay.obs.shape[-3:] == (2, 8, 8)
     batch = agent.replay.window(agent._drawn(torch.rand(2, 50))[0], 4)
-    copies = 0
+    num_envs = 0
     for s, b, k in itertools.product(range(2), range(50), range(4)):
-        if batch["alive"][s, b, k] and int(batch["reward"][s, b, 0]) >= 33 - 10 + stack:  # the oldest ones have lost what was before them
+        if (
+            batch["alive"][s, b, k] and int(batch["reward"][s, b, 0]) >= 33 - 10 + stack
+        ):  # the oldest ones have lost what was before them
             shown = seen[int(batch["reward"][s, b, k])][s]
             assert any(torch.equal(batch["obs"][s, b, k], one) for one in shown)
-            copies += 1
-    assert copies > 50
+            num_envs += 1
+    assert num_envs > 50
 
 
 def test_pictures_are_shifted_as_one():
@@ -218,30 +288,56 @@ def test_pictures_are_shifted_as_one():
             if float(ratio.max() - ratio.min()) < 1e-4:
                 crops[b] = (i, j, float(ratio.mean()))
     assert len(crops) == 64 and len({crop[:2] for crop in crops.values()}) > 30
-    assert all(0.899 < crop[2] < 1.101 for crop in crops.values()) and len({round(crop[2], 4) for crop in crops.values()}) > 30
+    assert (
+        all(0.899 < crop[2] < 1.101 for crop in crops.values())
+        and len({round(crop[2], 4) for crop in crops.values()}) > 30
+    )
 
 
 @pytest.mark.parametrize(("size", "one_hot"), [(10, True), (10, False), (96, True)])
 def test_pictures_are_learnt_from(size, one_hot):
     """Every part of the image networks gets a gradient, and the statistics of normalisation move with the learner alone."""
     space = spaces.Box(0, 255, (3, size, size), np.uint8)
-    sizes = {"latent": 8, "lstm": 8, "head": 8, "projection": 16, "learning_starts": 90, "batch_size": 4, "one_hot_actions": one_hot}
-    config = compose("train", "agent=efficientzero", *small("efficientzero", **sizes, optimizer="sgd", learning_rate=0.02, warmup=2))
+    sizes = {
+        "latent": 8,
+        "lstm": 8,
+        "head": 8,
+        "projection": 16,
+        "learning_starts": 90,
+        "batch_size": 4,
+        "one_hot_actions": one_hot,
+    }
+    config = compose(
+        "train",
+        "agent=efficientzero",
+        *small("efficientzero", **sizes, optimizer="sgd", learning_rate=0.02, warmup=2),
+    )
     agent = make_agent(config.agent, Spec(space, spaces.Discrete(2), 10), seed_tensor([0]), 1)
     for step in range(8):
-        obs, no = torch.randint(0, 255, (1, 1, 3, size, size), dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.bool)
+        obs, no = (
+            torch.randint(0, 255, (1, 1, 3, size, size), dtype=torch.uint8),
+            torch.zeros(1, 1, dtype=torch.bool),
+        )
         reward, carry = torch.ones(1, 1), {"policy": torch.tensor([[[0.7, 0.3]]])}
         agent.update(Transition(obs, torch.tensor([[step % 2]]), reward, obs, no, no, carry))
     state = agent.policy.model.represent(obs)
     assert state.shape == (1, 1, 8, *[6 if size == 96 else size] * 2)
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
     act = agent.policy.search(obs).action
-    assert all(torch.equal(before[name], value) for name, value in agent.policy.state_dict().items()), "acting changes nothing"
-    for _ in range(3):  # the heads begin at 0, and what is behind them moves from the second step on
+    assert all(
+        torch.equal(before[name], value) for name, value in agent.policy.state_dict().items()
+    ), "acting changes nothing"
+    for _ in range(
+        3
+    ):  # the heads begin at 0, and what is behind them moves from the second step on
         agent.learn()
     after = agent.policy.state_dict()
-    assert [name for name in before if "support" not in name and torch.equal(before[name], after[name])] == []
-    assert act.shape == (1, 1) and not any(module.training for module in agent.policy.modules() if isinstance(module, SeedBatchNorm))
+    assert [
+        name for name in before if "support" not in name and torch.equal(before[name], after[name])
+    ] == []
+    assert act.shape == (1, 1) and not any(
+        module.training for module in agent.policy.modules() if isinstance(module, SeedBatchNorm)
+    )
 
 
 @pytest.mark.slow

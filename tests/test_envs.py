@@ -18,7 +18,10 @@ from rlx.envs.maze import _CELLS, _MOVES, Maze
 from rlx.experiment import make_env
 
 CONFIGS = sorted(path.stem for path in Path(conf_dir(), "env").glob("*.yaml"))
-CHOICES = {"gym": ["env.id=CartPole-v1"], "atari": ["env.game=freeway", "env.max_episode_steps=150"]}
+CHOICES = {
+    "gym": ["env.id=CartPole-v1"],
+    "atari": ["env.game=freeway", "env.max_episode_steps=150"],
+}
 CPU = torch.device("cpu")
 
 
@@ -47,8 +50,15 @@ def test_step_equals_gymnasiums(name, low, high):
     states = rng.uniform(low, high, (1000, len(low))).astype(np.float32)
     states[:20, 0] = low[0]  # at the edge
     continuous = isinstance(theirs.action_space, gymnasium.spaces.Box)
-    actions = rng.uniform(-3, 3, (1000, 1)).astype(np.float32) if continuous else rng.integers(theirs.action_space.n, size=1000)
-    assert mine.single_observation_space == theirs.observation_space and mine.single_action_space == theirs.action_space
+    actions = (
+        rng.uniform(-3, 3, (1000, 1)).astype(np.float32)
+        if continuous
+        else rng.integers(theirs.action_space.n, size=1000)
+    )
+    assert (
+        mine.single_observation_space == theirs.observation_space
+        and mine.single_action_space == theirs.action_space
+    )
     mine.state = torch.from_numpy(states)
     _, reward, terminated, truncated, info = mine.step(actions)
     ends = 0
@@ -58,9 +68,15 @@ def test_step_equals_gymnasiums(name, low, high):
         theirs.last_u = None
         obs, r, done, _, _ = theirs.step(actions[i])
         np.testing.assert_allclose(info["final_obs"][i], obs, rtol=2e-4, atol=2e-4)
-        near_edge = name == "Acrobot-v1" and abs(-np.cos(theirs.state[0]) - np.cos(theirs.state[0] + theirs.state[1]) - 1) < 1e-3
+        near_edge = (
+            name == "Acrobot-v1"
+            and abs(-np.cos(theirs.state[0]) - np.cos(theirs.state[0] + theirs.state[1]) - 1) < 1e-3
+        )
         if not near_edge:
-            assert (float(reward[i]), bool(terminated[i])) == (pytest.approx(r, rel=1e-4, abs=1e-4), done), (states[i], actions[i])
+            assert (float(reward[i]), bool(terminated[i])) == (
+                pytest.approx(r, rel=1e-4, abs=1e-4),
+                done,
+            ), (states[i], actions[i])
         ends += done
     assert (ends == 0 if continuous else 0 < ends < 1000) and not truncated.any()
 
@@ -95,7 +111,9 @@ def test_copies_depend_on_their_own_seed_alone(name, composed):
             assert alike(a[row : row + 1], b)
         assert alike(now[4]["final_obs"][row : row + 1], one[4]["final_obs"])
         if isinstance(alone, BatchedEnv):  # rounding would grow in chaotic dynamics
-            torch.testing.assert_close(alone.state, together.state[row : row + 1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                alone.state, together.state[row : row + 1], rtol=1e-4, atol=1e-5
+            )
             alone.state = together.state[row : row + 1].clone()
 
 
@@ -122,14 +140,24 @@ def test_a_perfect_paddle_catches_every_ball_and_a_resting_one_a_fifth():
             board = obs.view(-1, 10, 5)
             ball, paddle = board[:, step - 1].argmax(1), board[:, 9].argmax(1)
             obs, reward, terminated, truncated, _ = env.step(1 + (ball - paddle).sign() * follow)
-            assert bool((terminated == (step == 9)).all()) and not truncated.any() and (step == 9 or not reward.any())
-        assert abs(float((reward == 1).float().mean()) - share) < 0.05 and set(reward.tolist()) <= {1.0, -1.0}
+            assert (
+                bool((terminated == (step == 9)).all())
+                and not truncated.any()
+                and (step == 9 or not reward.any())
+            )
+        assert abs(float((reward == 1).float().mean()) - share) < 0.05 and set(reward.tolist()) <= {
+            1.0,
+            -1.0,
+        }
 
 
 def chain_value(right: float) -> float:
     """Expected return of moving right with probability `right` everywhere, by solving the linear system."""
     p = right * 0.5
-    index = {(place, visited): i for i, (place, visited) in enumerate((p_, v) for p_ in range(1, 6) for v in (0, 1))}
+    index = {
+        (place, visited): i
+        for i, (place, visited) in enumerate((p_, v) for p_ in range(1, 6) for v in (0, 1))
+    }
     a, b = np.eye(len(index)), np.zeros(len(index))
     for (place, visited), i in index.items():
         for step, probability in ((1, p), (-1, 1 - p)):
@@ -143,14 +171,20 @@ def chain_value(right: float) -> float:
 
 
 def test_chain_has_its_exact_values():
-    assert chain_value(1) == pytest.approx(0.208) and chain_value(0) == pytest.approx(0.01) and chain_value(0.5) == pytest.approx(2 / 110)
+    assert (
+        chain_value(1) == pytest.approx(0.208)
+        and chain_value(0) == pytest.approx(0.01)
+        and chain_value(0.5) == pytest.approx(2 / 110)
+    )
     for right, expected in ((1.0, 0.208), (0.5, 2 / 110)):
         env = gymnasium.make_vec("rlx/Chain-v0", num_envs=40_000).unwrapped
         env.reset(seed=0)
         value, alive = torch.zeros(40_000), torch.ones(40_000, dtype=torch.bool)
         draws = torch.Generator().manual_seed(0)
         while alive.any():
-            _, reward, terminated, truncated, _ = env.step((torch.rand(40_000, generator=draws) < right).long())
+            _, reward, terminated, truncated, _ = env.step(
+                (torch.rand(40_000, generator=draws) < right).long()
+            )
             value += reward * alive
             alive &= ~(terminated | truncated)
         assert float(value.mean()) == pytest.approx(expected, abs=4 * float(value.std()) / 200)
@@ -161,7 +195,12 @@ def test_maze_shortest_way_returns_what_it_says():
     distance, edge, steps = {_CELLS.index("S"): 0}, [_CELLS.index("S")], 0
     while edge:
         steps += 1
-        edge = [c + m for c in edge for m in _MOVES if _CELLS[c + m] != "#" and distance.setdefault(c + m, steps) == steps]
+        edge = [
+            c + m
+            for c in edge
+            for m in _MOVES
+            if _CELLS[c + m] != "#" and distance.setdefault(c + m, steps) == steps
+        ]
     assert distance[_CELLS.index("G")] == 10
     env = gymnasium.make_vec("rlx/Maze-v0", num_envs=1).unwrapped
     env.reset(seed=0)
@@ -215,14 +254,18 @@ def test_grids_have_gymnasiums_transitions_and_the_exact_optimum_of_its_tables(n
     env, table = make_env(config, 6000, CPU), gymnasium.make(config.id, **config.kwargs).unwrapped
     env.reset(seed=0)
     rng = np.random.default_rng(0)
-    states, actions = rng.integers(len(table.P), size=6000), rng.integers(table.action_space.n, size=6000)
+    states, actions = (
+        rng.integers(len(table.P), size=6000),
+        rng.integers(table.action_space.n, size=6000),
+    )
     env.state = torch.from_numpy(states).unsqueeze(1)
     _, reward, terminated, _, info = env.step(actions)
     expected = 0.0
     for i in range(6000):
         branch = table.P[states[i]][actions[i]]
         assert any(
-            (n, bool(t)) == (int(info["final_obs"][i]), bool(terminated[i])) and float(reward[i]) == pytest.approx(r)
+            (n, bool(t)) == (int(info["final_obs"][i]), bool(terminated[i]))
+            and float(reward[i]) == pytest.approx(r)
             for _, n, r, t in branch
         )
         expected += sum(p * n for p, n, _, _ in branch)
@@ -230,13 +273,20 @@ def test_grids_have_gymnasiums_transitions_and_the_exact_optimum_of_its_tables(n
     # Finite-horizon dynamic programming: value[s] with t steps left.
     value = np.zeros(len(table.P))
     for _ in range(config.max_episode_steps):
-        value = np.array([max(sum(p * (r + value[n] * (not t)) for p, n, r, t in b) for b in row.values()) for row in table.P.values()])
+        value = np.array(
+            [
+                max(sum(p * (r + value[n] * (not t)) for p, n, r, t in b) for b in row.values())
+                for row in table.P.values()
+            ]
+        )
     assert float(value @ table.initial_state_distrib) == pytest.approx(GRIDS[name], abs=6e-4)
 
 
 def test_a_view_shows_some_components_and_remembers(composed):
     whole = make_env(composed("train", "env=cartpole").env, 3, CPU)
-    part = make_env(composed("train", "env=cartpole", "+env.observe=[2,0]", "+env.stack=3").env, 3, CPU)
+    part = make_env(
+        composed("train", "env=cartpole", "+env.observe=[2,0]", "+env.stack=3").env, 3, CPU
+    )
     full, seen = whole.reset(seed=[1, 2, 3])[0], part.reset(seed=[1, 2, 3])[0]
     past = [full[:, [2, 0]]] * 3
     for _ in range(60):
@@ -244,7 +294,11 @@ def test_a_view_shows_some_components_and_remembers(composed):
         action = torch.randint(2, (3,))
         (full, reward, ended, _, info), (seen, r, e, _, i) = whole.step(action), part.step(action)
         final = [*past[1:], info["final_obs"][:, [2, 0]]]
-        assert torch.equal(i["final_obs"], torch.cat(final, 1)) and torch.equal(reward, r) and torch.equal(ended, e)
+        assert (
+            torch.equal(i["final_obs"], torch.cat(final, 1))
+            and torch.equal(reward, r)
+            and torch.equal(ended, e)
+        )
         past = [torch.where(ended[:, None], full[:, [2, 0]], frame) for frame in final]
     for bad, message in (("+env.observe=[4]", "components 0 to 3"), ("+env.stack=0", "at least 1")):
         with pytest.raises(ConfigError, match=message):
@@ -258,7 +312,10 @@ def test_a_drifting_number_follows_its_line_and_the_physics_follow_it(composed):
     for env in (old, half):
         env.reset(seed=0)
     torch.testing.assert_close(old.step(torch.ones(4))[4], half.step(torch.ones(4))[4])
-    young, plain = make_env(composed("train", "env=cartpole", drift).env, 4, CPU), make_env(composed("train", "env=cartpole").env, 4, CPU)
+    young, plain = (
+        make_env(composed("train", "env=cartpole", drift).env, 4, CPU),
+        make_env(composed("train", "env=cartpole").env, 4, CPU),
+    )
     young.reset(seed=0), plain.reset(seed=0)
     for step in range(14):
         pair = (env.step(torch.ones(4))[4]["final_obs"] for env in (young, plain))
@@ -266,7 +323,11 @@ def test_a_drifting_number_follows_its_line_and_the_physics_follow_it(composed):
         assert equal == (step <= 10) or step > 10
     assert not equal
     with pytest.raises(ConfigError, match="Did you mean 'half_length'"):
-        make_env(composed("train", "env=cartpole", drift.replace("half_length", "half_lenth")).env, 1, CPU)
+        make_env(
+            composed("train", "env=cartpole", drift.replace("half_length", "half_lenth")).env,
+            1,
+            CPU,
+        )
     with pytest.raises(ConfigError, match="pictures show it"):
         make_env(composed("train", "env=cartpole_frames", drift).env, 1, CPU)
 
@@ -296,7 +357,12 @@ def test_workers_give_what_one_process_gives(composed):
                 env.keep(torch.tensor([2]))
         actions = rng.integers(0, 3, envs[0].num_envs)
         (*columns, info), (*others, other) = (env.step(actions) for env in envs)
-        assert all(torch.equal(*pair) for pair in zip((*columns, info["final_obs"]), (*others, other["final_obs"]), strict=True))
+        assert all(
+            torch.equal(*pair)
+            for pair in zip(
+                (*columns, info["final_obs"]), (*others, other["final_obs"]), strict=True
+            )
+        )
 
 
 def test_only_envs_of_gymnasium_take_workers(composed):

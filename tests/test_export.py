@@ -10,8 +10,18 @@ from rlx.config import load_class
 from rlx.experiment import env_spec, make_env
 from rlx.onnx import Exported, compare
 
-MODELS = [(agent, "cartpole") for agent in AGENTS if agent not in ("q_table", "self_play", "efficientzero")]
-MODELS += [("q_table", "chain"), ("self_play", "tic_tac_toe"), ("ppo", "pendulum"), ("dqn", "cartpole_frames"), ("bcq", "cartpole_frames")]
+MODELS = [
+    (agent, "cartpole")
+    for agent in AGENTS
+    if agent not in ("q_table", "self_play", "efficientzero")
+]
+MODELS += [
+    ("q_table", "chain"),
+    ("self_play", "tic_tac_toe"),
+    ("ppo", "pendulum"),
+    ("dqn", "cartpole_frames"),
+    ("bcq", "cartpole_frames"),
+]
 RECURRENT = ("ppo", "cartpole", "agent.recurrent=8")
 
 
@@ -24,7 +34,9 @@ def test_every_policy_can_be_exported(parts, tmp_path):
     from rlx.config import build
 
     kind = load_class(config.agent, "agent", Agent)
-    policy = kind.policy_type(build(kind.config_type, config.agent, "agent"), spec, torch.tensor([3, 5]))
+    policy = kind.policy_type(
+        build(kind.config_type, config.agent, "agent"), spec, torch.tensor([3, 5])
+    )
     for parameter in policy.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     exported = Exported(policy.requires_grad_(False), spec, 1)
@@ -38,7 +50,10 @@ def test_the_command_line(tiny_runs, rlx, tmp_path):
     result = rlx("export", tiny_runs / "train/dqn-cartpole", "seed=1", "policy.onnx")
     assert result.code == 0 and "100.00% of the actions equal" in result.out, result.err
     session = onnxruntime.InferenceSession("policy.onnx")
-    assert session.get_inputs()[0].shape == ["batch", 4] and session.get_outputs()[1].shape == ["batch", 2]
+    assert session.get_inputs()[0].shape == ["batch", 4] and session.get_outputs()[1].shape == [
+        "batch",
+        2,
+    ]
     assert session.get_modelmeta().custom_metadata_map["seed"] == "1"
     for arguments, message in (
         (("policy.onnx", "more.onnx", "x.onnx"), "name the file last"),
@@ -51,9 +66,22 @@ def test_the_command_line(tiny_runs, rlx, tmp_path):
 
 
 def test_a_search_is_not_exported(rlx):
-    run = rlx("train", "agent=efficientzero", "env=cartpole", *TINY, *small("efficientzero"), "seeds=1", "steps=8", "eval_every=8").run
+    run = rlx(
+        "train",
+        "agent=efficientzero",
+        "env=cartpole",
+        *TINY,
+        *small("efficientzero"),
+        "seeds=1",
+        "steps=8",
+        "eval_every=8",
+    ).run
     result = rlx("export", run, "policy.onnx")
-    assert result.code == 2 and "decides by a search" in result.err and not Path("policy.onnx").exists()
+    assert (
+        result.code == 2
+        and "decides by a search" in result.err
+        and not Path("policy.onnx").exists()
+    )
 
 
 def test_an_episode_can_be_watched(tiny_runs, rlx):

@@ -304,7 +304,7 @@ def test_the_same_errors_come_out_of_processes():
 
 def test_a_run_ends_with_the_envs_fault(rlx):
     env = ("env=gym", "env.id=Faulty-v0", "+env.kwargs.what=raise")
-    result = rlx("train", "agent=dqn", *env, "steps=100", "copies=1", "seeds=1")
+    result = rlx("train", "agent=dqn", *env, "steps=100", "num_envs=1", "seeds=1")
     assert result.code == 1 and "Traceback" not in result.err
     assert "env.id=Faulty-v0: step(" in result.err and "simulator lost its connection" in result.err
 
@@ -587,7 +587,7 @@ def test_some_games_of_atari_begin_anew():
 
 def train(rlx, agent, kwargs):
     """A short run in Spaces-v0."""
-    short = ("steps=240", "eval_every=120", "eval_episodes=2", "final_episodes=2", "copies=2")
+    short = ("steps=240", "eval_every=120", "eval_episodes=2", "final_episodes=2", "num_envs=2")
     env = ("env=gym", "env.id=Now-v0", "seeds=2")
     gymnasium.register("Now-v0", Spaces, max_episode_steps=50, kwargs=kwargs)
     try:

@@ -14,15 +14,17 @@ import torch
 from conftest import TINY, small
 from omegaconf import OmegaConf
 
-from rlx import atari100k, experiment, growing
+from rlx import experiment
 from rlx.agent import Scores
 from rlx.attack import Budget
 from rlx.attacks.noise import Noise
+from rlx.benchmarks import atari100k
 from rlx.errors import ConfigError, Interrupted, RunError, closest
 from rlx.experiment import make_env
-from rlx.run import Run
-from rlx.sweep import sweep
-from rlx.training import Training
+from rlx.robustness.sweep import sweep
+from rlx.runs.run import Run
+from rlx.training import growing
+from rlx.training.loop import Training
 
 LEARN = ("agent.learning_starts=64", "agent.hidden=[8]")
 PPO = ("agent=ppo", "env=cartpole", *TINY, *small("ppo"))
@@ -40,8 +42,18 @@ def made(root: Path, name: str = "x", **config: object) -> Run:
 
 
 def test_policies_of_several_ages_are_not_played_in_one_drifting_env(rlx):
-    drift = ("env=cartpole_drift", "env.drift.begin=0", "env.drift.end=100", "agent=dqn", *TINY, *LEARN)
-    old, young = rlx("train", *drift, "seeds=1").run, rlx("train", *drift, "seeds=1:2", "steps=300").run
+    drift = (
+        "env=cartpole_drift",
+        "env.drift.begin=0",
+        "env.drift.end=100",
+        "agent=dqn",
+        *TINY,
+        *LEARN,
+    )
+    old, young = (
+        rlx("train", *drift, "seeds=1").run,
+        rlx("train", *drift, "seeds=1:2", "steps=300").run,
+    )
     for pair in ((old, young), (young, old)):
         result = rlx("evaluate", *pair, "episodes=2")
         assert result.code == 2 and "steps old" in result.err
@@ -52,8 +64,14 @@ def test_policies_of_several_ages_are_not_played_in_one_drifting_env(rlx):
 
 def test_a_seed_that_stopped_keeps_its_value(tmp_path):
     run = made(tmp_path)
-    rows = [{"step": 1, "seed": 0, "return/mean": -300.0}, {"step": 1, "seed": 1, "return/mean": -450.0}]
-    rows += [{"step": 2, "seed": 0, "return/mean": -85.0}, {"step": 2, "seed": 1, "return/mean": -450.0}]
+    rows = [
+        {"step": 1, "seed": 0, "return/mean": -300.0},
+        {"step": 1, "seed": 1, "return/mean": -450.0},
+    ]
+    rows += [
+        {"step": 2, "seed": 0, "return/mean": -85.0},
+        {"step": 2, "seed": 1, "return/mean": -450.0},
+    ]
     rows += [{"step": 3, "seed": 1, "return/mean": -440.0}]
     run.log(rows)
     steps, seeds, values = run.curve()
@@ -70,7 +88,15 @@ def test_a_seed_that_stopped_before_its_first_evaluation_is_not_left_out(tmp_pat
 
 def test_steps_per_second_are_those_of_the_steps_that_were_made(rlx):
     rule = "stop={window: 5, solved: 15, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
-    arguments = ("agent=dqn", "env=cartpole", "seeds=3", "copies=1", "steps=2000", "eval_every=1000", "eval_episodes=2")
+    arguments = (
+        "agent=dqn",
+        "env=cartpole",
+        "seeds=3",
+        "num_envs=1",
+        "steps=2000",
+        "eval_every=1000",
+        "eval_episodes=2",
+    )
     summary = rlx("train", *arguments, *LEARN, rule).summary
     made_steps = sum(summary["kept"]["step"])
     assert made_steps < 3 * summary["steps"]
@@ -81,7 +107,12 @@ class Scored:
     """What the Atari table asks of a run."""
 
     def __init__(self, agent: str, seeds: list[int], scores: list[float], steps: int = 100_000):
-        facts = {"agent": {"_target_": agent}, "env": {"game": "pong"}, "seeds": seeds, "steps": steps}
+        facts = {
+            "agent": {"_target_": agent},
+            "env": {"game": "pong"},
+            "seeds": seeds,
+            "steps": steps,
+        }
         self.config = OmegaConf.create(facts)
         self.scores = scores
 
@@ -134,10 +165,24 @@ def test_what_a_stack_shows_of_the_past_is_what_was_shown():
     modes = {"action": (("action",), False)}
     noise = Noise("corners", 1.0, True)
     assert spec.stack == 3
-    sweep(policy, lambda n: make_env(node, n, cpu), spec, noise, modes, [0], [0, 0.1], np.ones(12), 2, 100, cpu)
+    sweep(
+        policy,
+        lambda n: make_env(node, n, cpu),
+        spec,
+        noise,
+        modes,
+        [0],
+        [0, 0.1],
+        np.ones(12),
+        2,
+        100,
+        cpu,
+    )
     first, *rest = policy.seen
     assert len(rest) >= 5 and first.shape == (1, 4, 3, 4)
-    assert torch.equal(first[:, :, 0], first[:, :, 2]) and torch.equal(first[:, :, 1], first[:, :, 2])
+    assert torch.equal(first[:, :, 0], first[:, :, 2]) and torch.equal(
+        first[:, :, 1], first[:, :, 2]
+    )
     clean = make_env(node, 2, cpu).reset(seed=2_000_000)[0].unflatten(1, (3, 4))[:, -1]
     torch.testing.assert_close(first[0, :2, 2], clean)
     torch.testing.assert_close((first[0, 2:, 2] - clean).abs(), torch.full((2, 4), 0.1))
@@ -162,9 +207,20 @@ def test_gray_levels_are_whole_and_never_more_than_the_radius(composed):
 
 
 def test_words_for_numbers_are_numbers_in_a_run(rlx):
-    run = rlx("train", *PPO, "steps=1k", "copies=4", "env.max_episode_steps=1e2", "agent.anneal_steps=${steps}").run
+    run = rlx(
+        "train",
+        *PPO,
+        "steps=1k",
+        "num_envs=4",
+        "env.max_episode_steps=1e2",
+        "agent.anneal_steps=${steps}",
+    ).run
     config = OmegaConf.load(run / "config.yaml")
-    assert (config.steps, config.agent.anneal_steps, config.env.max_episode_steps) == (1000, 1000, 100)
+    assert (config.steps, config.agent.anneal_steps, config.env.max_episode_steps) == (
+        1000,
+        1000,
+        100,
+    )
     assert rlx("resume", run, "steps=1200").code == 0
     drift = ("env=cartpole_drift", "env.drift.begin=1k", "agent=dqn", *TINY, *LEARN, "seeds=1")
     assert OmegaConf.load(rlx("train", *drift).run / "config.yaml").env.drift.begin == 1000
@@ -181,7 +237,10 @@ BAD_VALUES = [
     ("env.gravity=heavy", "env.gravity=heavy: expected a number"),
     ("eval_env.gravity=heavy", "eval_env.gravity=heavy: expected a number"),
     ("eval_env.gravty=1", "Did you mean 'eval_env.gravity'?"),
-    ("env.drift={parameter: gravity, to: 1, begin: x, end: 3}", "env.drift.begin=x: expected a whole number"),
+    (
+        "env.drift={parameter: gravity, to: 1, begin: x, end: 3}",
+        "env.drift.begin=x: expected a whole number",
+    ),
     ("env.drift=3", "env.drift=3: expected keys with values"),
     ("device.threads=two", "device.threads=two: expected a whole number"),
     ("stop={window: x}", "stop.window=x: expected a whole number"),
@@ -194,16 +253,27 @@ def test_every_value_has_a_type(override, message, rlx, tmp_path):
     assert result.code == 2 and message in result.err and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("override", ["env.id=5", "env.workers=0", "env.max_episode_steps=x", "env.kwargs=3"])
+@pytest.mark.parametrize(
+    "override", ["env.id=5", "env.workers=0", "env.max_episode_steps=x", "env.kwargs=3"]
+)
 def test_values_of_vector_envs_have_types_too(override, rlx, tmp_path):
     result = rlx("train", "agent=dqn", "env=gym", "env.id=CartPole-v1", override)
-    assert result.code == 2 and override.partition("=")[0] in result.err and list(tmp_path.iterdir()) == []
+    assert (
+        result.code == 2
+        and override.partition("=")[0] in result.err
+        and list(tmp_path.iterdir()) == []
+    )
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):
     run = made(tmp_path)
     for step in (999_000_000, 999_500_000, 1_000_000_000, 1_000_500_000):
-        run.save(f"{step:09d}", {"step": step, "seeds": [0], "lasting": True}, tensors(step), tensors(step))
+        run.save(
+            f"{step:09d}",
+            {"step": step, "seeds": [0], "lasting": True},
+            tensors(step),
+            tensors(step),
+        )
     assert run.checkpoint("last").name == "1000500000"
     assert run.load_newest()[0]["step"] == 1_000_500_000
     assert run.load("last", "training")["w"] == 1_000_500_000
@@ -282,16 +352,27 @@ def test_told_to_stop_ends_a_sweep_and_says_how_to_go_on(number, rlx, monkeypatc
     stopped_at(monkeypatch, 200, number)
     result = rlx("train", "-m", *PPO, "seeds=1", "agent.hidden=[8],[16],[32]")
     (run,) = Path("outputs/train/ppo-cartpole").iterdir()
-    assert result.code == 128 + number and json.loads((run / "meta.json").read_text())["status"] == "interrupted"
+    assert (
+        result.code == 128 + number
+        and json.loads((run / "meta.json").read_text())["status"] == "interrupted"
+    )
     lines = result.err.splitlines()
     assert f"rlx resume {run}" in lines[0] and "not begun, 2 of 3" in lines[1]
-    assert lines[2].startswith("rlx train agent=ppo") and "agent.hidden=[16]" in lines[2] and "agent.hidden=[32]" in lines[3]
+    assert (
+        lines[2].startswith("rlx train agent=ppo")
+        and "agent.hidden=[16]" in lines[2]
+        and "agent.hidden=[32]" in lines[3]
+    )
 
 
 def test_a_sweep_is_checked_before_it_begins_and_says_all_that_is_wrong(rlx, tmp_path):
     result = rlx("train", "-m", *PPO, "seeds=1", "agent.minibatches=5,3,100,2")
     assert result.code == 2 and list(tmp_path.iterdir()) == []
-    assert [line for line in result.err.splitlines() if "does not divide" in line and line.startswith("rlx: ")].__len__() == 3
+    assert [
+        line
+        for line in result.err.splitlines()
+        if "does not divide" in line and line.startswith("rlx: ")
+    ].__len__() == 3
     assert "3 of 4 combinations are wrong" in result.err
 
 
@@ -306,13 +387,20 @@ def test_what_fails_in_a_sweep_is_told_at_once_and_at_the_end(rlx, monkeypatch):
     monkeypatch.setattr(Training, "_learn", failing)
     result = rlx("train", "-m", *PPO, "seeds=1", "agent.hidden=[8],[16],[32]")
     told = [line for line in result.err.splitlines() if "lost its connection" in line]
-    assert result.code == 1 and len(told) == 2 and "agent.hidden=[16]" in told[0] and "1 of 3" in result.err
+    assert (
+        result.code == 1
+        and len(told) == 2
+        and "agent.hidden=[16]" in told[0]
+        and "1 of 3" in result.err
+    )
     assert len(list(Path("outputs/train/ppo-cartpole").iterdir())) == 3
 
 
 def test_an_interrupt_that_cannot_save_says_so(rlx, monkeypatch):
     stopped_at(monkeypatch, 200)
-    monkeypatch.setattr(Run, "save", lambda *_, **__: (_ for _ in ()).throw(RunError("no space left")))
+    monkeypatch.setattr(
+        Run, "save", lambda *_, **__: (_ for _ in ()).throw(RunError("no space left"))
+    )
     result = rlx("train", *PPO, "seeds=1")
     (run,) = Path("outputs/train/ppo-cartpole").iterdir()
     meta = json.loads((run / "meta.json").read_text())
@@ -320,16 +408,26 @@ def test_an_interrupt_that_cannot_save_says_so(rlx, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["attack", "evaluate"])
-def test_every_command_that_is_told_to_stop_says_so_in_its_run(command, rlx, tiny_runs, monkeypatch):
+def test_every_command_that_is_told_to_stop_says_so_in_its_run(
+    command, rlx, tiny_runs, monkeypatch
+):
     from rlx import evaluation
 
     def stopped(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(evaluation, "rollout", stopped)
-    result = rlx(command, tiny_runs / "train/dqn-cartpole", "episodes=2", *(["scale=std"] if command == "attack" else []))
+    result = rlx(
+        command,
+        tiny_runs / "train/dqn-cartpole",
+        "episodes=2",
+        *(["scale=std"] if command == "attack" else []),
+    )
     (run,) = Path("outputs", command, "dqn-cartpole").iterdir()
-    assert result.code == 143 and json.loads((run / "meta.json").read_text())["status"] == "interrupted"
+    assert (
+        result.code == 143
+        and json.loads((run / "meta.json").read_text())["status"] == "interrupted"
+    )
 
 
 def test_an_interrupt_while_seeds_are_added_names_what_adds_them(rlx, monkeypatch):
@@ -343,24 +441,48 @@ def test_an_interrupt_while_seeds_are_added_names_what_adds_them(rlx, monkeypatc
 
 
 def test_a_finished_run_goes_on_as_if_it_had_not_ended(rlx):
-    arguments = ("train", "agent=dqn", "env=cartpole", *TINY, *LEARN, "seeds=2", "eval_every=200", "agent.average_tau=1")
+    arguments = (
+        "train",
+        "agent=dqn",
+        "env=cartpole",
+        *TINY,
+        *LEARN,
+        "seeds=2",
+        "eval_every=200",
+        "agent.average_tau=1",
+    )
     whole, run = rlx(*arguments, "steps=800").run, rlx(*arguments, "steps=500").run
     assert [row["step"] for row in Run(run).metrics()][-1] == 500, "its own end is evaluated"
     assert rlx("resume", run, "steps=800").code == 0
 
     def without_time(rows):
-        return [{key: value for key, value in row.items() if key != "time/steps_per_s"} for row in rows]
+        return [
+            {key: value for key, value in row.items() if key != "time/steps_per_s"} for row in rows
+        ]
 
     assert without_time(Run(run).metrics()) == without_time(Run(whole).metrics())
     one, two = Run(run), Run(whole)
     assert one.counters("best")["step"] == two.counters("best")["step"]
-    assert all(torch.equal(one.load("best")[name], tensor) for name, tensor in two.load("best").items())
+    assert all(
+        torch.equal(one.load("best")[name], tensor) for name, tensor in two.load("best").items()
+    )
 
 
 def test_the_newest_weights_of_a_stop_rule_are_those_at_the_stop(rlx):
     rule = "stop={window: 5, solved: 15, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
-    arguments = ("agent=dqn", "env=cartpole", "seeds=3", "copies=1", "steps=1500", "eval_every=100", "eval_episodes=2")
-    best, newest = (rlx("train", *arguments, *LEARN, rule, f"keep={keep}").summary["kept"] for keep in ("best", "newest"))
+    arguments = (
+        "agent=dqn",
+        "env=cartpole",
+        "seeds=3",
+        "num_envs=1",
+        "steps=1500",
+        "eval_every=100",
+        "eval_episodes=2",
+    )
+    best, newest = (
+        rlx("train", *arguments, *LEARN, rule, f"keep={keep}").summary["kept"]
+        for keep in ("best", "newest")
+    )
     assert best == newest and None not in newest["value"]
 
 
@@ -405,7 +527,15 @@ def test_a_return_that_is_no_number_stops_the_run_and_blames_the_env(rlx, monkey
 
 def test_a_checkpoint_without_seeds_is_explained(rlx):
     rule = "stop={window: 2, solved: 5, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
-    arguments = ("agent=dqn", "env=cartpole", "seeds=2", "copies=1", "steps=1500", "eval_every=100", "eval_episodes=2")
+    arguments = (
+        "agent=dqn",
+        "env=cartpole",
+        "seeds=2",
+        "num_envs=1",
+        "steps=1500",
+        "eval_every=100",
+        "eval_episodes=2",
+    )
     run = rlx("train", *arguments, *LEARN, rule).run
     result = rlx("evaluate", run, "checkpoint=last", "episodes=2")
     assert result.code == 2 and "use checkpoint=best" in result.err
@@ -424,9 +554,15 @@ LINES = [
     (["train", "learning_rate=1e-3"], "Did you mean 'agent.learning_rate'?"),
     (["train", "total_timesteps=1e6"], "Did you mean 'steps'?"),
     (["train", "seed=3"], "Did you mean 'seeds'?"),
-    (["train", "n_envs=3"], "Did you mean 'copies'?"),
-    (["train", "agent=ppo", "env=cartpole", "agent.n_steps=4"], "Did you mean 'agent.rollout_steps'?"),
-    (["train", "agent=ppo", "env=cartpole", "agent.ent_coef=4"], "Did you mean 'agent.entropy_coefficient'?"),
+    (["train", "n_envs=3"], "Did you mean 'num_envs'?"),
+    (
+        ["train", "agent=ppo", "env=cartpole", "agent.n_steps=4"],
+        "Did you mean 'agent.rollout_steps'?",
+    ),
+    (
+        ["train", "agent=ppo", "env=cartpole", "agent.ent_coef=4"],
+        "Did you mean 'agent.entropy_coefficient'?",
+    ),
     (["train", "env.id=CartPole-v1"], "It is a key of env=gym"),
     (["train", "env=HalfCheetah-v5"], "env=gym env.id=HalfCheetah-v5"),
     (["train", "env=CartPole"], "Did you mean 'cartpole'?"),
@@ -438,7 +574,9 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), LINES, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+@pytest.mark.parametrize(
+    ("arguments", "message"), LINES, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
+)
 def test_what_was_meant_is_said(arguments, message, rlx, tmp_path):
     result = rlx(*arguments)
     assert result.code == 2 and message in result.err, result.err
@@ -458,11 +596,16 @@ def test_every_synonym_is_of_a_key_that_exists(composed):
     from rlx.help import all_keys
 
     known = {key for agent in AGENTS for key in all_keys("train", [f"agent={agent}", "env=gym"])}
-    known |= {key for attack in group_files("attack") for key in all_keys("attack", [f"attack={attack}"])}
+    known |= {
+        key for attack in group_files("attack") for key in all_keys("attack", [f"attack={attack}"])
+    }
     known |= {"env.stack", "env.repeat_action_probability", "env.kwargs"}
     table = yaml.safe_load(Path(conf_dir(), "help/synonyms.yaml").read_text())
     assert set(table) <= known
-    assert closest("lr", ["agent.learning_rate"]) == "agent.learning_rate" and closest("zzz", ["steps"]) is None
+    assert (
+        closest("lr", ["agent.learning_rate"]) == "agent.learning_rate"
+        and closest("zzz", ["steps"]) is None
+    )
 
 
 def test_a_sweeps_config_can_be_looked_at(rlx, tmp_path):
@@ -498,9 +641,17 @@ def test_a_users_conf_counts_everywhere(how, rlx, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / "elsewhere")
         more = ["-cd", tmp_path / "conf"]
     shown = rlx("train", "agent=mine", "agent.beta=0.7", "--help", *more)
-    assert shown.code == 0 and "mine" in shown.out and "beta: 0.7" in shown.out and "# How much." in shown.out
+    assert (
+        shown.code == 0
+        and "mine" in shown.out
+        and "beta: 0.7" in shown.out
+        and "# How much." in shown.out
+    )
     assert "Did you mean 'mine'?" in rlx("train", "agent=mien", *more).err
-    assert "Did you mean 'agent.beta'?" in rlx("train", "agent=mine", "env=cartpole", "agent.bta=1", *more).err
+    assert (
+        "Did you mean 'agent.beta'?"
+        in rlx("train", "agent=mine", "env=cartpole", "agent.bta=1", *more).err
+    )
     run = rlx("train", "agent=mine", "env=cartpole", *TINY, *LEARN, "seeds=1", *more)
     assert run.code == 0 and "nobody tuned for cartpole" in run.out
     assert rlx("evaluate", run.run, "episodes=2", *more).code == 0
@@ -510,7 +661,10 @@ def test_a_users_conf_counts_everywhere(how, rlx, tmp_path, monkeypatch):
 
 
 def test_the_header_says_whose_settings_these_are(rlx):
-    assert "settings tuned/dqn-cartpole\n" in rlx("train", "agent=dqn", "env=cartpole", *TINY, *LEARN, "seeds=1").out
+    assert (
+        "settings tuned/dqn-cartpole\n"
+        in rlx("train", "agent=dqn", "env=cartpole", *TINY, *LEARN, "seeds=1").out
+    )
     told = rlx("train", "agent=dqn", "env=cartpole", "tuned=none", *TINY, *LEARN, "seeds=1").out
     assert "settings defaults of dqn (tuned=none)\n" in told
     other = rlx("train", "agent=dqn", "env=cartpole", "tuned=ppo-cartpole", "--cfg", "job")
@@ -519,11 +673,17 @@ def test_the_header_says_whose_settings_these_are(rlx):
 
 def test_help_shows_the_values_that_would_be_used(rlx):
     shown = rlx("train", "agent=dqn", "env=cartpole", "agent.hidden=[7]", "--help").out
-    assert "\nsteps: 150000\n" in shown and "\n  target_tau: 0.01\n" in shown and "\n  hidden: [7]\n" in shown
+    assert (
+        "\nsteps: 150000\n" in shown
+        and "\n  target_tau: 0.01\n" in shown
+        and "\n  hidden: [7]\n" in shown
+    )
     assert rlx("train", "agent=dqm", "--help").code == 2
 
 
-@pytest.mark.parametrize("name", ["lr=1e-3", "a#b", "50%", "it's", "with space", "$HOME", "a,b", "[x]", "ünï"])
+@pytest.mark.parametrize(
+    "name", ["lr=1e-3", "a#b", "50%", "it's", "with space", "$HOME", "a,b", "[x]", "ünï"]
+)
 def test_any_folder_can_be_named(name, rlx, tmp_path, tiny_runs):
     run = sorted((tiny_runs / "train/dqn-cartpole").iterdir())[0]
     shutil.copytree(run, tmp_path / name)
@@ -551,7 +711,9 @@ def foreign(tiny_runs, tmp_path):
     return change
 
 
-@pytest.mark.parametrize("key", ["agent___target_", "env___target_", "env__id", "stop__x___target_"])
+@pytest.mark.parametrize(
+    "key", ["agent___target_", "env___target_", "env__id", "stop__x___target_"]
+)
 def test_nothing_that_a_foreign_run_names_is_imported(key, foreign, rlx, tmp_path, monkeypatch):
     (tmp_path / "evil.py").write_text("open('ran', 'w').write('x')\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -559,7 +721,9 @@ def test_nothing_that_a_foreign_run_names_is_imported(key, foreign, rlx, tmp_pat
     run = foreign(**{key.replace("___target_", "._target_").replace("__", "."): value})
     for command in (("evaluate",), ("attack",), ("resume",), ("collect", "out=data")):
         result = rlx(*command, run)
-        assert result.code == 2 and "names evil" in result.err and "trust=true" in result.err, result.err
+        assert result.code == 2 and "names evil" in result.err and "trust=true" in result.err, (
+            result.err
+        )
     assert not (tmp_path / "ran").exists()
     trusted = rlx("evaluate", run, "trust=true")
     assert "names evil" not in trusted.err
@@ -570,7 +734,11 @@ def test_no_resolver_runs_for_a_foreign_run(foreign, rlx, monkeypatch):
     run = foreign()
     (run / "config.yaml").write_text((run / "config.yaml").read_text() + "note: ${oc.env:SECRET}\n")
     result = rlx("evaluate", run)
-    assert result.code == 2 and "interpolation" in result.err and "s3cret" not in result.err + result.out
+    assert (
+        result.code == 2
+        and "interpolation" in result.err
+        and "s3cret" not in result.err + result.out
+    )
 
 
 def test_what_the_user_made_here_needs_no_trust(rlx, tmp_path, monkeypatch):
@@ -608,11 +776,20 @@ def test_a_config_that_asks_for_more_than_its_file_holds_takes_no_memory(foreign
 
 def test_garbage_in_a_run_is_one_line(foreign, rlx):
     run = foreign()
-    for name, text in (("meta.json", "[]"), ("meta.json", "{"), ("config.yaml", "- 1"), ("config.yaml", "a: \xff")):
+    for name, text in (
+        ("meta.json", "[]"),
+        ("meta.json", "{"),
+        ("config.yaml", "- 1"),
+        ("config.yaml", "a: \xff"),
+    ):
         whole = (run / name).read_bytes()
         (run / name).write_bytes(text.encode("latin-1"))
         result = rlx("evaluate", run)
-        assert result.code == 2 and name.split(".")[0] in result.err + "meta" and "Traceback" not in result.err
+        assert (
+            result.code == 2
+            and name.split(".")[0] in result.err + "meta"
+            and "Traceback" not in result.err
+        )
         (run / name).write_bytes(whole)
     (run / "metrics.jsonl").write_text("{\n")
     assert "metrics.jsonl: line 1" in rlx("report", run).err
@@ -623,11 +800,19 @@ def test_garbage_in_a_run_is_one_line(foreign, rlx):
 
 def test_interrupted_is_no_failure():
     error = Interrupted(signal.SIGTERM, "stopped")
-    assert isinstance(error, KeyboardInterrupt) and not isinstance(error, Exception) and error.code == 143
+    assert (
+        isinstance(error, KeyboardInterrupt)
+        and not isinstance(error, Exception)
+        and error.code == 143
+    )
 
 
-@pytest.mark.parametrize("change", [{"seeds": 90_000}, {"copies": 10_000_000}, {"agent.hidden": [50_000_000]}])
-def test_a_foreign_run_that_is_resumed_takes_no_memory_for_what_it_only_claims(change, foreign, rlx):
+@pytest.mark.parametrize(
+    "change", [{"seeds": 90_000}, {"num_envs": 10_000_000}, {"agent.hidden": [50_000_000]}]
+)
+def test_a_foreign_run_that_is_resumed_takes_no_memory_for_what_it_only_claims(
+    change, foreign, rlx
+):
     result = rlx("resume", foreign(**change), "steps=900")
     assert result.code == 2 and ("checkpoint (" in result.err or "this config makes" in result.err)
 
@@ -635,7 +820,11 @@ def test_a_foreign_run_that_is_resumed_takes_no_memory_for_what_it_only_claims(c
 @pytest.mark.parametrize("override", ["seeds=10000000000", "seeds=0:10000000000", "seeds=[0,1,1]"])
 def test_a_list_of_seeds_has_an_end(override, rlx, tmp_path):
     result = rlx("train", override)
-    assert result.code == 2 and override.partition("=")[0] in result.err and list(tmp_path.iterdir()) == []
+    assert (
+        result.code == 2
+        and override.partition("=")[0] in result.err
+        and list(tmp_path.iterdir()) == []
+    )
 
 
 def test_a_broken_run_hides_no_other(rlx, tiny_runs, tmp_path):
@@ -648,7 +837,15 @@ def test_a_broken_run_hides_no_other(rlx, tiny_runs, tmp_path):
 # Links, sizes and shapes that only somebody else's run has
 
 
-LINKED = ["meta.json", ".meta.json.partial", "returns.npz", "learning.png", "metrics.jsonl", "replay/q", "checkpoints/000000300"]
+LINKED = [
+    "meta.json",
+    ".meta.json.partial",
+    "returns.npz",
+    "learning.png",
+    "metrics.jsonl",
+    "replay/q",
+    "checkpoints/000000300",
+]
 LINKED += ["checkpoints/best/agent.safetensors", "checkpoints/best/state.json"]
 
 
@@ -668,10 +865,18 @@ def test_no_link_in_a_run_leads_out_of_it(name, foreign, rlx, tmp_path):
     place.parent.mkdir(exist_ok=True)
     place.symlink_to(outside)
     before = sorted((str(path), path.stat().st_size) for path in [outside, *outside.rglob("*")])
-    for command in (("evaluate", "episodes=2"), ("resume", "steps=900"), ("report",), ("attack", "scale=std", "episodes=2")):
+    for command in (
+        ("evaluate", "episodes=2"),
+        ("resume", "steps=900"),
+        ("report",),
+        ("attack", "scale=std", "episodes=2"),
+    ):
         result = rlx(*command, run)
         assert result.code == 2 and "leads out of the run" in result.err, result.err
-    assert sorted((str(path), path.stat().st_size) for path in [outside, *outside.rglob("*")]) == before
+    assert (
+        sorted((str(path), path.stat().st_size) for path in [outside, *outside.rglob("*")])
+        == before
+    )
 
 
 CLAIMS = [
@@ -705,7 +910,10 @@ STATES = [
 @pytest.mark.parametrize(("key", "value"), STATES, ids=str)
 def test_a_foreign_state_is_refused_in_one_line(key, value, foreign, rlx):
     run = foreign()
-    for name, command in (("best", ("evaluate", "episodes=2")), ("000000600", ("resume", "steps=900"))):
+    for name, command in (
+        ("best", ("evaluate", "episodes=2")),
+        ("000000600", ("resume", "steps=900")),
+    ):
         file = run / "checkpoints" / name / "state.json"
         whole = json.loads(file.read_text())
         for state in (whole | {key: value}, {k: v for k, v in whole.items() if k != key}):
@@ -774,9 +982,13 @@ def test_what_cannot_be_is_refused_before_anything_is_written(override, rlx, tmp
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("name", ["back\\slash", "back\\", "a'b\"c", "(p)", "~t", "a,b", "ü[x]{y}", "\\'"])
+@pytest.mark.parametrize(
+    "name", ["back\\slash", "back\\", "a'b\"c", "(p)", "~t", "a,b", "ü[x]{y}", "\\'"]
+)
 def test_any_folder_can_hold_the_outputs(name, rlx, tmp_path):
-    run = rlx("train", "agent=q_table", "env=frozen_lake", *TINY, "seeds=1", f"outputs={tmp_path}/{name}")
+    run = rlx(
+        "train", "agent=q_table", "env=frozen_lake", *TINY, "seeds=1", f"outputs={tmp_path}/{name}"
+    )
     assert run.code == 0, run.err
     (made_there,) = Path(f"{tmp_path}/{name}/train/q_table-frozen_lake").iterdir()
     assert rlx("evaluate", made_there, "episodes=2").code == 0

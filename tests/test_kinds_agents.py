@@ -16,14 +16,14 @@ from rlx import replay
 from rlx.agent import OfflineAgent, Spec, Transition
 from rlx.agents import bcq, dqn, hdqn, preferences, self_play
 from rlx.agents.actenv import ActEnv, RatedMemory
-from rlx.agents.dqn import UpdateClock
+from rlx.agents.dqn import UpdateSchedule
 from rlx.config import ConfigError, build, load_class
-from rlx.data import Data, Writer
+from rlx.data.datasets import Data, Writer
 from rlx.evaluation import evaluate_random, exploring
 from rlx.experiment import env_spec, make_agent, make_env, trained
+from rlx.nn.rng import Streams, pick, pick_allowed, seed_tensor, uniform
 from rlx.replay import Replay
-from rlx.rng import Streams, pick, pick_allowed, seed_tensor, uniform
-from rlx.run import Run
+from rlx.runs.run import Run
 from rlx.world_model import Support
 
 CPU = torch.device("cpu")
@@ -36,16 +36,22 @@ ONLINE = [name for name in AGENTS if name not in OFFLINE]
 
 def home(agent: str, *overrides: str):
     """The config of a small agent in an env that suits it."""
-    return compose("train", f"agent={agent}", *HOME.get(agent, ("env=cartpole",)), *small(agent), *overrides)
+    return compose(
+        "train", f"agent={agent}", *HOME.get(agent, ("env=cartpole",)), *small(agent), *overrides
+    )
 
 
 # Random choices are even among what the rules allow.
 
 
 def test_a_pick_among_the_allowed_is_even():
-    allowed = torch.tensor([[False, True, False, True, True], [True] * 5, [False] * 4 + [True], [False] * 5])
+    allowed = torch.tensor(
+        [[False, True, False, True, True], [True] * 5, [False] * 4 + [True], [False] * 5]
+    )
     even = (torch.arange(3000) + 0.5) / 3000
-    counts = torch.stack([pick_allowed(even, one.expand(3000, -1)).bincount(minlength=5) for one in allowed])
+    counts = torch.stack(
+        [pick_allowed(even, one.expand(3000, -1)).bincount(minlength=5) for one in allowed]
+    )
     assert counts[0].tolist() == [0, 1000, 0, 1000, 1000] and counts[1].tolist() == [600] * 5
     assert counts[2].tolist() == [0, 0, 0, 0, 3000] and counts[3].tolist() == [3000, 0, 0, 0, 0]
 
@@ -55,7 +61,9 @@ def test_random_play_of_a_game_is_legal(agent):
     """Both sides play at random, and each opens in half of the games: a return of 0, ± .95 a game."""
     config = compose("train", f"agent={agent}", "env=tic_tac_toe", *small(agent))
     policy = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 2).policy
-    played = evaluate_random(policy, lambda copies: make_env(config.env, copies, CPU), 3000, CPU)
+    played = evaluate_random(
+        policy, lambda num_envs: make_env(config.env, num_envs, CPU), 3000, CPU
+    )
     assert abs(float(played.returns.mean())) < 4 * 0.95 / 3000**0.5
     assert float((played.returns == 0).double().mean()) == pytest.approx(0.127, abs=0.03)  # draws
 
@@ -69,10 +77,14 @@ def test_exploring_agents_play_legal_moves_evenly(agent):
     all_random |= {"controller_epsilon_start": 1, "controller_epsilon_end": 1}
     overrides = ("env=tic_tac_toe", "env.opponent=self")
     config = compose("train", f"agent={agent}", *overrides, *small(agent, **all_random))
-    learner = Learner(config, [3, 5], copies=40)
+    learner = Learner(config, [3, 5], num_envs=40)
     for step in range(9):
         t = learner.step()
-        legal = learner.agent.rules if agent in ("actenv", "efficientzero") else env_spec(config.env).rules
+        legal = (
+            learner.agent.rules
+            if agent in ("actenv", "efficientzero")
+            else env_spec(config.env).rules
+        )
         assert legal.legal(t.obs).gather(-1, t.action.unsqueeze(-1)).all(), step
         if not step:
             empty = t.action.flatten().bincount(minlength=9)
@@ -141,10 +153,14 @@ def test_stacks_are_those_that_were_seen_and_rows_are_even(capacity, rows, cut):
     draws = torch.rand(1, 40_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     batch = ring.sample(draws)
     assert all(row == seen[row[-1]] for row in numbers(batch["obs"]))
-    following = zip(batch["action"][0].tolist(), numbers(batch["next_obs"]), batch["discount"][0], strict=True)
+    following = zip(
+        batch["action"][0].tolist(), numbers(batch["next_obs"]), batch["discount"][0], strict=True
+    )
     assert all(after == seen[row + 1] for row, after, discount in following if discount)
     kept = range(max(0, rows - capacity), rows)
-    transitions = [row for row in kept if (ends[row] and not cut) or (row + 1 < rows and not ends[row])]
+    transitions = [
+        row for row in kept if (ends[row] and not cut) or (row + 1 < rows and not ends[row])
+    ]
     counts = batch["action"][0].bincount(minlength=rows)
     others = set(kept) - set(transitions)
     assert counts[: kept[0]].sum() == 0 and sum(int(counts[row]) for row in others) < 0.002 * 40_000
@@ -155,7 +171,9 @@ def test_stacks_are_those_that_were_seen_and_rows_are_even(capacity, rows, cut):
 def test_a_ring_of_two_frames_has_one_transition():
     ring, seen, _ = watched(9, 1, False)
     batch = ring.sample(torch.rand(1, 50))
-    assert set(map(tuple, numbers(batch["obs"]))) == {tuple(seen[7])} and bool((batch["discount"] > 0).all())
+    assert set(map(tuple, numbers(batch["obs"]))) == {tuple(seen[7])} and bool(
+        (batch["discount"] > 0).all()
+    )
 
 
 def test_efficientzeros_stacks_are_those_that_were_seen():
@@ -246,7 +264,9 @@ def test_rated_rows_of_many_are_drawn_evenly(monkeypatch):
     monkeypatch.setattr(memory, "_rows", lambda name, index: index)
     draws = torch.full((1, 3), 0.5, dtype=torch.float64)
     draws[0, 0] = (12_345_677 + 0.5) / MANY  # the rotation, that float32 knows to ± 1
-    assert memory.sample(draws)["episode"].tolist() == [[(5_000_000 + 12_345_677) % MANY, 15_000_000 + 12_345_677 - MANY]]
+    assert memory.sample(draws)["episode"].tolist() == [
+        [(5_000_000 + 12_345_677) % MANY, 15_000_000 + 12_345_677 - MANY]
+    ]
 
 
 @pytest.mark.parametrize("agent", ["dqn", "hdqn", "self_play", "actenv", "preferences"])
@@ -261,7 +281,13 @@ def test_agents_draw_rows_by_53_bits(agent, monkeypatch):
     where = f"rlx.agents.{agent}" if agent in ("actenv", "preferences") else "rlx.replay"
     monkeypatch.setattr(f"{where}.pick", spied)
     more = {"queries": 8, "first_queries": 4, "round_steps": 16, "segment_steps": 4}
-    learner = Learner(compose("train", f"agent={agent}", *HOME.get(agent, ("env=cartpole",)), *small(agent, **more)), [3], 4)
+    learner = Learner(
+        compose(
+            "train", f"agent={agent}", *HOME.get(agent, ("env=cartpole",)), *small(agent, **more)
+        ),
+        [3],
+        4,
+    )
     for _ in range(40):
         learner.step()
     assert dtypes == {torch.float64}
@@ -269,19 +295,64 @@ def test_agents_draw_rows_by_53_bits(agent, monkeypatch):
 
 # Every key of an agent changes something.
 
-VALUES = {"epsilon_steps": 5, "controller_epsilon_steps": 5, "epsilon_end": 1.0, "controller_epsilon_end": 1.0}
+VALUES = {
+    "epsilon_steps": 5,
+    "controller_epsilon_steps": 5,
+    "epsilon_end": 1.0,
+    "controller_epsilon_end": 1.0,
+}
 VALUES |= {"learning_rate_steps": 5, "buffer_size": 60, "minibatches": 4, "conv": "[[2,8,8]]"}
-VALUES |= {"target_init": "random", "max_grad_norm": 0.01, "max_grad_value": 1e-4, "goals": "actions", "goal_steps": 1}
-VALUES |= {"goal_encoding": "index", "target": "sarsa", "imitate": "all", "activation": "relu", "recurrent": 4}
-VALUES |= {"bootstrap": "search", "decay_after": 3, "priority_beta_steps": 5, "temperature_steps": 200, "warmup": 50}
-VALUES |= {"league_every": 5, "opening": 9, "lookahead": 3, "queries": 6, "rater_noise": 0.5, "gumbel": "null"}
-VALUES |= {"clip": 0.001, "threshold": 0.99, "return_low": 5.0, "mirror": "true", "target_every": 3, "reanalyse": 0.9}
+VALUES |= {
+    "target_init": "random",
+    "max_grad_norm": 0.01,
+    "max_grad_value": 1e-4,
+    "goals": "actions",
+    "goal_steps": 1,
+}
+VALUES |= {
+    "goal_encoding": "index",
+    "target": "sarsa",
+    "imitate": "all",
+    "activation": "relu",
+    "recurrent": 4,
+}
+VALUES |= {
+    "bootstrap": "search",
+    "decay_after": 3,
+    "priority_beta_steps": 5,
+    "temperature_steps": 200,
+    "warmup": 50,
+}
+VALUES |= {
+    "league_every": 5,
+    "opening": 9,
+    "lookahead": 3,
+    "queries": 6,
+    "rater_noise": 0.5,
+    "gumbel": "null",
+}
+VALUES |= {
+    "clip": 0.001,
+    "threshold": 0.99,
+    "return_low": 5.0,
+    "mirror": "true",
+    "target_every": 3,
+    "reanalyse": 0.9,
+}
 VALUES |= {"learning_starts": 60, "reward_hidden": "[8]", "hidden": "[8]", "league": 1}
 VALUES |= {"efficientzero.optimizer": "sgd", "efficientzero.stack": 1}
 """Another value of a key, where the plain rule, below, makes none or none that matters within some steps."""
 PIXELS, ROOT = ("env=cartpole_frames",), ("agent.gumbel=null", "agent.replay_ratio=0.1")
-SHORT, STACKED = ("env.max_episode_steps=5",), ("env=cartpole_frames", "+env.stack=2", "agent.stack=2")
-ASKED = ("agent.queries=12", "agent.first_queries=4", "agent.round_steps=16", "agent.segment_steps=4")
+SHORT, STACKED = (
+    ("env.max_episode_steps=5",),
+    ("env=cartpole_frames", "+env.stack=2", "agent.stack=2"),
+)
+ASKED = (
+    "agent.queries=12",
+    "agent.first_queries=4",
+    "agent.round_steps=16",
+    "agent.segment_steps=4",
+)
 VIEW: dict[tuple[str, str], tuple[str, ...]] = {
     ("dqn", "conv"): PIXELS, ("ppo", "conv"): PIXELS, ("a2c", "conv"): PIXELS,
     ("dqn", "batch_norm"): PIXELS, ("dqn", "stack"): PIXELS,
@@ -358,7 +429,9 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
     """Whether two outcomes are equal to the bit."""
     if [x.shape for x in first] != [x.shape for x in second]:
         return False
-    return all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(first, second, strict=True))
+    return all(
+        torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(first, second, strict=True)
+    )
 
 
 def keys_of(agent: str) -> list[str]:
@@ -377,7 +450,9 @@ def test_every_key_of_an_agent_changes_something(agent, logs):
         config = home(agent, *needs)
         if needs not in plain:
             plain[needs] = list(outcome(config, logs))
-            assert all(map(same, plain[needs], outcome(config, logs))), "equal settings, equal outcome"
+            assert all(map(same, plain[needs], outcome(config, logs))), (
+                "equal settings, equal outcome"
+            )
         value = another(agent, key, config.agent[key])
         if all(map(same, plain[needs], outcome(home(agent, *needs, f"agent.{key}={value}"), logs))):
             dead.append(f"agent.{key}={value} instead of {config.agent[key]}")
@@ -386,10 +461,14 @@ def test_every_key_of_an_agent_changes_something(agent, logs):
 
 @pytest.mark.parametrize("kind", [hdqn.Config, self_play.Config, preferences.Config])
 def test_retired_keys_are_ignored_in_saved_runs_and_only_there(kind, tmp_path):
-    name = {hdqn.Config: "hdqn", self_play.Config: "self_play", preferences.Config: "preferences"}[kind]
+    name = {hdqn.Config: "hdqn", self_play.Config: "self_play", preferences.Config: "preferences"}[
+        kind
+    ]
     config = compose("train", f"agent={name}")
     node = OmegaConf.to_container(config.agent, resolve=True)
-    assert kind.retired and not set(kind.retired) & {field.name for field in dataclasses.fields(kind)}
+    assert kind.retired and not set(kind.retired) & {
+        field.name for field in dataclasses.fields(kind)
+    }
     old = node | dict.fromkeys(kind.retired, 1)
     whole = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     run = Run.create(str(tmp_path), "train", "old", whole | {"agent": old})
@@ -399,14 +478,18 @@ def test_retired_keys_are_ignored_in_saved_runs_and_only_there(kind, tmp_path):
     with pytest.raises(ConfigError, match="agent.stacks: unknown key"):
         build(kind, node | {"stacks": 1}, "agent")
     with pytest.raises(ConfigError, match="agent.dueling: unknown key"):
-        build(bcq.Config, OmegaConf.to_container(compose("train", "agent=bcq").agent) | {"dueling": True}, "agent")
+        build(
+            bcq.Config,
+            OmegaConf.to_container(compose("train", "agent=bcq").agent) | {"dueling": True},
+            "agent",
+        )
 
 
 # Before learning starts nothing is learnt, paid for or said to be learnt.
 
 
 def test_the_clock_waits_for_its_steps():
-    clock = UpdateClock(seed_tensor([1, 2]), 4, 0.5, 12)
+    clock = UpdateSchedule(seed_tensor([1, 2]), 4, 0.5, 12)
     assert [clock.due() for _ in range(5)] == [0, 0, 2, 2, 2] and clock.steps == 20
 
 
@@ -417,16 +500,22 @@ def test_nothing_happens_before_learning_starts(agent):
     streams = learner.agent.minibatch if agent == "efficientzero" else learner.agent.rng
     for step in range(1, 16):
         learner.step()
-        assert bool(learner.metrics) == (step == 15) == bool(streams.counter.sum() > 0), "60 steps of a seed"
+        assert bool(learner.metrics) == (step == 15) == bool(streams.counter.sum() > 0), (
+            "60 steps of a seed"
+        )
         unchanged = all(map(torch.equal, policy, learner.agent.policy.state_dict().values()))
         assert unchanged == (step < 15)
 
 
 def test_a_dqn_that_never_began_to_learn_is_told_of(rlx):
-    tiny = ("seeds=2", "copies=4", "eval_every=100", "eval_episodes=2", "final_episodes=2")
-    result = rlx("train", "agent=dqn", "env=cartpole", "steps=200", *tiny, "agent.learning_starts=1000")
+    tiny = ("seeds=2", "num_envs=4", "eval_every=100", "eval_episodes=2", "final_episodes=2")
+    result = rlx(
+        "train", "agent=dqn", "env=cartpole", "steps=200", *tiny, "agent.learning_starts=1000"
+    )
     assert result.code == 0 and "nothing was learnt" in result.out + result.err
-    result = rlx("train", "agent=dqn", "env=cartpole", "steps=200", *tiny, "agent.learning_starts=100")
+    result = rlx(
+        "train", "agent=dqn", "env=cartpole", "steps=200", *tiny, "agent.learning_starts=100"
+    )
     assert result.code == 0 and "nothing was learnt" not in result.out + result.err
 
 
@@ -440,7 +529,9 @@ def test_what_does_not_fit_into_memory_is_refused(agent, monkeypatch):
     key = RESPONSIBLE.get(agent, "buffer_size")
     monkeypatch.setattr(replay, "free_memory", lambda device: 1e4)
     config = home(agent, f"agent.{key}=4000")
-    with pytest.raises(ConfigError, match=rf"^agent\.{key}=4000: takes .* GB of memory .* are free"):
+    with pytest.raises(
+        ConfigError, match=rf"^agent\.{key}=4000: takes .* GB of memory .* are free"
+    ):
         make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 4)
 
 
@@ -473,9 +564,16 @@ def test_two_learners_must_fit_together(agent, monkeypatch):
 
 
 def test_too_much_memory_is_one_line_and_nothing_is_written(rlx, tmp_path):
-    for overrides in (("agent=ppo", "agent.rollout_steps=80000000000"), ("agent=actenv", "agent.buffer_size=900000000000")):
+    for overrides in (
+        ("agent=ppo", "agent.rollout_steps=80000000000"),
+        ("agent=actenv", "agent.buffer_size=900000000000"),
+    ):
         result = rlx("train", "env=cartpole", "seeds=1", *overrides)
-        assert result.code == 2 and "are free" in result.err and len(result.err.strip().splitlines()) == 1
+        assert (
+            result.code == 2
+            and "are free" in result.err
+            and len(result.err.strip().splitlines()) == 1
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -534,17 +632,25 @@ def test_rates_begin_at_the_low_return():
     zeros = {"obs": torch.zeros(1, 1, 4), "next_obs": torch.zeros(1, 1, 4)}
     zeros |= {name: torch.zeros(1, 1, dtype=torch.int64) for name in ("previous", "action")}
     for earned in (-500.0, -400.0, -250.0, -100.0, 0.0):
-        memory.add(torch.full((1, 1), earned), torch.ones(1, 1, dtype=torch.bool), -400.0, -100.0, **zeros)
+        memory.add(
+            torch.full((1, 1), earned), torch.ones(1, 1, dtype=torch.bool), -400.0, -100.0, **zeros
+        )
     assert memory.rate[0, 0, :5].tolist() == pytest.approx([0, 0, 0.5, 1, 1])
 
 
 def test_returns_beyond_the_rates_are_told_of():
     assert rated(-300.0, -80.0, -300.0, -80.0, -100.0).warnings() == []
     found = rated(0.0, 500.0, -212.0, -90.0).warnings()
-    assert len(found) == 1 and found[0].startswith("agent.return_low=0:") and "set agent.return_low=-212" in found[0]
+    assert (
+        len(found) == 1
+        and found[0].startswith("agent.return_low=0:")
+        and "set agent.return_low=-212" in found[0]
+    )
     found = rated(-300.0, -80.0, -75.0).warnings()
     assert len(found) == 1 and "set agent.return_scale=-75" in found[0]
-    with pytest.raises(ConfigError, match="agent.return_low=500.0: must be below agent.return_scale=500.0"):
+    with pytest.raises(
+        ConfigError, match="agent.return_low=500.0: must be below agent.return_scale=500.0"
+    ):
         home_agent = home("actenv", "agent.return_low=500", "agent.return_scale=500")
         build(ActEnv.config_type, home_agent.agent, "agent")
 
@@ -560,9 +666,14 @@ def test_rewards_beyond_the_supports_are_told_of(reward, told):
     assert [text.partition("=")[0] for text in found] == [f"agent.{name}_limit" for name in names]
     for text, name, most in zip(found, names, learner.agent.largest[0].tolist(), strict=False):
         # With what it says nothing is cut, and the places lie as close as before.
-        limit, bins = re.search(rf"set agent.{name}_limit=(\d+) agent.{name}_bins=(\d+)$", text).groups()
+        limit, bins = re.search(
+            rf"set agent.{name}_limit=(\d+) agent.{name}_bins=(\d+)$", text
+        ).groups()
         wide = Support(float(limit), int(bins), seed_tensor([0]))
-        assert wide.end() >= most * 0.999 and wide.limit / (wide.bins - 1) <= {"value": 0.5, "prefix": 0.1}[name]
+        assert (
+            wide.end() >= most * 0.999
+            and wide.limit / (wide.bins - 1) <= {"value": 0.5, "prefix": 0.1}[name]
+        )
 
 
 def test_agents_say_nothing_by_default():

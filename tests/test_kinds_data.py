@@ -17,12 +17,12 @@ from conftest import TINY, small
 from gymnasium import spaces
 
 from rlx.agent import Spec
-from rlx.collecting import play
 from rlx.config import ConfigError
-from rlx.data import Episodes, Writer, whole
+from rlx.data.collecting import play
+from rlx.data.datasets import Episodes, Writer, whole
+from rlx.data.minari import write as write_minari
+from rlx.data.shards import write as write_shards
 from rlx.experiment import make_env, open_data
-from rlx.minari import write as write_minari
-from rlx.shards import write as write_shards
 
 CARTPOLE = {"_target_": "rlx.envs.cartpole.CartPole", "max_episode_steps": 500}
 STEPS, OBS = 12, 15
@@ -302,7 +302,7 @@ def test_memory_that_shards_claim_is_not_taken(made, tmp_path, monkeypatch, rlx)
     assert "'states': it claims [1000000000000, 2] float32" in said and str(file) in said
     np.savez_compressed(file, **(arrays | {"states": np.zeros((10**6, 2), np.float32)}))
     assert file.stat().st_size < 20_000
-    monkeypatch.setattr("rlx.npy.free_memory", lambda: 1e7)
+    monkeypatch.setattr("rlx.data.npy.free_memory", lambda: 1e7)
     monkeypatch.setattr(zipfile.ZipFile, "open", None)
     said = refused(rlx, "data", tmp_path / "shards")
     assert "reading it takes 0.0 GB of memory, and 0.0 GB are free" in said and str(file) in said
@@ -352,7 +352,7 @@ def test_a_full_disk_is_said_of_the_key(made, tmp_path, monkeypatch):
 
 
 def test_collecting_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, rlx):
-    tiny = ("steps=40", "eval_every=20", "eval_episodes=1", "final_episodes=1", "copies=2")
+    tiny = ("steps=40", "eval_every=20", "eval_episodes=1", "final_episodes=1", "num_envs=2")
     assert rlx("train", "agent=dqn", "env=cartpole", *small("dqn"), *tiny).code == 0
 
     def interrupted(*arguments):
@@ -360,7 +360,7 @@ def test_collecting_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, rl
         assert list(tmp_path.glob(".set.partial/obs.npy"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlx.collecting.play", interrupted)
+    monkeypatch.setattr("rlx.data.collecting.play", interrupted)
     before = left(tmp_path)
     assert rlx("collect", "outputs", "out=set", "steps=10").code == 130
     assert left(tmp_path) == before

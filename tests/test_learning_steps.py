@@ -9,10 +9,10 @@ from conftest import compose
 from torch import nn
 
 from rlx.agent import Scores
-from rlx.agents.dqn import EpsilonGreedy, UpdateClock
+from rlx.agents.dqn import EpsilonGreedy, UpdateSchedule
 from rlx.experiment import env_spec, make_agent
-from rlx.networks import take
-from rlx.rng import seed_tensor
+from rlx.nn.networks import take
+from rlx.nn.rng import seed_tensor
 
 SEEDS, COPIES, BATCH, GAMMA = (3, 8), 2, 12, 0.9
 
@@ -136,13 +136,17 @@ class Plain:
     def _clip(self):
         gradients = [parameter.grad for parameter in self.online.parameters()]
         if self.settings.max_grad_norm is not None:
-            norm = math.sqrt(sum(float(x) ** 2 for gradient in gradients for x in gradient.flatten()))
+            norm = math.sqrt(
+                sum(float(x) ** 2 for gradient in gradients for x in gradient.flatten())
+            )
             self.shortened += norm > self.settings.max_grad_norm
             for gradient in gradients:
                 gradient *= min(1.0, self.settings.max_grad_norm / norm)
         if self.settings.max_grad_value is not None:
             limit = self.settings.max_grad_value
-            self.cut += any(float(x.abs()) > limit for gradient in gradients for x in gradient.flatten())
+            self.cut += any(
+                float(x.abs()) > limit for gradient in gradients for x in gradient.flatten()
+            )
             for gradient in gradients:
                 gradient.clamp_(-limit, limit)
 
@@ -163,7 +167,11 @@ def test_a_step_is_that_of_a_plain_loop(case):
     agent, settings = agent_of(**CASES[case])
     network, learner = agent.online.q, agent.learner
     lists = fill(learner.replay)
-    found = {tuple(row["obs"].tolist()): (key, i) for key, ring in lists.items() for i, row in enumerate(ring)}
+    found = {
+        tuple(row["obs"].tolist()): (key, i)
+        for key, ring in lists.items()
+        for i, row in enumerate(ring)
+    }
     plain = [Plain(settings, network, learner.target, row) for row in range(len(SEEDS))]
     for step in range(24):
         draws = torch.rand(len(SEEDS), BATCH)
@@ -189,7 +197,9 @@ def test_a_step_is_that_of_a_plain_loop(case):
     assert learner.updates.tolist() == [24, 16]
     for one in plain:
         met = (one.shortened > 0, one.cut > 0)
-        assert met == (settings.max_grad_norm is not None, settings.max_grad_value is not None), "bounds were met"
+        assert met == (settings.max_grad_norm is not None, settings.max_grad_value is not None), (
+            "bounds were met"
+        )
 
 
 def test_a_target_starts_as_a_copy_or_from_weights_of_its_own():
@@ -205,8 +215,8 @@ def third(obs):
     return torch.tensor([0.0, 1.0, 3.0, 2.0, -1.0]).expand(*obs.shape[:2], 5)
 
 
-def choices(explore, copies, deciding=None):
-    obs = torch.zeros(len(explore.decisions), copies, 4)
+def choices(explore, num_envs, deciding=None):
+    obs = torch.zeros(len(explore.decisions), num_envs, 4)
     deciding = torch.ones(obs.shape[:2], dtype=torch.bool) if deciding is None else deciding
     return explore("action", obs, third, deciding)
 
@@ -236,22 +246,30 @@ def test_a_seed_explores_as_alone():
     taken = take(together, torch.tensor([1]))
     for _ in range(20):
         chosen = choices(together, 30)
-        assert torch.equal(chosen[1:2], choices(alone, 30)) and torch.equal(chosen[1:2], choices(taken, 30))
+        assert torch.equal(chosen[1:2], choices(alone, 30)) and torch.equal(
+            chosen[1:2], choices(taken, 30)
+        )
 
 
-@pytest.mark.parametrize(("copies", "ratio"), [(8, "1/4"), (8, "3/64"), (1, "1"), (4, "5/8"), (3, "7/2"), (1, "1/1024")])
-def test_minibatches_are_due_as_often_as_the_ratio_says(copies, ratio):
-    clock, ratio = UpdateClock(seed_tensor(SEEDS), copies, float(Fraction(ratio))), Fraction(ratio)
+@pytest.mark.parametrize(
+    ("num_envs", "ratio"),
+    [(8, "1/4"), (8, "3/64"), (1, "1"), (4, "5/8"), (3, "7/2"), (1, "1/1024")],
+)
+def test_minibatches_are_due_as_often_as_the_ratio_says(num_envs, ratio):
+    clock, ratio = (
+        UpdateSchedule(seed_tensor(SEEDS), num_envs, float(Fraction(ratio))),
+        Fraction(ratio),
+    )
     done = 0
     for tick in range(1, 3000):
         due = clock.due()
-        assert math.floor(copies * ratio) <= due <= math.ceil(copies * ratio)
+        assert math.floor(num_envs * ratio) <= due <= math.ceil(num_envs * ratio)
         done += due
-        assert done == math.floor(tick * copies * ratio), "never early, never late"
+        assert done == math.floor(tick * num_envs * ratio), "never early, never late"
 
 
 def test_a_clock_goes_on_where_it_was_saved():
-    whole, again = (UpdateClock(seed_tensor(SEEDS), 3, 0.1) for _ in range(2))
+    whole, again = (UpdateSchedule(seed_tensor(SEEDS), 3, 0.1) for _ in range(2))
     first = [whole.due() for _ in range(17)]
     again.load_state_dict(whole.state_dict())
     rest = [whole.due() for _ in range(83)]

@@ -4,9 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from rlx.networks import MLP, ConvNet, QNetwork, RunningNorm, SeedBatchNorm, SeedConv, SeedGRU, concatenate, per_seed_norm, take
-from rlx.optim import Adam, RMSprop
-from rlx.rng import Streams, seed_tensor
+from rlx.nn.networks import (
+    MLP,
+    ConvNet,
+    QNetwork,
+    RunningNorm,
+    SeedBatchNorm,
+    SeedConv,
+    SeedGRU,
+    concatenate,
+    per_seed_norm,
+    take,
+)
+from rlx.nn.optim import Adam, RMSprop
+from rlx.nn.rng import Streams, seed_tensor
 
 
 def mlp(seeds) -> MLP:
@@ -17,9 +28,14 @@ def mlp(seeds) -> MLP:
 def test_a_seed_in_the_batch_is_the_plain_torch_network():
     batched, x = mlp(range(4)), torch.randn(4, 7, 5)
     for seed in range(4):
-        plain = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+        plain = nn.Sequential(
+            nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)
+        )
         for mine, theirs in zip(batched.layers, plain[::2], strict=True):
-            theirs.weight.data, theirs.bias.data = mine.weight[seed].T.detach(), mine.bias[seed, 0].detach()
+            theirs.weight.data, theirs.bias.data = (
+                mine.weight[seed].T.detach(),
+                mine.bias[seed, 0].detach(),
+            )
         torch.testing.assert_close(batched(x)[seed], plain(x[seed]))
 
 
@@ -36,8 +52,13 @@ def test_seeds_start_from_different_weights_whatever_the_company():
 def test_take_and_concatenate_are_inverse():
     four = mlp(range(4))
     again = concatenate([take(four, torch.tensor([0, 1])), take(four, torch.tensor([2, 3]))])
-    assert all(torch.equal(a, b) for a, b in zip(four.parameters(), again.parameters(), strict=True))
-    assert take(four, torch.tensor([3])).layers[0].weight.data_ptr() != four.layers[0].weight.data_ptr()
+    assert all(
+        torch.equal(a, b) for a, b in zip(four.parameters(), again.parameters(), strict=True)
+    )
+    assert (
+        take(four, torch.tensor([3])).layers[0].weight.data_ptr()
+        != four.layers[0].weight.data_ptr()
+    )
 
 
 def convolutions(seeds) -> nn.Module:
@@ -61,10 +82,15 @@ def test_gradients_of_one_seed_do_not_see_another(make, shape):
     second = gradients()
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a[[0, 2]], b[[0, 2]], rtol=1e-4, atol=1e-6)
-    assert any(not torch.allclose(a[1], b[1], rtol=1e-2, atol=1e-4) for a, b in zip(first, second, strict=True))
+    assert any(
+        not torch.allclose(a[1], b[1], rtol=1e-2, atol=1e-4)
+        for a, b in zip(first, second, strict=True)
+    )
     norms = per_seed_norm(first)
     for seed in range(3):
-        torch.testing.assert_close(norms[seed], torch.cat([g[seed].flatten() for g in first]).norm())
+        torch.testing.assert_close(
+            norms[seed], torch.cat([g[seed].flatten() for g in first]).norm()
+        )
 
 
 def test_dueling_has_mean_advantage_zero():
@@ -104,12 +130,20 @@ def test_convolutions_recurrence_and_batch_norm_are_torchs():
             reference.train(training), norm_of_one.train(training)
             torch.testing.assert_close(mine(x)[seed], theirs(x[seed]))
             y = norm_of_one(mine(x)[seed : seed + 1])[0]
-            torch.testing.assert_close(y, reference(theirs(x[seed])), rtol=2e-3, atol=2e-3)  # torch's running variance is unbiased
+            torch.testing.assert_close(
+                y, reference(theirs(x[seed])), rtol=2e-3, atol=2e-3
+            )  # torch's running variance is unbiased
     gru, h, x = SeedGRU(4, 6, streams), torch.randn(3, 5, 6), torch.randn(3, 5, 4)
     for seed in range(3):
         cell = nn.GRUCell(4, 6)
-        cell.weight_ih.data, cell.weight_hh.data = gru.input.weight[seed].T.detach(), gru.hidden.weight[seed].T.detach()
-        cell.bias_ih.data, cell.bias_hh.data = gru.input.bias[seed, 0].detach(), gru.hidden.bias[seed, 0].detach()
+        cell.weight_ih.data, cell.weight_hh.data = (
+            gru.input.weight[seed].T.detach(),
+            gru.hidden.weight[seed].T.detach(),
+        )
+        cell.bias_ih.data, cell.bias_hh.data = (
+            gru.input.bias[seed, 0].detach(),
+            gru.hidden.bias[seed, 0].detach(),
+        )
         torch.testing.assert_close(gru(x, h)[seed], cell(x[seed], h[seed]))
 
 
@@ -118,4 +152,6 @@ def test_running_moments_are_those_of_all_rows_seen():
     for part in rows.split([10, 50, 30], 1):
         norm.see(part)
     torch.testing.assert_close(norm.mean, rows.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(norm.variance, rows.var(1, correction=0, keepdim=True), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        norm.variance, rows.var(1, correction=0, keepdim=True), rtol=1e-4, atol=1e-4
+    )

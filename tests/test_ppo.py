@@ -6,15 +6,21 @@ from test_agents import Learner
 from torch.distributions import Categorical, Normal
 
 from rlx.experiment import env_spec, make_agent
-from rlx.rng import seed_tensor
+from rlx.nn.rng import seed_tensor
 
 
-def rolled_out(composed, *overrides, env="cartpole", copies=4):
+def rolled_out(composed, *overrides, env="cartpole", num_envs=4):
     """A PPO agent whose rollout is full, before it learns from it."""
     config = composed(
-        "train", "agent=ppo", f"env={env}", "env.max_episode_steps=9", "agent.rollout_steps=24", "agent.hidden=[8]", *overrides
+        "train",
+        "agent=ppo",
+        f"env={env}",
+        "env.max_episode_steps=9",
+        "agent.rollout_steps=24",
+        "agent.hidden=[8]",
+        *overrides,
     )
-    learner = Learner(config, [3, 5], copies)
+    learner = Learner(config, [3, 5], num_envs)
     learned = []
     learner.agent._learn = lambda: learned.append(True) or {}
     while not learned:
@@ -25,16 +31,22 @@ def rolled_out(composed, *overrides, env="cartpole", copies=4):
 def test_advantages_equal_a_slow_loop_and_truncation_bootstraps(composed):
     agent = rolled_out(composed, "agent.normalise_reward=false")
     with torch.no_grad():
-        advantage, value, _ = agent._judge()
-        next_value = agent.policy.critic(agent.policy.core(agent.next_obs.flatten(1, 2), {})[0]).view_as(value)
+        advantage, value, _ = agent._compute_gae()
+        next_value = agent.policy.critic(
+            agent.policy.core(agent.next_obs.flatten(1, 2), {})[0]
+        ).view_as(value)
     assert agent.truncated.any() and (agent.next_obs[:, :, :-1] != agent.obs[:, :, 1:]).any()
     for s in range(2):
         for n in range(4):
             for t in range(24):
                 expected, weight = 0.0, 1.0
                 for u in range(t, 24):
-                    bootstrap = 0.0 if agent.terminated[s, n, u] else 0.99 * float(next_value[s, n, u])
-                    expected += weight * (float(agent.reward[s, n, u]) + bootstrap - float(value[s, n, u]))
+                    bootstrap = (
+                        0.0 if agent.terminated[s, n, u] else 0.99 * float(next_value[s, n, u])
+                    )
+                    expected += weight * (
+                        float(agent.reward[s, n, u]) + bootstrap - float(value[s, n, u])
+                    )
                     if agent.terminated[s, n, u] or agent.truncated[s, n, u]:
                         break
                     weight *= 0.99 * 0.95
@@ -43,21 +55,32 @@ def test_advantages_equal_a_slow_loop_and_truncation_bootstraps(composed):
 
 @pytest.mark.rounding
 def test_memory_replayed_through_time_is_the_memory_that_acted(composed):
-    agent = rolled_out(composed, "agent.recurrent=6", "agent.minibatches=2", "env.max_episode_steps=7")
+    agent = rolled_out(
+        composed, "agent.recurrent=6", "agent.minibatches=2", "env.max_episode_steps=7"
+    )
     with torch.no_grad():
-        _, _, acted = agent._judge()
+        _, _, acted = agent._compute_gae()
         batch = {name: getattr(agent, name) for name in ("obs", "action", "first", "memory")}
-        outputs, _ = agent._replayed(batch)
+        outputs, _ = agent._evaluate_actions(batch)
         log_prob, _ = agent.policy.log_prob(outputs, agent.action.flatten(1, 2))
     torch.testing.assert_close(log_prob.view_as(acted), acted)
-    assert agent.first[:, :, 1:].any() and (agent.memory[agent.first] == 0).all() and (agent.memory[~agent.first] != 0).any()
+    assert (
+        agent.first[:, :, 1:].any()
+        and (agent.memory[agent.first] == 0).all()
+        and (agent.memory[~agent.first] != 0).any()
+    )
 
 
 def test_log_probabilities_and_samples_are_those_of_the_distributions(composed):
     spec = env_spec(composed("train", "env=pendulum").env)
     for env in ("acrobot", "pendulum"):
         spec = env_spec(composed("train", f"env={env}").env)
-        agent = make_agent(composed("train", "agent=ppo", f"env={env}", "agent.initial_std=0.3").agent, spec, seed_tensor([0, 1]), 20_000)
+        agent = make_agent(
+            composed("train", "agent=ppo", f"env={env}", "agent.initial_std=0.3").agent,
+            spec,
+            seed_tensor([0, 1]),
+            20_000,
+        )
         obs = torch.randn(2, 1, spec.observation_space.shape[0]).expand(2, 20_000, -1)
         with torch.no_grad():
             for parameter in agent.policy.actor.layers[-1].parameters():
@@ -80,8 +103,19 @@ def test_log_probabilities_and_samples_are_those_of_the_distributions(composed):
 
 
 def test_minibatches_must_divide_the_rollout(rlx):
-    result = rlx("train", "agent=ppo", "env=cartpole", "copies=3", "agent.rollout_steps=5", "agent.minibatches=4")
-    assert result.code == 2 and "agent.minibatches=4: does not divide copies=3 times agent.rollout_steps=5" in result.err
+    result = rlx(
+        "train",
+        "agent=ppo",
+        "env=cartpole",
+        "num_envs=3",
+        "agent.rollout_steps=5",
+        "agent.minibatches=4",
+    )
+    assert (
+        result.code == 2
+        and "agent.minibatches=4: does not divide num_envs=3 times agent.rollout_steps=5"
+        in result.err
+    )
 
 
 @pytest.mark.slow
@@ -93,7 +127,13 @@ def test_ppo_balances_the_pole(rlx):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "env", "least"),
-    [("a2c", "cartpole", 475), ("ppo", "acrobot", -85), ("a2c", "acrobot", -85), ("ppo", "pendulum", -250), ("ppo", "lunar_lander", 200)],
+    [
+        ("a2c", "cartpole", 475),
+        ("ppo", "acrobot", -85),
+        ("a2c", "acrobot", -85),
+        ("ppo", "pendulum", -250),
+        ("ppo", "lunar_lander", 200),
+    ],
 )
 def test_reaches_its_bar(agent, env, least, rlx):
     assert rlx("train", f"agent={agent}", f"env={env}", "seeds=3").summary["return"]["iqm"] >= least
@@ -103,5 +143,12 @@ def test_reaches_its_bar(agent, env, least, rlx):
 def test_memory_makes_up_for_hidden_speeds(rlx):
     with_memory = rlx("train", "agent=ppo", "env=cartpole_masked", "seeds=3")
     assert sorted(with_memory.summary["return"]["per_seed"])[1] >= 450
-    without = rlx("train", "agent=ppo", "env=cartpole_masked", "seeds=3", "agent.recurrent=null", "steps=100000")
+    without = rlx(
+        "train",
+        "agent=ppo",
+        "env=cartpole_masked",
+        "seeds=3",
+        "agent.recurrent=null",
+        "steps=100000",
+    )
     assert max(without.summary["return"]["per_seed"]) <= 100

@@ -5,7 +5,7 @@ import torch
 
 from rlx.agent import Transition
 from rlx.experiment import env_spec, make_agent
-from rlx.rng import seed_tensor
+from rlx.nn.rng import seed_tensor
 
 
 def stepped(composed, target, steps):
@@ -40,17 +40,27 @@ def test_sarsa_bootstraps_where_an_episode_is_cut(composed):
 
 def test_copies_that_meet_move_an_entry_by_their_mean(composed):
     config = composed(
-        "train", "agent=q_table", "env=frozen_lake", "agent.learning_rate=0.5", "agent.learning_rate_end=0.5", "agent.initial_value=0"
+        "train",
+        "agent=q_table",
+        "env=frozen_lake",
+        "agent.learning_rate=0.5",
+        "agent.learning_rate_end=0.5",
+        "agent.initial_value=0",
     )
     agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 3)
     row = torch.tensor([[0, 0, 4]])
     done = torch.ones(1, 3, dtype=torch.bool)
-    agent.update(Transition(row, torch.ones_like(row), torch.tensor([[1.0, 3.0, 5.0]]), row, done, ~done, {}))
+    agent.update(
+        Transition(row, torch.ones_like(row), torch.tensor([[1.0, 3.0, 5.0]]), row, done, ~done, {})
+    )
     assert agent.online.table[0, :, 1][[0, 4]].tolist() == [1.0, 2.5]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("env", "least"), [("taxi", 7.5), ("frozen_lake", 0.72), ("frozen_lake_8x8", 0.85), ("cliff_walking", -13)])
+@pytest.mark.parametrize(
+    ("env", "least"),
+    [("taxi", 7.5), ("frozen_lake", 0.72), ("frozen_lake_8x8", 0.85), ("cliff_walking", -13)],
+)
 def test_reaches_the_optimum(env, least, rlx):
     assert rlx("train", "agent=q_table", f"env={env}", "seeds=3").summary["return"]["iqm"] >= least
 

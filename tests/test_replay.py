@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from rlx.config import ConfigError
-from rlx.journal import Journal
 from rlx.replay import Replay
+from rlx.training.journal import Journal
 
 FIELDS = {
     "obs": ((2,), torch.float32),
@@ -18,28 +18,28 @@ FIELDS = {
 }
 
 
-def filled(seeds=2, copies=3, capacity=30, steps=37, seed=0):
+def filled(seeds=2, num_envs=3, capacity=30, steps=37, seed=0):
     """A replay, and the same transitions as lists per (seed, copy)."""
     generator = torch.Generator().manual_seed(seed)
-    replay = Replay(seeds, copies, capacity, FIELDS, "cpu")
-    lists = {(s, n): [] for s in range(seeds) for n in range(copies)}
+    replay = Replay(seeds, num_envs, capacity, FIELDS, "cpu")
+    lists = {(s, n): [] for s in range(seeds) for n in range(num_envs)}
     for t in range(steps):
-        where = torch.rand(seeds, copies, generator=generator) < 0.7
-        last = torch.rand(seeds, copies, generator=generator) < 0.2
-        terminated = last & (torch.rand(seeds, copies, generator=generator) < 0.5)
+        where = torch.rand(seeds, num_envs, generator=generator) < 0.7
+        last = torch.rand(seeds, num_envs, generator=generator) < 0.2
+        terminated = last & (torch.rand(seeds, num_envs, generator=generator) < 0.5)
         rows = {
-            "obs": torch.rand(seeds, copies, 2, generator=generator),
-            "next_obs": torch.rand(seeds, copies, 2, generator=generator),
-            "action": torch.full((seeds, copies), t),
+            "obs": torch.rand(seeds, num_envs, 2, generator=generator),
+            "next_obs": torch.rand(seeds, num_envs, 2, generator=generator),
+            "action": torch.full((seeds, num_envs), t),
             "last": last,
-            "reward": torch.rand(seeds, copies, generator=generator),
+            "reward": torch.rand(seeds, num_envs, generator=generator),
             "discount": torch.where(terminated, 0.0, 0.9),
         }
         replay.add(where, **rows)
         for (s, n), rows_of in lists.items():
             if where[s, n]:
                 rows_of.append({name: value[s, n] for name, value in rows.items()})
-    slots = capacity // copies
+    slots = capacity // num_envs
     return replay, {key: rows[-slots:] for key, rows in lists.items()}
 
 
@@ -59,30 +59,47 @@ def test_holds_the_newest_rows_and_samples_all_of_them_evenly():
 
 @pytest.mark.parametrize("n_steps", [1, 3])
 def test_frames_stored_once_are_stacked_as_they_were_seen(n_steps):
-    seeds, copies, stack, steps = 2, 3, 3, 60
+    seeds, num_envs, stack, steps = 2, 3, 3, 60
     fields = FIELDS | {"obs": ((1, 1, 1), torch.uint8)}
-    replay = Replay(seeds, copies, 45, fields, "cpu", stack)
+    replay = Replay(seeds, num_envs, 45, fields, "cpu", stack)
     assert "next_obs" not in replay.fields
     rng, frame = np.random.default_rng(0), 0
-    episodes = {(s, n): [] for s in range(seeds) for n in range(copies)}  # per ring: (frame, action, reward, terminated, last)
+    episodes = {
+        (s, n): [] for s in range(seeds) for n in range(num_envs)
+    }  # per ring: (frame, action, reward, terminated, last)
     for t in range(steps):
-        terminated, truncated = rng.random((seeds, copies)) < 0.1, rng.random((seeds, copies)) < 0.1
-        frames = np.arange(frame, frame + seeds * copies).reshape(seeds, copies) % 251
-        frame += seeds * copies
-        reward = rng.random((seeds, copies)).astype(np.float32)
+        terminated, truncated = (
+            rng.random((seeds, num_envs)) < 0.1,
+            rng.random((seeds, num_envs)) < 0.1,
+        )
+        frames = np.arange(frame, frame + seeds * num_envs).reshape(seeds, num_envs) % 251
+        frame += seeds * num_envs
+        reward = rng.random((seeds, num_envs)).astype(np.float32)
         replay.add(
-            torch.ones(seeds, copies, dtype=torch.bool), obs=torch.from_numpy(frames).view(seeds, copies, 1, 1, 1).byte(),
-            next_obs=None, action=torch.full((seeds, copies), t), last=torch.from_numpy(terminated | truncated),
+            torch.ones(seeds, num_envs, dtype=torch.bool), obs=torch.from_numpy(frames).view(seeds, num_envs, 1, 1, 1).byte(),
+            next_obs=None, action=torch.full((seeds, num_envs), t), last=torch.from_numpy(terminated | truncated),
             reward=torch.from_numpy(reward), discount=torch.from_numpy(0.9 * ~terminated),
         )  # fmt: skip
         for (s, n), ring in episodes.items():
-            ring.append((int(frames[s, n]), t, float(reward[s, n]), bool(terminated[s, n]), bool(terminated[s, n] | truncated[s, n])))
-    batch = replay.sample(torch.rand(seeds, 800, generator=torch.Generator().manual_seed(0)), n_steps)
+            ring.append(
+                (
+                    int(frames[s, n]),
+                    t,
+                    float(reward[s, n]),
+                    bool(terminated[s, n]),
+                    bool(terminated[s, n] | truncated[s, n]),
+                )
+            )
+    batch = replay.sample(
+        torch.rand(seeds, 800, generator=torch.Generator().manual_seed(0)), n_steps
+    )
     bootstrapped = 0
     for s in range(seeds):
         for b in range(800):
             t, newest = int(batch["action"][s, b]), int(batch["obs"][s, b, -1, 0, 0])
-            (ring,) = [ring for (seed, _), ring in episodes.items() if seed == s and ring[t][0] == newest]
+            (ring,) = [
+                ring for (seed, _), ring in episodes.items() if seed == s and ring[t][0] == newest
+            ]
 
             def seen(t, ring=ring):
                 shown = [ring[t][0]]
@@ -98,7 +115,9 @@ def test_frames_stored_once_are_stacked_as_they_were_seen(n_steps):
             while True:
                 reward += discount * ring[i][2]
                 discount *= 0.0 if ring[i][3] else 0.9
-                usable = i + 1 < steps and (ring[i + 1][3] or (i + 2 < steps and not ring[i + 1][4]))
+                usable = i + 1 < steps and (
+                    ring[i + 1][3] or (i + 2 < steps and not ring[i + 1][4])
+                )
                 if ring[i][4] or i + 1 == t + n_steps or not usable:
                     break
                 i += 1
@@ -126,21 +145,36 @@ def test_rows_written_in_parts_are_the_replay_again():
         if name in journal.parts:
             again.restore(rows)
     before, after = whole.rows(None), again.rows(None)
-    assert len(before["reward"]) == 2 * 30 and all(torch.equal(before[name], after[name]) for name in before)
+    assert len(before["reward"]) == 2 * 30 and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
     assert journal.due(agent, 41) == {}, "nothing new"
 
 
 def test_a_replay_larger_than_the_memory_is_refused_with_the_numbers():
     with pytest.raises(ConfigError, match=r"takes 27,000\.0 GB of memory .*GB are free"):
-        Replay(1000, 1, 999_999_999, {"action": ((), torch.int64)} | {"obs": ((19,), torch.uint8)}, "cpu")
+        Replay(
+            1000,
+            1,
+            999_999_999,
+            {"action": ((), torch.int64)} | {"obs": ((19,), torch.uint8)},
+            "cpu",
+        )
 
 
 def test_n_step_returns_equal_a_slow_loop_and_stop_at_episode_ends():
     for n_steps in (1, 3, 5):
         replay, lists = filled()
-        batch = replay.sample(torch.rand(2, 500, generator=torch.Generator().manual_seed(1)), n_steps)
+        batch = replay.sample(
+            torch.rand(2, 500, generator=torch.Generator().manual_seed(1)), n_steps
+        )
         for s in range(2):
-            rows = {tuple(row["obs"].tolist()): (key, i) for key, of in lists.items() if key[0] == s for i, row in enumerate(of)}
+            rows = {
+                tuple(row["obs"].tolist()): (key, i)
+                for key, of in lists.items()
+                if key[0] == s
+                for i, row in enumerate(of)
+            }
             for b in range(500):
                 key, i = rows[tuple(batch["obs"][s, b].tolist())]
                 reward, discount = 0.0, 1.0

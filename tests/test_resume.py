@@ -18,9 +18,9 @@ from conftest import ENVS, PAIRS, TINY, small
 from safetensors.torch import load_file
 
 from rlx import cli
-from rlx.growing import resumed
-from rlx.journal import replays
-from rlx.run import Run
+from rlx.runs.run import Run
+from rlx.training.growing import resumed
+from rlx.training.journal import replays
 
 LEARN = ("agent.learning_starts=64", "agent.hidden=[16]", "seeds=2", "agent.n_steps=2")
 
@@ -29,19 +29,36 @@ def fingerprint(run: Path) -> dict[str, str]:
     """Hashes of every tensor that the newest checkpoint restores, of the best weights, and metrics.jsonl without wall-clock fields."""
     training, warnings = resumed(Run(run), Run(run).config)
     assert not warnings
-    tensors = training.state() | training.agent.policy.state_dict() | load_file(run / "checkpoints/best/agent.safetensors")
+    tensors = (
+        training.state()
+        | training.agent.policy.state_dict()
+        | load_file(run / "checkpoints/best/agent.safetensors")
+    )
     for path, replay in replays(training.agent).items():
         tensors |= {f"{path}.{name}": rows for name, rows in replay.rows(None).items()}
-    prints = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+    prints = {
+        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        for name, tensor in tensors.items()
+    }
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    prints["metrics"] = json.dumps([{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows])
+    prints["metrics"] = json.dumps(
+        [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    )
     prints["return"] = json.dumps(json.loads((run / "summary.json").read_text())["return"])
     return prints | {"step": str(training.step)}
 
 
 @pytest.mark.parametrize(("agent", "env"), PAIRS)
 def test_resumed_equals_uninterrupted(agent, env, rlx):
-    arguments = ["train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent, n_steps=2)]
+    arguments = [
+        "train",
+        f"agent={agent}",
+        f"env={env}",
+        *ENVS[env],
+        *TINY,
+        "seeds=2",
+        *small(agent, n_steps=2),
+    ]
     arguments += ["steps=320", "eval_every=160", "checkpoint_every=160"]
     whole = rlx(*arguments)
     shorter = rlx(*arguments, "steps=160")
@@ -54,12 +71,27 @@ def test_resumed_equals_uninterrupted(agent, env, rlx):
     [
         ["agent=ppo", "env=cartpole_masked", *small("ppo", recurrent=8)],
         ["agent=q_table", "env=chain", "agent.target=sarsa"],
-        ["agent=dqn", "env=cartpole_drift", "+env.stack=3", "env.drift.begin=10", "env.drift.end=60", *small("dqn")],
+        [
+            "agent=dqn",
+            "env=cartpole_drift",
+            "+env.stack=3",
+            "env.drift.begin=10",
+            "env.drift.end=60",
+            *small("dqn"),
+        ],
     ],
     ids=("memory", "sarsa", "drift"),
 )
 def test_options_resume_as_well(arguments, rlx):
-    arguments = ["train", *arguments, *TINY, "seeds=2", "steps=320", "eval_every=160", "checkpoint_every=160"]
+    arguments = [
+        "train",
+        *arguments,
+        *TINY,
+        "seeds=2",
+        "steps=320",
+        "eval_every=160",
+        "checkpoint_every=160",
+    ]
     whole, shorter = rlx(*arguments), rlx(*arguments, "steps=160")
     assert rlx("resume", shorter.run, "steps=320").code == 0
     assert fingerprint(shorter.run) == fingerprint(whole.run)
@@ -72,7 +104,16 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
-LONG = ["train", "agent=hdqn", "env=acrobot", "seeds=2", "steps=3000", "copies=4", "eval_every=900", "eval_episodes=3"]
+LONG = [
+    "train",
+    "agent=hdqn",
+    "env=acrobot",
+    "seeds=2",
+    "steps=3000",
+    "num_envs=4",
+    "eval_every=900",
+    "eval_episodes=3",
+]
 LONG += [
     "env.max_episode_steps=100",
     "final_episodes=5",
@@ -100,13 +141,18 @@ def uninterrupted(tmp_path_factory):
     return fingerprint(only_run(folder))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name
+)
 def test_killed_at_a_random_moment_and_resumed(number, trial, uninterrupted, rlx, tmp_path):
     killed = tmp_path / "killed"
     killed.mkdir()
     process = start(LONG, killed)
     deadline = time.monotonic() + 120
-    while not list(killed.glob("outputs/train/*/*/checkpoints/[0-9]*/state.json")) and time.monotonic() < deadline:
+    while (
+        not list(killed.glob("outputs/train/*/*/checkpoints/[0-9]*/state.json"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     time.sleep(random.Random(f"{number} {trial}").uniform(0, 1))
     process.send_signal(number)
@@ -116,7 +162,11 @@ def test_killed_at_a_random_moment_and_resumed(number, trial, uninterrupted, rlx
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL and status == "running"
     else:
-        assert process.returncode == 128 + number and status == "interrupted" and f"rlx resume {run.relative_to(killed)}" in err
+        assert (
+            process.returncode == 128 + number
+            and status == "interrupted"
+            and f"rlx resume {run.relative_to(killed)}" in err
+        )
     assert rlx("resume", run).code == 0
     assert fingerprint(run) == uninterrupted
 
@@ -135,7 +185,12 @@ def undisturbed(tmp_path_factory):
 
 def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx, undisturbed):
     run = rlx(*SHORT).run
-    for damage, file in (("flip", "training.safetensors"), ("cut", "training.safetensors"), ("cut", "state.json"), ("flip", "replay")):
+    for damage, file in (
+        ("flip", "training.safetensors"),
+        ("cut", "training.safetensors"),
+        ("cut", "state.json"),
+        ("flip", "replay"),
+    ):
         newest = sorted(run.glob("checkpoints/[0-9]*/training.safetensors"))[-1].with_name(file)
         if file == "replay":
             newest = sorted(run.glob("replay/*/*"))[-1]
@@ -143,12 +198,18 @@ def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx, undistu
         data[len(data) // 2] ^= 1
         newest.write_bytes(data if damage == "flip" else data[:100])
         result = rlx("resume", run)
-        assert result.code == 0 and "Using the checkpoint before it" in result.out and "at step 300" in result.out
+        assert (
+            result.code == 0
+            and "Using the checkpoint before it" in result.out
+            and "at step 300" in result.out
+        )
         assert fingerprint(run) == undisturbed
 
 
 @pytest.mark.parametrize("after", [4, 5])  # within a part of the replay, within the checkpoint
-def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(after, rlx, undisturbed, monkeypatch):
+def test_a_full_disk_stops_the_run_and_the_last_checkpoint_survives(
+    after, rlx, undisturbed, monkeypatch
+):
     import safetensors.torch
 
     save, saves = safetensors.torch.save_file, []
@@ -181,24 +242,44 @@ def test_a_disk_that_is_full_between_checkpoints_stops_the_run_too(rlx, undistur
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         result = rlx(*SHORT)
-    assert result.code == 1 and "No space left on device" in result.err and "rlx resume" in result.err
+    assert (
+        result.code == 1 and "No space left on device" in result.err and "rlx resume" in result.err
+    )
     (run,) = Path("outputs/train/dqn-cartpole").iterdir()
     assert rlx("resume", run).code == 0 and fingerprint(run) == undisturbed
 
 
-def test_a_checkpoint_that_cannot_fit_the_disk_is_refused_before_the_start(rlx, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+def test_a_checkpoint_that_cannot_fit_the_disk_is_refused_before_the_start(
+    rlx, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6)
+    )
     result = rlx("train", "agent=dqn", "env=cartpole", "seeds=1")
-    assert result.code == 2 and "GB of disk, and 0.0 GB are free" in result.err and not list(tmp_path.iterdir())
+    assert (
+        result.code == 2
+        and "GB of disk, and 0.0 GB are free" in result.err
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_checkpoints_by_wall_time_are_replaced_and_those_by_step_stay(rlx):
-    arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN, "steps=400", "checkpoint_every=200"]
+    arguments = [
+        "train",
+        "agent=dqn",
+        "env=cartpole",
+        *TINY,
+        *LEARN,
+        "steps=400",
+        "checkpoint_every=200",
+    ]
     result = rlx(*arguments, "checkpoint_seconds=0")
     assert Run(result.run).steps() == ["000000200", "000000396", "000000400"]
     assert fingerprint(result.run) == fingerprint(rlx(*arguments).run)
     needed = json.loads((result.run / "checkpoints/000000400/state.json").read_text())["replay"]
-    assert len(needed) >= 20 and {f"{p.parent.name}/{p.stem}" for p in result.run.glob("replay/*/*")} == set(needed)
+    assert len(needed) >= 20 and {
+        f"{p.parent.name}/{p.stem}" for p in result.run.glob("replay/*/*")
+    } == set(needed)
 
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
@@ -214,7 +295,9 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in tensors.items() if name != "loop.running"}
 
 
-def side_by_side(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def side_by_side(
+    old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """The tensors [S, …] of two runs as those of one."""
     assert old.keys() == new.keys()
     return {name: torch.cat([value, new[name]]) for name, value in old.items()}
@@ -227,13 +310,22 @@ def logged(run: Path) -> list[dict]:
     return sorted(rows, key=lambda row: (row["step"], row["seed"]))
 
 
-@pytest.mark.parametrize(("agent", "env"), {agent: (agent, env) for agent, env in reversed(PAIRS)}.values())  # one env of each agent
+@pytest.mark.parametrize(
+    ("agent", "env"), {agent: (agent, env) for agent, env in reversed(PAIRS)}.values()
+)  # one env of each agent
 def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, rlx):
     """To the bit: both trained in the same shapes.
 
     That a seed learns beside others as alone, to rounding, says test_agents.py.
     """
-    arguments = ["train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, *small(agent, n_steps=2)]
+    arguments = [
+        "train",
+        f"agent={agent}",
+        f"env={env}",
+        *ENVS[env],
+        *TINY,
+        *small(agent, n_steps=2),
+    ]
     arguments += ["steps=320", "eval_every=160", "checkpoint_every=160"]
     run, new = rlx(*arguments, "seeds=2").run, rlx(*arguments, "seeds=2:4").run
     halves = [everything(run), everything(new)]
@@ -243,7 +335,9 @@ def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, 
     expected = side_by_side(*halves)
     grown = everything(run)
     assert grown.keys() == expected.keys()
-    assert [name for name in grown if not torch.equal(grown[name].cpu(), expected[name].cpu())] == []
+    assert [
+        name for name in grown if not torch.equal(grown[name].cpu(), expected[name].cpu())
+    ] == []
     middle = Run(run).load("000000160")
     assert all(torch.equal(value, side_by_side(*first)[name]) for name, value in middle.items())
     assert logged(run) == sorted(rows, key=lambda row: (row["step"], row["seed"]))
@@ -257,14 +351,22 @@ def test_seeds_whose_training_was_killed_are_taken_up_again(rlx, tmp_path):
     whole, run = rlx(*LONG, "seeds=1").run, rlx(*LONG, "seeds=1").run
     assert rlx("resume", whole, "seeds=3").code == 0
     process = start(["resume", str(run), "seeds=3"], tmp_path)
-    while not list(run.glob("growing/train/*/*/checkpoints/[0-9]*/state.json")) and process.poll() is None:
+    while (
+        not list(run.glob("growing/train/*/*/checkpoints/[0-9]*/state.json"))
+        and process.poll() is None
+    ):
         time.sleep(0.05)
     process.kill()
     process.wait()
     (younger,) = run.glob("growing/train/*/*")
     shutil.copytree(younger, younger.with_name("20990101-000000-000000"))
-    shutil.rmtree(younger.with_name("20990101-000000-000000") / "checkpoints")  # another, killed before its first checkpoint
-    assert json.loads((run / "meta.json").read_text())["status"] == "completed" and Run.find(None, "outputs").path == run
+    shutil.rmtree(
+        younger.with_name("20990101-000000-000000") / "checkpoints"
+    )  # another, killed before its first checkpoint
+    assert (
+        json.loads((run / "meta.json").read_text())["status"] == "completed"
+        and Run.find(None, "outputs").path == run
+    )
     result = rlx("resume", run, "seeds=3")
     assert result.code == 0 and "resumes" in result.out
     assert fingerprint(run) == fingerprint(whole)
@@ -276,10 +378,14 @@ def test_two_processes_on_one_run_are_refused(rlx, tiny_runs):
     run = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())[1]
     folder = os.open(run, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
-    before = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.jsonl", "meta.json")}
+    before = {
+        name: (run / name).read_bytes() for name in ("config.yaml", "metrics.jsonl", "meta.json")
+    }
     result = rlx("resume", run, "steps=900")
     os.close(folder)
-    assert before == {name: (run / name).read_bytes() for name in before}, "a refused resume changes nothing"
+    assert before == {name: (run / name).read_bytes() for name in before}, (
+        "a refused resume changes nothing"
+    )
     assert result.code == 2 and "another process" in result.err
 
 
@@ -287,10 +393,18 @@ def test_what_may_not_change_and_a_finished_run_are_explained(rlx, tiny_runs):
     run = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())[0]
     result = rlx("resume", run)
     assert result.code == 2 and "steps=" in result.err
-    for key in ("agent.learning_rate", "copies"):
+    for key in ("agent.learning_rate", "num_envs"):
         result = rlx("resume", run, f"{key}=1")
-        assert result.code == 2 and f"{key}: may not change when a run is resumed" in result.err and "eval_every" in result.err
-    for override, message in (("seeds=3", "has them all"), ("seeds=2", "has [2] too"), ("device=gpu", "device=gpu: no such option")):
+        assert (
+            result.code == 2
+            and f"{key}: may not change when a run is resumed" in result.err
+            and "eval_every" in result.err
+        )
+    for override, message in (
+        ("seeds=3", "has them all"),
+        ("seeds=2", "has [2] too"),
+        ("device=gpu", "device=gpu: no such option"),
+    ):
         result = rlx("resume", run, override)
         assert result.code == 2 and message in result.err
     changed = rlx("resume", run, "steps=900", "checkpoint_seconds=30", "device=cpu")
@@ -305,7 +419,10 @@ def test_what_a_crash_leaves_behind_does_no_harm(rlx):
     newest.rename(newest.with_name(".000000600.former"))  # killed between two renames
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 600, "se')  # killed in the middle of a line
-    assert rlx("resume", run, "steps=900").code == 0 and rlx("resume", whole.run, "steps=900").code == 0
+    assert (
+        rlx("resume", run, "steps=900").code == 0
+        and rlx("resume", whole.run, "steps=900").code == 0
+    )
     assert fingerprint(run) == fingerprint(whole.run)
     run.rename(run.with_name(f".{run.name}.former"))  # killed while a grown run took its place
     assert rlx("evaluate", run, "episodes=2").code == 0
@@ -313,7 +430,9 @@ def test_what_a_crash_leaves_behind_does_no_harm(rlx):
 
 def test_best_weights_are_on_disk_before_the_checkpoint_that_counts_on_them(rlx, monkeypatch):
     saved, save = [], Run.save
-    monkeypatch.setattr(Run, "save", lambda self, name, *rest: saved.append(name) or save(self, name, *rest))
+    monkeypatch.setattr(
+        Run, "save", lambda self, name, *rest: saved.append(name) or save(self, name, *rest)
+    )
     rlx("train", "agent=dqn", "env=cartpole", *TINY, *LEARN)
     assert saved == ["best", "000000300", "best", "000000600"]
 
@@ -328,7 +447,17 @@ def test_a_damaged_checkpoint_is_forgotten_when_training_goes_on_from_the_former
 
 def test_seeds_are_added_to_a_run_with_a_stop_rule(rlx):
     rule = "stop={window: 5, solved: 25, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
-    arguments = ["train", "agent=dqn", "env=cartpole", *TINY, *LEARN, "copies=1", "steps=1500", "eval_every=500", rule]
+    arguments = [
+        "train",
+        "agent=dqn",
+        "env=cartpole",
+        *TINY,
+        *LEARN,
+        "num_envs=1",
+        "steps=1500",
+        "eval_every=500",
+        rule,
+    ]
     old, new = rlx(*arguments, "seeds=2"), rlx(*arguments, "seeds=2:4")
     parts = [one.summary["kept"] for one in (old, new)]
     weights = side_by_side(*(Run(one.run).load("best") for one in (old, new)))
@@ -336,7 +465,9 @@ def test_seeds_are_added_to_a_run_with_a_stop_rule(rlx):
     assert rlx("resume", old.run, "seeds=4").code == 0
     grown = json.loads((old.run / "summary.json").read_text())
     assert grown["kept"] == {name: parts[0][name] + parts[1][name] for name in parts[0]}
-    assert all(torch.equal(value, weights[name]) for name, value in Run(old.run).load("best").items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in Run(old.run).load("best").items()
+    )
 
 
 def test_a_schedule_that_has_ended_is_told(rlx):
@@ -348,7 +479,11 @@ def test_runs_of_before_offline_agents_go_on(rlx):
     """Their configs lack the keys `data` and `skip_bad`."""
     run = rlx("train", *TINY, "agent=dqn", "env=cartpole", *small("dqn"), "seeds=1").run
     config = run / "config.yaml"
-    lines = [line for line in config.read_text().splitlines() if not line.startswith(("data:", "skip_bad:"))]
+    lines = [
+        line
+        for line in config.read_text().splitlines()
+        if not line.startswith(("data:", "skip_bad:"))
+    ]
     config.write_text("\n".join(lines) + "\n")
     result = rlx("resume", run, "steps=700")
     assert result.code == 0, result.err

@@ -5,8 +5,8 @@ import torch
 
 from rlx.evaluation import REPORT, episode_seeds, evaluate
 from rlx.experiment import env_spec, make_agent, make_env
-from rlx.networks import take
-from rlx.rng import seed_tensor
+from rlx.nn.networks import take
+from rlx.nn.rng import seed_tensor
 from rlx.rollout import rollout
 
 CPU = torch.device("cpu")
@@ -25,8 +25,16 @@ def test_batched_equals_one_by_one(agent, env, composed):
     same = 0
     for s in range(3):
         for b in range(7):
-            alone = rollout(take(policy, torch.tensor([s])), make_env(config.env, 1, CPU), reset[s : s + 1, b : b + 1])
-            pairs = [(alone.returns, together.returns), (alone.lengths, together.lengths), (alone.truncated, together.truncated)]
+            alone = rollout(
+                take(policy, torch.tensor([s])),
+                make_env(config.env, 1, CPU),
+                reset[s : s + 1, b : b + 1],
+            )
+            pairs = [
+                (alone.returns, together.returns),
+                (alone.lengths, together.lengths),
+                (alone.truncated, together.truncated),
+            ]
             same += all(bool(one[0, 0] == many[s, b]) for one, many in pairs)
     assert same >= 19, "of 21; a tie of two values may be broken by rounding"
 
@@ -34,7 +42,10 @@ def test_batched_equals_one_by_one(agent, env, composed):
 def test_evaluation_repeats_and_the_adapter_agrees_with_the_native_env(composed):
     config = composed("train", "agent=dqn", "env=cartpole")
     policy = make_agent(config.agent, env_spec(config.env), seed_tensor([0, 1]), 1).policy
-    first, again = (evaluate(policy, lambda n: make_env(config.env, n, CPU), 2, 20, REPORT, CPU) for _ in range(2))
+    first, again = (
+        evaluate(policy, lambda n: make_env(config.env, n, CPU), 2, 20, REPORT, CPU)
+        for _ in range(2)
+    )
     assert torch.equal(first.returns, again.returns) and first.returns.std() > 0
     adapter = composed("train", "agent=dqn", "env=gym", "env.id=CartPole-v1")
     theirs = evaluate(policy, lambda n: make_env(adapter.env, n, CPU), 2, 20, REPORT, CPU)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlx.rng import uniform
+from rlx.nn.rng import uniform
 from rlx.search import Settings, Step, _gamma, draws_needed, halving, search
 
 BASE = {
@@ -22,7 +22,13 @@ class RandomModel:
 
     def look(self, code, memory):
         bits = uniform(code, torch.zeros_like(code), 2 + self.actions)
-        return Step({"code": code, "memory": memory}, 2 * bits[..., 0] - 1 + memory, 4 * bits[..., 1] - 2, 3 * bits[..., 2:], ("memory",))
+        return Step(
+            {"code": code, "memory": memory},
+            2 * bits[..., 0] - 1 + memory,
+            4 * bits[..., 1] - 2,
+            3 * bits[..., 2:],
+            ("memory",),
+        )
 
     def root(self, seeds, batch, first=0):
         code = torch.arange(first, first + seeds * batch).view(seeds, batch) * 7919
@@ -55,11 +61,16 @@ def reference(model, root, c, draws):
     """One root, in plain Python; `draws(simulation)` breaks ties."""
     top, nodes, low, high = Node(root), [], math.inf, -math.inf
     if c.gumbel is not None:
-        noise = [-c.noise * math.log(-math.log(min(max(float(u), 1e-7), 1 - 1e-7))) for u in draws(None)[0]]
+        noise = [
+            -c.noise * math.log(-math.log(min(max(float(u), 1e-7), 1 - 1e-7)))
+            for u in draws(None)[0]
+        ]
         schedule = halving(min(c.gumbel, model.actions), c.simulations)
     elif c.noise:
         gammas = _gamma(c.dirichlet_alpha, draws(None))
-        top.prior = (1 - c.dirichlet_fraction) * top.prior + c.dirichlet_fraction * gammas / gammas.sum()
+        top.prior = (
+            1 - c.dirichlet_fraction
+        ) * top.prior + c.dirichlet_fraction * gammas / gammas.sum()
 
     def normal(q):
         return min(1.0, max(0.0, (q - low) / max(high - low, c.value_floor) if high > low else q))
@@ -67,10 +78,15 @@ def reference(model, root, c, draws):
     def improved(node):
         visited = {a: child.q(c.discount) for a, child in node.children.items()}
         total, policy = sum(child.n for child in node.children.values()), node.logits.softmax(0)
-        known = sum(float(policy[a]) * q for a, q in visited.items()) / max(1e-12, sum(float(policy[a]) for a in visited))
+        known = sum(float(policy[a]) * q for a, q in visited.items()) / max(
+            1e-12, sum(float(policy[a]) for a in visited)
+        )
         mixed = (node.value + total * known) / (1 + total)
         most = max([child.n for child in node.children.values()], default=0)
-        return [float(node.logits[a]) + (c.c_visit + most) * c.c_scale * normal(visited.get(a, mixed)) for a in range(model.actions)], total
+        return [
+            float(node.logits[a]) + (c.c_visit + most) * c.c_scale * normal(visited.get(a, mixed))
+            for a in range(model.actions)
+        ], total
 
     def visits(node, a):
         return node.children[a].n if a in node.children else 0
@@ -82,14 +98,24 @@ def reference(model, root, c, draws):
                 open_ = [a for a in range(model.actions) if visits(node, a) == schedule[number - 1]]
                 return max(open_, key=lambda a: noise[a] + scores[a]), 0.0
             policy = torch.tensor(scores).softmax(0)
-            return max(range(model.actions), key=lambda a: float(policy[a]) - visits(node, a) / (1 + total)), 0.0
+            return max(
+                range(model.actions), key=lambda a: float(policy[a]) - visits(node, a) / (1 + total)
+            ), 0.0
         known = [child.q(c.discount) for child in node.children.values()]
-        mean = (sum(known) / max(1, len(known))) if depth == 0 else (above + sum(known)) / (1 + len(known))
+        mean = (
+            (sum(known) / max(1, len(known)))
+            if depth == 0
+            else (above + sum(known)) / (1 + len(known))
+        )
         n = node.n - (0 if c.first_visit_by_prior else 1)
         scores = []
         for a in range(model.actions):
             q = node.children[a].q(c.discount) if a in node.children else mean
-            weight = (math.log((n + c.c_base + 1) / c.c_base) + c.c_init) * math.sqrt(n) / (visits(node, a) + 1)
+            weight = (
+                (math.log((n + c.c_base + 1) / c.c_base) + c.c_init)
+                * math.sqrt(n)
+                / (visits(node, a) + 1)
+            )
             scores.append(normal(q) + float(node.prior[a]) * weight)
         tied = [a for a in range(model.actions) if scores[a] >= max(scores) - 1e-6]
         return max(tied, key=lambda a: float(draws(number)[a])), mean
@@ -101,7 +127,10 @@ def reference(model, root, c, draws):
             if action not in node.children:
                 break
             node, depth = node.children[action], depth + 1
-        step = model({name: value.clone() for name, value in node.step.latent.items()}, torch.tensor([[action]]))
+        step = model(
+            {name: value.clone() for name, value in node.step.latent.items()},
+            torch.tensor([[action]]),
+        )
         leaf = Node(step, node, depth + 1, c.horizon)
         node.children[action] = leaf
         nodes.append(leaf)
@@ -115,7 +144,10 @@ def reference(model, root, c, draws):
     if c.gumbel is None:
         return counts, top.w / c.simulations, counts.index(max(counts)), nodes
     scores, _ = improved(top)
-    best = max((a for a in range(model.actions) if counts[a] == max(counts)), key=lambda a: noise[a] + scores[a])
+    best = max(
+        (a for a in range(model.actions) if counts[a] == max(counts)),
+        key=lambda a: noise[a] + scores[a],
+    )
     return counts, (top.w + top.value) / top.n, best, nodes
 
 
@@ -130,22 +162,40 @@ CASES = {
 @pytest.mark.parametrize("actions", [2, 3, 6])
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_obvious_search(case, actions):
-    settings, model, (seeds, batch) = Settings(**(BASE | CASES[case])), RandomModel(actions), (3, 30)
+    settings, model, (seeds, batch) = (
+        Settings(**(BASE | CASES[case])),
+        RandomModel(actions),
+        (3, 30),
+    )
     key, counter = torch.tensor([11, 12, 13]), torch.tensor([5, 0, 900])
     root = model.root(seeds, batch)
     found = search(model, root, settings, key, counter)
     nothing = torch.zeros((), dtype=torch.int64)
     quiet = uniform(nothing, nothing, settings.simulations * actions).view(-1, actions)
-    each = uniform(key, counter, batch * actions * (17 + settings.simulations)).view(seeds, batch, -1, actions)
+    each = uniform(key, counter, batch * actions * (17 + settings.simulations)).view(
+        seeds, batch, -1, actions
+    )
     differ = 0
     for s in range(seeds):
         for b in range(batch):
 
             def draws(number, mine=each[s, b]):
-                return mine[:17] if number is None else mine[16 + number] if settings.noise else quiet[number - 1]
+                return (
+                    mine[:17]
+                    if number is None
+                    else mine[16 + number]
+                    if settings.noise
+                    else quiet[number - 1]
+                )
 
             pick = slice(s, s + 1), slice(b, b + 1)
-            one = Step({n: v[pick] for n, v in root.latent.items()}, root.prefix[pick], root.value[pick], root.logits[pick], root.memory)
+            one = Step(
+                {n: v[pick] for n, v in root.latent.items()},
+                root.prefix[pick],
+                root.value[pick],
+                root.logits[pick],
+                root.memory,
+            )
             counts, value, action, _ = reference(model, one, settings, draws)
             if found.visits[s, b].tolist() != counts:
                 differ += 1  # single precision has broken a tie
@@ -179,11 +229,21 @@ class Bandit:
 
     def __call__(self, latent, action):
         reward = torch.where(latent["step"] == 0, self.rewards[action], 0.0)
-        return Step({"step": latent["step"] + 1}, reward, torch.zeros_like(reward), torch.zeros(1, action.shape[1], len(self.rewards)), ())
+        return Step(
+            {"step": latent["step"] + 1},
+            reward,
+            torch.zeros_like(reward),
+            torch.zeros(1, action.shape[1], len(self.rewards)),
+            (),
+        )
 
 
 def test_no_action_is_favoured_where_all_are_equal():
-    settings, bandit, taken = Settings(**(BASE | {"noise": False, "simulations": 60})), Bandit([0.0] * 6), []
+    settings, bandit, taken = (
+        Settings(**(BASE | {"noise": False, "simulations": 60})),
+        Bandit([0.0] * 6),
+        [],
+    )
 
     def model(latent, action):
         taken.append(int(action))
@@ -198,8 +258,16 @@ def test_no_action_is_favoured_where_all_are_equal():
 @pytest.mark.parametrize("gumbel", [None, 4])
 def test_it_finds_the_best_arm_against_its_prior(gumbel):
     bandit = Bandit([0.1, 0.2, 0.9, 0.0])
-    settings = Settings(**(BASE | {"simulations": 64, "horizon": 1, "gumbel": gumbel, "noise": False}))
-    found = search(bandit, bandit.root(32, [1.0, 1.0, 0.0, 1.0]), settings, torch.tensor([1]), torch.tensor([0]))
+    settings = Settings(
+        **(BASE | {"simulations": 64, "horizon": 1, "gumbel": gumbel, "noise": False})
+    )
+    found = search(
+        bandit,
+        bandit.root(32, [1.0, 1.0, 0.0, 1.0]),
+        settings,
+        torch.tensor([1]),
+        torch.tensor([0]),
+    )
     assert (found.action == 2).float().mean() > 0.9
     assert (found.policy.argmax(-1) == 2).all()
     assert found.visits.sum(-1).unique().tolist() == [64]
@@ -223,8 +291,16 @@ def test_gumbel_with_one_simulation_samples_from_the_policy():
     bandit = Bandit([0.0, 0.0, 0.0])
     prior = torch.tensor([0.6, 0.3, 0.1])
     settings = Settings(**(BASE | {"simulations": 1, "horizon": 1, "gumbel": 3}))
-    found = search(bandit, bandit.root(20_000, prior.log().tolist()), settings, torch.tensor([2]), torch.tensor([0]))
-    torch.testing.assert_close(torch.bincount(found.action[0], minlength=3) / 20_000, prior, rtol=0, atol=0.015)
+    found = search(
+        bandit,
+        bandit.root(20_000, prior.log().tolist()),
+        settings,
+        torch.tensor([2]),
+        torch.tensor([0]),
+    )
+    torch.testing.assert_close(
+        torch.bincount(found.action[0], minlength=3) / 20_000, prior, rtol=0, atol=0.015
+    )
 
 
 def test_gamma_variates_have_their_moments():

@@ -9,27 +9,40 @@ from rlx.agents.self_play import mirrored
 from rlx.envs.connect_four import ConnectFour
 from rlx.envs.tic_tac_toe import TicTacToe, worst_result
 from rlx.experiment import load_policies
-from rlx.networks import take
-from rlx.run import Run
+from rlx.nn.networks import take
+from rlx.runs.run import Run
 
-QUICK = ("agent=self_play", "env=tic_tac_toe", "agent.learning_starts=32", "agent.hidden=[16]", "agent.buffer_size=800")
+QUICK = (
+    "agent=self_play",
+    "env=tic_tac_toe",
+    "agent.learning_starts=32",
+    "agent.hidden=[16]",
+    "agent.buffer_size=800",
+)
 
 
-def learner(composed, *overrides, copies=8):
-    return Learner(composed("train", *QUICK, "agent.replay_ratio=0.25", *overrides), [3, 5], copies)
+def learner(composed, *overrides, num_envs=8):
+    return Learner(
+        composed("train", *QUICK, "agent.replay_ratio=0.25", *overrides), [3, 5], num_envs
+    )
 
 
 def test_only_legal_moves_are_played_and_games_are_stored_as_negamax(composed):
     one = learner(composed)
     for _ in range(60):
         t = one.step()
-        assert TicTacToe.legal(t.obs).gather(-1, t.action.unsqueeze(-1)).all() and (t.reward >= 0).all()
+        assert (
+            TicTacToe.legal(t.obs).gather(-1, t.action.unsqueeze(-1)).all()
+            and (t.reward >= 0).all()
+        )
         assert ((one.agent.policy.q(t.obs) == FORBIDDEN) == ~TicTacToe.legal(t.obs)).all()
     rows = one.agent.learners[0].replay.rows(None)
     assert torch.equal(rows["discount"], torch.where(rows["last"], 0.0, -0.99))
     own, other = rows["obs"].view(-1, 2, 9).unbind(1)
     mine, theirs = rows["next_obs"].view(-1, 2, 9).unbind(1)
-    assert torch.equal(mine, other) and ((theirs - own).sum(1) == 1).all(), "the next position is the other player's"
+    assert torch.equal(mine, other) and ((theirs - own).sum(1) == 1).all(), (
+        "the next position is the other player's"
+    )
 
 
 @pytest.mark.rounding
@@ -38,14 +51,23 @@ def test_values_of_taken_moves_are_those_of_all(composed):
     for _ in range(20):
         t = one.step()
         q = one.agent.online[0].q
-        assert torch.allclose(q.taken(t.obs.flatten(2), t.action), q(t.obs).gather(-1, t.action.unsqueeze(-1)).squeeze(-1), atol=1e-6)
+        assert torch.allclose(
+            q.taken(t.obs.flatten(2), t.action),
+            q(t.obs).gather(-1, t.action.unsqueeze(-1)).squeeze(-1),
+            atol=1e-6,
+        )
 
 
 def test_games_begin_at_random(composed):
-    one = learner(composed, "agent.opening=3", "agent.epsilon_start=0", "agent.epsilon_end=0", copies=400)
+    one = learner(
+        composed, "agent.opening=3", "agent.epsilon_start=0", "agent.epsilon_end=0", num_envs=400
+    )
     begins = []
     for _ in range(5):
-        before = one.agent.online[0].q(one.obs).argmax(-1), one.agent.online[1].q(one.obs).argmax(-1)
+        before = (
+            one.agent.online[0].q(one.obs).argmax(-1),
+            one.agent.online[1].q(one.obs).argmax(-1),
+        )
         t = one.step()
         begins.append(float(((t.action != before[0]) & (t.action != before[1])).float().mean()))
     assert begins[0] > begins[1] > begins[2] > 0 and max(begins[3:]) < begins[2]
@@ -55,7 +77,9 @@ def test_games_begin_at_random(composed):
 def test_mirror_images(game):
     after = game.after(torch.zeros(game.observation_space.shape))
     mirror = mirrored(after)
-    assert torch.equal(after[mirror], after.flip(-1)) and not torch.equal(mirror, torch.arange(len(mirror)))
+    assert torch.equal(after[mirror], after.flip(-1)) and not torch.equal(
+        mirror, torch.arange(len(mirror))
+    )
 
 
 def test_half_of_the_copies_teach_their_mirror_image(composed):
@@ -64,14 +88,21 @@ def test_half_of_the_copies_teach_their_mirror_image(composed):
     rows = one.agent.learners[0].replay.rows(None)
     image = mirrored(TicTacToe.after(torch.zeros(2, 3, 3)))
     for name in ("obs", "next_obs"):
-        shown, stored = torch.stack([getattr(t, name) for t in seen], 2), rows[name].view(2, 8, 5, 2, 3, 3)
-        assert torch.equal(stored[:, ::2], shown[:, ::2]) and torch.equal(stored[:, 1::2], shown[:, 1::2].flip(-1))
+        shown, stored = (
+            torch.stack([getattr(t, name) for t in seen], 2),
+            rows[name].view(2, 8, 5, 2, 3, 3),
+        )
+        assert torch.equal(stored[:, ::2], shown[:, ::2]) and torch.equal(
+            stored[:, 1::2], shown[:, 1::2].flip(-1)
+        )
     actions, stored = torch.stack([t.action for t in seen], 2), rows["action"].view(2, 8, 5)
-    assert torch.equal(stored[:, ::2], actions[:, ::2]) and torch.equal(stored[:, 1::2], image[actions[:, 1::2]])
+    assert torch.equal(stored[:, ::2], actions[:, ::2]) and torch.equal(
+        stored[:, 1::2], image[actions[:, 1::2]]
+    )
 
 
 def test_learners_meet_each_other_and_the_league_on_both_sides(composed):
-    one, pairs = learner(composed, "agent.league=2", "agent.league_games=0.5", copies=500), []
+    one, pairs = learner(composed, "agent.league=2", "agent.league_games=0.5", num_envs=500), []
     for _ in range(12):
         one.step()
         pairs.append(torch.stack([one.carry["first"], one.carry["second"]], -1).flatten(0, 1))
@@ -88,7 +119,9 @@ def test_the_league_is_the_learners_past(composed):
     while int(one.agent.joined[0]) < 12:
         one.step()
         selves.append(one.agent.online[0].state_dict()["q.net.layers.0.weight"].clone())
-    newest = one.agent.league[0].state_dict()["q.net.layers.0.weight"]  # joined third, after six: the first learner's
+    newest = one.agent.league[0].state_dict()[
+        "q.net.layers.0.weight"
+    ]  # joined third, after six: the first learner's
     assert any(torch.equal(newest, past) for past in selves) and not torch.equal(newest, selves[-1])
 
 
@@ -108,7 +141,9 @@ def test_tic_tac_toe_is_never_lost(rlx):
 
 @pytest.mark.parametrize("game", ["tic_tac_toe", "connect_four"])
 def test_looking_ahead_is_a_search_over_learnt_values(composed, game):
-    one = Learner(composed("train", *QUICK[:1], f"env={game}", "env.opponent=self", *QUICK[2:]), [3, 5], 6)
+    one = Learner(
+        composed("train", *QUICK[:1], f"env={game}", "env.opponent=self", *QUICK[2:]), [3, 5], 6
+    )
     policy, q, won = one.agent.policy, one.agent.policy.q, 0
 
     def search(board, plies):

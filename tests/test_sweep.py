@@ -9,9 +9,9 @@ from rlx.attacks.noise import Noise
 from rlx.attacks.pgd import PGD
 from rlx.evaluation import REPORT, evaluate
 from rlx.experiment import env_spec, make_agent, make_env
-from rlx.networks import take
-from rlx.rng import seed_tensor
-from rlx.sweep import Played, Visited, sweep
+from rlx.nn.networks import take
+from rlx.nn.rng import seed_tensor
+from rlx.robustness.sweep import Played, Visited, sweep
 
 CPU = torch.device("cpu")
 EPS = [0.0, 0.05, 0.2]
@@ -21,25 +21,33 @@ ATTACKS = [FGSM("ce", None), PGD("margin", None, 3, 0.5, 2, True), Noise("unifor
 
 @pytest.fixture
 def study(composed):
-    config = composed("train", "agent=hdqn", "env=acrobot", "env.max_episode_steps=50", "agent.hidden=[16]")
+    config = composed(
+        "train", "agent=hdqn", "env=acrobot", "env.max_episode_steps=50", "agent.hidden=[16]"
+    )
     spec = env_spec(config.env)
     policy = make_agent(config.agent, spec, seed_tensor([4, 9]), 1).policy.requires_grad_(False)
     for parameter in policy.parameters():
         parameter *= 3  # decisions that depend on the observation
-    return policy, spec, lambda copies: make_env(config.env, copies, CPU)
+    return policy, spec, lambda num_envs: make_env(config.env, num_envs, CPU)
 
 
-def play(study, attack, modes=None, eps=EPS, seeds=(4, 9), max_copies=1000, policy=None):
+def play(study, attack, modes=None, eps=EPS, seeds=(4, 9), max_num_envs=1000, policy=None):
     own, spec, env = study
     modes = modes or dict(attack.modes(own.heads))
-    return sweep(policy or own, env, spec, attack, modes, seeds, eps, SCALE, 4, max_copies, CPU)
+    return sweep(policy or own, env, spec, attack, modes, seeds, eps, SCALE, 4, max_num_envs, CPU)
 
 
 def alike(one, other, share=0.9):
     """Whether two plays of the same episodes are the same, but for a few ties that rounding broke."""
     returns = np.isclose(one.returns, other.returns, rtol=1e-9).mean()
-    decided = [abs(one.decisions[head] - other.decisions[head]).sum() / other.decisions[head].sum() for head in other.decisions]
-    flipped = [abs(one.flips[head] - other.flips[head]).sum() / max(20, other.flips[head].sum()) for head in other.flips]
+    decided = [
+        abs(one.decisions[head] - other.decisions[head]).sum() / other.decisions[head].sum()
+        for head in other.decisions
+    ]
+    flipped = [
+        abs(one.flips[head] - other.flips[head]).sum() / max(20, other.flips[head].sum())
+        for head in other.flips
+    ]
     return returns >= share and max(decided) <= 1 - share and max(flipped) <= 1 - share
 
 
@@ -47,16 +55,28 @@ def alike(one, other, share=0.9):
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: type(a).__name__)
 def test_batched_equals_looped(attack, study):
     whole = play(study, attack)
-    chunked = play(study, attack, max_copies=7)
+    chunked = play(study, attack, max_num_envs=7)
     for mode, heads in attack.modes(study[0].heads).items():
         assert alike(chunked[mode], whole[mode])
         cells = [
-            [play(study, attack, {mode: heads}, [eps], [seed], policy=take(study[0], torch.tensor([s])))[mode] for eps in EPS]
+            [
+                play(
+                    study,
+                    attack,
+                    {mode: heads},
+                    [eps],
+                    [seed],
+                    policy=take(study[0], torch.tensor([s])),
+                )[mode]
+                for eps in EPS
+            ]
             for s, seed in enumerate((4, 9))
         ]
 
         def joined(read, cells=cells):
-            return np.concatenate([np.concatenate([read(cell) for cell in row], 1) for row in cells])
+            return np.concatenate(
+                [np.concatenate([read(cell) for cell in row], 1) for row in cells]
+            )
 
         looped = Played(
             joined(lambda cell: cell.returns),
@@ -73,8 +93,12 @@ def test_batched_equals_looped(attack, study):
 def test_radius_zero_is_the_clean_evaluation(attack, study):
     clean = evaluate(study[0], study[2], 2, 4, REPORT, CPU)
     for played in play(study, attack).values():
-        assert (played.returns[:, 0] == clean.returns.numpy()).sum() >= 7, "of 8; a tie may be broken by rounding"
-        assert all(flips[:, 0].sum() == 0 for flips in played.flips.values()), "the same observation, in the same batch"
+        assert (played.returns[:, 0] == clean.returns.numpy()).sum() >= 7, (
+            "of 8; a tie may be broken by rounding"
+        )
+        assert all(flips[:, 0].sum() == 0 for flips in played.flips.values()), (
+            "the same observation, in the same batch"
+        )
 
 
 def test_flips_count_only_attacked_heads_and_decisions_taken(study):
@@ -113,7 +137,12 @@ def test_visited_std_is_that_of_the_played_observations(study):
     evaluate(policy, env, 2, 4, REPORT, CPU, visited.chooser)
     one = env(8)
     obs = [one.reset(seed=[REPORT + e for e in range(4)] * 2)[0].unflatten(0, (2, 4))]
-    first, carry, alive, seen = torch.ones(2, 4, dtype=torch.bool), policy.initial_carry(4), torch.ones(2, 4, dtype=torch.bool), []
+    first, carry, alive, seen = (
+        torch.ones(2, 4, dtype=torch.bool),
+        policy.initial_carry(4),
+        torch.ones(2, 4, dtype=torch.bool),
+        [],
+    )
     while alive.any():
         action, carry = policy.act(obs[-1], first, carry)
         seen.append(obs[-1][alive])
@@ -121,4 +150,6 @@ def test_visited_std_is_that_of_the_played_observations(study):
         obs.append(following.unflatten(0, (2, 4)))
         first = (terminated | truncated).view(2, 4)
         alive &= ~first
-    np.testing.assert_allclose(visited.std(), torch.cat(seen).std(0, correction=0).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(
+        visited.std(), torch.cat(seen).std(0, correction=0).numpy(), rtol=1e-4
+    )

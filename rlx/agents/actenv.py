@@ -19,13 +19,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy, leaky_relu, one_hot, threshold
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, random_choice
-from rlx.agents.dqn import UpdateClock, average
+from rlx.agents.dqn import UpdateSchedule, average
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import ObsEncoder, check_no_image, obs_field
-from rlx.networks import SeedLinear, along
-from rlx.optim import Adam
+from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
+from rlx.nn.networks import SeedLinear, along
+from rlx.nn.optim import Adam
+from rlx.nn.rng import Streams, categorical, pick
 from rlx.replay import add_buffers
-from rlx.rng import Streams, categorical, pick
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,10 @@ class Network(nn.Module):
         self.normalise, self.actions, rng = config.normalise, spec.actions, Streams(seeds, name)
         self.encoder = ObsEncoder(spec.observation_space, False, seeds)
         widths = [config.obs_units + spec.actions, *config.hidden]
-        sizes = [(self.encoder.features, config.obs_units), *zip(widths, config.hidden, strict=False)]
+        sizes = [
+            (self.encoder.features, config.obs_units),
+            *zip(widths, config.hidden, strict=False),
+        ]
         self.layers = nn.ModuleList(SeedLinear(a, b, rng) for a, b in sizes)
         for layer in self.layers:  # a norm takes their biases out again, and Adam would follow the rounding of their gradients
             layer.bias.requires_grad_(not config.normalise)
@@ -118,7 +121,9 @@ class Network(nn.Module):
         self.logits = SeedLinear(widths[-1], outputs, rng).requires_grad_(config.train_outputs)
         self.q = SeedLinear(widths[-1], 1, rng).requires_grad_(config.train_outputs)
 
-    def forward(self, obs: Tensor, action: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, obs: Tensor, action: Tensor, where: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`where`: as in BatchNorm."""
         x = self.encoder(obs)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
@@ -141,12 +146,18 @@ class ActPolicy(Policy):
         self.network = Network(config, spec, spec.actions, seeds, "act")
 
     def initial_carry(self, batch: int) -> Carry:
-        zeros = self.network.encoder.scale.new_zeros(len(self.network.encoder.scale), batch, dtype=torch.int64)
+        zeros = self.network.encoder.scale.new_zeros(
+            len(self.network.encoder.scale), batch, dtype=torch.int64
+        )
         return {"previous": zeros, "action": zeros}
 
-    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+    def act(
+        self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
+    ) -> tuple[Tensor, Carry]:
         previous = torch.where(first, 0, carry["action"])
-        action = choose("action", obs, Scores(lambda x: self.network(x, previous)[0]), torch.ones_like(first))
+        action = choose(
+            "action", obs, Scores(lambda x: self.network(x, previous)[0]), torch.ones_like(first)
+        )
         return action, {"previous": previous, "action": action}
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
@@ -170,20 +181,22 @@ class RatedMemory(nn.Module):
     lowest: Tensor
     highest: Tensor
 
-    def __init__(self, capacity: int, spec: Spec, copies: int, seeds: Tensor):
+    def __init__(self, capacity: int, spec: Spec, num_envs: int, seeds: Tensor):
         """ConfigError where it is larger than the free memory."""
         super().__init__()
-        self.slots = max(1, capacity // copies)
+        self.slots = max(1, capacity // num_envs)
         shape, dtype = obs_field(spec.observation_space)
         fields = {"obs": (shape, dtype), "next_obs": (shape, dtype)}
         fields |= dict.fromkeys(("previous", "action", "episode"), ((), torch.int64))
         self.fields = tuple(fields)
-        rings = (len(seeds), copies, self.slots)
+        rings = (len(seeds), num_envs, self.slots)
         rated = fields | {"rate": ((), torch.float32)}
         add_buffers(self, rings, rated, seeds.device, f"agent.buffer_size={capacity}")
         self.rate.fill_(-1)
         # Each [S, N]: rows stored, those of them before the running episode, episodes finished, return of the running one.
-        self.register_buffer("written", torch.zeros(len(seeds), copies, dtype=torch.int64, device=seeds.device))
+        self.register_buffer(
+            "written", torch.zeros(len(seeds), num_envs, dtype=torch.int64, device=seeds.device)
+        )
         self.register_buffer("begun", torch.zeros_like(self.written))
         self.register_buffer("finished", torch.zeros_like(self.written))
         self.register_buffer("returns", torch.zeros_like(self.written, dtype=torch.float32))
@@ -206,7 +219,9 @@ class RatedMemory(nn.Module):
             getattr(self, name).flatten(0, 2).index_copy_(0, at, rows[name].flatten(0, 1))
         self.returns += reward
         rate = torch.where(ended, ((self.returns - low) / (high - low)).clamp(0, 1), -1.0)
-        self.rate.view(-1).index_copy_(0, rings + self.finished.flatten().remainder(self.slots), rate.flatten())
+        self.rate.view(-1).index_copy_(
+            0, rings + self.finished.flatten().remainder(self.slots), rate.flatten()
+        )
         lowest = torch.where(ended, self.returns, torch.inf).amin(1)
         highest = torch.where(ended, self.returns, -torch.inf).amax(1)
         self.lowest.copy_(self.lowest.minimum(lowest))
@@ -222,17 +237,17 @@ class RatedMemory(nn.Module):
         One row of each of B equal parts of the rated ones, after a random rotation: all are equally likely, and none comes
         twice where there are B of them. In a seed without any, the rows mean nothing.
         """
-        (seeds, copies), batch = self.written.shape, draws.shape[1] - 1
+        (seeds, num_envs), batch = self.written.shape, draws.shape[1] - 1
         ends = self.rated().cumsum(1)
         total = ends[:, -1:].clamp(min=1)
         edges = torch.arange(batch + 1, device=draws.device) * total // batch
         width = edges[:, 1:] - edges[:, :-1]
         rotation = pick(draws[:, :1], total)
         number = (edges[:, :-1] + pick(draws[:, 1:], width) + rotation).remainder(total)
-        copy = torch.searchsorted(ends, number, right=True).clamp_(max=copies - 1)
+        copy = torch.searchsorted(ends, number, right=True).clamp_(max=num_envs - 1)
         # A ring's rated rows are the last ones before `begun`.
         row = self.begun.gather(1, copy) - ends.gather(1, copy) + number
-        ring = (copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * copies) * self.slots
+        ring = (copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * num_envs) * self.slots
         rows = {name: self._rows(name, ring + row.remainder(self.slots)) for name in self.fields}
         return rows | {"rate": self._rows("rate", ring + rows["episode"].remainder(self.slots))}
 
@@ -257,7 +272,7 @@ class ActEnv(Agent):
     policy: ActPolicy
     steps: Tensor
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         self.config = config
         self.online = ActPolicy(config, spec, seeds)
@@ -265,15 +280,21 @@ class ActEnv(Agent):
         features = self.online.network.encoder.features
         self.env = Network(config, spec, features, seeds, "env")
         act, env = self.online.network.learning(), self.env.learning()
-        self.act_optimizer, self.act_optimizer2 = Adam(act, config.learning_rate), Adam(act, config.learning_rate2)
-        self.env_optimizer, self.env_optimizer2 = Adam(env, config.learning_rate), Adam(env, config.learning_rate2)
-        self.memory = RatedMemory(config.buffer_size, spec, copies, seeds)
-        if config.learning_starts > self.memory.slots * copies:
+        self.act_optimizer, self.act_optimizer2 = (
+            Adam(act, config.learning_rate),
+            Adam(act, config.learning_rate2),
+        )
+        self.env_optimizer, self.env_optimizer2 = (
+            Adam(env, config.learning_rate),
+            Adam(env, config.learning_rate2),
+        )
+        self.memory = RatedMemory(config.buffer_size, spec, num_envs, seeds)
+        if config.learning_starts > self.memory.slots * num_envs:
             raise ConfigError(
-                f"agent.learning_starts={config.learning_starts}: more than the memory can hold, {self.memory.slots * copies:,} "
-                f"transitions (agent.buffer_size={config.buffer_size} in equal parts for copies={copies})."
+                f"agent.learning_starts={config.learning_starts}: more than the memory can hold, {self.memory.slots * num_envs:,} "
+                f"transitions (agent.buffer_size={config.buffer_size} in equal parts for num_envs={num_envs})."
             )
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
+        self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
         self.rules = spec.rules
         self.exploration, self.rng = Streams(seeds, "act/explore"), Streams(seeds, "minibatch")
         self.register_buffer("steps", torch.zeros_like(seeds))
@@ -285,18 +306,30 @@ class ActEnv(Agent):
     def epsilon(self) -> Tensor:
         """Probability of a random action, [S]."""
         decisions = (self.steps - self.config.learning_starts).clamp(min=0)
-        return self.config.epsilon_end + (1 - self.config.epsilon_end) * (-decisions / self.config.epsilon_steps).exp()
+        return (
+            self.config.epsilon_end
+            + (1 - self.config.epsilon_end) * (-decisions / self.config.epsilon_steps).exp()
+        )
 
     def _explore(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         logits = scores(obs)
         which, whether, own = self.exploration.uniform(3, obs.shape[1]).unbind(1)
         random = random_choice(which, logits.shape[-1], obs, self.rules)
-        chosen = categorical(own, logits.softmax(-1)) if self.config.sample_actions else logits.argmax(-1)
+        chosen = (
+            categorical(own, logits.softmax(-1))
+            if self.config.sample_actions
+            else logits.argmax(-1)
+        )
         return torch.where(whether < self.epsilon().unsqueeze(1), random, chosen)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         t, ended = transition, transition.terminated | transition.truncated
-        rows = {"obs": t.obs, "next_obs": t.next_obs, "previous": t.carry["previous"], "action": t.action}
+        rows = {
+            "obs": t.obs,
+            "next_obs": t.next_obs,
+            "previous": t.carry["previous"],
+            "action": t.action,
+        }
         self.memory.add(t.reward, ended, self.config.return_low, self.config.return_scale, **rows)
         self.steps += t.reward.shape[1]
         due = self.clock.due()
@@ -328,11 +361,17 @@ class ActEnv(Agent):
         next_state = torch.sigmoid(env.encoder(batch["next_obs"]))
         logits, q_a = act(batch["obs"], batch["previous"], where)
         next_logits, q_e = env(batch["obs"], action, where)
-        imitation = cross_entropy(logits.flatten(0, 1), action.flatten(), reduction="none").view_as(rate)
+        imitation = cross_entropy(logits.flatten(0, 1), action.flatten(), reduction="none").view_as(
+            rate
+        )
         if self.config.imitate == "better":
             imitation = imitation * better(rate)
-        a_loss = (imitation + bce(q_a, rate, reduction="none")).mean(1)  # [S]: mean within a seed, sum over seeds
-        e_loss = bce(next_logits, next_state, reduction="none").mean((1, 2)) + bce(q_e, rate, reduction="none").mean(1)
+        a_loss = (imitation + bce(q_a, rate, reduction="none")).mean(
+            1
+        )  # [S]: mean within a seed, sum over seeds
+        e_loss = bce(next_logits, next_state, reduction="none").mean((1, 2)) + bce(
+            q_e, rate, reduction="none"
+        ).mean(1)
         self._step(a_loss, e_loss, self.act_optimizer, self.env_optimizer, where)
         q_a = act(batch["obs"], batch["previous"], where)[1]
         q_e = env(batch["obs"], action, where)[1]
@@ -341,11 +380,20 @@ class ActEnv(Agent):
         losses = {"loss/a": a_loss, "loss/e": e_loss, "loss/a2": a_loss2, "loss/e2": e_loss2}
         return {name: loss.detach() for name, loss in losses.items()} | {"rate": rate.mean(1)}
 
-    def _step(self, a_loss: Tensor, e_loss: Tensor, act_optimizer: Adam, env_optimizer: Adam, where: Tensor) -> None:
+    def _step(
+        self,
+        a_loss: Tensor,
+        e_loss: Tensor,
+        act_optimizer: Adam,
+        env_optimizer: Adam,
+        where: Tensor,
+    ) -> None:
         """Move Act down `a_loss` and Env down `e_loss` ([S] each)."""
         act, env = self.online.network.learning(), self.env.learning()
         # Not every loss reaches both output layers.
-        gradients = torch.autograd.grad((a_loss + e_loss).sum(), [*act, *env], materialize_grads=True)
+        gradients = torch.autograd.grad(
+            (a_loss + e_loss).sum(), [*act, *env], materialize_grads=True
+        )
         act_optimizer.step(act, gradients[: len(act)], where)
         env_optimizer.step(env, gradients[len(act) :], where)
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from rlx.agent import Carry, Choose, OfflineAgent, Policy, Scores, Spec, greedy
 from rlx.agents.dqn import average
 from rlx.config import ConfigError, at_least
-from rlx.data import Data
-from rlx.encoders import check_conv, make_encoder
-from rlx.networks import MLP, scale_for_relu
-from rlx.optim import Adam
-from rlx.rng import Streams
+from rlx.data.datasets import Data
+from rlx.nn.encoders import check_conv, make_encoder
+from rlx.nn.networks import MLP, scale_for_relu
+from rlx.nn.optim import Adam
+from rlx.nn.rng import Streams
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"agent.threshold={self.threshold}: expected a share between 0 (Q-learning) and 1 (imitation).")
+            raise ConfigError(
+                f"agent.threshold={self.threshold}: expected a share between 0 (Q-learning) and 1 (imitation)."
+            )
         check_conv(self.conv)
         for name in ("q_weight", "imitation_weight", "logit_penalty"):
             at_least(getattr(self, name), 0, f"agent.{name}")
@@ -58,10 +60,20 @@ class TwoHeads(nn.Module):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str):
         super().__init__()
-        self.encoder = make_encoder(spec.observation_space, False, config.conv, False, 1, seeds, Streams(seeds, f"{name}/encoder"))
+        self.encoder = make_encoder(
+            spec.observation_space,
+            False,
+            config.conv,
+            False,
+            1,
+            seeds,
+            Streams(seeds, f"{name}/encoder"),
+        )
         scale_for_relu(self.encoder)
         sizes = self.encoder.features, config.hidden, spec.actions
-        self.q, self.imitation = (MLP(*sizes, Streams(seeds, f"{name}/{head}")) for head in ("q", "imitation"))
+        self.q, self.imitation = (
+            MLP(*sizes, Streams(seeds, f"{name}/{head}")) for head in ("q", "imitation")
+        )
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         features = self.encoder(obs)
@@ -79,8 +91,15 @@ class BCQPolicy(Policy):
     def initial_carry(self, batch: int) -> Carry:
         return {}
 
-    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
-        return choose("action", obs, Scores(lambda seen: self.scores(seen, carry, "action")), torch.ones_like(first)), carry
+    def act(
+        self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
+    ) -> tuple[Tensor, Carry]:
+        return choose(
+            "action",
+            obs,
+            Scores(lambda seen: self.scores(seen, carry, "action")),
+            torch.ones_like(first),
+        ), carry
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         return self.ranked(*self.net(obs))
@@ -91,7 +110,9 @@ class BCQPolicy(Policy):
         actions that are not admissible yet: an attack on a mask would see none, and the policy would look robust."""
         distance = logits - logits.amax(-1, keepdim=True) - self.log_threshold
         admissible = distance >= 0
-        return torch.where(admissible, q - torch.where(admissible, q, torch.inf).amin(-1, keepdim=True), distance)
+        return torch.where(
+            admissible, q - torch.where(admissible, q, torch.inf).amin(-1, keepdim=True), distance
+        )
 
 
 class BCQ(OfflineAgent):
@@ -113,7 +134,9 @@ class BCQ(OfflineAgent):
         self.target = copy.deepcopy(self.policy).requires_grad_(False)
         self.optimizer = Adam(list(self.policy.parameters()), config.learning_rate, config.adam_eps)
         self.rng = Streams(seeds, "minibatch")
-        self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
+        self.register_buffer(
+            "updates", torch.zeros(len(seeds), dtype=torch.int64)
+        )  # on the CPU: read without a sync
 
     def learn(self) -> dict[str, Tensor]:
         config = self.config
@@ -129,13 +152,17 @@ class BCQ(OfflineAgent):
             with torch.no_grad():
                 best = self.policy.scores(batch["next_obs"], {}, "action").argmax(-1, keepdim=True)
                 next_q, _ = self.target.net(batch["next_obs"])
-                td_target = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
+                td_target = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(
+                    -1
+                )
             taken = q.gather(-1, action).squeeze(-1)
             q_loss = nn.functional.smooth_l1_loss(taken, td_target, reduction="none").mean(1)
             loss = loss + config.q_weight * q_loss
             metrics |= {"loss/q": q_loss.detach(), "q/mean": taken.detach().mean(1)}
         parameters = list(self.policy.parameters())
-        gradients = torch.autograd.grad(loss.sum(), parameters, materialize_grads=True)  # a head without a loss stays as it is
+        gradients = torch.autograd.grad(
+            loss.sum(), parameters, materialize_grads=True
+        )  # a head without a loss stays as it is
         self.optimizer.step(parameters, gradients, torch.ones_like(loss, dtype=torch.bool))
         self.updates += 1
         if int(self.updates[0]) % config.target_every == 0:

@@ -20,11 +20,11 @@ from rlx.agent import (
     random_choice,
 )
 from rlx.config import at_least, choice
-from rlx.encoders import check_conv, is_image, make_encoder, obs_field
-from rlx.networks import QNetwork, along, clipped
-from rlx.optim import Adam, RMSprop
+from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
+from rlx.nn.networks import QNetwork, along, clipped
+from rlx.nn.optim import Adam, RMSprop
+from rlx.nn.rng import Streams
 from rlx.replay import Replay
-from rlx.rng import Streams
 
 OPTIMIZERS: dict[str, type[Adam] | type[RMSprop]] = {"adam": Adam, "rmsprop": RMSprop}
 
@@ -108,7 +108,7 @@ class QLearner(nn.Module):
         network: nn.Module,
         target: nn.Module,
         obs: tuple[tuple[int, ...], torch.dtype],
-        copies: int,
+        num_envs: int,
         seeds: Tensor,
         stack: int | None = None,
         learners: int = 1,
@@ -121,16 +121,27 @@ class QLearner(nn.Module):
         self.target = target.requires_grad_(False).eval()
         if config.target_init == "copy":
             self.target.load_state_dict(network.state_dict())
-        self.optimizer = OPTIMIZERS[config.optimizer](list(network.parameters()), config.learning_rate)
-        fields = {"obs": obs, "next_obs": obs, "action": ((), torch.int64), "last": ((), torch.bool)}
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            list(network.parameters()), config.learning_rate
+        )
+        fields = {
+            "obs": obs,
+            "next_obs": obs,
+            "action": ((), torch.int64),
+            "last": ((), torch.bool),
+        }
         fields |= {"reward": ((), torch.float32), "discount": ((), torch.float32)}
         size = config.buffer_size
-        self.replay = Replay(len(seeds), copies, size, fields, seeds.device, stack, learners)
+        self.replay = Replay(len(seeds), num_envs, size, fields, seeds.device, stack, learners)
         self.replay.check_start(config.learning_starts)
         self.register_buffer("updates", torch.zeros_like(seeds))
 
     def learn(
-        self, network: nn.Module, draws: Tensor, where: Tensor | None = None, taken: Callable[[Tensor, Tensor], Tensor] | None = None
+        self,
+        network: nn.Module,
+        draws: Tensor,
+        where: Tensor | None = None,
+        taken: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One minibatch chosen by `draws` ([S, batch_size], uniform), in all seeds or those `where`
         (bool [S]). `taken`: (obs, action [S, B]) → the network's values [S, B] of those actions,
@@ -143,25 +154,38 @@ class QLearner(nn.Module):
         batch = self.replay.sample(draws, self.config.n_steps)
         with torch.no_grad():
             next_q = self.target(batch["next_obs"])
-            best = (network(batch["next_obs"]) if self.config.double else next_q).argmax(-1, keepdim=True)
+            best = (network(batch["next_obs"]) if self.config.double else next_q).argmax(
+                -1, keepdim=True
+            )
             td_target = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
         parameters = list(network.parameters())
         network.train()  # batch normalisation by the batch
         obs, action = batch["obs"], batch["action"]
-        q = taken(obs, action) if taken else network(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        q = (
+            taken(obs, action)
+            if taken
+            else network(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        )
         network.eval()
-        loss = nn.functional.smooth_l1_loss(q, td_target, reduction="none").mean(1)  # [S]: mean within a seed, sum over seeds
+        loss = nn.functional.smooth_l1_loss(q, td_target, reduction="none").mean(
+            1
+        )  # [S]: mean within a seed, sum over seeds
         gradients = list(torch.autograd.grad(loss.sum(), parameters))
         with torch.no_grad():
             if self.config.max_grad_norm is not None:
                 gradients = clipped(gradients, self.config.max_grad_norm)
             if self.config.max_grad_value is not None:
-                gradients = [g.clamp(-self.config.max_grad_value, self.config.max_grad_value) for g in gradients]
+                gradients = [
+                    g.clamp(-self.config.max_grad_value, self.config.max_grad_value)
+                    for g in gradients
+                ]
             self.optimizer.step(parameters, gradients, where)
             self.updates += where
             moves = where & (self.updates % self.config.target_every == 0)
             weight = self.config.target_tau * moves.to(loss.dtype)
-            for slow, fast in zip(self.target.state_dict().values(), network.state_dict().values(), strict=True):
+            for slow, fast in zip(
+                self.target.state_dict().values(), network.state_dict().values(), strict=True
+            ):
                 slow.lerp_(fast, along(weight, slow))  # moments of batch normalisation too
         return loss.detach(), q.detach().mean(1)
 
@@ -201,7 +225,7 @@ class EpsilonGreedy(nn.Module):
         return choice
 
 
-class UpdateClock(nn.Module):
+class UpdateSchedule(nn.Module):
     """How many minibatches are due after each vector step; the replay ratio need not be whole.
 
     None is before a seed has made `learning_starts` environment steps: the host counts them, so
@@ -210,16 +234,18 @@ class UpdateClock(nn.Module):
 
     ticks: Tensor
 
-    def __init__(self, seeds: Tensor, copies: int, replay_ratio: float, learning_starts: int = 0):
+    def __init__(self, seeds: Tensor, num_envs: int, replay_ratio: float, learning_starts: int = 0):
         super().__init__()
-        self.copies, self.learning_starts = copies, learning_starts
-        self.per_tick = copies * replay_ratio
-        self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
+        self.num_envs, self.learning_starts = num_envs, learning_starts
+        self.per_tick = num_envs * replay_ratio
+        self.register_buffer(
+            "ticks", torch.zeros(len(seeds), dtype=torch.int64)
+        )  # on the CPU: read without a sync
 
     @property
     def steps(self) -> int:
         """Environment steps that each seed has made."""
-        return int(self.ticks[0]) * self.copies
+        return int(self.ticks[0]) * self.num_envs
 
     def due(self) -> int:
         """Advance by one vector step."""
@@ -233,7 +259,9 @@ class UpdateClock(nn.Module):
 @torch.no_grad()
 def average(slow: nn.Module, fast: nn.Module, tau: float, updates: int) -> None:
     """Move the running average `slow` by `updates` steps of weight `tau` towards `fast`, moments of normalisation included."""
-    for mean, new in zip((*slow.parameters(), *slow.buffers()), (*fast.parameters(), *fast.buffers()), strict=True):
+    for mean, new in zip(
+        (*slow.parameters(), *slow.buffers()), (*fast.parameters(), *fast.buffers()), strict=True
+    ):
         mean.lerp_(new, 1 - (1 - tau) ** updates)
 
 
@@ -244,13 +272,21 @@ class QPolicy(Policy):
         super().__init__()
         self.q = q_network(config, spec, spec.actions, seeds, "q")
         shape = spec.observation_space.shape
-        self.past = (config.stack - 1, *shape) if shape and is_image(shape) and config.stack > 1 else None
+        self.past = (
+            (config.stack - 1, *shape) if shape and is_image(shape) and config.stack > 1 else None
+        )
 
     def initial_carry(self, batch: int) -> Carry:
         some = next(self.parameters())
-        return {"past": torch.zeros(len(some), batch, *self.past, device=some.device)} if self.past else {}
+        return (
+            {"past": torch.zeros(len(some), batch, *self.past, device=some.device)}
+            if self.past
+            else {}
+        )
 
-    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+    def act(
+        self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
+    ) -> tuple[Tensor, Carry]:
         everywhere = torch.ones_like(first)
         if not self.past:
             return choose("action", obs, Scores(self.q), everywhere), carry
@@ -260,7 +296,9 @@ class QPolicy(Policy):
 
         def scores(seen: Tensor) -> Tensor:
             nonlocal newest
-            newest = seen.detach()  # what is remembered is what the decision was taken on, perturbed or not
+            newest = (
+                seen.detach()
+            )  # what is remembered is what the decision was taken on, perturbed or not
             return self.scores(seen, {"past": past}, "action")
 
         action = choose("action", obs, Scores(scores), everywhere)
@@ -273,7 +311,9 @@ class QPolicy(Policy):
 def q_network(config: Config, spec: Spec, choices: int, seeds: Tensor, name: str) -> nn.Module:
     """Observations [S, B, *O] (images: `stack` of them, [S, B, stack · C, H, W]) → values of `choices` [S, B, choices]."""
     space, rng = spec.observation_space, Streams(seeds, name)
-    encoder = make_encoder(space, config.scale_obs, config.conv, config.batch_norm, config.stack, seeds, rng)
+    encoder = make_encoder(
+        space, config.scale_obs, config.conv, config.batch_norm, config.stack, seeds, rng
+    )
     net = QNetwork(encoder.features, config.hidden, choices, config.dueling, rng)
     return Legal(spec, encoder, net) if spec.rules else nn.Sequential(encoder, net)
 
@@ -304,7 +344,7 @@ class DQN(Agent):
     config_type = Config
     policy_type = QPolicy
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         self.config = config
         self.online = QPolicy(config, spec, seeds)
@@ -312,10 +352,10 @@ class DQN(Agent):
         target = q_network(config, spec, spec.actions, seeds, "q/target")
         obs = obs_field(spec.observation_space)
         stack = config.stack if is_image(obs[0]) else None
-        self.learner = QLearner(config, self.online.q, target, obs, copies, seeds, stack)
+        self.learner = QLearner(config, self.online.q, target, obs, num_envs, seeds, stack)
         exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
         self.explore = EpsilonGreedy(*exploration, seeds, "q", spec.rules)
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
+        self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
         self.rng = Streams(seeds, "minibatch")
 
     @torch.no_grad()
@@ -323,7 +363,11 @@ class DQN(Agent):
         return self.online.act(obs, first, carry, self.explore)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        stops = transition.terminated if self.config.bootstrap_truncated else transition.terminated | transition.truncated
+        stops = (
+            transition.terminated
+            if self.config.bootstrap_truncated
+            else transition.terminated | transition.truncated
+        )
         self.learner.replay.add(
             torch.ones_like(stops),
             obs=transition.obs,

@@ -13,13 +13,13 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, random_choice
-from rlx.agents.dqn import UpdateClock
+from rlx.agents.dqn import UpdateSchedule
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import ObsEncoder, obs_field
-from rlx.networks import clipped, rows_within
-from rlx.optim import SGD, Adam
+from rlx.nn.encoders import ObsEncoder, obs_field
+from rlx.nn.networks import clipped, rows_within
+from rlx.nn.optim import SGD, Adam
+from rlx.nn.rng import Streams, categorical, pick, uniform
 from rlx.replay import Memo, Replay, add_buffers
-from rlx.rng import Streams, categorical, pick, uniform
 from rlx.search import Found, Settings, draws_needed, search
 from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
 
@@ -100,7 +100,17 @@ class Config:
     def __post_init__(self) -> None:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         choice(self.bootstrap, ("head", "search"), "agent.bootstrap")
-        for name in ("stack", "latent", "lstm", "head", "projection", "simulations", "unroll", "learning_starts", "hold"):
+        for name in (
+            "stack",
+            "latent",
+            "lstm",
+            "head",
+            "projection",
+            "simulations",
+            "unroll",
+            "learning_starts",
+            "hold",
+        ):
             at_least(getattr(self, name), 1, f"agent.{name}")
         if self.gumbel is not None:
             at_least(self.gumbel, 1, "agent.gumbel")
@@ -121,8 +131,20 @@ class Planner(Policy):
         super().__init__()
         rng = Streams(seeds, "network")
         space = spec.observation_space
-        supports = Support(config.value_limit, config.value_bins, seeds), Support(config.prefix_limit, config.prefix_bins, seeds)
-        sizes = spec.actions, config.latent, config.lstm, config.head, config.projection, supports, seeds, rng
+        supports = (
+            Support(config.value_limit, config.value_bins, seeds),
+            Support(config.prefix_limit, config.prefix_bins, seeds),
+        )
+        sizes = (
+            spec.actions,
+            config.latent,
+            config.lstm,
+            config.head,
+            config.projection,
+            supports,
+            seeds,
+            rng,
+        )
         self.model: WorldModel
         if isinstance(space, spaces.Box) and len(space.shape) == 3:
             self.model = ImageModel(space, *sizes, config.one_hot_actions)
@@ -133,8 +155,13 @@ class Planner(Policy):
     def initial_carry(self, batch: int) -> Carry:
         return {}
 
-    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
-        scores = Scores(lambda seen: self.scores(seen, carry, "action"), choice=lambda seen: self.search(seen).action)
+    def act(
+        self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
+    ) -> tuple[Tensor, Carry]:
+        scores = Scores(
+            lambda seen: self.scores(seen, carry, "action"),
+            choice=lambda seen: self.search(seen).action,
+        )
         return choose("action", obs, scores, torch.ones_like(first)), carry
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
@@ -164,36 +191,55 @@ class EfficientZero(Agent):
     largest: Tensor
     """Largest value and largest value prefix that it was to learn, [S, 2]."""
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         self.config = config
         self.policy = Planner(config, spec, seeds)
         self.target = copy.deepcopy(self.policy.model).requires_grad_(False)
-        self.optimizer = OPTIMIZERS[config.optimizer](list(self.policy.parameters()), config.learning_rate)
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            list(self.policy.parameters()), config.learning_rate
+        )
         shape, dtype = obs_field(spec.observation_space)
         self.images = isinstance(self.policy.model, ImageModel)
         self.newest = 0
         """Channels of one picture."""
         if self.images:
             if shape[0] % config.stack:
-                raise ConfigError(f"agent.stack={config.stack}: observations {list(shape)} are no such stack of pictures.")
+                raise ConfigError(
+                    f"agent.stack={config.stack}: observations {list(shape)} are no such stack of pictures."
+                )
             self.newest = shape[0] // config.stack
             shape = (self.newest, *shape[1:])
         fields = {"obs": (shape, dtype), "action": ((), torch.int64), "reward": ((), torch.float32)}
-        fields |= {"policy": ((spec.actions,), torch.float32), "last": ((), torch.bool), "terminated": ((), torch.bool)}
-        self.replay = Replay(len(seeds), copies, config.buffer_size, fields, seeds.device, config.stack if self.images else None)
+        fields |= {
+            "policy": ((spec.actions,), torch.float32),
+            "last": ((), torch.bool),
+            "terminated": ((), torch.bool),
+        }
+        self.replay = Replay(
+            len(seeds),
+            num_envs,
+            config.buffer_size,
+            fields,
+            seeds.device,
+            config.stack if self.images else None,
+        )
         self.replay.check_start(config.learning_starts)
         setting, slots = f"agent.buffer_size={config.buffer_size}", self.replay.slots
         priority = {"priority": ((), torch.float32)}
-        add_buffers(self, (len(seeds), copies, slots), priority, seeds.device, setting)
+        add_buffers(self, (len(seeds), num_envs, slots), priority, seeds.device, setting)
         self.register_buffer("largest", torch.zeros(len(seeds), 2, device=seeds.device))
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
+        self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
         self.rules = spec.rules
         names = ("start", "explore", "minibatch", "reanalyse")
-        self.start, self.explore, self.minibatch, self.again = (Streams(seeds, name) for name in names)
-        self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
+        self.start, self.explore, self.minibatch, self.again = (
+            Streams(seeds, name) for name in names
+        )
+        self.register_buffer(
+            "updates", torch.zeros(len(seeds), dtype=torch.int64)
+        )  # on the CPU: read without a sync
         self.settings = config.settings(noise=True)
-        size = len(seeds), copies * slots
+        size = len(seeds), num_envs * slots
         self.valued = self.searched = None
         if config.cache:
             self.valued = Memo(*size, 1, seeds.device, setting)
@@ -201,11 +247,11 @@ class EfficientZero(Agent):
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        config, copies = self.config, first.shape[1]
+        config, num_envs = self.config, first.shape[1]
         if self.clock.steps < config.learning_starts:
             actions, held = self.policy.model.actions, int(self.clock.ticks[0]) // config.hold
-            counter = torch.full_like(self.start.counter, held * copies)
-            draws = uniform(self.start.key, counter, copies)
+            counter = torch.full_like(self.start.counter, held * num_envs)
+            draws = uniform(self.start.key, counter, num_envs)
             policy = torch.full((*first.shape, actions), 1 / actions, device=obs.device)
             return random_choice(draws, actions, obs, self.rules), {"policy": policy}
         found = self._search(self.policy.model, obs, self.explore)
@@ -213,7 +259,9 @@ class EfficientZero(Agent):
         if config.gumbel is None:
             done = self.clock.steps / config.temperature_steps
             weight = found.visits.float() ** (1 if done < 0.5 else 2 if done < 0.75 else 4)
-            action = categorical(self.explore.uniform(copies), weight / weight.sum(-1, keepdim=True))
+            action = categorical(
+                self.explore.uniform(num_envs), weight / weight.sum(-1, keepdim=True)
+            )
         return action, {"policy": found.policy.clone()}
 
     def _search(self, model: WorldModel, obs: Tensor, rng: Streams) -> Found:
@@ -259,7 +307,9 @@ class EfficientZero(Agent):
             if config.augment and self.images:
                 first, later = self._augmented(first), self._augmented(later)
         model.train()
-        alive = batch["alive"][..., :steps].float()  # the last action of an episode is real, what follows is not
+        alive = batch["alive"][
+            ..., :steps
+        ].float()  # the last action of an episode is real, what follows is not
         latent = model.begin(first.squeeze(2))
         states, memories = [latent["state"]], []
         for k in range(config.unroll):
@@ -270,39 +320,67 @@ class EfficientZero(Agent):
                 latent = latent | {name: torch.zeros_like(latent[name]) for name in model.memory}
         state = torch.stack(states, 2)  # [S, B, K + 1, *H]
         shared = _each(model.shared, state)
-        guess, rewarded = _each(model.value_head, shared), _each(model.prefix_head, torch.stack(memories, 2))
+        guess, rewarded = (
+            _each(model.value_head, shared),
+            _each(model.prefix_head, torch.stack(memories, 2)),
+        )
         # Behind a terminal the value is 0, and is learnt once.
-        valued = torch.cat([alive[..., :1], alive[..., 1:].maximum(alive[..., :-1] * batch["terminated"][..., : steps - 1])], -1)
+        valued = torch.cat(
+            [
+                alive[..., :1],
+                alive[..., 1:].maximum(alive[..., :-1] * batch["terminated"][..., : steps - 1]),
+            ],
+            -1,
+        )
         losses = {
             "value": valued * _cross_entropy(guess, model.value_support.encode(value)),
             "policy": alive * _cross_entropy(_each(model.policy_head, shared), policy),
-            "prefix": alive[..., :-1] * _cross_entropy(rewarded, model.prefix_support.encode(prefix)),
+            "prefix": alive[..., :-1]
+            * _cross_entropy(rewarded, model.prefix_support.encode(prefix)),
         }
         if config.consistency:
             with torch.no_grad():
                 seen = _each(lambda obs: model.project(model.represent(obs)), later)
             foreseen = _each(lambda x: model.predict(model.project(x)), state[:, :, 1:])
-            losses["consistency"] = -alive[..., 1:] * nn.functional.cosine_similarity(foreseen, seen, -1, 1e-5)
+            losses["consistency"] = -alive[..., 1:] * nn.functional.cosine_similarity(
+                foreseen, seen, -1, 1e-5
+            )
         losses = {name: loss.sum(-1) for name, loss in losses.items()}
-        weights = {"value": config.value_weight, "policy": config.policy_weight, "prefix": 1.0, "consistency": config.consistency}
-        each = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(0) / config.unroll
+        weights = {
+            "value": config.value_weight,
+            "policy": config.policy_weight,
+            "prefix": 1.0,
+            "consistency": config.consistency,
+        }
+        each = (
+            torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(0)
+            / config.unroll
+        )
         loss = (each * weight).mean(1)  # [S]: mean within a seed, sum over seeds
         parameters = list(self.policy.parameters())
         gradients = torch.autograd.grad(loss.sum(), parameters, materialize_grads=True)
         with torch.no_grad():
             moves = zip(clipped(gradients, config.max_grad_norm), parameters, strict=True)
             self.optimizer.learning_rate = self._learning_rate()
-            self.optimizer.step(parameters, [g + config.weight_decay * p for g, p in moves], torch.ones_like(loss, dtype=torch.bool))
+            self.optimizer.step(
+                parameters,
+                [g + config.weight_decay * p for g, p in moves],
+                torch.ones_like(loss, dtype=torch.bool),
+            )
             error = model.value_support.decode(guess[:, :, 0]) - value[..., 0]
             # A row that was drawn twice is as urgent as its larger error says, in whatever order they come.
-            self.priority.flatten(1).scatter_reduce_(1, slot, error.abs() + 1e-6, "amax", include_self=False)
+            self.priority.flatten(1).scatter_reduce_(
+                1, slot, error.abs() + 1e-6, "amax", include_self=False
+            )
             here = torch.stack([value.abs().amax((1, 2)), prefix.abs().amax((1, 2))], 1)
             self.largest.copy_(self.largest.maximum(here))
             self.updates += 1
             if int(self.updates[0]) % config.target_every == 0:
                 self.target.load_state_dict(model.state_dict())
         model.eval()
-        return {f"loss/{name}": value.detach().mean(1) for name, value in losses.items()} | {"value/mean": value[..., 0].mean(1)}
+        return {f"loss/{name}": value.detach().mean(1) for name, value in losses.items()} | {
+            "value/mean": value[..., 0].mean(1)
+        }
 
     def warnings(self) -> list[str]:
         values, prefixes = self.largest.amax(0).tolist()
@@ -325,18 +403,30 @@ class EfficientZero(Agent):
     def _learning_rate(self) -> float:
         config, updates = self.config, int(self.updates[0])
         late = config.decay_after is not None and updates >= config.decay_after
-        return config.learning_rate * min(1.0, (updates + 1) / max(1, config.warmup)) * (0.1 if late else 1.0)
+        return (
+            config.learning_rate
+            * min(1.0, (updates + 1) / max(1, config.warmup))
+            * (0.1 if late else 1.0)
+        )
 
     def _augmented(self, obs: Tensor) -> Tensor:
         """Pictures [S, B, K, C, H, W], those of one row alike: shifted as if their edges went on, and with another brightness."""
         (seeds, size), (height, width), most = obs.shape[:2], obs.shape[-2:], 4
         draws = self.minibatch.uniform(size, 4)
         down, right = (pick(draws[:, :, i].flatten(), 2 * most + 1) for i in range(2))
-        padded = nn.functional.pad(obs.flatten(0, 1).float(), (most,) * 4 + (0, 0), mode="replicate")
-        crops = padded.unfold(-2, height, 1).unfold(-2, width, 1)  # [S · B, K, C, 9, 9, H, W], a view
-        moved = crops[torch.arange(seeds * size, device=obs.device), :, :, down, right].unflatten(0, (seeds, size))
+        padded = nn.functional.pad(
+            obs.flatten(0, 1).float(), (most,) * 4 + (0, 0), mode="replicate"
+        )
+        crops = padded.unfold(-2, height, 1).unfold(
+            -2, width, 1
+        )  # [S · B, K, C, 9, 9, H, W], a view
+        moved = crops[torch.arange(seeds * size, device=obs.device), :, :, down, right].unflatten(
+            0, (seeds, size)
+        )
         draws = draws[..., None, None, None, None]  # [S, B, 4, 1, 1, 1, 1]
-        normal = (-2 * draws[:, :, 2].clamp(min=1e-7).log()).sqrt() * (2 * torch.pi * draws[:, :, 3]).cos()
+        normal = (-2 * draws[:, :, 2].clamp(min=1e-7).log()).sqrt() * (
+            2 * torch.pi * draws[:, :, 3]
+        ).cos()
         return moved * (1 + 0.05 * normal.clamp(-2, 2))
 
     def _drawn(self, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -344,9 +434,15 @@ class EfficientZero(Agent):
         config, mass = self.config, self.priority.flatten(1) ** self.config.priority_alpha
         # A float32 sum over a million rows would leave out those of small priority.
         total = mass.cumsum(1, dtype=torch.float64)
-        slot = torch.searchsorted(total, draws * total[:, -1:], right=True).clamp(max=total.shape[1] - 1)
+        slot = torch.searchsorted(total, draws * total[:, -1:], right=True).clamp(
+            max=total.shape[1] - 1
+        )
         share = mass.gather(1, slot) / total[:, -1:]
-        done = min(1.0, int(self.updates[0]) / config.priority_beta_steps) if config.priority_beta_steps else 0.0
+        done = (
+            min(1.0, int(self.updates[0]) / config.priority_beta_steps)
+            if config.priority_beta_steps
+            else 0.0
+        )
         beta = config.priority_beta + (1 - config.priority_beta) * done
         weight = ((self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -beta).float()
         return slot, weight / weight.amax(1, keepdim=True)
@@ -357,11 +453,17 @@ class EfficientZero(Agent):
         horizon = torch.full_like(batch["age"], config.n_steps)
         if config.off_policy_correction:
             age = batch["age"] * self.replay.written.shape[1]  # environment steps
-            horizon = (config.n_steps - age // int(0.3 * config.buffer_size)).clamp(1, config.n_steps)
+            horizon = (config.n_steps - age // int(0.3 * config.buffer_size)).clamp(
+                1, config.n_steps
+            )
         horizon, on = horizon.unsqueeze(-1), alive[..., :steps]
         # Each return is Σ discount^i reward, and `scale` times the value of the row `end`.
         end = torch.arange(steps, device=on.device).expand_as(on)
-        value, scale, weight = torch.zeros(on.shape, device=on.device), torch.ones(on.shape, device=on.device), 1.0
+        value, scale, weight = (
+            torch.zeros(on.shape, device=on.device),
+            torch.ones(on.shape, device=on.device),
+            1.0,
+        )
         for i in range(config.n_steps):
             here, next_ = slice(i, i + steps), slice(i + 1, i + 1 + steps)
             use, after = on & (i < horizon), alive[..., next_]
@@ -372,7 +474,9 @@ class EfficientZero(Agent):
             end = end + goes_on
             scale = torch.where(over, 0.0, torch.where(goes_on, weight, scale))
             on = on & after
-        value = value + scale * self._values(batch["slot"].gather(2, end), rows_within(batch["obs"], end))
+        value = value + scale * self._values(
+            batch["slot"].gather(2, end), rows_within(batch["obs"], end)
+        )
         return torch.where(alive[..., :steps], value, 0.0)
 
     def policy_targets(self, batch: dict[str, Tensor]) -> Tensor:
@@ -380,26 +484,36 @@ class EfficientZero(Agent):
         steps, fresh = self.config.unroll + 1, round(self.config.reanalyse * batch["obs"].shape[1])
         policy = batch["policy"][:, :, :steps].clone()
         if fresh:
-            policy[:, :fresh] = self._searched(batch["slot"][:, :fresh, :steps], batch["obs"][:, :fresh, :steps])[..., :-1]
+            policy[:, :fresh] = self._searched(
+                batch["slot"][:, :fresh, :steps], batch["obs"][:, :fresh, :steps]
+            )[..., :-1]
         return policy
 
     def _values(self, slot: Tensor, obs: Tensor) -> Tensor:
         """What the target network says that the rows in `slot` [S, B, K] are worth, [S, B, K]."""
         if self.config.bootstrap == "search":
             return self._searched(slot, obs)[..., -1]
-        return self._asked(self.valued, lambda obs: self.target.values(obs).unsqueeze(-1), slot, obs).squeeze(-1)
+        return self._asked(
+            self.valued, lambda obs: self.target.values(obs).unsqueeze(-1), slot, obs
+        ).squeeze(-1)
 
     def _searched(self, slot: Tensor, obs: Tensor) -> Tensor:
         """What searches with the target network say of the rows in `slot` [S, B, K]: policy and value, [S, B, K, A + 1]."""
 
         def who(obs: Tensor) -> Tensor:
             anew = self.searched is None
-            found = self._search(self.target, obs, self.again) if anew else quiet(self.target, obs, self.policy.search_settings)
+            found = (
+                self._search(self.target, obs, self.again)
+                if anew
+                else quiet(self.target, obs, self.policy.search_settings)
+            )
             return torch.cat([found.policy, found.value.unsqueeze(-1)], -1)
 
         return self._asked(self.searched, who, slot, obs)
 
-    def _asked(self, memo: Memo | None, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor) -> Tensor:
+    def _asked(
+        self, memo: Memo | None, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor
+    ) -> Tensor:
         """`who` on the rows in `slot`, as in `Memo.ask`."""
         if memo is None:
             return _each(who, obs)

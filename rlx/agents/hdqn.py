@@ -9,11 +9,11 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents.dqn import EpsilonGreedy, LearnerConfig, Legal, QLearner, UpdateClock, average
+from rlx.agents.dqn import EpsilonGreedy, LearnerConfig, Legal, QLearner, UpdateSchedule, average
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import ObsEncoder, check_no_image, obs_field
-from rlx.networks import QNetwork
-from rlx.rng import Streams
+from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
+from rlx.nn.networks import QNetwork
+from rlx.nn.rng import Streams
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,12 @@ class GoalEncoder(nn.Module):
 
     def forward(self, joint: Tensor) -> Tensor:
         goal, obs = joint[..., 0], joint[..., 1:]
-        encoded = nn.functional.one_hot(goal.long(), self.goals) if self.one_hot else goal.unsqueeze(-1)
-        return torch.cat([encoded.to(joint.dtype), self.obs(obs.squeeze(-1) if self.obs.discrete else obs)], -1)
+        encoded = (
+            nn.functional.one_hot(goal.long(), self.goals) if self.one_hot else goal.unsqueeze(-1)
+        )
+        return torch.cat(
+            [encoded.to(joint.dtype), self.obs(obs.squeeze(-1) if self.obs.discrete else obs)], -1
+        )
 
 
 def join(goal: Tensor, obs: Tensor) -> Tensor:
@@ -93,18 +97,39 @@ class GoalPolicy(Policy):
 
     def given_up(self, clock: Tensor) -> Tensor:
         """Whether a goal ends, reached or not, after `clock` steps [S, B]."""
-        return torch.zeros_like(clock, dtype=torch.bool) if self.goal_steps is None else clock >= self.goal_steps
+        return (
+            torch.zeros_like(clock, dtype=torch.bool)
+            if self.goal_steps is None
+            else clock >= self.goal_steps
+        )
 
     def initial_carry(self, batch: int) -> Carry:
         device = next(self.parameters()).device
-        nothing = torch.zeros(next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device)
+        nothing = torch.zeros(
+            next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device
+        )
         return {"goal": nothing, "action": nothing, "clock": nothing, "deciding": nothing.bool()}
 
-    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
-        deciding = first | self.reached(carry["goal"], carry["action"], obs) | self.given_up(carry["clock"])
-        goal = torch.where(deciding, choose("goal", obs, Scores(self.meta), deciding), carry["goal"])
-        action = choose("action", obs, Scores(lambda seen: self.controller(join(goal, seen))), torch.ones_like(first))
-        clock = torch.where(deciding, 0, carry["clock"]) + 1  # steps of this goal, this one included
+    def act(
+        self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
+    ) -> tuple[Tensor, Carry]:
+        deciding = (
+            first
+            | self.reached(carry["goal"], carry["action"], obs)
+            | self.given_up(carry["clock"])
+        )
+        goal = torch.where(
+            deciding, choose("goal", obs, Scores(self.meta), deciding), carry["goal"]
+        )
+        action = choose(
+            "action",
+            obs,
+            Scores(lambda seen: self.controller(join(goal, seen))),
+            torch.ones_like(first),
+        )
+        clock = (
+            torch.where(deciding, 0, carry["clock"]) + 1
+        )  # steps of this goal, this one included
         return action, {"goal": goal, "action": action, "clock": clock, "deciding": deciding}
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
@@ -116,7 +141,9 @@ def goal_count(config: Config, spec: Spec) -> int:
     if config.goals == "actions":
         return spec.actions
     if not isinstance(spec.observation_space, spaces.Discrete):
-        raise ConfigError(f"agent.goals=states: needs Discrete observations, not {spec.observation_space}; use agent.goals=actions.")
+        raise ConfigError(
+            f"agent.goals=states: needs Discrete observations, not {spec.observation_space}; use agent.goals=actions."
+        )
     return int(spec.observation_space.n)
 
 
@@ -157,7 +184,7 @@ class HDQN(Agent):
     goal_discount: Tensor
     finished: Tensor
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         self.config = config
         self.online = GoalPolicy(config, spec, seeds)
@@ -165,7 +192,7 @@ class HDQN(Agent):
         shape, dtype = obs_field(spec.observation_space)
         target = meta_network(config, spec, seeds, "meta/target")
         field = (shape, dtype)
-        self.meta = QLearner(config, self.online.meta, target, field, copies, seeds, learners=2)
+        self.meta = QLearner(config, self.online.meta, target, field, num_envs, seeds, learners=2)
         joint = (1 + ObsEncoder(spec.observation_space, False, seeds).width,), torch.float32
         target = controller_network(config, spec, seeds, "controller/target")
         self.controller = QLearner(
@@ -173,7 +200,7 @@ class HDQN(Agent):
             self.online.controller,
             target,
             joint,
-            copies,
+            num_envs,
             seeds,
             learners=2,
         )
@@ -185,13 +212,17 @@ class HDQN(Agent):
             config.controller_epsilon_steps,
         )
         self.explore_action = EpsilonGreedy(*exploration, seeds, "action", spec.rules)
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
+        self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
         self.rng = Streams(seeds, "minibatch")
-        running = torch.zeros(len(seeds), copies, device=seeds.device)
-        self.register_buffer("start_obs", torch.zeros(len(seeds), copies, *shape, dtype=dtype, device=seeds.device))
+        running = torch.zeros(len(seeds), num_envs, device=seeds.device)
+        self.register_buffer(
+            "start_obs", torch.zeros(len(seeds), num_envs, *shape, dtype=dtype, device=seeds.device)
+        )
         self.register_buffer("goal_reward", running)
         self.register_buffer("goal_discount", running.clone())
-        self.register_buffer("finished", torch.zeros(len(seeds), dtype=torch.bool, device=seeds.device))
+        self.register_buffer(
+            "finished", torch.zeros(len(seeds), dtype=torch.bool, device=seeds.device)
+        )
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -215,7 +246,12 @@ class HDQN(Agent):
             loss, q = self.controller.learn(self.online.controller, draws[:, 1])
         average(self.policy, self.online, self.config.average_tau, due)
         self.finished = torch.zeros_like(self.finished)
-        return {"loss/meta": meta_loss, "loss/controller": loss, "q/meta": meta_q, "q/controller": q}
+        return {
+            "loss/meta": meta_loss,
+            "loss/controller": loss,
+            "q/meta": meta_q,
+            "q/controller": q,
+        }
 
     def _store(self, t: Transition) -> None:
         config, goal, deciding = self.config, t.carry["goal"], t.carry["deciding"]
@@ -244,7 +280,8 @@ class HDQN(Agent):
             obs=self.start_obs,
             action=goal,
             reward=self.goal_reward,
-            discount=goes_on * (self.goal_discount if config.discount_within_goal else config.discount),
+            discount=goes_on
+            * (self.goal_discount if config.discount_within_goal else config.discount),
             next_obs=t.next_obs,
             last=last,
         )

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.agents.dqn import OPTIMIZERS
 from rlx.config import ConfigError, at_least, choice
-from rlx.encoders import check_conv, is_image, make_encoder, obs_field
-from rlx.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, rows_at, scale_for_relu
+from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
+from rlx.nn.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, rows_at, scale_for_relu
+from rlx.nn.rng import Streams, categorical
 from rlx.replay import add_buffers
-from rlx.rng import Streams, categorical
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
 
@@ -91,7 +91,11 @@ class ActorCritic(Policy):
         self.encoder = make_encoder(shown, False, conv, False, 1, seeds, rng)
         scale_for_relu(self.encoder)
         features = self.encoder.features
-        self.norm = RunningNorm(features, seeds) if config.normalise_obs and not is_image(spec.observation_space.shape) else None
+        self.norm = (
+            RunningNorm(features, seeds)
+            if config.normalise_obs and not is_image(spec.observation_space.shape)
+            else None
+        )
         if self.units is not None:
             self.gru = SeedGRU(features, self.units, Streams(seeds, "memory"))
         inputs, activation = self.units or features, ACTIVATIONS[config.activation]
@@ -103,23 +107,37 @@ class ActorCritic(Policy):
                 parameter.mul_(0.01)  # begin with all actions about equally likely
         if isinstance(space, spaces.Box):
             if len(space.shape) != 1 or not space.is_bounded():
-                raise ConfigError(f"agent: needs bounded Box actions of one axis; this env has {space}.")
-            self.log_std = nn.Parameter(torch.full((len(seeds), 1, outputs), math.log(config.initial_std), device=seeds.device))
+                raise ConfigError(
+                    f"agent: needs bounded Box actions of one axis; this env has {space}."
+                )
+            self.log_std = nn.Parameter(
+                torch.full(
+                    (len(seeds), 1, outputs), math.log(config.initial_std), device=seeds.device
+                )
+            )
             for name in ("low", "high"):
                 bound = torch.as_tensor(getattr(space, name), device=seeds.device)
                 self.register_buffer(name, bound.expand(len(seeds), 1, -1).contiguous())
 
     def initial_carry(self, batch: int) -> Carry:
         some = next(self.parameters())
-        return {"memory": torch.zeros(len(some), batch, self.units, device=some.device)} if self.units else {}
+        return (
+            {"memory": torch.zeros(len(some), batch, self.units, device=some.device)}
+            if self.units
+            else {}
+        )
 
-    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+    def act(
+        self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
+    ) -> tuple[Tensor, Carry]:
         before = self.restarted(first, carry)
         after = dict(before)
 
         def scores(seen: Tensor) -> Tensor:
             core, memory = self.core(seen, before)
-            after.update(memory)  # what is remembered is what the decision was taken on, perturbed or not
+            after.update(
+                memory
+            )  # what is remembered is what the decision was taken on, perturbed or not
             return self.outputs(core)
 
         bounds = (self.low, self.high) if self.continuous else None
@@ -146,7 +164,11 @@ class ActorCritic(Policy):
     def outputs(self, core: Tensor) -> Tensor:
         """Logits [S, B, A], or mean actions [S, B, D] in the space's units."""
         out = self.actor(core)
-        return (self.low + self.high) / 2 + out * (self.high - self.low) / 2 if self.continuous else out
+        return (
+            (self.low + self.high) / 2 + out * (self.high - self.low) / 2
+            if self.continuous
+            else out
+        )
 
     def std(self) -> Tensor:
         """Of continuous actions in the space's units, [S, 1, D]."""
@@ -157,7 +179,9 @@ class ActorCritic(Policy):
         if self.continuous:
             std = self.std()
             log = -0.5 * ((action - out) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
-            entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1).expand(log.shape[:2])
+            entropy = (
+                (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1).expand(log.shape[:2])
+            )
             return log.sum(-1), entropy
         log = out.log_softmax(-1)
         return log.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(log.exp() * log).sum(-1)
@@ -185,33 +209,59 @@ class PPO(Agent):
     memory: Tensor
     next_memory: Tensor
 
-    def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor, copies: int):
+    def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         self.config = config
         self.policy = ActorCritic(config, spec, seeds)
-        self.optimizer = OPTIMIZERS[config.optimizer](list(self.policy.parameters()), config.learning_rate)
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            list(self.policy.parameters()), config.learning_rate
+        )
         self.explore, self.shuffle = Streams(seeds, "explore"), Streams(seeds, "minibatch")
         self.reward_norm = RunningNorm(1, seeds)
-        if (copies if config.recurrent else copies * config.rollout_steps) % config.minibatches:
-            what = f"copies={copies}" if config.recurrent else f"copies={copies} times agent.rollout_steps={config.rollout_steps}"
+        if (num_envs if config.recurrent else num_envs * config.rollout_steps) % config.minibatches:
+            what = (
+                f"num_envs={num_envs}"
+                if config.recurrent
+                else f"num_envs={num_envs} times agent.rollout_steps={config.rollout_steps}"
+            )
             raise ConfigError(f"agent.minibatches={config.minibatches}: does not divide {what}.")
-        if config.normalise_advantage and copies * config.rollout_steps < 2 * config.minibatches:
-            raise ConfigError(f"agent.minibatches={config.minibatches}: leaves one row each, whose advantage cannot be normalised.")
+        if config.normalise_advantage and num_envs * config.rollout_steps < 2 * config.minibatches:
+            raise ConfigError(
+                f"agent.minibatches={config.minibatches}: leaves one row each, whose advantage cannot be normalised."
+            )
         self.register_buffer("steps", torch.zeros_like(seeds))
-        self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
-        self.register_buffer("running_return", torch.zeros(len(seeds), copies, device=seeds.device))
+        self.register_buffer(
+            "ticks", torch.zeros(len(seeds), dtype=torch.int64)
+        )  # on the CPU: read without a sync
+        self.register_buffer(
+            "running_return", torch.zeros(len(seeds), num_envs, device=seeds.device)
+        )
         shape, dtype = obs_field(spec.observation_space)
         flags = ((), torch.bool)
-        action: tuple = (spec.action_space.shape, torch.float32) if self.policy.continuous else ((), torch.int64)
-        fields = {"obs": (shape, dtype), "next_obs": (shape, dtype), "action": action, "reward": ((), torch.float32)}
+        action: tuple = (
+            (spec.action_space.shape, torch.float32)
+            if self.policy.continuous
+            else ((), torch.int64)
+        )
+        fields = {
+            "obs": (shape, dtype),
+            "next_obs": (shape, dtype),
+            "action": action,
+            "reward": ((), torch.float32),
+        }
         fields |= {"first": flags, "terminated": flags, "truncated": flags}
         if config.recurrent:
-            fields |= {"memory": ((config.recurrent,), torch.float32), "next_memory": ((config.recurrent,), torch.float32)}
+            fields |= {
+                "memory": ((config.recurrent,), torch.float32),
+                "next_memory": ((config.recurrent,), torch.float32),
+            }
         self.fields = tuple(fields)
-        rollout = (len(seeds), copies, config.rollout_steps)
+        rollout = (len(seeds), num_envs, config.rollout_steps)
         setting = f"agent.rollout_steps={config.rollout_steps}"
         add_buffers(self, rollout, fields, seeds.device, setting)
-        self.register_buffer("new_episode", torch.ones(len(seeds), copies, dtype=torch.bool, device=seeds.device))
+        self.register_buffer(
+            "new_episode", torch.ones(len(seeds), num_envs, dtype=torch.bool, device=seeds.device)
+        )
         self.before: Carry = {}
 
     @torch.no_grad()
@@ -228,7 +278,13 @@ class PPO(Agent):
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         t, place = transition, int(self.ticks[0]) % self.config.rollout_steps
-        rows = {"obs": t.obs, "next_obs": t.next_obs, "action": t.action, "reward": t.reward, "first": self.new_episode}
+        rows = {
+            "obs": t.obs,
+            "next_obs": t.next_obs,
+            "action": t.action,
+            "reward": t.reward,
+            "first": self.new_episode,
+        }
         rows |= {"terminated": t.terminated, "truncated": t.truncated}
         if self.config.recurrent:
             rows |= {"memory": self.before["memory"], "next_memory": t.carry["memory"]}
@@ -242,15 +298,26 @@ class PPO(Agent):
     def _learn(self) -> dict[str, Tensor]:
         config = self.config
         left = 1 - (self.steps / config.anneal_steps).clamp(max=1)
-        self.optimizer.learning_rate = config.learning_rate_end + (config.learning_rate - config.learning_rate_end) * left
+        self.optimizer.learning_rate = (
+            config.learning_rate_end + (config.learning_rate - config.learning_rate_end) * left
+        )
         with torch.no_grad():
-            advantage, value, log_prob = self._judge()
-        batch: dict[str, Tensor] = {name: getattr(self, name) for name in ("obs", "action", "first", "memory") if name in self.fields}
+            advantage, value, log_prob = self._compute_gae()
+        batch: dict[str, Tensor] = {
+            name: getattr(self, name)
+            for name in ("obs", "action", "first", "memory")
+            if name in self.fields
+        }
         batch |= {"advantage": advantage, "target": advantage + value, "log_prob": log_prob}
         if not config.recurrent:
-            batch = {name: x.flatten(1, 2) for name, x in batch.items()}  # [S, N · T, …]: the order of steps does not matter
+            batch = {
+                name: x.flatten(1, 2) for name, x in batch.items()
+            }  # [S, N · T, …]: the order of steps does not matter
         seeds, rows = batch["target"].shape[:2]
-        order = self.shuffle.uniform(config.epochs, rows).argsort(-1) + torch.arange(seeds, device=left.device).view(-1, 1, 1) * rows
+        order = (
+            self.shuffle.uniform(config.epochs, rows).argsort(-1)
+            + torch.arange(seeds, device=left.device).view(-1, 1, 1) * rows
+        )
         batch = {name: x.flatten(0, 1) for name, x in batch.items()}
         for index in order.flatten(1).chunk(config.epochs * config.minibatches, 1):
             some = {name: rows_at(x, index) for name, x in batch.items()}
@@ -259,7 +326,7 @@ class PPO(Agent):
             self.policy.norm.see(self.policy.encoder(self.obs.flatten(1, 2)))
         return metrics
 
-    def _judge(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _compute_gae(self) -> tuple[Tensor, Tensor, Tensor]:
         """(advantages, values, log-probabilities of the actions taken), [S, N, T] each."""
         config, shape = self.config, self.reward.shape
         carry = {"memory": self.memory.flatten(1, 2)} if config.recurrent else {}
@@ -267,10 +334,16 @@ class PPO(Agent):
         core, _ = self.policy.core(self.obs.flatten(1, 2), carry)
         log_prob, _ = self.policy.log_prob(self.policy.outputs(core), self.action.flatten(1, 2))
         value = self.policy.critic(core).view(shape)
-        next_value = self.policy.critic(self.policy.core(self.next_obs.flatten(1, 2), next_carry)[0]).view(shape)
+        next_value = self.policy.critic(
+            self.policy.core(self.next_obs.flatten(1, 2), next_carry)[0]
+        ).view(shape)
         reward, ended = self._reward(), self.terminated | self.truncated
         delta = reward + config.discount * next_value * ~self.terminated - value
-        running, decay, rows = torch.zeros_like(delta[..., 0]), config.discount * config.gae_lambda * ~ended, []
+        running, decay, rows = (
+            torch.zeros_like(delta[..., 0]),
+            config.discount * config.gae_lambda * ~ended,
+            [],
+        )
         for now, kept in zip(reversed(delta.unbind(-1)), reversed(decay.unbind(-1)), strict=True):
             running = now + kept * running
             rows.append(running)
@@ -292,27 +365,46 @@ class PPO(Agent):
     def _step(self, batch: dict[str, Tensor], clip: Tensor | None) -> dict[str, Tensor]:
         """One gradient step on a minibatch [S, B, …] (recurrent: [S, B copies, T, …])."""
         config, policy = self.config, self.policy
-        out, value = self._replayed(batch)
-        log_prob, entropy = policy.log_prob(out, batch["action"].flatten(1, 2) if config.recurrent else batch["action"])
+        out, value = self._evaluate_actions(batch)
+        log_prob, entropy = policy.log_prob(
+            out, batch["action"].flatten(1, 2) if config.recurrent else batch["action"]
+        )
         flat = {name: batch[name].flatten(1) for name in ("advantage", "target", "log_prob")}
         advantage = flat["advantage"]
         if config.normalise_advantage:
-            advantage = (advantage - advantage.mean(1, keepdim=True)) / (advantage.std(1, keepdim=True) + 1e-8)
-        gain = (log_prob - flat["log_prob"]).exp() * advantage  # the ratio of probabilities times the advantage …
+            advantage = (advantage - advantage.mean(1, keepdim=True)) / (
+                advantage.std(1, keepdim=True) + 1e-8
+            )
+        gain = (
+            log_prob - flat["log_prob"]
+        ).exp() * advantage  # the ratio of probabilities times the advantage …
         if clip is not None:  # … and no more than at the ratio's bound
             gain = torch.minimum(gain, advantage + clip.unsqueeze(1) * advantage.abs())
-        policy_loss, value_loss = -gain.mean(1), (value - flat["target"]).square().mean(1)  # [S]: mean within, sum over seeds
-        loss = policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy.mean(1)
+        policy_loss, value_loss = (
+            -gain.mean(1),
+            (value - flat["target"]).square().mean(1),
+        )  # [S]: mean within, sum over seeds
+        loss = (
+            policy_loss
+            + config.value_coefficient * value_loss
+            - config.entropy_coefficient * entropy.mean(1)
+        )
         parameters = list(policy.parameters())
         gradients = list(torch.autograd.grad(loss.sum(), parameters))
         with torch.no_grad():
             if config.max_grad_norm is not None:
                 shrink = (config.max_grad_norm / (per_seed_norm(gradients) + 1e-6)).clamp_max(1)
                 gradients = [g * along(shrink, g) for g in gradients]
-            self.optimizer.step(parameters, gradients, torch.ones_like(self.steps, dtype=torch.bool))
-        return {"loss/policy": policy_loss.detach(), "loss/value": value_loss.detach(), "entropy": entropy.detach().mean(1)}
+            self.optimizer.step(
+                parameters, gradients, torch.ones_like(self.steps, dtype=torch.bool)
+            )
+        return {
+            "loss/policy": policy_loss.detach(),
+            "loss/value": value_loss.detach(),
+            "entropy": entropy.detach().mean(1),
+        }
 
-    def _replayed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _evaluate_actions(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(outputs [S, B, A], values [S, B]) of a minibatch with today's weights; recurrent: B = copies · T, through time."""
         policy = self.policy
         if not self.config.recurrent:

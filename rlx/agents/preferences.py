@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Spec, Transition
 from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
 from rlx.config import ConfigError, at_least
-from rlx.encoders import ObsEncoder, check_no_image
-from rlx.networks import MLP, RunningNorm, rows_within
-from rlx.optim import Adam
+from rlx.nn.encoders import ObsEncoder, check_no_image
+from rlx.nn.networks import MLP, RunningNorm, rows_within
+from rlx.nn.optim import Adam
+from rlx.nn.rng import Streams, pick
 from rlx.replay import add_buffers
-from rlx.rng import Streams, pick
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,21 @@ class Config(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("queries", "first_queries", "queries_per_round", "segment_steps", "reward_models", "reward_updates", "reward_batch"):
+        for name in (
+            "queries",
+            "first_queries",
+            "queries_per_round",
+            "segment_steps",
+            "reward_models",
+            "reward_updates",
+            "reward_batch",
+        ):
             at_least(getattr(self, name), 1, f"agent.{name}")
         at_least(self.round_steps, self.segment_steps, "agent.round_steps")
         if not 0 <= self.rater_noise <= 0.5:
-            raise ConfigError(f"agent.rater_noise={self.rater_noise}: must be from 0 to 0.5, where the answers say nothing.")
+            raise ConfigError(
+                f"agent.rater_noise={self.rater_noise}: must be from 0 to 0.5, where the answers say nothing."
+            )
 
 
 class RewardModel(nn.Module):
@@ -68,12 +78,19 @@ class RewardModel(nn.Module):
         actions = self.choices or int((spec.action_space.shape or (1,))[0])
         self.features = self.encoder.features + actions
         self.nets = nn.ModuleList(
-            MLP(self.features, config.reward_hidden, 1, Streams(seeds, f"reward{i}")) for i in range(config.reward_models)
+            MLP(self.features, config.reward_hidden, 1, Streams(seeds, f"reward{i}"))
+            for i in range(config.reward_models)
         )
 
     def inputs(self, obs: Tensor, action: Tensor) -> Tensor:
         """What it is a function of, [S, B, F]."""
-        return torch.cat([self.encoder(obs), nn.functional.one_hot(action, self.choices).float() if self.choices else action], -1)
+        return torch.cat(
+            [
+                self.encoder(obs),
+                nn.functional.one_hot(action, self.choices).float() if self.choices else action,
+            ],
+            -1,
+        )
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """What the networks see of inputs [S, B, F]."""
@@ -107,11 +124,11 @@ class PreferencePPO(Agent):
     size: Tensor
     """Mean absolute reward of the last round's steps by each network, [S, M]: answers say nothing of the unit of reward."""
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         check_no_image(spec.observation_space, "PreferencePPO")
         self.config = config
-        self.ppo = PPO(config, spec, seeds, copies)
+        self.ppo = PPO(config, spec, seeds, num_envs)
         self.policy = self.ppo.policy
         self.model = RewardModel(config, spec, seeds)
         self.optimizer = Adam(list(self.model.parameters()), config.reward_learning_rate)
@@ -120,7 +137,7 @@ class PreferencePPO(Agent):
         this_round = {"inputs": ((features,), torch.float32), "true_reward": number}
         this_round |= {"last": flag, "truncated": flag}
         setting = f"agent.round_steps={config.round_steps}"
-        rounds = (len(seeds), copies, config.round_steps)
+        rounds = (len(seeds), num_envs, config.round_steps)
         add_buffers(self, rounds, this_round, seeds.device, setting)
         steps = (2, config.segment_steps)
         asked = {
@@ -136,7 +153,9 @@ class PreferencePPO(Agent):
         # Before the first answers no step is worth anything.
         nothing = torch.full((len(seeds), config.reward_models), torch.inf, device=seeds.device)
         self.register_buffer("size", nothing)
-        self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))  # these two on the CPU: read without a sync
+        self.register_buffer(
+            "ticks", torch.zeros(len(seeds), dtype=torch.int64)
+        )  # these two on the CPU: read without a sync
         self.register_buffer("asked", torch.zeros(len(seeds), dtype=torch.int64))
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -148,28 +167,39 @@ class PreferencePPO(Agent):
             inputs = self.model.inputs(t.obs, t.action)
             learnt = (self.model(inputs) / self.size.unsqueeze(1)).mean(-1)
         self.inputs[:, :, place], self.true_reward[:, :, place] = inputs, t.reward
-        self.last[:, :, place], self.truncated[:, :, place] = t.terminated | t.truncated, t.truncated
+        self.last[:, :, place], self.truncated[:, :, place] = (
+            t.terminated | t.truncated,
+            t.truncated,
+        )
         self.ticks += 1
         if place == self.config.round_steps - 1 and int(self.asked[0]) < self.config.queries:
             self._ask()
             self._fit()
         metrics = self.ppo.update(replace(t, reward=learnt))
         queries = self.asked.to(self.agreement)
-        return metrics | {"preference/queries": queries, "preference/agreement": self.agreement} if metrics else {}
+        return (
+            metrics | {"preference/queries": queries, "preference/agreement": self.agreement}
+            if metrics
+            else {}
+        )
 
     @torch.no_grad()
     def _ask(self) -> None:
         """Cut random pairs of segments out of this round, and have them rated."""
         config = self.config
         begin = int(self.asked[0])
-        end = min(begin + (config.queries_per_round if begin else config.first_queries), config.queries)
-        seeds, copies, steps = self.true_reward.shape
+        end = min(
+            begin + (config.queries_per_round if begin else config.first_queries), config.queries
+        )
+        seeds, num_envs, steps = self.true_reward.shape
         draws = self.rng.uniform(3, end - begin, 2, dtype=torch.float64)
         copy, start, answer = draws.unbind(1)  # [S, Q, 2]
         start = pick(start, steps - config.segment_steps + 1)
-        first = torch.arange(seeds, device=start.device).view(-1, 1, 1) * copies
-        which = pick(copy, copies) + first
-        index = (which * steps + start).unsqueeze(-1) + torch.arange(config.segment_steps, device=start.device)  # [S, Q, 2, L]
+        first = torch.arange(seeds, device=start.device).view(-1, 1, 1) * num_envs
+        which = pick(copy, num_envs) + first
+        index = (which * steps + start).unsqueeze(-1) + torch.arange(
+            config.segment_steps, device=start.device
+        )  # [S, Q, 2, L]
 
         def cut(x: Tensor) -> Tensor:
             return x.flatten(0, 2)[index]
@@ -181,7 +211,9 @@ class PreferencePPO(Agent):
         inside = (inside & (limit.cumsum(-1) == limit).flip(2)).float()
         returns = (cut(self.true_reward) * inside).sum(-1)
         right = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
-        self.answers[:, begin:end] = torch.where(answer[..., 1] < config.rater_noise, 1 - right, right)
+        self.answers[:, begin:end] = torch.where(
+            answer[..., 1] < config.rater_noise, 1 - right, right
+        )
         self.segments[:, begin:end], self.inside[:, begin:end] = cut(self.inputs), inside
         self.model.norm.see(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
         self.asked.fill_(end)
@@ -195,15 +227,23 @@ class PreferencePPO(Agent):
             loss = torch.zeros_like(self.agreement)
             for net, draw in zip(self.model.nets, draws.unbind(1), strict=True):
                 index = pick(draw, asked)
-                segments, inside, answers = (rows_within(x, index) for x in (self.segments, self.inside, self.answers))
+                segments, inside, answers = (
+                    rows_within(x, index) for x in (self.segments, self.inside, self.answers)
+                )
                 reward = net(self.model.normalised(segments.flatten(1, 3))).view_as(inside) * inside
                 totals = reward.sum(-1)
                 odds = totals[..., 0] - totals[..., 1]
-                loss = loss + nn.functional.binary_cross_entropy_with_logits(odds, answers, reduction="none").mean(1)
+                loss = loss + nn.functional.binary_cross_entropy_with_logits(
+                    odds, answers, reduction="none"
+                ).mean(1)
                 mean = reward.sum((1, 2, 3), keepdim=True) / inside.sum((1, 2, 3), keepdim=True)
-                loss = loss + config.reward_decay * ((reward - mean) * inside).square().sum((2, 3)).mean(1)
+                loss = loss + config.reward_decay * ((reward - mean) * inside).square().sum(
+                    (2, 3)
+                ).mean(1)
             gradients = torch.autograd.grad(loss.sum(), parameters)
-            self.optimizer.step(parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=draws.device))
+            self.optimizer.step(
+                parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=draws.device)
+            )
         with torch.no_grad():
             self.size.copy_(self.model(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
         self.agreement = 0.5 + 0.5 * (odds.detach().sign() * (2 * answers - 1)).mean(1)

@@ -52,7 +52,9 @@ class TablePolicy(Policy):
     def initial_carry(self, batch: int) -> Carry:
         return {}
 
-    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
+    def act(
+        self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
+    ) -> tuple[Tensor, Carry]:
         return choose("action", obs, Scores(self.values), torch.ones_like(first)), carry
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
@@ -60,7 +62,9 @@ class TablePolicy(Policy):
 
     def values(self, obs: Tensor) -> Tensor:
         """[S, B, A] of `obs` [S, B]."""
-        return self.table.flatten(0, 1).index_select(0, self.rows(obs).flatten()).view(*obs.shape, -1)
+        return (
+            self.table.flatten(0, 1).index_select(0, self.rows(obs).flatten()).view(*obs.shape, -1)
+        )
 
     def rows(self, obs: Tensor) -> Tensor:
         """Rows [S, B] of `obs` in the flat table [S · O, A]."""
@@ -81,15 +85,17 @@ class QTable(Agent):
     reward: Tensor
     pending: Tensor
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         self.config = config
         self.online = TablePolicy(config, spec, seeds)
         self.policy = copy.deepcopy(self.online)
         exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
         self.explore = EpsilonGreedy(*exploration, seeds, "q", spec.rules)
-        nothing = torch.zeros(len(seeds), copies, dtype=torch.int64, device=seeds.device)
-        self.register_buffer("obs", nothing)  # SARSA: the step before, which waits for the action that follows it
+        nothing = torch.zeros(len(seeds), num_envs, dtype=torch.int64, device=seeds.device)
+        self.register_buffer(
+            "obs", nothing
+        )  # SARSA: the step before, which waits for the action that follows it
         self.register_buffer("action", nothing.clone())
         self.register_buffer("reward", nothing.float())
         self.register_buffer("pending", nothing.bool())
@@ -105,13 +111,21 @@ class QTable(Agent):
         goes_on = config.discount * (~t.terminated).float()
         if config.target == "sarsa":
             next_value = self.online.values(t.obs).gather(-1, t.action.unsqueeze(-1)).squeeze(-1)
-            error = self._learn(self.obs, self.action, self.reward + config.discount * next_value, self.pending)
+            error = self._learn(
+                self.obs, self.action, self.reward + config.discount * next_value, self.pending
+            )
             # Nothing follows the last step: where it was cut short, the mean over what could.
             self._learn(t.obs, t.action, t.reward + goes_on * self._expected(t.next_obs), last)
             self.obs, self.action, self.reward, self.pending = t.obs, t.action, t.reward, ~last
         else:
-            next_value = self.online.values(t.next_obs).amax(-1) if config.target == "q_learning" else self._expected(t.next_obs)
-            error = self._learn(t.obs, t.action, t.reward + goes_on * next_value, torch.ones_like(last))
+            next_value = (
+                self.online.values(t.next_obs).amax(-1)
+                if config.target == "q_learning"
+                else self._expected(t.next_obs)
+            )
+            error = self._learn(
+                t.obs, t.action, t.reward + goes_on * next_value, torch.ones_like(last)
+            )
         average(self.policy, self.online, config.average_tau, 1)
         return {"loss/td": error}
 
@@ -125,7 +139,11 @@ class QTable(Agent):
         config, table = self.config, self.online.table.view(-1)
         index = (self.online.rows(obs) * self.online.table.shape[-1] + action).flatten()
         error = (target - table[index].view_as(target)) * where
-        met = torch.zeros_like(table).index_add_(0, index, where.flatten().to(table.dtype))[index].view_as(target)
+        met = (
+            torch.zeros_like(table)
+            .index_add_(0, index, where.flatten().to(table.dtype))[index]
+            .view_as(target)
+        )
         fraction = (self.explore.decisions / config.learning_rate_steps).clamp(max=1)
         rate = config.learning_rate + (config.learning_rate_end - config.learning_rate) * fraction
         table.index_add_(0, index, (rate.unsqueeze(1) * error / met.clamp(min=1)).flatten())

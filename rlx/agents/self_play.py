@@ -13,10 +13,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents.dqn import FORBIDDEN, LearnerConfig, QLearner, UpdateClock, average
+from rlx.agents.dqn import FORBIDDEN, LearnerConfig, QLearner, UpdateSchedule, average
 from rlx.config import at_least
-from rlx.networks import MLP
-from rlx.rng import Streams, pick, pick_allowed
+from rlx.nn.networks import MLP
+from rlx.nn.rng import Streams, pick, pick_allowed
 
 LEARNERS = 2
 
@@ -68,7 +68,11 @@ class BoardNet(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         board = obs.flatten(2).unflatten(2, self.shape)
         legal = self.rules.legal(board)
-        return self.net(self.rules.after(board).flatten(3).flatten(1, 2)).view_as(legal).masked_fill(~legal, FORBIDDEN)
+        return (
+            self.net(self.rules.after(board).flatten(3).flatten(1, 2))
+            .view_as(legal)
+            .masked_fill(~legal, FORBIDDEN)
+        )
 
     def taken(self, obs: Tensor, action: Tensor) -> Tensor:
         """Values [S, B] of legal actions [S, B]."""
@@ -91,11 +95,20 @@ class BoardPolicy(Policy):
 
     def initial_carry(self, batch: int) -> Carry:
         device = next(self.parameters()).device
-        nothing = torch.zeros(next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device)
+        nothing = torch.zeros(
+            next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device
+        )
         return {"first": nothing, "second": nothing, "ply": nothing, "opening": nothing}
 
-    def act(self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy) -> tuple[Tensor, Carry]:
-        return choose("action", obs, Scores(lambda seen: self.scores(seen, carry, "action")), torch.ones_like(first)), carry
+    def act(
+        self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
+    ) -> tuple[Tensor, Carry]:
+        return choose(
+            "action",
+            obs,
+            Scores(lambda seen: self.scores(seen, carry, "action")),
+            torch.ones_like(first),
+        ), carry
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         return self.values(obs, self.lookahead)
@@ -124,13 +137,15 @@ class SelfPlay(Agent):
     joined: Tensor
     decisions: Tensor
 
-    def __init__(self, config: Config, spec: Spec, seeds: Tensor, copies: int):
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         self.config = config
         players = [BoardPolicy(config, spec, seeds, f"q{i}") for i in range(LEARNERS)]
         self.online = nn.ModuleList(players)
         self.policy = copy.deepcopy(players[0])
-        self.league = nn.ModuleList(copy.deepcopy(players[i % LEARNERS]).requires_grad_(False) for i in range(config.league))
+        self.league = nn.ModuleList(
+            copy.deepcopy(players[i % LEARNERS]).requires_grad_(False) for i in range(config.league)
+        )
         flat = ((players[0].q.features,), torch.float32)
         self.learners = nn.ModuleList(
             QLearner(
@@ -138,19 +153,25 @@ class SelfPlay(Agent):
                 player.q,
                 BoardNet(config, spec, seeds, f"target{i}"),
                 flat,
-                copies,
+                num_envs,
                 seeds,
                 learners=LEARNERS,
             )
             for i, player in enumerate(players)
         )
-        self.clock = UpdateClock(seeds, copies, config.replay_ratio, config.learning_starts)
+        self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
         self.rng, self.pairing = Streams(seeds, "minibatch"), Streams(seeds, "games")
         self.explore = Streams(seeds, "explore")
         q = players[0].q
-        self.mirror = mirrored(q.rules.after(torch.zeros(q.shape, device=seeds.device))) if config.mirror else None
+        self.mirror = (
+            mirrored(q.rules.after(torch.zeros(q.shape, device=seeds.device)))
+            if config.mirror
+            else None
+        )
         self.register_buffer("decisions", torch.zeros_like(seeds))
-        self.register_buffer("joined", torch.zeros(len(seeds), dtype=torch.int64))  # on the CPU: read without a sync
+        self.register_buffer(
+            "joined", torch.zeros(len(seeds), dtype=torch.int64)
+        )  # on the CPU: read without a sync
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -159,18 +180,24 @@ class SelfPlay(Agent):
         now = {name: torch.where(first, value, carry[name]) for name, value in players.items()}
         ply = torch.where(first, 0, carry["ply"])
         mover = torch.where(ply % 2 == 0, now["first"], now["second"])
-        values = torch.stack([player.q(obs) for player in (*self.online, *self.league)], 2)  # [S, N, players, A]
-        q = values.gather(2, mover.view(*mover.shape, 1, 1).expand(-1, -1, -1, values.shape[-1])).squeeze(2)
+        values = torch.stack(
+            [player.q(obs) for player in (*self.online, *self.league)], 2
+        )  # [S, N, players, A]
+        q = values.gather(
+            2, mover.view(*mover.shape, 1, 1).expand(-1, -1, -1, values.shape[-1])
+        ).squeeze(2)
         which, whether = self.explore.uniform(2, q.shape[1]).unbind(1)
         random = pick_allowed(which, q != FORBIDDEN)
-        epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * (self.decisions / config.epsilon_steps).clamp(max=1)
+        epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * (
+            self.decisions / config.epsilon_steps
+        ).clamp(max=1)
         self.decisions += q.shape[1]
         explores = (whether < epsilon.unsqueeze(1)) | (ply < now["opening"])
         return torch.where(explores, random, q.argmax(-1)), now | {"ply": ply + 1}
 
-    def _pair(self, copies: int) -> Carry:
+    def _pair(self, num_envs: int) -> Carry:
         """New games, [S, N] each: a learner, and the other or one of the league, on random sides; plies at random."""
-        side, who, past, which, opening = self.pairing.uniform(copies, 5).unbind(-1)
+        side, who, past, which, opening = self.pairing.uniform(num_envs, 5).unbind(-1)
         learner = pick(who, LEARNERS)
         past_self = LEARNERS + pick(which, self.config.league)
         other = torch.where(past < self.config.league_games, past_self, 1 - learner)
@@ -213,7 +240,12 @@ class SelfPlay(Agent):
 
     def _join(self, due: int) -> None:
         """The learners' present selves take the oldest places of the league in turn."""
-        before, now = (int(count) // self.config.league_every for count in (self.joined[0], self.joined[0] + due))
+        before, now = (
+            int(count) // self.config.league_every
+            for count in (self.joined[0], self.joined[0] + due)
+        )
         for number in range(before, now):
-            self.league[number % self.config.league].load_state_dict(self.online[number % LEARNERS].state_dict())
+            self.league[number % self.config.league].load_state_dict(
+                self.online[number % LEARNERS].state_dict()
+            )
         self.joined += due

@@ -19,7 +19,9 @@ class FGSM(Attack):
     def __post_init__(self) -> None:
         Objective(self.loss, self.target)
         if self.loss == "distance":
-            raise ConfigError("attack.loss=distance: has no gradient at the clean observation; use attack=pgd.")
+            raise ConfigError(
+                "attack.loss=distance: has no gradient at the clean observation; use attack=pgd."
+            )
 
     def perturb(self, scores: Scores, obs: Tensor, budget: Budget, draw: Draw) -> Tensor:
         slope, _, _ = Objective(self.loss, self.target).gradient(scores, obs, None)

@@ -34,11 +34,15 @@ class Noise(Attack):
         elif self.kind == "corners":
             noise = torch.where(noise < 0.5, -1.0, 1.0) * self.width
         else:
-            noise = (torch.erfinv((noise * 2 - 1).clamp(-1 + 1e-6, 1 - 1e-6)) * 2**0.5 / 2).clamp(-1, 1) * self.width
+            noise = (torch.erfinv((noise * 2 - 1).clamp(-1 + 1e-6, 1 - 1e-6)) * 2**0.5 / 2).clamp(
+                -1, 1
+            ) * self.width
         moved = obs + budget.radius * noise
         return budget.project(moved, obs) if self.clip else moved
 
     def modes(self, heads: Sequence[str]) -> Mapping[str, tuple[tuple[str, ...], bool]]:
         """Beside one head at a time: `same`, all heads see one noisy observation, and `diff`, each its own."""
-        together = {"same": (tuple(heads), True), "diff": (tuple(heads), False)} if len(heads) > 1 else {}
+        together = (
+            {"same": (tuple(heads), True), "diff": (tuple(heads), False)} if len(heads) > 1 else {}
+        )
         return together | {head: ((head,), False) for head in heads}

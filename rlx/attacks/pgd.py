@@ -36,7 +36,9 @@ class PGD(Attack):
         best_damage = best_value = torch.full_like(clean[..., 0], -torch.inf)
         for restart in range(self.restarts):
             at = obs
-            if self.random_start or restart or self.loss == "distance":  # which has no gradient at the clean observation
+            if (
+                self.random_start or restart or self.loss == "distance"
+            ):  # which has no gradient at the clean observation
                 noise = draw(obs[0, 0].numel()).view(obs.shape) * 2 - 1
                 at = budget.project(obs + budget.radius * noise, obs)
             slope, _, _ = objective.gradient(scores, at, clean)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx import report
+from rlx.benchmarks.peers import plain_attack, plain_training, sb3_training, timed
 from rlx.command import command
 from rlx.config import ConfigError, at_least, build, chosen, load_class
-from rlx.peers import plain_attack, plain_training, sb3_training, timed
+from rlx.show import report
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ class Config:
     device: Any
     seeds: list[int]
     """Numbers of seeds to train at once."""
-    copies: int
+    num_envs: int
     seconds: float
     attack_batch: int
     eval_env: Any = None
@@ -40,7 +40,7 @@ class Config:
 def main(composed: DictConfig) -> float:
     """Returns the best training ratio."""
     config = build(Config, composed, "")
-    at_least(config.copies, 1, "copies")
+    at_least(config.num_envs, 1, "num_envs")
 
     from rlx import experiment
     from rlx.agents.dqn import DQN
@@ -66,47 +66,65 @@ def main(composed: DictConfig) -> float:
     )
     rows: list[list[Any]] = []
     if kind is DQN:
-        rows.append(["training, plain PyTorch loop, 1 env, 1 seed", plain_training(agent, spec, env_id, config.seconds)])
+        rows.append(
+            [
+                "training, plain PyTorch loop, 1 env, 1 seed",
+                plain_training(agent, spec, env_id, config.seconds),
+            ]
+        )
     if importlib.util.find_spec("stable_baselines3"):
-        speed = sb3_training(chosen("agent"), agent, env_id, config.copies, config.seconds)
-        rows.append([f"training, SB3, 1 seed × {config.copies} env copies", speed])
+        speed = sb3_training(chosen("agent"), agent, env_id, config.num_envs, config.seconds)
+        rows.append([f"training, SB3, 1 seed × {config.num_envs} env copies", speed])
     for seeds in config.seeds:
         speed = timed(learner(config, spec, seeds, device)[1], config.seconds)
-        rows.append([f"training, rlx, {seeds} seed(s) × {config.copies} env copies", speed])
+        rows.append([f"training, rlx, {seeds} seed(s) × {config.num_envs} env copies", speed])
     table = [[what, f"{speed:,.0f}", f"{speed / rows[0][1]:.2g}"] for what, speed in rows]
     if kind is DQN and env_id == "Acrobot-v1":
         single = plain_attack(spec, config.seconds)
         batched = rlx_attack(spec, max(config.seeds), config.attack_batch, config.seconds, device)
-        table.append(["FGSM on two heads, plain loop, one observation at a time", f"{single:,.0f}", "1"])
+        table.append(
+            ["FGSM on two heads, plain loop, one observation at a time", f"{single:,.0f}", "1"]
+        )
         what = f"FGSM on two heads, rlx, {max(config.seeds)} seeds × {config.attack_batch:,} copies"
         table.append([what, f"{batched:,.0f}", f"{batched / single:.3g}"])
-    report.table("Environment steps per second, summed over seeds", ["what", "steps/s", "ratio"], table)
+    report.table(
+        "Environment steps per second, summed over seeds", ["what", "steps/s", "ratio"], table
+    )
     return max(speed for _, speed in rows) / rows[0][1]
 
 
-def learner(config: Config, spec: "Spec", seeds: int, device: "torch.device") -> "tuple[Agent, Callable[[], int]]":
+def learner(
+    config: Config, spec: "Spec", seeds: int, device: "torch.device"
+) -> "tuple[Agent, Callable[[], int]]":
     """rlx's own agent, and a vector step of it in its env: acts, steps, learns; returns the environment steps made."""
     import torch
 
     from rlx import experiment
     from rlx.agent import Transition
-    from rlx.rng import seed_tensor
+    from rlx.nn.rng import seed_tensor
 
-    shape = (seeds, config.copies)
-    agent = experiment.make_agent(config.agent, spec, seed_tensor(range(seeds), device), config.copies)
-    env = experiment.make_env(config.env, seeds * config.copies, device)
-    obs, carry = env.reset(seed=0)[0].unflatten(0, shape), agent.policy.initial_carry(config.copies)
+    shape = (seeds, config.num_envs)
+    agent = experiment.make_agent(
+        config.agent, spec, seed_tensor(range(seeds), device), config.num_envs
+    )
+    env = experiment.make_env(config.env, seeds * config.num_envs, device)
+    obs, carry = (
+        env.reset(seed=0)[0].unflatten(0, shape),
+        agent.policy.initial_carry(config.num_envs),
+    )
     first = torch.ones(shape, dtype=torch.bool, device=device)
 
     def step() -> int:
         nonlocal obs, carry, first
         action, carry = agent.act(obs, first, carry)
         result = env.step(action.flatten(0, 1))
-        next_obs, reward, terminated, truncated, final = (x.unflatten(0, shape) for x in (*result[:4], result[4]["final_obs"]))
+        next_obs, reward, terminated, truncated, final = (
+            x.unflatten(0, shape) for x in (*result[:4], result[4]["final_obs"])
+        )
         agent.update(Transition(obs, action, reward, final, terminated, truncated, carry))
         obs, first = next_obs, terminated | truncated
         _wait(device)
-        return seeds * config.copies
+        return seeds * config.num_envs
 
     return agent, step
 
@@ -144,14 +162,24 @@ def planning(config: Config, spec: "Spec", device: "torch.device") -> float:
     rows: list[list[Any]] = []
     for seeds in config.seeds:
         agent, step = learner(config, spec, seeds, device)
-        for _ in range(-(-config.agent["learning_starts"] // config.copies)):
+        for _ in range(-(-config.agent["learning_starts"] // config.num_envs)):
             step()
         times = clocked(agent, ("learn", "policy_targets", "value_targets", "act"), device)
         rate = timed(step, config.seconds) / seeds
         learn, search, values, act = (sum(each) / len(each) for each in times.values())
         rows.append([str(seeds), learn, search, values, learn - search - values, act, rate])
-    report.start(device=f"{device}, {config.device['threads']} thread(s), {config.copies} env copies per seed")
-    header = ["seeds", "learner step", "search", "value targets", "training", "act", "env steps/s per seed"]
+    report.start(
+        device=f"{device}, {config.device['threads']} thread(s), {config.num_envs} env copies per seed"
+    )
+    header = [
+        "seeds",
+        "learner step",
+        "search",
+        "value targets",
+        "training",
+        "act",
+        "env steps/s per seed",
+    ]
     report.table("EfficientZero, milliseconds", header, rows)
     return 1e3 / rows[-1][1]
 
@@ -179,36 +207,47 @@ def drawing(config: Config) -> float:
         return timed(step, config.seconds)
 
     def shared(workers: int) -> float:
-        env = experiment.make_env({**config.env, "workers": workers}, config.copies, "cpu")
+        env = experiment.make_env({**config.env, "workers": workers}, config.num_envs, "cpu")
         env.reset(seed=0)
 
         def step() -> int:
-            env.step(np.full(config.copies, 1))
-            return config.copies * config.env["kwargs"]["repeat"]
+            env.step(np.full(config.num_envs, 1))
+            return config.num_envs * config.env["kwargs"]["repeat"]
 
         return timed(step, config.seconds)
 
     rows: list[tuple[str, float]] = [("Gymnasium, 1 env", driven(gymnasium.make("CarRacing-v3")))]
-    rows += [(f"rlx, 1 env, {what}", driven(CarRacing(continuous=True, gray=gray))) for what, gray in (("gray", True), ("colour", False))]
+    rows += [
+        (f"rlx, 1 env, {what}", driven(CarRacing(continuous=True, gray=gray)))
+        for what, gray in (("gray", True), ("colour", False))
+    ]
     repeat = config.env["kwargs"]["repeat"]
-    rows += [(f"rlx, {config.copies} env copies, {repeat} frames a step, {n} process(es)", shared(n)) for n in (1, 2)]
+    rows += [
+        (f"rlx, {config.num_envs} env copies, {repeat} frames a step, {n} process(es)", shared(n))
+        for n in (1, 2)
+    ]
     table = [[what, f"{speed:,.0f}", f"{speed / rows[0][1]:.3g}"] for what, speed in rows]
     report.table("CarRacing, frames per second", ["what", "frames/s", "ratio"], table)
     return rows[1][1] / rows[0][1]
 
 
-def rlx_attack(spec: "Spec", seeds: int, batch: int, seconds: float, device: "torch.device") -> float:
+def rlx_attack(
+    spec: "Spec", seeds: int, batch: int, seconds: float, device: "torch.device"
+) -> float:
     """The same networks and decisions in one batch of seeds × copies."""
     import torch
 
     from rlx.agent import Scores
     from rlx.attack import Budget
     from rlx.attacks.fgsm import FGSM
-    from rlx.networks import MLP
-    from rlx.rng import Streams, seed_tensor
+    from rlx.nn.networks import MLP
+    from rlx.nn.rng import Streams, seed_tensor
 
     keys = seed_tensor(range(seeds), device)
-    meta, controller = MLP(6, [128, 128], 3, Streams(keys, "goal")), MLP(9, [128, 128], 3, Streams(keys, "action"))
+    meta, controller = (
+        MLP(6, [128, 128], 3, Streams(keys, "goal")),
+        MLP(9, [128, 128], 3, Streams(keys, "action")),
+    )
     high = torch.as_tensor(spec.observation_space.high, device=device)  # type: ignore[attr-defined]
     obs = Streams(keys, "obs").uniform(batch, 6) * 2 - 1
     attack = FGSM(loss="ce", target=None)

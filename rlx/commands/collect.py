@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx import report
 from rlx.command import command
 from rlx.config import ConfigError, at_least, build, parse_grid
-from rlx.run import Run
+from rlx.runs.run import Run
+from rlx.show import report
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Config:
     steps: int
     mix: Any
     epsilon: float
-    copies: int
+    num_envs: int
     seed: int
     outputs: str
     trust: bool
 
     def __post_init__(self) -> None:
         at_least(self.steps, 1, "steps")
-        at_least(self.copies, 1, "copies")
+        at_least(self.num_envs, 1, "num_envs")
         if not 0 <= self.epsilon <= 1:
             raise ConfigError(f"epsilon={self.epsilon}: expected a share between 0 and 1.")
 
@@ -39,7 +39,9 @@ class Config:
 def main(composed: DictConfig) -> None:
     """Writes the folder `out` and prints its card."""
     config = build(Config, composed, "")
-    wrong = ConfigError(f"mix={config.mix}: expected numbers from 0 (a run's first checkpoint) to 1 (its last), as in 0:1:0.25 or [0,1].")
+    wrong = ConfigError(
+        f"mix={config.mix}: expected numbers from 0 (a run's first checkpoint) to 1 (its last), as in 0:1:0.25 or [0,1]."
+    )
     try:
         mix = parse_grid(config.mix, "mix")
     except ConfigError:  # it speaks of radii
@@ -49,10 +51,12 @@ def main(composed: DictConfig) -> None:
     runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
-    from rlx.data import Writer
+    from rlx.data.datasets import Writer
 
     env = experiment.evaluated_env(experiment.trained(runs[0]))
-    if other := next((run for run in runs if not experiment.same_env(run.config, runs[0].config)), None):
+    if other := next(
+        (run for run in runs if not experiment.same_env(run.config, runs[0].config)), None
+    ):
         raise ConfigError(f"run={other.path}: its env differs from that of {runs[0].path}.")
     device, began = experiment.setup_device(config.device), time.monotonic()
     with Writer(config.out) as writer:
@@ -71,27 +75,33 @@ def _collected(
 ) -> Any:
     """The data set of `runs`, at the places `mix` between their first and last checkpoints."""
     from rlx import experiment
-    from rlx.collecting import play
+    from rlx.data.collecting import play
     from rlx.evaluation import exploring
-    from rlx.rng import Streams, reset_seeds, seed_tensor
+    from rlx.nn.rng import Streams, reset_seeds, seed_tensor
 
     stack = env.get("stack", 1)
     sources = list(dict.fromkeys((run, _checkpoint(run, place)) for run in runs for place in mix))
     if len(sources) < len(runs) * len(mix):
         places = len(runs) * len(mix)
         report.start(mix=f"{places} places, but {len(sources)} checkpoints, in equal shares")
-    loaded = [experiment.load_policies([run], checkpoint, device) for run, checkpoint in sources]  # errors before the first step
+    loaded = [
+        experiment.load_policies([run], checkpoint, device) for run, checkpoint in sources
+    ]  # errors before the first step
     texts = []
-    for number, ((run, checkpoint), (policy, _, seeds)) in enumerate(zip(sources, loaded, strict=True)):
+    for number, ((run, checkpoint), (policy, _, seeds)) in enumerate(
+        zip(sources, loaded, strict=True)
+    ):
         keys = seed_tensor(seeds, device)
         name = f"collect {config.seed} {number}"
         rng = Streams(keys, f"{name} explore")
-        copies = experiment.make_env(env, len(seeds) * config.copies, device, experiment.age([run], checkpoint))
-        least = math.ceil(config.steps / len(sources) / copies.num_envs)
-        resets = reset_seeds(keys, config.copies, name)
+        envs = experiment.make_env(
+            env, len(seeds) * config.num_envs, device, experiment.age([run], checkpoint)
+        )
+        least = math.ceil(config.steps / len(sources) / envs.num_envs)
+        resets = reset_seeds(keys, config.num_envs, name)
         before = writer.transitions
-        choose = exploring(config.epsilon, rng, getattr(copies, "rules", None))
-        returns = play(policy, copies, resets, choose, least, stack, writer)
+        choose = exploring(config.epsilon, rng, getattr(envs, "rules", None))
+        returns = play(policy, envs, resets, choose, least, stack, writer)
         made, mean = writer.transitions - before, sum(returns) / len(returns)
         what = f"{run.path.parent.name}, step {int(checkpoint):,}"
         texts.append(f"{what}: {len(returns)} episodes, {made:,} transitions, return {mean:.1f}")

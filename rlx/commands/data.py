@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx import report
 from rlx.command import command
 from rlx.config import ConfigError, build
+from rlx.show import report
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,14 @@ def main(composed: DictConfig) -> None:
 
 def write(data: Any, out: str) -> None:
     """Write `data` as `out` says: minari:<id>, or a folder of npz shards. ConfigError where shards would be written anew."""
-    from rlx import experiment, minari, shards
-    from rlx.data import Episodes
+    from rlx import experiment
+    from rlx.data import minari, shards
+    from rlx.data.datasets import Episodes
 
     if not isinstance(data, Episodes):
-        raise ConfigError("out: shards keep no episodes; only data sets with them can be written in another format.")
+        raise ConfigError(
+            "out: shards keep no episodes; only data sets with them can be written in another format."
+        )
     if not out.startswith("minari:"):
         shards.write(data, Path(out), data.facts["stack"])
         return

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx import report
 from rlx.command import command
 from rlx.config import at_least, build
-from rlx.run import Run
+from rlx.runs.run import Run
+from rlx.show import report
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,19 @@ def main(composed: DictConfig) -> float:
     at_least(config.episodes, 1, "episodes")
     runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
 
-    from rlx import experiment, figures, stats
+    from rlx import experiment
     from rlx.evaluation import REPORT, evaluate
-    from rlx.sweep import Visits
+    from rlx.robustness.sweep import Visits
+    from rlx.show import figures, stats
 
     device = experiment.setup_device(config.device)
     policy, _, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
-    env, clock = experiment.evaluated_env(experiment.trained(runs[0])), experiment.age(runs, config.checkpoint)
+    env, clock = (
+        experiment.evaluated_env(experiment.trained(runs[0])),
+        experiment.age(runs, config.checkpoint),
+    )
     if config.video:
-        from rlx import video
+        from rlx.show import video
 
         filmed = video.camera(env, device, clock)
     output = Run.create(config.outputs, "evaluate", runs[0].path.parent.name, composed)
@@ -56,7 +60,13 @@ def main(composed: DictConfig) -> float:
         visits = Visits(grid[0] * grid[1], policy.heads[-1], device) if grid else None
         chooser = visits.chooser if visits else None
         episodes = evaluate(
-            policy, lambda n: experiment.make_env(env, n, device, clock), len(seeds), config.episodes, REPORT, device, chooser
+            policy,
+            lambda n: experiment.make_env(env, n, device, clock),
+            len(seeds),
+            config.episodes,
+            REPORT,
+            device,
+            chooser,
         )
         wall_s = time.monotonic() - began
         returns = episodes.returns.cpu().numpy()
@@ -67,14 +77,30 @@ def main(composed: DictConfig) -> float:
         if visits and grid:
             files["figure"] = output.path / "visits.png"
             title = f"{runs[0].path.parent.name}: steps spent in each cell, per greedy episode"
-            figures.grid(visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel(), files["figure"], title)
+            figures.grid(
+                visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel(),
+                files["figure"],
+                title,
+            )
         if config.video:
             files["video"] = output.path / "episode.gif"
             video.film(policy, filmed, 0, REPORT, files["video"])
-        summary = {"run": [str(run.path) for run in runs], "seeds": seeds, "steps": steps, "wall_s": wall_s}
-        summary |= {"steps_per_s": steps / wall_s, "return": estimate.as_dict(), "stuck_rate": stuck}
+        summary = {
+            "run": [str(run.path) for run in runs],
+            "seeds": seeds,
+            "steps": steps,
+            "wall_s": wall_s,
+        }
+        summary |= {
+            "steps_per_s": steps / wall_s,
+            "return": estimate.as_dict(),
+            "truncation_rate": stuck,
+        }
         output.complete(summary, {"returns": returns})
-    columns = {"return": estimate.per_seed, "at the time limit": [f"{x:.0%}" for x in stuck.tolist()]}
+    columns = {
+        "return": estimate.per_seed,
+        "at the time limit": [f"{x:.0%}" for x in stuck.tolist()],
+    }
     report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, columns, estimate)
     report.end(output.path, wall_s, **files)
     return estimate.iqm

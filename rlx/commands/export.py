@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx import report
 from rlx.command import command
 from rlx.config import ConfigError, build
-from rlx.run import Run
+from rlx.runs.run import Run
+from rlx.show import report
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ def main(composed: DictConfig) -> None:
     config = build(Config, composed, "")
     paths = [str(path) for path in config.run] if isinstance(config.run, list) else []
     if not paths or not paths[-1].endswith(".onnx") or len(paths) > 2:
-        raise ConfigError("export: name the file last, as in: rlx export outputs/train/bcq-cartpole policy.onnx")
+        raise ConfigError(
+            "export: name the file last, as in: rlx export outputs/train/bcq-cartpole policy.onnx"
+        )
     run = Run.find(paths[0] if len(paths) > 1 else None, config.outputs, trusted=config.trust)
     out = Path(paths[-1])
 
@@ -41,8 +43,12 @@ def main(composed: DictConfig) -> None:
     if config.seed is not None and config.seed not in own:
         raise ConfigError(f"seed={config.seed}: {run.path} has seeds {report.ranges(own)}.")
     exported = Exported(policy, spec, row := 0 if config.seed is None else own.index(config.seed))
-    exported.write(out, {"run": str(run.path), "seed": str(own[row]), "checkpoint": config.checkpoint})
-    env = experiment.make_env(experiment.evaluated_env(run.config), 4, device, experiment.age([run], config.checkpoint))
+    exported.write(
+        out, {"run": str(run.path), "seed": str(own[row]), "checkpoint": config.checkpoint}
+    )
+    env = experiment.make_env(
+        experiment.evaluated_env(run.config), 4, device, experiment.age([run], config.checkpoint)
+    )
     worst, same, steps = compare(exported, out, env)
     report.start(
         run=run.path, seed=own[row], opset=OPSET, size=f"{out.stat().st_size / 1e3:,.0f} kB",

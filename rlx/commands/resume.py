@@ -5,10 +5,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx import report
 from rlx.command import command
 from rlx.config import ConfigError, build
-from rlx.run import Run
+from rlx.runs.run import Run
+from rlx.show import report
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,12 @@ def main(composed: DictConfig) -> float:
     changes = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in own}
     changes = {key: value for key, value in changes.items() if value is not None}
     if config.seeds is not None and changes:
-        raise ConfigError(f"seeds={config.seeds}: seeds are added by themselves; give {', '.join(changes)} in another rlx resume.")
+        raise ConfigError(
+            f"seeds={config.seeds}: seeds are added by themselves; give {', '.join(changes)} in another rlx resume."
+        )
     report.start(resume=runs[0].path)
 
-    from rlx import growing
+    from rlx.training import growing
 
     if config.seeds is not None:
         return growing.grow(runs[0], config.seeds)
@@ -53,8 +55,8 @@ def main(composed: DictConfig) -> float:
 
 def _go_on(run: Run, changes: dict[str, Any]) -> float:
     """Take up the run, which is locked, with some keys changed."""
-    from rlx import growing
     from rlx.experiment import trained, validated
+    from rlx.training import growing
 
     saved = validated(trained(run))
     for key, value in changes.items():
@@ -72,6 +74,8 @@ def _go_on(run: Run, changes: dict[str, Any]) -> float:
     for warning in warnings:
         report.start(warning=warning)
     if training.config.steps > (over := saved.agent.get("anneal_steps", training.config.steps)):
-        report.start(warning=f"agent.anneal_steps={over}: from that step on the learning rate stays at agent.learning_rate_end")
+        report.start(
+            warning=f"agent.anneal_steps={over}: from that step on the learning rate stays at agent.learning_rate_end"
+        )
     report.start(resumes=f"at step {training.step:,}")
     return training.run(run, saved)

@@ -5,13 +5,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx import report
 from rlx.command import command
 from rlx.conf import group_files
 from rlx.config import at_least, build, check_protocol, choice, chosen, parse_seeds
 from rlx.errors import ConfigError, nearest
-from rlx.files import require_room
-from rlx.run import Run
+from rlx.runs.files import require_room
+from rlx.runs.run import Run
+from rlx.show import report
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Config:
     """A count, a range or a list: trained together, each as if alone."""
     steps: int
     """Environment steps per seed; of an offline agent, minibatches."""
-    copies: int
+    num_envs: int
     """Env copies per seed of an agent that acts."""
     eval_every: int
     """Environment steps between two greedy evaluations."""
@@ -56,7 +56,14 @@ class Config:
         choice(self.keep, ("best", "newest"), "keep")
         if self.checkpoint_seconds is not None:
             at_least(self.checkpoint_seconds, 0, "checkpoint_seconds")
-        for key in ("steps", "copies", "eval_every", "eval_episodes", "final_episodes", "checkpoint_every"):
+        for key in (
+            "steps",
+            "num_envs",
+            "eval_every",
+            "eval_episodes",
+            "final_episodes",
+            "checkpoint_every",
+        ):
             at_least(getattr(self, key), 1, key)
 
 
@@ -67,7 +74,7 @@ def check(composed: DictConfig) -> None:
     settings()
 
     from rlx.experiment import validated
-    from rlx.training import Training
+    from rlx.training.loop import Training
 
     one = validated(composed)
     one.seeds = parse_seeds(config.seeds)[:1]
@@ -83,7 +90,7 @@ def main(composed: DictConfig) -> float:
     report.start(train=name, settings=settings())
 
     from rlx.experiment import validated
-    from rlx.training import Training
+    from rlx.training.loop import Training
 
     composed = validated(composed)
     training = Training(build(Config, composed, ""), name)

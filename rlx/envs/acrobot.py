@@ -33,8 +33,12 @@ class Acrobot(Dynamics):
     def initial(self, draws: Tensor) -> Tensor:
         return draws * 0.2 - 0.1
 
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        theta1, theta2, speed1, speed2 = self._runge_kutta(state.unbind(-1), action.to(state.dtype) - 1, 0.2)
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        theta1, theta2, speed1, speed2 = self._runge_kutta(
+            state.unbind(-1), action.to(state.dtype) - 1, 0.2
+        )
         theta1 = torch.remainder(theta1 + math.pi, 2 * math.pi) - math.pi
         theta2 = torch.remainder(theta2 + math.pi, 2 * math.pi) - math.pi
         speed1 = speed1.clamp(-_MAX_SPEED_1, _MAX_SPEED_1)
@@ -45,9 +49,13 @@ class Acrobot(Dynamics):
 
     def observe(self, state: Tensor) -> Tensor:
         theta1, theta2, speed1, speed2 = state.unbind(-1)
-        return torch.stack([theta1.cos(), theta1.sin(), theta2.cos(), theta2.sin(), speed1, speed2], -1)
+        return torch.stack(
+            [theta1.cos(), theta1.sin(), theta2.cos(), theta2.sin(), speed1, speed2], -1
+        )
 
-    def _acceleration(self, theta1: Tensor, theta2: Tensor, speed1: Tensor, speed2: Tensor, torque: Tensor):
+    def _acceleration(
+        self, theta1: Tensor, theta2: Tensor, speed1: Tensor, speed2: Tensor, torque: Tensor
+    ):
         """Angular accelerations (rad/s²) of both links; the centre of mass is half-way along a link."""
         m, length, centre, g = self.link_mass, self.link_length, self.link_length / 2, self.gravity
         sin2, cos2 = theta2.sin(), theta2.cos()
@@ -55,7 +63,11 @@ class Acrobot(Dynamics):
         d1 = 2 * coupling * cos2 + (m * (2 * centre**2 + length**2) + 2 * self.link_inertia)
         d2 = coupling * cos2 + (m * centre**2 + self.link_inertia)
         phi2 = (m * centre * g) * (theta1 + theta2).sin()
-        phi1 = (m * (centre + length) * g) * theta1.sin() + phi2 - coupling * sin2 * speed2 * (speed2 + 2 * speed1)
+        phi1 = (
+            (m * (centre + length) * g) * theta1.sin()
+            + phi2
+            - coupling * sin2 * speed2 * (speed2 + 2 * speed1)
+        )
         ratio = d2 / d1
         top = torque + ratio * phi1 - coupling * speed1.square() * sin2 - phi2
         acceleration2 = top / ((m * centre**2 + self.link_inertia) - ratio * d2)
@@ -69,7 +81,10 @@ class Acrobot(Dynamics):
         k2 = slope([a + dt / 2 * k for a, k in zip(y, k1, strict=True)])
         k3 = slope([a + dt / 2 * k for a, k in zip(y, k2, strict=True)])
         k4 = slope([a + dt * k for a, k in zip(y, k3, strict=True)])
-        return [a + dt / 6 * (p + 2 * (q + r) + s) for a, p, q, r, s in zip(y, k1, k2, k3, k4, strict=True)]
+        return [
+            a + dt / 6 * (p + 2 * (q + r) + s)
+            for a, p, q, r, s in zip(y, k1, k2, k3, k4, strict=True)
+        ]
 
 
 register("rlx/Acrobot-v1", Acrobot)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlx.config import ConfigError, at_least, nearest
 from rlx.env import resize, spread
-from rlx.rng import stream_key, uniform
+from rlx.nn.rng import stream_key, uniform
 
 NOOP = 0
 SKIP = 4
@@ -45,23 +45,37 @@ class AtariEnv(VectorEnv):
         for key, value, least in (("size", size, 1), ("noops", noops, 1), ("threads", threads, 1)):
             at_least(value, least, f"env.{key}")
         self.max_episode_steps, self.noops = max_episode_steps, noops
-        self.life_loss, self.clip_rewards, self.stickiness = life_loss, clip_rewards, repeat_action_probability
+        self.life_loss, self.clip_rewards, self.stickiness = (
+            life_loss,
+            clip_rewards,
+            repeat_action_probability,
+        )
         self.channels = 1 if gray else 3
         self.device = torch.device(device)
-        self._emulators, begins = zip(*(_emulator(game, thread) for thread in range(threads)), strict=True)
+        self._emulators, begins = zip(
+            *(_emulator(game, thread) for thread in range(threads)), strict=True
+        )
         self._pool = ThreadPoolExecutor(threads)
         self._begin = begins[0]
         self._actions = self._emulators[0].getMinimalActionSet()
-        self._fire = next((action for action in self._actions if fire and action.name == "FIRE"), NOOP)
+        self._fire = next(
+            (action for action in self._actions if fire and action.name == "FIRE"), NOOP
+        )
         self._pixels = self._emulators[0].getScreenDims()
         self._rows, self._columns = (_overlaps(pixels, size) for pixels in self._pixels)
-        self.single_observation_space = gymnasium.spaces.Box(0, 255, (self.channels, size, size), np.uint8)
+        self.single_observation_space = gymnasium.spaces.Box(
+            0, 255, (self.channels, size, size), np.uint8
+        )
         self.single_action_space = gymnasium.spaces.Discrete(len(self._actions))
         self._games = [self._begin] * num_envs
-        self._key, self._counter, self._steps, self._pressed = torch.zeros(4, num_envs, dtype=torch.int64)
+        self._key, self._counter, self._steps, self._pressed = torch.zeros(
+            4, num_envs, dtype=torch.int64
+        )
         self._resize()
 
-    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict]:
         """First observations [B, C, size, size].
 
         `seed`: one integer (copy i gets seed + i) or one per copy; None draws fresh ones.
@@ -76,10 +90,15 @@ class AtariEnv(VectorEnv):
         self._counter = self._counter * ~where
         return self._start(where).to(self.device), {}
 
-    def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def step(
+        self, actions: Tensor | np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O]}) of `actions` int64 [B]."""
         pressed = self._stick(torch.as_tensor(actions).cpu()).tolist()
-        rewards, (over, lost) = np.zeros(self.num_envs, np.float32), np.zeros((2, self.num_envs), bool)
+        rewards, (over, lost) = (
+            np.zeros(self.num_envs, np.float32),
+            np.zeros((2, self.num_envs), bool),
+        )
 
         def play(ale: Any, copy: int) -> None:
             lives = ale.lives()
@@ -99,7 +118,9 @@ class AtariEnv(VectorEnv):
         self._steps = self._steps + 1
         limit = self._steps >= self.max_episode_steps
         terminated = torch.from_numpy(over | lost if self.life_loss else over)
-        ended = torch.from_numpy(over) | limit  # the game, unlike the learner's episode, outlasts a life
+        ended = (
+            torch.from_numpy(over) | limit
+        )  # the game, unlike the learner's episode, outlasts a life
         obs = final_obs
         if ended.any():
             obs = self._start(ended)
@@ -120,9 +141,13 @@ class AtariEnv(VectorEnv):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides the copies' future: tensors [B, …]; the emulators' states are bytes, filled with 0."""
-        games = [torch.frombuffer(bytearray(game.serialize()), dtype=torch.uint8) for game in self._games]
+        games = [
+            torch.frombuffer(bytearray(game.serialize()), dtype=torch.uint8) for game in self._games
+        ]
         state = {"games": torch.nn.utils.rnn.pad_sequence(games, batch_first=True)}
-        return state | {name: getattr(self, name) for name in ("_key", "_counter", "_steps", "_pressed")}
+        return state | {
+            name: getattr(self, name) for name in ("_key", "_counter", "_steps", "_pressed")
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict()` was taken."""
@@ -139,7 +164,9 @@ class AtariEnv(VectorEnv):
         self._steps, self._pressed = self._steps * ~where, self._pressed * ~where
 
         def begin(ale: Any, copy: int) -> None:
-            for _ in range(2):  # what is left on the data bus is no part of a state: let it be what a first frame leaves there
+            for _ in range(
+                2
+            ):  # what is left on the data bus is no part of a state: let it be what a first frame leaves there
                 ale.restoreState(self._begin)
                 ale.act(NOOP)
             for _ in range(noops[copy]):
@@ -210,7 +237,11 @@ def _overlaps(pixels: int, size: int) -> Tensor:
     period = math.gcd(pixels, size)
     pixels, size = pixels // period, size // period
     i, j = torch.arange(pixels).unsqueeze(1), torch.arange(size)
-    return (torch.minimum((i + 1) * size, (j + 1) * pixels) - torch.maximum(i * size, j * pixels)).clamp(min=0).float()
+    return (
+        (torch.minimum((i + 1) * size, (j + 1) * pixels) - torch.maximum(i * size, j * pixels))
+        .clamp(min=0)
+        .float()
+    )
 
 
 @cache
@@ -222,7 +253,9 @@ def _emulator(game: str, thread: int) -> tuple[Any, Any]:
     try:
         from ale_py import ALEInterface, LoggerMode, roms
     except ImportError:
-        raise ConfigError(f'env.game={game}: Atari needs ale-py; install it with: pip install "rlx[atari]"') from None
+        raise ConfigError(
+            f'env.game={game}: Atari needs ale-py; install it with: pip install "rlx[atari]"'
+        ) from None
     games = roms.get_all_rom_ids()
     if game not in games:
         raise ConfigError(f"env.game={game}: no such game.{nearest(game, games)}")
@@ -230,8 +263,12 @@ def _emulator(game: str, thread: int) -> tuple[Any, Any]:
     ale, rom = ALEInterface(), cast(Path, roms.get_rom_path(game))
     if not ALEInterface.isSupportedROM(rom):  # loadROM would end the process
         raise ConfigError(f"env.game={game}: not a game for one player.")
-    if game == "tic_tac_toe_3d":  # it reads the bus in play, see AtariEnv._start: the one of 104 that does
-        raise ConfigError(f"env.game={game}: the emulator cannot save and restore this game exactly.")
+    if (
+        game == "tic_tac_toe_3d"
+    ):  # it reads the bus in play, see AtariEnv._start: the one of 104 that does
+        raise ConfigError(
+            f"env.game={game}: the emulator cannot save and restore this game exactly."
+        )
     ale.setFloat("repeat_action_probability", 0.0)
     ale.setInt("random_seed", 1)
     ale.loadROM(rom)

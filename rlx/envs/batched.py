@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlx.config import ConfigError, at_least, build, nearest
 from rlx.env import resize, spread
-from rlx.rng import stream_key, uniform
+from rlx.nn.rng import stream_key, uniform
 
 
 class Dynamics(ABC):
@@ -50,7 +50,9 @@ class Dynamics(ABC):
         """First states [B, D] from uniform `draws` [B, initial_draws]."""
 
     @abstractmethod
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(next state [B, D], reward [B], terminated bool [B]) of `state` [B, D], `action` int64 [B] or float [B, D], and `draws`."""
 
     @abstractmethod
@@ -75,7 +77,11 @@ class Drift:
 
     def apply(self, dynamics: Dynamics, age: Tensor) -> Dynamics:
         """`dynamics` for copies that are `age` steps old (int64 [B]); the parameter becomes a tensor [B]."""
-        share = ((age - self.begin) / max(1, self.end - self.begin)).clamp(0, 1) if self.end > self.begin else (age >= self.begin).float()
+        share = (
+            ((age - self.begin) / max(1, self.end - self.begin)).clamp(0, 1)
+            if self.end > self.begin
+            else (age >= self.begin).float()
+        )
         first = getattr(dynamics, self.parameter)
         return replace(dynamics, **{self.parameter: first + (self.to - first) * share})  # type: ignore[type-var]
 
@@ -109,9 +115,13 @@ class BatchedEnv(VectorEnv):
             raise TypeError(f"render_mode={render_mode!r}: this env draws no pictures.")
         numbers = [field.name for field in fields(dynamics) if field.type in (float, "float")]  # type: ignore[arg-type]
         if drift is not None and drift.parameter in dynamics.drawn:
-            raise ConfigError(f"env.drift.parameter={drift.parameter}: these pictures show it as it is; drift another.")
+            raise ConfigError(
+                f"env.drift.parameter={drift.parameter}: these pictures show it as it is; drift another."
+            )
         if drift is not None and drift.parameter not in numbers:
-            raise ConfigError(f"env.drift.parameter={drift.parameter}: no such number.{nearest(drift.parameter, numbers)}")
+            raise ConfigError(
+                f"env.drift.parameter={drift.parameter}: no such number.{nearest(drift.parameter, numbers)}"
+            )
         at_least(num_envs, 1, "num_envs")
         self.dynamics, self.drift = dynamics, drift
         self._age = torch.full((num_envs,), clock, dtype=torch.int64, device=device)
@@ -120,7 +130,11 @@ class BatchedEnv(VectorEnv):
         self.device = torch.device(device)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.reward_threshold, self.rules, self.grid = dynamics.reward_threshold, dynamics.rules, dynamics.grid
+        self.reward_threshold, self.rules, self.grid = (
+            dynamics.reward_threshold,
+            dynamics.rules,
+            dynamics.grid,
+        )
         self.single_observation_space = dynamics.observation_space
         self.single_action_space = dynamics.action_space
         self._action_dtype = torch.from_numpy(np.empty(0, self.single_action_space.dtype)).dtype
@@ -173,7 +187,9 @@ class BatchedEnv(VectorEnv):
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             going_on = ~self._ended
         draws = self._draw(self.dynamics.transition_draws, going_on)
-        dynamics = self.dynamics if self.drift is None else self.drift.apply(self.dynamics, self._age)
+        dynamics = (
+            self.dynamics if self.drift is None else self.drift.apply(self.dynamics, self._age)
+        )
         self.state, reward, terminated = dynamics.transition(self.state, actions, draws)
         self._steps += 1
         self._age += 1
@@ -236,7 +252,9 @@ class BatchedEnv(VectorEnv):
         """New random streams for the copies `where` (bool [B]; None: all); of several seeds, None is a fresh one."""
         seeds = [_fresh() if own is None else int(own) for own in spread(seed, self.num_envs)]
         if not (min(seeds) >= 0 and max(seeds) < 1 << 63):
-            raise ValueError(f"reset: seeds from {min(seeds)} to {max(seeds)}: expected whole numbers from 0 to 2⁶³ − 1.")
+            raise ValueError(
+                f"reset: seeds from {min(seeds)} to {max(seeds)}: expected whole numbers from 0 to 2⁶³ − 1."
+            )
         key = stream_key(torch.tensor(seeds, dtype=torch.int64, device=self.device), "env")
         if where is None:
             self._key, self._counter = key, torch.zeros_like(key)
@@ -267,7 +285,9 @@ class BatchedEnv(VectorEnv):
         try:
             given = torch.as_tensor(actions, device=self.device)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"actions {actions}: expected numbers in {self.single_action_space}.") from None
+            raise ValueError(
+                f"actions {actions}: expected numbers in {self.single_action_space}."
+            ) from None
         if given.shape != self.action_space.shape:
             expected = f"{self.action_space.shape}, each in {self.single_action_space}"
             raise ValueError(f"actions of shape {tuple(given.shape)}: expected {expected}.")

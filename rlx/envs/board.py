@@ -70,7 +70,9 @@ class Board(Dynamics):
         opened, _, _ = self.move(empty, self.reply(empty[:1], draws[:, 1]))
         return torch.where(draws[:, :1] < 0.5, opened, empty)
 
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         moved, reward, over = self.move(state, action)
         if self.opponent == "self":
             return moved, reward, over
@@ -79,7 +81,11 @@ class Board(Dynamics):
         return replied, torch.where(over, reward, -loss), over | ended
 
     def observe(self, state: Tensor) -> Tensor:
-        return (state.unsqueeze(-1) >> self.cells(state.device) & 1).float().unflatten(-1, (self.rows, self.columns))
+        return (
+            (state.unsqueeze(-1) >> self.cells(state.device) & 1)
+            .float()
+            .unflatten(-1, (self.rows, self.columns))
+        )
 
     def move(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(state [B, 2] as the other player sees it, reward [B] of the mover, terminated [B]) after `action` [B]."""
@@ -93,7 +99,11 @@ class Board(Dynamics):
     def reply(self, state: Tensor, draws: Tensor) -> Tensor:
         """The opponent's actions [B] for `state` [B, 2] (or one for all) and uniform `draws` [B]: one of the best at random."""
         legal = self.moves(state.sum(-1)) != 0
-        scores = torch.zeros(legal.shape, device=state.device) if self.opponent == "random" else self.scores(state)
+        scores = (
+            torch.zeros(legal.shape, device=state.device)
+            if self.opponent == "random"
+            else self.scores(state)
+        )
         scores = torch.where(legal, scores, -torch.inf)
         best = scores == scores.amax(-1, keepdim=True)
         passed = (draws.unsqueeze(-1) * best.sum(-1, keepdim=True)).long()
@@ -116,8 +126,12 @@ class Board(Dynamics):
     def cells(self, device: torch.device) -> Tensor:
         """int64 [rows · columns]: which bit each cell is, row by row from the top left."""
         height = torch.arange(self.rows - 1, -1, -1, device=device)
-        return (height.unsqueeze(1) + torch.arange(self.columns, device=device) * (self.rows + 1)).flatten()
+        return (
+            height.unsqueeze(1) + torch.arange(self.columns, device=device) * (self.rows + 1)
+        ).flatten()
 
     def full(self) -> int:
         """The bits of all cells."""
-        return sum((1 << self.rows) - 1 << column * (self.rows + 1) for column in range(self.columns))
+        return sum(
+            (1 << self.rows) - 1 << column * (self.rows + 1) for column in range(self.columns)
+        )

@@ -31,7 +31,8 @@ _GRAY = np.array([0.299, 0.587, 0.114])
 
 _PEDALS = ((0, 0), (0.5, 0), (1, 0), (0, 0.5), (0, 1))
 ACTIONS = np.array(
-    [(0, *pedals) for pedals in _PEDALS] + [(side * steer, *pedals) for side in (-1, 1) for pedals in _PEDALS for steer in (0.5, 1)],
+    [(0, *pedals) for pedals in _PEDALS]
+    + [(side * steer, *pedals) for side in (-1, 1) for pedals in _PEDALS for steer in (0.5, 1)],
     np.float32,
 )
 """Steer, gas and brake of 25 actions: straight on, left, right; of each: roll, half and full gas, half and full brake."""
@@ -57,7 +58,11 @@ class CarRacing(car_racing.CarRacing):
     ):
         """`continuous` false: the 25 `ACTIONS`. `repeat`: frames per step. `gray`: observations uint8 [1, 96, 96], else [3, 96, 96].
         `dashboard` false: its rows are 0. `patience`: frames without a new tile after which the episode is cut."""
-        super().__init__(render_mode, lap_complete_percent=lap_complete_percent, domain_randomize=domain_randomize)
+        super().__init__(
+            render_mode,
+            lap_complete_percent=lap_complete_percent,
+            domain_randomize=domain_randomize,
+        )
         # Pickled and copied by these arguments, not by those that Gymnasium's class has noted.
         EzPickle.__init__(
             self,
@@ -116,7 +121,9 @@ class CarRacing(car_racing.CarRacing):
             rows = np.add(points[::2], points[1::2], dtype=np.uint16)
             pixels = (rows[:, ::2] + rows[:, 1::2] + 2 >> 2).astype(np.uint8)
         else:  # the same, to 1 of 255; pygame does not scale 8-bit surfaces
-            pixels = pygame.surfarray.array3d(pygame.transform.smoothscale(surface, (SIZE, SIZE))).swapaxes(0, 1)
+            pixels = pygame.surfarray.array3d(
+                pygame.transform.smoothscale(surface, (SIZE, SIZE))
+            ).swapaxes(0, 1)
         if self.dashboard:
             pixels[-_TEXT:, :_TEXT] = _text(f"{self._score:04.0f}")[..., : pixels.shape[-1]]
         else:
@@ -130,7 +137,9 @@ class CarRacing(car_racing.CarRacing):
         self._scenery = np.concatenate([_grass(), road])
         self._centres = self._scenery.mean(1)
         self._reach = np.abs(self._scenery - self._centres[:, None]).sum(-1).max(1, keepdims=True)
-        self._inks = [self._ink(colour) for colour in [self.grass_color] * len(_grass()) + list(colours)]
+        self._inks = [
+            self._ink(colour) for colour in [self.grass_color] * len(_grass()) + list(colours)
+        ]
         self._ground = self._ink(self.bg_color)
         self._car_inks = [self._ink(colour) for colour in _CAR_COLOURS]
         self._bar_inks = [self._ink(colour) for colour in _BAR_COLOURS]
@@ -138,28 +147,49 @@ class CarRacing(car_racing.CarRacing):
 
     def _ink(self, colour: Any) -> tuple[int, int, int]:
         """With what `colour` is drawn."""
-        red, green, blue = np.repeat(np.rint(_GRAY @ colour), 3).astype(int) if self.gray else np.asarray(colour).astype(int)
+        red, green, blue = (
+            np.repeat(np.rint(_GRAY @ colour), 3).astype(int)
+            if self.gray
+            else np.asarray(colour).astype(int)
+        )
         return int(red), int(green), int(blue)
 
     def _render(self, mode: str) -> Any:
         if mode != "state_pixels":
             return super()._render(mode)
-        self._score = self.reward  # Gymnasium shows it without this frame's cost; `step` draws when it has ended
+        self._score = (
+            self.reward
+        )  # Gymnasium shows it without this frame's cost; `step` draws when it has ended
 
     def _drawn(self) -> pygame.Surface:
         assert self.car is not None
         surface = self._canvas
         surface.fill(0)
         bodies = [*self.car.wheels, self.car.hull]
-        at, turned = np.array([body.position for body in bodies]), np.array([body.angle for body in bodies])
+        at, turned = (
+            np.array([body.position for body in bodies]),
+            np.array([body.angle for body in bodies]),
+        )
         zoom = car_racing.SCALE * (0.1 * max(1 - self.t, 0) + car_racing.ZOOM * min(self.t, 1))
         view = _rotation(-turned[-1:])[0] * (zoom * _SCALE)
         scenery = (self._centres - at[-1]) @ view + _CAR_AT
-        visible = (np.abs(scenery - _POINTS / 2) < _POINTS / 2 + self._reach * zoom * np.abs(_SCALE)).all(1).nonzero()[0]
-        car = _car([wheel.phase for wheel in self.car.wheels]) @ _rotation(turned)[_CAR_BODY] + at[_CAR_BODY, None]
+        visible = (
+            (np.abs(scenery - _POINTS / 2) < _POINTS / 2 + self._reach * zoom * np.abs(_SCALE))
+            .all(1)
+            .nonzero()[0]
+        )
+        car = (
+            _car([wheel.phase for wheel in self.car.wheels]) @ _rotation(turned)[_CAR_BODY]
+            + at[_CAR_BODY, None]
+        )
         world = np.concatenate([_FIELD, self._scenery[visible], car])
         shapes = np.concatenate([(world - at[-1]) @ view + _CAR_AT, self._bars() * (_POINTS / 40)])
-        inks = [self._ground, *(self._inks[i] for i in visible.tolist()), *self._car_inks, *self._bar_inks]
+        inks = [
+            self._ground,
+            *(self._inks[i] for i in visible.tolist()),
+            *self._car_inks,
+            *self._bar_inks,
+        ]
         # pygame draws a shape's edge too, half a point too much on every side.
         outwards = np.sign(shapes - shapes.mean(1, keepdims=True))
         empty = (np.ptp(shapes, axis=1) < 1e-2).any(1).tolist()
@@ -173,16 +203,37 @@ class CarRacing(car_racing.CarRacing):
         """The dashboard and what it shows, [8, 4, 2], in 40ths of the picture."""
         assert self.car is not None
         wheels, hull = self.car.wheels, self.car.hull
-        heights = [0.02 * math.hypot(*hull.linearVelocity), *(0.01 * wheel.omega for wheel in wheels)]
-        boxes = [(0, 35, 40, 40), *((x, 39 - height, x + 1, 39) for x, height in zip((5, 7, 8, 9, 10), heights, strict=True))]
-        boxes += [(20, 36, 20 - 10 * wheels[0].joint.angle, 38), (30, 36, 30 - 0.8 * hull.angularVelocity, 38)]
+        heights = [
+            0.02 * math.hypot(*hull.linearVelocity),
+            *(0.01 * wheel.omega for wheel in wheels),
+        ]
+        boxes = [
+            (0, 35, 40, 40),
+            *(
+                (x, 39 - height, x + 1, 39)
+                for x, height in zip((5, 7, 8, 9, 10), heights, strict=True)
+            ),
+        ]
+        boxes += [
+            (20, 36, 20 - 10 * wheels[0].joint.angle, 38),
+            (30, 36, 30 - 0.8 * hull.angularVelocity, 38),
+        ]
         return np.array(boxes)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
 
 
 _LEVELS = [(level, level, level) for level in range(256)]
 _FIELD = np.array([[(1, 1), (1, -1), (-1, -1), (-1, 1)]]) * car_racing.PLAYFIELD
 _WHITE, _RED, _BLACK = (255, 255, 255), (204, 0, 0), (0, 0, 0)
-_BAR_COLOURS = [_BLACK, _WHITE, (0, 0, 255), (0, 0, 255), (51, 0, 255), (51, 0, 255), (0, 255, 0), (255, 0, 0)]
+_BAR_COLOURS = [
+    _BLACK,
+    _WHITE,
+    (0, 0, 255),
+    (0, 0, 255),
+    (51, 0, 255),
+    (51, 0, 255),
+    (0, 255, 0),
+    (255, 0, 0),
+]
 _HULL = car_dynamics.HULL_POLY3
 _QUADS = [
     car_dynamics.HULL_POLY1,
@@ -193,7 +244,9 @@ _QUADS = [
 _CAR_COLOURS = [car_dynamics.WHEEL_COLOR, car_dynamics.WHEEL_WHITE] * 4 + [_RED] * len(_QUADS)
 _CAR_BODY = np.array([0, 0, 1, 1, 2, 2, 3, 3] + [4] * len(_QUADS))
 """To which body each of the car's shapes belongs: four wheels, the hull."""
-_TYRE = [(-1, 1), (1, 1), (1, -1), (-1, -1)] * np.array([car_dynamics.WHEEL_W, car_dynamics.WHEEL_R])
+_TYRE = [(-1, 1), (1, 1), (1, -1), (-1, -1)] * np.array(
+    [car_dynamics.WHEEL_W, car_dynamics.WHEEL_R]
+)
 _CAR = np.array([*[_TYRE] * 8, *_QUADS]) * car_dynamics.SIZE
 
 
@@ -217,7 +270,9 @@ def _rotation(angle: np.ndarray) -> np.ndarray:
 @cache
 def _grass() -> np.ndarray:
     """The lighter squares [400, 4, 2]."""
-    corner = np.stack(np.meshgrid(np.arange(-20, 20, 2), np.arange(-20, 20, 2), indexing="ij"), -1).reshape(-1, 1, 2)
+    corner = np.stack(
+        np.meshgrid(np.arange(-20, 20, 2), np.arange(-20, 20, 2), indexing="ij"), -1
+    ).reshape(-1, 1, 2)
     return (corner + np.array([(1, 0), (0, 0), (0, 1), (1, 1)])) * car_racing.GRASS_DIM
 
 
@@ -225,10 +280,20 @@ def _grass() -> np.ndarray:
 def _text(text: str) -> np.ndarray:
     """uint8 [12, 12, 3]: the picture's lower left corner."""
     pygame.font.init()
-    window = pygame.Surface((car_racing.WINDOW_W * _TEXT // SIZE, car_racing.WINDOW_H * _TEXT // SIZE), depth=24)
-    written = pygame.font.Font(pygame.font.get_default_font(), 42).render(text, True, _WHITE, _BLACK)
-    window.blit(written, written.get_rect(center=(60, window.get_height() - car_racing.WINDOW_H * 2.5 / 40)))
-    return pygame.surfarray.array3d(pygame.transform.smoothscale(window, (_TEXT, _TEXT))).swapaxes(0, 1)
+    window = pygame.Surface(
+        (car_racing.WINDOW_W * _TEXT // SIZE, car_racing.WINDOW_H * _TEXT // SIZE), depth=24
+    )
+    written = pygame.font.Font(pygame.font.get_default_font(), 42).render(
+        text, True, _WHITE, _BLACK
+    )
+    window.blit(
+        written, written.get_rect(center=(60, window.get_height() - car_racing.WINDOW_H * 2.5 / 40))
+    )
+    return pygame.surfarray.array3d(pygame.transform.smoothscale(window, (_TEXT, _TEXT))).swapaxes(
+        0, 1
+    )
 
 
-gymnasium.register("rlx/CarRacing-v3", f"{__name__}:CarRacing", max_episode_steps=1000, reward_threshold=900)
+gymnasium.register(
+    "rlx/CarRacing-v3", f"{__name__}:CarRacing", max_episode_steps=1000, reward_threshold=900
+)

@@ -35,14 +35,23 @@ class CartPole(Dynamics):
     def initial(self, draws: Tensor) -> Tensor:
         return draws * 0.1 - 0.05
 
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, speed, theta, spin = state.unbind(-1)
         sin, cos, mass = theta.sin(), theta.cos(), self.cart_mass + self.pole_mass
         push = (action.to(state.dtype) * 2 - 1) * self.force
         pull = (push + self.pole_mass * self.half_length * spin.square() * sin) / mass
-        angular = (self.gravity * sin - cos * pull) / (self.half_length * (4 / 3 - self.pole_mass / mass * cos.square()))
+        angular = (self.gravity * sin - cos * pull) / (
+            self.half_length * (4 / 3 - self.pole_mass / mass * cos.square())
+        )
         linear = pull - self.pole_mass * self.half_length / mass * angular * cos
-        x, speed, theta, spin = x + 0.02 * speed, speed + 0.02 * linear, theta + 0.02 * spin, spin + 0.02 * angular
+        x, speed, theta, spin = (
+            x + 0.02 * speed,
+            speed + 0.02 * linear,
+            theta + 0.02 * spin,
+            spin + 0.02 * angular,
+        )
         terminated = (x.abs() > _MAX_POSITION) | (theta.abs() > _MAX_ANGLE)
         return torch.stack([x, speed, theta, spin], -1), torch.ones_like(x), terminated
 

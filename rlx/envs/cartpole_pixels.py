@@ -42,12 +42,16 @@ class CartPolePixels(CartPole):
     view: str = "difference"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "observation_space", _VIEWS[choice(self.view, _VIEWS, "env.view")][0])
+        object.__setattr__(
+            self, "observation_space", _VIEWS[choice(self.view, _VIEWS, "env.view")][0]
+        )
 
     def initial(self, draws: Tensor) -> Tensor:
         return super().initial(draws).repeat(1, 2)
 
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         now, reward, terminated = super().transition(state[:, :4], action, draws)
         return torch.cat([now, state[:, :4]], -1), reward, terminated
 
@@ -79,7 +83,9 @@ class CartPolePixels(CartPole):
         stop = ((cart + torch.cat([right, half], -1)) * unit).round_().unsqueeze(-1)
         columns = torch.arange(0, 128 * width, 128, device=state.device)
         covered = (stop - columns).clamp_(0, 128).sub_((start - columns).clamp_(0, 128))
-        return torch.baddbmm(empty, paint.expand(len(state), -1, -1), covered).unflatten(1, (channels, height))
+        return torch.baddbmm(empty, paint.expand(len(state), -1, -1), covered).unflatten(
+            1, (channels, height)
+        )
 
 
 @cache
@@ -93,11 +99,18 @@ def _canvas(view: str, half_length: float, device: torch.device) -> tuple[Tensor
     channels, height, _ = box.shape
     colours = np.array([_POLE_COLOUR, _AXLE_COLOUR]) @ (_GRAY if channels == 1 else np.eye(3))
     edges = np.linspace(window.start, window.stop, height + 1)[:, None]
-    share = np.diff((edges - _ROWS).clip(0, 1), axis=0) * height / (window.stop - window.start) * (_ROWS != _LINE)  # [H, 400]
+    share = (
+        np.diff((edges - _ROWS).clip(0, 1), axis=0)
+        * height
+        / (window.stop - window.start)
+        * (_ROWS != _LINE)
+    )  # [H, 400]
     pole = slice(max(0, int(_MIDDLE - 2 * _METRE * half_length)), _LINE)
     behind = np.where(np.isin(_ROWS, _ROWS[_CART]), 0, 255)
     on_pole = share[:, pole] * (colours[0][:, None, None] - behind[pole])  # [C, H, P]
-    on_axle = share[:, _AXLE] * (colours[1] - colours[0])[:, None, None]  # the axle lies within the pole, that within the cart
+    on_axle = (
+        share[:, _AXLE] * (colours[1] - colours[0])[:, None, None]
+    )  # the axle lies within the pole, that within the cart
     on_cart = np.tile(share[:, _CART].sum(1, keepdims=True) * -255, (channels, 1, 1))
     paint = np.concatenate([on_pole, on_axle, on_cart], -1).reshape(channels * height, -1)
     empty = np.tile(share.sum(1, keepdims=True) * 255, (channels, 1))

@@ -25,9 +25,13 @@ class Catch(Dynamics):
 
     def initial(self, draws: Tensor) -> Tensor:
         column = (draws[:, 0] * COLUMNS).long()
-        return torch.stack([torch.zeros_like(column), column, torch.full_like(column, COLUMNS // 2)], -1)
+        return torch.stack(
+            [torch.zeros_like(column), column, torch.full_like(column, COLUMNS // 2)], -1
+        )
 
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         row, column, paddle = state.unbind(-1)
         row, paddle = row + 1, (paddle + action - 1).clamp(0, COLUMNS - 1)
         terminated = row == ROWS - 1
@@ -38,7 +42,9 @@ class Catch(Dynamics):
         row, column, paddle = state.unbind(-1)
         board = torch.zeros(len(state), ROWS * COLUMNS, device=state.device)
         ball = (row * COLUMNS + column).unsqueeze(1)
-        return board.scatter(1, ball, 1.0).scatter(1, ((ROWS - 1) * COLUMNS + paddle).unsqueeze(1), 1.0)
+        return board.scatter(1, ball, 1.0).scatter(
+            1, ((ROWS - 1) * COLUMNS + paddle).unsqueeze(1), 1.0
+        )
 
 
 register("rlx/Catch-v0", Catch)

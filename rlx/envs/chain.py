@@ -31,7 +31,9 @@ class Chain(Dynamics):
         state[:, 0] = 1
         return state
 
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         place, visited = state.unbind(-1)
         right = (action == 1) & (draws[:, 0] < self.success)
         place = (place + torch.where(right, 1, -1)).clamp(0, LENGTH - 1)

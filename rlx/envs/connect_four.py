@@ -30,7 +30,9 @@ class ConnectFour(Board):
 
     def moves(self, taken: Tensor) -> Tensor:
         shift = torch.arange(0, 49, 7, device=taken.device)
-        return taken.unsqueeze(-1) + (1 << shift) & 0b111111 << shift  # the carry ends in the column's lowest free cell
+        return (
+            taken.unsqueeze(-1) + (1 << shift) & 0b111111 << shift
+        )  # the carry ends in the column's lowest free cell
 
     def scores(self, state: Tensor) -> Tensor:
         parts = state.split(_CPU_CHUNK if state.device.type == "cpu" else _GPU_CHUNK)

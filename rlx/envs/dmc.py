@@ -13,7 +13,9 @@ from rlx.config import ConfigError, at_least, nearest
 from rlx.envs.gym import GymEnv
 
 if "DISPLAY" not in os.environ:
-    os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen; read when dm_control is imported
+    os.environ.setdefault(
+        "MUJOCO_GL", "egl"
+    )  # draws without a screen; read when dm_control is imported
 
 
 class DMControl(gymnasium.Env):
@@ -21,11 +23,21 @@ class DMControl(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"]}
 
-    def __init__(self, task: str, repeat: int, bins: int, pixels: bool, size: int, render_mode: str | None = None):
+    def __init__(
+        self,
+        task: str,
+        repeat: int,
+        bins: int,
+        pixels: bool,
+        size: int,
+        render_mode: str | None = None,
+    ):
         try:
             from dm_control import suite
         except ImportError:
-            raise ConfigError(f'env.task={task}: the Control Suite needs dm_control; install it with: pip install "rlx[dmc]"') from None
+            raise ConfigError(
+                f'env.task={task}: the Control Suite needs dm_control; install it with: pip install "rlx[dmc]"'
+            ) from None
         names = ["-".join(pair) for pair in suite.ALL_TASKS]
         if task not in names:
             raise ConfigError(f"env.task={task}: no such task.{nearest(task, names)}")
@@ -34,11 +46,19 @@ class DMControl(gymnasium.Env):
         if not isinstance(pixels, bool):
             raise ConfigError(f"env.pixels={pixels}: expected true or false.")
         domain, _, name = task.partition("-")
-        self.env, self.repeat, self.pixels, self.size, self.render_mode = suite.load(domain, name), repeat, pixels, size, render_mode
+        self.env, self.repeat, self.pixels, self.size, self.render_mode = (
+            suite.load(domain, name),
+            repeat,
+            pixels,
+            size,
+            render_mode,
+        )
         limits = self.env.action_spec()
         values = np.linspace(limits.minimum, limits.maximum, bins).T  # [dimensions, bins]
         if bins ** len(values) > 1000:
-            raise ConfigError(f"env.bins={bins}: {bins ** len(values):,} actions in {len(values)} dimensions; at most 1,000.")
+            raise ConfigError(
+                f"env.bins={bins}: {bins ** len(values):,} actions in {len(values)} dimensions; at most 1,000."
+            )
         self.values = np.array(list(itertools.product(*values)))
         self.action_space = spaces.Discrete(len(self.values))
         if pixels:
@@ -47,7 +67,9 @@ class DMControl(gymnasium.Env):
             numbers = sum(int(np.prod(spec.shape)) for spec in self.env.observation_spec().values())
             self.observation_space = spaces.Box(-np.inf, np.inf, (numbers,), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """First observation uint8 [3, size, size] or float32 [numbers]."""
         super().reset(seed=seed)
         self.env.task._random = np.random.RandomState(int(self.np_random.integers(2**31)))
@@ -70,11 +92,17 @@ class DMControl(gymnasium.Env):
 
     def _seen(self, now: Any) -> np.ndarray:
         if self.pixels:
-            return self.env.physics.render(self.size, self.size, camera_id=0).transpose(2, 0, 1).copy()
-        return np.concatenate([np.ravel(value) for value in now.observation.values()]).astype(np.float32)
+            return (
+                self.env.physics.render(self.size, self.size, camera_id=0).transpose(2, 0, 1).copy()
+            )
+        return np.concatenate([np.ravel(value) for value in now.observation.values()]).astype(
+            np.float32
+        )
 
 
-gymnasium.register("rlx/DMControl-v0", f"{__name__}:DMControl", disable_env_checker=True, order_enforce=False)
+gymnasium.register(
+    "rlx/DMControl-v0", f"{__name__}:DMControl", disable_env_checker=True, order_enforce=False
+)
 
 
 class DMControlEnv(GymEnv):
@@ -87,4 +115,6 @@ class DMControlEnv(GymEnv):
         at_least(repeat, 1, "env.repeat")
         self.named = f"env.task={task}"
         kwargs = {"task": task, "repeat": repeat, "bins": bins, "pixels": pixels, "size": size}
-        super().__init__(f"{__name__}:rlx/DMControl-v0", num_envs, -(-1000 // repeat), kwargs, device)
+        super().__init__(
+            f"{__name__}:rlx/DMControl-v0", num_envs, -(-1000 // repeat), kwargs, device
+        )

@@ -452,7 +452,14 @@ def _generator_state(generator: np.random.Generator) -> np.ndarray:
     """uint64 [6] of a PCG64, the generator of Gymnasium."""
     state: Any = generator.bit_generator.state
     inner, low = state["state"], (1 << 64) - 1
-    words = [inner["state"] & low, inner["state"] >> 64, inner["inc"] & low, inner["inc"] >> 64, state["has_uint32"], state["uinteger"]]
+    words = [
+        inner["state"] & low,
+        inner["state"] >> 64,
+        inner["inc"] & low,
+        inner["inc"] >> 64,
+        state["has_uint32"],
+        state["uinteger"],
+    ]
     return np.array(words, np.uint64)
 
 
@@ -461,5 +468,10 @@ def _generator(words: np.ndarray) -> np.random.Generator:
     state, state_high, inc, inc_high, has_uint32, uinteger = (int(word) for word in words)
     bits = np.random.PCG64()
     inner: Any = {"state": state | state_high << 64, "inc": inc | inc_high << 64}
-    bits.state = {"bit_generator": "PCG64", "state": inner, "has_uint32": has_uint32, "uinteger": uinteger}
+    bits.state = {
+        "bit_generator": "PCG64",
+        "state": inner,
+        "has_uint32": has_uint32,
+        "uinteger": uinteger,
+    }
     return np.random.Generator(bits)

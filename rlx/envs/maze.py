@@ -40,9 +40,13 @@ class Maze(Dynamics):
     transition_draws = 2
 
     def initial(self, draws: Tensor) -> Tensor:
-        return torch.full((len(draws), 1), _CELLS.index("S"), dtype=torch.int64, device=draws.device)
+        return torch.full(
+            (len(draws), 1), _CELLS.index("S"), dtype=torch.int64, device=draws.device
+        )
 
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         moves = torch.tensor(_MOVES, device=state.device)
         wall = torch.tensor([cell == "#" for cell in _CELLS], device=state.device)
         action = torch.where(draws[:, 0] < self.slip, (draws[:, 1] * 4).long(), action)

@@ -28,7 +28,9 @@ class MountainCar(Dynamics):
     def initial(self, draws: Tensor) -> Tensor:
         return torch.cat([draws * 0.2 - 0.6, torch.zeros_like(draws)], -1)
 
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, speed = state.unbind(-1)
         speed = speed + (action.to(state.dtype) - 1) * self.force - self.gravity * torch.cos(3 * x)
         speed = speed.clamp(-0.07, 0.07)

@@ -30,14 +30,23 @@ class Pendulum(Dynamics):
     def initial(self, draws: Tensor) -> Tensor:
         return (draws * 2 - 1) * torch.tensor([math.pi, 1.0], device=draws.device)
 
-    def transition(self, state: Tensor, action: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, state: Tensor, action: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         angle, speed = state.unbind(-1)
         torque = action[:, 0].clamp(-2, 2)
         off = (angle + math.pi).remainder(2 * math.pi) - math.pi
         cost = off.square() + 0.1 * speed.square() + 0.001 * torque.square()
-        pull = 3 * self.gravity / (2 * self.length) * angle.sin() + 3 / (self.mass * self.length**2) * torque
+        pull = (
+            3 * self.gravity / (2 * self.length) * angle.sin()
+            + 3 / (self.mass * self.length**2) * torque
+        )
         speed = (speed + pull * 0.05).clamp(-8, 8)
-        return torch.stack([angle + speed * 0.05, speed], -1), -cost, torch.zeros_like(cost, dtype=torch.bool)
+        return (
+            torch.stack([angle + speed * 0.05, speed], -1),
+            -cost,
+            torch.zeros_like(cost, dtype=torch.bool),
+        )
 
     def observe(self, state: Tensor) -> Tensor:
         angle, speed = state.unbind(-1)

@@ -40,7 +40,9 @@ class TicTacToe(Board):
     @staticmethod
     def after(obs: Tensor) -> Tensor:
         """[..., 9, 2, 3, 3] of observations [..., 2, 3, 3]: with the stone of each action."""
-        stone = (~(obs > 0.5).any(-3)).float().unsqueeze(-3) * torch.eye(9, device=obs.device).view(9, 3, 3)
+        stone = (~(obs > 0.5).any(-3)).float().unsqueeze(-3) * torch.eye(9, device=obs.device).view(
+            9, 3, 3
+        )
         return torch.stack([obs[..., :1, :, :] + stone, obs[..., 1:, :, :].expand_as(stone)], -3)
 
 

@@ -10,9 +10,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from rlx.config import ConfigError, at_least
-from rlx.encoders import is_image
 from rlx.env import TensorEnv, resize
-from rlx.networks import along
+from rlx.nn.encoders import is_image
+from rlx.nn.networks import along
 
 
 class View(VectorEnv):
@@ -26,8 +26,12 @@ class View(VectorEnv):
 
     def __init__(self, env: TensorEnv, observe: Sequence[int] | None, stack: int):
         space = env.single_observation_space
-        if not isinstance(space, gymnasium.spaces.Box) or not (len(space.shape) == 1 or (is_image(space.shape) and observe is None)):
-            raise ConfigError(f"env.observe, env.stack: need observations of one axis, env.stack also takes images; this env has {space}.")
+        if not isinstance(space, gymnasium.spaces.Box) or not (
+            len(space.shape) == 1 or (is_image(space.shape) and observe is None)
+        ):
+            raise ConfigError(
+                f"env.observe, env.stack: need observations of one axis, env.stack also takes images; this env has {space}."
+            )
         known = list(range(space.shape[0]))
         self.components = known if observe is None else _components(observe, known)
         if not isinstance(stack, int):
@@ -36,14 +40,18 @@ class View(VectorEnv):
         if len(set(self.components)) < len(self.components):
             raise ConfigError("env.observe: names a component twice.")
         self.env, self.stack = env, stack
-        low, high = (np.concatenate([bound[self.components]] * stack) for bound in (space.low, space.high))
+        low, high = (
+            np.concatenate([bound[self.components]] * stack) for bound in (space.low, space.high)
+        )
         self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=space.dtype)  # type: ignore[arg-type]
         self.single_action_space = env.single_action_space
         self.max_episode_steps, self.reward_threshold = env.max_episode_steps, env.reward_threshold
         self.past: Tensor
         resize(self, self.env.num_envs)
 
-    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict]:
         """First observations [B, stack · components]."""
         obs, info = self.env.reset(seed=seed, options=options)
         past: Tensor = self._repeated(obs)
@@ -54,7 +62,9 @@ class View(VectorEnv):
         self.past = past
         return self.past.flatten(1, 2), info
 
-    def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def step(
+        self, actions: Tensor | np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """As `TensorEnv.step`."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
         final = torch.cat([self.past[:, 1:], info["final_obs"][:, None, self.components]], 1)

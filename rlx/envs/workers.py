@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlx.config import ConfigError, RunError
 from rlx.env import TensorEnv, resize, spread
-from rlx.networks import concatenated
+from rlx.nn.networks import concatenated
 
 MakeEnv = Callable[..., TensorEnv]
 """Called with num_envs and device; must be picklable."""
@@ -28,12 +28,22 @@ class Workers(VectorEnv):
 
     def __init__(self, make: MakeEnv, num_envs: int, workers: int, device: torch.device | str):
         spec: Any = make(num_envs=1, device="cpu")  # errors appear here
-        self.single_observation_space, self.single_action_space = spec.single_observation_space, spec.single_action_space
-        self.max_episode_steps, self.reward_threshold = spec.max_episode_steps, spec.reward_threshold
+        self.single_observation_space, self.single_action_space = (
+            spec.single_observation_space,
+            spec.single_action_space,
+        )
+        self.max_episode_steps, self.reward_threshold = (
+            spec.max_episode_steps,
+            spec.reward_threshold,
+        )
         self.device = torch.device(device)
-        self.place = [part.tolist() for part in np.array_split(np.arange(num_envs), min(workers, num_envs))]
+        self.place = [
+            part.tolist() for part in np.array_split(np.arange(num_envs), min(workers, num_envs))
+        ]
         """Per process, which rows of the whole its copies are."""
-        context = multiprocessing.get_context("spawn")  # a fork of a process with torch in it may hang
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # a fork of a process with torch in it may hang
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
         for rows in self.place:
@@ -45,7 +55,9 @@ class Workers(VectorEnv):
             self.processes.append(process)
         resize(self, num_envs)
 
-    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict]:
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict]:
         """First observations [B, *O], as `rlx.envs.gym.GymEnv.reset`."""
         given, own = spread(seed, self.num_envs), dict(options or {})
         mask = own.pop("reset_mask", None)
@@ -55,18 +67,25 @@ class Workers(VectorEnv):
             each.append(([given[i] for i in rows], own | masked))
         return self._whole(self._ask("reset", each)), {}
 
-    def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def step(
+        self, actions: Tensor | np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """As `TensorEnv.step`."""
         given = np.asarray(torch.as_tensor(actions).cpu())
         answers = self._ask("step", [given[rows] for rows in self.place])
-        obs, reward, terminated, truncated, final = (self._whole(column) for column in zip(*answers, strict=True))
+        obs, reward, terminated, truncated, final = (
+            self._whole(column) for column in zip(*answers, strict=True)
+        )
         info = {"final_obs": final, "_final_obs": terminated | truncated}
         return obs, reward, terminated, truncated, info
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
         wanted = index.tolist()
-        kept = [[(new, rows.index(old)) for new, old in enumerate(wanted) if old in rows] for rows in self.place]
+        kept = [
+            [(new, rows.index(old)) for new, old in enumerate(wanted) if old in rows]
+            for rows in self.place
+        ]
         busy = [i for i, part in enumerate(kept) if part]
         self.pipes = [self.pipes[i] for i in busy]  # a process whose pipe is gone ends
         self.processes = [self.processes[i] for i in busy]
@@ -77,12 +96,21 @@ class Workers(VectorEnv):
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides the copies' future: tensors [B, …]."""
         states = self._ask("state_dict", [None] * len(self.place))
-        whole = reduce(concatenated, ({name: torch.from_numpy(array) for name, array in state.items()} for state in states))
+        whole = reduce(
+            concatenated,
+            ({name: torch.from_numpy(array) for name, array in state.items()} for state in states),
+        )
         return {name: value[self._order()].to(self.device) for name, value in whole.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict()` was taken."""
-        self._ask("load_state_dict", [{name: value.cpu().numpy()[rows] for name, value in state.items()} for rows in self.place])
+        self._ask(
+            "load_state_dict",
+            [
+                {name: value.cpu().numpy()[rows] for name, value in state.items()}
+                for rows in self.place
+            ],
+        )
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the processes."""
@@ -115,7 +143,7 @@ class Workers(VectorEnv):
         return np.argsort([row for rows in self.place for row in rows])
 
 
-def _serve(make: MakeEnv, copies: int, pipe: Connection) -> None:
+def _serve(make: MakeEnv, num_envs: int, pipe: Connection) -> None:
     """One process: does what it is asked until the pipe is closed."""
     os.setsid()  # signals to the group reach the run alone, which then wants a checkpoint of these copies
     torch.set_num_threads(1)
@@ -128,7 +156,9 @@ def _serve(make: MakeEnv, copies: int, pipe: Connection) -> None:
         answer: Any = None
         failure: Exception | None = None
         try:
-            env = env or make(num_envs=copies, device="cpu")  # here, so that its errors are answers
+            env = env or make(
+                num_envs=num_envs, device="cpu"
+            )  # here, so that its errors are answers
             answer = _answer(env, what, value)
         except (ConfigError, RunError, ValueError) as error:
             failure = type(error)(str(error))  # without its cause, which may not fit through a pipe

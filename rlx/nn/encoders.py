@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rlx.config import ConfigError
 from rlx.env import PICTURE
-from rlx.networks import ConvNet
-from rlx.rng import Streams
+from rlx.nn.networks import ConvNet
+from rlx.nn.rng import Streams
 
 
 class ObsEncoder(nn.Module):
@@ -26,8 +26,12 @@ class ObsEncoder(nn.Module):
         scale = np.ones(self.features, np.float32)
         if isinstance(space, gymnasium.spaces.Box) and scaled:
             bound = np.maximum(np.abs(space.low), np.abs(space.high)).astype(np.float64).ravel()
-            scale = np.where(np.isfinite(bound) & (bound > 0), 1 / np.maximum(bound, 1e-12), 1.0).astype(np.float32)
-        self.register_buffer("scale", torch.from_numpy(scale).to(seeds.device).expand(len(seeds), 1, -1).contiguous())
+            scale = np.where(
+                np.isfinite(bound) & (bound > 0), 1 / np.maximum(bound, 1e-12), 1.0
+            ).astype(np.float32)
+        self.register_buffer(
+            "scale", torch.from_numpy(scale).to(seeds.device).expand(len(seeds), 1, -1).contiguous()
+        )
 
     def forward(self, obs: Tensor) -> Tensor:
         if self.discrete:
@@ -68,17 +72,32 @@ def is_image(shape: Sequence[int] | None) -> bool:
 def check_conv(layers: Sequence[Sequence[int]]) -> None:
     """ConfigError where a layer is not three numbers."""
     if any(len(layer) != 3 for layer in layers):
-        raise ConfigError(f"agent.conv={layers}: expected [channels, kernel, stride] for each layer.")
+        raise ConfigError(
+            f"agent.conv={layers}: expected [channels, kernel, stride] for each layer."
+        )
 
 
 def make_encoder(
-    space: gymnasium.Space, scaled: bool, conv: Sequence[Sequence[int]], batch_norm: bool, stack: int, seeds: Tensor, rng: Streams
+    space: gymnasium.Space,
+    scaled: bool,
+    conv: Sequence[Sequence[int]],
+    batch_norm: bool,
+    stack: int,
+    seeds: Tensor,
+    rng: Streams,
 ) -> ObsEncoder | ConvNet | Differences:
     """Of observations [S, B, *O], or of pictures [S, B, stack · C, H, W]; its `features` say how long the vectors are."""
     if space.shape is None or not is_image(space.shape):
         return ObsEncoder(space, scaled, seeds)
     channels, *size = space.shape
-    net = ConvNet((stack * channels, *size), conv, batch_norm, 255.0 if space.dtype == np.uint8 else 1.0, seeds, rng)
+    net = ConvNet(
+        (stack * channels, *size),
+        conv,
+        batch_norm,
+        255.0 if space.dtype == np.uint8 else 1.0,
+        seeds,
+        rng,
+    )
     return net if stack == 1 else Differences(net, channels)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.stats import interval, iqm
+from rlx.show.stats import interval, iqm
 
 COLOURS = ("#1b6ca8", "#c8553d", "#3c8d5a", "#8a5aa8", "#b8860b", "#5b6770", "#d06aa0", "#2a9d9d")
 
@@ -23,7 +23,9 @@ def _panels(titles: Sequence[str], x: str, y: str):
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
     size = (7.2, 4.4) if len(titles) == 1 else (4.4 * columns, 3.1 * rows)
-    figure, panels = pyplot.subplots(rows, columns, squeeze=False, figsize=size, dpi=150, layout="constrained")
+    figure, panels = pyplot.subplots(
+        rows, columns, squeeze=False, figsize=size, dpi=150, layout="constrained"
+    )
     for axes, title in zip(panels.flat, titles, strict=False):
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel(x)
@@ -63,16 +65,43 @@ def learning(
     them. The band resamples seeds."""
     if not len(steps):
         return
-    figure, axes = _axes(f"{title}: greedy evaluation while learning, {len(seeds)} seeds", f"{unit} per seed", "return")
+    figure, axes = _axes(
+        f"{title}: greedy evaluation while learning, {len(seeds)} seeds",
+        f"{unit} per seed",
+        "return",
+    )
     for i, curve in enumerate(values.T):
-        axes.plot(steps, curve, color=COLOURS[0], alpha=0.22, linewidth=0.8, label="each seed" if i == 0 else None)
+        axes.plot(
+            steps,
+            curve,
+            color=COLOURS[0],
+            alpha=0.22,
+            linewidth=0.8,
+            label="each seed" if i == 0 else None,
+        )
     if threshold is not None:
         axes.axhline(threshold, color="black", linewidth=0.8, linestyle=":", label="solved")
     if values.shape[1] > 1:
         draws = np.random.default_rng(0).integers(values.shape[1], size=(2000, values.shape[1]))
         low, high = interval(iqm(values.T[draws], axis=1))
-        axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="95 % bootstrap interval")
-    axes.plot(steps, iqm(values.T), color=COLOURS[0], linewidth=2, marker="o", markersize=3, label="interquartile mean over seeds")
+        axes.fill_between(
+            steps,
+            low,
+            high,
+            color=COLOURS[0],
+            alpha=0.2,
+            linewidth=0,
+            label="95 % bootstrap interval",
+        )
+    axes.plot(
+        steps,
+        iqm(values.T),
+        color=COLOURS[0],
+        linewidth=2,
+        marker="o",
+        markersize=3,
+        label="interquartile mean over seeds",
+    )
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
@@ -81,7 +110,9 @@ def grid(values: NDArray[np.float64], path: Path, title: str) -> None:
     """Numbers [rows, columns] as a map, the visited cells labelled."""
     figure, axes = _axes(title, "", "")
     axes.grid(False)
-    axes.imshow(np.ma.masked_equal(values, 0), cmap="Blues", vmin=0, vmax=2 * max(1.0, float(values.max())))
+    axes.imshow(
+        np.ma.masked_equal(values, 0), cmap="Blues", vmin=0, vmax=2 * max(1.0, float(values.max()))
+    )
     for (row, column), value in np.ndenumerate(values):
         if value > 0:
             axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7)
@@ -92,18 +123,37 @@ def grid(values: NDArray[np.float64], path: Path, title: str) -> None:
     _save(figure, path)
 
 
-def robustness(panels: "Mapping[str, Sequence[RobustnessCurve]]", path: Path, x: str, random: float | None = None) -> None:
+def robustness(
+    panels: "Mapping[str, Sequence[RobustnessCurve]]",
+    path: Path,
+    x: str,
+    random: float | None = None,
+) -> None:
     """Return against attack radius (or whatever `x` is), one colour per curve, and that of random play; `panels`: curves by title."""
     figure, places = _panels(list(panels), x, "return")
     for axes, curves in zip(places, panels.values(), strict=False):
         for i, curve in enumerate(curves):
-            colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":", "-.")[i % 4]  # equal curves stay visible
+            colour, style = (
+                COLOURS[i % len(COLOURS)],
+                ("-", "--", ":", "-.")[i % 4],
+            )  # equal curves stay visible
             for seed in curve.per_seed:
                 axes.plot(curve.eps, seed, color=colour, alpha=0.14, linewidth=0.7)
             if np.isfinite(curve.low).all():
-                axes.fill_between(curve.eps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+                axes.fill_between(
+                    curve.eps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0
+                )
             label = "\n".join(textwrap.wrap(curve.label, 46))
-            axes.plot(curve.eps, curve.iqm, color=colour, linestyle=style, linewidth=2, marker="o", markersize=3, label=label)
+            axes.plot(
+                curve.eps,
+                curve.iqm,
+                color=colour,
+                linestyle=style,
+                linewidth=2,
+                marker="o",
+                markersize=3,
+                label=label,
+            )
         if random is not None:
             axes.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
         what = "interquartile mean, 95 % interval; thin: each seed" if len(panels) == 1 else None

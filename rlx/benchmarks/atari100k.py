@@ -8,10 +8,10 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from rlx import report, stats
 from rlx.config import parse_seeds
 from rlx.errors import ConfigError
-from rlx.run import Run
+from rlx.runs.run import Run
+from rlx.show import report, stats
 
 STEPS = 100_000
 """Decisions per game."""
@@ -59,14 +59,19 @@ def summarise(scores: Sequence[np.ndarray]) -> dict[str, tuple[float, tuple[floa
 
     def of(draws: Sequence[np.ndarray]) -> np.ndarray:  # [R, S] each → [R, 3]
         games = np.stack([draw.mean(1) for draw in draws], 1)
-        return np.stack([games.mean(1), np.median(games, 1), stats.iqm(np.concatenate(draws, 1), 1)], 1)
+        return np.stack(
+            [games.mean(1), np.median(games, 1), stats.iqm(np.concatenate(draws, 1), 1)], 1
+        )
 
     rng = np.random.default_rng(0)
     low, high = stats.interval(of([rng.choice(x, (stats.RESAMPLES, len(x))) for x in scores]))
     if min(map(len, scores)) < 2:  # of one seed nothing follows about another
         low, high = np.full((2, 3), np.nan)
     values = of([np.asarray(x)[None] for x in scores])[0]
-    return {name: (float(values[i]), (float(low[i]), float(high[i]))) for i, name in enumerate(("mean", "median", "IQM"))}
+    return {
+        name: (float(values[i]), (float(low[i]), float(high[i])))
+        for i, name in enumerate(("mean", "median", "IQM"))
+    }
 
 
 def table(runs: Sequence[Run]) -> None:
@@ -80,7 +85,9 @@ def table(runs: Sequence[Run]) -> None:
             game, own = str(run.config.env.game), parse_seeds(run.config.seeds)
             for seed, value in zip(own, run.summary()["return"]["per_seed"], strict=True):
                 if seed in returns.setdefault(game, {}):
-                    raise ConfigError(f"run: seed {seed} of {game} is in two runs of {kind}; it would count as two independent seeds.")
+                    raise ConfigError(
+                        f"run: seed {seed} of {game} is in two runs of {kind}; it would count as two independent seeds."
+                    )
                 returns[game][seed] = value
         _print(kind, {game: list(values.values()) for game, values in sorted(returns.items())})
 
@@ -92,13 +99,22 @@ def _kinds(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         config = OmegaConf.to_container(run.config)
         assert isinstance(config, dict)
-        config = {key: value for key, value in config.items() if key not in ("seeds", "outputs", "device")}
-        config["env"] = {key: value for key, value in config["env"].items() if key not in ("game", "threads")}
+        config = {
+            key: value for key, value in config.items() if key not in ("seeds", "outputs", "device")
+        }
+        config["env"] = {
+            key: value for key, value in config["env"].items() if key not in ("game", "threads")
+        }
         if config not in known:
             known.append(config)
         agent = str(config["agent"]["_target_"]).rpartition(".")[2]
         steps = "" if config["steps"] == STEPS else f", not the benchmark's {STEPS:,}"
-        alike = [other for other in known if (other["agent"]["_target_"], other["steps"]) == (config["agent"]["_target_"], config["steps"])]
+        alike = [
+            other
+            for other in known
+            if (other["agent"]["_target_"], other["steps"])
+            == (config["agent"]["_target_"], config["steps"])
+        ]
         number = f" ({alike.index(config) + 1})" if len(alike) > 1 and alike.index(config) else ""
         kinds.setdefault(f"{agent}{number}, {config['steps']:,} decisions{steps}", []).append(run)
     return kinds
@@ -110,15 +126,28 @@ def _print(kind: str, returns: dict[str, list[float]]) -> None:
     for game, values in returns.items():
         theirs = SCORES[game][2]
         rows.append(
-            [game, len(values), np.mean(values), f"{normalised(game, np.mean(values)):.2f}", theirs, f"{normalised(game, theirs):.2f}"]
+            [
+                game,
+                len(values),
+                np.mean(values),
+                f"{normalised(game, np.mean(values)):.2f}",
+                theirs,
+                f"{normalised(game, theirs):.2f}",
+            ]
         )
     title = f"Atari: {kind}; normalised: 0 as random, 1 as a human"
-    report.table(title, ["game", "seeds", "return", "normalised", "EfficientZero", "normalised"], rows)
+    report.table(
+        title, ["game", "seeds", "return", "normalised", "EfficientZero", "normalised"], rows
+    )
     ours = summarise([normalised(game, values) for game, values in returns.items()])
     published = summarise([normalised(game, [SCORES[game][2]]) for game in returns])
     for name, (value, ci95) in ours.items():
         known = report.number(published[name][0])
-        report.start(**{name: f"{report.interval_text(value, ci95)}  published {known}, {len(returns)} of 26 games"})
+        report.start(
+            **{
+                name: f"{report.interval_text(value, ci95)}  published {known}, {len(returns)} of 26 games"
+            }
+        )
 
 
 def is_benchmark(runs: Sequence[Run]) -> bool:
@@ -136,10 +165,16 @@ class Table(Callback):
         self.before = self._runs(config)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        self.runs += [Run(path) for path in self._runs(config) - self.before if Run(path).meta()["status"] == "completed"]
+        self.runs += [
+            Run(path)
+            for path in self._runs(config) - self.before
+            if Run(path).meta()["status"] == "completed"
+        ]
 
     def _runs(self, config: DictConfig) -> set[Path]:
-        folder = Path(config.outputs, "train", f"{config.hydra.runtime.choices.agent}-{config.env.game}")
+        folder = Path(
+            config.outputs, "train", f"{config.hydra.runtime.choices.agent}-{config.env.game}"
+        )
         return {path.parent for path in folder.glob("*/meta.json")}
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

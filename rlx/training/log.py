@@ -39,7 +39,10 @@ class Log:
         Rewards come first, then the observations `obs` [S, N, *O]: what the env did wrong shows in
         the losses too. NaN and infinity stay in a sum of rewards.
         """
-        entered = {"reward": self.running.sum(1) + self.sum, "observation": obs.flatten(1).float().sum(1)}
+        entered = {
+            "reward": self.running.sum(1) + self.sum,
+            "observation": obs.flatten(1).float().sum(1),
+        }
         for what, total in entered.items():
             if not total.isfinite().all():
                 row = int(torch.nonzero(~total.isfinite())[0])
@@ -50,12 +53,20 @@ class Log:
             name, step = names[0] if names else "a loss", int(self.bad[row])
             raise RunError(f"{name} of seed {seeds[row]} became non-finite at step {step:,}")
 
-    def rows(self, step: int, seeds: list[int], episodes: Episodes, steps_per_s: float) -> list[dict[str, Any]]:
+    def rows(
+        self, step: int, seeds: list[int], episodes: Episodes, steps_per_s: float
+    ) -> list[dict[str, Any]]:
         """One row per seed for metrics.jsonl; starts a new count of training returns."""
         train = (self.sum / self.count).tolist()
         self.sum, self.count = torch.zeros_like(self.sum), torch.zeros_like(self.count)
-        columns = {"return/mean": episodes.returns.mean(1), "length/mean": episodes.lengths.double().mean(1)}
-        values = {name: value.tolist() for name, value in (columns | dict(sorted(self.metrics.items()))).items()}
+        columns = {
+            "return/mean": episodes.returns.mean(1),
+            "length/mean": episodes.lengths.double().mean(1),
+        }
+        values = {
+            name: value.tolist()
+            for name, value in (columns | dict(sorted(self.metrics.items()))).items()
+        }
         return [
             {"step": step, "seed": seed, "return/train": train[i], "time/steps_per_s": steps_per_s}
             | {name: value[i] for name, value in values.items()}
@@ -73,5 +84,11 @@ class Log:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse."""
-        self.running, self.sum, self.count, self.bad = (state[name] for name in ("running", "sum", "count", "bad"))
-        self.metrics = {name.removeprefix("metrics."): value for name, value in state.items() if name.startswith("metrics.")}
+        self.running, self.sum, self.count, self.bad = (
+            state[name] for name in ("running", "sum", "count", "bad")
+        )
+        self.metrics = {
+            name.removeprefix("metrics."): value
+            for name, value in state.items()
+            if name.startswith("metrics.")
+        }

@@ -30,7 +30,7 @@ def plain_training(config: "DQNConfig", spec: "Spec", env_id: str, seconds: floa
     import torch
     from torch import nn
 
-    from rlx.encoders import obs_features
+    from rlx.nn.encoders import obs_features
 
     env = gymnasium.make(env_id)
     features, choices = obs_features(spec.observation_space), spec.actions
@@ -38,8 +38,15 @@ def plain_training(config: "DQNConfig", spec: "Spec", env_id: str, seconds: floa
     target = copy.deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
     size = config.buffer_size
-    observations, next_observations = np.zeros((size, features), np.float32), np.zeros((size, features), np.float32)
-    actions, rewards, terminals = np.zeros(size, np.int64), np.zeros(size, np.float32), np.zeros(size, np.float32)
+    observations, next_observations = (
+        np.zeros((size, features), np.float32),
+        np.zeros((size, features), np.float32),
+    )
+    actions, rewards, terminals = (
+        np.zeros(size, np.int64),
+        np.zeros(size, np.float32),
+        np.zeros(size, np.float32),
+    )
     rng = np.random.default_rng(0)
     obs, _ = env.reset(seed=0)
     stored = 0
@@ -53,15 +60,26 @@ def plain_training(config: "DQNConfig", spec: "Spec", env_id: str, seconds: floa
                 action = int(network(torch.as_tensor(obs)).argmax())
         following, reward, terminated, truncated, _ = env.step(action)
         at = stored % size
-        observations[at], next_observations[at], actions[at], rewards[at], terminals[at] = obs, following, action, reward, terminated
+        observations[at], next_observations[at], actions[at], rewards[at], terminals[at] = (
+            obs,
+            following,
+            action,
+            reward,
+            terminated,
+        )
         stored += 1
         obs = env.reset()[0] if terminated or truncated else following
         if stored >= config.batch_size:
             index = rng.integers(min(stored, size), size=config.batch_size)
-            o, n, a, r, t = (torch.from_numpy(x[index]) for x in (observations, next_observations, actions, rewards, terminals))
+            o, n, a, r, t = (
+                torch.from_numpy(x[index])
+                for x in (observations, next_observations, actions, rewards, terminals)
+            )
             with torch.no_grad():
                 goal = r + config.discount * (1 - t) * target(n).amax(1)
-            loss = nn.functional.smooth_l1_loss(network(o).gather(1, a.unsqueeze(1)).squeeze(1), goal)
+            loss = nn.functional.smooth_l1_loss(
+                network(o).gather(1, a.unsqueeze(1)).squeeze(1), goal
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -73,12 +91,12 @@ def plain_training(config: "DQNConfig", spec: "Spec", env_id: str, seconds: floa
     return timed(step, seconds)
 
 
-def sb3_training(name: str, config: Any, env_id: str, copies: int, seconds: float) -> float:
+def sb3_training(name: str, config: Any, env_id: str, num_envs: int, seconds: float) -> float:
     """Stable-Baselines3's agent of the same name and settings on `copies` of Gymnasium's env."""
     import stable_baselines3  # type: ignore[import-not-found]
     from stable_baselines3.common.env_util import make_vec_env  # type: ignore[import-not-found]
 
-    env = make_vec_env(env_id, copies)
+    env = make_vec_env(env_id, num_envs)
     common = {"learning_rate": config.learning_rate, "gamma": config.discount, "device": "cpu"}
     common["policy_kwargs"] = {"net_arch": list(config.hidden)}
     steps = 200
@@ -86,12 +104,16 @@ def sb3_training(name: str, config: Any, env_id: str, copies: int, seconds: floa
     if name == "dqn":
         model = stable_baselines3.DQN(
             "MlpPolicy", env, buffer_size=config.buffer_size, learning_starts=64, batch_size=config.batch_size, tau=config.target_tau,
-            target_update_interval=1, train_freq=1, gradient_steps=round(config.replay_ratio * copies), **common,
+            target_update_interval=1, train_freq=1, gradient_steps=round(config.replay_ratio * num_envs), **common,
         )  # fmt: skip
     else:
-        common |= {"n_steps": config.rollout_steps, "gae_lambda": config.gae_lambda, "ent_coef": config.entropy_coefficient}
+        common |= {
+            "n_steps": config.rollout_steps,
+            "gae_lambda": config.gae_lambda,
+            "ent_coef": config.entropy_coefficient,
+        }
         common["normalize_advantage"] = config.normalise_advantage
-        steps = config.rollout_steps * copies
+        steps = config.rollout_steps * num_envs
         if name == "ppo":
             batch = {"batch_size": steps // config.minibatches, "n_epochs": config.epochs}
             model = stable_baselines3.PPO("MlpPolicy", env, **batch, **common)
@@ -138,5 +160,7 @@ def _plain_network(inputs: int, hidden: list[int], outputs: int) -> Any:
     from torch import nn
 
     sizes = [inputs, *hidden]
-    layers: list[Any] = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    layers: list[Any] = [
+        layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())
+    ]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))

@@ -107,10 +107,16 @@ def free_memory() -> float:
 
 def require_room(root: str, size: int) -> None:
     """ConfigError where the disk of `root` has not `size` bytes free."""
-    existing = next(folder for folder in (Path(root).absolute(), *Path(root).absolute().parents) if folder.exists())
+    existing = next(
+        folder
+        for folder in (Path(root).absolute(), *Path(root).absolute().parents)
+        if folder.exists()
+    )
     free = shutil.disk_usage(existing).free
     if size > free:
-        raise ConfigError(f"outputs={root}: checkpoints of this run take {size / 1e9:,.1f} GB of disk, and {free / 1e9:,.1f} GB are free.")
+        raise ConfigError(
+            f"outputs={root}: checkpoints of this run take {size / 1e9:,.1f} GB of disk, and {free / 1e9:,.1f} GB are free."
+        )
 
 
 def nearest_path(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 config.yaml                the resolved config; what evaluate and attack load
 meta.json                  format version, command, status (running, completed, interrupted, failed), rlx's version and
-                           commit, packages, machine, started, wall_s, signature (rlx/trust.py) of config.yaml
+                           commit, packages, machine, started, wall_s, signature (rlx/runs/trust.py) of config.yaml
 metrics.jsonl              one row per (step, seed): step, seed, return/mean, return/train, length/mean, loss/…, time/steps_per_s
 checkpoints/000500000/     agent.safetensors   the policy: its state_dict, [S, …]
                            training.safetensors   the newest two: agent. env. loop. carry. log. kept. stop. (all else but replays)
@@ -30,9 +30,20 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import rlx
-from rlx import trust
+from rlx.config import rename_keys
 from rlx.errors import ConfigError, RunError
-from rlx.files import load_tensors, nearest_path, numbers, plain, save_tensors, sha256, sync, write, write_json
+from rlx.runs import trust
+from rlx.runs.files import (
+    load_tensors,
+    nearest_path,
+    numbers,
+    plain,
+    save_tensors,
+    sha256,
+    sync,
+    write,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +62,9 @@ class Run:
         self._locked = False
 
     @classmethod
-    def create(cls, root: str, command: str, name: str, config: DictConfig | Mapping[str, Any]) -> "Run":
+    def create(
+        cls, root: str, command: str, name: str, config: DictConfig | Mapping[str, Any]
+    ) -> "Run":
         """A new directory `root`/`command`/`name`/<time stamp>; ConfigError where it cannot be written."""
         if not str(root).strip():
             raise ConfigError(f"outputs={root}: expected a folder.")
@@ -61,12 +74,23 @@ class Run:
             run.path.mkdir(parents=True)
             run.write_config(config)
         except OSError as error:
-            raise ConfigError(f"outputs={root}: cannot write {run.path} ({error.strerror}).") from None
-        run.write_meta(status="running", started=datetime.datetime.now().isoformat(timespec="seconds"))
+            raise ConfigError(
+                f"outputs={root}: cannot write {run.path} ({error.strerror})."
+            ) from None
+        run.write_meta(
+            status="running", started=datetime.datetime.now().isoformat(timespec="seconds")
+        )
         return run
 
     @classmethod
-    def find(cls, path: str | None, root: str, command: str = "train", finished: bool = True, trusted: bool = False) -> "Run":
+    def find(
+        cls,
+        path: str | None,
+        root: str,
+        command: str = "train",
+        finished: bool = True,
+        trusted: bool = False,
+    ) -> "Run":
         """The run at `path`, or the newest (finished) one below it; None means below `root`/`command`. Raises ConfigError."""
         top = Path(path) if path is not None else Path(root) / command
         _recover(top)
@@ -74,7 +98,9 @@ class Run:
             run = cls(top, trusted)
             run.check_links()
             if run.meta()["command"] != command:
-                raise ConfigError(f"run={path}: made by rlx {run.meta()['command']}; this takes runs of rlx {command}.")
+                raise ConfigError(
+                    f"run={path}: made by rlx {run.meta()['command']}; this takes runs of rlx {command}."
+                )
             return run
         if not top.is_dir():
             if path is None:
@@ -91,9 +117,13 @@ class Run:
             if meta["command"] != command or (finished and meta["status"] != "completed"):
                 continue
             run.check_links()
-            if finished or run._resumable():  # one that was stopped before its first checkpoint is none to go on with
+            if (
+                finished or run._resumable()
+            ):  # one that was stopped before its first checkpoint is none to go on with
                 return run
-        raise ConfigError(f"run={top}: neither a run nor a folder with a {'finished ' * finished}{command} run in it.{broken}")
+        raise ConfigError(
+            f"run={top}: neither a run nor a folder with a {'finished ' * finished}{command} run in it.{broken}"
+        )
 
     @classmethod
     def command_of(cls, path: str) -> str | None:
@@ -104,7 +134,14 @@ class Run:
         return None
 
     @classmethod
-    def find_all(cls, paths: object, root: str, command: str = "train", finished: bool = True, trusted: bool = False) -> "list[Run]":
+    def find_all(
+        cls,
+        paths: object,
+        root: str,
+        command: str = "train",
+        finished: bool = True,
+        trusted: bool = False,
+    ) -> "list[Run]":
         """One run for each of `paths` (null, one path or a list of them), as `find`."""
         each = [paths] if paths is None else named(paths)
         return [cls.find(path, root, command, finished, trusted) for path in each]  # type: ignore[arg-type]
@@ -127,7 +164,9 @@ class Run:
 
     def replaces(self, other: "Run") -> None:
         """Take the place of `other` on disk; `other` is deleted. What a crash leaves of either is put back by `recover`."""
-        beside, former = (other.path.with_name(f".{other.path.name}.{end}") for end in ("partial", "former"))
+        beside, former = (
+            other.path.with_name(f".{other.path.name}.{end}") for end in ("partial", "former")
+        )
         for left in (beside, former):  # by a crash
             shutil.rmtree(left, ignore_errors=True)
         self.path.rename(beside)
@@ -155,7 +194,9 @@ class Run:
             if not isinstance(raw.get(key, {}), dict):
                 raise ConfigError(f"{file}: '{key}' is {raw[key]}; expected keys with values.")
         if "${" in json.dumps(raw, default=str):
-            raise ConfigError(f"{file}: asks for an interpolation (${{…}}); the config of a run has none.")
+            raise ConfigError(
+                f"{file}: asks for an interpolation (${{…}}); the config of a run has none."
+            )
         if not (self.trusted or trust.is_signed(text, self.meta().get("signature"))):
             own = trust.own_imports()
             for name in trust.imports(raw):
@@ -164,6 +205,7 @@ class Run:
                         f"{file}: names {name}, which is neither rlx's nor in your conf/, and the run "
                         f"was not made by you on this machine. If you trust its code, add trust=true."
                     )
+        rename_keys(loaded)  # older than this rlx, perhaps
         return loaded
 
     def write_config(self, config: DictConfig | Mapping[str, Any]) -> None:
@@ -182,13 +224,19 @@ class Run:
             raise ConfigError(f"{file}: not valid JSON ({error}).") from None
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             found = meta.get("format") if isinstance(meta, dict) else None
-            raise ConfigError(f"{self.path}: format {found}; this rlx ({rlx.__version__}) reads format {FORMAT}.")
+            raise ConfigError(
+                f"{self.path}: format {found}; this rlx ({rlx.__version__}) reads format {FORMAT}."
+            )
         return {"command": None, "status": None} | meta
 
     def write_meta(self, **facts: Any) -> None:
         """Add `facts` to meta.json."""
         file = self.path / "meta.json"
-        meta = json.loads(file.read_text()) if file.exists() else {"format": FORMAT, "command": self.path.parent.parent.name} | _versions()
+        meta = (
+            json.loads(file.read_text())
+            if file.exists()
+            else {"format": FORMAT, "command": self.path.parent.parent.name} | _versions()
+        )
         write_json(file, meta | facts)
 
     def unfinished(self) -> str | None:
@@ -229,7 +277,9 @@ class Run:
         rows = self.metrics()
         best = self.counters("best") if self.has("best") else {}
         steps = sorted({row["step"] for row in rows})
-        seeds = list(dict.fromkeys([*best.get("seeds", ()), *sorted({row["seed"] for row in rows})]))
+        seeds = list(
+            dict.fromkeys([*best.get("seeds", ()), *sorted({row["seed"] for row in rows})])
+        )
         at_stop = dict(zip(seeds, numbers(best.get("value", [])), strict=False))
         logged = {(row["step"], row["seed"]): row["return/mean"] for row in rows}
         values = np.empty((len(steps), len(seeds)))
@@ -248,7 +298,9 @@ class Run:
         for name in self.steps():
             if int(name) > step:
                 if self._is_whole(name):
-                    raise ConfigError(f"run={self.path}: another process has gone on to step {int(name):,} meanwhile; try again.")
+                    raise ConfigError(
+                        f"run={self.path}: another process has gone on to step {int(name):,} meanwhile; try again."
+                    )
                 shutil.rmtree(self.path / "checkpoints" / name)
         rows = [row for row in self.metrics() if row["step"] <= evaluated]
         write(self.path / "metrics.jsonl", "".join(json.dumps(plain(row)) + "\n" for row in rows))
@@ -291,7 +343,9 @@ class Run:
                     self.write_meta(status=status, error=str(error) or type(error).__name__)
                 raise
 
-    def complete(self, summary: Mapping[str, Any], returns: "Mapping[str, np.ndarray] | None" = None) -> None:
+    def complete(
+        self, summary: Mapping[str, Any], returns: "Mapping[str, np.ndarray] | None" = None
+    ) -> None:
         """The result: summary.json, `returns` (of every episode that it is of), and the status."""
         import numpy as np
 
@@ -411,7 +465,11 @@ class Run:
 
     def _resumable(self) -> list[str]:
         """Names of the checkpoints that hold all that going on needs, in the order of their steps."""
-        return [name for name in self.steps() if (self.path / "checkpoints" / name / "training.safetensors").is_file()]
+        return [
+            name
+            for name in self.steps()
+            if (self.path / "checkpoints" / name / "training.safetensors").is_file()
+        ]
 
     def steps(self) -> list[str]:
         """Names of its checkpoints by step, in that order."""
@@ -440,7 +498,9 @@ class Run:
         path = self.checkpoint(name) / f"{file}.safetensors"
         return load_tensors(path, self.counters(name).get("sha256", {}).get(path.name))
 
-    def load_newest(self) -> "tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], list[str]]":
+    def load_newest(
+        self,
+    ) -> "tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], list[str]]":
         """(state.json, agent, training, warnings) of the newest checkpoint that is whole; a warning for each that is not."""
         warnings: list[str] = []
         with suppress(ConfigError), self.lock():  # whoever holds the lock is between two renames
@@ -454,7 +514,9 @@ class Run:
                 return counters, self.load(name), self.load(name, "training"), warnings
             except ConfigError as error:
                 warnings.append(f"{error} Using the checkpoint before it.")
-        raise ConfigError(" ".join([f"{self.path}: no whole checkpoint to resume from.", *warnings]))
+        raise ConfigError(
+            " ".join([f"{self.path}: no whole checkpoint to resume from.", *warnings])
+        )
 
     def _is_whole(self, name: str) -> bool:
         """Whether checkpoint `name` holds, undamaged, all that going on needs."""
@@ -522,7 +584,11 @@ def _put_back(path: Path) -> None:
     """Give `path` its name again: a whole replacement of it has it, else what it was before."""
     for end in ("partial", "former"):
         left = path.with_name(f".{path.name}.{end}")
-        if not path.exists() and left.exists() and (left / ("meta.json" if end == "partial" else "")).exists():
+        if (
+            not path.exists()
+            and left.exists()
+            and (left / ("meta.json" if end == "partial" else "")).exists()
+        ):
             left.rename(path)
 
 
@@ -562,9 +628,13 @@ def _commit() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "rlx", "conf") else "")
+        return git("rev-parse", "--short", "HEAD") + (
+            "+" if git("status", "--porcelain", "--", "rlx", "conf") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -28,11 +28,21 @@ class Kept:
         everyone = torch.arange(len(better), device=device)
         self.keep(policy, everyone, better.to(device), step, torch.zeros_like(better), value)
 
-    def keep(self, policy: Policy, running: Tensor, where: Tensor, step: int, solved: Tensor, value: Tensor) -> None:
+    def keep(
+        self,
+        policy: Policy,
+        running: Tensor,
+        where: Tensor,
+        step: int,
+        solved: Tensor,
+        value: Tensor,
+    ) -> None:
         """Keep `policy`, which holds the seeds `running`, in those of them `where` is true."""
         self.changed = True
         rows = running[where]
-        for mine, theirs in zip(self.policy.state_dict().values(), policy.state_dict().values(), strict=True):
+        for mine, theirs in zip(
+            self.policy.state_dict().values(), policy.state_dict().values(), strict=True
+        ):
             mine[rows] = theirs[where]
         rows = rows.cpu()
         self.step[rows] = step
@@ -45,10 +55,20 @@ class Kept:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors [S, …]."""
-        return self.facts() | {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        return self.facts() | {
+            f"policy.{name}": value for name, value in self.policy.state_dict().items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse."""
         self.changed = True
-        self.step, self.value, self.solved = (state[name].clone() for name in ("step", "value", "solved"))
-        self.policy.load_state_dict({name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")})
+        self.step, self.value, self.solved = (
+            state[name].clone() for name in ("step", "value", "solved")
+        )
+        self.policy.load_state_dict(
+            {
+                name.removeprefix("policy."): value
+                for name, value in state.items()
+                if name.startswith("policy.")
+            }
+        )

@@ -30,10 +30,10 @@ from torch import Tensor
 
 from rlx.agent import Spec
 from rlx.config import ConfigError
-from rlx.encoders import is_image
-from rlx.files import sha256, sync
-from rlx.npy import cast, check_finite, mapped, require_memory, shown_dtype
-from rlx.rng import pick
+from rlx.nn.encoders import is_image
+from rlx.runs.files import sha256, sync
+from rlx.data.npy import cast, check_finite, mapped, require_memory, shown_dtype
+from rlx.nn.rng import pick
 
 FORMAT = 1
 FILES = ("obs", "action", "reward", "length", "terminated")

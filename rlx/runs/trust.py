@@ -28,7 +28,11 @@ def signature(text: str) -> str | None:
 def is_signed(text: str, given: object) -> bool:
     """Whether `given` is this user's signature of `text`."""
     own = signature(text)
-    return own is not None and isinstance(given, str) and hmac.compare_digest(own.encode(), given.encode())
+    return (
+        own is not None
+        and isinstance(given, str)
+        and hmac.compare_digest(own.encode(), given.encode())
+    )
 
 
 def imports(config: Any) -> Iterator[str]:

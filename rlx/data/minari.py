@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from rlx.config import ConfigError, load_class, nearest
-from rlx.data import Episodes, Writer, whole, writing
+from rlx.data.datasets import Episodes, Writer, whole, writing
 from rlx.env import Convert, TensorEnv, played, shown
 
 _AT_ONCE = 64

@@ -98,7 +98,7 @@ class Streams(nn.Module):
         return draws.view(-1, *shape)
 
 
-def reset_seeds(seeds: Tensor, copies: int, name: str) -> Tensor:
+def reset_seeds(seeds: Tensor, num_envs: int, name: str) -> Tensor:
     """Env reset seeds [S, copies], integers in [0, 2^31): another unrelated set for each seed and `name`."""
     key = stream_key(seeds, name).unsqueeze(1)
-    return _shift(mix64(key + torch.arange(1, copies + 1, device=seeds.device) * _WEYL), 33)
+    return _shift(mix64(key + torch.arange(1, num_envs + 1, device=seeds.device) * _WEYL), 33)

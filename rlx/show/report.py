@@ -14,8 +14,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlx.run import Run
-    from rlx.stats import Estimate
+    from rlx.runs.run import Run
+    from rlx.show.stats import Estimate
 
 COVERAGE = {2: 50, 3: 74, 4: 88}
 """Percent of 95 % bootstrap intervals of so few seeds that hold the truth (of normal returns; 90 of 5 seeds, 94 of 10)."""
@@ -56,7 +56,11 @@ def duration(seconds: float) -> str:
     """As in "2 min 5 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if n or unit == "s")
+    return " ".join(
+        f"{n} {unit}"
+        for n, unit in ((hours, "h"), (minutes, "min"), (rest, "s"))
+        if n or unit == "s"
+    )
 
 
 def unfinished(runs: "Sequence[Run]") -> None:
@@ -70,7 +74,14 @@ def unfinished(runs: "Sequence[Run]") -> None:
 class Progress:
     """A bar on a terminal; evaluations are lines above it, and all there is elsewhere."""
 
-    def __init__(self, total: int, begin: int = 0, threshold: float | None = None, unit: str = "steps", quarters: bool = False):
+    def __init__(
+        self,
+        total: int,
+        begin: int = 0,
+        threshold: float | None = None,
+        unit: str = "steps",
+        quarters: bool = False,
+    ):
         """From `begin` to `total`; `threshold`: the return from which a seed counts as solved; `quarters`: where there is no bar,
         a line at each quarter."""
         self.quarters = quarters
@@ -112,7 +123,7 @@ class Progress:
 
     def evaluated(self, step: int, mean: "Tensor", best: "Tensor") -> None:
         """Show an evaluation's returns [S'] and those of the weights kept [S]: interquartile means."""
-        from rlx.stats import iqm
+        from rlx.show.stats import iqm
 
         now = mean.cpu().numpy()
         text = f"{step:>9,}  return {number(float(iqm(now)))}"
@@ -132,7 +143,9 @@ class Progress:
         self.done += seeds
 
 
-def per_seed(title: str, seeds: Sequence[int], columns: Mapping[str, Any], estimate: "Estimate") -> None:
+def per_seed(
+    title: str, seeds: Sequence[int], columns: Mapping[str, Any], estimate: "Estimate"
+) -> None:
     """A table with one line per seed, and the estimate over them."""
     table = Table(title=title, title_justify="left")
     table.add_column("seed", justify="right")
@@ -141,7 +154,11 @@ def per_seed(title: str, seeds: Sequence[int], columns: Mapping[str, Any], estim
     for i, seed in enumerate(seeds):
         table.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
     console.print(table)
-    what = "one seed: no interval" if len(seeds) == 1 else f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
+    what = (
+        "one seed: no interval"
+        if len(seeds) == 1
+        else f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
+    )
     console.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} ({what})")
     few(len(seeds))
 
@@ -149,7 +166,9 @@ def per_seed(title: str, seeds: Sequence[int], columns: Mapping[str, Any], estim
 def few(seeds: int) -> None:
     """Say so where an interval is of too few seeds."""
     if 1 < seeds < 5:
-        start(warning=f"an interval of {seeds} seeds is too narrow: it covers the truth in {COVERAGE[seeds]} % of all cases")
+        start(
+            warning=f"an interval of {seeds} seeds is too narrow: it covers the truth in {COVERAGE[seeds]} % of all cases"
+        )
 
 
 def interval_text(value: float, ci95: tuple[float, float]) -> str:
@@ -162,7 +181,13 @@ def interval_text(value: float, ci95: tuple[float, float]) -> str:
 
 def number(value: float) -> str:
     """Three significant digits, more only before the point."""
-    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    return (
+        f"{value:.0f}"
+        if abs(value) >= 99.95
+        else f"{value:.1f}"
+        if abs(value) >= 10
+        else f"{value:.3g}"
+    )
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -177,4 +202,10 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else number(float(value))
+    return (
+        value
+        if isinstance(value, str)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else number(float(value))
+    )

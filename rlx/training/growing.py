@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlx import report
 from rlx.commands.train import Config
 from rlx.config import build, parse_seeds
 from rlx.errors import ConfigError
 from rlx.experiment import check_tensors, env_spec, trained, validated
-from rlx.networks import concatenated
-from rlx.run import Run
-from rlx.training import Training
+from rlx.nn.networks import concatenated
+from rlx.runs.run import Run
+from rlx.show import report
+from rlx.training.loop import Training
 
 
 def grow(run: Run, seeds: object) -> float:
@@ -25,13 +25,19 @@ def grow(run: Run, seeds: object) -> float:
         saved, wanted = validated(trained(run)), parse_seeds(seeds)
         own = parse_seeds(saved.seeds)
         if missing := sorted(set(own) - set(wanted)):
-            raise ConfigError(f"seeds={seeds}: {run.path} has {missing} too; name all that it shall have.")
+            raise ConfigError(
+                f"seeds={seeds}: {run.path} has {missing} too; name all that it shall have."
+            )
         if run.meta()["status"] != "completed":
-            raise ConfigError(f"run={run.path}: finish it first (rlx resume {run.path}); then seeds can be added.")
+            raise ConfigError(
+                f"run={run.path}: finish it first (rlx resume {run.path}); then seeds can be added."
+            )
         new = [seed for seed in wanted if seed not in own]
         if not new:
             raise ConfigError(f"seeds={seeds}: {run.path} has them all.")
-        report.start(grows=f"{run.path}: seeds {report.ranges(own)}, now {report.ranges(new)} as well")
+        report.start(
+            grows=f"{run.path}: seeds {report.ranges(own)}, now {report.ranges(new)} as well"
+        )
         words = str(seeds).replace(" ", "")
         go_on = f"rlx resume {shlex.quote(str(run.path))} seeds={words}"
         younger = _trained(run, saved, new, go_on)
@@ -71,23 +77,34 @@ def resumed(run: Run, config: DictConfig) -> tuple[Training, list[str]]:
     try:
         where = run.path / "checkpoints" / f"{counters['step']:09d}" / "agent.safetensors"
         check_tensors(config, env_spec(config.env), len(counters["seeds"]), policy, where)
-        shape = len(parse_seeds(config.seeds)), len(counters["seeds"]), config.copies
+        shape = len(parse_seeds(config.seeds)), len(counters["seeds"]), config.num_envs
         saved = len(state["loop.last"]), *state["loop.obs"].shape[:2]
         if shape != saved and not config.data:
-            raise ConfigError(f"{run.path}: config.yaml has (seeds, those learning, copies) = {shape}, the checkpoint {saved}.")
+            raise ConfigError(
+                f"{run.path}: config.yaml has (seeds, those learning, num_envs) = {shape}, the checkpoint {saved}."
+            )
         training = Training(build(Config, config, ""), run.path.parent.name)
         training.load(counters, policy, state, run.parts(counters["replay"]))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{run.path}: the newest checkpoint does not fit the run's config ({type(error).__name__}: {error}).") from error
+        raise ConfigError(
+            f"{run.path}: the newest checkpoint does not fit the run's config ({type(error).__name__}: {error})."
+        ) from error
     return training, warnings
 
 
-def _join(run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Sequence[int], go_on: str) -> float:
+def _join(
+    run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Sequence[int], go_on: str
+) -> float:
     """Replace `run` by itself and `younger` side by side."""
     config = _config(saved, [*own, *new])
-    (older_training, damaged), (younger_training, also) = resumed(run, saved), resumed(younger, younger.config)
+    (older_training, damaged), (younger_training, also) = (
+        resumed(run, saved),
+        resumed(younger, younger.config),
+    )
     if damaged or also:
-        raise ConfigError(f"{(damaged + also)[0]} It is incomplete: rlx resume {run.path if damaged else younger.path}")
+        raise ConfigError(
+            f"{(damaged + also)[0]} It is incomplete: rlx resume {run.path if damaged else younger.path}"
+        )
     whole = Training(build(Config, config, ""), run.path.parent.name)
     whole.join(older_training, younger_training)
     joined = Run.create(str(run.path / "growing" / "joined"), "train", run.path.parent.name, config)
@@ -97,7 +114,11 @@ def _join(run: Run, younger: Run, saved: DictConfig, own: Sequence[int], new: Se
     for name in sorted(set(run.steps()) & set(younger.steps())):
         if int(name) < whole.step:
             learning = run.counters(name)["seeds"] + younger.counters(name)["seeds"]
-            joined.save(name, {"step": int(name), "seeds": learning}, concatenated(run.load(name), younger.load(name)))
+            joined.save(
+                name,
+                {"step": int(name), "seeds": learning},
+                concatenated(run.load(name), younger.load(name)),
+            )
     result = whole.run(joined, go_on=go_on)
     joined.replaces(run)
     report.end(run.path)

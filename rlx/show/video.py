@@ -14,11 +14,11 @@ from torch import Tensor
 from rlx import experiment
 from rlx.agent import Policy
 from rlx.config import ConfigError
-from rlx.encoders import is_image
 from rlx.env import TensorEnv
 from rlx.envs.gym import GymEnv
 from rlx.envs.view import View
-from rlx.networks import take
+from rlx.nn.encoders import is_image
+from rlx.nn.networks import take
 from rlx.rollout import rollout
 
 FRAMES_PER_S = 25
@@ -35,7 +35,11 @@ def film(policy: Policy, env: "Camera", row: int, reset_seed: int, path: Path) -
     """The episode from `reset_seed` of the policy's seed `row`, as a GIF at `path`."""
     filmed: Any = env
     device = next(policy.parameters()).device
-    rollout(take(policy, torch.tensor([row], device=device)), filmed, torch.tensor([[reset_seed]], device=device))
+    rollout(
+        take(policy, torch.tensor([row], device=device)),
+        filmed,
+        torch.tensor([[reset_seed]], device=device),
+    )
     save(env.frames, path)
 
 

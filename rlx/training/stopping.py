@@ -39,11 +39,21 @@ class StopRule:
         """(stopped [S], solved [S]) after the episodes that ended just now: bool [S] and their returns [S]."""
         config = self.config
         at = (self.episodes % config.window).unsqueeze(1)
-        self.returns.scatter_(1, at, torch.where(finished, returns.double(), self.returns.gather(1, at).squeeze(1)).unsqueeze(1))
+        self.returns.scatter_(
+            1,
+            at,
+            torch.where(
+                finished, returns.double(), self.returns.gather(1, at).squeeze(1)
+            ).unsqueeze(1),
+        )
         self.episodes += finished
         mean = self.mean()
         solved = finished & (self.episodes >= config.window) & (mean >= config.solved)
-        unlucky = (self.episodes >= config.give_up_from) & (self.episodes % config.give_up_every == 0) & (mean < config.give_up_below)
+        unlucky = (
+            (self.episodes >= config.give_up_from)
+            & (self.episodes % config.give_up_every == 0)
+            & (mean < config.give_up_below)
+        )
         return solved | finished & (unlucky | (self.episodes >= config.episodes)), solved
 
     def state_dict(self) -> dict[str, Tensor]:

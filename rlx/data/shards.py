@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx import report
+from rlx.show import report
 from rlx.agent import Spec
 from rlx.config import ConfigError
-from rlx.data import (
+from rlx.data.datasets import (
     MOST_ACTIONS,
     Data,
     Episodes,
@@ -26,8 +26,8 @@ from rlx.data import (
     whole,
     writing,
 )
-from rlx.npy import archived, cast, check_finite, require_memory, shown_dtype
-from rlx.rng import pick, stream_key, uniform
+from rlx.data.npy import archived, cast, check_finite, require_memory, shown_dtype
+from rlx.nn.rng import pick, stream_key, uniform
 
 ARRAYS = ("states", "actions", "next_states", "rewards", "dones")
 

@@ -26,16 +26,24 @@ class Adam(nn.Module):
         self.register_buffer("square", torch.zeros_like(self.mean))
 
     @torch.no_grad()
-    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor) -> None:
+    def step(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor
+    ) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
         gradient, on = _flat(gradients), where.to(self.mean.dtype)
         self.count += on
         self.mean.lerp_(gradient, (0.1 * on).unsqueeze(1))
         self.square.lerp_(gradient * gradient, (0.001 * on).unsqueeze(1))
         mean_bias, square_bias = 1 - 0.9**self.count, (1 - 0.999**self.count).sqrt()
-        eps = torch.where(where, self.eps * square_bias, 1.0)  # 0/0 where a seed has yet to take its first step
+        eps = torch.where(
+            where, self.eps * square_bias, 1.0
+        )  # 0/0 where a seed has yet to take its first step
         slowness = torch.where(where, mean_bias / square_bias / self.learning_rate, torch.inf)
-        _descend(parameters, self.mean, _root(self.square).add_(eps.unsqueeze(1)).mul_(slowness.unsqueeze(1)))
+        _descend(
+            parameters,
+            self.mean,
+            _root(self.square).add_(eps.unsqueeze(1)).mul_(slowness.unsqueeze(1)),
+        )
 
 
 class RMSprop(nn.Module):
@@ -49,7 +57,9 @@ class RMSprop(nn.Module):
         self.register_buffer("square", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()
-    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor) -> None:
+    def step(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor
+    ) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
         gradient, on = _flat(gradients), where.to(self.square.dtype)
         self.square.lerp_(gradient * gradient, (0.01 * on).unsqueeze(1))
@@ -68,11 +78,15 @@ class SGD(nn.Module):
         self.register_buffer("momentum", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()
-    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor) -> None:
+    def step(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor
+    ) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
         on = where.unsqueeze(1)
         self.momentum.copy_(torch.where(on, 0.9 * self.momentum + _flat(gradients), self.momentum))
-        slowness = (1 / (self.learning_rate * where.to(self.momentum.dtype))).unsqueeze(1)  # infinite where a seed sits out
+        slowness = (1 / (self.learning_rate * where.to(self.momentum.dtype))).unsqueeze(
+            1
+        )  # infinite where a seed sits out
         _descend(parameters, self.momentum, slowness.expand_as(self.momentum))
 
 
@@ -89,5 +103,7 @@ def _root(square: Tensor) -> Tensor:
 def _descend(parameters: Sequence[Tensor], numerator: Tensor, denominator: Tensor) -> None:
     """parameters −= numerator / denominator ([S, P] each)."""
     sizes = [parameter[0].numel() for parameter in parameters]
-    for parameter, n, d in zip(parameters, numerator.split(sizes, 1), denominator.split(sizes, 1), strict=True):
+    for parameter, n, d in zip(
+        parameters, numerator.split(sizes, 1), denominator.split(sizes, 1), strict=True
+    ):
         parameter.addcdiv_(n.view_as(parameter), d.view_as(parameter), value=-1)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx import report
 from rlx.agent import Choose, Policy, Scores, Spec, greedy
 from rlx.attack import Attack, Budget
 from rlx.env import TensorEnv
 from rlx.evaluation import REPORT, MakeEnv
-from rlx.rng import mix64, seed_tensor, stream_key, uniform
+from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
 from rlx.rollout import rollout
+from rlx.show import report
 
 
 @dataclass
@@ -31,7 +31,13 @@ class Played:
     flips: dict[str, np.ndarray]
 
 
-def probe(policy: Policy, env: TensorEnv, spec: Spec, attack: Attack, modes: Mapping[str, tuple[tuple[str, ...], bool]]) -> None:
+def probe(
+    policy: Policy,
+    env: TensorEnv,
+    spec: Spec,
+    attack: Attack,
+    modes: Mapping[str, tuple[tuple[str, ...], bool]],
+) -> None:
     """Attack the first observation of one copy per seed with radius 0: raises what the attack has against these policies."""
     obs = env.reset(seed=REPORT)[0].unsqueeze(1).float()
     budget = Budget.of(spec.observation_space, torch.zeros_like(obs))
@@ -39,7 +45,10 @@ def probe(policy: Policy, env: TensorEnv, spec: Spec, attack: Attack, modes: Map
         carry = policy.initial_carry(1)
         bounds = None
         if isinstance(spec.action_space, gymnasium.spaces.Box):
-            bounds = (torch.as_tensor(spec.action_space.low, device=obs.device), torch.as_tensor(spec.action_space.high, device=obs.device))
+            bounds = (
+                torch.as_tensor(spec.action_space.low, device=obs.device),
+                torch.as_tensor(spec.action_space.high, device=obs.device),
+            )
         scores = Scores(partial(policy.scores, carry=carry, head=head), bounds)
         attack.perturb(scores, obs, budget, lambda count: obs.new_zeros(*obs.shape[:2], count))
 
@@ -54,26 +63,54 @@ def sweep(
     eps: Sequence[float],
     scale: np.ndarray,
     episodes: int,
-    max_copies: int,
+    max_num_envs: int,
     device: torch.device,
 ) -> dict[str, Played]:
-    """Play every mode × radius × episode of every seed, as columns of one batch [S, modes · E · P], in chunks of `max_copies`."""
+    """Play every mode × radius × episode of every seed, as columns of one batch [S, modes · E · P], in chunks of `max_num_envs`."""
     shape = (len(modes), len(eps), episodes)
     columns = torch.arange(math.prod(shape), device=device)
     mode, radius, episode = torch.unravel_index(columns, shape)
     radii = torch.tensor(eps, dtype=torch.float32, device=device)[radius]
-    width = max(1, max_copies // len(seeds))
+    width = max(1, max_num_envs // len(seeds))
     parts: list[Any] = []
     with report.Progress(len(columns), unit="columns", quarters=True) as progress:
         for chunk in columns.split(width):
             reset = (REPORT + episode[chunk]).expand(len(seeds), -1)
-            attacker = Attacker(attack, policy, spec, list(modes.values()), mode[chunk], radii[chunk], seeds, reset, scale)
+            attacker = Attacker(
+                attack,
+                policy,
+                spec,
+                list(modes.values()),
+                mode[chunk],
+                radii[chunk],
+                seeds,
+                reset,
+                scale,
+            )
             played = rollout(policy, make_env(reset.numel()), reset, attacker.chooser)
-            parts.append((played.returns, played.lengths, played.truncated, attacker.decisions, attacker.flips))
+            parts.append(
+                (
+                    played.returns,
+                    played.lengths,
+                    played.truncated,
+                    attacker.decisions,
+                    attacker.flips,
+                )
+            )
             progress.update(int(chunk[-1]) + 1)
-    returns, lengths, truncated = (torch.cat([part[i] for part in parts], 1).unflatten(1, shape).cpu().numpy() for i in range(3))
+    returns, lengths, truncated = (
+        torch.cat([part[i] for part in parts], 1).unflatten(1, shape).cpu().numpy()
+        for i in range(3)
+    )
     decisions, flips = (
-        {head: torch.cat([part[i][head] for part in parts], 1).unflatten(1, shape).sum(-1).cpu().numpy() for head in policy.heads}
+        {
+            head: torch.cat([part[i][head] for part in parts], 1)
+            .unflatten(1, shape)
+            .sum(-1)
+            .cpu()
+            .numpy()
+            for head in policy.heads
+        }
         for i in (3, 4)
     )
     return {
@@ -113,7 +150,9 @@ class Attacker:
         for head in policy.heads:
             attacked = torch.tensor([head in heads for heads, _ in modes], device=device)[mode]
             self.radius[head] = torch.where(attacked, radii, 0.0).expand(self.shape)
-            self.key[head] = torch.where(shared, stream_key(base, "all heads"), stream_key(base, head))
+            self.key[head] = torch.where(
+                shared, stream_key(base, "all heads"), stream_key(base, head)
+            )
             self.draws[head] = 0
             self.decisions[head] = torch.zeros(self.shape, dtype=torch.int64, device=device)
             self.flips[head] = torch.zeros(self.shape, dtype=torch.int64, device=device)
@@ -125,12 +164,16 @@ class Attacker:
             assert isinstance(self.space, gymnasium.spaces.Box)
             size = self.scale.shape[0] // spec.stack
             self.scale = self.scale[-size:]
-            self.space = gymnasium.spaces.Box(self.space.low[-size:], self.space.high[-size:], dtype=self.space.dtype)  # type: ignore[arg-type]
+            self.space = gymnasium.spaces.Box(
+                self.space.low[-size:], self.space.high[-size:], dtype=self.space.dtype
+            )  # type: ignore[arg-type]
 
     def chooser(self, ids: Tensor) -> Choose:
         """For `rollout`: how the copies `ids` [S', B'] choose."""
         flat = ids.flatten()
-        radius = {head: value.flatten()[flat].view(ids.shape) for head, value in self.radius.items()}
+        radius = {
+            head: value.flatten()[flat].view(ids.shape) for head, value in self.radius.items()
+        }
         key = {head: value.flatten()[flat].view(ids.shape) for head, value in self.key.items()}
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
@@ -152,12 +195,16 @@ class Attacker:
             seen = self.attack.perturb(scores, obs, Budget.of(self.space, box), draw)
             decision = scores.best(seen)
             self._remember(head, seen, flat)
-            self.flips[head].view(-1).index_add_(0, flat, (self._flipped(decision, clean) & deciding).flatten().long())
+            self.flips[head].view(-1).index_add_(
+                0, flat, (self._flipped(decision, clean) & deciding).flatten().long()
+            )
             return decision
 
         return choose
 
-    def _newest(self, head: str, obs: Tensor, scores: Scores, flat: Tensor) -> tuple[Tensor, Scores]:
+    def _newest(
+        self, head: str, obs: Tensor, scores: Scores, flat: Tensor
+    ) -> tuple[Tensor, Scores]:
         """The newest of the observations that `obs` [S', B', stack · C, …] shows, [S', B', C, …], and the scores as a function of it.
 
         What `head` was shown before stays as it was, perturbed or not: the past is no more to be
@@ -169,7 +216,11 @@ class Attacker:
             past = past[flat].view(*newest.shape[:2], self.stack - 1, *newest.shape[2:])
 
         def stacked(frame: Tensor) -> Tensor:
-            before = frame.unsqueeze(2).expand(-1, -1, self.stack - 1, *frame.shape[2:]) if past is None else past
+            before = (
+                frame.unsqueeze(2).expand(-1, -1, self.stack - 1, *frame.shape[2:])
+                if past is None
+                else past
+            )
             return torch.cat([before, frame.unsqueeze(2)], 2).flatten(2, 3)
 
         choice = None if scores.choice is None else lambda frame: scores.best(stacked(frame))
@@ -190,7 +241,10 @@ class Attacker:
         """Whether another choice was made [S, B]; in a Box: whether some number moved by more than a tenth of half its range."""
         if not isinstance(self.action_space, gymnasium.spaces.Box):
             return decision != clean
-        low, high = (torch.as_tensor(x, device=clean.device) for x in (self.action_space.low, self.action_space.high))
+        low, high = (
+            torch.as_tensor(x, device=clean.device)
+            for x in (self.action_space.low, self.action_space.high)
+        )
         return ((decision - clean).abs() > 0.05 * (high - low)).any(-1)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Choose, Policy
-from rlx.data import Writer
+from rlx.data.datasets import Writer
 from rlx.env import TensorEnv
 
 

@@ -40,7 +40,9 @@ class Journal:
                 self.add(f"{path}/{step:09d}", tensors)
             oldest = (replay.written - replay.size).cpu()
             for name, part in list(self.parts.items()):
-                if part.replay == path and not bool(((part.until > part.since) & (part.until > oldest)).any()):
+                if part.replay == path and not bool(
+                    ((part.until > part.since) & (part.until > oldest)).any()
+                ):
                     del self.parts[name]
         return rows
 
@@ -56,12 +58,18 @@ def replays(agent: nn.Module) -> dict[str, Replay]:
 
 def ring_names(agent: nn.Module) -> set[str]:
     """Names in the agent's state_dict that the journal holds: rings and their counts."""
-    return {f"{path}.{name}" for path, replay in replays(agent).items() for name in replay.state_dict()}
+    return {
+        f"{path}.{name}" for path, replay in replays(agent).items() for name in replay.state_dict()
+    }
 
 
 def size(agent: nn.Module) -> int:
     """Bytes of the replays."""
-    return sum(tensor.nbytes for replay in replays(agent).values() for tensor in replay.state_dict().values())
+    return sum(
+        tensor.nbytes
+        for replay in replays(agent).values()
+        for tensor in replay.state_dict().values()
+    )
 
 
 def disk_size(agent: nn.Module, between: int, steps: int) -> float:
@@ -77,4 +85,6 @@ def disk_size(agent: nn.Module, between: int, steps: int) -> float:
 def restore(agent: nn.Module, name: str, rows: Mapping[str, Tensor]) -> None:
     """Put a part's rows back."""
     device = next(agent.parameters()).device
-    replays(agent)[name.rpartition("/")[0]].restore({key: value.to(device) for key, value in rows.items()})
+    replays(agent)[name.rpartition("/")[0]].restore(
+        {key: value.to(device) for key, value in rows.items()}
+    )

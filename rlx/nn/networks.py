@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.config import ConfigError
-from rlx.rng import Streams
+from rlx.nn.rng import Streams
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,14 +25,23 @@ class SeedLinear(nn.Module):
         self.bias = nn.Parameter((rng.uniform(1, outputs) * 2 - 1) * bound) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+        return (
+            torch.bmm(x, self.weight)
+            if self.bias is None
+            else torch.baddbmm(self.bias, x, self.weight)
+        )
 
 
 class MLP(nn.Module):
     """Fully connected network [S, B, inputs] → [S, B, outputs], with `activation` (ReLU in place) between its layers."""
 
     def __init__(
-        self, inputs: int, hidden: Sequence[int], outputs: int, rng: Streams, activation: Callable[[Tensor], Tensor] = torch.relu_
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        rng: Streams,
+        activation: Callable[[Tensor], Tensor] = torch.relu_,
     ):
         super().__init__()
         self.activation = activation
@@ -49,20 +58,42 @@ class SeedConv(nn.Module):
     """S convolutions side by side: [S, B, in, H, W] → [S, B, out, H', W']. `weight` is [S, out, in, k, k], `bias` [S, out] or
     None: before batch normalisation it has no effect and no gradient but noise, which Adam would make steps of."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, rng: Streams, padding: int = 0, bias: bool = True):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        rng: Streams,
+        padding: int = 0,
+        bias: bool = True,
+    ):
         super().__init__()
         self.stride, self.padding, fan_in = stride, padding, inputs * kernel**2
-        self.weight = nn.Parameter((rng.uniform(outputs, inputs, kernel, kernel) * 2 - 1) / math.sqrt(fan_in))
-        self.bias = nn.Parameter((rng.uniform(outputs) * 2 - 1) / math.sqrt(fan_in)) if bias else None
+        self.weight = nn.Parameter(
+            (rng.uniform(outputs, inputs, kernel, kernel) * 2 - 1) / math.sqrt(fan_in)
+        )
+        self.bias = (
+            nn.Parameter((rng.uniform(outputs) * 2 - 1) / math.sqrt(fan_in)) if bias else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":  # a grouped convolution is a third slower there
-            each = zip(x, self.weight, [None] * len(x) if self.bias is None else self.bias, strict=True)
-            return torch.stack([nn.functional.conv2d(one, weight, bias, self.stride, self.padding) for one, weight, bias in each])
+            each = zip(
+                x, self.weight, [None] * len(x) if self.bias is None else self.bias, strict=True
+            )
+            return torch.stack(
+                [
+                    nn.functional.conv2d(one, weight, bias, self.stride, self.padding)
+                    for one, weight, bias in each
+                ]
+            )
         seeds = len(x)
         bias = None if self.bias is None else self.bias.flatten()
         side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · in, H, W]
-        y = nn.functional.conv2d(side_by_side, self.weight.flatten(0, 1), bias, self.stride, self.padding, groups=seeds)
+        y = nn.functional.conv2d(
+            side_by_side, self.weight.flatten(0, 1), bias, self.stride, self.padding, groups=seeds
+        )
         return y.unflatten(1, (seeds, -1)).transpose(0, 1)
 
 
@@ -84,7 +115,9 @@ class SeedBatchNorm(nn.Module):
     def __init__(self, channels: int, seeds: Tensor):
         super().__init__()
         shape = (len(seeds), 1, channels, 1, 1)
-        self.scale, self.shift = (nn.Parameter(torch.full(shape, value, device=seeds.device)) for value in (1.0, 0.0))
+        self.scale, self.shift = (
+            nn.Parameter(torch.full(shape, value, device=seeds.device)) for value in (1.0, 0.0)
+        )
         self.register_buffer("mean", torch.zeros(shape, device=seeds.device))
         self.register_buffer("variance", torch.ones(shape, device=seeds.device))
         self.eval()  # a policy's decisions do not depend on the batch; the learning step says otherwise
@@ -94,8 +127,12 @@ class SeedBatchNorm(nn.Module):
             return self(x[..., None, None])[..., 0, 0]
         if not self.training:
             return (x - self.mean) * ((self.variance + 1e-5).rsqrt() * self.scale) + self.shift
-        side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · C, H, W]: torch's own kernel, twice as fast as the formula
-        y, mean, inverse = torch.native_batch_norm(side_by_side, self.scale.flatten(), self.shift.flatten(), None, None, True, 0.0, 1e-5)
+        side_by_side = x.transpose(0, 1).flatten(
+            1, 2
+        )  # [B, S · C, H, W]: torch's own kernel, twice as fast as the formula
+        y, mean, inverse = torch.native_batch_norm(
+            side_by_side, self.scale.flatten(), self.shift.flatten(), None, None, True, 0.0, 1e-5
+        )
         with torch.no_grad():
             self.mean.lerp_(mean.view_as(self.mean), 0.1)
             self.variance.lerp_((inverse**-2 - 1e-5).view_as(self.variance), 0.1)
@@ -105,7 +142,15 @@ class SeedBatchNorm(nn.Module):
 class ConvNet(nn.Module):
     """Images [S, B, C, H, W] → features [S, B, F]: convolutions with ReLU, flattened."""
 
-    def __init__(self, shape: Sequence[int], layers: Sequence[Sequence[int]], batch_norm: bool, scale: float, seeds: Tensor, rng: Streams):
+    def __init__(
+        self,
+        shape: Sequence[int],
+        layers: Sequence[Sequence[int]],
+        batch_norm: bool,
+        scale: float,
+        seeds: Tensor,
+        rng: Streams,
+    ):
         """`shape` (C, H, W) of an image, which is divided by `scale`; `layers`: [channels, kernel, stride] each. ConfigError
         where the image is too small."""
         super().__init__()
@@ -117,9 +162,15 @@ class ConvNet(nn.Module):
             if batch_norm:
                 parts.append(SeedBatchNorm(outputs, seeds))
             parts.append(nn.ReLU())
-            channels, height, width = outputs, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+            channels, height, width = (
+                outputs,
+                (height - kernel) // stride + 1,
+                (width - kernel) // stride + 1,
+            )
             if min(height, width) < 1:
-                raise ConfigError(f"agent.conv={[list(layer) for layer in layers]}: nothing is left of an image of {list(shape)}.")
+                raise ConfigError(
+                    f"agent.conv={[list(layer) for layer in layers]}: nothing is left of an image of {list(shape)}."
+                )
         self.layers = nn.Sequential(*parts)
         self.features = channels * height * width
 
@@ -132,10 +183,16 @@ class SeedGRU(nn.Module):
 
     def __init__(self, inputs: int, units: int, rng: Streams):
         super().__init__()
-        self.input, self.hidden = SeedLinear(inputs, 3 * units, rng), SeedLinear(units, 3 * units, rng)
+        self.input, self.hidden = (
+            SeedLinear(inputs, 3 * units, rng),
+            SeedLinear(units, 3 * units, rng),
+        )
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        (reset_x, update_x, new_x), (reset_h, update_h, new_h) = self.input(x).chunk(3, -1), self.hidden(h).chunk(3, -1)
+        (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (
+            self.input(x).chunk(3, -1),
+            self.hidden(h).chunk(3, -1),
+        )
         update = torch.sigmoid(update_x + update_h)
         new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
         return new.lerp(h, update)
@@ -171,7 +228,9 @@ class RunningNorm(nn.Module):
 class QNetwork(nn.Module):
     """Action values [S, B, inputs] → [S, B, A]; `dueling` splits them into value and advantage (Wang et al. 2016, eq. 9)."""
 
-    def __init__(self, inputs: int, hidden: Sequence[int], actions: int, dueling: bool, rng: Streams):
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], actions: int, dueling: bool, rng: Streams
+    ):
         super().__init__()
         self.dueling = dueling
         self.body = MLP(inputs, hidden, actions + dueling, rng)
@@ -231,7 +290,10 @@ def concatenated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> d
         pair = [tensor, second[name]]
         if pair[0].dim() > 1 and pair[0].shape[1] != pair[1].shape[1]:
             width = max(t.shape[1] for t in pair)
-            pair = [torch.cat([t, t.new_zeros(len(t), width - t.shape[1], *t.shape[2:])], 1) for t in pair]
+            pair = [
+                torch.cat([t, t.new_zeros(len(t), width - t.shape[1], *t.shape[2:])], 1)
+                for t in pair
+            ]
         result[name] = torch.cat(pair)
     return result
 
@@ -246,5 +308,7 @@ def _rebuild(first: M, combine, others: Sequence[M]) -> M:
                 module._parameters[name] = nn.Parameter(data, requires_grad=value.requires_grad)
         for name, value in module._buffers.items():
             if value is not None:
-                module._buffers[name] = combine([value, *(getattr(other[path], name) for other in rest)])
+                module._buffers[name] = combine(
+                    [value, *(getattr(other[path], name) for other in rest)]
+                )
     return result

@@ -30,7 +30,9 @@ class Bootstrap:
     def __init__(self, seeds: int, episodes: int, resamples: int = RESAMPLES, rng: int = 0):
         generator = np.random.default_rng(rng)
         self.seeds = generator.integers(seeds, size=(resamples, seeds))
-        self.weights = generator.multinomial(episodes, np.full(episodes, 1 / episodes), resamples) / episodes
+        self.weights = (
+            generator.multinomial(episodes, np.full(episodes, 1 / episodes), resamples) / episodes
+        )
 
     def iqms(self, returns: Array) -> Array:
         """Interquartile means [resamples] of `returns` [S, P]: mean over resampled episodes, then over resampled seeds."""
@@ -102,7 +104,14 @@ def curve(returns: Array, clean: Array, random: float, eps: Array, bootstrap: Bo
     low, high = np.percentile(critical, [tail, 100 - tail], method="closest_observation")
     area_low, area_high = interval(areas)
     area_ci95, critical_ci95 = (float(area_low), float(area_high)), (float(low), float(high))
-    return Curve(score, float(_area(score, eps)), area_ci95, _critical(score, eps), critical_ci95, float(1 - defined.mean()))
+    return Curve(
+        score,
+        float(_area(score, eps)),
+        area_ci95,
+        _critical(score, eps),
+        critical_ci95,
+        float(1 - defined.mean()),
+    )
 
 
 def _score(returns: Array, clean: float | Array, random: float) -> Array:
