@@ -107,8 +107,14 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
     if "recurrent" in {field.name for field in dataclasses.fields(kind.config_type)}:
         memory += "; a GRU's state with `agent.recurrent=32`"
     flat = fits["sees numbers (Box)"][1] or fits["plays board games"][1]
-    attacked = ", ".join(f"`{head}`" for head in names) if flat else "none: there is nothing near an index"
-    keeps = "newest" if kind.keeps_newest else "those of its best evaluation (`keep=newest`: the newest)"
+    attacked = (
+        ", ".join(f"`{head}`" for head in names) if flat else "none: there is nothing near an index"
+    )
+    keeps = (
+        "newest"
+        if kind.keeps_newest
+        else "those of its best evaluation (`keep=newest`: the newest)"
+    )
     return [
         *rows,
         ["carries from step to step", memory],
@@ -177,7 +183,9 @@ def attacks(kind: Any, node: dict[str, Any], loss: str, continuous: bool) -> boo
     limits = torch.full((2,), torch.inf)
     budget = Budget(torch.full_like(obs, 0.1), -limits, limits)
     try:
-        build(kind, values, "attack").perturb(scores, obs, budget, lambda count: torch.full((1, 1, count), 0.25))
+        build(kind, values, "attack").perturb(
+            scores, obs, budget, lambda count: torch.full((1, 1, count), 0.25)
+        )
     except ConfigError:
         return False
     return True
@@ -210,7 +218,11 @@ def field_docs(kind: type) -> dict[str, str]:
 def own_field_docs(kind: type) -> dict[str, str]:
     """As `field_docs`, of the class body alone."""
     tree = ast.parse(Path(importlib.import_module(kind.__module__).__file__ or "").read_text())
-    (body,) = [node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
+    (body,) = [
+        node.body
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == kind.__name__
+    ]
     found = {}
     for node, below in itertools.pairwise(body):
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
@@ -226,9 +238,10 @@ def words(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Annotated:
         return ", ".join([words(arguments[0]), *map(str, arguments[1:])])
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join("null" if one is type(None) else words(one) for one in arguments)
+        known = [words(one) for one in arguments if one is not type(None)]
+        return "; or ".join([*known, *["null"] * (len(known) < len(arguments))])
     if typing.get_origin(hint) in (list, tuple):
-        return f"list of: {words(arguments[0])}"
+        return f"list, each a {words(arguments[0])}"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
@@ -252,7 +265,9 @@ def tuned(name: str) -> str:
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -27,6 +28,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 RUN = "<!-- run -->"
+HERE = os.environ | {"PYTHONPATH": str(ROOT)}
+"""So that another process imports this rlx."""
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the docs are not installed")
 
@@ -57,7 +60,7 @@ def blocks(text: str) -> Iterator[tuple[bool, str, str]]:
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
-    """The words behind `rlx` of each command in some lines of a shell, or in those of a code span."""
+    """The words behind `rlx` of each command in lines of a shell, or in a code span."""
     for line in text.replace("\\\n", " ").splitlines():
         if "rlx " not in line:
             continue
@@ -119,8 +122,12 @@ def combinations(overrides: list[str]) -> list[list[str]]:
     for text, override in zip(overrides, parsed, strict=True):
         key = text.partition("=")[0]
         sweep = override.is_sweep_override()
-        choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if sweep else [text])
-    return [[each[i % len(each)] for each in choices] for i in range(max(map(len, choices), default=1))]
+        choices.append(
+            [f"{key}={value}" for value in override.sweep_string_iterator()] if sweep else [text]
+        )
+    return [
+        [each[i % len(each)] for each in choices] for i in range(max(map(len, choices), default=1))
+    ]
 
 
 def own_sweep(overrides: list[str]) -> list[str]:
@@ -145,7 +152,11 @@ def test_every_command_line_can_be_typed(page, folder):
         assert command in known, words
         if set(rest) & {"--help", "--cfg"}:
             rest = [word for word in rest if word not in ("--help", "--cfg", "job")]
-        typed = [one for one in cli._overrides(cli._to_hydra(command, rest)) if not one.startswith("hydra")]
+        typed = [
+            one
+            for one in cli._overrides(cli._to_hydra(command, rest))
+            if not one.startswith("hydra")
+        ]
         for overrides in combinations(typed + own_sweep(typed)):
             config = OmegaConf.create(composed(command, overrides))
             if command == "train":
@@ -159,7 +170,9 @@ def test_every_command_line_can_be_typed(page, folder):
 SHORT = {"train": (*TINY, "seeds=1"), "attack": ("episodes=2",)}
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if RUN in p.read_text()], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if RUN in p.read_text()], ids=lambda page: page.stem
+)
 def test_marked_blocks_run(page, folder, rlx):
     folder(page)
     for marked, language, block in blocks(page.read_text()):
@@ -173,7 +186,15 @@ def test_marked_blocks_run(page, folder, rlx):
 
 def test_a_key_of_ones_own_reaches_the_run(folder, rlx):
     folder(ROOT / "docs/how-to/own-agent.md")
-    result = rlx("train", "agent=mine", "env=cartpole", "tuned=dqn-cartpole", *TINY, "seeds=1", "agent.beta=0.7")
+    result = rlx(
+        "train",
+        "agent=mine",
+        "env=cartpole",
+        "tuned=dqn-cartpole",
+        *TINY,
+        "seeds=1",
+        "agent.beta=0.7",
+    )
     assert result.code == 0 and "mine-cartpole" in str(result.run)
     assert "beta: 0.7" in (result.run / "config.yaml").read_text()
 
@@ -182,7 +203,8 @@ def test_a_key_of_ones_own_reaches_the_run(folder, rlx):
 
 
 def test_generated_parts_are_those_of_today():
-    result = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "docs/generate.py", "--check"]
+    result = subprocess.run(command, cwd=ROOT, env=HERE, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -191,10 +213,19 @@ def test_every_agent_and_attack_has_a_page_with_the_same_headings(group, page):
     names = sorted(group_files(group))
     pages = {path.stem: path.read_text() for path in (ROOT / "docs" / page).glob("*.md")}
     assert sorted(set(pages) - {"index"}) == names
-    headings = ["What it is", "Can I use it", "Keys", "Logged metrics", "Differences from", "Results"]
+    headings = [
+        "What it is",
+        "Can I use it",
+        "Keys",
+        "Logged metrics",
+        "Differences from",
+        "Results",
+    ]
     for name in names:
         found = re.findall(r"^## (.*)$", pages[name], re.MULTILINE)
-        assert [one if not one.startswith("Differences") else one[:16] for one in found] == headings, name
+        assert [
+            one if not one.startswith("Differences") else one[:16] for one in found
+        ] == headings, name
         assert f"({name}.md)" in pages["index"], name
 
 
@@ -221,12 +252,16 @@ TRAINED = {agent: env for agent, env in reversed(PAIRS)}
 @pytest.mark.parametrize("agent", TRAINED)
 def test_every_logged_metric_is_explained(agent, rlx):
     env = TRAINED[agent]
-    result = rlx("train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, *small(agent), "seeds=1")
+    result = rlx(
+        "train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, *small(agent), "seeds=1"
+    )
     last = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[-1])
     folder = ROOT / "docs/agents"
     page = (folder / f"{agent}.md").read_text()
     linked = [folder / f"{name}.md" for name in re.findall(r"\]\((\w+)\.md\)", page)]
-    told = "".join([page, *(path.read_text() for path in [*linked, folder / "index.md"] if path.is_file())])
+    told = "".join(
+        [page, *(path.read_text() for path in [*linked, folder / "index.md"] if path.is_file())]
+    )
     metrics = set(last) - {"step", "seed"}
     assert len(metrics) > 4 and {metric for metric in metrics if f"`{metric}`" not in told} == set()
 
@@ -240,10 +275,20 @@ def test_the_readme_is_one_page():
     assert '    pip install -e ".[test]" && pytest -n auto' in lines
 
 
-@pytest.mark.skipif(importlib.util.find_spec("rlx.nn") is None, reason="the files have not moved yet")
+@pytest.mark.skipif(
+    importlib.util.find_spec("rlx.nn") is None, reason="the files have not moved yet"
+)
 def test_the_list_of_the_package_is_that_of_its_files():
-    (listed,) = [block for _, _, block in blocks((ROOT / "README.md").read_text()) if block.startswith("rlx/")]
-    named = {word.removeprefix("rlx/") for line in listed.splitlines() for word in line.partition("   ")[0].split()}
+    (listed,) = [
+        block
+        for _, _, block in blocks((ROOT / "README.md").read_text())
+        if block.startswith("rlx/")
+    ]
+    named = {
+        word.removeprefix("rlx/")
+        for line in listed.splitlines()
+        for word in line.partition("   ")[0].split()
+    }
     there = {path.name for path in (ROOT / "rlx").glob("*.py") if not path.name.startswith("_")}
     there |= {f"{path.parent.name}/" for path in (ROOT / "rlx").glob("*/*.py")}
     assert named == there
@@ -258,5 +303,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("furo")
     options = ["-q", "-W", "--keep-going", "-b", "html", "docs", str(tmp_path / "html")]
     command = [sys.executable, "-m", "sphinx", "-d", str(tmp_path / "trees"), *options]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env=HERE, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
