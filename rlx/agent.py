@@ -8,8 +8,6 @@ from typing import ClassVar, Protocol
 import gymnasium
 from torch import Tensor, nn
 
-from rlx.nn.rng import pick, pick_allowed
-
 Carry = dict[str, Tensor]
 """A policy's memory of the running episode: named tensors [S, B, …]. It starts anew where `first` is true."""
 
@@ -73,16 +71,6 @@ class Rules(Protocol):
 
     def line(self, obs: Tensor) -> Tensor:
         """bool [...]: whether the player to move has won."""
-
-
-def random_choice(draws: Tensor, choices: int, obs: Tensor, rules: Rules | None) -> Tensor:
-    """int64 [S, B]: a uniformly random one of so many `choices`, by uniform `draws` [S, B].
-
-    In a game with `rules` it is a legal action at `obs` [S, B, *O].
-    """
-    if rules is None:
-        return pick(draws, choices)
-    return pick_allowed(draws, rules.legal(obs))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import Scores
-from rlx.config import ConfigError, at_least, choice
+from rlx.config import at_least, choice
+from rlx.errors import ConfigError
 
 LOSSES = ("ce", "margin", "worst", "q_to_zero", "distance")
 

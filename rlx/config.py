@@ -8,49 +8,52 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from rlx.conf import conf_dir, group_files, options_with, renamed
-from rlx.errors import ConfigError, Interrupted, RunError, nearest
-
-__all__ = [
-    "ConfigError", "Interrupted", "RunError", "at_least", "build", "check_protocol", "choice", "chosen",
-    "conf_dir", "load_class", "nearest", "parse_grid", "parse_seeds", "plain", "typed",
-]  # fmt: skip
+from rlx.conf import group_files, options_with, renamed
+from rlx.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
 MOST = 100_000
 """Seeds, or radii, in one list."""
 
-# What keys of these names may be, whatever they belong to.
-_POSITIVE = (
-    "learning_rate",
-    "reward_learning_rate",
-    "replay_ratio",
-    "clip",
-    "max_grad_norm",
-    "max_grad_value",
-    "initial_std",
-    "seconds",
-)
-_SHARES = (
-    "discount",
-    "gae_lambda",
-    "epsilon_start",
-    "epsilon_end",
-    "target_tau",
-    "average_tau",
-    "reanalyse",
-    "league_games",
-)
-_COUNTS = (
-    "hidden", "batch_size", "buffer_size", "n_steps", "target_every", "epsilon_steps", "priority_beta_steps",
-    "max_episode_steps", "workers", "threads", "stack",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a value may be: from `low` to `high`, or above `low` where it is `open`."""
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        if self.open:
+            return self.low < number < self.high
+        return self.low <= number <= self.high
+
+    def __str__(self) -> str:
+        if self.open:
+            return f"above {self.low:g}"
+        if self.high == math.inf:
+            return f"at least {self.low:g}"
+        return f"from {self.low:g} to {self.high:g}"
+
+
+Positive = Annotated[float, Range(0, open=True)]
+"""A number above 0, as a learning rate."""
+NonNegative = Annotated[float, Range(0)]
+"""A number from 0 on, as the weight of a loss."""
+Share = Annotated[float, Range(0, 1)]
+"""A number from 0 to 1, as a discount or a probability."""
+Count = Annotated[int, Range(1)]
+"""A whole number from 1 on, as a batch size."""
+Index = Annotated[int, Range(0)]
+"""A whole number from 0 on, as the number of a choice or of steps before something."""
 
 
 def chosen(group: str) -> str:
@@ -123,20 +126,16 @@ def typed(
             continue
         value = values.get(name, default)
         if value is inspect.Parameter.empty or value == MISSING:
-            raise ConfigError(f"{prefix}{name}: missing; set {prefix}{name}=… ({_describe(hint)}).")
+            raise ConfigError(f"{prefix}{name}: missing; set {prefix}{name}=… ({describe(hint)}).")
         values[name] = convert(value, hint, f"{prefix}{name}")
-        _check_range(name, values[name], f"{prefix}{name}")
     return values
 
 
 def _parameters(kind: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Name → (type hint, default) of what `kind` is made of; "**" where it takes any keyword."""
     function = kind.__init__ if isinstance(kind, type) else kind  # type: ignore[misc]
-    hints = (
-        typing.get_type_hints(kind)
-        if dataclasses.is_dataclass(kind)
-        else typing.get_type_hints(function)
-    )
+    annotated = kind if dataclasses.is_dataclass(kind) else function
+    hints = typing.get_type_hints(annotated, include_extras=True)
     found: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(kind).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -162,6 +161,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     """`value` as the type `hint` has it: 200k and 1e6 are whole numbers. ConfigError where it cannot be."""
     if hint is Any:
         return value
+    if typing.get_origin(hint) is Annotated:
+        return _convert_ranged(value, hint, key)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return _convert_union(value, hint, key)
     if hint is type(None) and value is None:
@@ -172,7 +173,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return dict(value)
     if typing.get_origin(hint) in (list, tuple):
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{key}={value}: expected {_describe(hint)}.")
+            raise ConfigError(f"{key}={value}: expected {describe(hint)}.")
         return [convert(item, typing.get_args(hint)[0], key) for item in value]
     if hint is int and isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kM])", value)):
         return int(match[1]) * {"k": 1_000, "M": 1_000_000}[match[2]]  # steps=200k
@@ -187,9 +188,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if (isinstance(hint, type) and type(value) is not hint) or (
         typing.get_origin(hint) or hint
     ) is dict:
-        raise ConfigError(
-            f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}."
-        )
+        raise ConfigError(f"{key}={value}: expected {describe(hint)}, not {describe(type(value))}.")
     return value
 
 
@@ -207,43 +206,40 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
         return convert(value, options[-1], key)
     except ConfigError:
         raise ConfigError(
-            f"{key}={value}: expected {_describe(hint)}, not {_describe(type(value))}."
+            f"{key}={value}: expected {describe(hint)}, not {describe(type(value))}."
         ) from None
 
 
-def _check_range(name: str, value: Any, key: str) -> None:
-    """ConfigError where a number is one that a key of that name can mean nowhere.
-
-    A flag is no number: `clip` is PPO's range, and of noise it is true or false.
-    """
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            continue
-        if name in _POSITIVE and not 0 < number < math.inf:
-            raise ConfigError(f"{key}={value}: must be above 0.")
-        if name in _SHARES and not 0 <= number <= 1:
-            raise ConfigError(f"{key}={value}: must be from 0 to 1.")
-        if name in _COUNTS:
-            at_least(number, 1, key)
-        if name == "learning_starts":
-            at_least(number, 0, key)
+def _convert_ranged(value: Any, hint: Any, key: str) -> Any:
+    """`value` as an annotated type has it, within the ranges of the annotation."""
+    kind, *ranges = typing.get_args(hint)
+    number = convert(value, kind, key)
+    for allowed in ranges:
+        if number not in allowed:
+            raise ConfigError(f"{key}={value}: must be {allowed}.")
+    return number
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
+    """What a value of the type `hint` is, in words: "a whole number, at least 1"."""
     names = {
         int: "a whole number",
         float: "a number",
         bool: "true or false",
         str: "a word",
         type(None): "null",
+        dict: "keys with values",
+        list: "a list",
     }
-    names |= {dict: "keys with values", list: "a list"}
-    if typing.get_origin(hint) is dict:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return ", ".join([describe(arguments[0]), *(str(allowed) for allowed in arguments[1:])])
+    if origin is dict:
         return names[dict]
-    if typing.get_origin(hint) in (list, tuple):
-        return "a list, each " + _describe(typing.get_args(hint)[0])
-    if args := typing.get_args(hint):
-        return " or ".join(_describe(a) for a in args)
+    if origin in (list, tuple):
+        return "a list, each " + describe(arguments[0])
+    if arguments:
+        return " or ".join(describe(argument) for argument in arguments)
     if dataclasses.is_dataclass(hint):
         return names[dict]
     return names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlx.agent import Choose, Policy, Rules, Scores, random_choice
+from rlx.agent import Choose, Policy
 from rlx.env import TensorEnv
+from rlx.nn.exploration import exploring
 from rlx.nn.networks import take
 from rlx.nn.rng import Streams
 from rlx.rollout import Episodes, rollout
@@ -33,25 +34,6 @@ def evaluate(
     return rollout(
         policy, make_env(seeds * episodes), episode_seeds(first, episodes, seeds, device), chooser
     )
-
-
-def exploring(epsilon: float, rng: Streams, rules: Rules | None = None) -> Choose:
-    """Greedy choices of which a share `epsilon` is uniformly random instead, as `random_choice`."""
-
-    def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-        values = scores(obs)
-        whether, *which = rng.uniform(
-            1 + (values.shape[-1] if scores.bounds else 1), values.shape[1]
-        ).unbind(1)
-        if scores.bounds:
-            low, high = scores.bounds
-            random, whether = low + torch.stack(which, -1) * (high - low), whether.unsqueeze(-1)
-        else:
-            own = rules if head == "action" else None  # other heads choose other things
-            random = random_choice(which[0], values.shape[-1], obs, own)
-        return torch.where(whether < epsilon, random, scores.best(obs, values))
-
-    return choose
 
 
 def evaluate_random(

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlx.config import at_least, build, choice, convert, load_class, parse_seeds, plain, typed
+from rlx.config import (
+    Count,
+    at_least,
+    build,
+    choice,
+    convert,
+    load_class,
+    parse_seeds,
+    plain,
+    typed,
+)
 from rlx.errors import ConfigError, nearest
 from rlx.runs.files import free_memory
 
@@ -27,7 +37,7 @@ class Device:
     """The keys of the config group `device`."""
 
     name: str
-    threads: int
+    threads: Count
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,9 @@ class Shown:
 
     observe: list[int] | None = None
     """Components of a flat observation that are seen; null: all."""
-    stack: int = 1
+    stack: Count = 1
     """Last observations that are seen at once."""
-    workers: int = 1
+    workers: Count = 1
     """Processes that the copies of a Gymnasium env are shared out among."""
 
 
@@ -48,7 +58,7 @@ def validated(composed: Mapping[str, Any]) -> DictConfig:
     What is saved, compared and read from here on holds no `200k` and no text where a number belongs.
     """
     from rlx.agent import Agent
-    from rlx.commands.train import Config
+    from rlx.training.config import Config
     from rlx.training.stopping import Config as Stop
 
     config = typed(Config, composed, "")

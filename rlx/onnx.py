@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import Policy, Scores, Spec
-from rlx.config import ConfigError, RunError
 from rlx.env import TensorEnv
+from rlx.errors import ConfigError, RunError
 from rlx.nn.networks import take
 
 OPSET = 18

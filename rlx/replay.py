@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 from rlx.nn.networks import rows_at, rows_within
 from rlx.nn.rng import pick
 from rlx.runs import files

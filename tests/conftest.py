@@ -10,7 +10,8 @@ import torch
 
 from rlx import cli
 from rlx.agent import Agent, OfflineAgent
-from rlx.config import conf_dir, load_class
+from rlx.conf import conf_dir
+from rlx.config import load_class
 from rlx.experiment import env_spec
 
 torch.set_num_threads(1)

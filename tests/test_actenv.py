@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from rlx.agent import Transition
 from rlx.agents.actenv import RatedMemory, better
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent
 from rlx.nn.networks import take
 from rlx.nn.rng import seed_tensor

@@ -8,7 +8,8 @@ import torch
 from conftest import ENVS, PAIRS, apart, small
 
 from rlx.agent import Scores, Transition
-from rlx.config import ConfigError, conf_dir
+from rlx.conf import conf_dir
+from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env
 from rlx.nn.networks import take
 from rlx.nn.rng import reset_seeds, seed_tensor

@@ -7,8 +7,8 @@ import torch
 from conftest import TINY, small
 from test_resume import fingerprint
 
-from rlx.config import ConfigError
 from rlx.envs import atari
+from rlx.errors import ConfigError
 from rlx.experiment import evaluated_env, make_env
 from rlx.nn.networks import concatenated
 

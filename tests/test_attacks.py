@@ -11,7 +11,7 @@ from rlx.attack import LOSSES, Budget, Objective, unit_scale
 from rlx.attacks.fgsm import FGSM
 from rlx.attacks.noise import Noise
 from rlx.attacks.pgd import PGD
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 from rlx.nn.networks import MLP
 from rlx.nn.rng import Streams, seed_tensor
 

@@ -6,11 +6,11 @@ import gymnasium
 import pytest
 import torch
 
-from rlx.config import ConfigError
 from rlx.envs import tic_tac_toe
 from rlx.envs.batched import BatchedEnv
 from rlx.envs.connect_four import DEPTH, WIN, ConnectFour
 from rlx.envs.tic_tac_toe import TicTacToe, worst_result
+from rlx.errors import ConfigError
 from rlx.experiment import make_env
 
 GAMES = {"tic_tac_toe": TicTacToe, "connect_four": ConnectFour}

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 import rlx.envs  # noqa: F401 (registers)
-from rlx.config import ConfigError
 from rlx.envs.cartpole_pixels import CartPolePixels
+from rlx.errors import ConfigError
 from rlx.experiment import make_env
 
 VIEWS = ["difference", "frames"]

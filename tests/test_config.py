@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from rlx.config import ConfigError, build, parse_grid, parse_seeds
+from rlx.config import build, parse_grid, parse_seeds
+from rlx.errors import ConfigError
 
 
 def test_grid_includes_its_end_exactly():

@@ -13,9 +13,9 @@ from conftest import TINY, small
 from gymnasium import spaces
 
 from rlx.agent import Spec
-from rlx.config import ConfigError
 from rlx.data.datasets import Episodes, Writer
 from rlx.data.shards import write
+from rlx.errors import ConfigError
 from rlx.experiment import open_data
 
 CARTPOLE = {"_target_": "rlx.envs.cartpole.CartPole", "max_episode_steps": 500}
@@ -334,7 +334,7 @@ def test_exploration_and_seed_count(mixed, rlx, tmp_path):
         (("out=minari:rlx/x-v0",), "collect into a folder"),
         (("out=b", "mix=2"), "from 0 (a run's first"),
         (("out=b", "mix=abc"), "from 0 (a run's first"),
-        (("out=b", "epsilon=2"), "between 0 and 1"),
+        (("out=b", "epsilon=2"), "from 0 to 1"),
         (("out=b", "steps=abc"), "steps=abc: expected a whole number"),
     ):
         result = rlx("collect", mixed, *arguments)

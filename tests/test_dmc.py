@@ -6,8 +6,8 @@ import torch
 from conftest import TINY, compose, small
 from test_resume import fingerprint
 
-from rlx.config import ConfigError
 from rlx.envs import dmc
+from rlx.errors import ConfigError
 from rlx.experiment import make_env
 
 assert dmc  # says how to draw before dm_control is imported

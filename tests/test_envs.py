@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import rlx.envs  # noqa: F401 (registers)
-from rlx.config import ConfigError, conf_dir, load_class
+from rlx.conf import conf_dir
+from rlx.config import load_class
 from rlx.envs import atari
 from rlx.envs.batched import BatchedEnv, Dynamics
 from rlx.envs.chain import Chain
 from rlx.envs.gym import GymEnv
 from rlx.envs.maze import _CELLS, _MOVES, Maze
+from rlx.errors import ConfigError
 from rlx.experiment import make_env
 
 CONFIGS = sorted(path.stem for path in Path(conf_dir(), "env").glob("*.yaml"))

@@ -11,11 +11,11 @@ from gymnasium import spaces
 from safetensors.torch import load_file
 from test_resume import fingerprint
 
-from rlx.config import ConfigError, RunError
 from rlx.env import played, shown
 from rlx.envs.gym import GymEnv
 from rlx.envs.view import View
 from rlx.envs.workers import Workers
+from rlx.errors import ConfigError, RunError
 from rlx.experiment import env_spec, make_env
 
 

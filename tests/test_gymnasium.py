@@ -20,10 +20,11 @@ from gymnasium.wrappers import PassiveEnvChecker, RecordEpisodeStatistics, TimeL
 from omegaconf import OmegaConf
 
 import rlx.envs  # noqa: F401 (registers)
-from rlx.config import ConfigError, conf_dir
+from rlx.conf import conf_dir
 from rlx.envs.batched import BatchedEnv, register
 from rlx.envs.cartpole import CartPole
 from rlx.envs.tabular import Tabular
+from rlx.errors import ConfigError
 
 OURS = {name: spec for name, spec in gymnasium.registry.items() if name.startswith("rlx/")}
 NAMES = sorted(name for name, spec in OURS.items() if spec.vector_entry_point is not None)

@@ -16,12 +16,14 @@ from rlx import replay
 from rlx.agent import OfflineAgent, Spec, Transition
 from rlx.agents import bcq, dqn, hdqn, preferences, self_play
 from rlx.agents.actenv import ActEnv, RatedMemory
-from rlx.agents.dqn import UpdateSchedule
-from rlx.config import ConfigError, build, load_class
+from rlx.config import build, load_class
 from rlx.data.datasets import Data, Writer
-from rlx.evaluation import evaluate_random, exploring
+from rlx.errors import ConfigError
+from rlx.evaluation import evaluate_random
 from rlx.experiment import env_spec, make_agent, make_env, trained
+from rlx.nn.exploration import exploring
 from rlx.nn.rng import Streams, pick, pick_allowed, seed_tensor, uniform
+from rlx.nn.schedules import UpdateSchedule
 from rlx.replay import Replay
 from rlx.runs.run import Run
 from rlx.world_model import Support

@@ -17,11 +17,11 @@ from conftest import TINY, small
 from gymnasium import spaces
 
 from rlx.agent import Spec
-from rlx.config import ConfigError
 from rlx.data.collecting import play
 from rlx.data.datasets import Episodes, Writer, whole
 from rlx.data.minari import write as write_minari
 from rlx.data.shards import write as write_shards
+from rlx.errors import ConfigError
 from rlx.experiment import make_env, open_data
 
 CARTPOLE = {"_target_": "rlx.envs.cartpole.CartPole", "max_episode_steps": 500}

@@ -9,10 +9,11 @@ from conftest import compose
 from torch import nn
 
 from rlx.agent import Scores
-from rlx.agents.dqn import EpsilonGreedy, UpdateSchedule
 from rlx.experiment import env_spec, make_agent
+from rlx.nn.exploration import EpsilonGreedy
 from rlx.nn.networks import take
 from rlx.nn.rng import seed_tensor
+from rlx.nn.schedules import UpdateSchedule
 
 SEEDS, COPIES, BATCH, GAMMA = (3, 8), 2, 12, 0.9
 
@@ -136,12 +137,9 @@ class Plain:
     def _clip(self):
         gradients = [parameter.grad for parameter in self.online.parameters()]
         if self.settings.max_grad_norm is not None:
-            norm = math.sqrt(
-                sum(float(x) ** 2 for gradient in gradients for x in gradient.flatten())
-            )
-            self.shortened += norm > self.settings.max_grad_norm
-            for gradient in gradients:
-                gradient *= min(1.0, self.settings.max_grad_norm / norm)
+            limit = self.settings.max_grad_norm
+            norm = nn.utils.clip_grad_norm_(self.online.parameters(), limit)
+            self.shortened += float(norm) > limit
         if self.settings.max_grad_value is not None:
             limit = self.settings.max_grad_value
             self.cut += any(

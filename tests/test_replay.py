@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 from rlx.replay import Replay
 from rlx.training.journal import Journal
 

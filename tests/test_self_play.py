@@ -4,12 +4,12 @@ import pytest
 import torch
 from test_agents import Learner
 
-from rlx.agents.dqn import FORBIDDEN
 from rlx.agents.self_play import mirrored
 from rlx.envs.connect_four import ConnectFour
 from rlx.envs.tic_tac_toe import TicTacToe, worst_result
 from rlx.experiment import load_policies
 from rlx.nn.networks import take
+from rlx.q_learning import FORBIDDEN
 from rlx.runs.run import Run
 
 QUICK = (

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy, leaky_relu, one_hot, threshold
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, random_choice
-from rlx.agents.dqn import UpdateSchedule, average
-from rlx.config import ConfigError, at_least, choice
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.config import Count, Index, Positive, Share, choice
+from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
-from rlx.nn.networks import SeedLinear, along
-from rlx.nn.optim import Adam
+from rlx.nn.exploration import random_choice
+from rlx.nn.networks import SeedLinear, along, polyak_update
+from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams, categorical, pick
+from rlx.nn.schedules import UpdateSchedule
 from rlx.replay import add_buffers
 
 
@@ -32,9 +34,9 @@ from rlx.replay import add_buffers
 class Config:
     """Act, Env, and how they learn."""
 
-    obs_units: int
+    obs_units: Count
     """Units of the layer that sees the observation alone, before the action joins."""
-    hidden: list[int]
+    hidden: list[Count]
     """Units of each layer behind it."""
     train_outputs: bool
     """False freezes the output layers at their initial values."""
@@ -47,23 +49,23 @@ class Config:
     cut to [0, 1]."""
     imitate: str
     """Weights w of the actions taken. all: 1; better: how far the episode's rate exceeds the minibatch's mean."""
-    learning_rate: float
+    learning_rate: Positive
     """Of the optimisers of a_loss and e_loss …"""
-    learning_rate2: float
+    learning_rate2: Positive
     """… and of those of a_loss2 and e_loss2."""
-    batch_size: int
-    buffer_size: int
+    batch_size: Count
+    buffer_size: Count
     """Transitions kept per seed."""
-    learning_starts: int
+    learning_starts: Index
     """Transitions of a uniformly random policy stored before the first update."""
-    replay_ratio: float
+    replay_ratio: Positive
     """Updates per environment step of a seed."""
-    average_tau: float
+    average_tau: Share
     """Weight of the learning network, per update, in the running average that acts greedily; 1 acts on the newest weights."""
     sample_actions: bool
     """While learning, draw the actions that are not random ones from the softmax of the logits; false: the largest one."""
-    epsilon_end: float
-    epsilon_steps: int
+    epsilon_end: Share
+    epsilon_steps: Count
     """Decisions, per seed and after the random ones, in which exploration falls from 1 to a distance of 1/e from its end."""
     return_low: float = 0.0
     """Return of a full failure, whose rate is 0."""
@@ -73,7 +75,6 @@ class Config:
             what = f"agent.return_scale={self.return_scale}, the return of a full success"
             raise ConfigError(f"agent.return_low={self.return_low}: must be below {what}.")
         choice(self.imitate, ("all", "better"), "agent.imitate")
-        at_least(self.obs_units, 1, "agent.obs_units")
 
 
 class BatchNorm(nn.Module):
@@ -339,7 +340,8 @@ class ActEnv(Agent):
         size = self.config.batch_size + 1
         for draws in self.rng.uniform(due, size, dtype=torch.float64).unbind(1):
             losses = self._learn(self.memory.sample(draws), where)
-        average(self.policy, self.online, self.config.average_tau, due)
+        weight = 1 - (1 - self.config.average_tau) ** due
+        polyak_update(self.policy, self.online, weight)
         return losses
 
     def warnings(self) -> list[str]:
@@ -372,30 +374,15 @@ class ActEnv(Agent):
         e_loss = bce(next_logits, next_state, reduction="none").mean((1, 2)) + bce(
             q_e, rate, reduction="none"
         ).mean(1)
-        self._step(a_loss, e_loss, self.act_optimizer, self.env_optimizer, where)
+        descend(a_loss, act.learning(), self.act_optimizer, where=where)
+        descend(e_loss, env.learning(), self.env_optimizer, where=where)
         q_a = act(batch["obs"], batch["previous"], where)[1]
         q_e = env(batch["obs"], action, where)[1]
         a_loss2, e_loss2 = -q_a.mean(1), (q_e - q_a.detach()).square().mean(1)
-        self._step(a_loss2, e_loss2, self.act_optimizer2, self.env_optimizer2, where)
+        descend(a_loss2, act.learning(), self.act_optimizer2, where=where)
+        descend(e_loss2, env.learning(), self.env_optimizer2, where=where)
         losses = {"loss/a": a_loss, "loss/e": e_loss, "loss/a2": a_loss2, "loss/e2": e_loss2}
         return {name: loss.detach() for name, loss in losses.items()} | {"rate": rate.mean(1)}
-
-    def _step(
-        self,
-        a_loss: Tensor,
-        e_loss: Tensor,
-        act_optimizer: Adam,
-        env_optimizer: Adam,
-        where: Tensor,
-    ) -> None:
-        """Move Act down `a_loss` and Env down `e_loss` ([S] each)."""
-        act, env = self.online.network.learning(), self.env.learning()
-        # Not every loss reaches both output layers.
-        gradients = torch.autograd.grad(
-            (a_loss + e_loss).sum(), [*act, *env], materialize_grads=True
-        )
-        act_optimizer.step(act, gradients[: len(act)], where)
-        env_optimizer.step(env, gradients[len(act) :], where)
 
 
 def better(rate: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Carry, Choose, OfflineAgent, Policy, Scores, Spec, greedy
-from rlx.agents.dqn import average
-from rlx.config import ConfigError, at_least
+from rlx.config import Count, NonNegative, Positive, Share
 from rlx.data.datasets import Data
 from rlx.nn.encoders import check_conv, make_encoder
-from rlx.nn.networks import MLP, scale_for_relu
-from rlx.nn.optim import Adam
+from rlx.nn.networks import MLP, polyak_update, scale_for_relu
+from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams
 
 
@@ -23,36 +22,30 @@ from rlx.nn.rng import Streams
 class Config:
     """Networks, the two losses, the optimiser."""
 
-    hidden: list[int]
+    hidden: list[Count]
     """Units of each hidden layer, of both heads."""
     conv: list[list[int]]
     """For observations that are images [C, H, W]: channels, kernel and stride of each layer before them."""
-    threshold: float
+    threshold: Share
     """An action is admissible where its probability under the imitated policy is at least this share of the largest."""
-    q_weight: float
+    q_weight: NonNegative
     """Of the Q-learning loss; 0: behaviour cloning alone."""
-    imitation_weight: float
+    imitation_weight: NonNegative
     """Of the imitation loss; 0: Q-learning alone."""
-    logit_penalty: float
+    logit_penalty: NonNegative
     """Weight of the mean squared logit within the imitation loss."""
-    n_steps: int
-    discount: float
-    learning_rate: float
+    n_steps: Count
+    discount: Share
+    learning_rate: Positive
     adam_eps: float
-    batch_size: int
-    target_tau: float
+    batch_size: Count
+    target_tau: Share
     """Weight of the online network in a target update; 1 is a hard copy."""
-    target_every: int
+    target_every: Count
     """Minibatches between two target updates."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(
-                f"agent.threshold={self.threshold}: expected a share between 0 (Q-learning) and 1 (imitation)."
-            )
         check_conv(self.conv)
-        for name in ("q_weight", "imitation_weight", "logit_penalty"):
-            at_least(getattr(self, name), 0, f"agent.{name}")
 
 
 class TwoHeads(nn.Module):
@@ -159,12 +152,8 @@ class BCQ(OfflineAgent):
             q_loss = nn.functional.smooth_l1_loss(taken, td_target, reduction="none").mean(1)
             loss = loss + config.q_weight * q_loss
             metrics |= {"loss/q": q_loss.detach(), "q/mean": taken.detach().mean(1)}
-        parameters = list(self.policy.parameters())
-        gradients = torch.autograd.grad(
-            loss.sum(), parameters, materialize_grads=True
-        )  # a head without a loss stays as it is
-        self.optimizer.step(parameters, gradients, torch.ones_like(loss, dtype=torch.bool))
+        descend(loss, list(self.policy.parameters()), self.optimizer)
         self.updates += 1
         if int(self.updates[0]) % config.target_every == 0:
-            average(self.target, self.policy, config.target_tau, 1)
+            polyak_update(self.target, self.policy, config.target_tau)
         return metrics

@@ -12,13 +12,15 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy, random_choice
-from rlx.agents.dqn import UpdateSchedule
-from rlx.config import ConfigError, at_least, choice
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.config import Count, Positive, Share, choice
+from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, obs_field
-from rlx.nn.networks import clipped, rows_within
-from rlx.nn.optim import SGD, Adam
+from rlx.nn.exploration import random_choice
+from rlx.nn.networks import rows_within
+from rlx.nn.optim import SGD, Adam, descend
 from rlx.nn.rng import Streams, categorical, pick, uniform
+from rlx.nn.schedules import UpdateSchedule
 from rlx.replay import Memo, Replay, add_buffers
 from rlx.search import Found, Settings, draws_needed, search
 from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
@@ -30,12 +32,12 @@ OPTIMIZERS = {"adam": Adam, "sgd": SGD}
 class Config:
     """Networks, search, targets, schedule; the three contributions can be switched off."""
 
-    latent: int
-    lstm: int
-    head: int
-    projection: int
+    latent: Count
+    lstm: Count
+    head: Count
+    projection: Count
     """Units: of a state (of pictures: its planes), of the value prefix's memory, of the heads' hidden layer, of SimSiam's heads."""
-    stack: int
+    stack: Count
     """Pictures that an observation shows on top of each other (env.stack): the replay keeps the newest of each."""
     augment: bool
     """Learn from pictures shifted by up to 4 pixels and up to 10 % brighter or darker."""
@@ -51,8 +53,8 @@ class Config:
     """False: rewards of single steps."""
     off_policy_correction: bool
     """Shorter n-step returns for older transitions."""
-    simulations: int
-    gumbel: int | None
+    simulations: Count
+    gumbel: Count | None
     """Root actions that Gumbel MuZero considers; null: MuZero's search with Dirichlet noise and a temperature."""
     dirichlet_alpha: float
     dirichlet_fraction: float
@@ -64,10 +66,10 @@ class Config:
     temperature_steps: int
     """Environment steps of a seed over whose first half actions are drawn by visits, then by their squares, in the last quarter by their
     fourth powers."""
-    discount: float
-    n_steps: int
-    unroll: int
-    reanalyse: float
+    discount: Share
+    n_steps: Count
+    unroll: Count
+    reanalyse: Share
     """Share of a minibatch whose policy targets are searched anew with the target network."""
     cache: bool
     """Ask the target network about a row once until its weights change, and search without noise; false: anew in each minibatch."""
@@ -76,44 +78,30 @@ class Config:
     value_weight: float
     policy_weight: float
     optimizer: str
-    learning_rate: float
+    learning_rate: Positive
     warmup: int
     """Minibatches over which the learning rate rises from 0."""
     decay_after: int | None
     """Minibatches after which it falls to a tenth."""
     weight_decay: float
-    max_grad_norm: float
-    batch_size: int
-    buffer_size: int
-    learning_starts: int
+    max_grad_norm: Positive
+    batch_size: Count
+    buffer_size: Count
+    learning_starts: Count
     """Environment steps of a seed before it, with random actions …"""
-    hold: int
+    hold: Count
     """… each of them held for so many steps."""
-    replay_ratio: float
-    target_every: int
+    replay_ratio: Positive
+    target_every: Count
     """Minibatches between two copies of the network to the target."""
     priority_alpha: float
     priority_beta: float
-    priority_beta_steps: int | None
+    priority_beta_steps: Count | None
     """Minibatches over which it rises to 1; null: it stays."""
 
     def __post_init__(self) -> None:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         choice(self.bootstrap, ("head", "search"), "agent.bootstrap")
-        for name in (
-            "stack",
-            "latent",
-            "lstm",
-            "head",
-            "projection",
-            "simulations",
-            "unroll",
-            "learning_starts",
-            "hold",
-        ):
-            at_least(getattr(self, name), 1, f"agent.{name}")
-        if self.gumbel is not None:
-            at_least(self.gumbel, 1, "agent.gumbel")
 
     def settings(self, noise: bool) -> Settings:
         """Of a search, with exploration noise or without."""
@@ -357,16 +345,15 @@ class EfficientZero(Agent):
             / config.unroll
         )
         loss = (each * weight).mean(1)  # [S]: mean within a seed, sum over seeds
-        parameters = list(self.policy.parameters())
-        gradients = torch.autograd.grad(loss.sum(), parameters, materialize_grads=True)
+        self.optimizer.learning_rate = self._learning_rate()
+        descend(
+            loss,
+            list(self.policy.parameters()),
+            self.optimizer,
+            max_grad_norm=config.max_grad_norm,
+            weight_decay=config.weight_decay,
+        )
         with torch.no_grad():
-            moves = zip(clipped(gradients, config.max_grad_norm), parameters, strict=True)
-            self.optimizer.learning_rate = self._learning_rate()
-            self.optimizer.step(
-                parameters,
-                [g + config.weight_decay * p for g, p in moves],
-                torch.ones_like(loss, dtype=torch.bool),
-            )
             error = model.value_support.decode(guess[:, :, 0]) - value[..., 0]
             # A row that was drawn twice is as urgent as its larger error says, in whatever order they come.
             self.priority.flatten(1).scatter_reduce_(

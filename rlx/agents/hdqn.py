@@ -9,11 +9,14 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents.dqn import EpsilonGreedy, LearnerConfig, Legal, QLearner, UpdateSchedule, average
-from rlx.config import ConfigError, at_least, choice
+from rlx.config import Count, Share, choice
+from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
-from rlx.nn.networks import QNetwork
+from rlx.nn.exploration import EpsilonGreedy
+from rlx.nn.networks import QNetwork, polyak_update
 from rlx.nn.rng import Streams
+from rlx.nn.schedules import UpdateSchedule
+from rlx.q_learning import LearnerConfig, Legal, QLearner
 
 
 @dataclass(frozen=True)
@@ -34,23 +37,20 @@ class Config(LearnerConfig):
     """one_hot, or index: the goal enters the controller as one raw number."""
     goal_terminates: bool
     """Reaching the goal ends the controller's own episode; false bootstraps on through it."""
-    goal_steps: int | None
+    goal_steps: Count | None
     """A goal not reached after so many steps is given up; null never does."""
     discount_within_goal: bool
     """Semi-MDP: Σ γ^i r_i, bootstrapped with γ^k after a goal of k steps; false: plain sum, bootstrapped with γ."""
-    controller_discount: float
+    controller_discount: Share
     """γ of the intrinsic reward: what reaching a goal one step later is worth. Close to 1 the controller hardly cares."""
-    controller_epsilon_start: float
-    controller_epsilon_end: float
-    controller_epsilon_steps: int
+    controller_epsilon_start: Share
+    controller_epsilon_end: Share
+    controller_epsilon_steps: Count
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice(self.goals, ("actions", "states"), "agent.goals")
         choice(self.goal_encoding, ("one_hot", "index"), "agent.goal_encoding")
-        if self.goal_steps is not None:
-            at_least(self.goal_steps, 1, "agent.goal_steps")
-        at_least(self.controller_epsilon_steps, 1, "agent.controller_epsilon_steps")
 
 
 class GoalEncoder(nn.Module):
@@ -244,7 +244,8 @@ class HDQN(Agent):
         for draws in self.rng.uniform(due, 2, size, dtype=torch.float64).unbind(1):
             meta_loss, meta_q = self.meta.learn(self.online.meta, draws[:, 0], where)
             loss, q = self.controller.learn(self.online.controller, draws[:, 1])
-        average(self.policy, self.online, self.config.average_tau, due)
+        weight = 1 - (1 - self.config.average_tau) ** due
+        polyak_update(self.policy, self.online, weight)
         self.finished = torch.zeros_like(self.finished)
         return {
             "loss/meta": meta_loss,

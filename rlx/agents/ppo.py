@@ -10,10 +10,11 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents.dqn import OPTIMIZERS
-from rlx.config import ConfigError, at_least, choice
+from rlx.config import Count, NonNegative, Positive, Share, choice
+from rlx.errors import ConfigError
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
-from rlx.nn.networks import MLP, RunningNorm, SeedGRU, along, per_seed_norm, rows_at, scale_for_relu
+from rlx.nn.networks import MLP, RunningNorm, SeedGRU, rows_at, scale_for_relu
+from rlx.nn.optim import OPTIMIZERS, descend
 from rlx.nn.rng import Streams, categorical
 from rlx.replay import add_buffers
 
@@ -24,42 +25,40 @@ ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
 class LearnerConfig:
     """Networks, rollouts and losses. What is said to fall does so linearly over `anneal_steps`."""
 
-    hidden: list[int]
+    hidden: list[Count]
     """Units of each hidden layer, of the actor and of the critic."""
     activation: str
-    recurrent: int | None
+    recurrent: Count | None
     """Units of a GRU before both, or null."""
-    rollout_steps: int
+    rollout_steps: Count
     """Steps of every env copy between two updates."""
-    epochs: int
-    minibatches: int
+    epochs: Count
+    minibatches: Count
     """Per epoch; whole copies when recurrent."""
-    discount: float
-    gae_lambda: float
-    clip: float | None
+    discount: Share
+    gae_lambda: Share
+    clip: Positive | None
     """Of the ratio of probabilities; falls to 0 with the learning rate. null: the plain policy gradient."""
-    value_coefficient: float
-    entropy_coefficient: float
-    max_grad_norm: float | None
+    value_coefficient: NonNegative
+    entropy_coefficient: NonNegative
+    max_grad_norm: Positive | None
     """Bound on each seed's gradient norm."""
     optimizer: str
-    learning_rate: float
-    learning_rate_end: float
-    anneal_steps: int
+    learning_rate: Positive
+    learning_rate_end: NonNegative
+    anneal_steps: Count
     """Environment steps of a seed."""
     normalise_advantage: bool
     normalise_obs: bool
     """By mean and variance of what was seen, images aside; part of the policy, fixed within a rollout."""
     normalise_reward: bool
     """By the deviation of the discounted return."""
-    initial_std: float
+    initial_std: Positive
     """Of continuous actions, in halves of the action space's range."""
 
     def __post_init__(self) -> None:
         choice(self.activation, ACTIVATIONS, "agent.activation")
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
-        for name in ("rollout_steps", "epochs", "minibatches", "anneal_steps"):
-            at_least(getattr(self, name), 1, f"agent.{name}")
 
 
 @dataclass(frozen=True)
@@ -389,15 +388,12 @@ class PPO(Agent):
             + config.value_coefficient * value_loss
             - config.entropy_coefficient * entropy.mean(1)
         )
-        parameters = list(policy.parameters())
-        gradients = list(torch.autograd.grad(loss.sum(), parameters))
-        with torch.no_grad():
-            if config.max_grad_norm is not None:
-                shrink = (config.max_grad_norm / (per_seed_norm(gradients) + 1e-6)).clamp_max(1)
-                gradients = [g * along(shrink, g) for g in gradients]
-            self.optimizer.step(
-                parameters, gradients, torch.ones_like(self.steps, dtype=torch.bool)
-            )
+        descend(
+            loss,
+            list(policy.parameters()),
+            self.optimizer,
+            max_grad_norm=config.max_grad_norm,
+        )
         return {
             "loss/policy": policy_loss.detach(),
             "loss/value": value_loss.detach(),

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Spec, Transition
 from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
-from rlx.config import ConfigError, at_least
+from rlx.config import Count, Positive, at_least
+from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image
 from rlx.nn.networks import MLP, RunningNorm, rows_within
-from rlx.nn.optim import Adam
+from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams, pick
 from rlx.replay import add_buffers
 
@@ -25,41 +26,31 @@ class Config(LearnerConfig):
     retired: ClassVar[tuple[str, ...]] = ("conv",)
     """A key that changed nothing, of older runs."""
 
-    queries: int
+    queries: Count
     """Comparisons that the rater answers in all."""
-    first_queries: int
+    first_queries: Count
     """In the first round, about random play; a quarter of all in the paper …"""
-    queries_per_round: int
+    queries_per_round: Count
     """… and in the others."""
-    round_steps: int
+    round_steps: Count
     """Steps of every env copy between two rounds of queries; their segments come from these steps."""
-    segment_steps: int
+    segment_steps: Count
     """Longest segment; one that an episode's end cuts short is shorter."""
     rater_noise: float
     """Share of the answers that are wrong."""
-    reward_models: int
+    reward_models: Count
     """Fitted apart, to other draws of the answers; the reward is the mean of all, each in its own unit (section 2.2.3)."""
     reward_hidden: list[int]
-    reward_learning_rate: float
+    reward_learning_rate: Positive
     reward_decay: float
     """Weight, in the loss, of how far a segment's rewards lie from their mean, squared and summed: of rewards that explain the answers
     alike it prefers the even ones. It does not see a constant, of which answers about segments as long as each other say nothing."""
-    reward_updates: int
+    reward_updates: Count
     """Minibatches of answers per round."""
-    reward_batch: int
+    reward_batch: Count
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (
-            "queries",
-            "first_queries",
-            "queries_per_round",
-            "segment_steps",
-            "reward_models",
-            "reward_updates",
-            "reward_batch",
-        ):
-            at_least(getattr(self, name), 1, f"agent.{name}")
         at_least(self.round_steps, self.segment_steps, "agent.round_steps")
         if not 0 <= self.rater_noise <= 0.5:
             raise ConfigError(
@@ -221,7 +212,7 @@ class PreferencePPO(Agent):
     def _fit(self) -> None:
         """Bradley–Terry: the log-odds of an answer are the difference of the two segments' summed rewards."""
         config, parameters = self.config, list(self.model.parameters())
-        seeds, asked = len(self.answers), int(self.asked[0])
+        asked = int(self.asked[0])
         shape = config.reward_updates, config.reward_models, config.reward_batch
         for draws in self.rng.uniform(*shape, dtype=torch.float64).unbind(1):
             loss = torch.zeros_like(self.agreement)
@@ -240,10 +231,7 @@ class PreferencePPO(Agent):
                 loss = loss + config.reward_decay * ((reward - mean) * inside).square().sum(
                     (2, 3)
                 ).mean(1)
-            gradients = torch.autograd.grad(loss.sum(), parameters)
-            self.optimizer.step(
-                parameters, gradients, torch.ones(seeds, dtype=torch.bool, device=draws.device)
-            )
+            descend(loss, parameters, self.optimizer)
         with torch.no_grad():
             self.size.copy_(self.model(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
         self.agreement = 0.5 + 0.5 * (odds.detach().sign() * (2 * answers - 1)).mean(1)

@@ -8,8 +8,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents.dqn import EpsilonGreedy, average
-from rlx.config import at_least, choice
+from rlx.config import Count, Positive, Share, choice
+from rlx.nn.exploration import EpsilonGreedy
+from rlx.nn.networks import polyak_update
+from rlx.nn.schedules import linear
 
 TARGETS = ("q_learning", "sarsa", "expected_sarsa")
 
@@ -21,23 +23,22 @@ class Config:
     target: str
     """What the next state is worth: q_learning: its best action; sarsa: the action taken there; expected_sarsa: the mean over
     the ε-greedy policy (van Seijen et al. 2009)."""
-    discount: float
-    learning_rate: float
+    discount: Share
+    learning_rate: Positive
     learning_rate_end: float
-    learning_rate_steps: int
+    learning_rate_steps: Count
     """Decisions, per seed, over which the learning rate falls linearly."""
     initial_value: float
     """Of every entry; above what can be earned it makes greedy play explore."""
-    average_tau: float
+    average_tau: Share
     """Weight of the learning table, per step, in the running average that acts greedily."""
-    epsilon_start: float
-    epsilon_end: float
-    epsilon_steps: int
+    epsilon_start: Share
+    epsilon_end: Share
+    epsilon_steps: Count
     """Decisions, per seed, over which exploration falls linearly."""
 
     def __post_init__(self) -> None:
         choice(self.target, TARGETS, "agent.target")
-        at_least(self.learning_rate_steps, 1, "agent.learning_rate_steps")
 
 
 class TablePolicy(Policy):
@@ -126,7 +127,7 @@ class QTable(Agent):
             error = self._learn(
                 t.obs, t.action, t.reward + goes_on * next_value, torch.ones_like(last)
             )
-        average(self.policy, self.online, config.average_tau, 1)
+        polyak_update(self.policy, self.online, config.average_tau)
         return {"loss/td": error}
 
     def _expected(self, obs: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ class QTable(Agent):
             .index_add_(0, index, where.flatten().to(table.dtype))[index]
             .view_as(target)
         )
-        fraction = (self.explore.decisions / config.learning_rate_steps).clamp(max=1)
-        rate = config.learning_rate + (config.learning_rate_end - config.learning_rate) * fraction
+        progress = self.explore.decisions / config.learning_rate_steps
+        rate = linear(config.learning_rate, config.learning_rate_end, progress)
         table.index_add_(0, index, (rate.unsqueeze(1) * error / met.clamp(min=1)).flatten())
         return error.abs().mean(1)

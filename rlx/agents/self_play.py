@@ -13,10 +13,11 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.agents.dqn import FORBIDDEN, LearnerConfig, QLearner, UpdateSchedule, average
-from rlx.config import at_least
-from rlx.nn.networks import MLP
+from rlx.config import Count, Index, Share
+from rlx.nn.networks import MLP, polyak_update
 from rlx.nn.rng import Streams, pick, pick_allowed
+from rlx.nn.schedules import UpdateSchedule, linear
+from rlx.q_learning import FORBIDDEN, LearnerConfig, QLearner
 
 LEARNERS = 2
 
@@ -35,23 +36,18 @@ class Config(LearnerConfig):
     )
     """Keys that changed nothing, of older runs."""
 
-    league: int
+    league: Count
     """Past selves kept."""
-    league_every: int
+    league_every: Count
     """Minibatches between two that join it, each in the place of the oldest."""
-    league_games: float
+    league_games: Share
     """Share of the games in which one side is a past self."""
-    opening: int
+    opening: Index
     """Plies, at most, that a game begins with at random."""
-    lookahead: int
+    lookahead: Count
     """Plies, its own move among them, that the greedy player looks ahead; learners play and learn with 1."""
     mirror: bool
     """Learn from the mirror images, left to right, of every other game copy's boards."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("league", 1), ("league_every", 1), ("opening", 0), ("lookahead", 1)):
-            at_least(getattr(self, name), least, f"agent.{name}")
 
 
 class BoardNet(nn.Module):
@@ -188,9 +184,8 @@ class SelfPlay(Agent):
         ).squeeze(2)
         which, whether = self.explore.uniform(2, q.shape[1]).unbind(1)
         random = pick_allowed(which, q != FORBIDDEN)
-        epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * (
-            self.decisions / config.epsilon_steps
-        ).clamp(max=1)
+        progress = self.decisions / config.epsilon_steps
+        epsilon = linear(config.epsilon_start, config.epsilon_end, progress)
         self.decisions += q.shape[1]
         explores = (whether < epsilon.unsqueeze(1)) | (ply < now["opening"])
         return torch.where(explores, random, q.argmax(-1)), now | {"ply": ply + 1}
@@ -233,8 +228,9 @@ class SelfPlay(Agent):
         for draws in self.rng.uniform(due, LEARNERS, size, dtype=torch.float64).unbind(1):
             player: Any
             for i, (learner, player) in enumerate(zip(self.learners, self.online, strict=True)):
-                loss, q = learner.learn(player.q, draws[:, i], taken=player.q.taken)
-        average(self.policy, self.online[0], self.config.average_tau, due)
+                loss, q = learner.learn(player.q, draws[:, i], q_taken=player.q.taken)
+        weight = 1 - (1 - self.config.average_tau) ** due
+        polyak_update(self.policy, self.online[0], weight)
         self._join(due)
         return {"loss/q": loss, "q/mean": q}
 

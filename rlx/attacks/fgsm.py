@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.attack import Attack, Budget, Draw, Objective
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.attack import Attack, Budget, Draw
-from rlx.config import ConfigError, choice
+from rlx.config import choice
+from rlx.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.attack import Attack, Budget, Draw, Objective
-from rlx.config import at_least
+from rlx.config import Count
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,13 @@ class PGD(Attack):
 
     loss: str
     target: int | None
-    steps: int
+    steps: Count
     step_size: float
-    restarts: int
+    restarts: Count
     random_start: bool
 
     def __post_init__(self) -> None:
         Objective(self.loss, self.target)
-        at_least(self.steps, 1, "attack.steps")
-        at_least(self.restarts, 1, "attack.restarts")
 
     def perturb(self, scores: Scores, obs: Tensor, budget: Budget, draw: Draw) -> Tensor:
         objective = Objective(self.loss, self.target)

@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.config import at_least, build, check_protocol, choice, chosen, load_class, parse_grid
+from rlx.config import Count, build, check_protocol, choice, chosen, load_class, parse_grid
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -33,8 +33,8 @@ class Config:
     eps: Any
     scale: Any
     modes: Any
-    episodes: int
-    max_num_envs: int
+    episodes: Count
+    max_num_envs: Count
     outputs: str
     trust: bool
 
@@ -43,8 +43,6 @@ class Config:
 def main(composed: DictConfig) -> float:
     """Returns the mean area under the robustness curves."""
     config = build(Config, composed, "")
-    at_least(config.episodes, 1, "episodes")
-    at_least(config.max_num_envs, 1, "max_num_envs")
     check_protocol(config.protocol)
     eps = parse_grid(config.eps, "eps")
     runs = Run.find_all(config.run, config.outputs, trusted=config.trust)

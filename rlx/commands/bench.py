@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from rlx.benchmarks.peers import plain_attack, plain_training, sb3_training, timed
 from rlx.command import command
-from rlx.config import ConfigError, at_least, build, chosen, load_class
+from rlx.config import Count, Positive, build, chosen, load_class
+from rlx.errors import ConfigError
 from rlx.show import report
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class Config:
     device: Any
     seeds: list[int]
     """Numbers of seeds to train at once."""
-    num_envs: int
-    seconds: float
+    num_envs: Count
+    seconds: Positive
     attack_batch: int
     eval_env: Any = None
     """Of some envs; of no meaning here."""
@@ -40,7 +41,6 @@ class Config:
 def main(composed: DictConfig) -> float:
     """Returns the best training ratio."""
     config = build(Config, composed, "")
-    at_least(config.num_envs, 1, "num_envs")
 
     from rlx import experiment
     from rlx.agents.dqn import DQN

@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.config import ConfigError, at_least, build, parse_grid
+from rlx.config import Count, Share, build, parse_grid
+from rlx.errors import ConfigError
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -20,19 +21,13 @@ class Config:
     device: Any
     run: Any
     out: str
-    steps: int
+    steps: Count
     mix: Any
-    epsilon: float
-    num_envs: int
+    epsilon: Share
+    num_envs: Count
     seed: int
     outputs: str
     trust: bool
-
-    def __post_init__(self) -> None:
-        at_least(self.steps, 1, "steps")
-        at_least(self.num_envs, 1, "num_envs")
-        if not 0 <= self.epsilon <= 1:
-            raise ConfigError(f"epsilon={self.epsilon}: expected a share between 0 and 1.")
 
 
 @command("collect")

@@ -8,7 +8,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.config import ConfigError, at_least, build
+from rlx.config import Count, build
+from rlx.errors import ConfigError
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -20,7 +21,7 @@ class Config:
     device: Any
     run: Any
     checkpoint: str | None
-    episodes: int
+    episodes: Count
     outputs: str
     trust: bool
 
@@ -29,7 +30,6 @@ class Config:
 def main(composed: DictConfig) -> None:
     """Play, draw and print."""
     config = build(Config, composed, "")
-    at_least(config.episodes, 1, "episodes")
     runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
     run, trained = runs[0], runs[0].config
     if len(runs) > 1 or not trained.env.get("drift") or trained.stop:

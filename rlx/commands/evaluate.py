@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.config import at_least, build
+from rlx.config import Count, build
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -20,7 +20,7 @@ class Config:
     run: Any
     checkpoint: str
     seeds: Any
-    episodes: int
+    episodes: Count
     video: bool
     outputs: str
     trust: bool
@@ -30,7 +30,6 @@ class Config:
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")
-    at_least(config.episodes, 1, "episodes")
     runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment

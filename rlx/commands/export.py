@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.config import ConfigError, build
+from rlx.config import build
+from rlx.errors import ConfigError
 from rlx.runs.run import Run
 from rlx.show import report
 

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from rlx.benchmarks import atari100k
 from rlx.command import command
 from rlx.commands.attack import eps_unit
-from rlx.config import ConfigError, build, choice
+from rlx.config import build, choice
+from rlx.errors import ConfigError
 from rlx.runs.run import Run, named
 from rlx.show import report, stats
 

@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from rlx.agent import Spec
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 from rlx.nn.encoders import is_image
 from rlx.runs.files import sha256, sync
 from rlx.data.npy import cast, check_finite, mapped, require_memory, shown_dtype

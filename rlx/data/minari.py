@@ -13,7 +13,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from rlx.config import ConfigError, load_class, nearest
+from rlx.config import load_class
+from rlx.errors import ConfigError, nearest
 from rlx.data.datasets import Episodes, Writer, whole, writing
 from rlx.env import Convert, TensorEnv, played, shown
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 from rlx.runs.files import free_memory
 
 NUMBERS = "biuf"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlx.show import report
 from rlx.agent import Spec
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 from rlx.data.datasets import (
     MOST_ACTIONS,
     Data,

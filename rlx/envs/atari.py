@@ -18,8 +18,9 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.config import ConfigError, at_least, nearest
+from rlx.config import Count
 from rlx.env import resize, spread
+from rlx.errors import ConfigError, nearest
 from rlx.nn.rng import stream_key, uniform
 
 NOOP = 0
@@ -38,12 +39,10 @@ class AtariEnv(VectorEnv):
     reward_threshold = None
 
     def __init__(
-        self, game: str, num_envs: int, max_episode_steps: int, size: int, gray: bool, noops: int, fire: bool, life_loss: bool,
-        clip_rewards: bool, repeat_action_probability: float, threads: int, device: torch.device | str = "cpu",
+        self, game: str, num_envs: int, max_episode_steps: Count, size: Count, gray: bool, noops: Count, fire: bool, life_loss: bool,
+        clip_rewards: bool, repeat_action_probability: float, threads: Count, device: torch.device | str = "cpu",
     ):  # fmt: skip
         """The keys of conf/env/atari.yaml."""
-        for key, value, least in (("size", size, 1), ("noops", noops, 1), ("threads", threads, 1)):
-            at_least(value, least, f"env.{key}")
         self.max_episode_steps, self.noops = max_episode_steps, noops
         self.life_loss, self.clip_rewards, self.stickiness = (
             life_loss,

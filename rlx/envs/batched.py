@@ -11,8 +11,9 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.config import ConfigError, at_least, build, nearest
+from rlx.config import at_least, build
 from rlx.env import resize, spread
+from rlx.errors import ConfigError, nearest
 from rlx.nn.rng import stream_key, uniform
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from rlx.config import ConfigError, at_least, nearest
+from rlx.config import Count, at_least
 from rlx.envs.gym import GymEnv
+from rlx.errors import ConfigError, nearest
 
 if "DISPLAY" not in os.environ:
     os.environ.setdefault(
@@ -109,10 +110,9 @@ class DMControlEnv(GymEnv):
     """`num_envs` copies of a task; the interface of `rlx.envs.batched.BatchedEnv`."""
 
     def __init__(
-        self, task: str, repeat: int, bins: int, pixels: bool, size: int, num_envs: int = 1, device: torch.device | str = "cpu"
+        self, task: str, repeat: Count, bins: int, pixels: bool, size: int, num_envs: int = 1, device: torch.device | str = "cpu"
     ):  # fmt: skip
         """The keys of conf/env/dmc.yaml. An episode is 1000 control steps."""
-        at_least(repeat, 1, "env.repeat")
         self.named = f"env.task={task}"
         kwargs = {"task": task, "repeat": repeat, "bins": bins, "pixels": pixels, "size": size}
         super().__init__(

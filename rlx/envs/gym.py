@@ -16,8 +16,9 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.config import ConfigError, RunError, nearest
+from rlx.config import Count
 from rlx.env import played, resize, shown, spread
+from rlx.errors import ConfigError, RunError, nearest
 
 _LARGEST = float(np.finfo(np.float32).max)
 _STEP = ("observation", "reward", "terminated", "truncated", "info")
@@ -42,7 +43,7 @@ class GymEnv(VectorEnv):
         self,
         id: str,
         num_envs: int = 1,
-        max_episode_steps: int | None = None,
+        max_episode_steps: Count | None = None,
         kwargs: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
     ):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.config import ConfigError, nearest
 from rlx.envs.batched import Dynamics, register
+from rlx.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.config import ConfigError, at_least
+from rlx.config import at_least
 from rlx.env import TensorEnv, resize
+from rlx.errors import ConfigError
 from rlx.nn.encoders import is_image
 from rlx.nn.networks import along
 

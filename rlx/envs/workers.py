@@ -12,8 +12,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.config import ConfigError, RunError
 from rlx.env import TensorEnv, resize, spread
+from rlx.errors import ConfigError, RunError
 from rlx.nn.networks import concatenated
 
 MakeEnv = Callable[..., TensorEnv]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlx.config import ConfigError
 from rlx.env import PICTURE
+from rlx.errors import ConfigError
 from rlx.nn.networks import ConvNet
 from rlx.nn.rng import Streams
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rlx.config import ConfigError
+from rlx.errors import ConfigError
 from rlx.nn.rng import Streams
 
 M = TypeVar("M", bound=nn.Module)
@@ -248,10 +248,17 @@ def per_seed_norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([t.flatten(1).square().sum(1) for t in tensors]).sum(0).sqrt()
 
 
-def clipped(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
-    """`gradients` [S, …] with each seed's norm at most `limit`."""
-    shrink = (limit / per_seed_norm(gradients)).clamp_max(1)
-    return [gradient * along(shrink, gradient) for gradient in gradients]
+@torch.no_grad()
+def polyak_update(target: nn.Module, online: nn.Module, tau: float | Tensor) -> None:
+    """Move `target` by the share `tau` of its distance towards `online` (Polyak & Juditsky 1992).
+
+    `tau`: one number, or [S], one of each seed; n updates of weight τ are one of 1 − (1 − τ)^n.
+    Moments of normalisation move too.
+    """
+    old = (*target.parameters(), *target.buffers())
+    new = (*online.parameters(), *online.buffers())
+    for slow, fast in zip(old, new, strict=True):
+        slow.lerp_(fast, along(tau, slow) if isinstance(tau, Tensor) else tau)
 
 
 def along(per_seed: Tensor, like: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rlx.nn.networks import along, per_seed_norm
+
 
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, algorithm 1) with torch's defaults."""
@@ -88,6 +90,43 @@ class SGD(nn.Module):
             1
         )  # infinite where a seed sits out
         _descend(parameters, self.momentum, slowness.expand_as(self.momentum))
+
+
+Optimizer = Adam | RMSprop | SGD
+OPTIMIZERS: dict[str, type[Adam] | type[RMSprop]] = {"adam": Adam, "rmsprop": RMSprop}
+
+
+def descend(
+    loss: Tensor,
+    parameters: Sequence[nn.Parameter],
+    optimizer: Optimizer,
+    *,
+    where: Tensor | None = None,
+    max_grad_norm: float | None = None,
+    max_grad_value: float | None = None,
+    weight_decay: float = 0.0,
+) -> None:
+    """One step of every seed down its own `loss` [S], a mean within the seed.
+
+    The losses are summed over seeds, so that each seed's gradient is its own; nothing here mixes
+    seeds. A parameter that the loss does not reach stays as it is. `where`: bool [S], the seeds
+    that move; None: all. `max_grad_norm` bounds the norm of each seed's gradient (in torch's form,
+    with 1e-6 in the denominator), then `max_grad_value` each of its elements; `weight_decay` times
+    the parameters is added last.
+    """
+    gradients = list(torch.autograd.grad(loss.sum(), parameters, materialize_grads=True))
+    with torch.no_grad():
+        if max_grad_norm is not None:
+            shrink = (max_grad_norm / (per_seed_norm(gradients) + 1e-6)).clamp_max(1)
+            gradients = [gradient * along(shrink, gradient) for gradient in gradients]
+        if max_grad_value is not None:
+            gradients = [gradient.clamp(-max_grad_value, max_grad_value) for gradient in gradients]
+        if weight_decay:
+            pairs = zip(gradients, parameters, strict=True)
+            gradients = [gradient + weight_decay * parameter for gradient, parameter in pairs]
+        if where is None:
+            where = torch.ones_like(loss, dtype=torch.bool)
+        optimizer.step(parameters, gradients, where)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

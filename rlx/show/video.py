@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rlx import experiment
 from rlx.agent import Policy
-from rlx.config import ConfigError
 from rlx.env import TensorEnv
 from rlx.envs.gym import GymEnv
 from rlx.envs.view import View
+from rlx.errors import ConfigError
 from rlx.nn.encoders import is_image
 from rlx.nn.networks import take
 from rlx.rollout import rollout

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlx.commands.train import Config
 from rlx.config import build, parse_seeds
 from rlx.errors import ConfigError
 from rlx.experiment import check_tensors, env_spec, trained, validated
 from rlx.nn.networks import concatenated
 from rlx.runs.run import Run
 from rlx.show import report
+from rlx.training.config import Config
 from rlx.training.loop import Training
 
 

@@ -25,7 +25,7 @@ from rlx.training.kept import Kept
 from rlx.training.log import Log
 
 if TYPE_CHECKING:
-    from rlx.commands.train import Config
+    from rlx.training.config import Config
 
 
 class Training:

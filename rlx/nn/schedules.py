@@ -1,0 +1,40 @@
+"""What changes with the steps of a run: values that fall linearly, and how many updates are due."""
+
+import torch
+from torch import Tensor, nn
+
+
+def linear(start: float, end: float, progress: Tensor) -> Tensor:
+    """From `start` at progress 0 to `end` at 1 and beyond, elementwise."""
+    return start + (end - start) * progress.clamp(max=1)
+
+
+class UpdateSchedule(nn.Module):
+    """How many minibatches are due after each vector step; the replay ratio need not be whole.
+
+    None is due before a seed has made `learning_starts` environment steps. The host counts them, so
+    that nobody need ask the device whether there is something to learn from.
+    """
+
+    ticks: Tensor
+
+    def __init__(self, seeds: Tensor, num_envs: int, replay_ratio: float, learning_starts: int = 0):
+        super().__init__()
+        self.num_envs = num_envs
+        self.learning_starts = learning_starts
+        self.per_tick = num_envs * replay_ratio
+        # int64 [S], all equal, and always on the CPU: it is read without a sync.
+        self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))
+
+    @property
+    def steps(self) -> int:
+        """Environment steps that each seed has made."""
+        return int(self.ticks[0]) * self.num_envs
+
+    def due(self) -> int:
+        """Advance by one vector step, and say how many minibatches are due now."""
+        before = int(self.ticks[0])
+        self.ticks += 1
+        if self.steps < self.learning_starts:
+            return 0
+        return int((before + 1) * self.per_tick) - int(before * self.per_tick)

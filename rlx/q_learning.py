@@ -1,0 +1,201 @@
+"""Deep Q-learning (Mnih et al. 2015) of one network: what every agent with a replay and a target network shares.
+
+The options are the usual ones: double Q-learning, n-step returns, soft or hard target updates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlx.agent import Spec
+from rlx.config import Count, Index, Positive, Share, choice
+from rlx.nn.networks import polyak_update
+from rlx.nn.optim import OPTIMIZERS, descend
+from rlx.replay import Replay
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """One Q-learner and its exploration, whatever its network is like."""
+
+    hidden: list[Count]
+    """Units of each hidden layer."""
+    double: bool
+    """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
+    n_steps: Count
+    """Rewards that are summed before the target network's value is added."""
+    discount: Share
+    """Factor by which a reward one step later is worth less."""
+    optimizer: str
+    """`adam` or `rmsprop`."""
+    learning_rate: Positive
+    """Step size of the optimiser."""
+    batch_size: Count
+    """Transitions in a minibatch of one seed."""
+    buffer_size: Count
+    """Transitions kept per seed."""
+    learning_starts: Index
+    """Transitions stored, per seed, before the first update."""
+    replay_ratio: Positive
+    """Updates per environment step of a seed."""
+    target_tau: Share
+    """Weight of the online network in a target update; 1 is a hard copy."""
+    target_every: Count
+    """Updates between two target updates."""
+    target_init: str
+    """`copy`: the target starts as the online network; `random`: from weights of its own."""
+    average_tau: Share
+    """Weight of the learning network, per update, in the running average that acts greedily.
+
+    1 acts on the newest weights. Between two updates a greedy policy can change from good to stuck;
+    its average does not (Polyak & Juditsky 1992).
+    """
+    max_grad_norm: Positive | None
+    """Bound on the norm of each seed's gradient; null: none."""
+    max_grad_value: Positive | None
+    """Bound on each element of the gradient; null: none."""
+    epsilon_start: Share
+    """Probability of a random choice at the first decision."""
+    epsilon_end: Share
+    """Probability of a random choice from `epsilon_steps` decisions on."""
+    epsilon_steps: Count
+    """Decisions, per seed, over which exploration falls linearly."""
+
+    def __post_init__(self) -> None:
+        choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
+        choice(self.target_init, ("copy", "random"), "agent.target_init")
+
+
+class QLearner(nn.Module):
+    """How one Q-network learns: target network, replay and optimiser.
+
+    A DQN has one of them, a hierarchical DQN two. The network itself belongs to the policy and is
+    passed in.
+    """
+
+    updates: Tensor
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        network: nn.Module,
+        target: nn.Module,
+        obs: tuple[tuple[int, ...], torch.dtype],
+        num_envs: int,
+        seeds: Tensor,
+        *,
+        stack: int | None = None,
+        learners: int = 1,
+    ):
+        """Learn `network`, with `target`, another network of the same shape.
+
+        `obs`: (shape, dtype) of one observation; `stack`: as of `Replay`; `learners`: how many
+        about as large as this one the agent has, for the memory that they need together.
+        """
+        super().__init__()
+        self.config = config
+        network.eval()
+        self.target = target.requires_grad_(False).eval()
+        if config.target_init == "copy":
+            self.target.load_state_dict(network.state_dict())
+        optimizer = OPTIMIZERS[config.optimizer]
+        self.optimizer = optimizer(list(network.parameters()), config.learning_rate)
+        fields = {
+            "obs": obs,
+            "next_obs": obs,
+            "action": ((), torch.int64),
+            "last": ((), torch.bool),
+            "reward": ((), torch.float32),
+            "discount": ((), torch.float32),
+        }
+        size = config.buffer_size
+        self.replay = Replay(len(seeds), num_envs, size, fields, seeds.device, stack, learners)
+        self.replay.check_start(config.learning_starts)
+        self.register_buffer("updates", torch.zeros_like(seeds))
+
+    def learn(
+        self,
+        network: nn.Module,
+        draws: Tensor,
+        where: Tensor | None = None,
+        q_taken: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Learn from one minibatch; returns (loss [S], mean value of the actions taken [S]).
+
+        `draws`: float64 [S, batch_size], uniform, choose the minibatch. `where`: bool [S], the
+        seeds that learn; None: all. `q_taken`: (obs [S, B, *O], action [S, B]) → the network's
+        values [S, B] of those actions, where that is cheaper than the values of all actions.
+        """
+        if where is None:
+            where = torch.ones(len(draws), dtype=torch.bool, device=draws.device)
+        batch = self.replay.sample(draws, self.config.n_steps)
+        target = self._target(network, batch)
+        q = self._q_taken(network, batch["obs"], batch["action"], q_taken)
+        # Huber's loss; its mean within each seed, [S].
+        loss = nn.functional.smooth_l1_loss(q, target, reduction="none").mean(1)
+        descend(
+            loss,
+            list(network.parameters()),
+            self.optimizer,
+            where=where,
+            max_grad_norm=self.config.max_grad_norm,
+            max_grad_value=self.config.max_grad_value,
+        )
+        self._update_target(network, where)
+        return loss.detach(), q.detach().mean(1)
+
+    @torch.no_grad()
+    def _target(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """reward + discount · the target network's value of the best next action, [S, B]."""
+        next_q = self.target(batch["next_obs"])
+        chooser = network(batch["next_obs"]) if self.config.double else next_q
+        best = chooser.argmax(-1, keepdim=True)
+        return batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
+
+    def _q_taken(
+        self,
+        network: nn.Module,
+        obs: Tensor,
+        action: Tensor,
+        q_taken: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> Tensor:
+        """Values [S, B] of the actions that were taken, differentiable in the network."""
+        network.train()  # batch normalisation goes by the batch here, and only here
+        if q_taken is not None:
+            q = q_taken(obs, action)
+        else:
+            q = network(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        network.eval()
+        return q
+
+    @torch.no_grad()
+    def _update_target(self, network: nn.Module, where: Tensor) -> None:
+        """Count an update of the seeds `where`, and move the target of those where it is due."""
+        self.updates += where
+        due = where & (self.updates % self.config.target_every == 0)
+        dtype = next(network.parameters()).dtype
+        polyak_update(self.target, network, self.config.target_tau * due.to(dtype))
+
+
+class Legal(nn.Sequential):
+    """Action values of which those against the rules are `FORBIDDEN`.
+
+    Of flat observations the board is the last part.
+    """
+
+    def __init__(self, spec: Spec, *parts: nn.Module):
+        super().__init__(*parts)
+        assert spec.rules is not None and spec.observation_space.shape is not None
+        self.rules = spec.rules
+        self.shape = spec.observation_space.shape
+
+    def forward(self, obs: Tensor) -> Tensor:
+        squares = torch.Size(self.shape).numel()
+        board = obs.flatten(2)[..., -squares:].unflatten(2, self.shape)
+        return super().forward(obs).masked_fill(~self.rules.legal(board), FORBIDDEN)
+
+
+FORBIDDEN = -1e3
+"""Lower than what any game can lose."""
