@@ -51,7 +51,7 @@ def main() -> int:
     stale = []
     for page, parts in pages().items():
         text = page.read_text()
-        new = PART.sub(lambda match, parts=parts: match[1] + parts[match[2]] + match[3], text)
+        new = rewritten(text, parts)
         if new != text:
             stale.append(page)
             if not check:
@@ -60,6 +60,15 @@ def main() -> int:
         name = page.relative_to(DOCS.parent)
         print(f"{name}: out of date; run: python docs/generate.py" if check else f"wrote {name}")
     return 1 if check and stale else 0
+
+
+def rewritten(text: str, parts: dict[str, str]) -> str:
+    """A page's `text` with its generated parts as in `parts`."""
+
+    def current(match: re.Match[str]) -> str:
+        return match[1] + parts[match[2]] + match[3]
+
+    return PART.sub(current, text)
 
 
 def pages() -> dict[Path, dict[str, str]]:

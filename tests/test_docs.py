@@ -160,8 +160,9 @@ def test_every_command_line_can_be_typed(page, folder):
                 validated(config)
             else:
                 kind: Any = import_module(f"rlx.commands.{command}").Config
-                missing = {key: "x" for key in OmegaConf.missing_keys(config)}
-                build(kind, OmegaConf.merge(config, missing), "")
+                for key in OmegaConf.missing_keys(config):
+                    OmegaConf.update(config, key, "x")
+                build(kind, config, "")
 
 
 SHORT = {"train": (*TINY, "seeds=1"), "attack": ("episodes=2",)}
