@@ -99,7 +99,7 @@ class Probe(Dynamics):
 
 
 class ConstantReward(Probe):
-    """One step, which pays 1. Wrong: the loss, the sign of the reward, or a bootstrap past the end."""
+    """One step, which pays 1. Wrong: the loss, the reward's sign, or a bootstrap past the end."""
 
     numbers, actions = 1, 2
 
@@ -112,7 +112,7 @@ class ConstantReward(Probe):
 
 
 class RewardIsObs(Probe):
-    """One step, which pays −1 at number 0 and 1 at number 1. Wrong: the observation does not count."""
+    """One step, which pays −1 at number 0 and 1 at number 1. Wrong: the observation is not seen."""
 
     numbers, actions = 2, 2
     lowest = -1.0
@@ -162,7 +162,7 @@ class Truncation(Probe):
 
 
 class Choice(Probe):
-    """One step, in which actions 0, 1 and 2 pay 0, 1 and −1. Wrong: the policy, or its advantages."""
+    """One step; actions 0, 1 and 2 pay 0, 1 and −1. Wrong: the policy, or its advantages."""
 
     numbers, actions = 1, 3
     lowest = -1.0
@@ -178,7 +178,7 @@ class Choice(Probe):
 
 
 class ChoiceByObs(Probe):
-    """One step, which pays 1 if the action is the number shown, else −1. Wrong: who acted on what."""
+    """One step; pays 1 if the action is the number shown, else −1. Wrong: who acted on what."""
 
     numbers, actions = 2, 2
     lowest = -1.0
@@ -222,8 +222,8 @@ class IllegalBait(Probe):
 
 
 class Memory(Probe):
-    """State [B, 2]: the number shown, and the cue, which is 0 or 1. The first of two steps shows the
-    cue and pays nothing. The second shows 2, and pays 1 if the action is the cue, else −1.
+    """State [B, 2]: the number shown, and the cue, 0 or 1. The first of two steps shows the cue and
+    pays nothing. The second shows 2, and pays 1 if the action is the cue, else −1.
 
     Wrong: the memory, or when it begins anew.
     """
