@@ -40,7 +40,7 @@ def train(**overrides: object) -> "TrainedRun":
     """
     from rlx.commands.train import train as task
 
-    return TrainedRun(task(composed("train", **overrides)))
+    return TrainedRun(task(compose("train", **overrides)))
 
 
 def attack(run: "TrainedRun | str | Path", **overrides: object) -> "Study":
@@ -52,7 +52,7 @@ def attack(run: "TrainedRun | str | Path", **overrides: object) -> "Study":
     from rlx.commands.attack import attack as task
 
     path = run.path if isinstance(run, TrainedRun) else run
-    return Study(task(composed("attack", run=[str(path)], **overrides)))
+    return Study(task(compose("attack", run=[str(path)], **overrides)))
 
 
 def load(
@@ -229,7 +229,7 @@ class GymPolicy:
         return np.concatenate(self._frames)
 
 
-def composed(command: str, **overrides: object) -> DictConfig:
+def compose(command: str, **overrides: object) -> DictConfig:
     """The config that `rlx <command> key=value …` would get. Raises ConfigError."""
     import hydra
     from hydra.core.hydra_config import HydraConfig

@@ -19,15 +19,15 @@ from rlx.agents.hdqn import GoalPolicy
 from rlx.agents.ppo import ActorCritic
 from rlx.agents.q_table import TablePolicy
 from rlx.agents.self_play import BoardPolicy
-from rlx.commands.train import Config
 from rlx.config import build, load_class
-from rlx.data import Writer
+from rlx.data.datasets import Writer
 from rlx.experiment import make_env, validated
-from rlx.rng import seed_tensor
-from rlx.training import Training
+from rlx.nn.rng import seed_tensor
+from rlx.training.config import Config
+from rlx.training.loop import Training
 
 SEEDS = 2
-COPIES = 8
+NUM_ENVS = 8
 STEPS = 2500
 MINIBATCHES = 200
 """Of an offline agent."""
@@ -200,7 +200,7 @@ def trained(agent: str, probe: type[Probe], folder: Path, **changes: object) -> 
     if kind is ActEnv:
         settings |= {"return_low": probe.lowest, "return_scale": probe.highest}
     steps = MINIBATCHES if issubclass(kind, OfflineAgent) else STEPS
-    run = (f"seeds={SEEDS}", f"copies={COPIES}", f"steps={steps}", "tuned=none")
+    run = (f"seeds={SEEDS}", f"num_envs={NUM_ENVS}", f"steps={steps}", "tuned=none")
     keys = [f"agent.{key}={value}" for key, value in settings.items()]
     composed = compose("train", f"agent={agent}", "env=chain", *run, *keys)
     composed.env = node
