@@ -133,7 +133,7 @@ class Policy(nn.Module, ABC):
 class Agent(nn.Module, ABC):
     """The learning half: owns targets, optimisers, memory and random streams as parameters and buffers [S, …].
 
-    So `state_dict()` is everything, `rlx.nn.networks.take` picks seeds out of it, and checkpoints need no code of the agent's.
+    So `state_dict()` is everything, `rlx.nn.seed_axis.take` picks seeds out of it, and checkpoints need no code of the agent's.
     Constructed as `Agent(config, spec, seeds, num_envs)`: `seeds` int64 [S] on the run's device, `num_envs` envs per seed.
     """
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rlx.agent import Spec
 from rlx.config import Count, Index, Positive, Share, choice
-from rlx.nn.networks import polyak_update
 from rlx.nn.optim import OPTIMIZERS, descend
+from rlx.nn.seed_axis import polyak_update
 from rlx.replay import Replay
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from rlx.errors import ConfigError
-from rlx.nn.networks import rows_at, rows_within
 from rlx.nn.rng import pick
+from rlx.nn.seed_axis import rows_at, rows_within
 from rlx.runs import files
 
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]

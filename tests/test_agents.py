@@ -11,8 +11,8 @@ from rlx.agent import Scores, Transition
 from rlx.conf import conf_dir
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env
-from rlx.nn.networks import take
 from rlx.nn.rng import reset_seeds, seed_tensor
+from rlx.nn.seed_axis import take
 
 CPU = torch.device("cpu")
 

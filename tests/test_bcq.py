@@ -14,8 +14,8 @@ from rlx.agent import Spec
 from rlx.agents.bcq import BCQ, BCQPolicy, Config
 from rlx.config import build
 from rlx.data.datasets import Writer
-from rlx.nn.networks import take
 from rlx.nn.rng import Streams, seed_tensor
+from rlx.nn.seed_axis import take
 from rlx.runs.run import Run
 
 SPEC = Spec(spaces.Box(-1, 1, (3,)), spaces.Discrete(4), 100)

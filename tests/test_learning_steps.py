@@ -11,9 +11,9 @@ from torch import nn
 from rlx.agent import Scores
 from rlx.experiment import env_spec, make_agent
 from rlx.nn.exploration import EpsilonGreedy
-from rlx.nn.networks import take
 from rlx.nn.rng import seed_tensor
 from rlx.nn.schedules import UpdateSchedule
+from rlx.nn.seed_axis import take
 
 SEEDS, COPIES, BATCH, GAMMA = (3, 8), 2, 12, 0.9
 

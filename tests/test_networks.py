@@ -4,20 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from rlx.nn.networks import (
-    MLP,
-    ConvNet,
-    QNetwork,
-    RunningNorm,
-    SeedBatchNorm,
-    SeedConv,
-    SeedGRU,
-    concatenate,
-    per_seed_norm,
-    take,
-)
+from rlx.nn.networks import MLP, ConvNet, QNetwork, RunningNorm, SeedBatchNorm, SeedConv, SeedGRU
 from rlx.nn.optim import Adam, RMSprop
 from rlx.nn.rng import Streams, seed_tensor
+from rlx.nn.seed_axis import concatenate, per_seed_norm, take
 
 
 def mlp(seeds) -> MLP:

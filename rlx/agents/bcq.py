@@ -13,9 +13,10 @@ from rlx.agent import Carry, Choose, OfflineAgent, Policy, Scores, Spec, greedy
 from rlx.config import Count, NonNegative, Positive, Share
 from rlx.data.datasets import Data
 from rlx.nn.encoders import check_conv, make_encoder
-from rlx.nn.networks import MLP, polyak_update, scale_for_relu
+from rlx.nn.networks import MLP, scale_for_relu
 from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams
+from rlx.nn.seed_axis import polyak_update
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from rlx.agent import (
 from rlx.config import Count
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.nn.exploration import EpsilonGreedy
-from rlx.nn.networks import QNetwork, polyak_update
+from rlx.nn.networks import QNetwork
 from rlx.nn.rng import Streams
 from rlx.nn.schedules import UpdateSchedule
+from rlx.nn.seed_axis import polyak_update
 from rlx.q_learning import LearnerConfig, Legal, QLearner
 
 

@@ -17,10 +17,10 @@ from rlx.config import Count, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, obs_field
 from rlx.nn.exploration import random_choice
-from rlx.nn.networks import rows_within
 from rlx.nn.optim import SGD, Adam, descend
 from rlx.nn.rng import Streams, categorical, pick, uniform
 from rlx.nn.schedules import UpdateSchedule
+from rlx.nn.seed_axis import rows_within
 from rlx.replay import Memo, Replay, add_buffers
 from rlx.search import Found, Settings, draws_needed, search
 from rlx.world_model import ImageModel, Support, VectorModel, WorldModel

@@ -13,9 +13,10 @@ from rlx.config import Count, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.nn.exploration import EpsilonGreedy
-from rlx.nn.networks import QNetwork, polyak_update
+from rlx.nn.networks import QNetwork
 from rlx.nn.rng import Streams
 from rlx.nn.schedules import UpdateSchedule
+from rlx.nn.seed_axis import polyak_update
 from rlx.q_learning import LearnerConfig, Legal, QLearner
 
 

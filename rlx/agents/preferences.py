@@ -13,9 +13,10 @@ from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
 from rlx.config import Count, Positive, at_least
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image
-from rlx.nn.networks import MLP, RunningNorm, rows_within
+from rlx.nn.networks import MLP, RunningNorm
 from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams, pick
+from rlx.nn.seed_axis import rows_within
 from rlx.replay import add_buffers
 
 

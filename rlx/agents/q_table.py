@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Positive, Share, choice
 from rlx.nn.exploration import EpsilonGreedy
-from rlx.nn.networks import polyak_update
 from rlx.nn.schedules import linear
+from rlx.nn.seed_axis import polyak_update
 
 TARGETS = ("q_learning", "sarsa", "expected_sarsa")
 

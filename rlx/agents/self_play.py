@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Index, Share
-from rlx.nn.networks import MLP, polyak_update
+from rlx.nn.networks import MLP
 from rlx.nn.rng import Streams, pick, pick_allowed
 from rlx.nn.schedules import UpdateSchedule, linear
+from rlx.nn.seed_axis import polyak_update
 from rlx.q_learning import FORBIDDEN, LearnerConfig, QLearner
 
 LEARNERS = 2

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rlx.nn.networks import along, per_seed_norm
+from rlx.nn.seed_axis import along, per_seed_norm
 
 
 class Adam(nn.Module):
