@@ -548,9 +548,11 @@ def test_each_large_part_is_asked_for_by_its_key(monkeypatch):
             make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 4)
     monkeypatch.setattr(replay, "free_memory", lambda device: 399)
     with pytest.raises(ConfigError, match=r"^agent\.buffer_size=7: takes"):
-        replay.Memo(2, 10, 3, CPU, "agent.buffer_size=7")  # 2 · 10 · (3 · 4 + 8) bytes
+        replay.TargetCache(2, 10, 3, CPU, "agent.buffer_size=7")  # 2 · 10 · (3 · 4 + 8) bytes
     monkeypatch.setattr(replay, "free_memory", lambda device: 400)
-    assert replay.Memo(2, 10, 3, CPU, "agent.buffer_size=7").version.unique().tolist() == [-1]
+    assert replay.TargetCache(2, 10, 3, CPU, "agent.buffer_size=7").version.unique().tolist() == [
+        -1
+    ]
 
 
 @pytest.mark.parametrize("agent", ["hdqn", "self_play"])

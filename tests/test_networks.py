@@ -140,7 +140,7 @@ def test_convolutions_recurrence_and_batch_norm_are_torchs():
 def test_running_moments_are_those_of_all_rows_seen():
     norm, rows = RunningNorm(3, seed_tensor(range(2))), torch.randn(2, 90, 3) * 5 + 2
     for part in rows.split([10, 50, 30], 1):
-        norm.see(part)
+        norm.update(part)
     torch.testing.assert_close(norm.mean, rows.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         norm.variance, rows.var(1, correction=0, keepdim=True), rtol=1e-4, atol=1e-4

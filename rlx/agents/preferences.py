@@ -207,7 +207,7 @@ class PreferencePPO(Agent):
             answer[..., 1] < config.rater_noise, 1 - right, right
         )
         self.segments[:, begin:end], self.inside[:, begin:end] = cut(self.inputs), inside
-        self.model.norm.see(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
+        self.model.norm.update(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
         self.asked.fill_(end)
 
     def _fit(self) -> None:
