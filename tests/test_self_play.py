@@ -109,7 +109,7 @@ def test_the_league_is_the_learners_past(composed):
     while int(one.agent.joined[0]) < 12:
         one.step()
         selves.append(one.agent.online[0].q.net.layers[0].weight.detach().clone())
-    # The first learner's self of nine minibatches: the third that joined.
+    # The third that joined, as of the ninth minibatch or the one after it: the first learner's.
     newest = one.agent.league[0].q.net.layers[0].weight
     assert any(torch.equal(newest, past) for past in selves)
     assert not torch.equal(newest, selves[-1])
