@@ -8,8 +8,8 @@ from torch import Tensor
 from rlx.agent import Choose, Policy
 from rlx.env import TensorEnv
 from rlx.nn.exploration import exploring
-from rlx.nn.networks import take
 from rlx.nn.rng import Streams
+from rlx.nn.seed_axis import take
 from rlx.rollout import Episodes, rollout
 
 SELECTION = 1_000_000

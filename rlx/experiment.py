@@ -411,7 +411,7 @@ def load_policies(
     """
     import torch
 
-    from rlx.nn.networks import concatenate, take
+    from rlx.nn.seed_axis import concatenate, take
 
     first = runs[0].config
     for run in runs[1:]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlx.agent import Policy, Scores, Spec
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError, RunError
-from rlx.nn.networks import take
+from rlx.nn.seed_axis import take
 
 OPSET = 18
 

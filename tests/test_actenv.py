@@ -11,8 +11,8 @@ from rlx.agent import Transition
 from rlx.agents.actenv import RatedMemory, better
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent
-from rlx.nn.networks import take
 from rlx.nn.rng import seed_tensor
+from rlx.nn.seed_axis import take
 
 SMALL = (
     "agent.learning_starts=8",

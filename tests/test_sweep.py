@@ -9,8 +9,8 @@ from rlx.attacks.noise import Noise
 from rlx.attacks.pgd import PGD
 from rlx.evaluation import REPORT, evaluate
 from rlx.experiment import env_spec, make_agent, make_env
-from rlx.nn.networks import take
 from rlx.nn.rng import seed_tensor
+from rlx.nn.seed_axis import take
 from rlx.robustness.sweep import Played, Visited, sweep
 
 CPU = torch.device("cpu")

@@ -23,10 +23,11 @@ from rlx.config import Count, Index, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.nn.exploration import random_choice
-from rlx.nn.networks import SeedLinear, along, polyak_update
+from rlx.nn.networks import SeedLinear
 from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams, categorical, pick
 from rlx.nn.schedules import UpdateSchedule
+from rlx.nn.seed_axis import along, polyak_update
 from rlx.replay import add_buffers
 
 

@@ -17,11 +17,11 @@ from rlx.config import Count, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, obs_field
 from rlx.nn.exploration import random_choice
-from rlx.nn.networks import rows_within
 from rlx.nn.optim import SGD, Adam, descend
 from rlx.nn.rng import Streams, categorical, pick, uniform
 from rlx.nn.schedules import UpdateSchedule
-from rlx.replay import Memo, Replay, add_buffers
+from rlx.nn.seed_axis import rows_within
+from rlx.replay import Replay, TargetCache, add_buffers
 from rlx.search import Found, Settings, draws_needed, search
 from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
 
@@ -230,8 +230,8 @@ class EfficientZero(Agent):
         size = len(seeds), num_envs * slots
         self.valued = self.searched = None
         if config.cache:
-            self.valued = Memo(*size, 1, seeds.device, setting)
-            self.searched = Memo(*size, spec.actions + 1, seeds.device, setting)
+            self.valued = TargetCache(*size, 1, seeds.device, setting)
+            self.searched = TargetCache(*size, spec.actions + 1, seeds.device, setting)
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -269,13 +269,13 @@ class EfficientZero(Agent):
         rings = torch.arange(at.shape[1], device=at.device) * self.replay.slots
         for memo in (self.valued, self.searched):
             if memo is not None:
-                memo.forget(at.squeeze(-1) + rings)
+                memo.invalidate(at.squeeze(-1) + rings)
         newest = t.obs[:, :, -self.newest :] if self.images else t.obs
         self.replay.add(
             torch.ones_like(ended), obs=newest, action=t.action, reward=t.reward, policy=t.carry["policy"],
             last=ended, terminated=ended if self.config.cuts_terminate else t.terminated,
         )  # fmt: skip
-        self.priority.scatter_(2, self.replay.left().unsqueeze(-1), 0.0)
+        self.priority.scatter_(2, self.replay.expired().unsqueeze(-1), 0.0)
         metrics: dict[str, Tensor] = {}
         for _ in range(self.clock.due()):
             metrics = self.learn()
@@ -499,12 +499,12 @@ class EfficientZero(Agent):
         return self._asked(self.searched, who, slot, obs)
 
     def _asked(
-        self, memo: Memo | None, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor
+        self, memo: TargetCache | None, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor
     ) -> Tensor:
-        """`who` on the rows in `slot`, as in `Memo.ask`."""
+        """`who` on the rows in `slot`, as in `TargetCache.get`."""
         if memo is None:
             return _each(who, obs)
-        return memo.ask(who, slot, obs, int(self.updates[0]) // self.config.target_every)
+        return memo.get(who, slot, obs, int(self.updates[0]) // self.config.target_every)
 
     def _prefixes(self, reward: Tensor) -> Tensor:
         """[S, B, K]: rewards summed since the prefix began; single ones without value prefixes."""

@@ -13,9 +13,10 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.config import Count, NonNegative, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
-from rlx.nn.networks import MLP, RunningNorm, SeedGRU, rows_at, scale_for_relu
+from rlx.nn.networks import MLP, RunningNorm, SeedGRU, scale_for_relu
 from rlx.nn.optim import OPTIMIZERS, descend
 from rlx.nn.rng import Streams, categorical
+from rlx.nn.seed_axis import rows_at
 from rlx.replay import add_buffers
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
@@ -87,7 +88,7 @@ class ActorCritic(Policy):
         self.units = config.recurrent
         shown, rng = spec.observation_space, Streams(seeds, "encoder")
         conv = config.conv if isinstance(config, Config) else []
-        self.encoder = make_encoder(shown, False, conv, False, 1, seeds, rng)
+        self.encoder = make_encoder(shown, conv, seeds, rng)
         scale_for_relu(self.encoder)
         features = self.encoder.features
         self.norm = (
@@ -322,7 +323,7 @@ class PPO(Agent):
             some = {name: rows_at(x, index) for name, x in batch.items()}
             metrics = self._step(some, left * config.clip if config.clip is not None else None)
         if self.policy.norm is not None:
-            self.policy.norm.see(self.policy.encoder(self.obs.flatten(1, 2)))
+            self.policy.norm.update(self.policy.encoder(self.obs.flatten(1, 2)))
         return metrics
 
     def _compute_gae(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -358,7 +359,7 @@ class PPO(Agent):
             self.running_return = self.running_return * self.config.discount + self.reward[..., t]
             returns[..., t] = self.running_return
             self.running_return = self.running_return * ~(self.terminated | self.truncated)[..., t]
-        self.reward_norm.see(returns.flatten(1).unsqueeze(-1))
+        self.reward_norm.update(returns.flatten(1).unsqueeze(-1))
         return (self.reward * (self.reward_norm.variance + 1e-8).rsqrt()).clamp(-10, 10)
 
     def _step(self, batch: dict[str, Tensor], clip: Tensor | None) -> dict[str, Tensor]:

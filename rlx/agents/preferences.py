@@ -13,9 +13,10 @@ from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
 from rlx.config import Count, Positive, at_least
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image
-from rlx.nn.networks import MLP, RunningNorm, rows_within
+from rlx.nn.networks import MLP, RunningNorm
 from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams, pick
+from rlx.nn.seed_axis import rows_within
 from rlx.replay import add_buffers
 
 
@@ -206,7 +207,7 @@ class PreferencePPO(Agent):
             answer[..., 1] < config.rater_noise, 1 - right, right
         )
         self.segments[:, begin:end], self.inside[:, begin:end] = cut(self.inputs), inside
-        self.model.norm.see(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
+        self.model.norm.update(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
         self.asked.fill_(end)
 
     def _fit(self) -> None:

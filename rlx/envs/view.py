@@ -13,7 +13,7 @@ from rlx.config import at_least
 from rlx.env import TensorEnv, resize
 from rlx.errors import ConfigError
 from rlx.nn.encoders import is_image
-from rlx.nn.networks import along
+from rlx.nn.seed_axis import along
 
 
 class View(VectorEnv):

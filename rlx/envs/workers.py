@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlx.env import TensorEnv, resize, spread
 from rlx.errors import ConfigError, RunError
-from rlx.nn.networks import concatenated
+from rlx.nn.seed_axis import concatenated
 
 MakeEnv = Callable[..., TensorEnv]
 """Called with num_envs and device; must be picklable."""

@@ -18,7 +18,7 @@ from rlx.envs.gym import GymEnv
 from rlx.envs.view import View
 from rlx.errors import ConfigError
 from rlx.nn.encoders import is_image
-from rlx.nn.networks import take
+from rlx.nn.seed_axis import take
 from rlx.rollout import rollout
 
 FRAMES_PER_S = 25

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlx.config import build, parse_seeds
 from rlx.errors import ConfigError
 from rlx.experiment import check_tensors, env_spec, trained, validated
-from rlx.nn.networks import concatenated
+from rlx.nn.seed_axis import concatenated
 from rlx.runs.run import Run
 from rlx.show import report
 from rlx.training.config import Config

@@ -16,8 +16,8 @@ from rlx.agent import OfflineAgent, Transition
 from rlx.config import build, parse_seeds
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import REPORT, SELECTION, evaluate
-from rlx.nn.networks import concatenated, take
 from rlx.nn.rng import reset_seeds, seed_tensor
+from rlx.nn.seed_axis import concatenated, take
 from rlx.runs.run import Run
 from rlx.show import figures, report, stats
 from rlx.training import journal, stopping
