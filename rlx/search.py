@@ -174,7 +174,10 @@ class Tree:
             pool.masked_fill_(fresh.view(*self.shape, *[1] * (pool.dim() - 2)), 0.0)
 
     def backup(self, number: int, edges: Tensor, passed: Tensor, discount: float) -> None:
-        """Count the value of node `number` on the `edges` [D, R] that its root's path `passed`."""
+        """Add the value of node `number` to the edges of its path from the root.
+
+        `edges` [D, R] and `passed` (bool [D, R]) are those of `_walk`.
+        """
         gain = self.value[self.base + number]
         rewards = self.reward.view(-1)[edges]
         gains: list[Tensor] = []

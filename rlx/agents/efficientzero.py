@@ -268,25 +268,7 @@ class EfficientZero(Agent):
         optimizer = OPTIMIZERS[config.optimizer]
         self.optimizer = optimizer(list(self.policy.parameters()), config.learning_rate)
         self.images = isinstance(self.policy.model, ImageModel)
-        shape, dtype = obs_field(spec.observation_space)
-        if self.images:
-            if shape[0] % config.stack:
-                what = f"observations {list(shape)} are no such stack of images"
-                raise ConfigError(f"agent.stack={config.stack}: {what}.")
-            shape = (shape[0] // config.stack, *shape[1:])
-        self.image_shape = shape
-        """Of one image, where observations are stacks of them."""
-        fields = {
-            "obs": (shape, dtype),
-            "action": ((), torch.int64),
-            "reward": ((), torch.float32),
-            "policy": ((spec.actions,), torch.float32),
-            "last": ((), torch.bool),
-            "terminated": ((), torch.bool),
-        }
-        stack = config.stack if self.images else None
-        size = config.buffer_size
-        self.replay = Replay(len(seeds), num_envs, size, fields, seeds.device, stack)
+        self.replay = self._make_replay(spec, seeds, num_envs)
         self.replay.check_start(config.learning_starts)
         setting = f"agent.buffer_size={config.buffer_size}"
         slots = self.replay.slots
@@ -308,6 +290,26 @@ class EfficientZero(Agent):
             rows = num_envs * slots
             self.valued = Memo(len(seeds), rows, 1, seeds.device, setting)
             self.searched = Memo(len(seeds), rows, spec.actions + 1, seeds.device, setting)
+
+    def _make_replay(self, spec: Spec, seeds: Tensor, num_envs: int) -> Replay:
+        """The replay; of observations that are stacks of images it keeps the newest image."""
+        config = self.config
+        shape, dtype = obs_field(spec.observation_space)
+        stack = config.stack if self.images else None
+        if stack is not None:
+            if shape[0] % stack:
+                what = f"observations {list(shape)} are no such stack of images"
+                raise ConfigError(f"agent.stack={stack}: {what}.")
+            shape = (shape[0] // stack, *shape[1:])
+        fields = {
+            "obs": (shape, dtype),
+            "action": ((), torch.int64),
+            "reward": ((), torch.float32),
+            "policy": ((spec.actions,), torch.float32),
+            "last": ((), torch.bool),
+            "terminated": ((), torch.bool),
+        }
+        return Replay(len(seeds), num_envs, config.buffer_size, fields, seeds.device, stack)
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -368,7 +370,8 @@ class EfficientZero(Agent):
                 memo.forget(slot + rings)
         obs = transition.obs
         if self.images:
-            obs = obs[:, :, -self.image_shape[0] :]
+            channels = obs.shape[2] // self.config.stack
+            obs = obs[:, :, -channels:]
         self.replay.add(
             torch.ones_like(ended),
             obs=obs,
@@ -390,11 +393,7 @@ class EfficientZero(Agent):
             slot, weight = self._sample_slots(draws)
             batch = self.replay.window(slot, steps + config.n_steps)
             targets = self._targets(batch)
-            first_obs = batch["obs"][:, :, :1]
-            later_obs = batch["obs"][:, :, 1:steps]
-            if config.augment and self.images:
-                first_obs = augment(first_obs, self.minibatch.uniform(config.batch_size, 4))
-                later_obs = augment(later_obs, self.minibatch.uniform(config.batch_size, 4))
+            first_obs, later_obs = self._observations(batch)
         model.train()
         unrolled = self._unroll(first_obs.squeeze(2), batch["action"][:, :, : config.unroll])
         losses = self._losses(batch, unrolled, targets, later_obs)
@@ -418,6 +417,16 @@ class EfficientZero(Agent):
         value = self.value_targets(batch)
         policy = self.policy_targets(batch)
         return Targets(value, policy, self._prefixes(batch["reward"]))
+
+    def _observations(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Observations of the first rows [S, B, 1, *O], and of the K behind each [S, B, K, *O]."""
+        first_obs = batch["obs"][:, :, :1]
+        later_obs = batch["obs"][:, :, 1 : self.config.unroll + 1]
+        if self.config.augment and self.images:
+            rows = first_obs.shape[1]
+            first_obs = augment(first_obs, self.minibatch.uniform(rows, 4))
+            later_obs = augment(later_obs, self.minibatch.uniform(rows, 4))
+        return first_obs, later_obs
 
     def _unroll(self, obs: Tensor, action: Tensor) -> Unrolled:
         """From observations [S, B, *O] by the dynamics along actions [S, B, K]."""
