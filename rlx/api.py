@@ -1,13 +1,13 @@
 """The Python face: what the command line does, for notebooks and scripts.
 
-    import rlx
+import rlx
 
-    run = rlx.train(agent="dqn", env="cartpole", seeds=2, steps=20_000)
-    env = run.make_env()
-    obs, _ = env.reset(seed=0)
-    action = run.policy.act(obs)
-    study = rlx.attack(run, eps="0:0.1:0.05")
-    study.figure()
+run = rlx.train(agent="dqn", env="cartpole", seeds=2, steps=20_000)
+env = run.make_env()
+obs, _ = env.reset(seed=0)
+action = run.policy.act(obs)
+study = rlx.attack(run, eps="0:0.1:0.05")
+study.figure()
 """
 
 from collections.abc import Mapping
@@ -184,8 +184,12 @@ class GymPolicy:
         inner: Any = experiment.make_env({**env, "observe": None, "stack": 1}, 1, "cpu")
         copies = getattr(inner, "envs", None)
         own = copies[0] if copies else inner
-        self.observation_space: gymnasium.Space = own.observation_space if copies else inner.single_observation_space
-        self.action_space: gymnasium.Space = own.action_space if copies else inner.single_action_space
+        self.observation_space: gymnasium.Space = (
+            own.observation_space if copies else inner.single_observation_space
+        )
+        self.action_space: gymnasium.Space = (
+            own.action_space if copies else inner.single_action_space
+        )
         _, self._shown = shown(self.observation_space)
         _, self._played = played(self.action_space)
         self._observe: list[int] | None = env.get("observe")

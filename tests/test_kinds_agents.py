@@ -198,7 +198,7 @@ def test_efficientzeros_stacks_are_those_that_were_observed():
         flags = torch.tensor([[ended]]), zeros.bool()
         agent.update(Transition(obs, zeros.long(), zeros, obs, *flags, carry))
         previous = 0 if ended else number
-        slot, weight = agent._drawn(torch.rand(1, 200, dtype=torch.float64))
+        slot, weight = agent._sample_slots(torch.rand(1, 200, dtype=torch.float64))
         rows = agent.replay.window(slot, 3)["obs"][0, :, :, :, 0, 0].flatten(0, 1)
         assert all(before[newest] == older for older, newest in rows.tolist())
         drawn = set(rows.unflatten(0, (200, 3))[:, 0, 1].tolist())
@@ -245,20 +245,20 @@ def test_a_replay_of_20_million_rows_is_drawn_from_evenly():
 
 def test_priorities_of_many_rows_are_summed_exactly():
     learner = Learner(home("efficientzero"), [0])
-    agent, dtypes, drawn = learner.agent, set(), learner.agent._drawn
+    agent, dtypes, drawn = learner.agent, set(), learner.agent._sample_slots
 
     def spied(draws):
         dtypes.add(draws.dtype)
         return drawn(draws)
 
-    agent._drawn = spied
+    agent._sample_slots = spied
     for _ in range(40):
         learner.step()
     assert dtypes == {torch.float64}
     count = 3_000_000
     agent.priority = torch.full((1, 1, count), 0.1)
     rows = torch.randint(count, (1, 2000))
-    assert torch.equal(agent._drawn((rows.double() + 0.5) / count)[0], rows)
+    assert torch.equal(agent._sample_slots((rows.double() + 0.5) / count)[0], rows)
 
 
 def test_rated_rows_of_many_are_drawn_evenly(monkeypatch):

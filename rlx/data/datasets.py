@@ -29,11 +29,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from rlx.agent import Spec
+from rlx.data.npy import cast, check_finite, mapped, require_memory, shown_dtype
 from rlx.errors import ConfigError
 from rlx.nn.encoders import is_image
-from rlx.runs.files import sha256, sync
-from rlx.data.npy import cast, check_finite, mapped, require_memory, shown_dtype
 from rlx.nn.rng import pick
+from rlx.runs.files import sha256, sync
 
 FORMAT = 1
 FILES = ("obs", "action", "reward", "length", "terminated")
@@ -41,7 +41,14 @@ MOST_ACTIONS = 1 << 16
 """Of a Discrete space; larger numbers would be counted in as large a table."""
 _KINDS = {"obs": "iuf", "action": "iuf", "reward": "biuf", "length": "iu", "terminated": "biuf"}
 """Of the dtypes that the arrays may have."""
-_IDENTITY = ("env._target_", "env.id", "env.game", "env.observe", "env.kwargs.gray", "env.kwargs.continuous")
+_IDENTITY = (
+    "env._target_",
+    "env.id",
+    "env.game",
+    "env.observe",
+    "env.kwargs.gray",
+    "env.kwargs.continuous",
+)
 """Settings that make another env, not another version of the same."""
 _INERT = {"env.stack", "env.workers", "env.threads"}
 """Settings that do not change what is logged."""
@@ -55,7 +62,9 @@ class Data(ABC):
     """All that it is read from."""
 
     @abstractmethod
-    def sample(self, number: int, draws: Tensor, n_steps: int, discount: float) -> dict[str, Tensor]:
+    def sample(
+        self, number: int, draws: Tensor, n_steps: int, discount: float
+    ) -> dict[str, Tensor]:
         """Minibatch `number` [S, B, …], its rows chosen by `draws` (uniform in [0, 1), [S, B]),
         with the fields of `Replay.sample`:
         obs, action, reward (Σ_{i<k} γ^i r_i), discount (γ^k, 0 behind a terminal), next_obs; k ≤ `n_steps`, less at an episode's end."""
@@ -158,12 +167,17 @@ class Episodes(Data):
         self.dtype = observed(spec, self.obs.dtype, shape, self._bounds, where)
         self.stack = stack
         check_actions(self.action, spec, where)
-        return [f"{name}: {logged} in the data, {here} here" for name, (logged, here) in differences.items()]
+        return [
+            f"{name}: {logged} in the data, {here} here"
+            for name, (logged, here) in differences.items()
+        ]
 
     def _bounds(self) -> tuple[float, float]:
         return float(self.obs.min()), float(self.obs.max())
 
-    def sample(self, number: int, draws: Tensor, n_steps: int, discount: float) -> dict[str, Tensor]:
+    def sample(
+        self, number: int, draws: Tensor, n_steps: int, discount: float
+    ) -> dict[str, Tensor]:
         first = pick(draws, self.transitions).cpu().numpy()
         episode = self.episode_of(first)
         end = np.minimum(first + n_steps, self.begin[episode + 1])
@@ -216,7 +230,8 @@ class Episodes(Data):
         facts = {
             "transitions": f"{self.transitions:,}",
             "episodes": f"{self.episodes:,}, {self.length.mean():,.1f} transitions long on average",
-            "returns": f"mean {returns.mean():.1f}; from {low:.1f} to {high:.1f}, quartiles " + " ".join(f"{q:.1f}" for q in quartiles),
+            "returns": f"mean {returns.mean():.1f}; from {low:.1f} to {high:.1f}, quartiles "
+            + " ".join(f"{q:.1f}" for q in quartiles),
             "ended": f"{self.terminated.mean():.0%} terminated, {1 - self.terminated.mean():.0%} truncated",
             "obs": f"{self.obs.dtype} {list(self.obs.shape[1:])}, shown {self.facts['stack']} at a time",
             "actions": actions,
@@ -234,11 +249,18 @@ def check_actions(action: np.ndarray, spec: Spec, where: str) -> None:
     """ConfigError where an action [N] is not one of the env's."""
     space = spec.action_space
     if isinstance(space, gymnasium.spaces.Discrete):
-        fits = action.ndim == 1 and action.dtype.kind in "iu" and int(action.min()) >= 0 and int(action.max()) < space.n
+        fits = (
+            action.ndim == 1
+            and action.dtype.kind in "iu"
+            and int(action.min()) >= 0
+            and int(action.max()) < space.n
+        )
     else:
         fits = action.shape[1:] == space.shape
     if not fits:
-        raise ConfigError(f"{where}: its actions are {action.dtype} {list(action.shape[1:])} up to {action.max()}; this env has {space}.")
+        raise ConfigError(
+            f"{where}: its actions are {action.dtype} {list(action.shape[1:])} up to {action.max()}; this env has {space}."
+        )
 
 
 def check_numbered(action: np.ndarray, where: str) -> None:
@@ -313,7 +335,9 @@ class Writer:
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
-    def add(self, obs: np.ndarray, action: np.ndarray, reward: np.ndarray, terminated: bool) -> None:
+    def add(
+        self, obs: np.ndarray, action: np.ndarray, reward: np.ndarray, terminated: bool
+    ) -> None:
         """One episode of T steps: obs [T + 1, *O], action [T], reward [T]."""
         self.transitions += len(action)
         rows = {"obs": obs, "action": action, "reward": cast(reward, np.float32)}
@@ -397,7 +421,10 @@ class _Growing:
 
     def _header(self) -> None:
         shape = (self.rows, *self.tail)
-        npy.write_array_header_1_0(self.file, {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape})
+        npy.write_array_header_1_0(
+            self.file,
+            {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape},
+        )
 
 
 def _differences(logged: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -405,14 +432,20 @@ def _differences(logged: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str
     own = _flat(logged)  # as it is: an interpolation in somebody's file is not for us to resolve
     other = _flat(OmegaConf.to_container(OmegaConf.create(dict(here)), resolve=True))
     names = sorted((own.keys() | other.keys()) - _INERT) if logged else []
-    return {name: (own.get(name), other.get(name)) for name in names if own.get(name) != other.get(name)}
+    return {
+        name: (own.get(name), other.get(name)) for name in names if own.get(name) != other.get(name)
+    }
 
 
 def _flat(node: Any, prefix: str = "env") -> dict[str, Any]:
     """Dotted keys of nested ones."""
     if not isinstance(node, Mapping):
         return {prefix: node}
-    return {name: value for key, item in node.items() for name, value in _flat(item, f"{prefix}.{key}").items()}
+    return {
+        name: value
+        for key, item in node.items()
+        for name, value in _flat(item, f"{prefix}.{key}").items()
+    }
 
 
 def _facts(file: Path) -> dict[str, Any]:

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.show import report
 from rlx.agent import Spec
-from rlx.errors import ConfigError
 from rlx.data.datasets import (
     MOST_ACTIONS,
     Data,
@@ -27,7 +25,9 @@ from rlx.data.datasets import (
     writing,
 )
 from rlx.data.npy import archived, cast, check_finite, require_memory, shown_dtype
+from rlx.errors import ConfigError
 from rlx.nn.rng import pick, stream_key, uniform
+from rlx.show import report
 
 ARRAYS = ("states", "actions", "next_states", "rewards", "dones")
 
@@ -52,7 +52,9 @@ class Shards(Data):
                 read[file] = error
         kinds = Counter(facts.kind for facts in read.values() if isinstance(facts, _Facts))
         if not kinds:
-            raise ConfigError(f"data={folder}: no shard in it is good.{''.join(f' {error}' for error in read.values())}")
+            raise ConfigError(
+                f"data={folder}: no shard in it is good.{''.join(f' {error}' for error in read.values())}"
+            )
         (self.dtype, self.shape), _ = kinds.most_common(1)[0]
         self.shown = self.dtype
         good: dict[Path, _Facts] = {}
@@ -62,7 +64,9 @@ class Shards(Data):
                 continue
             if isinstance(facts, _Facts):
                 dtype, shape = facts.kind
-                facts = ConfigError(f"{file}: 'states' is {dtype} {list(shape)}, in others {self.dtype} {list(self.shape)}.")
+                facts = ConfigError(
+                    f"{file}: 'states' is {dtype} {list(shape)}, in others {self.dtype} {list(self.shape)}."
+                )
             if not skip_bad:
                 raise ConfigError(f"{facts} skip_bad=true goes on without it.")
             report.start(skipped=facts)
@@ -72,8 +76,13 @@ class Shards(Data):
         for facts in good.values():
             counts[: len(facts.counts)] += facts.counts
         self.counts = np.trim_zeros(counts, "b")
-        self.dones, self.rewards = (sum(getattr(facts, name) for facts in good.values()) for name in ("dones", "rewards"))
-        self.low, self.high = min(facts.low for facts in good.values()), max(facts.high for facts in good.values())
+        self.dones, self.rewards = (
+            sum(getattr(facts, name) for facts in good.values()) for name in ("dones", "rewards")
+        )
+        self.low, self.high = (
+            min(facts.low for facts in good.values()),
+            max(facts.high for facts in good.values()),
+        )
         if self.dones > self.transitions / 2:
             raise ConfigError(
                 f"data={folder}: 'dones' is true in {self.dones:,} of {self.transitions:,} rows; does it say who is not done?"
@@ -93,7 +102,9 @@ class Shards(Data):
         check_actions(np.arange(len(self.counts)), spec, where)
         return []
 
-    def sample(self, number: int, draws: Tensor, n_steps: int, discount: float) -> dict[str, Tensor]:
+    def sample(
+        self, number: int, draws: Tensor, n_steps: int, discount: float
+    ) -> dict[str, Tensor]:
         """ConfigError for n_steps > 1: shards have no order."""
         if n_steps > 1:
             raise ConfigError(f"agent.n_steps={n_steps}: npz shards keep no episodes; use 1.")
@@ -101,7 +112,12 @@ class Shards(Data):
         rows = pick(draws, len(arrays["actions"])).cpu().numpy()
         obs, next_obs = (self._shown(arrays[name][rows]) for name in ("states", "next_states"))
         discounts = (discount * ~arrays["dones"][rows]).astype(np.float32)
-        batch = {"obs": obs, "action": arrays["actions"][rows], "reward": arrays["rewards"][rows], "discount": discounts}
+        batch = {
+            "obs": obs,
+            "action": arrays["actions"][rows],
+            "reward": arrays["rewards"][rows],
+            "discount": discounts,
+        }
         batch["next_obs"] = next_obs
         return {name: torch.from_numpy(value).to(draws.device) for name, value in batch.items()}
 
@@ -137,7 +153,11 @@ class Shards(Data):
 
 @functools.lru_cache(4)
 def _order(epoch: int, shards: int) -> np.ndarray:
-    return uniform(stream_key(torch.tensor(epoch), "shards"), torch.tensor(0), shards).argsort().numpy()
+    return (
+        uniform(stream_key(torch.tensor(epoch), "shards"), torch.tensor(0), shards)
+        .argsort()
+        .numpy()
+    )
 
 
 @dataclass(frozen=True)
