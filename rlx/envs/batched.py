@@ -23,8 +23,8 @@ class Dynamics(ABC):
 
     A subclass is a frozen dataclass whose fields are the env's parameters, the keys of its config
     group; those of type float can drift. It sets `observation_space`, `action_space` and
-    `max_episode_steps`, for the whole class or, where they depend on the parameters, in
-    `__post_init__`, and defines `initial`, `transition` and `observe`.
+    `max_episode_steps`, and defines `initial`, `transition` and `observe`. What depends on the
+    parameters (a space, `reward_threshold`, `rules`, `grid`) may be a property.
 
     These three are pure functions of tensors whose first axis is B copies: they write into none of
     their arguments, and no copy's result depends on another copy. All tensors of a call are on one
@@ -407,7 +407,7 @@ def register(
         dynamics.gymnasium_id = name.removeprefix("rlx/")
     if max_episode_steps is None:
         max_episode_steps = dynamics.max_episode_steps
-    if reward_threshold is None:
+    if reward_threshold is None and not isinstance(dynamics.reward_threshold, property):
         reward_threshold = dynamics.reward_threshold
     gymnasium.register(
         name,
