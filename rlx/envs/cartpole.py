@@ -18,7 +18,7 @@ _HIGH = np.array([2 * _MAX_POSITION, np.inf, 2 * _MAX_ANGLE, np.inf], np.float32
 
 @dataclass(frozen=True)
 class CartPole(Dynamics):
-    """Push the cart to the left (0) or to the right (1) so that the pole stays up; each step earns 1.
+    """Push the cart left (0) or right (1) so that the pole stays up; each step earns 1.
 
     State [B, 4]: position of the cart (m), its speed (m/s), angle of the pole from upright (rad),
     its angular speed (rad/s). A push lasts 0.02 s, one step of explicit Euler. The episode ends
