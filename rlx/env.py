@@ -87,3 +87,12 @@ def spread(seed: int | Sequence[int] | None, num_envs: int) -> Sequence[int | No
     if len(seeds) != num_envs:
         raise ValueError(f"reset: {len(seeds)} seeds for num_envs={num_envs}")
     return seeds
+
+
+def spread_fresh(seed: int | Sequence[int] | None, num_envs: int) -> list[int]:
+    """As `spread`, with a seed of the operating system's entropy where a copy has none."""
+    return [_fresh() if own is None else int(own) for own in spread(seed, num_envs)]
+
+
+def _fresh() -> int:
+    return int(np.random.SeedSequence().generate_state(1)[0])

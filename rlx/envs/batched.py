@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlx.agent import Rules
 from rlx.config import at_least, build
-from rlx.env import resize, spread
+from rlx.env import resize, spread_fresh
 from rlx.errors import ConfigError, nearest
 from rlx.nn.rng import stream_key, uniform
 
@@ -200,9 +200,7 @@ class BatchedEnv(VectorEnv):
         """
         begun = hasattr(self, "state")
         where = self._reset_mask(options)
-        if seed is None and not begun:
-            seed = _fresh()
-        if seed is not None:
+        if seed is not None or not begun:
             self._seed(seed, where)
         if where is None:
             self.state = self.dynamics.initial(self._draw(self.dynamics.initial_draws))
@@ -299,12 +297,9 @@ class BatchedEnv(VectorEnv):
         self.state = torch.where(where.unsqueeze(-1), fresh, self.state)
         self._steps.masked_fill_(where, 0)
 
-    def _seed(self, seed: int | Sequence[int], where: Tensor | None) -> None:
-        """New random streams for the copies `where` (bool [B]; None: all).
-
-        Among several seeds, None is a fresh one.
-        """
-        seeds = [_fresh() if own is None else int(own) for own in spread(seed, self.num_envs)]
+    def _seed(self, seed: int | Sequence[int] | None, where: Tensor | None) -> None:
+        """New random streams for the copies `where` (bool [B]; None: all)."""
+        seeds = spread_fresh(seed, self.num_envs)
         if not (min(seeds) >= 0 and max(seeds) < 1 << 63):
             expected = "expected whole numbers from 0 to 2⁶³ − 1"
             raise ValueError(f"reset: seeds from {min(seeds)} to {max(seeds)}: {expected}.")
@@ -379,11 +374,6 @@ def _limit(given: int | None, dynamics: Dynamics) -> int:
     if not isinstance(given, int | np.integer) or given < 1:
         raise ConfigError(f"env.max_episode_steps={given}: expected a whole number from 1 on.")
     return int(given)
-
-
-def _fresh() -> int:
-    """A seed of the operating system's entropy."""
-    return int(np.random.SeedSequence().generate_state(1)[0])
 
 
 def register(
