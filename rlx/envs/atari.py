@@ -21,6 +21,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from rlx.agent import Rules
 from rlx.config import Count, Share
 from rlx.env import resize, spread_fresh
 from rlx.errors import ConfigError, nearest
@@ -43,9 +44,9 @@ class AtariEnv(VectorEnv):
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
-    reward_threshold = None
-    rules = None
-    grid = None
+    reward_threshold: float | None = None
+    rules: Rules | None = None
+    grid: tuple[int, int] | None = None
     _key: Tensor
     """The copies' random streams."""
     _counter: Tensor

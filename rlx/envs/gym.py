@@ -11,6 +11,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from rlx.agent import Rules
 from rlx.config import Count
 from rlx.env import resize, spread
 from rlx.envs.gym_make import describe_error, find_spec, make_one, one_line
@@ -50,8 +51,8 @@ class GymEnv(VectorEnv):
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
-    rules = None
-    grid = None
+    rules: Rules | None = None
+    grid: tuple[int, int] | None = None
     named = ""
     """Key and value by which the user chose the env: the beginning of its errors."""
 

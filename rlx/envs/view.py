@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from rlx.agent import Rules
 from rlx.config import at_least
 from rlx.env import TensorEnv, resize
 from rlx.errors import ConfigError
@@ -24,8 +25,8 @@ class View(VectorEnv):
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
-    rules = None
-    grid = None
+    rules: Rules | None = None
+    grid: tuple[int, int] | None = None
 
     def __init__(self, env: TensorEnv, observe: Sequence[int] | None, stack: int):
         """`observe`: the components of a flat observation that are seen; None: all."""

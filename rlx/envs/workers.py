@@ -12,6 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from rlx.agent import Rules
 from rlx.env import TensorEnv, resize, spread
 from rlx.errors import ConfigError, RunError
 from rlx.nn.networks import concatenated
@@ -28,8 +29,8 @@ class Workers(VectorEnv):
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
-    rules = None
-    grid = None
+    rules: Rules | None = None
+    grid: tuple[int, int] | None = None
 
     def __init__(self, make: MakeEnv, num_envs: int, workers: int, device: torch.device | str):
         # Made here first, where its errors are raised at once.
