@@ -42,5 +42,5 @@ def evaluate_random(
     """[1, episodes] of uniformly random (legal) choices: the zero of every robustness score."""
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     one, env = take(policy, zero), make_env(episodes)
-    choose = exploring(1.0, Streams(zero, "random policy"), getattr(env, "rules", None))
+    choose = exploring(1.0, Streams(zero, "random policy"), env.rules)
     return rollout(one, env, episode_seeds(REPORT, episodes, 1, device), lambda ids: choose)

@@ -153,6 +153,10 @@ def _require_room(num_envs: int, stack: int) -> None:
         )
 
 
+_OPTIONAL = ("max_episode_steps", "reward_threshold", "rules", "grid")
+"""Attributes of `TensorEnv` that are None where somebody's VectorEnv does not declare them."""
+
+
 def _whole_env(
     params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int
 ) -> "TensorEnv":
@@ -164,6 +168,9 @@ def _whole_env(
     kind: Any = load_class(params, "env", object)
     params = {name: value for name, value in params.items() if name != "_target_"}
     if issubclass(kind, VectorEnv):
+        for name in _OPTIONAL:
+            if not hasattr(kind, name):
+                setattr(kind, name, None)
         if min(workers, num_envs) == 1:
             return kind(num_envs=num_envs, device=device, **params)
         from rlx.envs.workers import Workers
@@ -187,7 +194,7 @@ def _whole_env(
 def env_spec(node: Mapping[str, Any]) -> "Spec":
     """What an agent may know of the env; ConfigError where rlx does not take its spaces."""
     from rlx.agent import Spec
-    from rlx.env import refused
+    from rlx.envs.spaces import refused
 
     env = make_env(node, 1, "cpu")
     obs, action = env.single_observation_space, env.single_action_space
@@ -197,11 +204,11 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
         if "id" in node:
             raise ConfigError(f"env.id={node['id']}: {what} {way}")
         raise ConfigError(f"env: {node['_target_']} {what}")
-    limit = getattr(env, "max_episode_steps", None)
+    limit = env.max_episode_steps
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
     stack = typed_env(node)["stack"]
-    return Spec(obs, action, int(limit), env.reward_threshold, getattr(env, "rules", None), stack)
+    return Spec(obs, action, int(limit), env.reward_threshold, env.rules, stack)
 
 
 def evaluated_spec(spec: "Spec", node: Mapping[str, Any]) -> "Spec":

@@ -580,7 +580,7 @@ def test_spaces_that_begin_elsewhere_begin_at_0(minari_root):
 
 @pytest.mark.parametrize("shape", [(20, 24, 3), (20, 24, 1), (20, 24), (2, 20, 24, 3)])
 def test_pictures_come_channels_first(shape, minari_root):
-    from rlx.env import shown
+    from rlx.envs.spaces import shown
 
     space = spaces.Box(0, 255, shape, np.uint8)
     pixels = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(np.uint8)
@@ -632,7 +632,7 @@ FORCE = CARTPOLE | {"force": 9.0, "max_episode_steps": 44}
 def test_the_env_of_a_set_is_recovered(env, limit, minari_root, tmp_path):
     import minari
 
-    from rlx.env import shown
+    from rlx.envs.spaces import shown
 
     if env is FORCE and gymnasium.spec("rlx/CartPole-v1").entry_point is None:
         pytest.skip("gymnasium.make does not know rlx's envs")

@@ -95,7 +95,7 @@ def _collected(
         least = math.ceil(config.steps / len(sources) / envs.num_envs)
         resets = reset_seeds(keys, config.num_envs, name)
         before = writer.transitions
-        choose = exploring(config.epsilon, rng, getattr(envs, "rules", None))
+        choose = exploring(config.epsilon, rng, envs.rules)
         returns = play(policy, envs, resets, choose, least, stack, writer)
         made, mean = writer.transitions - before, sum(returns) / len(returns)
         what = f"{run.path.parent.name}, step {int(checkpoint):,}"

@@ -55,7 +55,7 @@ def main(composed: DictConfig) -> float:
     report.unfinished(runs)
     with output.writing():
         began = time.monotonic()
-        grid = getattr(experiment.make_env(env, 1, "cpu"), "grid", None)
+        grid = experiment.make_env(env, 1, "cpu").grid
         visits = Visits(grid[0] * grid[1], policy.heads[-1], device) if grid else None
         chooser = visits.chooser if visits else None
         episodes = evaluate(

@@ -15,7 +15,8 @@ from gymnasium.envs.registration import EnvSpec
 
 from rlx.config import load_class
 from rlx.data.datasets import Episodes, Writer, whole, writing
-from rlx.env import Convert, TensorEnv, played, shown
+from rlx.env import TensorEnv
+from rlx.envs.spaces import Convert, played, shown
 from rlx.errors import ConfigError, nearest
 
 _AT_ONCE = 64

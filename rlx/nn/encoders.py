@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlx.env import PICTURE
+from rlx.env import IMAGE_SIDE
 from rlx.errors import ConfigError
 from rlx.nn.networks import ConvNet
 from rlx.nn.rng import Streams
@@ -69,11 +69,11 @@ class Differences(nn.Module):
 
 
 def is_image(shape: Sequence[int] | None) -> bool:
-    """Whether observations of this shape are images [C, H, W], of PICTURE pixels and more a side.
+    """Whether observations of this shape are images [C, H, W]: of IMAGE_SIDE pixels and more a side.
 
     Others are flattened.
     """
-    return shape is not None and len(shape) == 3 and min(shape[1:]) >= PICTURE
+    return shape is not None and len(shape) == 3 and min(shape[1:]) >= IMAGE_SIDE
 
 
 def check_conv(layers: Sequence[Sequence[int]]) -> None:
