@@ -231,10 +231,13 @@ def test_offline_runs_can_be_evaluated_attacked_and_grown(agent, tmp_path, rlx):
     attacked = rlx("attack", run, "eps=[0,0.5]", "episodes=5", "scale=[1,1,1,1]")
     assert attacked.code == 0, attacked.err
     assert [cell["flip_rate"] > 0.1 for cell in attacked.summary["cells"]] == [False, True]
-    old, new = Run(run).load("best"), Run(rlx(*line, "seeds=[2]").run).load("best")
+    old, new = (
+        Run(run).checkpoints.load("best"),
+        Run(rlx(*line, "seeds=[2]").run).checkpoints.load("best"),
+    )
     assert rlx("resume", run, "seeds=3").code == 0
-    whole = Run(rlx(*line, "seeds=3", "outputs=whole").run).load("best")
-    for name, value in Run(run).load("best").items():
+    whole = Run(rlx(*line, "seeds=3", "outputs=whole").run).checkpoints.load("best")
+    for name, value in Run(run).checkpoints.load("best").items():
         assert torch.equal(value, torch.cat([old[name], new[name]])), (
             "to the bit: trained in the same shapes"
         )

@@ -22,6 +22,8 @@ from rlx.benchmarks import atari100k
 from rlx.errors import ConfigError, Interrupted, RunError, closest
 from rlx.experiment import make_env
 from rlx.robustness.sweep import sweep
+from rlx.runs.checkpoints import Checkpoints
+from rlx.runs.finding import find
 from rlx.runs.run import Run
 from rlx.training import growing
 from rlx.training.loop import Training
@@ -82,7 +84,7 @@ def test_a_seed_that_stopped_keeps_its_value(tmp_path):
 def test_a_seed_that_stopped_before_its_first_evaluation_is_not_left_out(tmp_path):
     run = made(tmp_path)
     run.log([{"step": 5, "seed": 1, "return/mean": 3.0}])
-    run.save("best", {"seeds": [0, 1], "value": [7.0, 3.0], "step": [2, 5]}, tensors())
+    run.checkpoints.save("best", {"seeds": [0, 1], "value": [7.0, 3.0], "step": [2, 5]}, tensors())
     assert run.curve()[2].tolist() == [[7.0, 3.0]]
 
 
@@ -268,15 +270,15 @@ def test_values_of_vector_envs_have_types_too(override, rlx, tmp_path):
 def test_checkpoints_are_ordered_by_number(tmp_path):
     run = made(tmp_path)
     for step in (999_000_000, 999_500_000, 1_000_000_000, 1_000_500_000):
-        run.save(
+        run.checkpoints.save(
             f"{step:09d}",
             {"step": step, "seeds": [0], "lasting": True},
             tensors(step),
             tensors(step),
         )
-    assert run.checkpoint("last").name == "1000500000"
-    assert run.load_newest()[0]["step"] == 1_000_500_000
-    assert run.load("last", "training")["w"] == 1_000_500_000
+    assert run.checkpoints.folder("last").name == "1000500000"
+    assert run.newest().counters["step"] == 1_000_500_000
+    assert run.checkpoints.load("last", "training")["w"] == 1_000_500_000
 
 
 def test_nothing_is_decided_about_a_run_that_another_process_writes(rlx, tmp_path):
@@ -297,25 +299,25 @@ def test_what_was_saved_between_loading_and_locking_is_not_deleted(rlx):
     longer.steps = 1200
     with pytest.raises(ConfigError, match="has gone on to step 900 meanwhile"):
         stale.run(run, longer)
-    assert run.steps()[-1] == "000000900"
+    assert run.checkpoints.steps()[-1] == "000000900"
 
 
 def test_recovering_waits_for_whoever_is_between_two_renames(tmp_path, monkeypatch):
     run = made(tmp_path)
-    run.save("best", {"seeds": [0]}, tensors())
-    run.save("000000100", {"step": 100, "seeds": [0]}, tensors(), tensors())
+    run.checkpoints.save("best", {"seeds": [0]}, tensors())
+    run.checkpoints.save("000000100", {"step": 100, "seeds": [0]}, tensors(), tensors())
     rename, other = Path.rename, []
 
     def renamed(self, target):
         result = rename(self, target)
         if self.name == "best" and not other:
-            other.append(Run(run.path).load_newest()[0]["step"])
+            other.append(Run(run.path).newest().counters["step"])
         return result
 
     monkeypatch.setattr(Path, "rename", renamed)
     with run.lock():
-        run.save("best", {"seeds": [0]}, tensors(1))
-    assert other == [100] and run.load("best")["w"] == 1
+        run.checkpoints.save("best", {"seeds": [0]}, tensors(1))
+    assert other == [100] and run.checkpoints.load("best")["w"] == 1
 
 
 @pytest.mark.parametrize("spelled", ["nothing", "outputs", "folder", "itself", "relative"])
@@ -329,7 +331,7 @@ def test_a_replaced_run_is_found_again_however_it_is_named(spelled, tmp_path, mo
     monkeypatch.chdir(place.parent)
     names = {"nothing": None, "outputs": str(tmp_path / "o"), "folder": str(place.parent)}
     names |= {"itself": str(place), "relative": place.name}
-    found = Run.find(names[spelled], str(tmp_path / "o"))
+    found = find(names[spelled], str(tmp_path / "o"))
     assert found.path.resolve() == place and found.config.b == 2
     assert [path.name for path in place.parent.iterdir()] == [place.name]
 
@@ -399,7 +401,7 @@ def test_what_fails_in_a_sweep_is_told_at_once_and_at_the_end(rlx, monkeypatch):
 def test_an_interrupt_that_cannot_save_says_so(rlx, monkeypatch):
     stopped_at(monkeypatch, 200)
     monkeypatch.setattr(
-        Run, "save", lambda *_, **__: (_ for _ in ()).throw(RunError("no space left"))
+        Checkpoints, "save", lambda *_, **__: (_ for _ in ()).throw(RunError("no space left"))
     )
     result = rlx("train", *PPO, "seeds=1")
     (run,) = Path("outputs/train/ppo-cartpole").iterdir()
@@ -462,9 +464,10 @@ def test_a_finished_run_goes_on_as_if_it_had_not_ended(rlx):
 
     assert without_time(Run(run).metrics()) == without_time(Run(whole).metrics())
     one, two = Run(run), Run(whole)
-    assert one.counters("best")["step"] == two.counters("best")["step"]
+    assert one.checkpoints.counters("best")["step"] == two.checkpoints.counters("best")["step"]
     assert all(
-        torch.equal(one.load("best")[name], tensor) for name, tensor in two.load("best").items()
+        torch.equal(one.checkpoints.load("best")[name], tensor)
+        for name, tensor in two.checkpoints.load("best").items()
     )
 
 

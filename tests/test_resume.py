@@ -18,6 +18,8 @@ from conftest import ENVS, PAIRS, TINY, small
 from safetensors.torch import load_file
 
 from rlx import cli
+from rlx.runs.checkpoints import Checkpoints
+from rlx.runs.finding import find
 from rlx.runs.run import Run
 from rlx.training.growing import resumed
 from rlx.training.journal import replays
@@ -274,7 +276,7 @@ def test_checkpoints_by_wall_time_are_replaced_and_those_by_step_stay(rlx):
         "checkpoint_every=200",
     ]
     result = rlx(*arguments, "checkpoint_seconds=0")
-    assert Run(result.run).steps() == ["000000200", "000000396", "000000400"]
+    assert Run(result.run).checkpoints.steps() == ["000000200", "000000396", "000000400"]
     assert fingerprint(result.run) == fingerprint(rlx(*arguments).run)
     needed = json.loads((result.run / "checkpoints/000000400/state.json").read_text())["replay"]
     assert len(needed) >= 20 and {
@@ -287,7 +289,7 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
     training, warnings = resumed(Run(run), Run(run).config)
     assert not warnings
     tensors = training.state() | training.agent.policy.state_dict()
-    tensors |= {f"best.{name}": value for name, value in Run(run).load("best").items()}
+    tensors |= {f"best.{name}": value for name, value in Run(run).checkpoints.load("best").items()}
     for path, replay in replays(training.agent).items():
         rows = replay.rows(None)
         tensors |= {f"{path}.{name}": rows[name] for name in replay.fields}
@@ -330,7 +332,7 @@ def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, 
     run, new = rlx(*arguments, "seeds=2").run, rlx(*arguments, "seeds=2:4").run
     halves = [everything(run), everything(new)]
     rows = logged(run) + logged(new)
-    first = [Run(path).load("000000160") for path in (run, new)]
+    first = [Run(path).checkpoints.load("000000160") for path in (run, new)]
     assert rlx("resume", run, "seeds=4").code == 0
     expected = side_by_side(*halves)
     grown = everything(run)
@@ -338,7 +340,7 @@ def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, 
     assert [
         name for name in grown if not torch.equal(grown[name].cpu(), expected[name].cpu())
     ] == []
-    middle = Run(run).load("000000160")
+    middle = Run(run).checkpoints.load("000000160")
     assert all(torch.equal(value, side_by_side(*first)[name]) for name, value in middle.items())
     assert logged(run) == sorted(rows, key=lambda row: (row["step"], row["seed"]))
     assert not (run / "growing").exists()
@@ -365,7 +367,7 @@ def test_seeds_whose_training_was_killed_are_taken_up_again(rlx, tmp_path):
     )  # another, killed before its first checkpoint
     assert (
         json.loads((run / "meta.json").read_text())["status"] == "completed"
-        and Run.find(None, "outputs").path == run
+        and find(None, "outputs").path == run
     )
     result = rlx("resume", run, "seeds=3")
     assert result.code == 0 and "resumes" in result.out
@@ -429,9 +431,11 @@ def test_what_a_crash_leaves_behind_does_no_harm(rlx):
 
 
 def test_best_weights_are_on_disk_before_the_checkpoint_that_counts_on_them(rlx, monkeypatch):
-    saved, save = [], Run.save
+    saved, save = [], Checkpoints.save
     monkeypatch.setattr(
-        Run, "save", lambda self, name, *rest: saved.append(name) or save(self, name, *rest)
+        Checkpoints,
+        "save",
+        lambda self, name, *rest, **parts: saved.append(name) or save(self, name, *rest, **parts),
     )
     rlx("train", "agent=dqn", "env=cartpole", *TINY, *LEARN)
     assert saved == ["best", "000000300", "best", "000000600"]
@@ -441,8 +445,8 @@ def test_a_damaged_checkpoint_is_forgotten_when_training_goes_on_from_the_former
     run = rlx("train", "agent=dqn", "env=cartpole", *TINY, *LEARN).run
     (run / "checkpoints/000000600/training.safetensors").write_bytes(b"")
     assert rlx("resume", run, "steps=400", "checkpoint_every=50").code == 0
-    assert Run(run).steps() == ["000000300", "000000352", "000000400"]
-    assert Run(run).counters("last")["step"] == 400
+    assert Run(run).checkpoints.steps() == ["000000300", "000000352", "000000400"]
+    assert Run(run).checkpoints.counters("last")["step"] == 400
 
 
 def test_seeds_are_added_to_a_run_with_a_stop_rule(rlx):
@@ -460,13 +464,14 @@ def test_seeds_are_added_to_a_run_with_a_stop_rule(rlx):
     ]
     old, new = rlx(*arguments, "seeds=2"), rlx(*arguments, "seeds=2:4")
     parts = [one.summary["kept"] for one in (old, new)]
-    weights = side_by_side(*(Run(one.run).load("best") for one in (old, new)))
+    weights = side_by_side(*(Run(one.run).checkpoints.load("best") for one in (old, new)))
     assert len(set(parts[0]["step"] + parts[1]["step"])) > 1
     assert rlx("resume", old.run, "seeds=4").code == 0
     grown = json.loads((old.run / "summary.json").read_text())
     assert grown["kept"] == {name: parts[0][name] + parts[1][name] for name in parts[0]}
     assert all(
-        torch.equal(value, weights[name]) for name, value in Run(old.run).load("best").items()
+        torch.equal(value, weights[name])
+        for name, value in Run(old.run).checkpoints.load("best").items()
     )
 
 

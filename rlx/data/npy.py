@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from rlx.errors import ConfigError
-from rlx.runs.files import free_memory
+from rlx.machine import free_memory
 
 NUMBERS = "biuf"
 """Kinds of dtypes that are numbers: bool, int, unsigned int, float."""
