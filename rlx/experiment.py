@@ -326,7 +326,7 @@ def open_data(where: str, skip_bad: bool = False) -> "Data":
 
     `skip_bad`: leave bad shards out instead.
     """
-    from rlx.data.datasets import Episodes
+    from rlx.data.episodes import Episodes
     from rlx.data.minari import imported
     from rlx.data.shards import Shards
 

@@ -13,7 +13,7 @@ from torch import nn
 from rlx.agent import Spec
 from rlx.agents.bcq import BCQ, BCQPolicy, Config
 from rlx.config import build
-from rlx.data.datasets import Writer
+from rlx.data.writer import Writer
 from rlx.nn.networks import take
 from rlx.nn.rng import Streams, seed_tensor
 from rlx.runs.run import Run

@@ -1,4 +1,4 @@
-"""Faults that were found once, by their kind: each test states what is right, and nothing of how."""
+"""Faults that were found once, by their kind: each test states what is right, and not how."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, small
+from conftest import TINY, small, stop_rule
 from omegaconf import OmegaConf
 
 from rlx import experiment
@@ -25,6 +25,7 @@ from rlx.robustness.sweep import sweep
 from rlx.runs.checkpoints import Checkpoints
 from rlx.runs.finding import find
 from rlx.runs.run import Run
+from rlx.runs.versions import versions
 from rlx.training import growing
 from rlx.training.loop import Training
 
@@ -52,10 +53,8 @@ def test_policies_of_several_ages_are_not_played_in_one_drifting_env(rlx):
         *TINY,
         *LEARN,
     )
-    old, young = (
-        rlx("train", *drift, "seeds=1").run,
-        rlx("train", *drift, "seeds=1:2", "steps=300").run,
-    )
+    old = rlx("train", *drift, "seeds=1").run
+    young = rlx("train", *drift, "seeds=1:2", "steps=300").run
     for pair in ((old, young), (young, old)):
         result = rlx("evaluate", *pair, "episodes=2")
         assert result.code == 2 and "steps old" in result.err
@@ -89,7 +88,7 @@ def test_a_seed_that_stopped_before_its_first_evaluation_is_not_left_out(tmp_pat
 
 
 def test_steps_per_second_are_those_of_the_steps_that_were_made(rlx):
-    rule = "stop={window: 5, solved: 15, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
+    rule = stop_rule(window=5, solved=15)
     arguments = (
         "agent=dqn",
         "env=cartpole",
@@ -143,7 +142,7 @@ class Looking(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: list[torch.Tensor] = []
+        self.observed: list[torch.Tensor] = []
 
     def initial_carry(self, batch):
         return {}
@@ -151,19 +150,24 @@ class Looking(torch.nn.Module):
     def act(self, obs, first, carry, choose):
         shown = []
 
-        def scores(seen):
-            shown.append(seen.detach().clone())
-            return torch.stack([seen.sum(-1), -seen.sum(-1)], -1)
+        def scores(obs):
+            shown.append(obs.detach().clone())
+            return torch.stack([obs.sum(-1), -obs.sum(-1)], -1)
 
         action = choose("action", obs, Scores(scores), torch.ones_like(first))
-        self.seen.append(shown[-1].unflatten(-1, (3, 4)))
+        self.observed.append(shown[-1].unflatten(-1, (3, 4)))
         return action, carry
 
 
 def test_what_a_stack_shows_of_the_past_is_what_was_shown():
-    """Each observation begins with what the last one ended with, perturbed or not; only the newest can be moved."""
+    """Each observation begins with what the last one ended with, perturbed or not.
+
+    Only the newest can be moved.
+    """
     node = {"_target_": "rlx.envs.cartpole.CartPole", "stack": 3, "max_episode_steps": 6}
-    spec, cpu, policy = experiment.env_spec(node), torch.device("cpu"), Looking()
+    spec = experiment.env_spec(node)
+    cpu = torch.device("cpu")
+    policy = Looking()
     modes = {"action": (("action",), False)}
     noise = Noise("corners", 1.0, True)
     assert spec.stack == 3
@@ -180,11 +184,10 @@ def test_what_a_stack_shows_of_the_past_is_what_was_shown():
         100,
         cpu,
     )
-    first, *rest = policy.seen
+    first, *rest = policy.observed
     assert len(rest) >= 5 and first.shape == (1, 4, 3, 4)
-    assert torch.equal(first[:, :, 0], first[:, :, 2]) and torch.equal(
-        first[:, :, 1], first[:, :, 2]
-    )
+    assert torch.equal(first[:, :, 0], first[:, :, 2])
+    assert torch.equal(first[:, :, 1], first[:, :, 2])
     clean = make_env(node, 2, cpu).reset(seed=2_000_000)[0].unflatten(1, (3, 4))[:, -1]
     torch.testing.assert_close(first[0, :2, 2], clean)
     torch.testing.assert_close((first[0, 2:, 2] - clean).abs(), torch.full((2, 4), 0.1))
@@ -325,15 +328,20 @@ def test_a_replaced_run_is_found_again_however_it_is_named(spelled, tmp_path, mo
     run, grown = made(tmp_path / "o"), made(tmp_path / "other", b=2)
     for one in (run, grown):
         one.write_meta(status="completed")
-    place = run.path
-    grown.path.rename(place.with_name(f".{place.name}.partial"))
-    place.rename(place.with_name(f".{place.name}.former"))  # and here the power fails
-    monkeypatch.chdir(place.parent)
-    names = {"nothing": None, "outputs": str(tmp_path / "o"), "folder": str(place.parent)}
-    names |= {"itself": str(place), "relative": place.name}
+    path = run.path
+    grown.path.rename(path.with_name(f".{path.name}.partial"))
+    path.rename(path.with_name(f".{path.name}.former"))  # and now the power fails
+    monkeypatch.chdir(path.parent)
+    names = {
+        "nothing": None,
+        "outputs": str(tmp_path / "o"),
+        "folder": str(path.parent),
+        "itself": str(path),
+        "relative": path.name,
+    }
     found = find(names[spelled], str(tmp_path / "o"))
-    assert found.path.resolve() == place and found.config.b == 2
-    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    assert found.path.resolve() == path and found.config.b == 2
+    assert [child.name for child in path.parent.iterdir()] == [path.name]
 
 
 def stopped_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
@@ -472,7 +480,7 @@ def test_a_finished_run_goes_on_as_if_it_had_not_ended(rlx):
 
 
 def test_the_newest_weights_of_a_stop_rule_are_those_at_the_stop(rlx):
-    rule = "stop={window: 5, solved: 15, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
+    rule = stop_rule(window=5, solved=15)
     arguments = (
         "agent=dqn",
         "env=cartpole",
@@ -487,6 +495,15 @@ def test_the_newest_weights_of_a_stop_rule_are_those_at_the_stop(rlx):
         for keep in ("best", "newest")
     )
     assert best == newest and None not in newest["value"]
+
+
+def test_a_run_names_the_commit_that_made_it():
+    checkout = Path(experiment.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        pytest.skip("rlx is not run from a checkout")
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    head = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    assert versions()["commit"].removesuffix("+") == head.stdout.strip()
 
 
 # C. One line instead of a traceback
@@ -529,7 +546,7 @@ def test_a_return_that_is_no_number_stops_the_run_and_blames_the_env(rlx, monkey
 
 
 def test_a_checkpoint_without_seeds_is_explained(rlx):
-    rule = "stop={window: 2, solved: 5, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
+    rule = stop_rule(window=2, solved=5)
     arguments = (
         "agent=dqn",
         "env=cartpole",
@@ -856,18 +873,18 @@ LINKED += ["checkpoints/best/agent.safetensors", "checkpoints/best/state.json"]
 def test_no_link_in_a_run_leads_out_of_it(name, foreign, rlx, tmp_path):
     run = foreign()
     outside = tmp_path / "precious"
-    place = run / name
-    if place.is_dir():
-        shutil.move(place, outside)
+    path = run / name
+    if path.is_dir():
+        shutil.move(path, outside)
     elif name == "replay/q":
         outside.mkdir()
         shutil.copy(run / "checkpoints/best/agent.safetensors", outside / "z.safetensors")
     else:
-        outside.write_bytes(place.read_bytes() if place.exists() else b"precious")
-        place.unlink(missing_ok=True)
-    place.parent.mkdir(exist_ok=True)
-    place.symlink_to(outside)
-    before = sorted((str(path), path.stat().st_size) for path in [outside, *outside.rglob("*")])
+        outside.write_bytes(path.read_bytes() if path.exists() else b"precious")
+        path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(outside)
+    before = sizes(outside)
     for command in (
         ("evaluate", "episodes=2"),
         ("resume", "steps=900"),
@@ -876,17 +893,33 @@ def test_no_link_in_a_run_leads_out_of_it(name, foreign, rlx, tmp_path):
     ):
         result = rlx(*command, run)
         assert result.code == 2 and "leads out of the run" in result.err, result.err
-    assert (
-        sorted((str(path), path.stat().st_size) for path in [outside, *outside.rglob("*")])
-        == before
-    )
+    assert sizes(outside) == before
+
+
+def sizes(top: Path) -> list[tuple[str, int]]:
+    """Path and size of a folder and all in it."""
+    return sorted((str(path), path.stat().st_size) for path in [top, *top.rglob("*")])
 
 
 CLAIMS = [
-    {"env.stack": 10**9}, {"eval_env": {"stack": 10**9}}, {"env.observe": [0] * 1000}, {"device": {"name": "cpu", "threads": 10**9}},
-    {"eval_env": "x"}, {"device": None}, {"agent": None}, {"env": [1]}, {"env._target_": "rlx.__main__:X"},
-    {"env": {"_target_": "rlx.envs.gym.GymEnv", "id": "CartPole-v1", "max_episode_steps": None, "kwargs": {}}},
-]  # fmt: skip
+    {"env.stack": 10**9},
+    {"eval_env": {"stack": 10**9}},
+    {"env.observe": [0] * 1000},
+    {"device": {"name": "cpu", "threads": 10**9}},
+    {"eval_env": "x"},
+    {"device": None},
+    {"agent": None},
+    {"env": [1]},
+    {"env._target_": "rlx.__main__:X"},
+    {
+        "env": {
+            "_target_": "rlx.envs.gym.GymEnv",
+            "id": "CartPole-v1",
+            "max_episode_steps": None,
+            "kwargs": {},
+        }
+    },
+]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=str)
@@ -905,9 +938,19 @@ def test_a_foreign_config_is_refused_in_one_line(claim, foreign, rlx):
 
 
 STATES = [
-    ("seeds", 5), ("seeds", [0, "x"]), ("seeds", [0, None]), ("seeds", [0, 10**30]), ("seeds", [0, -1]), ("seeds", None), ("sha256", 5),
-    ("sha256", []), ("replay", 5), ("evaluated", None), ("wall_s", None), ("step", "x"),
-]  # fmt: skip
+    ("seeds", 5),
+    ("seeds", [0, "x"]),
+    ("seeds", [0, None]),
+    ("seeds", [0, 10**30]),
+    ("seeds", [0, -1]),
+    ("seeds", None),
+    ("sha256", 5),
+    ("sha256", []),
+    ("replay", 5),
+    ("evaluated", None),
+    ("wall_s", None),
+    ("step", "x"),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), STATES, ids=str)
@@ -970,9 +1013,19 @@ def test_runs_are_named_by_words(command, given, rlx, tmp_path):
 
 
 MORE_VALUES = [
-    "eval_env=3", "stop=5", "env=3", "env.stack=1e9", "eval_episodes=1e10", "final_episodes=1e11", "device.threads=1e6", "steps=1e300",
-    "eval_env.observe=[0]", "eval_env.stack=2", "env.observe=[0,0]", "outputs=",
-]  # fmt: skip
+    "eval_env=3",
+    "stop=5",
+    "env=3",
+    "env.stack=1e9",
+    "eval_episodes=1e10",
+    "final_episodes=1e11",
+    "device.threads=1e6",
+    "steps=1e300",
+    "eval_env.observe=[0]",
+    "eval_env.stack=2",
+    "env.observe=[0,0]",
+    "outputs=",
+]
 
 
 @pytest.mark.parametrize("override", MORE_VALUES)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ENVS, PAIRS, TINY, small
+from conftest import ENVS, PAIRS, TINY, small, stop_rule
 from safetensors.torch import load_file
 
 from rlx import cli
@@ -28,7 +28,11 @@ LEARN = ("agent.learning_starts=64", "agent.hidden=[16]", "seeds=2", "agent.n_st
 
 
 def fingerprint(run: Path) -> dict[str, str]:
-    """Hashes of every tensor that the newest checkpoint restores, of the best weights, and metrics.jsonl without wall-clock fields."""
+    """What must be equal in two runs, name → hash or text.
+
+    Hashes of every tensor that the newest checkpoint restores and of the best weights; the rows of
+    metrics.jsonl without wall-clock fields; the result.
+    """
     training, warnings = resumed(Run(run), Run(run).config)
     assert not warnings
     tensors = (
@@ -43,10 +47,10 @@ def fingerprint(run: Path) -> dict[str, str]:
         for name, tensor in tensors.items()
     }
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    prints["metrics"] = json.dumps(
-        [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-    )
-    prints["return"] = json.dumps(json.loads((run / "summary.json").read_text())["return"])
+    timeless = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    prints["metrics"] = json.dumps(timeless)
+    summary = json.loads((run / "summary.json").read_text())
+    prints["return"] = json.dumps(summary["return"])
     return prints | {"step": str(training.step)}
 
 
@@ -101,9 +105,13 @@ def test_options_resume_as_well(arguments, rlx):
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "rlx", *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "rlx", *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
+    )
 
 
 LONG = [
@@ -115,8 +123,6 @@ LONG = [
     "num_envs=4",
     "eval_every=900",
     "eval_episodes=3",
-]
-LONG += [
     "env.max_episode_steps=100",
     "final_episodes=5",
     "checkpoint_every=500",
@@ -151,10 +157,8 @@ def test_killed_at_a_random_moment_and_resumed(number, trial, uninterrupted, rlx
     killed.mkdir()
     process = start(LONG, killed)
     deadline = time.monotonic() + 120
-    while (
-        not list(killed.glob("outputs/train/*/*/checkpoints/[0-9]*/state.json"))
-        and time.monotonic() < deadline
-    ):
+    saved = "outputs/train/*/*/checkpoints/[0-9]*/state.json"
+    while not list(killed.glob(saved)) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(random.Random(f"{number} {trial}").uniform(0, 1))
     process.send_signal(number)
@@ -164,11 +168,8 @@ def test_killed_at_a_random_moment_and_resumed(number, trial, uninterrupted, rlx
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL and status == "running"
     else:
-        assert (
-            process.returncode == 128 + number
-            and status == "interrupted"
-            and f"rlx resume {run.relative_to(killed)}" in err
-        )
+        assert process.returncode == 128 + number and status == "interrupted"
+        assert f"rlx resume {run.relative_to(killed)}" in err
     assert rlx("resume", run).code == 0
     assert fingerprint(run) == uninterrupted
 
@@ -380,14 +381,12 @@ def test_two_processes_on_one_run_are_refused(rlx, tiny_runs):
     run = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())[1]
     folder = os.open(run, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
-    before = {
-        name: (run / name).read_bytes() for name in ("config.yaml", "metrics.jsonl", "meta.json")
-    }
+    names = ("config.yaml", "metrics.jsonl", "meta.json")
+    before = [(run / name).read_bytes() for name in names]
     result = rlx("resume", run, "steps=900")
     os.close(folder)
-    assert before == {name: (run / name).read_bytes() for name in before}, (
-        "a refused resume changes nothing"
-    )
+    after = [(run / name).read_bytes() for name in names]
+    assert after == before, "a refused resume changes nothing"
     assert result.code == 2 and "another process" in result.err
 
 
@@ -450,7 +449,7 @@ def test_a_damaged_checkpoint_is_forgotten_when_training_goes_on_from_the_former
 
 
 def test_seeds_are_added_to_a_run_with_a_stop_rule(rlx):
-    rule = "stop={window: 5, solved: 25, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
+    rule = stop_rule(window=5, solved=25)
     arguments = [
         "train",
         "agent=dqn",

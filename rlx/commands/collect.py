@@ -47,7 +47,7 @@ def main(composed: DictConfig) -> None:
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
-    from rlx.data.datasets import Writer
+    from rlx.data.writer import Writer
 
     env = experiment.evaluated_env(experiment.trained(runs[0]))
     if other := next(
@@ -97,7 +97,7 @@ def _collected(
         resets = reset_seeds(keys, config.num_envs, name)
         before = writer.transitions
         choose = exploring(config.epsilon, rng, getattr(envs, "rules", None))
-        returns = play(policy, envs, resets, choose, least, stack, writer)
+        returns = play(policy, envs, resets, choose, least=least, stack=stack, writer=writer)
         made, mean = writer.transitions - before, sum(returns) / len(returns)
         what = f"{run.path.parent.name}, step {int(checkpoint):,}"
         texts.append(f"{what}: {len(returns)} episodes, {made:,} transitions, return {mean:.1f}")
