@@ -221,11 +221,8 @@ def test_words_for_numbers_are_numbers_in_a_run(rlx):
         "agent.anneal_steps=${steps}",
     ).run
     config = OmegaConf.load(run / "config.yaml")
-    assert (config.steps, config.agent.anneal_steps, config.env.max_episode_steps) == (
-        1000,
-        1000,
-        100,
-    )
+    assert config.steps == config.agent.anneal_steps == 1000
+    assert config.env.max_episode_steps == 100
     assert rlx("resume", run, "steps=1200").code == 0
     drift = ("env=cartpole_drift", "env.drift.begin=1k", "agent=dqn", *TINY, *LEARN, "seeds=1")
     assert OmegaConf.load(rlx("train", *drift).run / "config.yaml").env.drift.begin == 1000
@@ -263,11 +260,9 @@ def test_every_value_has_a_type(override, message, rlx, tmp_path):
 )
 def test_values_of_vector_envs_have_types_too(override, rlx, tmp_path):
     result = rlx("train", "agent=dqn", "env=gym", "env.id=CartPole-v1", override)
-    assert (
-        result.code == 2
-        and override.partition("=")[0] in result.err
-        and list(tmp_path.iterdir()) == []
-    )
+    assert result.code == 2
+    assert override.partition("=")[0] in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):
@@ -362,17 +357,13 @@ def test_told_to_stop_ends_a_sweep_and_says_how_to_go_on(number, rlx, monkeypatc
     stopped_at(monkeypatch, 200, number)
     result = rlx("train", "-m", *PPO, "seeds=1", "agent.hidden=[8],[16],[32]")
     (run,) = Path("outputs/train/ppo-cartpole").iterdir()
-    assert (
-        result.code == 128 + number
-        and json.loads((run / "meta.json").read_text())["status"] == "interrupted"
-    )
+    assert result.code == 128 + number
+    assert json.loads((run / "meta.json").read_text())["status"] == "interrupted"
     lines = result.err.splitlines()
     assert f"rlx resume {run}" in lines[0] and "not begun, 2 of 3" in lines[1]
-    assert (
-        lines[2].startswith("rlx train agent=ppo")
-        and "agent.hidden=[16]" in lines[2]
-        and "agent.hidden=[32]" in lines[3]
-    )
+    assert lines[2].startswith("rlx train agent=ppo")
+    assert "agent.hidden=[16]" in lines[2]
+    assert "agent.hidden=[32]" in lines[3]
 
 
 def test_a_sweep_is_checked_before_it_begins_and_says_all_that_is_wrong(rlx, tmp_path):
@@ -397,12 +388,10 @@ def test_what_fails_in_a_sweep_is_told_at_once_and_at_the_end(rlx, monkeypatch):
     monkeypatch.setattr(Training, "_learn", failing)
     result = rlx("train", "-m", *PPO, "seeds=1", "agent.hidden=[8],[16],[32]")
     told = [line for line in result.err.splitlines() if "lost its connection" in line]
-    assert (
-        result.code == 1
-        and len(told) == 2
-        and "agent.hidden=[16]" in told[0]
-        and "1 of 3" in result.err
-    )
+    assert result.code == 1
+    assert len(told) == 2
+    assert "agent.hidden=[16]" in told[0]
+    assert "1 of 3" in result.err
     assert len(list(Path("outputs/train/ppo-cartpole").iterdir())) == 3
 
 
@@ -434,10 +423,8 @@ def test_every_command_that_is_told_to_stop_says_so_in_its_run(
         *(["scale=std"] if command == "attack" else []),
     )
     (run,) = Path("outputs", command, "dqn-cartpole").iterdir()
-    assert (
-        result.code == 143
-        and json.loads((run / "meta.json").read_text())["status"] == "interrupted"
-    )
+    assert result.code == 143
+    assert json.loads((run / "meta.json").read_text())["status"] == "interrupted"
 
 
 def test_an_interrupt_while_seeds_are_added_names_what_adds_them(rlx, monkeypatch):
@@ -490,10 +477,8 @@ def test_the_newest_weights_of_a_stop_rule_are_those_at_the_stop(rlx):
         "eval_every=100",
         "eval_episodes=2",
     )
-    best, newest = (
-        rlx("train", *arguments, *LEARN, rule, f"keep={keep}").summary["kept"]
-        for keep in ("best", "newest")
-    )
+    best = rlx("train", *arguments, *LEARN, rule, "keep=best").summary["kept"]
+    newest = rlx("train", *arguments, *LEARN, rule, "keep=newest").summary["kept"]
     assert best == newest and None not in newest["value"]
 
 
@@ -622,10 +607,8 @@ def test_every_synonym_is_of_a_key_that_exists(composed):
     known |= {"env.stack", "env.repeat_action_probability", "env.kwargs"}
     table = yaml.safe_load(Path(conf_dir(), "help/synonyms.yaml").read_text())
     assert set(table) <= known
-    assert (
-        closest("lr", ["agent.learning_rate"]) == "agent.learning_rate"
-        and closest("zzz", ["steps"]) is None
-    )
+    assert closest("lr", ["agent.learning_rate"]) == "agent.learning_rate"
+    assert closest("zzz", ["steps"]) is None
 
 
 def test_a_sweeps_config_can_be_looked_at(rlx, tmp_path):
@@ -661,12 +644,10 @@ def test_a_users_conf_counts_everywhere(how, rlx, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / "elsewhere")
         more = ["-cd", tmp_path / "conf"]
     shown = rlx("train", "agent=mine", "agent.beta=0.7", "--help", *more)
-    assert (
-        shown.code == 0
-        and "mine" in shown.out
-        and "beta: 0.7" in shown.out
-        and "# How much." in shown.out
-    )
+    assert shown.code == 0
+    assert "mine" in shown.out
+    assert "beta: 0.7" in shown.out
+    assert "# How much." in shown.out
     assert "Did you mean 'mine'?" in rlx("train", "agent=mien", *more).err
     assert (
         "Did you mean 'agent.beta'?"
@@ -693,11 +674,9 @@ def test_the_header_says_whose_settings_these_are(rlx):
 
 def test_help_shows_the_values_that_would_be_used(rlx):
     shown = rlx("train", "agent=dqn", "env=cartpole", "agent.hidden=[7]", "--help").out
-    assert (
-        "\nsteps: 150000\n" in shown
-        and "\n  target_tau: 0.01\n" in shown
-        and "\n  hidden: [7]\n" in shown
-    )
+    assert "\nsteps: 150000\n" in shown
+    assert "\n  target_tau: 0.01\n" in shown
+    assert "\n  hidden: [7]\n" in shown
     assert rlx("train", "agent=dqm", "--help").code == 2
 
 
@@ -754,11 +733,9 @@ def test_no_resolver_runs_for_a_foreign_run(foreign, rlx, monkeypatch):
     run = foreign()
     (run / "config.yaml").write_text((run / "config.yaml").read_text() + "note: ${oc.env:SECRET}\n")
     result = rlx("evaluate", run)
-    assert (
-        result.code == 2
-        and "interpolation" in result.err
-        and "s3cret" not in result.err + result.out
-    )
+    assert result.code == 2
+    assert "interpolation" in result.err
+    assert "s3cret" not in result.err + result.out
 
 
 def test_what_the_user_made_here_needs_no_trust(rlx, tmp_path, monkeypatch):
@@ -805,11 +782,9 @@ def test_garbage_in_a_run_is_one_line(foreign, rlx):
         whole = (run / name).read_bytes()
         (run / name).write_bytes(text.encode("latin-1"))
         result = rlx("evaluate", run)
-        assert (
-            result.code == 2
-            and name.split(".")[0] in result.err + "meta"
-            and "Traceback" not in result.err
-        )
+        assert result.code == 2
+        assert name.split(".")[0] in result.err + "meta"
+        assert "Traceback" not in result.err
         (run / name).write_bytes(whole)
     (run / "metrics.jsonl").write_text("{\n")
     assert "metrics.jsonl: line 1" in rlx("report", run).err
@@ -820,11 +795,9 @@ def test_garbage_in_a_run_is_one_line(foreign, rlx):
 
 def test_interrupted_is_no_failure():
     error = Interrupted(signal.SIGTERM, "stopped")
-    assert (
-        isinstance(error, KeyboardInterrupt)
-        and not isinstance(error, Exception)
-        and error.code == 143
-    )
+    assert isinstance(error, KeyboardInterrupt)
+    assert not isinstance(error, Exception)
+    assert error.code == 143
 
 
 @pytest.mark.parametrize(
@@ -840,11 +813,9 @@ def test_a_foreign_run_that_is_resumed_takes_no_memory_for_what_it_only_claims(
 @pytest.mark.parametrize("override", ["seeds=10000000000", "seeds=0:10000000000", "seeds=[0,1,1]"])
 def test_a_list_of_seeds_has_an_end(override, rlx, tmp_path):
     result = rlx("train", override)
-    assert (
-        result.code == 2
-        and override.partition("=")[0] in result.err
-        and list(tmp_path.iterdir()) == []
-    )
+    assert result.code == 2
+    assert override.partition("=")[0] in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_run_hides_no_other(rlx, tiny_runs, tmp_path):

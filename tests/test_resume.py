@@ -201,11 +201,9 @@ def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx, undistu
         data[len(data) // 2] ^= 1
         newest.write_bytes(data if damage == "flip" else data[:100])
         result = rlx("resume", run)
-        assert (
-            result.code == 0
-            and "Using the checkpoint before it" in result.out
-            and "at step 300" in result.out
-        )
+        assert result.code == 0
+        assert "Using the checkpoint before it" in result.out
+        assert "at step 300" in result.out
         assert fingerprint(run) == undisturbed
 
 
@@ -245,9 +243,8 @@ def test_a_disk_that_is_full_between_checkpoints_stops_the_run_too(rlx, undistur
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         result = rlx(*SHORT)
-    assert (
-        result.code == 1 and "No space left on device" in result.err and "rlx resume" in result.err
-    )
+    assert result.code == 1
+    assert "No space left on device" in result.err and "rlx resume" in result.err
     (run,) = Path("outputs/train/dqn-cartpole").iterdir()
     assert rlx("resume", run).code == 0 and fingerprint(run) == undisturbed
 
@@ -259,11 +256,9 @@ def test_a_checkpoint_that_cannot_fit_the_disk_is_refused_before_the_start(
         shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6)
     )
     result = rlx("train", "agent=dqn", "env=cartpole", "seeds=1")
-    assert (
-        result.code == 2
-        and "GB of disk, and 0.0 GB are free" in result.err
-        and not list(tmp_path.iterdir())
-    )
+    assert result.code == 2
+    assert "GB of disk, and 0.0 GB are free" in result.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_by_wall_time_are_replaced_and_those_by_step_stay(rlx):
@@ -366,10 +361,8 @@ def test_seeds_whose_training_was_killed_are_taken_up_again(rlx, tmp_path):
     shutil.rmtree(
         younger.with_name("20990101-000000-000000") / "checkpoints"
     )  # another, killed before its first checkpoint
-    assert (
-        json.loads((run / "meta.json").read_text())["status"] == "completed"
-        and find(None, "outputs").path == run
-    )
+    assert json.loads((run / "meta.json").read_text())["status"] == "completed"
+    assert find(None, "outputs").path == run
     result = rlx("resume", run, "seeds=3")
     assert result.code == 0 and "resumes" in result.out
     assert fingerprint(run) == fingerprint(whole)
@@ -396,11 +389,9 @@ def test_what_may_not_change_and_a_finished_run_are_explained(rlx, tiny_runs):
     assert result.code == 2 and "steps=" in result.err
     for key in ("agent.learning_rate", "num_envs"):
         result = rlx("resume", run, f"{key}=1")
-        assert (
-            result.code == 2
-            and f"{key}: may not change when a run is resumed" in result.err
-            and "eval_every" in result.err
-        )
+        assert result.code == 2
+        assert f"{key}: may not change when a run is resumed" in result.err
+        assert "eval_every" in result.err
     for override, message in (
         ("seeds=3", "has them all"),
         ("seeds=2", "has [2] too"),
@@ -420,10 +411,8 @@ def test_what_a_crash_leaves_behind_does_no_harm(rlx):
     newest.rename(newest.with_name(".000000600.former"))  # killed between two renames
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 600, "se')  # killed in the middle of a line
-    assert (
-        rlx("resume", run, "steps=900").code == 0
-        and rlx("resume", whole.run, "steps=900").code == 0
-    )
+    assert rlx("resume", run, "steps=900").code == 0
+    assert rlx("resume", whole.run, "steps=900").code == 0
     assert fingerprint(run) == fingerprint(whole.run)
     run.rename(run.with_name(f".{run.name}.former"))  # killed while a grown run took its place
     assert rlx("evaluate", run, "episodes=2").code == 0

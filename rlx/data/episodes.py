@@ -70,52 +70,52 @@ class Episodes(Data):
         self._check_rows("obs", self.obs, self.transitions + self.episodes)
         self._check_rows("reward", self.reward, self.transitions)
         self._check_rows("terminated", arrays["terminated"], self.episodes)
-        self.terminated = flags(arrays["terminated"], self._place("terminated"))
+        self.terminated = flags(arrays["terminated"], self._where("terminated"))
         self._check_numbers()
         self.dtype = shown_dtype(self.obs.dtype)
         """Of the observations, as they are shown."""
         self._action_dtype = np.dtype(np.int64 if self.action.ndim == 1 else np.float32)
 
-    def _place(self, name: str) -> str:
+    def _where(self, name: str) -> str:
         """What errors call one of the arrays."""
         return f"{self.source}, {name}" if self.source else str(self.folder / f"{name}.npy")
 
     def _mapped(self, name: str) -> np.ndarray:
         """One of the arrays; ConfigError where it has other numbers, or axes, than it should."""
-        array = mapped(self.folder / f"{name}.npy", self._place(name))
+        array = mapped(self.folder / f"{name}.npy", self._where(name))
         has_axes = name in ("obs", "action")
         if array.dtype.kind not in _KINDS[name] or (array.ndim != 1 and not has_axes):
-            raise ConfigError(f"{self._place(name)}: holds {array.dtype} {list(array.shape)}.")
+            raise ConfigError(f"{self._where(name)}: holds {array.dtype} {list(array.shape)}.")
         return array
 
     def _lengths(self, array: np.ndarray) -> np.ndarray:
         """int64 [E]: `array`, each of which is looked at: a sum of large numbers may overflow."""
-        place = self._place("length")
-        require_memory(32 * len(array), place)
+        where = self._where("length")
+        require_memory(32 * len(array), where)
         length = array.astype(np.int64)
         rows = self.transitions
         if length.min() < 1 or length.max() > rows or length.sum() != rows:
-            raise ConfigError(f"{place}: does not add up to the {rows:,} rows of action.npy.")
+            raise ConfigError(f"{where}: does not add up to the {rows:,} rows of action.npy.")
         return length
 
     def _check_rows(self, name: str, array: np.ndarray, expected: int) -> None:
         rows = len(array)
         if rows != expected:
-            place = self._place(name)
-            raise ConfigError(f"{place}: {rows:,} rows where {expected:,} were expected.")
+            where = self._where(name)
+            raise ConfigError(f"{where}: {rows:,} rows where {expected:,} were expected.")
 
     def _check_numbers(self) -> None:
-        check_finite(self.obs, self._place("obs"))
-        check_finite(self.action, self._place("action"))
-        check_finite(self.reward, self._place("reward"))
+        check_finite(self.obs, self._where("obs"))
+        check_finite(self.action, self._where("action"))
+        check_finite(self.reward, self._where("reward"))
         if self.action.ndim > 1:
             return
-        place = self._place("action")
+        where = self._where("action")
         dtype = self.action.dtype
         if dtype.kind == "f":
             expected = "whole numbers [N], or numbers [N, D] of a Box space"
-            raise ConfigError(f"{place}: {dtype} [N]; expected {expected}.")
-        check_action_numbers(self.action, place)
+            raise ConfigError(f"{where}: {dtype} [N]; expected {expected}.")
+        check_action_numbers(self.action, where)
 
     def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
         """As `Data.fit`; the env's `stack` is taken over."""

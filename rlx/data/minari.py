@@ -95,12 +95,12 @@ def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, n
         reward = np.asarray(episode.rewards)
         terminated = np.asarray(episode.terminations)
         steps = len(action)
-        place = f"{where}: episode {number}"
+        episode_name = f"{where}: episode {number}"
         obs_shape = (steps + 1, *data.observation_space.shape)
-        _check_shape("observations", obs, obs_shape, steps, place)
-        _check_shape("actions", action, (steps, *data.action_space.shape), steps, place)
-        _check_shape("rewards", reward, (steps,), steps, place)
-        _check_shape("terminations", terminated, (steps,), steps, place)
+        _check_shape("observations", obs, obs_shape, steps, episode_name)
+        _check_shape("actions", action, (steps, *data.action_space.shape), steps, episode_name)
+        _check_shape("rewards", reward, (steps,), steps, episode_name)
+        _check_shape("terminations", terminated, (steps,), steps, episode_name)
         if obs_start:
             obs = obs - obs_start
         action = (action - action_start).astype(action_dtype)
@@ -108,12 +108,12 @@ def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, n
 
 
 def _check_shape(
-    name: str, array: np.ndarray, expected: tuple[int, ...], steps: int, place: str
+    name: str, array: np.ndarray, expected: tuple[int, ...], steps: int, where: str
 ) -> None:
     """ConfigError where an episode has no step, or an array of it another shape than expected."""
     if array.shape != expected or not steps:
         raise ConfigError(
-            f"{place} has {name} {list(array.shape)}; expected {list(expected)}, one step or more."
+            f"{where} has {name} {list(array.shape)}; expected {list(expected)}, one step or more."
         )
 
 

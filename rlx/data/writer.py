@@ -59,8 +59,8 @@ class Writer:
         }
         self.transitions += len(action)
         for name in ("obs", "action", "reward"):
-            place = f"{self.source or 'the env'}: {name} of episode {self.episodes}"
-            check_finite(rows[name], place)
+            where = f"{self.source or 'the env'}: {name} of episode {self.episodes}"
+            check_finite(rows[name], where)
         self.episodes += 1
         with writing(self.key):
             for name, values in rows.items():
