@@ -59,14 +59,19 @@ def play(
             episodes[i].append(_Step(own_obs[i], actions[i], rewards[i]))
             if not has_ended[i]:
                 continue
-            all_obs = np.array([step.obs for step in episodes[i]] + [final_obs[i]])
-            all_actions = np.array([step.action for step in episodes[i]])
-            all_rewards = np.array([step.reward for step in episodes[i]])
-            writer.add(all_obs, all_actions, all_rewards, has_terminated[i])
+            returns.append(_write(episodes[i], final_obs[i], has_terminated[i], writer))
             steps_made[i] += len(episodes[i])
-            returns.append(float(all_rewards.sum()))
             episodes[i] = []
     return returns
+
+
+def _write(steps: list[_Step], final_obs: np.ndarray, terminated: bool, writer: Writer) -> float:
+    """Log one whole episode, which ended with `final_obs`; its return."""
+    obs = np.array([step.obs for step in steps] + [final_obs])
+    action = np.array([step.action for step in steps])
+    reward = np.array([step.reward for step in steps])
+    writer.add(obs, action, reward, terminated)
+    return float(reward.sum())
 
 
 def _newest(obs: Tensor, stack: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from rlx.config import load_class
 from rlx.data.episodes import Episodes
+from rlx.data.npy import one_line
 from rlx.data.writer import Writer, whole, writing
 from rlx.env import Convert, TensorEnv, played, shown
 from rlx.errors import ConfigError, nearest
@@ -63,8 +64,7 @@ def imported(name: str) -> Episodes:
     except ConfigError:
         raise
     except Exception as error:  # of Minari, HDF5, Arrow or Pillow, on a broken file: anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{where}: cannot be loaded ({reason}).") from None
+        raise ConfigError(f"{where}: cannot be loaded ({one_line(error)}).") from None
     result.temporary = temporary
     return result
 

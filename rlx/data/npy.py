@@ -35,7 +35,7 @@ def mapped(path: Path, where: str) -> np.ndarray:
             header = _read_header(file.read(_HEAD), path.stat().st_size)
         return np.memmap(path, header.dtype, "r", header.size, header.shape, header.order)
     except Exception as error:  # what a broken header does in numpy's parser can be anything
-        raise ConfigError(f"{where}: missing, cut or no npy file ({_text(error)}).") from None
+        raise ConfigError(f"{where}: missing, cut or no npy file ({one_line(error)}).") from None
 
 
 def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -55,7 +55,7 @@ def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     except ConfigError:
         raise
     except Exception as error:  # of zipfile, its decompressors or numpy's parser: anything
-        raise ConfigError(f"{path}: unreadable, perhaps truncated ({_text(error)}).") from None
+        raise ConfigError(f"{path}: unreadable, perhaps truncated ({one_line(error)}).") from None
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.ndarray:
@@ -74,7 +74,7 @@ class _Header(NamedTuple):
     dtype: np.dtype
     shape: tuple[int, ...]
     order: Any
-    """"C" or "F"."""
+    """C or F: in which order they lie."""
     size: int
     """Bytes before the numbers."""
 
@@ -103,7 +103,7 @@ def _read_header(head: bytes, size: int) -> _Header:
     return _Header(dtype, shape, "F" if fortran else "C", file.tell())
 
 
-def _text(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
