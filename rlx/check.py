@@ -20,8 +20,8 @@ from rlx.config import load_class
 from rlx.data.datasets import Data
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError
-from rlx.nn.networks import take
 from rlx.nn.rng import reset_seeds, seed_tensor
+from rlx.nn.seed_axis import take
 
 SEEDS = (3, 5, 8)
 NUM_ENVS = 4

@@ -21,7 +21,7 @@ from rlx.config import (
     typed,
 )
 from rlx.errors import ConfigError, nearest
-from rlx.runs.files import free_memory
+from rlx.machine import free_memory
 
 if TYPE_CHECKING:
     import torch
@@ -249,7 +249,7 @@ def _age(run: "Run", checkpoint: str) -> int:
     config = run.config
     if not config.env.get("drift"):
         return 0
-    step = run.counters(checkpoint)["step"]  # of each seed, in "best"
+    step = run.checkpoints.counters(checkpoint)["step"]  # of each seed, in "best"
     return max(step if isinstance(step, list) else [step]) // int(config.num_envs)
 
 
@@ -333,7 +333,7 @@ def open_data(where: str, skip_bad: bool = False) -> "Data":
 
     `skip_bad`: leave bad shards out instead.
     """
-    from rlx.data.datasets import Episodes
+    from rlx.data.episodes import Episodes
     from rlx.data.minari import imported
     from rlx.data.shards import Shards
 
@@ -367,14 +367,16 @@ def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]"
     evaluated_spec(spec, evaluated_env(config))
     kind: Any = load_class(config.agent, "agent", Agent)
     seeds = [
-        int(seed) for seed in run.counters(checkpoint)["seeds"]
+        int(seed) for seed in run.checkpoints.counters(checkpoint)["seeds"]
     ]  # a stop rule may have taken some out
     if not seeds:
         raise ConfigError(
             f"checkpoint={checkpoint}: every seed of {run.path} had stopped by then; use checkpoint=best, the weights each stopped with."
         )
-    saved = run.load(checkpoint)
-    check_tensors(config, spec, len(seeds), saved, run.checkpoint(checkpoint) / "agent.safetensors")
+    saved = run.checkpoints.load(checkpoint)
+    check_tensors(
+        config, spec, len(seeds), saved, run.checkpoints.folder(checkpoint) / "agent.safetensors"
+    )
     policy = kind.policy_type(
         build(kind.config_type, config.agent, "agent"), spec, seed_tensor(seeds)
     )

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlx import machine
 from rlx.errors import ConfigError
 from rlx.nn.rng import pick
 from rlx.nn.seed_axis import rows_at, rows_within
-from rlx.runs import files
 
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Name → (shape, dtype) of one row."""
@@ -381,4 +381,4 @@ def add_buffers(
 
 def free_memory(device: torch.device) -> float:
     """Bytes that are free on a device; infinite where the system does not tell."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else files.free_memory()
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.free_memory()

@@ -13,7 +13,7 @@ from torch import nn
 from rlx.agent import Spec
 from rlx.agents.bcq import BCQ, BCQPolicy, Config
 from rlx.config import build
-from rlx.data.datasets import Writer
+from rlx.data.writer import Writer
 from rlx.nn.rng import Streams, seed_tensor
 from rlx.nn.seed_axis import take
 from rlx.runs.run import Run
@@ -226,10 +226,14 @@ def test_offline_runs_can_be_evaluated_attacked_and_grown(agent, tmp_path, rlx):
     attacked = rlx("attack", run, "eps=[0,0.5]", "episodes=5", "scale=[1,1,1,1]")
     assert attacked.code == 0, attacked.err
     assert [cell["flip_rate"] > 0.1 for cell in attacked.summary["cells"]] == [False, True]
-    old, new = Run(run).load("best"), Run(rlx(*line, "seeds=[2]").run).load("best")
+    old, new = (
+        Run(run).checkpoints.load("best"),
+        Run(rlx(*line, "seeds=[2]").run).checkpoints.load("best"),
+    )
     assert rlx("resume", run, "seeds=3").code == 0
-    whole = Run(rlx(*line, "seeds=3", "outputs=whole").run).load("best")
-    for name, value in Run(run).load("best").items():
-        # To the bit: trained in the same shapes.
-        assert torch.equal(value, torch.cat([old[name], new[name]]))
+    whole = Run(rlx(*line, "seeds=3", "outputs=whole").run).checkpoints.load("best")
+    for name, value in Run(run).checkpoints.load("best").items():
+        assert torch.equal(value, torch.cat([old[name], new[name]])), (
+            "to the bit: trained in the same shapes"
+        )
         torch.testing.assert_close(value, whole[name], rtol=1e-3, atol=1e-5)

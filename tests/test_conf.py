@@ -20,7 +20,7 @@ from rlx.commands import bench as bench_command
 from rlx.commands.train import Config as TrainConfig
 from rlx.conf import conf_dir
 from rlx.config import build, load_class
-from rlx.data.datasets import Writer
+from rlx.data.writer import Writer
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env, setup_device
 from rlx.nn.rng import seed_tensor

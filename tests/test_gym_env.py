@@ -11,8 +11,8 @@ from gymnasium import spaces
 from safetensors.torch import load_file
 from test_resume import fingerprint
 
-from rlx.envs.spaces import played, shown
 from rlx.envs.gym import GymEnv
+from rlx.envs.spaces import played, shown
 from rlx.envs.view import View
 from rlx.envs.workers import Workers
 from rlx.errors import ConfigError, RunError

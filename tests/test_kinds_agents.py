@@ -17,7 +17,8 @@ from rlx.agent import OfflineAgent, Spec, Transition
 from rlx.agents import bcq, dqn, hdqn, preferences, self_play
 from rlx.agents.actenv import ActEnv, RatedMemory
 from rlx.config import build, load_class
-from rlx.data.datasets import Data, Writer
+from rlx.data.datasets import Data
+from rlx.data.writer import Writer
 from rlx.errors import ConfigError
 from rlx.evaluation import evaluate_random
 from rlx.experiment import env_spec, make_agent, make_env, trained

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from rlx.command import command
 from rlx.config import Count, build, check_protocol, choice, chosen, load_class, parse_grid
+from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -45,7 +46,7 @@ def main(composed: DictConfig) -> float:
     config = build(Config, composed, "")
     check_protocol(config.protocol)
     eps = parse_grid(config.eps, "eps")
-    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
+    runs = find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import attack as attacks
     from rlx import experiment

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rlx.command import command
 from rlx.config import Count, Share, build, parse_grid
 from rlx.errors import ConfigError
+from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -43,10 +44,10 @@ def main(composed: DictConfig) -> None:
         raise wrong from None
     if max(mix) > 1:
         raise wrong
-    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
+    runs = find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
-    from rlx.data.datasets import Writer
+    from rlx.data.writer import Writer
 
     env = experiment.evaluated_env(experiment.trained(runs[0]))
     if other := next(
@@ -96,7 +97,7 @@ def _collected(
         resets = reset_seeds(keys, config.num_envs, name)
         before = writer.transitions
         choose = exploring(config.epsilon, rng, envs.rules)
-        returns = play(policy, envs, resets, choose, least, stack, writer)
+        returns = play(policy, envs, resets, choose, least=least, stack=stack, writer=writer)
         made, mean = writer.transitions - before, sum(returns) / len(returns)
         what = f"{run.path.parent.name}, step {int(checkpoint):,}"
         texts.append(f"{what}: {len(returns)} episodes, {made:,} transitions, return {mean:.1f}")
@@ -106,7 +107,7 @@ def _collected(
 
 def _checkpoint(run: Run, place: float) -> str:
     """The checkpoint nearest to this place between the run's first and its last."""
-    names = run.steps()
+    names = run.checkpoints.steps()
     if not names:
         raise ConfigError(f"run={run.path}: has no checkpoints left.")
     first, last = int(names[0]), int(names[-1])

@@ -45,7 +45,7 @@ def write(data: Any, out: str) -> None:
     """Write `data` as `out` says: minari:<id>, or a folder of npz shards. ConfigError where shards would be written anew."""
     from rlx import experiment
     from rlx.data import minari, shards
-    from rlx.data.datasets import Episodes
+    from rlx.data.episodes import Episodes
 
     if not isinstance(data, Episodes):
         raise ConfigError(

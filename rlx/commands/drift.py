@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rlx.command import command
 from rlx.config import Count, build
 from rlx.errors import ConfigError
+from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -30,18 +31,20 @@ class Config:
 def main(composed: DictConfig) -> None:
     """Play, draw and print."""
     config = build(Config, composed, "")
-    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
+    runs = find_all(config.run, config.outputs, trusted=config.trust)
     run, trained = runs[0], runs[0].config
     if len(runs) > 1 or not trained.env.get("drift") or trained.stop:
         raise ConfigError(
             f"run={run.path}: drift takes one run, of an env that drifts (env.drift), without a stop rule."
         )
     before = [
-        name for name in run.steps() if int(name) // trained.num_envs <= trained.env.drift.begin
+        name
+        for name in run.checkpoints.steps()
+        if int(name) // trained.num_envs <= trained.env.drift.begin
     ]
     if config.checkpoint is None and not before:
         raise ConfigError(
-            f"checkpoint: {run.path} has none from before the drift; it has: {', '.join(run.steps())}."
+            f"checkpoint: {run.path} has none from before the drift; it has: {', '.join(run.checkpoints.steps())}."
         )
     checkpoint = config.checkpoint or before[-1]
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from rlx.command import command
 from rlx.config import Count, build
+from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -30,7 +31,7 @@ class Config:
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")
-    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
+    runs = find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
     from rlx.evaluation import REPORT, evaluate

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rlx.command import command
 from rlx.config import build
 from rlx.errors import ConfigError
-from rlx.runs.run import Run
+from rlx.runs.finding import find
 from rlx.show import report
 
 
@@ -33,7 +33,7 @@ def main(composed: DictConfig) -> None:
         raise ConfigError(
             "export: name the file last, as in: rlx export outputs/train/bcq-cartpole policy.onnx"
         )
-    run = Run.find(paths[0] if len(paths) > 1 else None, config.outputs, trusted=config.trust)
+    run = find(paths[0] if len(paths) > 1 else None, config.outputs, trusted=config.trust)
     out = Path(paths[-1])
 
     from rlx import experiment

@@ -13,7 +13,8 @@ from rlx.command import command
 from rlx.commands.attack import eps_unit
 from rlx.config import build, choice
 from rlx.errors import ConfigError
-from rlx.runs.run import Run, named
+from rlx.runs.finding import command_of, find_all, named
+from rlx.runs.run import Run
 from rlx.show import report, stats
 
 
@@ -34,8 +35,8 @@ def main(composed: DictConfig) -> None:
         raise ConfigError(
             "run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B"
         )
-    trained = Run.command_of(named(config.run)[0]) == "train"
-    runs = _finished(Run.find_all(config.run, config.outputs, "train" if trained else "attack"))
+    trained = command_of(named(config.run)[0]) == "train"
+    runs = _finished(find_all(config.run, config.outputs, "train" if trained else "attack"))
     _learning(runs, config.outputs, composed) if trained else _attacks(runs, config, composed)
 
 

@@ -6,7 +6,7 @@ from rlx.command import command
 from rlx.conf import group_files
 from rlx.config import build, check_protocol, chosen, parse_seeds
 from rlx.errors import ConfigError, nearest
-from rlx.runs.files import require_room
+from rlx.machine import require_disk
 from rlx.runs.run import Run
 from rlx.show import report
 from rlx.training.config import Config
@@ -39,7 +39,7 @@ def main(composed: DictConfig) -> float:
 
     composed = validated(composed)
     training = Training(build(Config, composed, ""), name)
-    require_room(config.outputs, training.disk_size())
+    require_disk(config.outputs, training.disk_size())
     return training.run(Run.create(config.outputs, "train", name, composed))
 
 

@@ -55,7 +55,7 @@ def _trained(run: Run, saved: DictConfig, new: Sequence[int], go_on: str) -> Run
     """A finished run of the new seeds, in a folder of `run`: found, resumed or begun."""
     config, name = _config(saved, new), run.path.parent.name
     for younger in run.growing():
-        if not younger.steps():
+        if not younger.checkpoints.steps():
             younger.delete()  # killed before its first checkpoint
         elif younger.config == config:
             if younger.meta()["status"] != "completed":
@@ -73,7 +73,7 @@ def _trained(run: Run, saved: DictConfig, new: Sequence[int], go_on: str) -> Run
 
 def resumed(run: Run, config: DictConfig) -> tuple[Training, list[str]]:
     """(a run's training as its newest whole checkpoint has it, warnings about damaged ones); `config`: its own, or a changed one."""
-    counters, policy, state, warnings = run.load_newest()
+    counters, policy, state, warnings = run.newest()
     try:
         where = run.path / "checkpoints" / f"{counters['step']:09d}" / "agent.safetensors"
         check_tensors(config, env_spec(config.env), len(counters["seeds"]), policy, where)
@@ -84,7 +84,7 @@ def resumed(run: Run, config: DictConfig) -> tuple[Training, list[str]]:
                 f"{run.path}: config.yaml has (seeds, those learning, num_envs) = {shape}, the checkpoint {saved}."
             )
         training = Training(build(Config, config, ""), run.path.parent.name)
-        training.load(counters, policy, state, run.parts(counters["replay"]))
+        training.load(counters, policy, state, run.checkpoints.parts(counters["replay"]))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{run.path}: the newest checkpoint does not fit the run's config ({type(error).__name__}: {error})."
@@ -111,13 +111,16 @@ def _join(
     order = {seed: i for i, seed in enumerate([*own, *new])}
     rows = [row for row in run.metrics() + younger.metrics() if row["step"] <= whole.evaluated]
     joined.log(sorted(rows, key=lambda row: (row["step"], order[row["seed"]])))
-    for name in sorted(set(run.steps()) & set(younger.steps())):
+    for name in sorted(set(run.checkpoints.steps()) & set(younger.checkpoints.steps())):
         if int(name) < whole.step:
-            learning = run.counters(name)["seeds"] + younger.counters(name)["seeds"]
-            joined.save(
+            learning = (
+                run.checkpoints.counters(name)["seeds"]
+                + younger.checkpoints.counters(name)["seeds"]
+            )
+            joined.checkpoints.save(
                 name,
                 {"step": int(name), "seeds": learning},
-                concatenated(run.load(name), younger.load(name)),
+                concatenated(run.checkpoints.load(name), younger.checkpoints.load(name)),
             )
     result = whole.run(joined, go_on=go_on)
     joined.replaces(run)

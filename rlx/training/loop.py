@@ -122,7 +122,7 @@ class Training:
             except (RunError, OSError) as error:
                 stands = (
                     f"the last checkpoint stands: {go_on}"
-                    if output.steps()
+                    if output.checkpoints.steps()
                     else "no checkpoint had been saved yet"
                 )
                 raise RunError(f"{error}; {stands}") from None
@@ -422,14 +422,19 @@ class Training:
         parts = self.journal.due(self.agent, self.step)
         former = {name: self.part_sums[name] for name in self.journal.parts if name not in parts}
         name = f"{self.step:09d}"
-        self.part_sums = self.output.save(
-            name, counters, self.agent.policy.state_dict(), self.state(), parts, former
+        self.part_sums = self.output.checkpoints.save(
+            name,
+            counters,
+            self.agent.policy.state_dict(),
+            self.state(),
+            parts=parts,
+            former_parts=former,
         )
         self.saved, self.saved_at = self.step, time.monotonic()
         self.saving_s += self.saved_at - began
 
     def _save_kept(self) -> None:
-        self.output.save(
+        self.output.checkpoints.save(
             "best", {"seeds": self.seeds} | self.kept.facts(), self.kept.policy.state_dict()
         )
         self.kept.changed = False
