@@ -13,8 +13,9 @@ from pathlib import Path
 
 import rlx
 from rlx import conf
-from rlx.errors import ConfigError, Interrupted, RunError, closest, nearest
+from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.help import all_keys, command_usage, commands, own_keys, takes_runs, usage
+from rlx.names import closest, nearest
 
 QUIET = (
     "hydra/job_logging=none",

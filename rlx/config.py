@@ -15,7 +15,8 @@ from typing import Annotated, Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from rlx.conf import group_files, options_with, renamed
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 
 T = TypeVar("T")
 

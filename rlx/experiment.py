@@ -20,7 +20,8 @@ from rlx.config import (
     plain,
     typed,
 )
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 from rlx.runs.files import free_memory
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from rlx.agent import Scores
 from rlx.attack import Budget
 from rlx.attacks.noise import Noise
 from rlx.benchmarks import atari100k
-from rlx.errors import ConfigError, Interrupted, RunError, closest
+from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.experiment import make_env
+from rlx.names import closest
 from rlx.robustness.sweep import sweep
 from rlx.runs.run import Run
 from rlx.training import growing

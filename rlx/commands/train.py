@@ -5,7 +5,8 @@ from omegaconf import DictConfig
 from rlx.command import command
 from rlx.conf import group_files
 from rlx.config import build, check_protocol, chosen, parse_seeds
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 from rlx.runs.files import require_room
 from rlx.runs.run import Run
 from rlx.show import report

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from rlx.config import load_class
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 from rlx.data.datasets import Episodes, Writer, whole, writing
 from rlx.env import Convert, TensorEnv, played, shown
 

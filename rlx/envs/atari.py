@@ -20,7 +20,8 @@ from torch import Tensor
 
 from rlx.config import Count
 from rlx.env import resize, spread
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 from rlx.nn.rng import stream_key, uniform
 
 NOOP = 0

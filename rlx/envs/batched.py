@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rlx.config import at_least, build
 from rlx.env import resize, spread
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 from rlx.nn.rng import stream_key, uniform
 
 

@@ -11,7 +11,8 @@ from gymnasium import spaces
 
 from rlx.config import Count, at_least
 from rlx.envs.gym import GymEnv
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 
 if "DISPLAY" not in os.environ:
     os.environ.setdefault(

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rlx.config import Count
 from rlx.env import played, resize, shown, spread
-from rlx.errors import ConfigError, RunError, nearest
+from rlx.errors import ConfigError, RunError
+from rlx.names import nearest
 
 _LARGEST = float(np.finfo(np.float32).max)
 _STEP = ("observation", "reward", "terminated", "truncated", "info")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 
 
 @dataclass(frozen=True)
