@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Scores
-from rlx.attack import Attack, Budget, Draw
+from rlx.attack import Attack, Budget, Draw, Mode
 from rlx.config import choice
 from rlx.errors import ConfigError
 
@@ -41,9 +41,13 @@ class Noise(Attack):
         moved = obs + budget.radius * noise
         return budget.project(moved, obs) if self.clip else moved
 
-    def modes(self, heads: Sequence[str]) -> Mapping[str, tuple[tuple[str, ...], bool]]:
-        """Beside one head at a time: `same`, all heads see one noisy observation, and `diff`, each its own."""
-        together = (
-            {"same": (tuple(heads), True), "diff": (tuple(heads), False)} if len(heads) > 1 else {}
-        )
-        return together | {head: ((head,), False) for head in heads}
+    def modes(self, heads: Sequence[str]) -> Mapping[str, Mode]:
+        """Each head alone, and before that all heads at once, through one sensor or one each.
+
+        `same` is one sensor: all heads see one noisy observation; in `diff` each sees its own.
+        """
+        alone = {head: Mode((head,), shared=False) for head in heads}
+        if len(heads) == 1:
+            return alone
+        every = tuple(heads)
+        return {"same": Mode(every, shared=True), "diff": Mode(every, shared=False)} | alone

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Choose, Policy, Scores, Spec, greedy
-from rlx.attack import Attack, Budget
+from rlx.attack import Attack, Budget, Mode
 from rlx.env import TensorEnv
 from rlx.evaluation import REPORT, MakeEnv
 from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
@@ -36,7 +36,7 @@ def probe(
     env: TensorEnv,
     spec: Spec,
     attack: Attack,
-    modes: Mapping[str, tuple[tuple[str, ...], bool]],
+    modes: Mapping[str, Mode],
 ) -> None:
     """Attack the first observation of one copy per seed with radius 0: raises what the attack has against these policies."""
     obs = env.reset(seed=REPORT)[0].unsqueeze(1).float()
@@ -58,7 +58,7 @@ def sweep(
     make_env: MakeEnv,
     spec: Spec,
     attack: Attack,
-    modes: Mapping[str, tuple[tuple[str, ...], bool]],
+    modes: Mapping[str, Mode],
     seeds: Sequence[int],
     eps: Sequence[float],
     scale: np.ndarray,
@@ -134,7 +134,7 @@ class Attacker:
         attack: Attack,
         policy: Policy,
         spec: Spec,
-        modes: Sequence[tuple[tuple[str, ...], bool]],
+        modes: Sequence[Mode],
         mode: Tensor,
         radii: Tensor,
         seeds: Sequence[int],

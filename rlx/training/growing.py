@@ -124,7 +124,7 @@ class _Growth:
         return training
 
     def _join_metrics(self, joined: Run, younger: Run, evaluated: int) -> None:
-        """Log the rows of both runs up to the step `evaluated`, ordered as in a run of all seeds."""
+        """Log the rows of both runs up to the step `evaluated`, as a run of all seeds would."""
         place = {seed: i for i, seed in enumerate([*self.own, *self.new])}
         rows = [row for row in self.run.metrics() + younger.metrics() if row["step"] <= evaluated]
         joined.log(sorted(rows, key=lambda row: (row["step"], place[row["seed"]])))

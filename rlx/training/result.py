@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def finish(training: "Training", wall_s: float) -> float:
     """Evaluate, save, and report.
 
-    Returns the interquartile mean of the last evaluation while it learnt. `wall_s`: seconds that the run has taken.
+    Returns the interquartile mean of the last evaluation while it learnt. `wall_s`: seconds that
+    the run has taken.
     """
     episodes = evaluate(
         training.kept.policy,
