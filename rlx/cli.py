@@ -1,4 +1,7 @@
-"""rlx <command> [run …] [overrides]: finds the command, hands the rest to Hydra, turns errors into one screen and exit code 2."""
+"""rlx <command> [run …] [overrides]: finds the command and hands the rest to Hydra.
+
+Errors become one screen and an exit code.
+"""
 
 import atexit
 import importlib
@@ -13,8 +16,9 @@ from pathlib import Path
 
 import rlx
 from rlx import conf
-from rlx.errors import ConfigError, Interrupted, RunError, closest, nearest
+from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.help import all_keys, command_usage, commands, own_keys, takes_runs, usage
+from rlx.names import closest, nearest
 
 QUIET = (
     "hydra/job_logging=none",
@@ -37,11 +41,26 @@ FLAGS = (
     "--resolve",
     "--version",
 )
+"""Hydra's flags that stand alone."""
 WITH_VALUE = (
-    "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "-c", "--cfg", "-i", "--info",
-    "-p", "--package", "-sc",
-)  # fmt: skip
-"""Hydra's flags: those that stand alone, and those before a value."""
+    "-cd",
+    "--config-dir",
+    "-cn",
+    "--config-name",
+    "-cp",
+    "--config-path",
+    "-c",
+    "--cfg",
+    "-i",
+    "--info",
+    "-p",
+    "--package",
+    "-sc",
+)
+"""Hydra's flags that stand before a value."""
+
+SHELLS = ("bash", "zsh", "fish")
+"""Those whose completion Hydra knows."""
 
 
 def main() -> None:
@@ -72,81 +91,101 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
-    if arguments[0] == "--version":
+    command, *rest = arguments
+    if command == "--version":
         print(f"rlx {rlx.__version__}")
         return 0
-    if arguments[0] == "--completion":
-        from rlx.config import choice
-
-        shell = arguments[1] if len(arguments) > 1 else "bash"
-        return _hydra(
-            "train", ["-sc", f"install={choice(shell, ('bash', 'zsh', 'fish'), '--completion')}"]
-        )
-    command, *rest = arguments
+    if command == "--completion":
+        return _install_completion(rest)
     if command not in known:
         raise ConfigError(f"rlx {command}: unknown command.{nearest(command, known)}")
-    line = _to_hydra(command, rest)
+    line = to_hydra(command, rest)
     if {"-h", "--help"} & set(rest):
         return _help(command, line)
-    if any(a.startswith("run=[") for a in line) and not takes_runs(command):
+    if any(word.startswith("run=[") for word in line) and not takes_runs(command):
         raise ConfigError(
             f"rlx {command}: takes no run; write key=value, as in: rlx {command} agent=dqn"
         )
     return _hydra(command, line)
 
 
+def _install_completion(arguments: list[str]) -> int:
+    """Print what a shell must evaluate to complete rlx's command lines."""
+    from rlx.config import choice
+
+    shell = arguments[0] if arguments else "bash"
+    return _hydra("train", ["-sc", f"install={choice(shell, SHELLS, '--completion')}"])
+
+
 def _help(command: str, line: list[str]) -> int:
     """Print a command's help; where its line is wrong, what is wrong with it."""
     from hydra.errors import HydraException
 
-    overrides = _overrides(line)
     try:
-        print(command_usage(command, overrides))
+        print(command_usage(command, _overrides(line)))
     except (HydraException, ValueError) as error:
-        return _fail(_explain(error, command, line))
+        return _fail(explain(error, command, line))
     return 0
 
 
 def _overrides(line: list[str]) -> list[str]:
-    """Those of a command line for Hydra that say what the config is."""
-    return [
-        a for a in line if "=" in a and a not in QUIET and not a.startswith(("run=[", "data=["))
-    ]
+    """The words of a command line for Hydra that say what the config is."""
+    words = []
+    for word in line:
+        is_paths = word.startswith(("run=[", "data=["))
+        if "=" in word and word not in QUIET and not is_paths:
+            words.append(word)
+    return words
 
 
-def _to_hydra(command: str, arguments: list[str]) -> list[str]:
+def to_hydra(command: str, arguments: list[str]) -> list[str]:
     """Our command line as Hydra's; ConfigError where it is neither ours nor Hydra's.
 
     Paths become run=[…] (of rlx data: data=[…]), flags go to the front, as Hydra 1.3 takes none
     between overrides, and dotted keys need no +: what they may be is checked where they are read.
     """
     own = own_keys(command)
-    named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
-    swept = {key for name in named for key in conf.sweeps_of(name)}  # which ++ would not replace
-    paths, flags, overrides = [], [], list(QUIET)
-    values = iter(arguments)
-    for argument in values:
-        if argument in WITH_VALUE:
-            flags += [argument, next(values, "")]
-        elif argument in FLAGS:
-            flags.append(argument)
-        elif argument.startswith("-"):
-            raise ConfigError(_as_key_value(command, argument, values))
-        elif _is_override(argument):
-            overrides.append(_upsert(_renamed(_as_path(argument)), own, swept))
+    swept = _swept(arguments)
+    paths = []
+    flags = []
+    overrides = list(QUIET)
+    words = iter(arguments)
+    for word in words:
+        if word in WITH_VALUE:
+            flags += [word, next(words, "")]
+        elif word in FLAGS:
+            flags.append(word)
+        elif word.startswith("-"):
+            raise ConfigError(_as_key_value(command, word, words))
+        elif _is_override(word):
+            overrides.append(_upsert(_renamed(_as_path(word)), own, swept))
         else:
-            paths.append(argument)
+            paths.append(word)
     if paths:
+        key = "data" if command == "data" else "run"
         quoted = ",".join(_quoted(path) for path in paths)
-        overrides.append(f"{'data' if command == 'data' else 'run'}=[{quoted}]")
+        overrides.append(f"{key}=[{quoted}]")
     if {"-c", "--cfg"} & set(flags):  # Hydra takes it or a sweep
         flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     flags += _use_conf(flags)
     return flags + overrides
 
 
+def _swept(arguments: list[str]) -> set[str]:
+    """Keys over which a named experiment sweeps; ++ would not replace them."""
+    swept = set()
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "experiment":
+            swept |= conf.sweeps_of(value)
+    return swept
+
+
 def _quoted(text: str) -> str:
-    """`text` as a word of Hydra's grammar, where a backslash stands for itself but before a quote."""
+    """`text` as a word of Hydra's grammar.
+
+    There a backslash stands for itself but before a quote.
+    """
     text = re.sub(r"(\\*)'", r"\1\1\\'", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
 
@@ -170,55 +209,64 @@ def _renamed(override: str) -> str:
 
 
 def _use_conf(words: list[str]) -> list[str]:
-    """Let the config folder that `words` name, or conf/ where the user stands, count; returns the flags that Hydra needs for it.
+    """Let the config folder that `words` name count, or conf/ where the user stands.
 
-    What its files name is found beside it, and in the folder where the user stands.
+    Returns the flags that Hydra needs for it. What the folder's files name is found beside it, and
+    in the folder where the user stands.
     """
-    folders = [
-        folder for flag, folder in itertools.pairwise(words) if flag in ("-cd", "--config-dir")
-    ]
-    here, more = Path.cwd() / "conf", []
-    if not folders and here.is_dir() and str(here) != conf.conf_dir():
-        folders, more = [str(here)], ["--config-dir", str(here)]
+    pairs = itertools.pairwise(words)
+    folders = [folder for flag, folder in pairs if flag in ("-cd", "--config-dir")]
+    flags = []
+    own = Path.cwd() / "conf"
+    if not folders and own.is_dir() and str(own) != conf.conf_dir():
+        folders = [str(own)]
+        flags = ["--config-dir", str(own)]
     conf.use(Path(folders[0]) if folders else None)
     for folder in [*(Path(folder).absolute().parent for folder in folders), Path.cwd()]:
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-    return more
+    return flags
 
 
-def _as_key_value(command: str, argument: str, values: Iterator[str]) -> str:
-    """What to say of a flag that is none of Hydra's: rlx's values are key=value."""
-    key, equals, value = argument.lstrip("-").partition("=")
-    value = value if equals else next(values, "…")
+def _as_key_value(command: str, flag: str, words: Iterator[str]) -> str:
+    """What to say of a flag that is none of Hydra's: rlx's values are key=value.
+
+    `words`: those behind it.
+    """
+    key, equals, value = flag.lstrip("-").partition("=")
+    if not equals:
+        value = next(words, "…")
     key = key.replace("-", "_")
     known = closest(key, all_keys(command, [])) or key
-    return f"{argument}: rlx takes key=value; write {known}={value}"
+    return f"{flag}: rlx takes key=value; write {known}={value}"
 
 
-def _is_override(argument: str) -> bool:
-    """Whether `argument` is key=value or ~key, and not the path of something that exists."""
-    if Path(argument).exists():
+def _is_override(word: str) -> bool:
+    """Whether `word` is key=value or ~key, and not the path of something that exists."""
+    if Path(word).exists():
         return False
-    return re.match(
-        r"(hydra/)?[+~]*[\w@.:-]*[\w@:-]=", argument
-    ) is not None or argument.startswith("~")
+    if word.startswith("~"):
+        return True
+    return re.match(r"(hydra/)?[+~]*[\w@.:-]*[\w@:-]=", word) is not None
 
 
 def _upsert(override: str, own: set[str], swept: set[str]) -> str:
-    """A dotted key below one of the command's `own`, so that Hydra adds it where it is not there yet."""
+    """`override` so that Hydra adds its key where it is not there yet.
+
+    That is for a dotted key below one of the command's `own`.
+    """
     key = override.partition("=")[0]
     group, dot, _ = key.partition(".")
-    return f"++{override}" if dot and group in own and key not in swept else override
+    if dot and group in own and key not in swept:
+        return f"++{override}"
+    return override
 
 
 def _hydra(command: str, line: list[str]) -> int:
     """Run a command on Hydra's command line; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing, so that errors are told here
-    sys.argv = [
-        "rlx" if "-sc" in line else f"rlx {command}",
-        *line,
-    ]  # completion is installed for rlx
+    program = "rlx" if "-sc" in line else f"rlx {command}"  # completion is installed for rlx
+    sys.argv = [program, *line]
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -227,11 +275,11 @@ def _hydra(command: str, line: list[str]) -> int:
     try:
         importlib.import_module(f"rlx.commands.{command}").main()
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(_explain(error, command, line))
+        return _fail(explain(error, command, line))
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
-        return _fail(_explain(error, command, line))
+        return _fail(explain(error, command, line))
     except (RunError, Interrupted) as error:
         print(f"rlx: {error}", file=sys.stderr)
         return error.code
@@ -253,60 +301,80 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _explain(error: Exception, command: str, line: list[str]) -> str:
-    """Hydra's and OmegaConf's messages, with the nearest valid name."""
-    text: str = str(error).strip()
+def explain(error: Exception, command: str, line: list[str]) -> str:
+    """What an error of Hydra's or OmegaConf's means, with the nearest valid name.
+
+    `line`: the command line for Hydra.
+    """
+    text = str(error).strip()
     if "Config group override must be a string" in text:
-        empty = [a for a in line if re.fullmatch(r"\w+=(null|None|)", a)]
+        empty = [word for word in line if re.fullmatch(r"\w+=(null|None|)", word)]
         what = empty[0] if empty else text
         return f"{what}: a group takes one of its names (tuned=none: no tuned settings)."
-    if match := re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text):
-        key, value = (str(part).lstrip("+") for part in match.groups())
-        return f"{key}={value}: several values. A list is {key}=[{value}]; a sweep over them: rlx {command} -m {key}={value}"
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, _, option = f"{match[1]}/{match[2]}".partition("/")
-        names = list(conf.group_files(group))
-        if group == "env" and "/" in option:
-            return f"env={option}: no such option. An id of Gymnasium: env=gym env.id={option}"
-        if group == "env" and re.search(r"-v\d+$", option):
-            plain = re.sub(r"\W|_", "", option.rpartition("-")[0].lower())
-            own = [f" rlx's own: env={name}." for name in names if name.replace("_", "") == plain]
-            return f"env={option}: no such option.{''.join(own)} An id of Gymnasium: env=gym env.id={option}"
-        every = (
-            f" All: {', '.join(names)}." if 1 < len(names) <= 20 and closest(option, names) else ""
+    ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text)
+    if ambiguous:
+        key = ambiguous[1].lstrip("+")
+        value = ambiguous[2].lstrip("+")
+        sweep = f"rlx {command} -m {key}={value}"
+        return (
+            f"{key}={value}: several values. A list is {key}=[{value}]; a sweep over them: {sweep}"
         )
-        return f"{group}={option}: no such option.{nearest(option, names)}{every}"
-    match = re.search(r"Could not override '([^']+)'", text) or re.search(
-        r"Key '([^']+)' is not in struct", text
-    )
-    if not match:
-        return re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text).replace(
-            "\n\n", "\n"
-        )
-    key = str(match[1])
-    keys = all_keys(command, _overrides(line))
-    if command == "resume" and key.partition(".")[0] in own_keys("train"):
-        may = ", ".join(sorted(own_keys(command) - {"run", "outputs", "trust"}))
-        return f"{key}: may not change when a run is resumed. These may: {may}."
-    if key.partition(".")[0] in ("agent", "env", "eval_env") and takes_runs(command):
-        return f"{key}: the run's own; rlx {command} takes it as it was trained. All keys: rlx {command} --help"
-    return f"{key}: unknown key.{nearest(key, keys)} All keys: rlx {command} --help"
+    not_found = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    if not_found:
+        return _unknown_option(not_found[1], not_found[2])
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    unknown = unknown or re.search(r"Key '([^']+)' is not in struct", text)
+    if unknown:
+        return _unknown_key(unknown[1], command, line)
+    # Of OmegaConf's messages, the part that speaks of its own objects.
+    text = re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text)
+    return text.replace("\n\n", "\n")
+
+
+def _unknown_option(group: str, option: str) -> str:
+    """What to say of an option that its config group has not."""
+    names = list(conf.group_files(group))
+    is_id = "/" in option or re.search(r"-v\d+$", option)
+    if group == "env" and is_id:
+        plain = re.sub(r"\W|_", "", option.rpartition("-")[0].lower())
+        own = [f" rlx's own: env={name}." for name in names if name.replace("_", "") == plain]
+        return f"env={option}: no such option.{''.join(own)} An id of Gymnasium: env=gym env.id={option}"
+    message = f"{group}={option}: no such option.{nearest(option, names)}"
+    if 1 < len(names) <= 20 and closest(option, names):
+        message += f" All: {', '.join(names)}."
+    return message
+
+
+def _unknown_key(key: str, command: str, line: list[str]) -> str:
+    """What to say of a key that the command's config has not."""
+    group = key.partition(".")[0]
+    if command == "resume" and group in own_keys("train"):
+        may_change = sorted(own_keys(command) - {"run", "outputs", "trust"})
+        return f"{key}: may not change when a run is resumed. These may: {', '.join(may_change)}."
+    all_of = f"All keys: rlx {command} --help"
+    if group in ("agent", "env", "eval_env") and takes_runs(command):
+        return f"{key}: the run's own; rlx {command} takes it as it was trained. {all_of}"
+    return f"{key}: unknown key.{nearest(key, all_keys(command, _overrides(line)))} {all_of}"
 
 
 def _complete(arguments: list[str], known: dict[str, str]) -> int:
-    """Tab completion: of the command's name ourselves, of the rest by Hydra, to which the line is shown without the command."""
+    """Tab completion.
+
+    Of the command's name by ourselves; of the rest by Hydra, to which the line is shown without the
+    command.
+    """
     line = os.environ["COMP_LINE"]
     words = line.split()
     if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
         prefix = words[1] if len(words) > 1 else ""
         print("\n".join(name for name in known if name.startswith(prefix)))
         return 0
-    if words[1] not in known:
+    command = words[1]
+    if command not in known:
         return 0
-    more = _use_conf(words)
-    shorter = line.replace(words[1] + " ", "", 1)
-    os.environ["COMP_POINT"] = str(
-        int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shorter))
-    )
+    flags = _use_conf(words)
+    shorter = line.replace(f"{command} ", "", 1)
+    cursor = int(os.environ.get("COMP_POINT", len(line)))
+    os.environ["COMP_POINT"] = str(cursor - (len(line) - len(shorter)))
     os.environ["COMP_LINE"] = shorter
-    return _hydra(words[1], [*more, *arguments])
+    return _hydra(command, [*flags, *arguments])

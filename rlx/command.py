@@ -5,6 +5,8 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 
@@ -13,55 +15,61 @@ from rlx.config import rename_keys
 from rlx.errors import ConfigError, Interrupted, RunError
 
 Task = Callable[[DictConfig], float | None]
+"""What a command does with its composed config; a sweeper gets the number that it returns."""
+Check = Callable[[DictConfig], None]
+"""Raises what is wrong with a composed config, and writes nothing."""
 
 
-def command(
-    name: str, check: Callable[[DictConfig], None] | None = None
-) -> Callable[[Task], Callable[[], None]]:
+def command(name: str, check: Check | None = None) -> Callable[[Task], "Command"]:
     """Decorator of a command's task, which gets the composed conf/`name`.yaml.
 
-    `check` raises what is wrong with a composed config, and writes nothing: a sweep lets it see all
-    combinations before the first of them begins.
+    With `check`, a sweep looks at all its combinations before the first of them begins.
     """
-
-    def decorate(task: Task) -> Callable[[], None]:
-        @functools.wraps(task)
-        def main() -> None:
-            if not _is_sweep():
-                _once(name, task)
-                return
-            sweep = Sweep(task)
-            if check is not None:
-                sweep.checks(name, check)
-            _compose(name, sweep.run)
-            sweep.end()
-
-        return main
-
-    return decorate
+    return functools.partial(Command, name, check)
 
 
-def _once(name: str, task: Task) -> None:
-    """Run `task`. Its errors pass Hydra by, which would print lines of its own about them."""
-    errors: list[ConfigError | RunError] = []
+@dataclass(frozen=True)
+class Command:
+    """A command of rlx: called, it does what sys.argv says."""
 
-    def guarded(composed: DictConfig) -> float | None:
-        try:
-            return task(composed)
-        except (ConfigError, RunError) as error:
-            errors.append(error)
-            return None
+    name: str
+    check: Check | None
+    task: Task
 
-    _compose(name, guarded)
-    if errors:
-        raise errors[0]
+    def __call__(self) -> None:
+        """One run or a sweep; raises what fails."""
+        if not _is_sweep():
+            self._once()
+            return
+        sweep = Sweep(self.name, self.task)
+        if self.check is not None:
+            sweep.check_all(self.check)
+        sweep.run_all()
+
+    def _once(self) -> None:
+        """Do the task.
+
+        Its errors pass Hydra by, which would print lines of its own about them.
+        """
+        errors: list[ConfigError | RunError] = []
+
+        def guarded(composed: DictConfig) -> float | None:
+            try:
+                return self.task(composed)
+            except (ConfigError, RunError) as error:
+                errors.append(error)
+                return None
+
+        _compose(self.name, guarded)
+        if errors:
+            raise errors[0]
 
 
 def _is_sweep() -> bool:
     """Whether the command line, or an experiment that it names, asks for a sweep."""
     if {"-m", "--multirun"} & set(sys.argv):
         return True
-    named = [a.partition("=")[2] for a in sys.argv if a.startswith("experiment=")]
+    named = [arg.partition("=")[2] for arg in sys.argv if arg.startswith("experiment=")]
     return any(sweeps_of(name) for name in named)
 
 
@@ -69,97 +77,111 @@ def _compose(name: str, task: Task) -> None:
     """Let Hydra compose conf/`name`.yaml with sys.argv and call `task` on it, in a sweep on each."""
     import hydra
 
-    def run(composed: DictConfig) -> float | None:
+    def renamed(composed: DictConfig) -> float | None:
         rename_keys(composed)  # a user's YAML may be older than rlx
         return task(composed)
 
-    hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(run)()
+    hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(renamed)()
+
+
+class Failure(NamedTuple):
+    """A combination of a sweep that failed."""
+
+    overrides: str
+    error: ConfigError | RunError
+
+    def tell(self) -> None:
+        """Print it on one line."""
+        print(f"rlx: {self.error}  ({self.overrides})", file=sys.stderr, flush=True)
 
 
 class Sweep:
     """The combinations of one `-m`: each is announced, fails alone, and is named at the end."""
 
-    def __init__(self, task: Task):
+    def __init__(self, name: str, task: Task):
+        self.name = name
         self.task = task
         self.planned: list[str] = []
-        """The overrides of each combination, where a check has seen them."""
+        """The overrides of each combination, where a check has looked at them."""
         self.begun = 0
-        self.failures: list[tuple[str, ConfigError | RunError]] = []
-        """(overrides, what went wrong)."""
+        """How many of them have begun."""
+        self.failures: list[Failure] = []
 
-    def checks(self, name: str, check: Callable[[DictConfig], None]) -> None:
+    def check_all(self, check: Check) -> None:
         """Compose and check every combination; ConfigError with all that is wrong."""
-
-        def look(composed: DictConfig) -> None:
-            overrides = _overrides()
-            self.planned.append(overrides)
-            try:
-                check(composed)
-            except (ConfigError, RunError) as error:
-                self.failures.append((overrides, error))
-
         if any(argument.startswith("hydra/sweeper=") for argument in sys.argv):
             return  # it decides by results what comes next
         argv = sys.argv
-        quick = [a for a in argv if not a.startswith(("hydra/launcher=", "hydra.launcher."))]
+        launcher = ("hydra/launcher=", "hydra.launcher.")  # checks run here, one after the other
+        own = [argument for argument in argv if not argument.startswith(launcher)]
         with tempfile.TemporaryDirectory(prefix="rlx-") as folder:  # Hydra writes what it sweeps
-            sys.argv = [*quick, f"hydra.sweep.dir='{folder}'"]
+            sys.argv = [*own, f"hydra.sweep.dir='{folder}'"]
             try:
-                _compose(name, look)
+                _compose(self.name, functools.partial(self._check, check))
             finally:
                 sys.argv = argv
         if self.failures:
-            for overrides, error in self.failures:
-                _tell(error, overrides)
+            for failure in self.failures:
+                failure.tell()
             count = f"{len(self.failures)} of {len(self.planned)} combinations are wrong"
             raise ConfigError(f"{count}; none was begun.")
 
-    def run(self, composed: DictConfig) -> float | None:
+    def run_all(self) -> None:
+        """Do the task for every combination, and then raise what failed, all of it.
+
+        Exit code 2 where nothing but configs were wrong.
+        """
+        _compose(self.name, self._run)
+        if not self.failures:
+            return
+        for failure in self.failures:  # once more: they may be far above
+            failure.tell()
+        summary = RunError(f"{len(self.failures)} of {self.begun} combinations failed.")
+        summary.code = min(failure.error.code for failure in self.failures)
+        raise summary
+
+    def _check(self, check: Check, composed: DictConfig) -> None:
+        """Check one combination, and note it."""
+        overrides = _overrides()
+        self.planned.append(overrides)
+        try:
+            check(composed)
+        except (ConfigError, RunError) as error:
+            self.failures.append(Failure(overrides, error))
+
+    def _run(self, composed: DictConfig) -> float | None:
         """One combination. A failure is told at once, and the next one goes on."""
         from rlx.show import report
 
         overrides = _overrides()
         self.begun += 1
-        of = f" of {len(self.planned)}" if self.planned else ""
-        report.start(sweep=f"{self.begun}{of}: {overrides}")
+        number = f"{self.begun} of {len(self.planned)}" if self.planned else str(self.begun)
+        report.start(sweep=f"{number}: {overrides}")
         try:
             return self.task(composed)
         except (ConfigError, RunError) as error:  # Hydra would print a line of its own about it
-            _tell(error, overrides)
-            self.failures.append((overrides, error))
+            failure = Failure(overrides, error)
+            failure.tell()
+            self.failures.append(failure)
             return None
         except Interrupted as error:
-            raise Interrupted(error.code - 128, "\n".join([str(error), *self._left()])) from None
+            message = "\n".join([str(error), *self._not_begun()])
+            raise Interrupted(error.code - 128, message) from None
 
-    def _left(self) -> list[str]:
+    def _not_begun(self) -> list[str]:
         """Commands that go on with what was not begun."""
-        left = self.planned[self.begun :]
-        if not left:
+        rest = self.planned[self.begun :]
+        if not rest:
             return []
-        lines = [f"{sys.argv[0]} {one}" for one in left]
-        return [f"rlx: not begun, {len(left)} of {len(self.planned)}:", *lines]
-
-    def end(self) -> None:
-        """Raise what failed, all of it; exit code 2 where nothing but configs were wrong."""
-        if not self.failures:
-            return
-        for overrides, error in self.failures:  # once more: they may be far above
-            _tell(error, overrides)
-        summary = RunError(f"{len(self.failures)} of {self.begun} combinations failed.")
-        summary.code = min(error.code for _, error in self.failures)
-        raise summary
-
-
-def _tell(error: Exception, overrides: str) -> None:
-    """One line about a combination that failed."""
-    print(f"rlx: {error}  ({overrides})", file=sys.stderr, flush=True)
+        commands = [f"{sys.argv[0]} {overrides}" for overrides in rest]
+        return [f"rlx: not begun, {len(rest)} of {len(self.planned)}:", *commands]
 
 
 def _overrides() -> str:
     """The overrides of the running combination, as one would type them."""
     from hydra.core.hydra_config import HydraConfig
 
-    given = [
-        one.lstrip("+").replace("\\:", ":") for one in HydraConfig.get().overrides.task
-    ]  # as it escapes 0:5
-    return " ".join(shlex.quote(one) for one in given)
+    words = []
+    for override in HydraConfig.get().overrides.task:
+        words.append(override.lstrip("+").replace("\\:", ":"))  # Hydra escapes 0:5
+    return " ".join(shlex.quote(word) for word in words)

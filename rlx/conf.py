@@ -9,6 +9,7 @@ import yaml
 import rlx
 
 _user: list[Path] = []
+"""The user's folder of config groups, or nothing."""
 
 
 def conf_dir() -> str:
@@ -52,14 +53,22 @@ def sweeps_of(experiment: str) -> set[str]:
 
 
 def options_with(group: str, key: str) -> list[str]:
-    """The options of a group whose own file has `key`; those that ask the user for it come first."""
-    found = []
+    """The options of a group whose own file has `key`, sorted.
+
+    Those that ask the user for it come first.
+    """
+    asking = []
+    others = []
     for option, file in group_files(group).items():
         keys = yaml.safe_load(file.read_text()) or {}
         keys = keys.get(group, keys) if isinstance(keys, dict) else {}
-        if key in keys:
-            found.append((keys[key] != "???", option))
-    return [option for _, option in sorted(found)]
+        if key not in keys:
+            continue
+        if keys[key] == "???":
+            asking.append(option)
+        else:
+            others.append(option)
+    return asking + others
 
 
 @cache

@@ -1,4 +1,7 @@
-"""From YAML nodes to frozen dataclasses, with errors that name the key, the value, what was expected and the nearest name."""
+"""From YAML nodes to frozen dataclasses.
+
+Errors name the key, the value, what was expected and the nearest valid name.
+"""
 
 import dataclasses
 import inspect
@@ -8,14 +11,16 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from rlx.conf import group_files, options_with, renamed
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 
 T = TypeVar("T")
 
@@ -113,40 +118,51 @@ def typed(
     if not isinstance(node, Mapping | DictConfig):
         raise ConfigError(f"{key}={node}: expected keys with values.")
     values = {name: value for name, value in plain(node).items() if name != "_target_"}
-    parameters = {name: p for name, p in _parameters(kind).items() if name not in given}
+    parameters, open_ended = _parameters(kind)
+    for name in given:
+        parameters.pop(name, None)
     prefix = f"{key}." if key else ""
-    open_ended = parameters.pop("**", None) is not None
     for name in values:
         if name not in parameters and not open_ended:
-            raise ConfigError(
-                f"{prefix}{name}: unknown key.{_meant(key, name, [*parameters, *beside])}"
-            )
-    for name, (hint, default) in parameters.items():
+            meant = _meant(key, name, [*parameters, *beside])
+            raise ConfigError(f"{prefix}{name}: unknown key.{meant}")
+    for name, parameter in parameters.items():
         if partial and name not in values:
             continue
-        value = values.get(name, default)
+        value = values.get(name, parameter.default)
         if value is inspect.Parameter.empty or value == MISSING:
-            raise ConfigError(f"{prefix}{name}: missing; set {prefix}{name}=… ({describe(hint)}).")
-        values[name] = convert(value, hint, f"{prefix}{name}")
+            expected = describe(parameter.hint)
+            raise ConfigError(f"{prefix}{name}: missing; set {prefix}{name}=… ({expected}).")
+        values[name] = convert(value, parameter.hint, f"{prefix}{name}")
     return values
 
 
-def _parameters(kind: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Name → (type hint, default) of what `kind` is made of; "**" where it takes any keyword."""
+class _Parameter(NamedTuple):
+    """A parameter of something that is called."""
+
+    hint: Any
+    """Its type; Any where it has none."""
+    default: Any
+    """`inspect.Parameter.empty` where it has none."""
+
+
+def _parameters(kind: Callable[..., Any]) -> tuple[dict[str, _Parameter], bool]:
+    """What `kind` is made of, by name, and whether it takes any other keyword too."""
     function = kind.__init__ if isinstance(kind, type) else kind  # type: ignore[misc]
     annotated = kind if dataclasses.is_dataclass(kind) else function
     hints = typing.get_type_hints(annotated, include_extras=True)
-    found: dict[str, tuple[Any, Any]] = {}
+    found = {}
+    open_ended = False
     for name, parameter in inspect.signature(kind).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            found["**"] = (Any, None)
+            open_ended = True
         elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
-            found[name] = (hints.get(name, Any), parameter.default)
-    return found
+            found[name] = _Parameter(hints.get(name, Any), parameter.default)
+    return found, open_ended
 
 
 def _meant(key: str, name: str, names: list[str]) -> str:
-    """What to say of an unknown key: the nearest of `names`, or which option of the group has it."""
+    """What to say of an unknown key: the nearest of `names`, or the options that have it."""
     prefix = f"{key}." if key else ""
     near = nearest(f"{prefix}{name}", [f"{prefix}{other}" for other in names])
     if near.startswith(" Did you mean"):
@@ -158,56 +174,61 @@ def _meant(key: str, name: str, names: list[str]) -> str:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type `hint` has it: 200k and 1e6 are whole numbers. ConfigError where it cannot be."""
+    """`value` as the type `hint` has it: 200k and 1e6 are whole numbers.
+
+    ConfigError where it cannot be.
+    """
     if hint is Any:
         return value
-    if typing.get_origin(hint) is Annotated:
+    origin = typing.get_origin(hint)
+    kind = origin or hint
+    if origin is Annotated:
         return _convert_ranged(value, hint, key)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    if origin in (typing.Union, types.UnionType):
         return _convert_union(value, hint, key)
-    if hint is type(None) and value is None:
-        return None
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return build(typing.cast(type, hint), value, key)
-    if (typing.get_origin(hint) or hint) is dict and isinstance(value, Mapping):
+    if kind is dict and isinstance(value, Mapping):
         return dict(value)
-    if typing.get_origin(hint) in (list, tuple):
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{key}={value}: expected {describe(hint)}.")
-        return [convert(item, typing.get_args(hint)[0], key) for item in value]
-    if hint is int and isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kM])", value)):
-        return int(match[1]) * {"k": 1_000, "M": 1_000_000}[match[2]]  # steps=200k
-    if hint is int and isinstance(value, (int, float)) and abs(value) >= 1 << 53:
-        raise ConfigError(f"{key}={value:g}: too large a number.")
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)  # steps=1e6
+    if kind in (list, tuple) and isinstance(value, (list, tuple)):
+        (item_hint, *_) = typing.get_args(hint)
+        return [convert(item, item_hint, key) for item in value]
+    if kind in (list, tuple):
+        raise ConfigError(f"{key}={value}: expected {describe(hint)}.")
+    if hint is int and not isinstance(value, bool):
+        value = _whole(value, key)
     if hint in (float, str) and type(value) is int:
         return hint(value)  # checkpoint=20000
-    if hint is int and isinstance(value, float):
-        raise ConfigError(f"{key}={value}: expected a whole number.")
-    if (isinstance(hint, type) and type(value) is not hint) or (
-        typing.get_origin(hint) or hint
-    ) is dict:
+    if isinstance(kind, type) and type(value) is not kind:
         raise ConfigError(f"{key}={value}: expected {describe(hint)}, not {describe(type(value))}.")
     return value
+
+
+def _whole(value: Any, key: str) -> Any:
+    """A number, or text like 200k, as a whole number; anything else as it is."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+)([kM])", value)
+        if match:
+            return int(match[1]) * {"k": 1_000, "M": 1_000_000}[match[2]]  # steps=200k
+    if not isinstance(value, (int, float)):
+        return value
+    if abs(value) >= 1 << 53:
+        raise ConfigError(f"{key}={value:g}: too large a number.")
+    if not float(value).is_integer():
+        raise ConfigError(f"{key}={value}: expected a whole number.")
+    return int(value)  # steps=1e6
 
 
 def _convert_union(value: Any, hint: Any, key: str) -> Any:
     """`value` as the first of several types that takes it."""
     options = [option for option in typing.get_args(hint) if option is not type(None)]
-    if value is None and len(options) < len(typing.get_args(hint)):
+    optional = len(options) < len(typing.get_args(hint))
+    if value is None and optional:
         return None
-    for option in options[:-1]:
-        try:
+    for option in options:
+        with suppress(ConfigError):
             return convert(value, option, key)
-        except ConfigError:
-            continue
-    try:
-        return convert(value, options[-1], key)
-    except ConfigError:
-        raise ConfigError(
-            f"{key}={value}: expected {describe(hint)}, not {describe(type(value))}."
-        ) from None
+    raise ConfigError(f"{key}={value}: expected {describe(hint)}, not {describe(type(value))}.")
 
 
 def _convert_ranged(value: Any, hint: Any, key: str) -> Any:
@@ -231,9 +252,11 @@ def describe(hint: Any) -> str:
         dict: "keys with values",
         list: "a list",
     }
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if origin is Annotated:
-        return ", ".join([describe(arguments[0]), *(str(allowed) for allowed in arguments[1:])])
+        kind, *ranges = arguments
+        return ", ".join([describe(kind), *map(str, ranges)])
     if origin is dict:
         return names[dict]
     if origin in (list, tuple):
@@ -247,7 +270,8 @@ def describe(hint: Any) -> str:
 
 def choice(value: str, allowed: Iterable[str], key: str) -> str:
     """`value` if it is one of `allowed`, else ConfigError."""
-    if value not in (names := list(allowed)):
+    names = list(allowed)
+    if value not in names:
         raise ConfigError(f"{key}={value}: unknown.{nearest(value, names)}")
     return value
 
@@ -272,20 +296,19 @@ def load_class(node: Mapping[str, Any], key: str, base: type[T]) -> type[T]:
             f"{key}._target_={target}: cannot be imported ({type(error).__name__}: {error})."
         ) from None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(
-            f"{key}._target_={target}: expected a subclass of {base.__module__}.{base.__qualname__}."
-        )
+        expected = f"{base.__module__}.{base.__qualname__}"
+        raise ConfigError(f"{key}._target_={target}: expected a subclass of {expected}.")
     return found
 
 
 def parse_grid(value: object, key: str) -> list[float]:
-    """Radii from "start:stop:step" (the end included), "a/b", one number, or a list of these; exact fractions inside.
+    """Radii from "start:stop:step" (the end included), "a/b", one number, or a list of these.
 
-    "0:0.03:0.0025" is 13 numbers. Raises ConfigError on an empty, falling, negative or infinite grid.
+    "0:0.03:0.0025" is 13 numbers: inside they are exact fractions. Raises ConfigError on an empty,
+    falling, negative or infinite grid.
     """
-    parts = list(value) if isinstance(value, (list, tuple)) or OmegaConf.is_list(value) else [value]  # type: ignore[call-overload]
     radii: list[Fraction] = []
-    for part in parts:
+    for part in _items(value):
         numbers = [_fraction(text, key, value) for text in str(part).split(":")]
         if len(numbers) == 1:
             radii += numbers
@@ -293,14 +316,16 @@ def parse_grid(value: object, key: str) -> list[float]:
             start, stop, step = numbers
             if step <= 0 or stop < start:
                 raise ConfigError(
-                    f"{key}={value}: '{part}' is empty; write start:stop:step with start ≤ stop and step > 0."
+                    f"{key}={value}: '{part}' is empty; "
+                    "write start:stop:step with start ≤ stop and step > 0."
                 )
             count = int((stop - start) / step) + 1
             _check_count(count, f"{key}={value}", "radii")
             radii += [start + i * step for i in range(count)]
         else:
             raise ConfigError(
-                f"{key}={value}: expected start:stop:step, a number or a list of numbers; '{part}' is neither."
+                f"{key}={value}: expected start:stop:step, a number or a list of numbers; "
+                f"'{part}' is neither."
             )
     if not radii:
         raise ConfigError(
@@ -308,7 +333,44 @@ def parse_grid(value: object, key: str) -> list[float]:
         )
     if min(radii) < 0:
         raise ConfigError(f"{key}={value}: a radius cannot be negative.")
-    return [float(r) for r in sorted(set(radii))]
+    return [float(radius) for radius in sorted(set(radii))]
+
+
+def parse_seeds(value: object, key: str = "seeds") -> list[int]:
+    """Seeds from a count (10 → 0…9), a half-open range as in Python ("5:8" → 5, 6, 7), or a list.
+
+    A list holds seeds and ranges. Raises ConfigError.
+    """
+    seeds: list[int] = []
+    for part in _items(value):
+        try:
+            numbers = [int(text) for text in str(part).split(":")]
+        except ValueError:
+            raise ConfigError(
+                f"{key}={value}: '{part}' is not a count, a range like 0:10 or a list."
+            ) from None
+        if len(numbers) > 2:
+            raise ConfigError(f"{key}={value}: expected a count, a range like 0:10 or a list.")
+        if len(numbers) == 1 and _is_list(value):
+            seeds += numbers
+            continue
+        first, end = numbers if len(numbers) == 2 else (0, numbers[0])
+        _check_count(end - first, f"{key}={value}", "seeds")
+        seeds += range(first, end)
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"{key}={value}: expected at least one seed, none negative and none twice."
+        )
+    return seeds
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or OmegaConf.is_list(value)
+
+
+def _items(value: Any) -> list[Any]:
+    """Those of a list; anything else alone."""
+    return list(value) if _is_list(value) else [value]
 
 
 def _check_count(count: int, what: str, things: str) -> None:
@@ -318,39 +380,11 @@ def _check_count(count: int, what: str, things: str) -> None:
 
 
 def _fraction(text: str, key: str, value: object) -> Fraction:
+    """`text` as an exact number; ConfigError where it is none."""
     try:
         return Fraction(text.strip())
     except (ValueError, ZeroDivisionError):
         raise ConfigError(
-            f"{key}={value}: '{text}' is not a number; write for example {key}=0:0.03:0.0025 or {key}=8/255."
+            f"{key}={value}: '{text}' is not a number; "
+            f"write for example {key}=0:0.03:0.0025 or {key}=8/255."
         ) from None
-
-
-def parse_seeds(value: object, key: str = "seeds") -> list[int]:
-    """Seeds from a count (10 → 0…9), a half-open range as in Python ("5:8" → 5, 6, 7), or a list of them."""
-    parts = list(value) if isinstance(value, (list, tuple)) or OmegaConf.is_list(value) else [value]  # type: ignore[call-overload]
-    seeds: list[int] = []
-    for part in parts:
-        try:
-            numbers = [int(text) for text in str(part).split(":")]
-        except ValueError:
-            raise ConfigError(
-                f"{key}={value}: '{part}' is not a count, a range like 0:10 or a list."
-            ) from None
-        span = numbers if len(numbers) == 2 else [0, numbers[0]]
-        _check_count(span[1] - span[0], f"{key}={value}", "seeds")
-        if len(numbers) == 2:
-            seeds += range(*numbers)
-        elif len(numbers) == 1:
-            seeds += (
-                numbers
-                if isinstance(value, (list, tuple)) or OmegaConf.is_list(value)
-                else range(numbers[0])
-            )
-        else:
-            raise ConfigError(f"{key}={value}: expected a count, a range like 0:10 or a list.")
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"{key}={value}: expected at least one seed, none negative and none twice."
-        )
-    return seeds

@@ -1,4 +1,7 @@
-"""Greedy evaluation on common episodes: every seed, radius and attack starts from the same reset seeds."""
+"""Greedy evaluation on common episodes.
+
+Every seed, radius and attack starts from the same reset seeds.
+"""
 
 from collections.abc import Callable
 
@@ -22,25 +25,34 @@ MakeEnv = Callable[[int], TensorEnv]
 
 
 def episode_seeds(first: int, episodes: int, seeds: int, device: torch.device) -> Tensor:
-    """Reset seeds [S, episodes]: the same for every training seed."""
+    """int64 [S, episodes]: reset seeds from `first` on, the same for each of S = `seeds`."""
     return torch.arange(first, first + episodes, device=device).expand(seeds, -1)
 
 
 def evaluate(
-    policy: Policy, make_env: MakeEnv, seeds: int, episodes: int, first: int, device: torch.device,
+    policy: Policy,
+    make_env: MakeEnv,
+    seeds: int,
+    episodes: int,
+    first: int,
+    device: torch.device,
     chooser: Callable[[Tensor], Choose] | None = None,
-) -> Episodes:  # fmt: skip
-    """`episodes` episodes (greedy, or as `chooser` says) of each of the policy's `seeds`, from reset seed `first` on."""
-    return rollout(
-        policy, make_env(seeds * episodes), episode_seeds(first, episodes, seeds, device), chooser
-    )
+) -> Episodes:
+    """[S, episodes] of a policy of S = `seeds`, from reset seed `first` on.
+
+    Greedy, or as `chooser` says (see `rollout`).
+    """
+    env = make_env(seeds * episodes)
+    return rollout(policy, env, episode_seeds(first, episodes, seeds, device), chooser)
 
 
 def evaluate_random(
     policy: Policy, make_env: MakeEnv, episodes: int, device: torch.device
 ) -> Episodes:
     """[1, episodes] of uniformly random (legal) choices: the zero of every robustness score."""
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    one, env = take(policy, zero), make_env(episodes)
-    choose = exploring(1.0, Streams(zero, "random policy"), env.rules)
-    return rollout(one, env, episode_seeds(REPORT, episodes, 1, device), lambda ids: choose)
+    seed_0 = torch.zeros(1, dtype=torch.int64, device=device)
+    env = make_env(episodes)
+    rng = Streams(seed_0, "random policy")
+    choose = exploring(1.0, rng, env.rules)
+    resets = episode_seeds(REPORT, episodes, 1, device)
+    return rollout(take(policy, seed_0), env, resets, lambda ids: choose)

@@ -1,7 +1,7 @@
-"""What a composed config means: the validated agent, env, data, seeds and device of one run, before and after it is on disk."""
+"""What a composed config means: the validated agent, env, data and device of a run."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,17 @@ from rlx.config import (
     choice,
     convert,
     load_class,
-    parse_seeds,
     plain,
     typed,
 )
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
 from rlx.machine import free_memory
 
 if TYPE_CHECKING:
+    import gymnasium
     import torch
 
-    from rlx.agent import Agent, Policy, Spec
+    from rlx.agent import Agent, Spec
     from rlx.data.datasets import Data
     from rlx.env import TensorEnv
     from rlx.runs.run import Run
@@ -37,7 +37,9 @@ class Device:
     """The keys of the config group `device`."""
 
     name: str
+    """`cpu`, `cuda`, or `auto` for a GPU where there is one."""
     threads: Count
+    """Threads that torch computes with on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Shown:
 def validated(composed: Mapping[str, Any]) -> DictConfig:
     """A training's config with every value of the type that its key has; raises ConfigError.
 
-    What is saved, compared and read from here on holds no `200k` and no text where a number belongs.
+    What is saved, compared and read from here on holds no `200k` and no text where a number
+    belongs.
     """
     from rlx.agent import Agent
     from rlx.training.config import Config
@@ -64,20 +67,21 @@ def validated(composed: Mapping[str, Any]) -> DictConfig:
     config = typed(Config, composed, "")
     for group in ("agent", "env", "eval_env", "device"):
         config[group] = convert({} if config[group] is None else config[group], dict, group)
-    agent: Any = load_class(config["agent"], "agent", Agent)
-    config["agent"] = {
-        "_target_": config["agent"]["_target_"],
-        **typed(agent.config_type, config["agent"], "agent"),
-    }
+
+    agent = load_class(config["agent"], "agent", Agent)
+    target = config["agent"]["_target_"]
+    config["agent"] = {"_target_": target, **typed(agent.config_type, config["agent"], "agent")}
+
     config["env"] = typed_env(config["env"])
-    config["eval_env"] = typed_env(
-        {**config["eval_env"], "_target_": config["env"]["_target_"]}, "eval_env", partial=True
-    )
+    eval_env = {**config["eval_env"], "_target_": config["env"]["_target_"]}
+    config["eval_env"] = typed_env(eval_env, "eval_env", partial=True)
     del config["eval_env"]["_target_"]
+
     config["device"] = typed(Device, config["device"], "device")
-    config["stop"] = (
-        typed(Stop, convert(config["stop"], dict, "stop"), "stop") if config["stop"] else None
-    )
+    if config["stop"]:
+        config["stop"] = typed(Stop, convert(config["stop"], dict, "stop"), "stop")
+    else:
+        config["stop"] = None
     if config["data"] and not config["data"].startswith("minari:"):
         config["data"] = str(Path(config["data"]).absolute())  # a run may be resumed from elsewhere
     return OmegaConf.create(config)
@@ -91,49 +95,57 @@ def trained(run: "Run") -> DictConfig:
     for key in ("agent", "env", "eval_env", "device", "seeds", "num_envs"):
         if key not in config:
             raise ConfigError(f"{run.path / 'config.yaml'}: '{key}' is missing.")
-    kind: Any = load_class(config.agent, "agent", Agent)
-    for name in getattr(kind.config_type, "retired", ()):
+    agent = load_class(config.agent, "agent", Agent)
+    for name in getattr(agent.config_type, "retired", ()):
         config.agent.pop(name, None)
     return config
 
 
 def typed_env(node: Mapping[str, Any], key: str = "env", partial: bool = False) -> dict[str, Any]:
-    """The config group `env`, every value of its type; `partial`: only the keys that `node` has."""
+    """The config group `env`, at `key`, every value of its type.
+
+    `partial`: only the keys that `node` has.
+    """
     from gymnasium.vector import VectorEnv
 
     from rlx.envs.batched import Drift, Dynamics
 
     parameters = plain(node)
-    kind: Any = load_class(parameters, key, object)
+    env = load_class(parameters, key, object)
     target = parameters.pop("_target_")
     beside = [field.name for field in fields(Shown)]
     shown = {name: parameters.pop(name) for name in beside if name in parameters}
     result = {"_target_": target, **typed(Shown, shown, key, partial=partial)}
-    if isinstance(kind, type) and issubclass(kind, VectorEnv):
+    if issubclass(env, VectorEnv):
         given = ("num_envs", "device")
-        return result | typed(kind, parameters, key, given=given, beside=beside, partial=partial)
-    kind = load_class({"_target_": target}, key, Dynamics)  # type: ignore[type-abstract]
-    drift, limit = parameters.pop("drift", None), parameters.pop("max_episode_steps", None)
+        return result | typed(env, parameters, key, given=given, beside=beside, partial=partial)
+
+    dynamics = load_class({"_target_": target}, key, Dynamics)
     beside += ["drift", "max_episode_steps"]
+    drift = parameters.pop("drift", None)
+    limit = parameters.pop("max_episode_steps", None)
     if drift is not None:
-        result["drift"] = typed(
-            Drift, convert(drift, dict, f"{key}.drift"), f"{key}.drift", partial=partial
-        )
+        drift = convert(drift, dict, f"{key}.drift")
+        result["drift"] = typed(Drift, drift, f"{key}.drift", partial=partial)
     if limit is not None:
-        result["max_episode_steps"] = convert(limit, int, f"{key}.max_episode_steps")
-        at_least(result["max_episode_steps"], 1, f"{key}.max_episode_steps")
-    return result | typed(kind, parameters, key, beside=beside, partial=partial)
+        limit = convert(limit, int, f"{key}.max_episode_steps")
+        at_least(limit, 1, f"{key}.max_episode_steps")
+        result["max_episode_steps"] = limit
+    return result | typed(dynamics, parameters, key, beside=beside, partial=partial)
 
 
 def make_env(
     node: Mapping[str, Any], num_envs: int, device: "torch.device | str", clock: int = 0
 ) -> "TensorEnv":
-    """`num_envs` copies of the env of the config group `env`, as the keys `observe` and `stack` show it, in `workers` processes.
+    """`num_envs` copies of the env of the config group `env`.
 
-    `clock`: for a drifting env, how many steps each copy is old.
+    As the keys `observe` and `stack` show it, in `workers` processes. `clock`: for a drifting env,
+    how many steps each copy is old.
     """
     params = typed_env(node)
-    observe, stack, workers = (params.pop(name) for name in ("observe", "stack", "workers"))
+    observe = params.pop("observe")
+    stack = params.pop("stack")
+    workers = params.pop("workers")
     _require_room(num_envs, stack)
     env = _whole_env(params, num_envs, device, clock, workers)
     if observe is None and stack == 1:
@@ -145,11 +157,13 @@ def make_env(
 
 def _require_room(num_envs: int, stack: int) -> None:
     """ConfigError where so many copies cannot be, before any memory is taken for them."""
-    least, free = 64.0 * num_envs * stack, free_memory()  # bytes: some numbers of each
+    least = 64.0 * num_envs * stack  # bytes: some numbers of each
+    free = free_memory()
     if least > free:
         raise ConfigError(
-            f"env: {num_envs:,} copies at once, env.stack={stack}, take {least / 1e9:,.0f} GB of memory at least, and "
-            f"{free / 1e9:,.1f} GB are free; take fewer copies, seeds or episodes."
+            f"env: {num_envs:,} copies at once, env.stack={stack}, take {least / 1e9:,.0f} GB of "
+            f"memory at least, and {free / 1e9:,.1f} GB are free; "
+            "take fewer copies, seeds or episodes."
         )
 
 
@@ -165,30 +179,25 @@ def _whole_env(
 
     from rlx.envs.batched import BatchedEnv, Drift
 
-    kind: Any = load_class(params, "env", object)
+    # The keyword arguments of a class of anybody's cannot be checked.
+    env: Any = load_class(params, "env", object)
     params = {name: value for name, value in params.items() if name != "_target_"}
-    if issubclass(kind, VectorEnv):
-        for name in _OPTIONAL:
-            if not hasattr(kind, name):
-                setattr(kind, name, None)
+    if issubclass(env, VectorEnv):
         if min(workers, num_envs) == 1:
-            return kind(num_envs=num_envs, device=device, **params)
+            return env(num_envs=num_envs, device=device, **params)
         from rlx.envs.workers import Workers
 
-        return Workers(partial(kind, **params), num_envs, workers, device)
+        return Workers(partial(env, **params), num_envs, workers, device)
     if workers != 1:
         raise ConfigError(
-            f"env.workers={workers}: this env steps all copies as one tensor; processes are for envs of Gymnasium."
+            f"env.workers={workers}: this env steps all copies as one tensor; "
+            "processes are for envs of Gymnasium."
         )
-    limit, drift = params.pop("max_episode_steps", None), params.pop("drift", None)
-    return BatchedEnv(
-        kind(**params),
-        num_envs,
-        limit,
-        device,
-        drift=Drift(**drift) if drift else None,
-        clock=clock,
-    )
+    limit = params.pop("max_episode_steps", None)
+    drift = params.pop("drift", None)
+    if drift:
+        drift = Drift(**drift)
+    return BatchedEnv(env(**params), num_envs, limit, device, drift=drift or None, clock=clock)
 
 
 def env_spec(node: Mapping[str, Any]) -> "Spec":
@@ -197,8 +206,9 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     from rlx.envs.spaces import refused
 
     env = make_env(node, 1, "cpu")
-    obs, action = env.single_observation_space, env.single_action_space
-    problem = refused(obs, action, str(node.get("id")))
+    obs_space = env.single_observation_space
+    action_space = env.single_action_space
+    problem = refused(obs_space, action_space, str(node.get("id")))
     if problem is not None:
         what, way = problem
         if "id" in node:
@@ -207,64 +217,59 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     limit = env.max_episode_steps
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
-    stack = typed_env(node)["stack"]
-    return Spec(obs, action, int(limit), env.reward_threshold, env.rules, stack)
+    return Spec(
+        obs_space,
+        action_space,
+        max_episode_steps=int(limit),
+        reward_threshold=env.reward_threshold,
+        rules=env.rules,
+        stack=typed_env(node)["stack"],
+    )
 
 
 def evaluated_spec(spec: "Spec", node: Mapping[str, Any]) -> "Spec":
-    """The spec of the env `node` in which an agent of `spec` is evaluated; ConfigError where its spaces are others."""
-    own = env_spec(node)
-    for what, here, there in (
-        ("observations", spec.observation_space, own.observation_space),
-        ("actions", spec.action_space, own.action_space),
-    ):
-        if here != there:
-            raise ConfigError(
-                f"eval_env: has {what} {named(there)}; the agent learns with {named(here)}."
-            )
-    return own
+    """The spec of the env `node` in which an agent of `spec` is evaluated.
+
+    ConfigError where its spaces are others.
+    """
+    evaluated = env_spec(node)
+    _require_space("observations", evaluated.observation_space, spec.observation_space)
+    _require_space("actions", evaluated.action_space, spec.action_space)
+    return evaluated
 
 
-def named(space: Any) -> str:
+def _require_space(what: str, space: "gymnasium.Space", learnt: "gymnasium.Space") -> None:
+    """ConfigError where eval_env has another space than the env in which the agent learns."""
+    if space != learnt:
+        raise ConfigError(
+            f"eval_env: has {what} {named(space)}; the agent learns with {named(learnt)}."
+        )
+
+
+def named(space: "gymnasium.Space") -> str:
     """A space on one line."""
     return " ".join(str(space).split())
 
 
-def age(runs: "Sequence[Run]", checkpoint: str) -> int:
-    """How old, in steps, the env copies of runs are at a checkpoint; 0 unless their env drifts.
-
-    ConfigError where they differ: policies of several ages are judged in several envs.
-    """
-    ages = [_age(run, checkpoint) for run in runs]
-    for run, own in zip(runs, ages, strict=True):
-        if own != ages[0]:
-            raise ConfigError(
-                f"run={run.path}: its drifting env is {own:,} steps old at checkpoint {checkpoint}, that of "
-                f"{runs[0].path} {ages[0]:,}; take them one by one."
-            )
-    return ages[0]
-
-
-def _age(run: "Run", checkpoint: str) -> int:
-    config = run.config
-    if not config.env.get("drift"):
-        return 0
-    step = run.checkpoints.counters(checkpoint)["step"]  # of each seed, in "best"
-    return max(step if isinstance(step, list) else [step]) // int(config.num_envs)
-
-
 def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config group `env` as a run is evaluated and attacked in: with the keys of `eval_env`, nested ones too."""
+    """The config group `env` as a run is evaluated and attacked in.
+
+    That is with the keys of `eval_env`, nested ones too.
+    """
     merged = OmegaConf.merge(plain(config["env"]), plain(config["eval_env"]))
     return typed_env(merged)  # type: ignore[arg-type]
 
 
 def same_env(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two runs' envs, as they are evaluated, are one; in how many processes or threads they run says nothing."""
-    first, second = (
-        {k: v for k, v in evaluated_env(config).items() if k not in ("workers", "threads")}
-        for config in (one, other)
-    )
+    """Whether the envs of two runs' configs, as they are evaluated, are one.
+
+    In how many processes or threads they run says nothing.
+    """
+    first = evaluated_env(one)
+    second = evaluated_env(other)
+    for key in ("workers", "threads"):
+        first.pop(key, None)
+        second.pop(key, None)
     return first == second
 
 
@@ -274,7 +279,8 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
 
     config = build(Device, node, "device")
     name = choice(config.name, ("auto", "cpu", "cuda"), "device")
-    if name == "cuda" and not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
         raise ConfigError(
             "device=cuda: torch sees no CUDA device here; use device=cpu or device=auto."
         )
@@ -282,16 +288,11 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
     if config.threads > most:
         raise ConfigError(f"device.threads={config.threads}: this machine takes at most {most}.")
     torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(
-        True
-    )  # dead units' gradients decay into denormal numbers, ten times slower
-    return torch.device(
-        "cuda"
-        if name == "auto" and torch.cuda.is_available()
-        else name
-        if name != "auto"
-        else "cpu"
-    )
+    # Dead units' gradients decay into denormal numbers, which are ten times slower.
+    torch.set_flush_denormal(True)
+    if name == "auto":
+        name = "cuda" if has_gpu else "cpu"
+    return torch.device(name)
 
 
 def make_agent(
@@ -301,37 +302,52 @@ def make_agent(
     num_envs: int,
     data: "Data | None" = None,
 ) -> "Agent":
-    """The agent of the config group `agent`, on the device of `seeds`; an offline one learns from `data`."""
+    """The agent of the config group `agent`, on the device of `seeds` (int64 [S]).
+
+    An offline one learns from `data`. ConfigError where the agent and the env do not fit.
+    """
     from rlx.agent import Agent, OfflineAgent
 
-    kind: Any = load_class(node, "agent", Agent)
-    for what, space, fits in (
-        ("observations", spec.observation_space, kind.observations),
-        ("actions", spec.action_space, kind.actions),
-    ):
-        if not isinstance(space, fits):
-            names = " or ".join(fit.__name__ for fit in fits)
-            raise ConfigError(
-                f"agent: {kind.__name__} needs {names} {what}; this env has {named(space)}."
-            )
-    if kind.games and spec.rules is None:
+    # The constructors of an Agent and an OfflineAgent differ in the last argument.
+    agent: Any = load_class(node, "agent", Agent)
+    _require_fit(agent, "observations", spec.observation_space, agent.observations)
+    _require_fit(agent, "actions", spec.action_space, agent.actions)
+    if agent.games and spec.rules is None:
         raise ConfigError(
-            f"agent: {kind.__name__} needs a game of two players in turn, such as env=tic_tac_toe."
+            f"agent: {agent.__name__} needs a game of two players in turn, such as env=tic_tac_toe."
         )
-    config, offline = build(kind.config_type, node, "agent"), issubclass(kind, OfflineAgent)
-    if offline != (data is not None):
+    config = build(agent.config_type, node, "agent")
+    offline = issubclass(agent, OfflineAgent)
+    if offline and data is None:
         raise ConfigError(
-            "data: this agent learns from a data set; give one, as in: data=data/cartpole (rlx collect makes them)."
-            if offline
-            else "data: this agent learns by acting; data sets are for agent=bcq and agent=bc."
+            "data: this agent learns from a data set; give one, as in: data=data/cartpole "
+            "(rlx collect makes them)."
         )
-    return kind(config, spec, seeds, data if offline else num_envs)
+    if data is not None and not offline:
+        raise ConfigError(
+            "data: this agent learns by acting; data sets are for agent=bcq and agent=bc."
+        )
+    return agent(config, spec, seeds, data if offline else num_envs)
+
+
+def _require_fit(
+    agent: type["Agent"],
+    what: str,
+    space: "gymnasium.Space",
+    kinds: tuple[type["gymnasium.Space"], ...],
+) -> None:
+    """ConfigError where the env's observations or actions are none that the agent takes."""
+    if not isinstance(space, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(
+            f"agent: {agent.__name__} needs {names} {what}; this env has {named(space)}."
+        )
 
 
 def open_data(where: str, skip_bad: bool = False) -> "Data":
-    """The data set `where`: a folder of ours or of npz shards, or minari:<id>. ConfigError, with the file, where something is wrong.
+    """The data set `where`: a folder of ours or of npz shards, or minari:<id>.
 
-    `skip_bad`: leave bad shards out instead.
+    ConfigError, with the file, where something is wrong. `skip_bad`: leave bad shards out instead.
     """
     from rlx.data.episodes import Episodes
     from rlx.data.minari import imported
@@ -355,98 +371,3 @@ def open_data(where: str, skip_bad: bool = False) -> "Data":
     if any(name.endswith(".npz") for name in names):
         return Shards(folder, skip_bad)
     raise ConfigError(f"data={where}: neither data.json nor npz shards in it.")
-
-
-def load_policy(run: "Run", checkpoint: str) -> "tuple[Policy, Spec, list[int]]":
-    """(policy, spec, seeds) of a run's checkpoint, on the CPU. ConfigError where it does not fit."""
-    from rlx.agent import Agent
-    from rlx.nn.rng import seed_tensor
-
-    config = trained(run)
-    spec = env_spec(config.env)
-    evaluated_spec(spec, evaluated_env(config))
-    kind: Any = load_class(config.agent, "agent", Agent)
-    seeds = [
-        int(seed) for seed in run.checkpoints.counters(checkpoint)["seeds"]
-    ]  # a stop rule may have taken some out
-    if not seeds:
-        raise ConfigError(
-            f"checkpoint={checkpoint}: every seed of {run.path} had stopped by then; use checkpoint=best, the weights each stopped with."
-        )
-    saved = run.checkpoints.load(checkpoint)
-    check_tensors(
-        config, spec, len(seeds), saved, run.checkpoints.folder(checkpoint) / "agent.safetensors"
-    )
-    policy = kind.policy_type(
-        build(kind.config_type, config.agent, "agent"), spec, seed_tensor(seeds)
-    )
-    policy.load_state_dict({name: saved[name] for name in policy.state_dict()})
-    return policy.requires_grad_(False), spec, seeds
-
-
-def check_tensors(
-    config: DictConfig, spec: "Spec", seeds: int, saved: "Mapping[str, torch.Tensor]", where: Path
-) -> None:
-    """ConfigError where the file `where` lacks a tensor of the policy of `seeds` seeds that `config` makes, or has one of another shape.
-
-    The policy is made without memory: what a config asks for may not fit into any, while a file
-    holds what it is long.
-    """
-    import torch
-
-    from rlx.agent import Agent
-    from rlx.nn.rng import seed_tensor
-
-    kind: Any = load_class(config.agent, "agent", Agent)
-    with torch.device("meta"):
-        outline = kind.policy_type(
-            build(kind.config_type, config.agent, "agent"), spec, seed_tensor(range(seeds), "meta")
-        )
-    for name, tensor in outline.state_dict().items():
-        if name not in saved:
-            raise ConfigError(f"{where}: tensor '{name}' is missing.{nearest(name, saved)}")
-        if saved[name].shape != tensor.shape:
-            raise ConfigError(
-                f"{where}: tensor '{name}' is {list(saved[name].shape)}, but this config makes {list(tensor.shape)}."
-            )
-
-
-def load_policies(
-    runs: "Sequence[Run]", checkpoint: str, device: "torch.device", seeds: object = None
-) -> "tuple[Policy, Spec, list[int]]":
-    """(policy, spec, seeds) of several runs of one agent and env, side by side along the seed axis.
-
-    `seeds` picks some of theirs. ConfigError where a seed comes twice: it would be counted as two independent ones.
-    """
-    import torch
-
-    from rlx.nn.seed_axis import concatenate, take
-
-    first = runs[0].config
-    for run in runs[1:]:
-        for key, same in (
-            ("agent", run.config.agent == first.agent),
-            ("env", same_env(run.config, first)),
-        ):
-            if not same:
-                raise ConfigError(
-                    f"run={run.path}: its {key} differs from that of {runs[0].path}; take them one by one."
-                )
-    loaded = [load_policy(run, checkpoint) for run in runs]
-    owners: dict[int, Path] = {}
-    for run, (_, _, seeds_of_run) in zip(runs, loaded, strict=True):
-        for seed in seeds_of_run:
-            if seed in owners:
-                raise ConfigError(
-                    f"run={run.path}: seed {seed} is also in {owners[seed]}; it would count as two independent seeds."
-                )
-            owners[seed] = run.path
-    policy, own = concatenate([policy for policy, _, _ in loaded]), list(owners)
-    if seeds is not None:
-        chosen = parse_seeds(seeds)
-        if unknown := sorted(set(chosen) - set(own)):
-            raise ConfigError(
-                f"seeds={seeds}: {unknown} not in {', '.join(str(run.path) for run in runs)}, which has {own}."
-            )
-        policy, own = take(policy, torch.tensor([own.index(seed) for seed in chosen])), chosen
-    return policy.to(device), loaded[0][1], own

@@ -13,12 +13,16 @@ from rlx.conf import conf_dir, conf_dirs, group_files, user_dir
 
 
 def commands() -> dict[str, str]:
-    """Name → first line of the docstring of every file in rlx/commands, read without importing any."""
+    """Every file in rlx/commands: its name → the first line of its docstring.
+
+    They are read without importing any: torch alone takes seconds.
+    """
     found = {}
     for folder in rlx.commands.__path__:
         for module in pkgutil.iter_modules([folder]):
             source = (Path(folder) / f"{module.name}.py").read_text()
-            found[module.name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+            docstring = ast.get_docstring(ast.parse(source)) or ""
+            found[module.name] = docstring.partition("\n")[0]
     return found
 
 
@@ -32,36 +36,42 @@ def usage() -> str:
         "  rlx attack eps=0:0.03:0.0025                attack the newest run",
         "  rlx train -m agent.learning_rate=1e-4,1e-3  one run per combination",
         "",
-        "rlx <command> --help explains its keys and lists config groups.  rlx <command> --cfg job prints the composed config.",
+        "rlx <command> --help explains its keys and lists config groups.  "
+        "rlx <command> --cfg job prints the composed config.",
         'Tab completion: eval "$(rlx --completion bash)" (or zsh, fish).',
     ]
     return "\n".join(lines)
 
 
 def command_usage(command: str, overrides: list[str]) -> str:
-    """The text of `rlx <command> --help`: its keys, with the values that this command line would use.
+    """The text of `rlx <command> --help`: its keys, with the values that this command line uses.
 
     Of groups that the line names, their keys too. Raises Hydra's errors where the line is wrong.
     """
-    text = (Path(conf_dir()) / f"{command}.yaml").read_text()
-    defaults, _, keys = text.partition("\n\n") if text.startswith("defaults") else ("", "", text)
+    text = _command_file(command)
+    defaults = ""
+    keys = text
+    if text.startswith("defaults"):
+        defaults, _, keys = text.partition("\n\n")
     takes = "[run …] " if takes_runs(command) else ""
     config = composed(command, overrides)
-    named = dict(one.split("=", 1) for one in overrides if re.match(r"\w+=", one))
-    head = f"usage: rlx {command} {takes}[key=value …]"
-    lines = [head, "", commands()[command], "", _with_values(keys, config).strip()]
+    named = dict(word.split("=", 1) for word in overrides if re.match(r"\w+=", word))
+    lines = [f"usage: rlx {command} {takes}[key=value …]", "", commands()[command], ""]
+    lines.append(_with_values(keys, config).strip())
     for group, _ in re.findall(r"- (\w+): (\w+)", defaults):
         files = group_files(group)
         lines += ["", f"{group}: {', '.join(files)}"]
         if group in named and isinstance(config.get(group), dict):
-            own = "\n".join(path.read_text() for path in _parents(files, named[group]))
-            lines += ["", f"{group}={named[group]}, as this command line has it:"]
+            option = named[group]
+            own = "\n".join(path.read_text() for path in _parents(files, option))
+            lines += ["", f"{group}={option}, as this command line has it:"]
             lines += _group_lines(own, config[group])
     if len(conf_dirs()) > 1:
         lines += ["", f"(Options of {conf_dirs()[1]} are among them.)"]
     lines += [
         "",
-        f"The keys of an agent or env: rlx {command} agent=dqn --help. All values: rlx {command} --cfg job.",
+        f"The keys of an agent or env: rlx {command} agent=dqn --help. "
+        f"All values: rlx {command} --cfg job.",
     ]
     return "\n".join(lines)
 
@@ -73,30 +83,38 @@ def takes_runs(command: str) -> bool:
 
 def own_keys(command: str) -> set[str]:
     """The groups and top-level keys of a command, as its file in conf/ has them."""
-    text = (Path(conf_dir()) / f"{command}.yaml").read_text()
+    text = _command_file(command)
     groups = re.findall(r"^  - (?:optional )?(\w+):", text, re.MULTILINE)
-    return {*groups, *re.findall(r"^(\w+):", text, re.MULTILINE)} - {"defaults"}
+    keys = re.findall(r"^(\w+):", text, re.MULTILINE)
+    return {*groups, *keys} - {"defaults"}
+
+
+def _command_file(command: str) -> str:
+    """The text of conf/`command`.yaml."""
+    return (Path(conf_dir()) / f"{command}.yaml").read_text()
 
 
 def all_keys(command: str, overrides: list[str]) -> list[str]:
     """Dotted names of all keys of a command's config and of the groups that its line names."""
     from hydra.errors import HydraException
 
-    groups = [one for one in overrides if one.split("=")[0] in ("agent", "env", "attack", "device")]
+    groups = ("agent", "env", "attack", "device")
+    named = [word for word in overrides if word.partition("=")[0] in groups]
     try:
-        config = composed(command, groups)
+        config = composed(command, named)
     except (HydraException, ValueError):
         config = composed(command, [])
+    return _dotted(config)
 
-    def names(node: dict[str, Any], prefix: str) -> list[str]:
-        found = []
-        for key, value in node.items():
-            found.append(f"{prefix}{key}")
-            if isinstance(value, dict):
-                found += names(value, f"{prefix}{key}.")
-        return found
 
-    return names(config, "")
+def _dotted(config: dict[str, Any], prefix: str = "") -> list[str]:
+    """The names of all keys, nested ones too."""
+    names = []
+    for key, value in config.items():
+        names.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            names += _dotted(value, f"{prefix}{key}.")
+    return names
 
 
 def composed(command: str, overrides: list[str]) -> dict[str, Any]:
@@ -118,8 +136,10 @@ def _parents(files: dict[str, Path], option: str) -> list[Path]:
     """The files of an option and of those that its defaults name, these first."""
     if option not in files:
         return []
-    inherited = re.findall(r"^\s+- (\w+)$", files[option].read_text(), re.MULTILINE)
-    before = [path for name in inherited if name != "_self_" for path in _parents(files, name)]
+    before = []
+    for name in re.findall(r"^\s+- (\w+)$", files[option].read_text(), re.MULTILINE):
+        if name != "_self_":
+            before += _parents(files, name)
     return [*before, files[option]]
 
 
@@ -135,7 +155,10 @@ def _with_values(text: str, config: dict[str, Any]) -> str:
 
 
 def _group_lines(text: str, values: dict[str, Any]) -> list[str]:
-    """One line for each of a group's `values`, under the comment that the YAML `text` has above it."""
+    """One line for each of a group's `values`, under its comment.
+
+    That is the comment that the YAML `text` has above the key.
+    """
     comments: dict[str, list[str]] = {}
     above: list[str] = []
     for line in text.splitlines():

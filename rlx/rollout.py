@@ -14,16 +14,20 @@ from rlx.nn.seed_axis import take
 CHECK_EVERY = 8
 """Steps between two looks at which copies are done: looking makes a GPU wait."""
 
+SHRINK_BELOW = 0.75
+"""The batch shrinks when at most this share of it would be left: shrinking copies all that is."""
+
 
 @dataclass
 class Episodes:
     """What was played: tensors [S, B], one episode per copy."""
 
     returns: Tensor
-    """Undiscounted, float64."""
+    """float64 [S, B]: undiscounted sums of rewards."""
     lengths: Tensor
+    """int64 [S, B]: steps."""
     truncated: Tensor
-    """Whether it ended at the time limit."""
+    """bool [S, B]: whether the episode ended at the time limit."""
 
 
 @torch.no_grad()
@@ -33,63 +37,114 @@ def rollout(
     reset_seeds: Tensor,
     chooser: Callable[[Tensor], Choose] | None = None,
 ) -> Episodes:
-    """Play one episode on each of env's S·B copies, copy [s, b] from `reset_seeds[s, b]` (int64 [S, B]).
+    """Play one episode on each of env's S·B copies.
 
-    `chooser(ids)` gives the way to choose for the copies `ids` (int64 [S', B'], numbers in the flat S·B); greedy without.
-    Copies that are done drop out: the batch shrinks when a quarter of it is idle, so the cost is that of the steps played.
+    `reset_seeds`: int64 [S, B], from which each copy starts. `chooser(ids)` gives the way to choose
+    for the copies `ids` (int64 [S', B'], numbers in the flat S·B); None: greedily. RunError where
+    the env gives a reward that is not finite.
+
+    Copies that are done drop out of the batch, so that the cost is that of the steps played.
     """
-    seeds, batch = reset_seeds.shape
-    device = reset_seeds.device
-    ids = torch.arange(seeds * batch, device=device).view(seeds, batch)
-    returns = torch.zeros(seeds * batch, dtype=torch.float64, device=device)
-    lengths = torch.zeros(seeds * batch, dtype=torch.int64, device=device)
-    cut = torch.zeros(seeds * batch, dtype=torch.bool, device=device)
-    alive = torch.ones_like(ids, dtype=torch.bool)
-    first = torch.ones_like(alive)
-    carry = policy.initial_carry(batch)
-    choose = chooser(ids) if chooser else greedy
-    obs, _ = env.reset(seed=reset_seeds.flatten().tolist())
-    obs = obs.unflatten(0, (seeds, batch))
-    for step in range(1, 1 << 62):
+    batch = _Batch(policy, env, reset_seeds, chooser)
+    while True:
+        for _ in range(CHECK_EVERY):
+            batch.step()
+        alive = batch.alive.sum(1)
+        most = int(alive.max())
+        if most == 0:
+            return batch.episodes()
+        batch.shrink(alive, most)
 
-        def choose_alive(head: str, seen: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-            return choose(head, seen, scores, deciding & alive)  # noqa: B023 (called within this step)
 
-        action, carry = policy.act(obs, first, carry, choose_alive)
-        obs, reward, terminated, truncated, _ = env.step(action.flatten(0, 1))
-        obs, reward, terminated, truncated = (
-            x.unflatten(0, ids.shape) for x in (obs, reward, terminated, truncated)
+class _Batch:
+    """The copies that still play, [S', B'] of the S·B, and the episodes of all of them."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        env: TensorEnv,
+        reset_seeds: Tensor,
+        chooser: Callable[[Tensor], Choose] | None,
+    ):
+        self.policy = policy
+        self.env = env
+        self.reset_seeds = reset_seeds
+        self.chooser = chooser
+        shape = reset_seeds.shape
+        device = reset_seeds.device
+        copies = shape.numel()
+        # Of all copies, in the flat order of their ids.
+        self.returns = torch.zeros(copies, dtype=torch.float64, device=device)
+        self.lengths = torch.zeros(copies, dtype=torch.int64, device=device)
+        self.truncated = torch.zeros(copies, dtype=torch.bool, device=device)
+        # Of those that still play.
+        self.ids = torch.arange(copies, device=device).view(shape)
+        self.alive = torch.ones(shape, dtype=torch.bool, device=device)
+        self.first = torch.ones(shape, dtype=torch.bool, device=device)
+        self.carry = policy.initial_carry(shape[1])
+        self.choose = chooser(self.ids) if chooser else greedy
+        obs, _ = env.reset(seed=reset_seeds.flatten().tolist())
+        self.obs = obs.unflatten(0, shape)
+
+    def step(self) -> None:
+        """Play one step on every copy; those that are done play on, and it does not count."""
+        shape = self.ids.shape
+        action, self.carry = self.policy.act(self.obs, self.first, self.carry, self._choose)
+        obs, reward, terminated, truncated, _ = self.env.step(action.flatten(0, 1))
+        self.obs = obs.unflatten(0, shape)
+        reward = reward.unflatten(0, shape)
+        terminated = terminated.unflatten(0, shape)
+        truncated = truncated.unflatten(0, shape)
+        self._count(reward, truncated)
+        self.first = terminated | truncated
+        self.alive = self.alive & ~self.first
+
+    def _choose(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        """As asked for; a copy that is done decides nothing."""
+        return self.choose(head, obs, scores, deciding & self.alive)
+
+    def _count(self, reward: Tensor, truncated: Tensor) -> None:
+        """Add a step [S', B'] to the episodes of the copies that are alive."""
+        ids = self.ids.flatten()
+        self.returns.index_add_(0, ids, (reward.double() * self.alive).flatten())
+        self.lengths.index_add_(0, ids, self.alive.flatten().long())
+        cut = self.truncated[self.ids] | (truncated & self.alive)
+        self.truncated.index_copy_(0, ids, cut.flatten())
+
+    def shrink(self, alive: Tensor, width: int) -> None:
+        """Drop copies that are done, where it is worth it.
+
+        `alive`: int64 [S'], how many copies of a seed are. Each seed that has any keeps `width`
+        copies, the most that one needs: those alive, in their order, then some that are done.
+        """
+        rows = torch.nonzero(alive).squeeze(1)
+        if len(rows) * width > SHRINK_BELOW * self.ids.numel():
+            return
+        alive_first = self.alive[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        kept = rows.unsqueeze(1) * self.ids.shape[1] + alive_first[:, :width]
+        self.env.keep(kept.flatten())
+        if len(rows) < len(self.ids):
+            self.policy = take(self.policy, rows)
+        self.ids = _at(self.ids, kept)
+        self.alive = _at(self.alive, kept)
+        self.first = _at(self.first, kept)
+        self.obs = _at(self.obs, kept)
+        self.carry = {name: _at(value, kept) for name, value in self.carry.items()}
+        self.choose = self.chooser(self.ids) if self.chooser else greedy
+
+    def episodes(self) -> Episodes:
+        """All episodes; RunError where one has a reward that is not finite."""
+        wrong = torch.nonzero(~self.returns.isfinite())
+        if len(wrong):
+            seed = int(self.reset_seeds.flatten()[wrong[0]])
+            where = f"in the episode of reset seed {seed}"
+            raise RunError(f"env: gave a reward that is not finite {where}")
+        shape = self.reset_seeds.shape
+        return Episodes(
+            self.returns.view(shape), self.lengths.view(shape), self.truncated.view(shape)
         )
-        returns.index_add_(0, ids.flatten(), (reward.double() * alive).flatten())
-        lengths.index_add_(0, ids.flatten(), alive.flatten().long())
-        cut.index_copy_(0, ids.flatten(), (cut[ids] | (truncated & alive)).flatten())
-        first = terminated | truncated
-        alive = alive & ~first
-        if step % CHECK_EVERY:
-            continue
-        counts = alive.sum(1)
-        width = int(counts.max())
-        if width == 0:
-            if not returns.isfinite().all():
-                row = int(torch.nonzero(~returns.isfinite())[0])
-                raise RunError(
-                    f"env: gave a reward that is not finite in the episode of reset seed {int(reset_seeds.flatten()[row])}"
-                )
-            return Episodes(*(x.view(seeds, batch) for x in (returns, lengths, cut)))
-        rows = torch.nonzero(counts).squeeze(1)
-        if len(rows) * width <= 0.75 * ids.numel():
-            columns = (
-                alive[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
-            )
-            picked = rows.unsqueeze(1) * ids.shape[1] + columns
-            env.keep(picked.flatten())
-            if len(rows) < len(ids):
-                policy = take(policy, rows)
 
-            def pick(x: Tensor) -> Tensor:
-                return x.flatten(0, 1)[picked.flatten()].unflatten(0, picked.shape)  # noqa: B023 (called at once)
 
-            ids, alive, first, obs = pick(ids), pick(alive), pick(first), pick(obs)
-            carry = {name: pick(value) for name, value in carry.items()}
-            choose = chooser(ids) if chooser else greedy
-    raise AssertionError("unreachable")
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """`values` [S, B, …] at the flat places `index` [S', B'] of the S·B: [S', B', …]."""
+    return values.flatten(0, 1)[index.flatten()].unflatten(0, index.shape)

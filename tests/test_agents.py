@@ -13,6 +13,7 @@ from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env
 from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
+from rlx.training.vector_step import vector_step
 
 CPU = torch.device("cpu")
 
@@ -31,16 +32,12 @@ class Learner:
         self.carry = self.agent.policy.initial_carry(num_envs)
 
     def step(self) -> Transition:
-        action, self.carry = self.agent.act(self.obs, self.first, self.carry)
-        obs, reward, terminated, truncated, info = self.env.step(action.flatten(0, 1))
-        final, reward, terminated, truncated = (
-            x.unflatten(0, self.shape) for x in (info["final_obs"], reward, terminated, truncated)
-        )
-        transition = Transition(self.obs, action, reward, final, terminated, truncated, self.carry)
-        self.metrics = self.agent.update(transition)
-        self.obs = obs.unflatten(0, self.shape)
-        self.first = terminated | truncated
-        return transition
+        done = vector_step(self.agent, self.env, self.obs, self.first, self.carry)
+        self.obs = done.obs
+        self.first = done.first
+        self.carry = done.transition.carry
+        self.metrics = done.metrics
+        return done.transition
 
 
 @pytest.mark.parametrize(("agent", "env"), PAIRS)

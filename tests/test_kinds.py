@@ -19,15 +19,17 @@ from rlx.agent import Scores
 from rlx.attack import Budget
 from rlx.attacks.noise import Noise
 from rlx.benchmarks import atari100k
-from rlx.errors import ConfigError, Interrupted, RunError, closest
+from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.experiment import make_env
+from rlx.names import closest
+from rlx.policies import env_age
 from rlx.robustness.sweep import sweep
 from rlx.runs.checkpoints import Checkpoints
 from rlx.runs.finding import find
 from rlx.runs.run import Run
 from rlx.runs.versions import versions
-from rlx.training import growing
 from rlx.training.loop import Training
+from rlx.training.resuming import resumed
 
 LEARN = ("agent.learning_starts=64", "agent.hidden=[8]")
 PPO = ("agent=ppo", "env=cartpole", *TINY, *small("ppo"))
@@ -59,8 +61,8 @@ def test_policies_of_several_ages_are_not_played_in_one_drifting_env(rlx):
         result = rlx("evaluate", *pair, "episodes=2")
         assert result.code == 2 and "steps old" in result.err
     assert rlx("evaluate", old, "episodes=2").code == 0
-    assert experiment.age([Run(old)], "300") == 300 // 4
-    assert experiment.age([Run(old)], "last") == experiment.age([Run(old)], "best") == 600 // 4
+    assert env_age([Run(old)], "300") == 300 // 4
+    assert env_age([Run(old)], "last") == env_age([Run(old)], "best") == 600 // 4
 
 
 def test_a_seed_that_stopped_keeps_its_value(tmp_path):
@@ -291,7 +293,7 @@ def test_nothing_is_decided_about_a_run_that_another_process_writes(rlx, tmp_pat
 
 def test_what_was_saved_between_loading_and_locking_is_not_deleted(rlx):
     run = Run(rlx("train", "agent=dqn", "env=cartpole", *TINY, *LEARN, "seeds=1").run)
-    stale, _ = growing.resumed(run, run.config)
+    stale, _ = resumed(run, run.config)
     assert rlx("resume", run.path, "steps=900").code == 0
     longer = run.config
     longer.steps = 1200

@@ -21,8 +21,9 @@ from rlx import cli
 from rlx.runs.checkpoints import Checkpoints
 from rlx.runs.finding import find
 from rlx.runs.run import Run
-from rlx.training.growing import resumed
+from rlx.training import state
 from rlx.training.journal import replays
+from rlx.training.resuming import resumed
 
 LEARN = ("agent.learning_starts=64", "agent.hidden=[16]", "seeds=2", "agent.n_steps=2")
 
@@ -36,7 +37,7 @@ def fingerprint(run: Path) -> dict[str, str]:
     training, warnings = resumed(Run(run), Run(run).config)
     assert not warnings
     tensors = (
-        training.state()
+        state.tensors(training)
         | training.agent.policy.state_dict()
         | load_file(run / "checkpoints/best/agent.safetensors")
     )
@@ -284,7 +285,7 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
     """All tensors of the newest checkpoint: training, policy, replays, the kept weights."""
     training, warnings = resumed(Run(run), Run(run).config)
     assert not warnings
-    tensors = training.state() | training.agent.policy.state_dict()
+    tensors = state.tensors(training) | training.agent.policy.state_dict()
     tensors |= {f"best.{name}": value for name, value in Run(run).checkpoints.load("best").items()}
     for path, replay in replays(training.agent).items():
         rows = replay.rows(None)

@@ -7,8 +7,8 @@ from test_agents import Learner
 from rlx.agents.self_play import mirrored
 from rlx.envs.connect_four import ConnectFour
 from rlx.envs.tic_tac_toe import TicTacToe, worst_result
-from rlx.experiment import load_policies
 from rlx.nn.seed_axis import take
+from rlx.policies import load_policies
 from rlx.q_learning import FORBIDDEN
 from rlx.runs.run import Run
 

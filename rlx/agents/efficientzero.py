@@ -381,7 +381,7 @@ class EfficientZero(Agent):
             last=ended,
             terminated=ended if self.config.cuts_terminate else transition.terminated,
         )
-        self.priority.scatter_(2, self.replay.left().unsqueeze(-1), 0.0)
+        self.priority.scatter_(2, self.replay.expired().unsqueeze(-1), 0.0)
 
     def learn(self) -> dict[str, Tensor]:
         """Learn from one minibatch; metrics [S]."""

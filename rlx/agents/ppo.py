@@ -107,9 +107,7 @@ class ActorCritic(Policy):
         self.continuous = isinstance(action_space, spaces.Box)
         self.units = config.recurrent
         conv = config.conv if isinstance(config, Config) else []
-        self.encoder = make_encoder(
-            obs_space, False, conv, False, 1, seeds, Streams(seeds, "encoder")
-        )
+        self.encoder = make_encoder(obs_space, conv, seeds, Streams(seeds, "encoder"))
         scale_for_relu(self.encoder)
         features = self.encoder.features
         self.norm: RunningNorm | None = None

@@ -51,18 +51,17 @@ def main(composed: DictConfig) -> float:
     from rlx import attack as attacks
     from rlx import experiment
     from rlx.evaluation import REPORT, evaluate, evaluate_random
+    from rlx.policies import env_age, load_policies
     from rlx.robustness.sweep import Visited, probe, sweep
     from rlx.show import figures
 
     kind: Any = load_class(config.attack, "attack", attacks.Attack)
     attack = build(kind, config.attack, "attack")
     device = experiment.setup_device(config.device)
-    policy, spec, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
+    policy, spec, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
     modes = chosen_modes(attack, policy.heads, config.modes)
-    env, clock = (
-        experiment.evaluated_env(experiment.trained(runs[0])),
-        experiment.age(runs, config.checkpoint),
-    )
+    env = experiment.evaluated_env(experiment.trained(runs[0]))
+    clock = env_age(runs, config.checkpoint)
 
     def make_env(num_envs: int) -> Any:
         return experiment.make_env(env, num_envs, device, clock)

@@ -100,8 +100,8 @@ def learner(
     import torch
 
     from rlx import experiment
-    from rlx.agent import Transition
     from rlx.nn.rng import seed_tensor
+    from rlx.training.vector_step import vector_step
 
     shape = (seeds, config.num_envs)
     agent = experiment.make_agent(
@@ -116,13 +116,8 @@ def learner(
 
     def step() -> int:
         nonlocal obs, carry, first
-        action, carry = agent.act(obs, first, carry)
-        result = env.step(action.flatten(0, 1))
-        next_obs, reward, terminated, truncated, final = (
-            x.unflatten(0, shape) for x in (*result[:4], result[4]["final_obs"])
-        )
-        agent.update(Transition(obs, action, reward, final, terminated, truncated, carry))
-        obs, first = next_obs, terminated | truncated
+        done = vector_step(agent, env, obs, first, carry)
+        obs, first, carry = done.obs, done.first, done.transition.carry
         _wait(device)
         return seeds * config.num_envs
 

@@ -74,6 +74,7 @@ def _collected(
     from rlx.data.collecting import play
     from rlx.evaluation import exploring
     from rlx.nn.rng import Streams, reset_seeds, seed_tensor
+    from rlx.policies import env_age, load_policies
 
     stack = env.get("stack", 1)
     sources = list(dict.fromkeys((run, _checkpoint(run, place)) for run in runs for place in mix))
@@ -81,7 +82,7 @@ def _collected(
         places = len(runs) * len(mix)
         report.start(mix=f"{places} places, but {len(sources)} checkpoints, in equal shares")
     loaded = [
-        experiment.load_policies([run], checkpoint, device) for run, checkpoint in sources
+        load_policies([run], checkpoint, device) for run, checkpoint in sources
     ]  # errors before the first step
     texts = []
     for number, ((run, checkpoint), (policy, _, seeds)) in enumerate(
@@ -90,9 +91,8 @@ def _collected(
         keys = seed_tensor(seeds, device)
         name = f"collect {config.seed} {number}"
         rng = Streams(keys, f"{name} explore")
-        envs = experiment.make_env(
-            env, len(seeds) * config.num_envs, device, experiment.age([run], checkpoint)
-        )
+        clock = env_age([run], checkpoint)
+        envs = experiment.make_env(env, len(seeds) * config.num_envs, device, clock)
         least = math.ceil(config.steps / len(sources) / envs.num_envs)
         resets = reset_seeds(keys, config.num_envs, name)
         before = writer.transitions

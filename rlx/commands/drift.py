@@ -50,10 +50,11 @@ def main(composed: DictConfig) -> None:
 
     from rlx import experiment
     from rlx.evaluation import SELECTION, evaluate
+    from rlx.policies import load_policies
     from rlx.show import figures, stats
 
     device = experiment.setup_device(config.device)
-    policy, _, seeds = experiment.load_policies(runs, checkpoint, device)
+    policy, _, seeds = load_policies(runs, checkpoint, device)
     output = Run.create(config.outputs, "drift", run.path.parent.name, composed)
     report.start(
         run=run.path,

@@ -35,15 +35,14 @@ def main(composed: DictConfig) -> float:
 
     from rlx import experiment
     from rlx.evaluation import REPORT, evaluate
+    from rlx.policies import env_age, load_policies
     from rlx.robustness.sweep import Visits
     from rlx.show import figures, stats
 
     device = experiment.setup_device(config.device)
-    policy, _, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
-    env, clock = (
-        experiment.evaluated_env(experiment.trained(runs[0])),
-        experiment.age(runs, config.checkpoint),
-    )
+    policy, _, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
+    env = experiment.evaluated_env(experiment.trained(runs[0]))
+    clock = env_age(runs, config.checkpoint)
     if config.video:
         from rlx.show import video
 

@@ -38,18 +38,18 @@ def main(composed: DictConfig) -> None:
 
     from rlx import experiment
     from rlx.onnx import OPSET, Exported, compare
+    from rlx.policies import env_age, load_policies
 
     device = experiment.setup_device({"name": "cpu", "threads": 1})
-    policy, spec, own = experiment.load_policies([run], config.checkpoint, device)
+    policy, spec, own = load_policies([run], config.checkpoint, device)
     if config.seed is not None and config.seed not in own:
         raise ConfigError(f"seed={config.seed}: {run.path} has seeds {report.ranges(own)}.")
     exported = Exported(policy, spec, row := 0 if config.seed is None else own.index(config.seed))
     exported.write(
         out, {"run": str(run.path), "seed": str(own[row]), "checkpoint": config.checkpoint}
     )
-    env = experiment.make_env(
-        experiment.evaluated_env(run.config), 4, device, experiment.age([run], config.checkpoint)
-    )
+    clock = env_age([run], config.checkpoint)
+    env = experiment.make_env(experiment.evaluated_env(run.config), 4, device, clock)
     worst, same, steps = compare(exported, out, env)
     report.start(
         run=run.path, seed=own[row], opset=OPSET, size=f"{out.stat().st_size / 1e3:,.0f} kB",

@@ -1,4 +1,4 @@
-"""Go on with an interrupted run, exactly as if it had never stopped, or with a finished one for more steps or more seeds."""
+"""Go on with a run as if it had never stopped, or with a finished one for more steps or seeds."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,20 +15,30 @@ from rlx.show import report
 
 @dataclass(frozen=True)
 class Config:
-    """The keys of resume.yaml: a run, and what may change in it; null leaves it."""
+    """The keys of resume.yaml: a run, and what may change in it; null leaves it as it was."""
 
     run: Any
+    """Run directory, or a folder with runs, of which the newest is taken; null: of all runs."""
     outputs: str
+    """Folder of all runs."""
     seeds: Any
-    """All that a finished run shall have."""
+    """All seeds that a finished run shall have."""
     device: Any
+    """One of conf/device, with its keys."""
     steps: int | None
+    """Environment steps per seed, those made included."""
     eval_every: int | None
+    """Environment steps between two greedy evaluations."""
     eval_episodes: int | None
+    """Episodes of an evaluation while learning."""
     final_episodes: int | None
+    """Episodes of the last evaluation."""
     checkpoint_every: int | None
+    """Environment steps between two checkpoints that stay."""
     checkpoint_seconds: float | None
+    """Seconds after which another checkpoint is saved."""
     trust: bool
+    """Import what the run's config names, whoever made it."""
 
 
 @command("resume")
@@ -38,27 +48,36 @@ def main(composed: DictConfig) -> float:
     runs = find_all(config.run, config.outputs, finished=False, trusted=config.trust)
     if len(runs) != 1:
         raise ConfigError("run: resume takes one run.")
-    own = ("run", "outputs", "seeds", "trust")
-    changes = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in own}
-    changes = {key: value for key, value in changes.items() if value is not None}
+    (run,) = runs
+    changes = _changes(config)
     if config.seeds is not None and changes:
         raise ConfigError(
-            f"seeds={config.seeds}: seeds are added by themselves; give {', '.join(changes)} in another rlx resume."
+            f"seeds={config.seeds}: seeds are added by themselves; "
+            f"give {', '.join(changes)} in another rlx resume."
         )
-    report.start(resume=runs[0].path)
-
-    from rlx.training import growing
-
+    report.start(resume=run.path)
     if config.seeds is not None:
-        return growing.grow(runs[0], config.seeds)
-    with runs[0].lock():  # from the first look at what is saved to the last write
-        return _go_on(runs[0], changes)
+        from rlx.training import growing
+
+        return growing.grow(run, config.seeds)
+    with run.lock():  # from the first look at what is saved to the last write
+        return _go_on(run, changes)
+
+
+def _changes(config: Config) -> dict[str, Any]:
+    """The keys of the run's config that are to change."""
+    changes = {}
+    for field in fields(Config):
+        value = getattr(config, field.name)
+        if field.name not in ("run", "outputs", "seeds", "trust") and value is not None:
+            changes[field.name] = value
+    return changes
 
 
 def _go_on(run: Run, changes: dict[str, Any]) -> float:
     """Take up the run, which is locked, with some keys changed."""
     from rlx.experiment import trained, validated
-    from rlx.training import growing
+    from rlx.training.resuming import resumed
 
     saved = validated(trained(run))
     for key, value in changes.items():
@@ -66,18 +85,20 @@ def _go_on(run: Run, changes: dict[str, Any]) -> float:
             report.start(**{key: f"{saved[key]} → {value}"})
             saved[key] = value
     saved = validated(saved)
-    training, warnings = growing.resumed(run, saved)
-    if training.step >= training.config.steps and run.meta()["status"] == "completed":
-        more = 2 * training.step
+    training, warnings = resumed(run, saved)
+    steps = training.config.steps
+    if training.step >= steps and run.meta()["status"] == "completed":
         raise ConfigError(
-            f"run={run.path}: complete at step {training.step:,}; to go on, add for example steps={more} or more seeds=, "
-            f"or name another run."
+            f"run={run.path}: complete at step {training.step:,}; to go on, "
+            f"add for example steps={2 * training.step} or more seeds=, or name another run."
         )
     for warning in warnings:
         report.start(warning=warning)
-    if training.config.steps > (over := saved.agent.get("anneal_steps", training.config.steps)):
+    annealed = saved.agent.get("anneal_steps", steps)
+    if steps > annealed:
         report.start(
-            warning=f"agent.anneal_steps={over}: from that step on the learning rate stays at agent.learning_rate_end"
+            warning=f"agent.anneal_steps={annealed}: from that step on the learning rate stays at "
+            "agent.learning_rate_end"
         )
     report.start(resumes=f"at step {training.step:,}")
     return training.run(run, saved)

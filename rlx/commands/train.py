@@ -1,15 +1,21 @@
 """Train an agent on an env, many seeds at once, and keep each seed's best weights."""
 
+from typing import TYPE_CHECKING
+
 from omegaconf import DictConfig
 
 from rlx.command import command
 from rlx.conf import group_files
 from rlx.config import build, check_protocol, chosen, parse_seeds
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
 from rlx.machine import require_disk
+from rlx.names import nearest
 from rlx.runs.run import Run
 from rlx.show import report
 from rlx.training.config import Config
+
+if TYPE_CHECKING:
+    from rlx.training.loop import Training
 
 
 def check(composed: DictConfig) -> None:
@@ -21,26 +27,40 @@ def check(composed: DictConfig) -> None:
     from rlx.experiment import validated
     from rlx.training.loop import Training
 
-    one = validated(composed)
-    one.seeds = parse_seeds(config.seeds)[:1]
-    Training(build(Config, one, ""), run_name(config))
+    one_seed = validated(composed)
+    one_seed.seeds = parse_seeds(config.seeds)[:1]
+    Training(build(Config, one_seed, ""), run_name(config))
 
 
 @command("train", check)
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean of the last evaluation, for sweepers."""
+    training, run = _begun(composed)
+    return training.run(run)
+
+
+def train(composed: DictConfig) -> Run:
+    """The finished run of a composed config."""
+    training, run = _begun(composed)
+    training.run(run)
+    return run
+
+
+def _begun(composed: DictConfig) -> "tuple[Training, Run]":
+    """A training, and the new run directory that it will fill."""
     config = build(Config, composed, "")
     check_protocol(config.protocol)
     name = run_name(config)
     report.start(train=name, settings=settings())
 
     from rlx.experiment import validated
+    from rlx.training import state
     from rlx.training.loop import Training
 
     composed = validated(composed)
     training = Training(build(Config, composed, ""), name)
-    require_disk(config.outputs, training.disk_size())
-    return training.run(Run.create(config.outputs, "train", name, composed))
+    require_disk(config.outputs, state.disk_size(training))
+    return training, Run.create(config.outputs, "train", name, composed)
 
 
 def run_name(config: Config) -> str:
@@ -52,13 +72,17 @@ def run_name(config: Config) -> str:
 
 
 def settings() -> str:
-    """Which tuned settings the run has; ConfigError where some were asked for that do not exist."""
-    wanted, files = chosen("tuned"), group_files("tuned")
+    """Which tuned settings the run has; ConfigError where it asks for some that do not exist."""
+    agent = chosen("agent")
+    env = chosen("env")
+    wanted = chosen("tuned")
+    files = group_files("tuned")
     if wanted in files:
-        own = wanted == f"{chosen('agent')}-{chosen('env')}"
-        return f"tuned/{wanted}" + ("" if own else ", which was tuned for another agent or env")
-    if wanted not in (f"{chosen('agent')}-{chosen('env')}", "none"):
-        raise ConfigError(f"tuned={wanted}: no such settings.{nearest(wanted, files)}")
+        if wanted == f"{agent}-{env}":
+            return f"tuned/{wanted}"
+        return f"tuned/{wanted}, which was tuned for another agent or env"
     if wanted == "none":
-        return f"defaults of {chosen('agent')} (tuned=none)"
-    return f"defaults of {chosen('agent')}, which nobody tuned for {chosen('env')}"
+        return f"defaults of {agent} (tuned=none)"
+    if wanted != f"{agent}-{env}":
+        raise ConfigError(f"tuned={wanted}: no such settings.{nearest(wanted, files)}")
+    return f"defaults of {agent}, which nobody tuned for {env}"

@@ -22,7 +22,8 @@ from rlx.data.npy import one_line
 from rlx.data.writer import Writer, whole, writing
 from rlx.env import TensorEnv
 from rlx.envs.spaces import Convert, played, shown
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 
 _AT_ONCE = 64
 """Episodes in memory while writing."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from rlx.agent import Rules
 from rlx.config import at_least, build
 from rlx.env import resize, spread_fresh
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 from rlx.nn.rng import stream_key, uniform
 
 

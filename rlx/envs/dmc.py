@@ -13,7 +13,8 @@ from gymnasium import spaces
 from rlx.config import Count, at_least
 from rlx.env import IMAGE_SIDE
 from rlx.envs.gym import GymEnv
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 
 _MOST_ACTIONS = 1000
 _MOST_STEPS = 1000

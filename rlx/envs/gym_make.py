@@ -12,7 +12,8 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from rlx.errors import ConfigError, RunError, nearest
+from rlx.errors import ConfigError, RunError
+from rlx.names import nearest
 
 
 def find_spec(id: str, key: str) -> EnvSpec:

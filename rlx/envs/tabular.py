@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
-from rlx.errors import ConfigError, nearest
+from rlx.errors import ConfigError
+from rlx.names import nearest
 
 _MAX_STEPS = 500
 """The time limit where Gymnasium has none, as for CliffWalking."""

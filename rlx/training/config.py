@@ -11,9 +11,13 @@ class Config:
     """The keys of train.yaml."""
 
     agent: Any
+    """What learns: one of conf/agent, with its keys."""
     env: Any
+    """What it learns in: one of conf/env, with its keys."""
     device: Any
+    """What computes: one of conf/device, with its keys."""
     protocol: str | None
+    """`fast`, or `source` for the settings of the work that an agent comes from."""
     seeds: Any
     """A count, a range or a list: trained together, each as if alone."""
     steps: Count
@@ -23,25 +27,29 @@ class Config:
     eval_every: Count
     """Environment steps between two greedy evaluations."""
     eval_episodes: Count
-    """Episodes of each, by which the best weights are kept."""
+    """Episodes of an evaluation while learning, by which the best weights are kept."""
     final_episodes: Count
-    """Other episodes, on which the kept weights are reported."""
+    """Episodes, others than those, on which the kept weights are reported at the end."""
     eval_env: Any
-    """Keys of env that differ in both, and when the run is attacked."""
+    """Keys of env that differ in evaluations, and when the run is attacked."""
     checkpoint_every: Count
-    """Environment steps between two checkpoints."""
+    """Environment steps between two checkpoints that stay."""
     checkpoint_seconds: NonNegative | None
-    """And one when the last is so many seconds old; it is replaced by the next but one."""
+    """Seconds after which another checkpoint is saved; it is replaced by the next but one."""
     stop: Any
-    """null, or a stop rule on training returns: the weights at the stop are kept instead of the best evaluated ones."""
+    """A stop rule on training returns; null: none.
+
+    The weights at the stop are kept instead of the best evaluated ones.
+    """
     outputs: str
     """Folder of all runs."""
-    data: str | None = None  # absent in runs of earlier versions
+    # Runs of earlier versions lack these.
+    data: str | None = None
     """Data set of an offline agent."""
     skip_bad: bool = False
-    """Go on without its bad shards."""
+    """Leave bad shards of the data set out, instead of refusing it."""
     keep: str = "best"
-    """Each seed's weights of its `best` evaluation, or its `newest`."""
+    """`best`: each seed's weights of its best evaluation; `newest`: its newest."""
 
     def __post_init__(self) -> None:
         parse_seeds(self.seeds)

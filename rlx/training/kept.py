@@ -11,22 +11,29 @@ from rlx.agent import Policy
 
 
 class Kept:
-    """The weights that a run keeps of each seed, from whichever step."""
+    """The weights that a run keeps of each of S seeds, each from a step of its own."""
 
     def __init__(self, policy: Policy, seeds: int):
         self.policy = copy.deepcopy(policy).requires_grad_(False)
         self.step = torch.zeros(seeds, dtype=torch.int64)
+        """int64 [S]: the step from which a seed's weights are."""
         self.value = torch.full((seeds,), -torch.inf, dtype=torch.float64)
+        """float64 [S]: the return by which they were kept."""
         self.solved = torch.zeros(seeds, dtype=torch.bool)
+        """bool [S]: whether the stop rule counted the seed as solved."""
         self.changed = True
         """Whether the disk may hold others."""
 
     def improve(self, policy: Policy, value: Tensor, step: int) -> None:
-        """Keep `policy` in the seeds where its greedy evaluation `value` [S] is the best so far, the later one among equals."""
+        """Keep `policy` in the seeds where it is the best so far, the later one among equals.
+
+        `value`: [S], the returns of its greedy evaluation.
+        """
         better = value >= self.value
         device = next(policy.parameters()).device
-        everyone = torch.arange(len(better), device=device)
-        self.keep(policy, everyone, better.to(device), step, torch.zeros_like(better), value)
+        all_seeds = torch.arange(len(better), device=device)
+        unsolved = torch.zeros_like(better)
+        self.keep(policy, all_seeds, better.to(device), step, solved=unsolved, value=value)
 
     def keep(
         self,
@@ -34,41 +41,43 @@ class Kept:
         running: Tensor,
         where: Tensor,
         step: int,
+        *,
         solved: Tensor,
         value: Tensor,
     ) -> None:
-        """Keep `policy`, which holds the seeds `running`, in those of them `where` is true."""
+        """Keep a `policy` of S' seeds where `where` (bool [S']) is true.
+
+        `running`: int64 [S'], which of the S seeds they are. `solved` (bool [S']) and `value`
+        ([S']) are noted with it.
+        """
         self.changed = True
         rows = running[where]
-        for mine, theirs in zip(
-            self.policy.state_dict().values(), policy.state_dict().values(), strict=True
-        ):
-            mine[rows] = theirs[where]
+        kept = self.policy.state_dict().values()
+        for kept_tensor, tensor in zip(kept, policy.state_dict().values(), strict=True):
+            kept_tensor[rows] = tensor[where]
         rows = rows.cpu()
+        where = where.cpu()
         self.step[rows] = step
-        self.solved[rows] = solved[where.cpu()]
-        self.value[rows] = value.cpu()[where.cpu()].double()
+        self.solved[rows] = solved[where]
+        self.value[rows] = value.cpu()[where].double()
 
     def facts(self) -> dict[str, Any]:
-        """For state.json and the summary."""
+        """What state.json and the summary say of the weights: [S] each."""
         return {"step": self.step, "value": self.value, "solved": self.solved}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors [S, …]."""
-        return self.facts() | {
-            f"policy.{name}": value for name, value in self.policy.state_dict().items()
-        }
+        policy = self.policy.state_dict()
+        return self.facts() | {f"policy.{name}": value for name, value in policy.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse."""
+        """Continue where `state_dict()` was taken."""
         self.changed = True
-        self.step, self.value, self.solved = (
-            state[name].clone() for name in ("step", "value", "solved")
-        )
-        self.policy.load_state_dict(
-            {
-                name.removeprefix("policy."): value
-                for name, value in state.items()
-                if name.startswith("policy.")
-            }
-        )
+        self.step = state["step"].clone()
+        self.value = state["value"].clone()
+        self.solved = state["solved"].clone()
+        policy = {}
+        for name, value in state.items():
+            if name.startswith("policy."):
+                policy[name.removeprefix("policy.")] = value
+        self.policy.load_state_dict(policy)

@@ -1,4 +1,4 @@
-"""The classic stop rule: a seed is done when the mean of its last training returns reaches a threshold."""
+"""The classic stop rule: a seed is done when the mean of its last returns is high enough."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,58 +12,64 @@ class Config:
     """Counts are training episodes of a seed."""
 
     window: int
-    """Returns averaged."""
+    """Episodes whose returns are averaged."""
     solved: float
-    """Stop, solved, when the average reaches this."""
+    """Stop, solved, when the average of a full window reaches this."""
     give_up_from: int
+    """Episodes before a seed may be given up."""
     give_up_every: int
+    """Episodes between two looks at whether it is given up."""
     give_up_below: float
-    """From `give_up_from` on, at every `give_up_every`-th episode, stop where the average is below this."""
+    """Give a seed up whose average is below this."""
     episodes: int
-    """Stop in any case."""
+    """Stop after so many in any case."""
 
 
 class StopRule:
-    """Follows the training episodes of S seeds (of one env copy each, so that episodes have an order)."""
+    """Follows the training episodes of S seeds.
+
+    Each has one env copy, so that its episodes have an order.
+    """
 
     def __init__(self, config: Config, seeds: int):
         self.config = config
         self.returns = torch.zeros(seeds, config.window, dtype=torch.float64)
+        """float64 [S, window]: the last returns, in a ring."""
         self.episodes = torch.zeros(seeds, dtype=torch.int64)
+        """int64 [S]: episodes so far."""
 
     def mean(self) -> Tensor:
-        """Average of the last `window` returns [S]; of all so far in the first `window` episodes."""
+        """[S]: average of the last `window` returns, or of all where there are fewer."""
         return self.returns.sum(1) / self.episodes.clamp(1, self.config.window)
 
     def ended(self, finished: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
-        """(stopped [S], solved [S]) after the episodes that ended just now: bool [S] and their returns [S]."""
+        """(stopped, solved), bool [S] each, after the episodes that ended just now.
+
+        `finished`: bool [S], the seeds in which one ended; `returns`: [S], theirs.
+        """
         config = self.config
-        at = (self.episodes % config.window).unsqueeze(1)
-        self.returns.scatter_(
-            1,
-            at,
-            torch.where(
-                finished, returns.double(), self.returns.gather(1, at).squeeze(1)
-            ).unsqueeze(1),
-        )
+        slot = (self.episodes % config.window).unsqueeze(1)
+        former = self.returns.gather(1, slot).squeeze(1)
+        newest = torch.where(finished, returns.double(), former)
+        self.returns.scatter_(1, slot, newest.unsqueeze(1))
         self.episodes += finished
         mean = self.mean()
         solved = finished & (self.episodes >= config.window) & (mean >= config.solved)
-        unlucky = (
-            (self.episodes >= config.give_up_from)
-            & (self.episodes % config.give_up_every == 0)
-            & (mean < config.give_up_below)
-        )
-        return solved | finished & (unlucky | (self.episodes >= config.episodes)), solved
+        looked_at = self.episodes % config.give_up_every == 0
+        unlucky = (self.episodes >= config.give_up_from) & looked_at & (mean < config.give_up_below)
+        given_up = finished & (unlucky | (self.episodes >= config.episodes))
+        return solved | given_up, solved
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors [S, …]."""
         return {"returns": self.returns, "episodes": self.episodes}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse."""
-        self.returns, self.episodes = state["returns"], state["episodes"]
+        """Continue where `state_dict()` was taken."""
+        self.returns = state["returns"]
+        self.episodes = state["episodes"]
 
     def take(self, index: Tensor) -> None:
-        """Go on with the seeds `index` only."""
-        self.returns, self.episodes = self.returns[index], self.episodes[index]
+        """Go on with the seeds `index` (int64 [S']) only."""
+        self.returns = self.returns[index]
+        self.episodes = self.episodes[index]

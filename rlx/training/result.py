@@ -1,0 +1,97 @@
+"""How a training ends: the kept weights' last evaluation, its summary, figure and table."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlx.evaluation import REPORT, evaluate
+from rlx.rollout import Episodes
+from rlx.show import figures, report, stats
+
+if TYPE_CHECKING:
+    from rlx.training.loop import Training
+
+
+def finish(training: "Training", wall_s: float) -> float:
+    """Evaluate, save, and report.
+
+    Returns the interquartile mean of the last evaluation while it learnt. `wall_s`: seconds that
+    the run has taken.
+    """
+    episodes = evaluate(
+        training.kept.policy,
+        training.make_env,
+        len(training.seeds),
+        training.config.final_episodes,
+        REPORT,
+        training.device,
+    )
+    returns = episodes.returns.cpu().numpy()
+    estimate = stats.estimate(returns)
+    run = training.output
+    figure = run.path / "learning.png"
+    figures.learning(*run.curve(), figure, training.name, training.unit, training.threshold)
+    summary = _summary(training, episodes, estimate, wall_s)
+    run.complete(summary, {"returns": returns})
+    _table(training, summary, estimate)
+    _warnings(training)
+    saving = f"{training.saving_s:.1f} s for checkpoints"
+    report.start(saving=f"{saving}, {training.saving_s / wall_s:.1%} of the time")
+    report.end(run.path, figure=figure, wall_s=wall_s)
+    # A seed that stopped before its first evaluation has the value by which it stopped.
+    last = torch.where(training.last.isnan(), training.kept.value, training.last)
+    return float(stats.iqm(last.numpy()))
+
+
+def _summary(
+    training: "Training", episodes: Episodes, estimate: stats.Estimate, wall_s: float
+) -> dict[str, Any]:
+    """The contents of summary.json."""
+    steps = training.step
+    steps_of_all = steps * len(training.seeds)
+    if training.stop is not None:
+        # Each seed learnt until its own stop.
+        steps = int(training.kept.step.max())
+        steps_of_all = int(training.kept.step.sum())
+    return {
+        "seeds": training.seeds,
+        "steps": steps,
+        "wall_s": wall_s,
+        "steps_per_s": steps_of_all / wall_s,
+        "checkpoints_s": training.saving_s,
+        "return": estimate.as_dict(),
+        "reward_threshold": training.threshold,
+        "truncation_rate": episodes.truncated.double().mean(1),
+        "kept": training.kept.facts(),
+    }
+
+
+def _table(training: "Training", summary: dict[str, Any], estimate: stats.Estimate) -> None:
+    """Print a line for each seed."""
+    kept = training.kept
+    columns: dict[str, Any] = {
+        "return": estimate.per_seed,
+        "at the time limit": [f"{rate:.0%}" for rate in summary["truncation_rate"].tolist()],
+        "kept at step": [f"{step:,}" for step in kept.step.tolist()],
+    }
+    when = "best evaluation"
+    if training.stop is not None:
+        when = "stop"
+        columns["stop rule"] = ["met" if solved else "not met" for solved in kept.solved.tolist()]
+    elif training.keeps_newest:
+        when = "last evaluation"
+    played = f"Greedy return over {training.config.final_episodes} new episodes"
+    title = f"{played}, weights kept at each seed's {when}"
+    report.per_seed(title, training.seeds, columns, estimate)
+
+
+def _warnings(training: "Training") -> None:
+    """Print what did not go as its settings were meant."""
+    for warning in training.agent.warnings():
+        report.start(warning=warning)
+    if not training.log.metrics:
+        steps = f"{training.step:,} {training.unit}"
+        report.start(
+            warning=f"nothing was learnt within {steps}; "
+            "see agent.learning_starts or agent.rollout_steps"
+        )

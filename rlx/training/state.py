@@ -1,0 +1,148 @@
+"""Everything that decides a training's future, as tensors and counters, and back again."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlx.errors import ConfigError
+from rlx.nn.seed_axis import concatenated
+from rlx.training import journal
+
+if TYPE_CHECKING:
+    from rlx.training.loop import Training
+
+
+def tensors(training: "Training") -> dict[str, Tensor]:
+    """Everything but the policy and the replays, which a checkpoint holds beside it.
+
+    Tensors [S, …] under dotted names.
+    """
+    agent = training.agent
+    apart = {f"policy.{name}" for name in agent.policy.state_dict()}
+    apart |= journal.ring_names(agent)
+    parts: dict[str, Mapping[str, Tensor]] = {
+        "agent": {name: value for name, value in agent.state_dict().items() if name not in apart},
+        "env": training.env.state_dict(),
+        "loop": {
+            "obs": training.obs,
+            "first": training.first,
+            "running": training.running,
+            "last": training.last,
+        },
+        "carry": training.carry,
+        "log": training.log.state_dict(),
+        "kept": training.kept.state_dict(),
+        "stop": {} if training.stop is None else training.stop.state_dict(),
+    }
+    result = {}
+    for part, values in parts.items():
+        for name, value in values.items():
+            result[f"{part}.{name}"] = value
+    return result
+
+
+def load(
+    training: "Training",
+    counters: Mapping[str, Any],
+    policy: Mapping[str, Tensor],
+    saved: Mapping[str, Tensor],
+    parts: Iterable[tuple[str, Mapping[str, Tensor]]],
+) -> None:
+    """Make a new training what it was at a checkpoint.
+
+    `counters`: of state.json; `policy` and `saved`: the tensors of the two files; `parts`: those of
+    the replays, in order. ConfigError where they do not fit.
+    """
+    data = training.data
+    if data is not None and not data.is_of(counters.get("data")):
+        raise ConfigError(
+            f"data={training.config.data}: is not what the run has learnt from; "
+            "it was changed or replaced."
+        )
+    device = training.device
+    loop = _part(saved, "loop", device)
+    if len(loop["running"]) < len(training.seeds):
+        training.take(loop["running"])
+    training.obs = loop["obs"]
+    training.first = loop["first"]
+    training.running = loop["running"]
+    training.last = loop["last"].cpu()
+    training.carry = _part(saved, "carry", device)
+    own = _part(saved, "agent", device)
+    _load_agent(training, own | {f"policy.{name}": value for name, value in policy.items()})
+    for name, rows in parts:
+        journal.restore(training.agent, name, rows)
+        training.journal.add(name, rows)
+    training.part_sums = dict(counters["replay"])
+    training.env.load_state_dict(_part(saved, "env", device))
+    training.log.load_state_dict(_part(saved, "log", device))
+    training.kept.load_state_dict(_part(saved, "kept", torch.device("cpu")))
+    if training.stop is not None:
+        training.stop.load_state_dict(_part(saved, "stop", torch.device("cpu")))
+    training.step = counters["step"]
+    training.evaluated = counters["evaluated"]
+    training.wall_s = counters["wall_s"]
+    training.saved = training.step
+
+
+def join(whole: "Training", first: "Training", second: "Training") -> None:
+    """Make a new training `whole` of two that are at the same step: the seeds of both in a row.
+
+    With a stop rule, the one that ended earlier has no seeds that still learn.
+    """
+    policy = concatenated(first.agent.policy.state_dict(), second.agent.policy.state_dict())
+    saved = concatenated(tensors(first), tensors(second))
+    saved["loop.running"] = torch.cat([first.running, second.running + len(first.seeds)])
+    counters = {
+        "step": max(first.step, second.step),
+        "evaluated": max(first.evaluated, second.evaluated),
+        "wall_s": first.wall_s + second.wall_s,
+        "replay": {},
+        "data": whole.fingerprint,
+    }
+    load(whole, counters, policy, saved, ())
+    agent = concatenated(first.agent.state_dict(), second.agent.state_dict())
+    whole.agent.load_state_dict(agent)
+    whole.saved = -1  # nowhere yet
+
+
+def disk_size(training: "Training") -> int:
+    """Bytes that a training's checkpoints take at most."""
+    steps = training.config.steps
+    between = training.config.checkpoint_every
+    policy = _bytes(training.agent.policy.state_dict())
+    rest = _bytes(tensors(training))
+    # Three of what only going on needs: one is being written.
+    checkpoints = (steps // between + 5) * policy + 3 * rest
+    return int(checkpoints + journal.disk_size(training.agent, between, steps))
+
+
+def _part(saved: Mapping[str, Tensor], part: str, device: torch.device) -> dict[str, Tensor]:
+    """The tensors whose names begin with `part`, without it, on the device."""
+    prefix = f"{part}."
+    values = {}
+    for name, value in saved.items():
+        if name.startswith(prefix):
+            values[name.removeprefix(prefix)] = value.to(device)
+    return values
+
+
+def _load_agent(training: "Training", saved: dict[str, Tensor]) -> None:
+    """Load an agent's tensors but for its replays; ConfigError where others are expected."""
+    agent = training.agent.state_dict()
+    rings = {name: agent[name] for name in journal.ring_names(training.agent)}
+    saved = saved | rings
+    odd = sorted(saved.keys() ^ agent.keys())
+    if odd:
+        which = "has an unknown" if odd[0] in saved else "lacks"
+        raise ConfigError(
+            f"run: its checkpoint {which} '{odd[0]}'; it is of another version of this agent "
+            "and cannot be resumed."
+        )
+    training.agent.load_state_dict(saved)
+
+
+def _bytes(values: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in values.values())

@@ -1,0 +1,49 @@
+"""One vector step: every env copy makes a step, and the agent learns from it."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rlx import contract
+from rlx.agent import Agent, Carry, Transition
+from rlx.env import TensorEnv
+
+
+class VectorStep(NamedTuple):
+    """What a step of N env copies per seed led to."""
+
+    transition: Transition
+    """What the agent learnt from; its carry is that of the next step."""
+    obs: Tensor
+    """[S, N, *O]: what the next step begins with, the first of a new episode where one ended."""
+    first: Tensor
+    """bool [S, N]: whether an episode begins with `obs`."""
+    metrics: dict[str, Tensor]
+    """Name → [S], of what was learnt; empty when nothing was."""
+
+
+def vector_step(
+    agent: Agent, env: TensorEnv, obs: Tensor, first: Tensor, carry: Carry
+) -> VectorStep:
+    """Act, step, learn: one step of all S·N copies of `env`, from `obs`, `first` and `carry` on.
+
+    RunError where the agent's actions or metrics have a wrong shape.
+    """
+    action, carry = agent.act(obs, first, carry)
+    contract.check_action(agent, action, first.shape)
+    env_obs, reward, terminated, truncated, info = env.step(action.flatten(0, 1))
+    terminated = terminated.unflatten(0, first.shape)
+    truncated = truncated.unflatten(0, first.shape)
+    transition = Transition(
+        obs=obs,
+        action=action,
+        reward=reward.unflatten(0, first.shape),
+        next_obs=info["final_obs"].unflatten(0, first.shape),
+        terminated=terminated,
+        truncated=truncated,
+        carry=carry,
+    )
+    metrics = agent.update(transition)
+    contract.check_metrics(agent, metrics, first.shape)
+    next_obs = env_obs.unflatten(0, first.shape)
+    return VectorStep(transition, next_obs, terminated | truncated, metrics)
