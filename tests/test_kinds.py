@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Scores
-from rlx.attack import Budget
+from rlx.attack import Budget, Mode
 from rlx.attacks.noise import Noise
 from rlx.benchmarks import atari100k
 from rlx.errors import ConfigError, Interrupted, RunError, closest
@@ -162,7 +162,7 @@ def test_what_a_stack_shows_of_the_past_is_what_was_shown():
     """Each observation begins with what the last one ended with, perturbed or not; only the newest can be moved."""
     node = {"_target_": "rlx.envs.cartpole.CartPole", "stack": 3, "max_episode_steps": 6}
     spec, cpu, policy = experiment.env_spec(node), torch.device("cpu"), Looking()
-    modes = {"action": (("action",), False)}
+    modes = {"action": Mode(("action",), shared=False)}
     noise = Noise("corners", 1.0, True)
     assert spec.stack == 3
     sweep(
@@ -171,12 +171,12 @@ def test_what_a_stack_shows_of_the_past_is_what_was_shown():
         spec,
         noise,
         modes,
-        [0],
-        [0, 0.1],
-        np.ones(12),
-        2,
-        100,
-        cpu,
+        seeds=[0],
+        eps=[0, 0.1],
+        scale=np.ones(12),
+        episodes=2,
+        max_num_envs=100,
+        device=cpu,
     )
     first, *rest = policy.seen
     assert len(rest) >= 5 and first.shape == (1, 4, 3, 4)
