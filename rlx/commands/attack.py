@@ -69,7 +69,8 @@ def main(composed: DictConfig) -> float:
     from rlx.robustness.sweep import probe, sweep
     from rlx.show import figures
 
-    attack = build(load_class(config.attack, "attack", Attack), config.attack, "attack")
+    kind = load_class(config.attack, "attack", Attack)  # type: ignore[type-abstract]
+    attack = build(kind, config.attack, "attack")
     device = experiment.setup_device(config.device)
     policy, spec, seeds = experiment.load_policies(runs, config.checkpoint, device, config.seeds)
     modes = chosen_modes(attack, policy.heads, config.modes)
@@ -168,10 +169,11 @@ def _print(study: "Study", seeds: int) -> None:
 
     rows = []
     for number, radius in enumerate(study.eps):
-        estimates = [cells[number].returns for cells in study.cells.values()]
-        rows.append(
-            [f"{radius:g}", *(report.interval_text(one.iqm, one.ci95) for one in estimates)]
-        )
+        row = [f"{radius:g}"]
+        for cells in study.cells.values():
+            estimate = cells[number].returns
+            row.append(report.interval_text(estimate.iqm, estimate.ci95))
+        rows.append(row)
     title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
     report.table(title, ["eps", *study.cells], rows)
     _warn_of_undefined_scores(max(curve.undefined for curve in study.curves.values()))
@@ -182,8 +184,9 @@ def _print(study: "Study", seeds: int) -> None:
         shares = study.cells[mode][-1].shares()
         rows.append([mode, area, study.critical_text(mode), *shares])
     title = (
-        f"Scores from 0, random play ({study.random:.4g}), to 1, clean play ({study.clean.iqm:.4g}). "
-        f"Critical eps: half the score is lost. At eps {study.eps[-1]:g}: {Cell.words()}"
+        f"Scores from 0, random play ({study.random:.4g}), "
+        f"to 1, clean play ({study.clean.iqm:.4g}). Critical eps: half the score is lost. "
+        f"At eps {study.eps[-1]:g}: {Cell.words()}"
     )
     report.table(title, ["attacked", "area", "critical eps", *Cell.columns()], rows)
 

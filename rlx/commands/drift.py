@@ -63,8 +63,8 @@ def main(composed: DictConfig) -> None:
         device=device,
     )
     env = experiment.evaluated_env(trained)
-    steps, order, values = run.curve()
-    learning = values[:, [order.index(seed) for seed in seeds]]
+    steps, order, logged = run.curve()
+    learning = logged[:, [order.index(seed) for seed in seeds]]
     figure = output.path / "drift.png"
     with output.writing():
         frozen = []
@@ -92,8 +92,10 @@ def main(composed: DictConfig) -> None:
         output.complete({"run": str(run.path), "seeds": seeds, "steps": steps, "cells": cells})
     rows = []
     for number, step in enumerate(steps):
-        at_step = [values[number] for values in estimates.values()]
-        rows.append([f"{step:,}", *(report.interval_text(one.iqm, one.ci95) for one in at_step)])
+        row = [f"{step:,}"]
+        for values in estimates.values():
+            row.append(report.interval_text(values[number].iqm, values[number].ci95))
+        rows.append(row)
     report.table("Greedy return in the env as it is at that step", ["step", *estimates], rows)
     report.end(output.path, figure=figure)
 

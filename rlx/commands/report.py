@@ -133,7 +133,7 @@ def _row(result: dict[str, Any], run: Run) -> list[str]:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """Agent and env of each run where these differ, and what tells it from others of the same two."""
+    """Agent and env of each run where these differ, and what tells it from others of the same."""
     names = [run.path.parent.name for run in runs]
     labels = list(names)
     for name in set(names):

@@ -141,7 +141,11 @@ class Study:
         random: float,
         played: Mapping[str, Played],
     ) -> "Study":
-        """Of the episodes `played` by mode, with the `clean` returns [S, P] of the same episodes."""
+        """Of the episodes that were `played`, by mode.
+
+        `clean`: the returns [S, P] of the same episodes without an attack; `random`: the mean
+        return of random play.
+        """
         bootstrap = stats.Bootstrap(*clean.shape)
         cells = {}
         curves = {}

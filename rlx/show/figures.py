@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +119,7 @@ def _legend(axes: "Axes", lines: Sequence[Curve], explained: bool) -> None:
     `explained`: whether it also says what is drawn.
     """
     title = "interquartile mean, 95 % interval; thin: each seed" if explained else None
-    options = {"frameon": False, "title": title, "title_fontsize": 7}
+    options: dict[str, Any] = {"frameon": False, "title": title, "title_fontsize": 7}
     if len(lines) > 4 or any(len(line.label) > LABEL_WIDTH for line in lines):
         anchor = (0.5, -0.16)
         axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=anchor, ncols=1, **options)
