@@ -1,4 +1,8 @@
-"""What every agent is: a Policy that decides, and an Agent that trains it."""
+"""What every agent is: a Policy that decides, and an Agent that trains it.
+
+Shapes: S seeds, N env copies of each, B any batch, *O an observation, A choices, D numbers of a
+continuous action. Every tensor starts with the seed axis; one seed is S = 1.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,21 +13,23 @@ import gymnasium
 from torch import Tensor, nn
 
 Carry = dict[str, Tensor]
-"""A policy's memory of the running episode: named tensors [S, B, …]. It starts anew where `first` is true."""
+"""A policy's memory of the running episode: named tensors [S, B, …]; it restarts at `first`."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one decision is taken by, as a differentiable function of the observation.
+    """What one decision is taken by, as a differentiable function of the observation [S, B, *O].
 
-    Discrete choices: preferences [S, B, *O] → [S, B, A]. Continuous ones (a Box of D numbers): the action itself, [S, B, D].
+    Discrete choices have preferences [S, B, A], of which the highest is chosen. A continuous action
+    (a Box of D numbers) is its own score, [S, B, D].
     """
 
     function: Callable[[Tensor], Tensor]
+    """The observation → its scores."""
     bounds: tuple[Tensor, Tensor] | None = None
-    """Lowest and highest continuous action, broadcasting over [S, B, D]; None: discrete choices."""
+    """The lowest and the highest continuous action, broadcasting over [S, B, D]; None: discrete."""
     choice: Callable[[Tensor], Tensor] | None = None
-    """Observation → the choice [S, B], where it is not the best-scored one (a search decides)."""
+    """The observation → the choice [S, B], where a search decides and not the highest score."""
 
     @property
     def continuous(self) -> bool:
@@ -31,46 +37,56 @@ class Scores:
         return self.bounds is not None
 
     def __call__(self, obs: Tensor) -> Tensor:
+        """The scores [S, B, A] or [S, B, D] of `obs`."""
         return self.function(obs)
 
-    def best(self, obs: Tensor, values: Tensor | None = None) -> Tensor:
-        """The choice at `obs`; `values`: its scores, where they are known."""
-        if self.choice:
+    def best(self, obs: Tensor, scores: Tensor | None = None) -> Tensor:
+        """The choice at `obs`; `scores` are those of `obs`, where the caller has them already."""
+        if self.choice is not None:
             return self.choice(obs)
-        return self.decide(self(obs) if values is None else values)
+        if scores is None:
+            scores = self(obs)
+        return self.decide(scores)
 
-    def decide(self, values: Tensor) -> Tensor:
-        """The choice int64 [S, B] that `values` [S, B, A] stand for, the first one among equals; continuous: themselves, cut."""
-        return (
-            values.argmax(-1)
-            if self.bounds is None
-            else values.maximum(self.bounds[0]).minimum(self.bounds[1])
-        )
+    def decide(self, scores: Tensor) -> Tensor:
+        """The choice int64 [S, B] by `scores` [S, B, A], the first among equals.
+
+        Of a continuous action: the action float [S, B, D] itself, cut to its bounds.
+        """
+        if self.bounds is None:
+            return scores.argmax(-1)
+        low, high = self.bounds
+        return scores.maximum(low).minimum(high)
 
 
 Choose = Callable[[str, Tensor, Scores, Tensor], Tensor]
-"""How a decision is taken: (head, obs [S, B, *O], scores, deciding bool [S, B]) → choice int64 [S, B] (continuous: float [S, B, D]).
+"""How a decision is taken: (head, obs [S, B, *O], scores, deciding bool [S, B]) → choice [S, B].
 
-Exploration, attacks and certificates are all ways to choose; the policy calls this once per head, top level first.
-`deciding` is false where an earlier choice still stands, and the result there is ignored."""
+Of continuous actions the choice is float [S, B, D]. Exploration, attacks and certificates are all
+ways to choose. The policy calls this once for each of its heads, the top level first. `deciding` is
+false where an earlier choice still stands; what is returned there is ignored.
+"""
 
 
 def greedy(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-    """The best choice."""
+    """Choose the best-scored choice."""
     return scores.best(obs)
 
 
 class Rules(Protocol):
-    """What players of a game of two know beforehand. Observations [..., *O]: first the stones of the player to move, then the other's."""
+    """What the players of a game of two know beforehand.
+
+    An observation [..., *O] has two planes: the stones of the player to move, then the other's.
+    """
 
     def legal(self, obs: Tensor) -> Tensor:
-        """bool [..., A]: which actions are allowed."""
+        """Which actions are allowed, bool [..., A]."""
 
     def after(self, obs: Tensor) -> Tensor:
-        """[..., A, *O]: with the stone that each action adds; unchanged where it may not."""
+        """The boards [..., A, *O] with the stone that each action adds; unchanged if forbidden."""
 
     def line(self, obs: Tensor) -> Tensor:
-        """bool [...]: whether the player to move has won."""
+        """Whether the player to move has won, bool [...]."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +94,17 @@ class Spec:
     """What an agent may know of an environment."""
 
     observation_space: gymnasium.Space
+    """The space of one observation, *O: a Box, or Discrete."""
     action_space: gymnasium.Space
+    """The space of one action: Discrete, or a Box of one axis."""
     max_episode_steps: int
+    """The time limit."""
     reward_threshold: float | None = None
     """Return from which the task counts as solved, if it says; for people, not for learning."""
     rules: Rules | None = None
-    """Of a game."""
+    """The rules of a game of two players in turn; None: the env is no such game."""
     stack: int = 1
-    """Last observations that one of the env's shows at once, along the first axis, the newest last."""
+    """How many observations the env shows at once, along the first axis, the newest last."""
 
     @property
     def actions(self) -> int:
@@ -96,60 +115,82 @@ class Spec:
 
 @dataclass(frozen=True)
 class Transition:
-    """One step of N env copies per seed; every tensor [S, N, …]."""
+    """One step of N env copies per seed; every tensor is [S, N, …]."""
 
     obs: Tensor
+    """The observation that was acted on, [S, N, *O]."""
     action: Tensor
+    """int64 [S, N], or float [S, N, D]."""
     reward: Tensor
+    """float32 [S, N]."""
     next_obs: Tensor
-    """The observation the transition led to, before any autoreset."""
+    """Where the transition led, before any autoreset, [S, N, *O]."""
     terminated: Tensor
+    """Whether the episode ended in a terminal state, bool [S, N]."""
     truncated: Tensor
+    """Whether the episode was cut short, by a time limit for instance, bool [S, N]."""
     carry: Carry
-    """As `Agent.act` returned it with this action."""
+    """The carry that `Agent.act` returned with this action."""
 
 
 class Policy(nn.Module, ABC):
-    """The deciding half of an agent, and all that evaluation, attack and export need. Parameters and buffers are [S, …]."""
+    """The deciding half of an agent, and all that evaluation, attack and export need.
+
+    Its parameters and buffers are [S, …]. It is constructed as `Policy(config, spec, seeds)`, with
+    `seeds` int64 [S] on the device where it shall live.
+    """
 
     heads: ClassVar[tuple[str, ...]] = ("action",)
-    """Levels at which it decides, top level first; the last one is the action."""
+    """The levels at which it decides, top level first; the last one is the action."""
 
     @abstractmethod
     def initial_carry(self, batch: int) -> Carry:
-        """A carry for `batch` copies per seed; its content does not matter, since the first step has `first` true."""
+        """A carry [S, `batch`, …] of any content: in the first step `first` is true."""
 
     @abstractmethod
     def act(
         self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
     ) -> tuple[Tensor, Carry]:
-        """(action int64 [S, B] or float [S, B, D], carry) for `obs` [S, B, *O]; `first` (bool [S, B]): a new episode begins."""
+        """The action for `obs` [S, B, *O], int64 [S, B] or float [S, B, D], and the next carry.
+
+        `first` is bool [S, B]: a new episode begins. Each head's decision is taken by `choose`.
+        """
 
     @abstractmethod
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
-        """Preferences [S, B, A] of one head, differentiable in `obs`."""
+        """The scores [S, B, A] by which `head` decides at `obs`, differentiable in `obs`."""
 
 
 class Agent(nn.Module, ABC):
-    """The learning half: owns targets, optimisers, memory and random streams as parameters and buffers [S, …].
+    """The learning half: all that learning needs, as parameters and buffers [S, …].
 
-    So `state_dict()` is everything, `rlx.nn.networks.take` picks seeds out of it, and checkpoints need no code of the agent's.
-    Constructed as `Agent(config, spec, seeds, num_envs)`: `seeds` int64 [S] on the run's device, `num_envs` envs per seed.
+    Targets, optimisers, memory and random streams are modules of it. So `state_dict()` is the whole
+    agent, `rlx.nn.seed_axis.take` picks seeds out of it, and checkpoints need no code of the
+    agent's own. It is constructed as `Agent(config, spec, seeds, num_envs)`: `config` is a
+    `config_type`, `seeds` int64 [S] on the run's device, `num_envs` the env copies of each seed.
     """
 
+    config_type: ClassVar[type]
+    """The frozen dataclass of its settings: the keys of its YAML file."""
+    policy_type: ClassVar[type[Policy]]
+    """The class of its policy."""
     observations: ClassVar[tuple[type[gymnasium.Space], ...]] = (
         gymnasium.spaces.Box,
         gymnasium.spaces.Discrete,
     )
-    """Spaces that it can learn from …"""
+    """Observation spaces that it can learn from."""
     actions: ClassVar[tuple[type[gymnasium.Space], ...]] = (gymnasium.spaces.Discrete,)
-    """… and act in."""
+    """Action spaces that it can act in."""
     games: ClassVar[bool] = False
-    """Whether it can only play games of two players in turn, whose rules say which moves are legal."""
+    """Whether it plays only games of two players in turn, whose rules say which moves are legal."""
     keeps_newest: ClassVar[bool] = False
-    """Whether a run keeps its newest weights: its best evaluation's would be chosen by what the agent must not know, the env's reward."""
+    """Whether a run keeps its newest weights, and not those of its best evaluation.
+
+    It must where the best would be chosen by what the agent must not know, the env's reward.
+    """
 
     policy: Policy
+    """What decides when it is evaluated."""
 
     @abstractmethod
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -157,7 +198,10 @@ class Agent(nn.Module, ABC):
 
     @abstractmethod
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        """Store a transition, learn when due; metrics name → [S] (empty when nothing was learnt)."""
+        """Store a transition and learn when due; returns metrics, name → [S].
+
+        The metrics are empty where nothing was learnt.
+        """
 
     def warnings(self) -> list[str]:
         """What it met that its settings do not fit: a sentence each, with the key to change.
@@ -168,18 +212,21 @@ class Agent(nn.Module, ABC):
 
 
 class OfflineAgent(Agent):
-    """One that learns from a data set: constructed as `OfflineAgent(config, spec, seeds, data)`. It never acts to learn."""
+    """An agent that learns from a data set and never acts to learn.
+
+    It is constructed as `OfflineAgent(config, spec, seeds, data)`.
+    """
 
     keeps_newest = True
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """Greedily."""
+        """Act greedily."""
         return self.policy.act(obs, first, carry)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        """Nothing."""
+        """Learn nothing: transitions are no part of the data set."""
         return {}
 
     @abstractmethod
     def learn(self) -> dict[str, Tensor]:
-        """One minibatch; metrics name → [S]."""
+        """Learn from one minibatch; returns metrics, name → [S]."""

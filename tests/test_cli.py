@@ -227,36 +227,6 @@ def test_stop_rule_keeps_each_seed_where_it_stopped(rlx):
         np.testing.assert_allclose(weights[0][name][1:2], value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_user_adds_an_agent_with_one_file_and_one_yaml(rlx, tmp_path, monkeypatch):
-    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
-    block = (
-        readme.partition("# conf/agent/mine.yaml")[2]
-        .partition("\n")[2]
-        .partition("\n\n    rlx train agent=mine")[0]
-    )
-    left, right = zip(
-        *((line[4:46].strip(), line[46:]) for line in block.splitlines()), strict=True
-    )  # as the README has them
-    (tmp_path / "mine.py").write_text("\n".join(right))
-    (tmp_path / "conf/agent").mkdir(parents=True)
-    (tmp_path / "conf/agent/mine.yaml").write_text("\n".join(left))
-    monkeypatch.setattr(sys, "path", [*sys.path])  # the command finds mine.py beside conf/
-    result = rlx(
-        "train",
-        "agent=mine",
-        "env=cartpole",
-        "tuned=dqn-cartpole",
-        *TINY,
-        "seeds=1",
-        "agent.beta=0.7",
-    )
-    assert (
-        result.code == 0
-        and "mine-cartpole" in str(result.run)
-        and "beta: 0.7" in (result.run / "config.yaml").read_text()
-    )
-
-
 BAD = [
     (["trian"], "Did you mean 'train'?"),
     (["train", "seedz=3"], "Did you mean 'seeds'?"),

@@ -1,0 +1,266 @@
+"""The Python face: what the command line does, for notebooks and scripts.
+
+    import rlx
+
+    run = rlx.train(agent="dqn", env="cartpole", seeds=2, steps=20_000)
+    env = run.make_env()
+    obs, _ = env.reset(seed=0)
+    action = run.policy.act(obs)
+    study = rlx.attack(run, eps="0:0.1:0.05")
+    study.figure()
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from rlx import cli, conf
+from rlx.config import rename_keys
+from rlx.errors import ConfigError
+from rlx.runs.run import Run
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+
+    from rlx.agent import Policy, Spec
+
+
+def train(**overrides: object) -> "TrainedRun":
+    """Train as `rlx train` does, and return the run.
+
+    The keywords are the command line's keys: `agent="dqn"`, `env="cartpole"`, `seeds=2`,
+    `steps=20_000`. Keys with a dot go into a dictionary: `**{"agent.learning_rate": 1e-3}`. Raises
+    ConfigError where they cannot be, RunError where the run fails.
+    """
+    from rlx.commands.train import train as task
+
+    return TrainedRun(task(composed("train", **overrides)))
+
+
+def attack(run: "TrainedRun | str | Path", **overrides: object) -> "Study":
+    """Attack a trained run as `rlx attack` does, and return the study.
+
+    The keywords are the command line's keys: `eps="0:0.03:0.01"`, `attack="pgd"`, `episodes=50`.
+    Raises ConfigError where they cannot be.
+    """
+    from rlx.commands.attack import attack as task
+
+    path = run.path if isinstance(run, TrainedRun) else run
+    return Study(task(composed("attack", run=[str(path)], **overrides)))
+
+
+def load(
+    path: str | Path,
+    *,
+    checkpoint: str | int = "best",
+    seed: int | None = None,
+    trust: bool = False,
+) -> "TrainedRun | Study":
+    """The run in the folder `path`, or the newest finished one below it.
+
+    Of a training, `checkpoint` and `seed` say whose weights `run.policy` has: those kept for each
+    seed ("best") or those of a step, and of which seed; None: the first. `trust`: import what the
+    run's config names, whoever made it. Raises ConfigError where there is no such run.
+    """
+    command = Run.command_of(str(path))
+    if command == "attack":
+        return Study(Run.find(str(path), "outputs", "attack", trusted=trust))
+    found = Run.find(str(path), "outputs", "train", trusted=trust)
+    name = f"{checkpoint:09d}" if isinstance(checkpoint, int) else checkpoint
+    return TrainedRun(found, checkpoint=name, seed=seed)
+
+
+class _Finished:
+    """What all runs have."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    @property
+    def path(self) -> Path:
+        """The run's directory."""
+        return self.run.path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved config that the run was made with."""
+        plain: Any = OmegaConf.to_container(self.run.config)
+        return plain
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The result, as in summary.json; NaN stands for null."""
+        return self.run.summary()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+
+class TrainedRun(_Finished):
+    """A run of `rlx train`."""
+
+    def __init__(self, run: Run, checkpoint: str = "best", seed: int | None = None):
+        super().__init__(run)
+        self.checkpoint = checkpoint
+        self.seed = seed
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that were trained."""
+        return list(self.summary["seeds"])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl: a dictionary of each evaluation of each seed.
+
+        `pandas.DataFrame(run.metrics())` has a column of each metric.
+        """
+        return self.run.metrics()
+
+    @cached_property
+    def policy(self) -> "GymPolicy":
+        """The policy of one seed, which takes and gives NumPy. It acts greedily."""
+        from rlx.policies import load_policy
+
+        policy, spec, seeds = load_policy(self.run, self.checkpoint)
+        seed = seeds[0] if self.seed is None else self.seed
+        if seed not in seeds:
+            raise ConfigError(f"seed={seed}: not in {self.path}, which has {seeds}.")
+        return GymPolicy(policy, seeds.index(seed), spec, self.config["env"])
+
+    def make_env(self, **kwargs: Any) -> gymnasium.Env:
+        """A copy of the run's env, as Gymnasium's users know it: NumPy in and out, a time limit.
+
+        Keywords go to the env, such as `render_mode="human"` of one of Gymnasium's.
+        """
+        from rlx.envs.registered import single
+
+        return single(self.config["env"], **kwargs)
+
+    def figure(self) -> "Figure":
+        """The learning curves of all seeds, as in learning.png."""
+        from rlx.show import figures
+
+        return figures.learning(*self.run.curve(), title=self.path.parent.name)
+
+
+class Study(_Finished):
+    """A run of `rlx attack`."""
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The table of the study: a dictionary of each attacked head and radius."""
+        from rlx.robustness.table import rows
+
+        return rows(self.summary)
+
+    def figure(self) -> "Figure":
+        """Return against the radius, with intervals over seeds, as in robustness.png."""
+        from rlx.robustness.table import figure
+
+        return figure(self.summary)
+
+
+class GymPolicy:
+    """A trained policy in a Gymnasium env: NumPy observations in, actions of the env out.
+
+    It remembers what the policy remembers (the goal of a hierarchy, a recurrent state, stacked
+    observations) from one `act` to the next, until `reset`.
+    """
+
+    def __init__(self, policy: "Policy", row: int, spec: "Spec", env: Mapping[str, Any]):
+        """The seed number `row` of `policy`, in the env of the config group `env`."""
+        import torch
+
+        from rlx import experiment
+        from rlx.envs.spaces import played, shown
+        from rlx.nn.seed_axis import take
+
+        self._policy = take(policy, torch.tensor([row])).requires_grad_(False)
+        inner: Any = experiment.make_env({**env, "observe": None, "stack": 1}, 1, "cpu")
+        copies = getattr(inner, "envs", None)
+        own = copies[0] if copies else inner
+        self.observation_space: gymnasium.Space = own.observation_space if copies else inner.single_observation_space
+        self.action_space: gymnasium.Space = own.action_space if copies else inner.single_action_space
+        _, self._shown = shown(self.observation_space)
+        _, self._played = played(self.action_space)
+        self._observe: list[int] | None = env.get("observe")
+        self._stack = int(env.get("stack", 1))
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new episode: forget what was remembered."""
+        self._carry: dict[str, torch.Tensor] | None = None
+        self._frames: list[np.ndarray] = []
+
+    def act(self, obs: Any) -> Any:
+        """The greedy action at `obs`, an observation as the Gymnasium env gives it.
+
+        Call `reset` when an episode begins. Raises ValueError where `obs` has another shape.
+        """
+        import torch
+
+        shown = torch.from_numpy(self._stacked(np.asarray(obs)))[None, None]
+        first = torch.full((1, 1), self._carry is None)
+        carry = self._policy.initial_carry(1) if self._carry is None else self._carry
+        with torch.no_grad():
+            action, self._carry = self._policy.act(shown, first, carry)
+        return self._played(action[0].numpy())[0]
+
+    def _stacked(self, obs: np.ndarray) -> np.ndarray:
+        """`obs` as the policy sees it: converted, the observed components, the last of them."""
+        if obs.shape != (self.observation_space.shape or ()):
+            raise ValueError(
+                f"act: obs has the shape {obs.shape}; expected {self.observation_space.shape}, "
+                "one observation of the env"
+            )
+        frame = self._shown(obs[None])[0]
+        if self._observe is not None:
+            frame = frame[self._observe]
+        if self._stack == 1:
+            return frame
+        if not self._frames:
+            self._frames = [frame] * self._stack
+        self._frames = [*self._frames[1:], frame]
+        return np.concatenate(self._frames)
+
+
+def composed(command: str, **overrides: object) -> DictConfig:
+    """The config that `rlx <command> key=value …` would get. Raises ConfigError."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    words = [f"{key}={_word(value)}" for key, value in overrides.items()]
+    line = cli.to_hydra(command, words)
+    overrides_of_hydra = [word for word in line if "=" in word]
+    folder = conf.user_dir()
+    if folder is not None:
+        overrides_of_hydra.append(f"hydra.searchpath=['file://{folder}']")
+    try:
+        with hydra.initialize_config_dir(conf.conf_dir(), version_base="1.3"):
+            config = hydra.compose(command, overrides_of_hydra, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(cli.explain(error, command, line)) from None
+    HydraConfig.instance().set_config(config)
+    del config["hydra"]
+    rename_keys(config)
+    return config
+
+
+def _word(value: object) -> str:
+    """A Python value as one would type it behind key=."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_word(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_word(item)}' for key, item in value.items())}}}"
+    return str(value)

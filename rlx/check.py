@@ -1,0 +1,414 @@
+"""The contract tests, for anybody's agent or env: what agent.py and env.py ask, tried out.
+
+`rlx check agent=mine env=mine` prints them one by one; from Python they are `check_agent` and
+`check_env`. A run itself asks only for shapes (rlx/contract.py): these here take seconds.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlx import contract, experiment
+from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec, Transition, greedy
+from rlx.config import load_class
+from rlx.data.datasets import Data
+from rlx.env import TensorEnv
+from rlx.errors import ConfigError
+from rlx.nn.networks import take
+from rlx.nn.rng import reset_seeds, seed_tensor
+
+SEEDS = (3, 5, 8)
+NUM_ENVS = 4
+STEPS = 2_000
+"""Vector steps after which an agent that has learnt nothing is said to learn nothing."""
+LONGEST = 2_000
+"""Steps within which an episode of the env that is checked should end."""
+
+
+def agent_checks(node: Mapping[str, Any], env: Mapping[str, Any]) -> Iterator[str]:
+    """Try the agent of the config group `agent` in the env of the config group `env`.
+
+    Yields a sentence about each thing that holds. Raises ConfigError, with what was expected, at
+    the first that does not.
+    """
+    kind = load_class(node, "agent", Agent)
+    loop = _Loop(node, env)
+    contract.check_policy(loop.agent, loop.obs, loop.spec)
+    yield "the policy's actions and its carry have the shapes of the contract"
+    _check_heads(loop)
+    yield f"every head of {loop.agent.policy.heads} chooses, by scores [S, B, A]"
+    if _check_gradient(loop):
+        yield "the scores have a gradient by the observation: it can be attacked"
+    loop.learn(kind.__name__)
+    yield "it acts and learns; its metrics are [S]"
+    _check_seed_axis(loop)
+    yield "every parameter and buffer starts with the seed axis"
+    _check_apart(loop)
+    yield "what one seed sees changes nothing in the others, to the bit"
+    _check_state(loop, node)
+    yield "an agent made anew that loads its state goes on as it would have, to the bit"
+    _check_take(loop)
+    yield "seeds can be taken out of it"
+
+
+class _Loop:
+    """An agent in an env, both as a run makes them, that go on by single vector steps."""
+
+    def __init__(self, node: Mapping[str, Any], env: Mapping[str, Any]):
+        seeds = seed_tensor(SEEDS)
+        self.spec = experiment.env_spec(env)
+        offline = issubclass(load_class(node, "agent", Agent), OfflineAgent)
+        self.data = _RandomData(self.spec) if offline else None
+        self.agent = experiment.make_agent(node, self.spec, seeds, NUM_ENVS, self.data)
+        self.env = experiment.make_env(env, len(SEEDS) * NUM_ENVS, "cpu")
+        self.shape = (len(SEEDS), NUM_ENVS)
+        resets = reset_seeds(seeds, NUM_ENVS, "env").flatten().tolist()
+        self.obs = self.env.reset(seed=resets)[0].unflatten(0, self.shape)
+        self.first = torch.ones(self.shape, dtype=torch.bool)
+        self.carry = self.agent.policy.initial_carry(NUM_ENVS)
+
+    def step(self) -> tuple[Transition, dict[str, Tensor]]:
+        """One vector step, or of an offline agent one minibatch; the transition and the metrics."""
+        action, self.carry = self.agent.act(self.obs, self.first, self.carry)
+        contract.check_action(self.agent, action, torch.Size(self.shape))
+        result = self.env.step(action.flatten(0, 1))
+        obs, reward, terminated, truncated, info = result
+        transition = Transition(
+            obs=self.obs,
+            action=action,
+            reward=reward.unflatten(0, self.shape),
+            next_obs=info["final_obs"].unflatten(0, self.shape),
+            terminated=terminated.unflatten(0, self.shape),
+            truncated=truncated.unflatten(0, self.shape),
+            carry=self.carry,
+        )
+        metrics = self.update(transition)
+        self.obs = obs.unflatten(0, self.shape)
+        self.first = transition.terminated | transition.truncated
+        return transition, metrics
+
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        """Let the agent learn."""
+        if isinstance(self.agent, OfflineAgent):
+            return self.agent.learn()
+        return self.agent.update(transition)
+
+    def learn(self, name: str) -> None:
+        """Step until the agent has learnt once; ConfigError where it does not."""
+        for _ in range(STEPS):
+            _, metrics = self.step()
+            contract.check_metrics(self.agent, metrics, torch.Size(self.shape))
+            if metrics:
+                return
+        raise ConfigError(
+            f"agent: {name} learnt nothing in {STEPS * NUM_ENVS:,} steps of each seed; check it "
+            "with settings that let it learn sooner, such as a smaller agent.learning_starts."
+        )
+
+
+class _RandomData(Data):
+    """A data set of random steps, for agents that learn from data."""
+
+    transitions = 1_000
+    files = []
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+
+    def sample(
+        self, number: int, draws: Tensor, n_steps: int, discount: float
+    ) -> dict[str, Tensor]:
+        """Random rows [S, B, …], the same for the same `draws`."""
+        shape = draws.shape
+        return {
+            "obs": _random(self.spec.observation_space, draws),
+            "next_obs": _random(self.spec.observation_space, (draws * 7).frac()),
+            "action": _random(self.spec.action_space, (draws * 11).frac()),
+            "reward": draws.to(torch.float32),
+            "discount": torch.full(shape, discount),
+        }
+
+    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+        """It fits every env."""
+        return []
+
+    def card(self) -> dict[str, Any]:
+        """It has no facts."""
+        return {}
+
+
+def _random(space: spaces.Space, draws: Tensor) -> Tensor:
+    """Elements [S, B, …] of `space`, by uniform `draws` [S, B]."""
+    if isinstance(space, spaces.Discrete):
+        return (draws * int(space.n)).long()
+    size = torch.Size(space.shape or ())
+    factors = torch.arange(1, size.numel() + 1, dtype=draws.dtype)
+    values = (draws.unsqueeze(-1) * factors).frac().unflatten(-1, size)
+    if np.issubdtype(space.dtype, np.integer):
+        return (values * 256).to(torch.uint8)
+    return values.to(torch.float32)
+
+
+def _check_heads(loop: _Loop) -> None:
+    """Every head asks `choose` once, in the order of `heads`; what it chooses is what is done."""
+    policy: Policy = loop.agent.policy
+    asked: list[str] = []
+    chosen: dict[str, Tensor] = {}
+
+    def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        asked.append(head)
+        chosen[head] = greedy(head, obs, scores, deciding)
+        return chosen[head]
+
+    carry = policy.initial_carry(NUM_ENVS)
+    with torch.no_grad():
+        action, _ = policy.act(loop.obs, loop.first, carry, choose)
+    if tuple(asked) != tuple(policy.heads):
+        raise ConfigError(
+            f"agent: {type(policy).__name__}.act asked choose for {asked}; expected each of its "
+            f"heads {list(policy.heads)} once, the top level first."
+        )
+    if not torch.equal(action, chosen[policy.heads[-1]]):
+        raise ConfigError(
+            f"agent: {type(policy).__name__}.act returned another action than choose gave it for "
+            f"'{policy.heads[-1]}'."
+        )
+
+
+def _check_gradient(loop: _Loop) -> bool:
+    """Whether observations have a neighbourhood; then every head's scores have a gradient."""
+    policy = loop.agent.policy
+    if not isinstance(loop.spec.observation_space, spaces.Box) or loop.spec.rules is not None:
+        return False
+    obs = loop.obs.float()
+    _, carry = policy.act(loop.obs, loop.first, policy.initial_carry(NUM_ENVS))
+    for head in policy.heads:
+        at = obs.clone().requires_grad_()
+        scores = policy.scores(at, carry, head)
+        what = f"agent: {type(policy).__name__}.scores of '{head}'"
+        if scores.shape[:2] != loop.shape or scores.dim() != 3:
+            raise ConfigError(
+                f"{what} is {list(scores.shape)}; expected [{loop.shape[0]}, {loop.shape[1]}, A]."
+            )
+        if not scores.requires_grad:
+            raise ConfigError(f"{what} has no gradient by the observation; attacks need one.")
+    return True
+
+
+def _check_seed_axis(loop: _Loop) -> None:
+    """Every tensor of the state has a row for each seed."""
+    for name, value in loop.agent.state_dict().items():
+        if value.dim() == 0 or value.shape[0] != len(SEEDS):
+            raise ConfigError(
+                f"agent: its tensor '{name}' is {list(value.shape)}; expected the seed axis "
+                f"[{len(SEEDS)}, …] first: register_buffer or Parameter with one row a seed."
+            )
+
+
+def _check_apart(loop: _Loop) -> None:
+    """Let the first seed see other rewards: nothing may change in the other seeds."""
+    other = copy.deepcopy(loop)
+    learnt = 0
+    for _ in range(STEPS):
+        transition, metrics = loop.step()
+        changed = transition.reward.clone()
+        changed[0] += 1.0
+        action, _ = other.agent.act(transition.obs, other.first, other.carry)
+        if not torch.equal(action[1:], transition.action[1:]):
+            break
+        other.update(_with_reward(transition, changed))
+        other.first, other.carry = loop.first, loop.carry
+        learnt += bool(metrics)
+        if learnt == 3:
+            break
+    for name, value in loop.agent.state_dict().items():
+        if not torch.equal(value[1:], other.agent.state_dict()[name][1:]):
+            raise ConfigError(
+                f"agent: '{name}' of one seed depends on what another seed has seen; nothing may "
+                "mix the seed axis: losses are means within a seed, summed over seeds."
+            )
+
+
+def _with_reward(transition: Transition, reward: Tensor) -> Transition:
+    """`transition` with another `reward` [S, N]."""
+    return dataclasses.replace(transition, reward=reward)
+
+
+def _check_state(loop: _Loop, node: Mapping[str, Any]) -> None:
+    """A new agent that loads the state_dict must go on as the old one."""
+    twin = copy.deepcopy(loop)
+    twin.agent = experiment.make_agent(node, loop.spec, seed_tensor(SEEDS), NUM_ENVS, loop.data)
+    try:
+        twin.agent.load_state_dict(loop.agent.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"agent: its state_dict does not fit an agent made anew: {error}"
+        ) from None
+    for _ in range(20):
+        one, _ = loop.step()
+        two, _ = twin.step()
+        if not torch.equal(one.action, two.action):
+            raise ConfigError(
+                "agent: made anew from its state_dict it acts otherwise; what decides its future "
+                "must be parameters and buffers."
+            )
+    after = twin.agent.state_dict()
+    for name, value in loop.agent.state_dict().items():
+        if not torch.equal(value, after[name]):
+            raise ConfigError(f"agent: made anew from its state_dict, '{name}' learns otherwise.")
+
+
+def _check_take(loop: _Loop) -> None:
+    """The last two seeds alone act as they did among the others."""
+    policy = loop.agent.policy
+    _, carry = policy.act(loop.obs, loop.first, loop.carry)
+    part = take(policy, torch.tensor([1, 2]))
+    rows = {name: value[1:] for name, value in carry.items()}
+    action, _ = part.act(loop.obs[1:], loop.first[1:], rows)
+    if action.shape[:2] != (2, NUM_ENVS):
+        raise ConfigError(
+            f"agent: of two seeds taken out of it the action is {list(action.shape)}; expected "
+            f"[2, {NUM_ENVS}, …]."
+        )
+    take(loop.agent, torch.tensor([1, 2]))
+
+
+def env_checks(node: Mapping[str, Any]) -> Iterator[str]:
+    """Try the env of the config group `env`.
+
+    Yields a sentence about each thing that holds. Raises ConfigError, with what was expected, at
+    the first that does not.
+    """
+    spec = experiment.env_spec(node)
+    contract.check_env(experiment.make_env(node, 1, "cpu"), spec)
+    yield "observations, rewards and flags have the shapes and types of the contract"
+    script = _Script(node, spec)
+    _check_same(script.play(), script.play(), "two plays from the same reset seeds differ")
+    yield "the same reset seeds and actions give the same episodes"
+    _check_same(
+        [row[1:] for row in script.play()],
+        script.play(keep=torch.arange(1, NUM_ENVS)),
+        "copies that go on alone go on otherwise",
+    )
+    yield "copies can be dropped; the others go on as they would have"
+    _check_same(
+        script.play(),
+        script.play(reload=True),
+        "from its state_dict it goes on otherwise",
+    )
+    yield "its state can be saved and loaded at any step"
+    _check_ends(script)
+    yield "episodes end by themselves or at the time limit, and begin anew in the same step"
+
+
+class _Script:
+    """One play of an env, from fixed reset seeds by fixed random actions."""
+
+    def __init__(self, node: Mapping[str, Any], spec: Spec):
+        self.node = node
+        self.spec = spec
+        self.steps = 40
+        draws = torch.rand(self.steps, NUM_ENVS, generator=torch.Generator().manual_seed(0))
+        self.actions = _random(spec.action_space, draws)
+        if isinstance(spec.action_space, spaces.Box):
+            low, high = (
+                torch.from_numpy(x) for x in (spec.action_space.low, spec.action_space.high)
+            )
+            self.actions = low + self.actions * (high - low)
+
+    def begin(self) -> tuple[TensorEnv, Tensor]:
+        """A new env of `NUM_ENVS` copies, and its first observations."""
+        env = experiment.make_env(self.node, NUM_ENVS, "cpu")
+        obs, _ = env.reset(seed=list(range(7, 7 + NUM_ENVS)))
+        return env, obs
+
+    def play(self, keep: Tensor | None = None, reload: bool = False) -> list[Tensor]:
+        """Observations, rewards and flags of every step, [B, …] each.
+
+        `keep`: go on with these copies alone from the middle on, and before it show theirs.
+        `reload`: go on from the middle in an env made anew, from the state of this one.
+        """
+        env, obs = self.begin()
+        rows = [obs if keep is None else obs[keep]]
+        for step, actions in enumerate(self.actions):
+            if keep is not None and step == self.steps // 2:
+                env.keep(keep)
+            if reload and step == self.steps // 2:
+                state = copy.deepcopy(env.state_dict())
+                env, _ = self.begin()
+                env.load_state_dict(state)
+            dropped = keep is not None and step >= self.steps // 2
+            given = actions[keep] if keep is not None and dropped else actions
+            obs, reward, terminated, truncated, info = env.step(given)
+            for row in (obs, reward, terminated, truncated, info["final_obs"]):
+                rows.append(row[keep] if keep is not None and not dropped else row)
+        return rows
+
+
+def _check_same(one: list[Tensor], other: list[Tensor], what: str) -> None:
+    """ConfigError unless two plays are the same, but for rounding."""
+    for number, (a, b) in enumerate(zip(one, other, strict=True)):
+        if not torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5):
+            raise ConfigError(f"env: {what}, at step {max(0, number - 1) // 5}.")
+
+
+def _check_ends(script: _Script) -> None:
+    """Play until an episode has ended, and see that the next one has begun in the same step."""
+    env, obs = script.begin()
+    limit = min(script.spec.max_episode_steps, LONGEST)
+    for step in range(limit):
+        actions = script.actions[step % script.steps]
+        obs, _, terminated, truncated, info = env.step(actions)
+        over = terminated | truncated
+        if bool((terminated & truncated).any()):
+            raise ConfigError("env: a step was both terminated and truncated.")
+        if not torch.equal(obs[~over], info["final_obs"][~over]):
+            raise ConfigError("env: 'final_obs' of a running episode is not its observation.")
+        if bool(over.any()):
+            return
+    if limit == script.spec.max_episode_steps:
+        raise ConfigError(f"env: no episode was truncated at the time limit of {limit} steps.")
+
+
+def check_agent(agent: str | type[Agent], env: str | None = None, **keys: object) -> None:
+    """Try an agent as `rlx check` does; ConfigError with what was expected where it fails.
+
+    `agent`: a name of conf/agent, yours or rlx's, or a class with all its `keys`. `env`: a name of
+    conf/env; None: one of rlx's small ones that fits.
+    """
+    from rlx.api import composed
+
+    if isinstance(agent, str):
+        node = {**composed("train", agent=agent).agent, **keys}
+    else:
+        node = {"_target_": f"{agent.__module__}:{agent.__qualname__}", **keys}
+    for _ in agent_checks(node, composed("train", env=env or fitting(node)).env):
+        pass
+
+
+def check_env(env: str, **keys: object) -> None:
+    """Try an env as `rlx check` does; ConfigError with what was expected where it fails.
+
+    `env`: a name of conf/env, yours or rlx's, with `keys` changed.
+    """
+    from rlx.api import composed
+
+    overrides = {f"env.{name}": value for name, value in keys.items()}
+    for _ in env_checks(composed("train", env=env, **overrides).env):
+        pass
+
+
+def fitting(node: Mapping[str, Any]) -> str:
+    """The first of rlx's small envs that the agent of the config group `agent` can learn in."""
+    kind = load_class(node, "agent", Agent)
+    if kind.games:
+        return "tic_tac_toe"
+    if not issubclass(spaces.Box, kind.observations):
+        return "chain"
+    return "acrobot" if issubclass(spaces.Discrete, kind.actions) else "pendulum"

@@ -1,0 +1,165 @@
+"""`rlx check`: what rlx ships holds to the contracts, and each way to break one is named."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import AGENTS, ENVS, compose, small
+
+from rlx.agents.dqn import DQN, QPolicy
+from rlx.check import agent_checks, env_checks, fitting
+from rlx.envs.cartpole import CartPole
+from rlx.errors import ConfigError
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_agents_hold(agent):
+    node = compose("train", f"agent={agent}", *small(agent)).agent
+    env = fitting(node)
+    assert len(list(agent_checks(node, compose("train", f"env={env}", *ENVS[env]).env))) >= 7
+
+
+@pytest.mark.parametrize("env", [*ENVS, "catch", "maze", "taxi", "lunar_lander"])
+def test_envs_hold(env):
+    assert len(list(env_checks(compose("train", f"env={env}", *ENVS.get(env, ())).env))) == 5
+
+
+class Mixing(DQN):
+    """Sees rewards beside the mean over all seeds."""
+
+    def update(self, transition):
+        return super().update(
+            replace(transition, reward=transition.reward - transition.reward.mean())
+        )
+
+
+class Forgetful(DQN):
+    """Counts its steps where no checkpoint sees it."""
+
+    steps = 0
+
+    def act(self, obs, first, carry):
+        self.steps += 1
+        action, carry = super().act(obs, first, carry)
+        return (action + self.steps) % 3, carry
+
+
+class Seedless(DQN):
+    """Has a buffer that all seeds share."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.register_buffer("shared", torch.zeros(7))
+
+
+class Idle(DQN):
+    """Never learns."""
+
+    def update(self, transition):
+        return {}
+
+
+class Short(DQN):
+    """Says one number where each seed has one."""
+
+    def update(self, transition):
+        return {name: value.mean() for name, value in super().update(transition).items()}
+
+
+class Silent(QPolicy):
+    """Has a head that never decides."""
+
+    heads = ("goal", "action")
+
+
+class Flat(QPolicy):
+    """Has scores without a gradient."""
+
+    def scores(self, obs, carry, head):
+        return super().scores(obs, carry, head).detach()
+
+
+class Stubborn(QPolicy):
+    """Does something else than what was chosen."""
+
+    def act(self, *arguments):
+        action, carry = super().act(*arguments)
+        return (action + 1) % 3, carry
+
+
+def with_policy(kind):
+    """A DQN that decides by `kind`."""
+
+    class Agent(DQN):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.policy.__class__ = kind
+
+    return Agent
+
+
+SilentAgent = with_policy(Silent)
+FlatAgent = with_policy(Flat)
+StubbornAgent = with_policy(Stubborn)
+
+BROKEN = {
+    "Mixing": "depends on what another seed has seen",
+    "Forgetful": "it acts otherwise",
+    "Seedless": r"'shared' is \[7\]; expected the seed axis",
+    "Idle": "learnt nothing",
+    "Short": "expected a tensor",
+    "SilentAgent": "expected each of its heads",
+    "FlatAgent": "has no gradient",
+    "StubbornAgent": "another action than choose gave",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_agent_is_told_what_is_wrong(name):
+    node = compose("train", "agent=dqn", *small("dqn")).agent
+    node["_target_"] = f"{__name__}.{name}"
+    with pytest.raises(Exception, match=BROKEN[name]) as error:
+        list(agent_checks(node, compose("train", "env=acrobot").env))
+    assert type(error.value).__name__ in ("ConfigError", "RunError")
+
+
+class Random(CartPole):
+    """Draws from a generator of the whole process."""
+
+    def transition(self, state, action, draws):
+        state, *rest = super().transition(state, action, draws)
+        return state + 0.01 * torch.rand_like(state), *rest
+
+
+class Ageing(CartPole):
+    """Remembers what no checkpoint sees."""
+
+    age = 0.0
+
+    def transition(self, state, action, draws):
+        Ageing.age += 0.001
+        state, *rest = super().transition(state, action, draws)
+        return state + Ageing.age, *rest
+
+
+class Crowded(CartPole):
+    """A copy that feels the others."""
+
+    def transition(self, state, action, draws):
+        state, *rest = super().transition(state, action, draws)
+        return state + 0.01 * len(state), *rest
+
+
+ENV_FAULTS = {
+    "Random": "two plays from the same reset seeds differ",
+    "Ageing": "two plays from the same reset seeds differ",
+    "Crowded": "go on otherwise",
+}
+
+
+@pytest.mark.parametrize("name", ENV_FAULTS)
+def test_a_broken_env_is_told_what_is_wrong(name):
+    node = compose("train", "env=cartpole").env
+    node["_target_"] = f"{__name__}.{name}"
+    with pytest.raises(ConfigError, match=ENV_FAULTS[name]):
+        list(env_checks(node))
