@@ -17,7 +17,7 @@ class FGSM(Attack):
     """One step to a corner of the box: obs' = project(obs + radius · sign ∇ objective)."""
 
     loss: str
-    """What the step raises, one of `rlx.attack.LOSSES`; see `rlx.attack.Objective`."""
+    """What the step raises: `ce`, `margin`, `worst` or `q_to_zero`, as `Objective` explains."""
     target: int | None
     """Number of the choice to steer towards, with loss=ce or margin; null: away from the clean."""
 

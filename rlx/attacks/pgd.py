@@ -22,7 +22,8 @@ class PGD(Attack):
     """
 
     loss: str
-    """What the steps raise, one of `rlx.attack.LOSSES`; see `rlx.attack.Objective`."""
+    """What the steps raise: `ce`, `margin`, `worst`, `q_to_zero` or, of continuous actions,
+    `distance`, as `Objective` explains."""
     target: int | None
     """Number of the choice to steer towards, with loss=ce or margin; null: away from the clean."""
     steps: Count
