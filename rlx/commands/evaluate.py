@@ -120,7 +120,7 @@ def main(composed: DictConfig) -> float:
         returns = episodes.returns.cpu().numpy()
         estimate = stats.estimate(returns)
         steps = int(episodes.lengths.sum())
-        values = {one.key: one.of(episodes) for one in STATISTICS}
+        values = {statistic.key: statistic.of(episodes) for statistic in STATISTICS}
         summary = {
             "run": [str(run.path) for run in runs],
             "seeds": seeds,
@@ -131,8 +131,9 @@ def main(composed: DictConfig) -> float:
         }
         output.complete(summary | values, {"returns": returns})
     table: dict[str, Any] = {"return": estimate.per_seed}
-    for one in STATISTICS:
-        table[one.column] = [one.form.format(value) for value in values[one.key].tolist()]
+    for statistic in STATISTICS:
+        numbers = values[statistic.key].tolist()
+        table[statistic.column] = [statistic.form.format(number) for number in numbers]
     report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, table, estimate)
     report.end(output.path, wall_s, **files)
     return estimate.iqm

@@ -222,7 +222,9 @@ def _compare_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) 
 
 def _common_mode(summaries: Sequence[dict[str, Any]]) -> str:
     """`both`, or else the first mode that all attacks have."""
-    modes = [list(dict.fromkeys(cell["head"] for cell in one["cells"])) for one in summaries]
+    modes = []
+    for summary in summaries:
+        modes.append(list(dict.fromkeys(cell["head"] for cell in summary["cells"])))
     shared = [mode for mode in modes[0] if all(mode in others for others in modes)]
     if not shared:
         texts = "; ".join(", ".join(names) for names in modes)

@@ -51,16 +51,17 @@ class Attacker:
         spec: Spec,
         *,
         modes: Sequence[Mode],
-        mode: Tensor,
-        radii: Tensor,
+        column_modes: Tensor,
+        column_radii: Tensor,
         seeds: Sequence[int],
         reset_seeds: Tensor,
         scale: np.ndarray,
     ):
         """Attack the columns of the batch that starts from `reset_seeds` (int64 [S, B]).
 
-        `mode`: int64 [B], which of `modes` each column has; `radii`: float [B], in units of eps;
-        `seeds`: the numbers of the S seeds; `scale`: [*O], what eps = 1 means for an observation.
+        `column_modes`: int64 [B], which of `modes` each column has; `column_radii`: float [B], in
+        units of eps; `seeds`: the numbers of the S seeds; `scale`: [*O], what eps = 1 means for an
+        observation.
         """
         device = reset_seeds.device
         self.attack = attack
@@ -70,6 +71,7 @@ class Attacker:
         self.action_space = spec.action_space
         self.scale = torch.as_tensor(scale, dtype=torch.float32, device=device)
         if spec.stack > 1:
+            # Only the newest of the stacked observations can be moved.
             assert isinstance(self.space, gymnasium.spaces.Box)
             size = self.scale.shape[0] // spec.stack
             self.scale = self.scale[-size:]
@@ -79,10 +81,10 @@ class Attacker:
         self.sensors: dict[str, Sensor] = {}
         stream = mix64(seed_tensor(seeds, device).unsqueeze(1) + mix64(reset_seeds))
         common_key = stream_key(stream, "all heads")
-        shared = torch.tensor([one.shared for one in modes], device=device)[mode]
+        shared = torch.tensor([mode.shared for mode in modes], device=device)[column_modes]
         for head in policy.heads:
-            attacked = torch.tensor([head in one.heads for one in modes], device=device)[mode]
-            radius = torch.where(attacked, radii, 0.0).expand(reset_seeds.shape)
+            in_mode = torch.tensor([head in mode.heads for mode in modes], device=device)
+            radius = torch.where(in_mode[column_modes], column_radii, 0.0).expand(self.shape)
             key = torch.where(shared, common_key, stream_key(stream, head))
             self.sensors[head] = Sensor(
                 radius=radius.flatten(),
@@ -98,17 +100,21 @@ class Attacker:
 
     def decisions(self) -> dict[str, Tensor]:
         """How many decisions each head took, [S, B]."""
-        return {head: one.decisions.view(self.shape) for head, one in self.sensors.items()}
+        sensors = self.sensors.items()
+        return {head: sensor.decisions.view(self.shape) for head, sensor in sensors}
 
     def flips(self) -> dict[str, Tensor]:
         """How many of its decisions the perturbation changed, [S, B]."""
-        return {head: one.flips.view(self.shape) for head, one in self.sensors.items()}
+        sensors = self.sensors.items()
+        return {head: sensor.flips.view(self.shape) for head, sensor in sensors}
 
 
 class Chooser:
     """How some copies [S', B'] of an attacker's batch choose.
 
-    An observation passes through the methods in the order in which they are written here.
+    An observation passes through the methods in the order in which they are written: of a stack the
+    newest is taken, it is perturbed, the decision there is compared with the clean one, both are
+    counted, and what was shown is remembered for the next stack.
     """
 
     def __init__(self, attacker: Attacker, ids: Tensor):
@@ -116,14 +122,16 @@ class Chooser:
         self.stack = attacker.stack
         self.ids = ids.flatten()
         """Rows of the sensors' tensors, [S' · B']."""
-        sensors = attacker.sensors.items()
-        self.radius = {head: one.radius[self.ids].view(ids.shape) for head, one in sensors}
+        self.radius: dict[str, Tensor] = {}
         """The radius of each copy, by head, [S', B']."""
-        self.key = {head: one.key[self.ids].view(ids.shape) for head, one in sensors}
+        self.key: dict[str, Tensor] = {}
         """The random key of each copy, by head, [S', B']."""
+        for head, sensor in attacker.sensors.items():
+            self.radius[head] = sensor.radius[self.ids].view(ids.shape)
+            self.key[head] = sensor.key[self.ids].view(ids.shape)
 
     def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-        """The decision of `head` at what it is shown of `obs` [S', B', *O], as of `Choose`."""
+        """Decide at a perturbed `obs` [S', B', *O]; the arguments and the result are `Choose`'s."""
         sensor = self.attacker.sensors[head]
         obs = obs.float()  # images are whole numbers, which have no gradient
         if self.stack > 1:

@@ -51,9 +51,9 @@ def learning(
     text = f"{title}: greedy evaluation while learning, {len(seeds)} seeds"
     figure, axes = _axes(text, f"{unit} per seed", "return")
     colour = COLOURS[0]
-    for number, one in enumerate(values.T):
+    for number, returns in enumerate(values.T):
         label = "each seed" if number == 0 else None
-        axes.plot(steps, one, color=colour, alpha=0.22, linewidth=0.8, label=label)
+        axes.plot(steps, returns, color=colour, alpha=0.22, linewidth=0.8, label=label)
     if threshold is not None:
         axes.axhline(threshold, color="black", linewidth=0.8, linestyle=":", label="solved")
     if values.shape[1] > 1:
@@ -96,8 +96,8 @@ def _draw(axes: "Axes", curve: Curve, number: int) -> None:
     colour = COLOURS[number % len(COLOURS)]
     # Equal curves cover each other; where the upper one has gaps, the lower one stays visible.
     style = LINE_STYLES[number % len(LINE_STYLES)]
-    for one in np.array([estimate.per_seed for estimate in curve.estimates]).T:
-        axes.plot(curve.x, one, color=colour, alpha=0.14, linewidth=0.7)
+    for returns in np.array([estimate.per_seed for estimate in curve.estimates]).T:
+        axes.plot(curve.x, returns, color=colour, alpha=0.14, linewidth=0.7)
     low, high = np.array([estimate.ci95 for estimate in curve.estimates]).T
     if np.isfinite(low).all():
         axes.fill_between(curve.x, low, high, color=colour, alpha=0.18, linewidth=0)

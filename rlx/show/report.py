@@ -137,8 +137,8 @@ class Progress:
         if not self.live.disable:
             self.live.update(self.task, completed=step)
         elif self.quarters and 4 * step // self.total > 4 * self.step // self.total:
-            left = duration(self.seconds_left(step))
-            console.print(f"{step / self.total:>8.0%} done, {left} left", markup=False)
+            remaining = duration(self.seconds_left(step))
+            console.print(f"{step / self.total:>8.0%} done, {remaining} left", markup=False)
         self.step = step
 
     def evaluated(self, step: int, mean: "Tensor", best: "Tensor") -> None:

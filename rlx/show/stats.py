@@ -137,7 +137,7 @@ def curve(returns: Array, clean: Array, random: float, eps: Array, bootstrap: Bo
     if defined.any():
         scores = scores[defined]
     area_low, area_high = interval(_area(scores, eps))
-    criticals = np.array([_critical(one, eps) for one in scores])
+    criticals = np.array([_critical(resample, eps) for resample in scores])
     # Percentiles by order: an infinite critical radius has no interpolation with a finite one.
     low, high = np.percentile(criticals, TAILS, method="closest_observation")
     return Curve(

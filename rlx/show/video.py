@@ -37,9 +37,9 @@ def camera(node: Mapping[str, Any], device: torch.device, clock: int) -> "Camera
 def film(policy: Policy, env: "Camera", row: int, reset_seed: int, path: Path) -> None:
     """Write the episode from `reset_seed` of the policy's seed at `row` as a GIF at `path`."""
     device = next(policy.parameters()).device
-    one = take(policy, torch.tensor([row], device=device))
+    policy = take(policy, torch.tensor([row], device=device))
     filmed: Any = env
-    rollout(one, filmed, torch.tensor([[reset_seed]], device=device))
+    rollout(policy, filmed, torch.tensor([[reset_seed]], device=device))
     save(env.frames, path)
 
 
