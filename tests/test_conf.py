@@ -318,13 +318,13 @@ def test_drift_draws_the_policy_that_learns_beside_the_one_that_stopped(rlx, mon
         "eval_episodes=3",
     )
     drawn = []
-    draw = figures.robustness
+    draw = figures.curves
 
     def spy(panels, *rest):
         drawn.extend(panels.values())
         draw(panels, *rest)
 
-    monkeypatch.setattr(figures, "robustness", spy)
+    monkeypatch.setattr(figures, "curves", spy)
     result = rlx("drift", trained.run, "episodes=3")
     assert result.code == 0, result.err
     (lines,) = drawn

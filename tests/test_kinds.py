@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Scores
-from rlx.attack import Budget
+from rlx.attack import Budget, Mode
 from rlx.attacks.noise import Noise
 from rlx.benchmarks import atari100k
 from rlx.errors import ConfigError, Interrupted, RunError
@@ -167,10 +167,8 @@ def test_what_a_stack_shows_of_the_past_is_what_was_shown():
     Only the newest can be moved.
     """
     node = {"_target_": "rlx.envs.cartpole.CartPole", "stack": 3, "max_episode_steps": 6}
-    spec = experiment.env_spec(node)
-    cpu = torch.device("cpu")
-    policy = Looking()
-    modes = {"action": (("action",), False)}
+    spec, cpu, policy = experiment.env_spec(node), torch.device("cpu"), Looking()
+    modes = {"action": Mode(("action",), shared=False)}
     noise = Noise("corners", 1.0, True)
     assert spec.stack == 3
     sweep(
@@ -179,12 +177,12 @@ def test_what_a_stack_shows_of_the_past_is_what_was_shown():
         spec,
         noise,
         modes,
-        [0],
-        [0, 0.1],
-        np.ones(12),
-        2,
-        100,
-        cpu,
+        seeds=[0],
+        eps=[0, 0.1],
+        scale=np.ones(12),
+        episodes=2,
+        max_num_envs=100,
+        device=cpu,
     )
     first, *rest = policy.observed
     assert len(rest) >= 5 and first.shape == (1, 4, 3, 4)

@@ -20,7 +20,7 @@ from rlx.agents.ppo import ActorCritic
 from rlx.agents.q_table import TablePolicy
 from rlx.agents.self_play import BoardPolicy
 from rlx.config import build, load_class
-from rlx.data.datasets import Writer
+from rlx.data.writer import Writer
 from rlx.experiment import make_env, validated
 from rlx.nn.rng import seed_tensor
 from rlx.training.config import Config
