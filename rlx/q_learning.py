@@ -15,6 +15,9 @@ from rlx.nn.optim import OPTIMIZERS, descend
 from rlx.nn.seed_axis import polyak_update
 from rlx.replay import Replay
 
+FORBIDDEN = -1e3
+"""Value of an illegal action: lower than what any game can lose."""
+
 
 @dataclass(frozen=True)
 class LearnerConfig:
@@ -202,7 +205,3 @@ class Legal(nn.Sequential):
         squares = torch.Size(self.shape).numel()
         board = obs.flatten(2)[..., -squares:].unflatten(2, self.shape)
         return super().forward(obs).masked_fill(~self.rules.legal(board), FORBIDDEN)
-
-
-FORBIDDEN = -1e3
-"""Lower than what any game can lose."""
