@@ -116,7 +116,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         """Normalise x by the running statistics, and in learning by those of x itself.
 
-        `where`: bool [S], the seeds that learn and whose running statistics move; None: none.
+        `where`: bool [S], the seeds that learn, whose running statistics move; None when acting.
         """
         mean: Tensor = self.mean
         variance: Tensor = self.variance
