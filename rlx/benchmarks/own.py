@@ -8,12 +8,13 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 from rlx import experiment
-from rlx.agent import Scores, Spec, Transition
+from rlx.agent import Scores, Spec
 from rlx.attack import Budget
 from rlx.attacks.fgsm import FGSM
 from rlx.benchmarks.timing import wait
 from rlx.nn.networks import MLP
 from rlx.nn.rng import Streams, seed_tensor
+from rlx.training.vector_step import vector_step
 
 
 class Training:
@@ -41,20 +42,10 @@ class Training:
 
     def step(self) -> int:
         """Act, step the env and learn; returns the environment steps made."""
-        action, self.carry = self.agent.act(self.obs, self.first, self.carry)
-        obs, reward, terminated, truncated, info = self.env.step(action.flatten(0, 1))
-        transition = Transition(
-            obs=self.obs,
-            action=action,
-            reward=reward.unflatten(0, self.shape),
-            next_obs=info["final_obs"].unflatten(0, self.shape),
-            terminated=terminated.unflatten(0, self.shape),
-            truncated=truncated.unflatten(0, self.shape),
-            carry=self.carry,
-        )
-        self.agent.update(transition)
-        self.obs = obs.unflatten(0, self.shape)
-        self.first = transition.terminated | transition.truncated
+        done = vector_step(self.agent, self.env, self.obs, self.first, self.carry)
+        self.obs = done.obs
+        self.first = done.first
+        self.carry = done.transition.carry
         wait(self.device)
         return self.first.numel()
 
