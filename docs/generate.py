@@ -23,7 +23,7 @@ import yaml
 
 from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
-from rlx.attack import LOSSES, Attack, Budget
+from rlx.threat import LOSSES, Attack, Budget
 from rlx.conf import group_files
 from rlx.config import build, load_class
 from rlx.errors import ConfigError

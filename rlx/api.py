@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from gymnasium.wrappers import TimeLimit
+from omegaconf import DictConfig
 
 from rlx import cli, conf
-from rlx.config import rename_keys
+from rlx.config import load_class, plain, rename_keys
 from rlx.errors import ConfigError
+from rlx.runs.finding import command_of, find
 from rlx.runs.run import Run
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from rlx.agent import Policy, Spec
+    from rlx.agent import Policy
 
 
 def train(**overrides: object) -> "TrainedRun":
@@ -43,7 +45,7 @@ def train(**overrides: object) -> "TrainedRun":
     return TrainedRun(task(compose("train", **overrides)))
 
 
-def attack(run: "TrainedRun | str | Path", **overrides: object) -> "Study":
+def attack(run: "TrainedRun | str | Path", **overrides: object) -> "AttackRun":
     """Attack a trained run as `rlx attack` does, and return the study.
 
     The keywords are the command line's keys: `eps="0:0.03:0.01"`, `attack="pgd"`, `episodes=50`.
@@ -52,7 +54,7 @@ def attack(run: "TrainedRun | str | Path", **overrides: object) -> "Study":
     from rlx.commands.attack import attack as task
 
     path = run.path if isinstance(run, TrainedRun) else run
-    return Study(task(compose("attack", run=[str(path)], **overrides)))
+    return AttackRun(task(compose("attack", run=[str(path)], **overrides)))
 
 
 def load(
@@ -61,17 +63,17 @@ def load(
     checkpoint: str | int = "best",
     seed: int | None = None,
     trust: bool = False,
-) -> "TrainedRun | Study":
+) -> "TrainedRun | AttackRun":
     """The run in the folder `path`, or the newest finished one below it.
 
     Of a training, `checkpoint` and `seed` say whose weights `run.policy` has: those kept for each
     seed ("best") or those of a step, and of which seed; None: the first. `trust`: import what the
     run's config names, whoever made it. Raises ConfigError where there is no such run.
     """
-    command = Run.command_of(str(path))
+    command = command_of(str(path))
     if command == "attack":
-        return Study(Run.find(str(path), "outputs", "attack", trusted=trust))
-    found = Run.find(str(path), "outputs", "train", trusted=trust)
+        return AttackRun(find(str(path), "outputs", "attack", trusted=trust))
+    found = find(str(path), "outputs", "train", trusted=trust)
     name = f"{checkpoint:09d}" if isinstance(checkpoint, int) else checkpoint
     return TrainedRun(found, checkpoint=name, seed=seed)
 
@@ -88,10 +90,9 @@ class _Finished:
         return self.run.path
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """The resolved config that the run was made with."""
-        plain: Any = OmegaConf.to_container(self.run.config)
-        return plain
+    def config(self) -> DictConfig:
+        """The resolved config that the run was made with, as in `run.config.agent.hidden`."""
+        return self.run.config
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -127,42 +128,68 @@ class TrainedRun(_Finished):
         """The policy of one seed, which takes and gives NumPy. It acts greedily."""
         from rlx.policies import load_policy
 
-        policy, spec, seeds = load_policy(self.run, self.checkpoint)
+        policy, _, seeds = load_policy(self.run, self.checkpoint)
         seed = seeds[0] if self.seed is None else self.seed
         if seed not in seeds:
             raise ConfigError(f"seed={seed}: not in {self.path}, which has {seeds}.")
-        return GymPolicy(policy, seeds.index(seed), spec, self.config["env"])
+        return GymPolicy(policy, seeds.index(seed), plain(self.config.env))
 
     def make_env(self, **kwargs: Any) -> gymnasium.Env:
-        """A copy of the run's env, as Gymnasium's users know it: NumPy in and out, a time limit.
+        """A copy of the run's env as Gymnasium's users know it: NumPy in and out, a time limit.
 
-        Keywords go to the env, such as `render_mode="human"` of one of Gymnasium's.
+        Keywords go to the env, such as `render_mode="human"`. ConfigError where the env has no such
+        form (Atari's and others that exist as batches alone).
         """
-        from rlx.envs.registered import single
+        from rlx import experiment
+        from rlx.envs.batched import Dynamics
+        from rlx.envs.gym import GymEnv
+        from rlx.envs.registered import SingleEnv
 
-        return single(self.config["env"], **kwargs)
+        node = plain(self.config.env) | {"observe": None, "stack": 1, "workers": 1}
+        kind = load_class(node, "env", object)
+        limit = experiment.env_spec(node).max_episode_steps
+        if issubclass(kind, Dynamics):
+            apart = ("_target_", "observe", "stack", "workers", "drift", "max_episode_steps")
+            own = {name: value for name, value in node.items() if name not in apart}
+            single: gymnasium.Env = SingleEnv(kind, **own, **kwargs)
+            return TimeLimit(single, limit)
+        if not issubclass(kind, GymEnv):
+            raise ConfigError(f"make_env: {kind.__name__} exists as a batch of envs alone.")
+        if kwargs:
+            node["kwargs"] = {**(node.get("kwargs") or {}), **kwargs}
+        made: Any = experiment.make_env(node, 1, "cpu")
+        return TimeLimit(made.envs[0], limit)
 
     def figure(self) -> "Figure":
         """The learning curves of all seeds, as in learning.png."""
         from rlx.show import figures
 
-        return figures.learning(*self.run.curve(), title=self.path.parent.name)
+        steps, seeds, values = self.run.curve()
+        return figures.learning(steps, seeds, values, title=self.path.parent.name)
 
 
-class Study(_Finished):
-    """A run of `rlx attack`."""
+class AttackRun(_Finished):
+    """A run of `rlx attack`: the study of an attack."""
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The table of the study: a dictionary of each attacked head and radius."""
-        from rlx.robustness.table import rows
+        """The table of the study: a dictionary for each attacked head and radius.
 
-        return rows(self.summary)
+        `iqm`, `ci95_low` and `ci95_high` are the return's interquartile mean over seeds and its
+        interval, as in robustness.csv.
+        """
+        rows = []
+        for cell in self.summary["cells"]:
+            row = {name: value for name, value in cell.items() if not isinstance(value, dict)}
+            low, high = cell["return"]["ci95"]
+            row |= {"iqm": cell["return"]["iqm"], "ci95_low": low, "ci95_high": high}
+            rows.append(row)
+        return rows
 
     def figure(self) -> "Figure":
         """Return against the radius, with intervals over seeds, as in robustness.png."""
-        from rlx.robustness.table import figure
+        from rlx.robustness.study import figure
 
-        return figure(self.summary)
+        return figure(self.summary, self.path.parent.name, self.config.scale)
 
 
 class GymPolicy:
@@ -172,7 +199,7 @@ class GymPolicy:
     observations) from one `act` to the next, until `reset`.
     """
 
-    def __init__(self, policy: "Policy", row: int, spec: "Spec", env: Mapping[str, Any]):
+    def __init__(self, policy: "Policy", row: int, env: Mapping[str, Any]):
         """The seed number `row` of `policy`, in the env of the config group `env`."""
         import torch
 

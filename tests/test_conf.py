@@ -14,7 +14,6 @@ from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
 
 from rlx.agent import Agent, OfflineAgent
-from rlx.attack import Attack
 from rlx.commands import attack as attack_command
 from rlx.commands import bench as bench_command
 from rlx.commands.train import Config as TrainConfig
@@ -25,6 +24,7 @@ from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env, setup_device
 from rlx.nn.rng import seed_tensor
 from rlx.show import figures
+from rlx.threat import Attack
 from rlx.training.loop import Training
 
 CONF = Path(conf_dir())
@@ -322,7 +322,7 @@ def test_drift_draws_the_policy_that_learns_beside_the_one_that_stopped(rlx, mon
 
     def spy(panels, *rest):
         drawn.extend(panels.values())
-        draw(panels, *rest)
+        return draw(panels, *rest)
 
     monkeypatch.setattr(figures, "curves", spy)
     result = rlx("drift", trained.run, "episodes=3")

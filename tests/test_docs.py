@@ -151,7 +151,7 @@ def test_every_command_line_can_be_typed(page, folder):
             rest = [word for word in rest if word not in ("--help", "--cfg", "job")]
         typed = [
             one
-            for one in cli._overrides(cli._to_hydra(command, rest))
+            for one in cli._overrides(cli.to_hydra(command, rest))
             if not one.startswith("hydra")
         ]
         for overrides in combinations(typed + own_sweep(typed)):

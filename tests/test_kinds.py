@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Scores
-from rlx.attack import Budget, Mode
 from rlx.attacks.noise import Noise
 from rlx.benchmarks import atari100k
 from rlx.errors import ConfigError, Interrupted, RunError
@@ -28,6 +27,7 @@ from rlx.runs.checkpoints import Checkpoints
 from rlx.runs.finding import find
 from rlx.runs.run import Run
 from rlx.runs.versions import versions
+from rlx.threat import Budget, Mode
 from rlx.training.loop import Training
 from rlx.training.resuming import resumed
 

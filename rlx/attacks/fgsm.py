@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rlx.agent import Scores
-from rlx.attack import Attack, Budget, Draw, Objective
 from rlx.errors import ConfigError
+from rlx.threat import Attack, Budget, Draw, Objective
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Scores
-from rlx.attack import Attack, Budget, Draw, Mode
 from rlx.config import choice
 from rlx.errors import ConfigError
+from rlx.threat import Attack, Budget, Draw, Mode
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Scores
-from rlx.attack import Attack, Budget, Draw, Objective
 from rlx.config import Count
+from rlx.threat import Attack, Budget, Draw, Objective
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from rlx import experiment
 from rlx.agent import Scores, Spec
-from rlx.attack import Budget
 from rlx.attacks.fgsm import FGSM
 from rlx.benchmarks.timing import wait
 from rlx.nn.networks import MLP
 from rlx.nn.rng import Streams, seed_tensor
+from rlx.threat import Budget
 from rlx.training.vector_step import vector_step
 
 

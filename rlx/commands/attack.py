@@ -17,9 +17,9 @@ from rlx.show import report
 if TYPE_CHECKING:
     import gymnasium
 
-    from rlx.attack import Attack, Mode
     from rlx.env import TensorEnv
     from rlx.robustness.study import Study
+    from rlx.threat import Attack, Mode
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,32 @@ class Config:
 @command("attack")
 def main(composed: DictConfig) -> float:
     """Returns the mean area under the robustness curves."""
+    _, study = _attacked(composed)
+    return float(np.mean([curve.area for curve in study.curves.values()]))
+
+
+def attack(composed: DictConfig) -> Run:
+    """The finished study of a composed config."""
+    output, _ = _attacked(composed)
+    return output
+
+
+def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
+    """Play, draw and print a study; its run directory, and what was found."""
     config = build(Config, composed, "")
     check_protocol(config.protocol)
     eps = parse_grid(config.eps, "eps")
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
-    from rlx.attack import Attack, unit_scale
     from rlx.evaluation import REPORT, evaluate, evaluate_random
     from rlx.policies import env_age, load_policies
     from rlx.robustness.observations import ObservationSpread
-    from rlx.robustness.study import Study
+    from rlx.robustness.study import Study, figure
     from rlx.robustness.sweep import probe, sweep
-    from rlx.show import figures
+    from rlx.threat import Attack, unit_scale
 
-    kind = load_class(config.attack, "attack", Attack)  # type: ignore[type-abstract]
+    kind = load_class(config.attack, "attack", Attack)
     attack = build(kind, config.attack, "attack")
     device = experiment.setup_device(config.device)
     policy, spec, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
@@ -88,18 +99,7 @@ def main(composed: DictConfig) -> float:
     name = chosen("attack")
     source = runs[0].path.parent.name
     output = Run.create(config.outputs, "attack", source, composed)
-    total = len(seeds) * len(eps) * len(modes) * config.episodes
-    report.start(
-        run=", ".join(str(run.path) for run in runs),
-        seeds=f"{len(seeds)} ({report.ranges(seeds)})",
-        attack=f"{name}, protocol {config.protocol}, modes {', '.join(modes)}",
-        eps=f"{len(eps)} radii from {eps[0]:g} to {eps[-1]:g}, in units of {config.scale}",
-        episodes=f"{config.episodes} per seed, radius and mode: {total:,} in all",
-        device=device,
-    )
-    report.unfinished(runs)
-    table = output.path / "robustness.csv"
-    figure = output.path / "robustness.png"
+    _header(config, runs, seeds, eps, list(modes), device)
     with output.writing():
         began = time.monotonic()
         spread = ObservationSpread(policy.heads[-1])
@@ -126,13 +126,13 @@ def main(composed: DictConfig) -> float:
         steps = int(sum(episodes.lengths.sum() for episodes in played.values()))
         clean_returns = clean.returns.cpu().numpy()
         study = Study.of(name, eps, clean_returns, float(random.returns.mean()), played)
-        study.write_csv(table)
-        curves = [
-            figures.Curve(f"{name} on {mode}", eps, [cell.returns for cell in study.cells[mode]])
-            for mode in modes
-        ]
+        files = {
+            "table": output.path / "robustness.csv",
+            "figure": output.path / "robustness.png",
+        }
+        study.write_csv(files["table"])
         title = f"{source} under {name}, {len(seeds)} seeds × {config.episodes} episodes"
-        figures.curves({title: curves}, figure, figures.eps_label(config.scale), study.random)
+        figure(study.summary(), title, config.scale).savefig(files["figure"])
         facts = {
             "run": [str(run.path) for run in runs],
             "seeds": seeds,
@@ -144,8 +144,29 @@ def main(composed: DictConfig) -> float:
         returns = {mode: episodes.returns for mode, episodes in played.items()}
         output.complete(study.summary() | facts, returns)
     _print(study, len(seeds))
-    report.end(output.path, wall_s, table=table, figure=figure)
-    return float(np.mean([curve.area for curve in study.curves.values()]))
+    report.end(output.path, wall_s, **files)
+    return output, study
+
+
+def _header(
+    config: Config,
+    runs: Sequence[Run],
+    seeds: Sequence[int],
+    eps: Sequence[float],
+    modes: Sequence[str],
+    device: object,
+) -> None:
+    """Say what is attacked, how, and how many episodes that takes."""
+    total = len(seeds) * len(eps) * len(modes) * config.episodes
+    report.start(
+        run=", ".join(str(run.path) for run in runs),
+        seeds=f"{len(seeds)} ({report.ranges(seeds)})",
+        attack=f"{chosen('attack')}, protocol {config.protocol}, modes {', '.join(modes)}",
+        eps=f"{len(eps)} radii from {eps[0]:g} to {eps[-1]:g}, in units of {config.scale}",
+        episodes=f"{config.episodes} per seed, radius and mode: {total:,} in all",
+        device=device,
+    )
+    report.unfinished(runs)
 
 
 def chosen_modes(attack: "Attack", heads: Sequence[str], wanted: Any) -> "dict[str, Mode]":

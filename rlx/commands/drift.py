@@ -86,7 +86,8 @@ def main(composed: DictConfig) -> None:
         curves = [figures.Curve(label, steps, values) for label, values in estimates.items()]
         change = f"{drift.parameter} {trained.env[drift.parameter]:g} → {drift.to:g}"
         title = f"{source}, {len(seeds)} seeds: {change}"
-        figures.curves({title: curves}, figure, "environment steps per seed (also the env's age)")
+        x = "environment steps per seed (also the env's age)"
+        figures.curves({title: curves}, x).savefig(figure)
         cells = {
             label: [{"return": estimate.as_dict()} for estimate in values]
             for label, values in estimates.items()

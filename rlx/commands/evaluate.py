@@ -115,7 +115,7 @@ def main(composed: DictConfig) -> float:
             files["figure"] = output.path / "visits.png"
             per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
             title = f"{source}: steps spent in each cell, per greedy episode"
-            figures.grid(per_episode, files["figure"], title)
+            figures.grid(per_episode, title).savefig(files["figure"])
         if config.video:
             files["video"] = output.path / "episode.gif"
             video.film(policy, camera, 0, REPORT, files["video"])

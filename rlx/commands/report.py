@@ -82,7 +82,7 @@ def _compare_trainings(runs: Sequence[Run], config: Config, composed: DictConfig
             estimates = [stats.estimate(returns[:, None]) for returns in values]
             env = run.path.parent.name.partition("-")[2]
             panels.setdefault(env, []).append(figures.Curve(label, steps, estimates))
-        figures.curves(panels, figure, "environment steps per seed")
+        figures.curves(panels, "environment steps per seed").savefig(figure)
         results = [_result(label, run) for label, run in zip(labels, runs, strict=True)]
         with open(table, "w", newline="") as file:
             writer = csv.DictWriter(file, list(results[0]), extrasaction="ignore")
@@ -197,7 +197,7 @@ def _compare_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) 
     with output.writing():
         title = f"{agents}, {mode} attacked, {len(seeds)} seeds"
         x = figures.eps_label(runs[0].config.scale)
-        figures.curves({title: curves}, figure, x, summaries[0]["random"])
+        figures.curves({title: curves}, x, summaries[0]["random"]).savefig(figure)
         returns = np.array([curve.estimates[-1].per_seed for curve in curves])
         ranks, correlations = _ranks(returns)
         rows = []

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Choose, Policy, Scores, Spec
-from rlx.attack import Attack, Budget, Mode
 from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
+from rlx.threat import Attack, Budget, Mode
 
 FLIP_SHARE = 0.05
 """Share of its range by which a number of a continuous action must move to count as flipped."""

@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlx.robustness.sweep import Played
 from rlx.show import stats
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def _shown(column: str, words: str) -> Any:
@@ -210,3 +213,19 @@ class Study:
         if not math.isinf(critical):
             return critical
         return f">{self.eps[-1]:g}" if critical > 0 else f"≤{self.eps[0]:g}"
+
+
+def figure(summary: Mapping[str, Any], title: str, scale: object) -> "Figure":
+    """Return against the radius, a curve for each mode, of a study's `summary`.
+
+    `scale`: what eps = 1 means, as of `rlx.threat.unit_scale`.
+    """
+    from rlx.show import figures
+
+    curves = []
+    for mode in dict.fromkeys(cell["head"] for cell in summary["cells"]):
+        cells = [cell for cell in summary["cells"] if cell["head"] == mode]
+        estimates = [stats.Estimate.from_dict(cell["return"]) for cell in cells]
+        label = f"{cells[0]['attack']} on {mode}"
+        curves.append(figures.Curve(label, summary["eps"], estimates))
+    return figures.curves({title: curves}, figures.eps_label(scale), summary["random"])

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Policy, Scores, Spec
-from rlx.attack import Attack, Budget, Mode
 from rlx.env import TensorEnv
 from rlx.evaluation import REPORT, MakeEnv
 from rlx.robustness.attacker import Attacker
 from rlx.rollout import Episodes, rollout
 from rlx.show import report
+from rlx.threat import Attack, Budget, Mode
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,18 +35,15 @@ def learning(
     steps: Sequence[int],
     seeds: Sequence[int],
     values: NDArray[np.float64],
-    path: Path,
     title: str,
-    unit: str,
+    unit: str = "steps",
     threshold: float | None = None,
-) -> None:
-    """Draw the greedy returns `values` [E, S] against `steps` [E], of which `unit` says of what.
+) -> "Figure":
+    """The greedy returns `values` [E, S] against `steps` [E], of which `unit` says of what.
 
     They are as `Run.curve` gives them. `threshold`: the return from which the task counts as
     solved. The interval resamples seeds.
     """
-    if not len(steps):
-        return
     text = f"{title}: greedy evaluation while learning, {len(seeds)} seeds"
     figure, axes = _axes(text, f"{unit} per seed", "return")
     colour = COLOURS[0]
@@ -71,13 +67,11 @@ def learning(
         label="interquartile mean over seeds",
     )
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    return figure
 
 
-def curves(
-    panels: Mapping[str, Sequence[Curve]], path: Path, x: str, random: float | None = None
-) -> None:
-    """Draw returns against `x`, one colour for each curve; `panels`: the curves by title.
+def curves(panels: Mapping[str, Sequence[Curve]], x: str, random: float | None = None) -> "Figure":
+    """Returns against `x`, one colour for each curve; `panels`: the curves by title.
 
     `random`: the return of random play, for a line across.
     """
@@ -88,7 +82,7 @@ def curves(
         if random is not None:
             axes.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
         _legend(axes, lines, explained=len(panels) == 1)
-    _save(figure, path)
+    return figure
 
 
 def _draw(axes: "Axes", curve: Curve, number: int) -> None:
@@ -136,8 +130,8 @@ def eps_label(scale: object) -> str:
     return f"eps (1: {names.get(str(scale), f'the units {scale}')})"
 
 
-def grid(values: NDArray[np.float64], path: Path, title: str) -> None:
-    """Draw numbers [rows, columns] as a map; those above 0 are written into their cells."""
+def grid(values: NDArray[np.float64], title: str) -> "Figure":
+    """Numbers [rows, columns] as a map; those above 0 are written into their cells."""
     figure, axes = _axes(title, "", "")
     axes.grid(False)
     darkest = 2 * max(1.0, float(values.max()))
@@ -149,22 +143,19 @@ def grid(values: NDArray[np.float64], path: Path, title: str) -> None:
     axes.set_yticks(np.arange(values.shape[0]) - 0.5, minor=True)
     axes.grid(which="minor", alpha=0.4, linewidth=0.6)
     axes.tick_params(which="both", bottom=False, left=False, labelbottom=False, labelleft=False)
-    _save(figure, path)
+    return figure
 
 
 def _panels(titles: Sequence[str], x: str, y: str) -> "tuple[Figure, Sequence[Axes]]":
     """A figure and its axes, one for each title, up to three beside each other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
     size = (7.2, 4.4) if len(titles) == 1 else (4.4 * columns, 3.1 * rows)
-    figure, panels = pyplot.subplots(
-        rows, columns, squeeze=False, figsize=size, dpi=150, layout="constrained"
-    )
+    # Without pyplot, which would choose a window system and keep every figure.
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
     for axes, title in zip(panels.flat, titles, strict=False):
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel(x)
@@ -183,10 +174,3 @@ def _axes(title: str, x: str, y: str) -> "tuple[Figure, Axes]":
     """A figure of one panel."""
     figure, panels = _panels([title], x, y)
     return figure, panels[0]
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure.savefig(path)
-    pyplot.close(figure)

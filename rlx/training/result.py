@@ -30,7 +30,12 @@ def finish(training: "Training", wall_s: float) -> float:
     estimate = stats.estimate(returns)
     run = training.output
     figure = run.path / "learning.png"
-    figures.learning(*run.curve(), figure, training.name, training.unit, training.threshold)
+    steps, seeds, values = run.curve()
+    if steps:
+        drawn = figures.learning(
+            steps, seeds, values, training.name, training.unit, training.threshold
+        )
+        drawn.savefig(figure)
     summary = _summary(training, episodes, estimate, wall_s)
     run.complete(summary, {"returns": returns})
     _table(training, summary, estimate)
