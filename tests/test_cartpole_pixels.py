@@ -1,4 +1,4 @@
-"""CartPole's pictures are Gymnasium's, its physics is CartPole's, and what moved is what differs."""
+"""CartPole's images are Gymnasium's, its physics is CartPole's, and what moved is what differs."""
 
 import gymnasium
 import numpy as np
@@ -42,7 +42,7 @@ def means(pixels: int, size: int) -> torch.Tensor:
     return (edges[:, None] - torch.arange(size)).clamp(0, 1).diff(dim=0) * pixels / size
 
 
-def test_frames_are_gymnasiums_picture(shots):
+def test_frames_are_gymnasiums_image(shots):
     states, screens = shots
     theirs = torch.stack(
         [means(84, 400) @ screen.float() @ means(84, 600).T for screen in screens[:, 0]]
@@ -96,7 +96,7 @@ LEVEL = {"frames": 1, "difference": 1e-5}
 
 @pytest.mark.rounding
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_picture_does_not_depend_on_those_beside_it(view):
+def test_an_image_does_not_depend_on_those_beside_it(view):
     dynamics = CartPolePixels(view=view)
     states = torch.rand(33, 8, generator=torch.Generator().manual_seed(0)) * 0.4 - 0.2
     together = dynamics.observe(states).double()

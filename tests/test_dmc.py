@@ -54,7 +54,7 @@ def test_rewards_and_observations_are_the_suites():
     )
 
 
-def test_pictures_show_the_cart_and_copies_depend_on_their_seed_alone():
+def test_images_show_the_cart_and_copies_depend_on_their_seed_alone():
     try:
         env = make("env.size=64")
     except Exception as error:  # no OpenGL on this machine
