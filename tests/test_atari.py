@@ -22,9 +22,8 @@ def make(composed):
     """make("pong", 4, "env.noops=1") is an env of four copies."""
 
     def build(game, num_envs, *overrides):
-        return make_env(
-            composed("train", "env=atari", f"env.game={game}", *overrides).env, num_envs, "cpu"
-        )
+        config = composed("train", "env=atari", f"env.game={game}", *overrides)
+        return make_env(config.env, num_envs, "cpu")
 
     return build
 
@@ -32,13 +31,12 @@ def make(composed):
 def play(env, steps, seed=0):
     """Obs, reward, terminated, truncated, final_obs [T, B, …] of random actions."""
     rng = np.random.default_rng(seed)
-    rows = [
-        env.step(rng.integers(env.single_action_space.n, size=env.num_envs)) for _ in range(steps)
-    ]
-    return [
-        torch.stack(column)
-        for column in zip(*((*row[:4], row[4]["final_obs"]) for row in rows), strict=True)
-    ]
+    actions = env.single_action_space.n
+    rows = []
+    for _ in range(steps):
+        *columns, info = env.step(rng.integers(actions, size=env.num_envs))
+        rows.append((*columns, info["final_obs"]))
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
 def same(first, second):
@@ -62,9 +60,10 @@ def shrunk(screen):
     return screen
 
 
-@pytest.mark.parametrize(
-    ("game", "gray"), [("Pong", True), ("Breakout", True), ("MsPacman", False)]
-)
+GAMES = [("Pong", True), ("Breakout", True), ("MsPacman", False)]
+
+
+@pytest.mark.parametrize(("game", "gray"), GAMES)
 def test_images_scores_and_lives_are_those_of_ales_single_env(game, gray, make):
     gymnasium.register_envs(ale_py)
     theirs = gymnasium.make(
@@ -139,14 +138,10 @@ def test_a_saved_state_goes_on_exactly(steps, make):
     terminated = play(env, steps)[2]
     assert terminated.any() == (steps == 60)  # within a life, behind a lost one
     state = env.state_dict()
-    filled = concatenated(
-        state, {name: value[:, :0] if name == "games" else value for name, value in state.items()}
-    )
+    filled = concatenated(state, state | {"games": state["games"][:, :0]})
     assert filled["games"].shape == (6, *state["games"].shape[1:])
-    longer = {
-        name: torch.cat([value, value.new_zeros(3, 9)], 1) if name == "games" else value.clone()
-        for name, value in state.items()
-    }
+    longer = {name: value.clone() for name, value in state.items()}
+    longer["games"] = torch.cat([state["games"], state["games"].new_zeros(3, 9)], 1)
     later = play(env, 120, seed=1)
     other.load_state_dict(longer)
     assert same(later, play(other, 120, seed=1))
@@ -203,25 +198,13 @@ def test_names_of_games(make):
 
 
 def test_training_resumes_exactly(rlx):
-    arguments = [
-        "train",
-        "agent=dqn",
-        "env=breakout",
-        *TINY,
-        "seeds=2",
-        *small("dqn", replay_ratio=0.02),
-        "agent.conv=[[4,8,8]]",
-    ]
-    arguments += [
-        "eval_episodes=1",
-        "final_episodes=1",
-        "+eval_env.max_episode_steps=20",
-        "steps=400",
-        "eval_every=200",
-    ]
-    whole = rlx(*arguments, "checkpoint_every=200")
+    arguments = ["train", "agent=dqn", "env=breakout", "+eval_env.max_episode_steps=20"]
+    arguments += [*TINY, *small("dqn", replay_ratio=0.02), "agent.conv=[[4,8,8]]", "seeds=2"]
+    arguments += ["steps=400", "eval_every=200", "checkpoint_every=200"]
+    arguments += ["eval_episodes=1", "final_episodes=1"]
+    whole = rlx(*arguments)
     assert whole.code == 0, whole.err
-    shorter = rlx(*arguments, "steps=200", "checkpoint_every=200")
+    shorter = rlx(*arguments, "steps=200")
     assert rlx("resume", shorter.run, "steps=400").code == 0
     assert fingerprint(shorter.run) == fingerprint(whole.run)
 
@@ -234,12 +217,8 @@ def test_the_benchmark_runs_its_games_and_compares_them(rlx):
     arguments = [*short.split(), *(f"agent.{key}" for key in f"{sizes} replay_ratio=0.1".split())]
     result = rlx("train", "experiment=atari100k", "env.game=pong,breakout", *arguments)
     assert result.code == 0, result.err
-    assert (
-        "breakout │     2 │" in result.out
-        and "pong │     2 │" in result.out
-        and "2 of 26 games" in result.out
-    )
-    again = rlx(
-        "report", "outputs/train/efficientzero-pong", "outputs/train/efficientzero-breakout"
-    )
+    for expected in ("breakout │     2 │", "pong │     2 │", "2 of 26 games"):
+        assert expected in result.out
+    runs = [f"outputs/train/efficientzero-{game}" for game in ("pong", "breakout")]
+    again = rlx("report", *runs)
     assert again.code == 0 and "published 7.74, 2 of 26 games" in again.out

@@ -39,9 +39,9 @@ def drive(seed: int, frames: int, **options):
 
 def test_tracks_physics_and_rewards_are_gymnasiums_and_images_differ_at_edges_only():
     for seed in (0, 7):
-        theirs, ours = (
-            np.array(images).astype(int) for images in zip(*drive(seed, 80), strict=True)
-        )
+        theirs, ours = zip(*drive(seed, 80), strict=True)
+        theirs = np.array(theirs).astype(int)
+        ours = np.array(ours).astype(int)
         ours = ours.transpose(0, 2, 3, 1)
         off = np.abs(np.where(theirs > 0, theirs + DARKER, 0) - ours).max(-1)
         assert off.mean() < 2 and (off > 32).mean() < 0.03 and (off <= DARKER).mean() > 0.9
@@ -68,9 +68,8 @@ def test_options():
     for _ in range(5):
         image, reward, *_ = repeated.step(action)
         singles = [single.step(action) for _ in range(4)]
-        assert (
-            reward == pytest.approx(sum(s[1] for s in singles)) and (image == singles[-1][0]).all()
-        )
+        assert reward == pytest.approx(sum(result[1] for result in singles))
+        assert (image == singles[-1][0]).all()
     hidden = CarRacing(dashboard=False)
     assert (hidden.reset(seed=1)[0][:, 84:] == 0).all()
     impatient = CarRacing(patience=10, repeat=4)
@@ -84,9 +83,8 @@ def test_the_25_actions_stand_in_the_sources_order():
     straight = [(0, 0, 0), (0, 0.5, 0), (0, 1, 0), (0, 0, 0.5), (0, 0, 1)]
     left = [(-0.5, 0, 0), (-1, 0, 0), (-0.5, 0.5, 0), (-1, 0.5, 0), (-0.5, 1, 0), (-1, 1, 0)]
     left += [(-0.5, 0, 0.5), (-1, 0, 0.5), (-0.5, 0, 1), (-1, 0, 1)]
-    np.testing.assert_allclose(
-        ACTIONS, [*straight, *left, *((-steer, gas, brake) for steer, gas, brake in left)]
-    )
+    right = [(-steer, gas, brake) for steer, gas, brake in left]
+    np.testing.assert_allclose(ACTIONS, [*straight, *left, *right])
     discrete, continuous = CarRacing(gray=False), CarRacing(gray=False, continuous=True)
     assert (discrete.reset(seed=2)[0] == continuous.reset(seed=2)[0]).all()
     for number in (2, 7, 16, 24):
@@ -95,42 +93,23 @@ def test_the_25_actions_stand_in_the_sources_order():
 
 
 def test_images_are_stacked(composed):
-    env = make_env(
-        composed("train", "env=car_racing", "+env.stack=3", "env.max_episode_steps=4").env, 2, "cpu"
-    )
+    overrides = ("env=car_racing", "+env.stack=3", "env.max_episode_steps=4")
+    env = make_env(composed("train", *overrides).env, 2, "cpu")
     obs, _ = env.reset(seed=5)
-    assert (
-        obs.shape == (2, 3, 96, 96) and obs.dtype == torch.uint8 and (obs[:, 0] == obs[:, 2]).all()
-    )
+    assert obs.shape == (2, 3, 96, 96) and obs.dtype == torch.uint8
+    assert (obs[:, 0] == obs[:, 2]).all()
     for _ in range(4):
         before = obs
         obs, _, _, truncated, info = env.step(torch.tensor([2, 2]))
-    assert (
-        truncated.all()
-        and (info["final_obs"][:, :2] == before[:, 1:]).all()
-        and (obs[:, 0] == obs[:, 2]).all()
-    )
+    assert truncated.all() and (info["final_obs"][:, :2] == before[:, 1:]).all()
+    assert (obs[:, 0] == obs[:, 2]).all()
 
 
 def test_ppo_trains_on_it_and_goes_on_exactly(rlx):
-    arguments = [
-        "train",
-        "agent=ppo",
-        "env=car_racing",
-        "env.max_episode_steps=12",
-        *TINY,
-        *small("ppo"),
-        "seeds=1",
-        "num_envs=2",
-    ]
-    arguments += [
-        "agent.conv=[[4,8,8]]",
-        "steps=96",
-        "eval_every=32",
-        "checkpoint_every=32",
-        "final_episodes=1",
-        "eval_episodes=1",
-    ]
+    arguments = ["train", "agent=ppo", "env=car_racing", "env.max_episode_steps=12"]
+    arguments += [*TINY, *small("ppo"), "agent.conv=[[4,8,8]]", "seeds=1", "num_envs=2"]
+    arguments += ["steps=96", "eval_every=32", "checkpoint_every=32"]
+    arguments += ["final_episodes=1", "eval_episodes=1"]
     whole, part = rlx(*arguments), rlx(*arguments, "steps=64")
     assert whole.code == 0 and rlx("resume", part.run, "steps=96").code == 0
     assert fingerprint(part.run) == fingerprint(whole.run)
