@@ -1,4 +1,4 @@
-"""The board games keep the rules, as slow plain Python tells them, and their opponents are as strong as they say."""
+"""The board games keep the rules, and their opponents are as strong as they say."""
 
 from functools import cache
 
@@ -53,6 +53,15 @@ def following(name, own, other):
     return [(action, own | {cell}) for action, cell in cells if cell is not None]
 
 
+def result_of(name, cell, own, other):
+    """What a move into `cell` is worth to the mover of the stones `own`; None: the game goes on."""
+    if cell is None:
+        return -1
+    if wins(name, own):
+        return 1
+    return 0 if own | other == CELLS[name] else None
+
+
 def sets(obs):
     """The two players' stones in an observation [2, rows, columns], as sets of cells."""
     return tuple(frozenset(map(tuple, plane.nonzero().tolist())) for plane in obs)
@@ -84,15 +93,13 @@ def test_registered_and_configured(composed):
         obs, _ = gymnasium.make_vec(id, num_envs=3, opponent="self").unwrapped.reset(seed=0)
         assert obs.shape[0] == 3 and not obs.any()
         env = make_env(composed("train", f"env={name}").env, 2, "cpu")
-        assert (
-            env.dynamics == GAMES[name]() and env.max_episode_steps == GAMES[name].max_episode_steps
-        )
+        assert env.dynamics == GAMES[name]()
+        assert env.max_episode_steps == GAMES[name].max_episode_steps
         assert env.single_observation_space.shape == obs.shape[1:] and env.reward_threshold == 0.9
     with pytest.raises(ConfigError, match="Did you mean 'minimax'"):
         TicTacToe("minmax")
-    with pytest.raises(
-        ConfigError, match=r"env.opponent=minimax: unknown\. Choose from: random, search, self"
-    ):
+    message = r"env.opponent=minimax: unknown\. Choose from: random, search, self"
+    with pytest.raises(ConfigError, match=message):
         ConnectFour("minimax")
 
 
@@ -102,38 +109,27 @@ def test_self_play_keeps_the_rules(name):
     env, obs = start(name, "self", num_envs)
     draws = torch.Generator().manual_seed(0)
     games = [(frozenset(), frozenset())] * num_envs
-    ends = {"won": 0, "drawn": 0, "illegal": 0}
+    ends = {1: 0, 0: 0, -1: 0}
     for _ in range(45):
         legal, after = GAMES[name].legal(obs), GAMES[name].after(obs)
-        some = torch.randint(legal.shape[1], (num_envs,), generator=draws)
-        actions = torch.where(
-            torch.rand(num_envs, generator=draws) < 0.03, some, random_actions(name, obs, draws)
-        )
+        any_actions = torch.randint(legal.shape[1], (num_envs,), generator=draws)
+        reckless = torch.rand(num_envs, generator=draws) < 0.03
+        actions = torch.where(reckless, any_actions, random_actions(name, obs, draws))
         obs, reward, terminated, truncated, info = env.step(actions)
         assert not truncated.any()
         for i, (own, other) in enumerate(games):
             cell = landing(name, own | other, int(actions[i]))
-            assert legal[i].tolist() == [
-                landing(name, own | other, action) is not None for action in range(legal.shape[1])
-            ]
+            cells = [landing(name, own | other, action) for action in range(legal.shape[1])]
+            assert legal[i].tolist() == [cell is not None for cell in cells]
             own = own | {cell} if cell else own
             assert sets(after[i, int(actions[i])]) == (own, other)
-            end = (
-                "illegal"
-                if cell is None
-                else "won"
-                if wins(name, own)
-                else "drawn"
-                if own | other == CELLS[name]
-                else None
-            )
-            games[i] = (frozenset(), frozenset()) if end else (other, own)
-            assert float(reward[i]) == {"won": 1, "illegal": -1}.get(end, 0) and bool(
-                terminated[i]
-            ) == (end is not None)
+            result = result_of(name, cell, own, other)
+            games[i] = (other, own) if result is None else (frozenset(), frozenset())
+            assert float(reward[i]) == (result or 0)
+            assert bool(terminated[i]) == (result is not None)
             assert sets(info["final_obs"][i]) == (other, own) and sets(obs[i]) == games[i]
-            if end:
-                ends[end] += 1
+            if result is not None:
+                ends[result] += 1
     assert sum(ends.values()) > 2000 and min(ends.values()) > 0, ends
 
 
@@ -174,27 +170,15 @@ def test_opponents_keep_the_rules(name, opponent):
             own_now, other_now = sets(info["final_obs"][i])
             cell = landing(name, own | other, int(actions[i]))
             after = own if cell is None else own | {cell}
-            result = (
-                -1
-                if cell is None
-                else 1
-                if wins(name, after)
-                else 0
-                if after | other == CELLS[name]
-                else None
-            )
+            result = result_of(name, cell, after, other)
             if result is None:
                 assert other_now in [stones for _, stones in following(name, other, after)]
-                result = (
-                    -1 if wins(name, other_now) else 0 if after | other_now == CELLS[name] else None
-                )
+                reply_result = result_of(name, 0, other_now, after)
+                result = None if reply_result is None else -reply_result
             else:
                 assert other_now == other
-            assert (
-                own_now == after
-                and float(reward[i]) == (result or 0)
-                and bool(terminated[i]) == (result is not None)
-            )
+            assert own_now == after and float(reward[i]) == (result or 0)
+            assert bool(terminated[i]) == (result is not None)
             first[i] = result is not None
             results.add(result)
     assert abs(sum(opened) / len(opened) - 0.5) < 2 / len(opened) ** 0.5
@@ -203,7 +187,8 @@ def test_opponents_keep_the_rules(name, opponent):
 
 @pytest.mark.parametrize(("name", "opponent"), MATCHES)
 def test_a_copy_plays_as_alone(name, opponent):
-    (together, obs), (alone, one) = start(name, opponent, 40), start(name, opponent, 1, seed=33)
+    together, obs = start(name, opponent, 40)
+    alone, one = start(name, opponent, 1, seed=33)
     draws = torch.Generator().manual_seed(0)
     for _ in range(30):
         assert torch.equal(obs[33:34], one)
@@ -219,29 +204,25 @@ def outcome(own, other) -> int:
     """Of tic-tac-toe under perfect play, for the player to move."""
     if wins("tic_tac_toe", other):
         return -1
-    return max(
-        (-outcome(other, stones) for _, stones in following("tic_tac_toe", own, other)), default=0
-    )
+    after = following("tic_tac_toe", own, other)
+    return max((-outcome(other, stones) for _, stones in after), default=0)
 
 
 @cache
 def random_value(own, other) -> float:
     """The best mean return in tic-tac-toe against a random opponent, for the agent to move."""
 
-    def reply(stones):
-        after = following("tic_tac_toe", other, stones)
-        return sum(
-            -1 if wins("tic_tac_toe", theirs) else random_value(stones, theirs)
-            for _, theirs in after
-        ) / max(1, len(after))
+    def after_reply(stones, reply):
+        return -1 if wins("tic_tac_toe", reply) else random_value(stones, reply)
 
-    return max(
-        (
-            1 if wins("tic_tac_toe", stones) else reply(stones)
-            for _, stones in following("tic_tac_toe", own, other)
-        ),
-        default=0,
-    )
+    def value(stones):
+        if wins("tic_tac_toe", stones):
+            return 1
+        replies = following("tic_tac_toe", other, stones)
+        values = [after_reply(stones, reply) for _, reply in replies]
+        return sum(values) / max(1, len(values))
+
+    return max((value(stones) for _, stones in following("tic_tac_toe", own, other)), default=0)
 
 
 def test_minimax_is_exact():
@@ -254,12 +235,11 @@ def test_minimax_is_exact():
             action: -outcome(other, stones)
             for action, stones in following("tic_tac_toe", own, other)
         }
-        assert {
-            action: score for action, score in enumerate(row.tolist()) if score > -2
-        } == expected
-    none = frozenset()
-    second = sum(random_value(none, frozenset({cell})) for cell in CELLS["tic_tac_toe"]) / 9
-    assert (random_value(none, none) + second) / 2 == pytest.approx(0.9598, abs=1e-4)
+        legal = {action: score for action, score in enumerate(row.tolist()) if score > -2}
+        assert legal == expected
+    empty = frozenset()
+    second = sum(random_value(empty, frozenset({cell})) for cell in CELLS["tic_tac_toe"]) / 9
+    assert (random_value(empty, empty) + second) / 2 == pytest.approx(0.9598, abs=1e-4)
 
 
 def test_minimax_replies_with_every_best_move_alike():
@@ -273,9 +253,8 @@ def test_minimax_replies_with_every_best_move_alike():
 
 def minimax(obs):
     own, other = obs.long().flatten(-2).unbind(-2)
-    return tic_tac_toe.outcomes(obs.device)[
-        ((own + 2 * other) * 3 ** torch.arange(9)).sum(-1)
-    ].argmax(-1)
+    number = ((own + 2 * other) * 3 ** torch.arange(9)).sum(-1)
+    return tic_tac_toe.outcomes(obs.device)[number].argmax(-1)
 
 
 def test_minimax_never_loses():
@@ -286,7 +265,8 @@ def test_minimax_never_loses():
     for _ in range(10):
         obs, reward, terminated, _, _ = env.step(random_actions("tic_tac_toe", obs, draws))
         assert (reward <= 0).all()
-        ended, lost = ended + int(terminated.sum()), lost + int((reward < 0).sum())
+        ended += int(terminated.sum())
+        lost += int((reward < 0).sum())
     assert ended > 2000 and lost > 0.7 * ended
     env, obs = start("tic_tac_toe", "minimax", 200)
     for _ in range(5):
@@ -301,7 +281,7 @@ def test_worst_result_finds_every_loss():
     assert worst_result(lambda obs: torch.zeros(len(obs), dtype=torch.int64)) == -1  # soon illegal
 
     def forgets(obs):
-        """Perfect but in one position: the corners are the other's, the centre its own, and it takes a third corner."""
+        """Perfect but in one position: between two corners of the other's it takes a third."""
         trap = (
             (obs[:, 1, 0, 0] == 1)
             & (obs[:, 1, 2, 2] == 1)
@@ -340,15 +320,15 @@ def test_search_is_negamax():
     scores = game.scores(state)
     for row, obs in zip(scores, game.observe(state), strict=True):
         expected = naive_search(*sets(obs), DEPTH)
-        assert {
-            action: score for action, score in enumerate(row.tolist()) if score > -torch.inf
-        } == expected
+        legal = {action: score for action, score in enumerate(row.tolist()) if score > -torch.inf}
+        assert legal == expected
 
 
 def late_positions():
     """States [8, 2] of Connect Four with one to three free cells."""
     env, obs = start("connect_four", "self", 500)
-    draws, found = torch.Generator().manual_seed(0), []
+    draws = torch.Generator().manual_seed(0)
+    found = []
     for _ in range(42):
         obs = env.step(random_actions("connect_four", obs, draws))[0]
         found.append(env.state[obs.sum((1, 2, 3)) >= 39])
@@ -403,11 +383,9 @@ def two_ply_win(own, other) -> bool:
 
 def test_search_beats_random():
     env, obs = start("connect_four", "search", 200)
-    draws, alive, total = (
-        torch.Generator().manual_seed(0),
-        torch.ones(200, dtype=torch.bool),
-        torch.zeros(200),
-    )
+    draws = torch.Generator().manual_seed(0)
+    alive = torch.ones(200, dtype=torch.bool)
+    total = torch.zeros(200)
     while alive.any():
         obs, reward, terminated, _, _ = env.step(random_actions("connect_four", obs, draws))
         total += reward * alive

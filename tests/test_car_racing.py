@@ -18,34 +18,34 @@ from rlx.envs.car_racing import ACTIONS, CarRacing
 from rlx.experiment import evaluated_env, make_env
 
 DARKER = 2
-"""By how much of 255 pygame's scaling darkens Gymnasium's pictures; a machine without SSE may not."""
+"""By how much of 255 pygame's scaling darkens Gymnasium's images; a machine without SSE may not."""
 
 
 def drive(seed: int, frames: int, **options):
-    """Gymnasium's env and ours over the same actions: pairs of pictures, in full colour."""
+    """Gymnasium's env and ours over the same actions: pairs of images, in full colour."""
     theirs = gymnasium.make("CarRacing-v3").unwrapped
     ours = CarRacing(continuous=True, gray=False, **options)
     rng = np.random.default_rng(seed)
-    pictures = [(theirs.reset(seed=seed)[0], ours.reset(seed=seed)[0])]
+    images = [(theirs.reset(seed=seed)[0], ours.reset(seed=seed)[0])]
     for frame in range(frames):
         if frame % 10 == 0:
             action = rng.uniform([-0.5, 0, 0], [0.5, 1, 0.2]).astype(np.float32)
         expected, got = theirs.step(action), ours.step(action)
         assert expected[1:4] == got[1:4]
-        pictures.append((expected[0], got[0]))
+        images.append((expected[0], got[0]))
     assert theirs.track == ours.track and theirs.car.hull.position == ours.car.hull.position
-    return pictures
+    return images
 
 
-def test_tracks_physics_and_rewards_are_gymnasiums_and_pictures_differ_at_edges_only():
+def test_tracks_physics_and_rewards_are_gymnasiums_and_images_differ_at_edges_only():
     for seed in (0, 7):
-        theirs, ours = (
-            np.array(pictures).astype(int) for pictures in zip(*drive(seed, 80), strict=True)
-        )
+        theirs, ours = zip(*drive(seed, 80), strict=True)
+        theirs = np.array(theirs).astype(int)
+        ours = np.array(ours).astype(int)
         ours = ours.transpose(0, 2, 3, 1)
         off = np.abs(np.where(theirs > 0, theirs + DARKER, 0) - ours).max(-1)
         assert off.mean() < 2 and (off > 32).mean() < 0.03 and (off <= DARKER).mean() > 0.9
-        # Where nothing is drawn but the ground, the colours are the same; the score in the corner is Gymnasium's own.
+        # Where nothing is drawn but the ground, the colours are the same; so is the score.
         assert np.median(off[:, :84]) == 0 and off[:, 84:, :12].max() <= DARKER + 1
 
 
@@ -66,12 +66,10 @@ def test_options():
         env.reset(seed=1)
     action = np.array([0.1, 0.5, 0], np.float32)
     for _ in range(5):
-        picture, reward, *_ = repeated.step(action)
+        image, reward, *_ = repeated.step(action)
         singles = [single.step(action) for _ in range(4)]
-        assert (
-            reward == pytest.approx(sum(s[1] for s in singles))
-            and (picture == singles[-1][0]).all()
-        )
+        assert reward == pytest.approx(sum(result[1] for result in singles))
+        assert (image == singles[-1][0]).all()
     hidden = CarRacing(dashboard=False)
     assert (hidden.reset(seed=1)[0][:, 84:] == 0).all()
     impatient = CarRacing(patience=10, repeat=4)
@@ -85,9 +83,8 @@ def test_the_25_actions_stand_in_the_sources_order():
     straight = [(0, 0, 0), (0, 0.5, 0), (0, 1, 0), (0, 0, 0.5), (0, 0, 1)]
     left = [(-0.5, 0, 0), (-1, 0, 0), (-0.5, 0.5, 0), (-1, 0.5, 0), (-0.5, 1, 0), (-1, 1, 0)]
     left += [(-0.5, 0, 0.5), (-1, 0, 0.5), (-0.5, 0, 1), (-1, 0, 1)]
-    np.testing.assert_allclose(
-        ACTIONS, [*straight, *left, *((-steer, gas, brake) for steer, gas, brake in left)]
-    )
+    right = [(-steer, gas, brake) for steer, gas, brake in left]
+    np.testing.assert_allclose(ACTIONS, [*straight, *left, *right])
     discrete, continuous = CarRacing(gray=False), CarRacing(gray=False, continuous=True)
     assert (discrete.reset(seed=2)[0] == continuous.reset(seed=2)[0]).all()
     for number in (2, 7, 16, 24):
@@ -96,42 +93,23 @@ def test_the_25_actions_stand_in_the_sources_order():
 
 
 def test_images_are_stacked(composed):
-    env = make_env(
-        composed("train", "env=car_racing", "+env.stack=3", "env.max_episode_steps=4").env, 2, "cpu"
-    )
+    overrides = ("env=car_racing", "+env.stack=3", "env.max_episode_steps=4")
+    env = make_env(composed("train", *overrides).env, 2, "cpu")
     obs, _ = env.reset(seed=5)
-    assert (
-        obs.shape == (2, 3, 96, 96) and obs.dtype == torch.uint8 and (obs[:, 0] == obs[:, 2]).all()
-    )
+    assert obs.shape == (2, 3, 96, 96) and obs.dtype == torch.uint8
+    assert (obs[:, 0] == obs[:, 2]).all()
     for _ in range(4):
         before = obs
         obs, _, _, truncated, info = env.step(torch.tensor([2, 2]))
-    assert (
-        truncated.all()
-        and (info["final_obs"][:, :2] == before[:, 1:]).all()
-        and (obs[:, 0] == obs[:, 2]).all()
-    )
+    assert truncated.all() and (info["final_obs"][:, :2] == before[:, 1:]).all()
+    assert (obs[:, 0] == obs[:, 2]).all()
 
 
 def test_ppo_trains_on_it_and_goes_on_exactly(rlx):
-    arguments = [
-        "train",
-        "agent=ppo",
-        "env=car_racing",
-        "env.max_episode_steps=12",
-        *TINY,
-        *small("ppo"),
-        "seeds=1",
-        "num_envs=2",
-    ]
-    arguments += [
-        "agent.conv=[[4,8,8]]",
-        "steps=96",
-        "eval_every=32",
-        "checkpoint_every=32",
-        "final_episodes=1",
-        "eval_episodes=1",
-    ]
+    arguments = ["train", "agent=ppo", "env=car_racing", "env.max_episode_steps=12"]
+    arguments += [*TINY, *small("ppo"), "agent.conv=[[4,8,8]]", "seeds=1", "num_envs=2"]
+    arguments += ["steps=96", "eval_every=32", "checkpoint_every=32"]
+    arguments += ["final_episodes=1", "eval_episodes=1"]
     whole, part = rlx(*arguments), rlx(*arguments, "steps=64")
     assert whole.code == 0 and rlx("resume", part.run, "steps=96").code == 0
     assert fingerprint(part.run) == fingerprint(whole.run)
@@ -175,13 +153,13 @@ def test_a_pickled_or_copied_env_is_the_same_env(arguments):
 
 
 @pytest.mark.parametrize("gray", [True, False])
-def test_state_pixels_are_the_picture_seen(gray):
+def test_state_pixels_are_the_image_seen(gray):
     env = CarRacing(render_mode="state_pixels", gray=gray)
     assert env.render() is None  # as Gymnasium's before the first reset
     for move in (lambda: env.reset(seed=1), lambda: env.step(2)):
-        seen, picture = move()[0], env.render()
-        assert picture.shape == (96, 96, 3) and picture.dtype == np.uint8
-        assert (picture == seen.transpose(1, 2, 0)).all() and picture.std() > 10
+        seen, image = move()[0], env.render()
+        assert image.shape == (96, 96, 3) and image.dtype == np.uint8
+        assert (image == seen.transpose(1, 2, 0)).all() and image.std() > 10
 
 
 def test_gymnasiums_checker_finds_nothing_and_other_actions_are_refused():

@@ -1,4 +1,4 @@
-"""CartPole's pictures are Gymnasium's, its physics is CartPole's, and what moved is what differs."""
+"""CartPole's images are Gymnasium's, its physics is CartPole's, and what moved is what differs."""
 
 import gymnasium
 import numpy as np
@@ -42,20 +42,16 @@ def means(pixels: int, size: int) -> torch.Tensor:
     return (edges[:, None] - torch.arange(size)).clamp(0, 1).diff(dim=0) * pixels / size
 
 
-def test_frames_are_gymnasiums_picture(shots):
+def test_frames_are_gymnasiums_image(shots):
     states, screens = shots
-    theirs = torch.stack(
-        [means(84, 400) @ screen.float() @ means(84, 600).T for screen in screens[:, 0]]
-    )
+    rows, columns = means(84, 400), means(84, 600)
+    theirs = torch.stack([rows @ screen.float() @ columns.T for screen in screens[:, 0]])
     theirs = theirs.movedim(1, -1) @ torch.tensor([0.299, 0.587, 0.114])
     mine = CartPolePixels(view="frames").observe(states)[:, 0]
     error = (mine - theirs).abs()
     drawn = theirs < 254
-    assert (
-        error.mean() <= 0.08
-        and error[drawn].mean() <= 2
-        and abs(float((mine - theirs)[drawn].mean())) <= 0.3
-    )
+    assert error.mean() <= 0.08 and error[drawn].mean() <= 2
+    assert abs(float((mine - theirs)[drawn].mean())) <= 0.3
     assert np.quantile(error, 0.999) <= 12 and error.max() <= 30
 
 
@@ -96,13 +92,13 @@ LEVEL = {"frames": 1, "difference": 1e-5}
 
 @pytest.mark.rounding
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_picture_does_not_depend_on_those_beside_it(view):
+def test_an_image_does_not_depend_on_those_beside_it(view):
     dynamics = CartPolePixels(view=view)
     states = torch.rand(33, 8, generator=torch.Generator().manual_seed(0)) * 0.4 - 0.2
     together = dynamics.observe(states).double()
     alone = torch.cat([dynamics.observe(state[None]) for state in states]).double()
-    some = dynamics.observe(states[:7]).double()
-    for other, same in ((alone, together), (some, together[:7])):
+    seven = dynamics.observe(states[:7]).double()
+    for other, same in ((alone, together), (seven, together[:7])):
         off = (other - same).abs()
         assert off.max() <= LEVEL[view] and (off > 1e-5).double().mean() < 1e-3
 
@@ -116,12 +112,10 @@ def test_difference_is_now_less_before_and_starts_at_zero():
         before = env.dynamics.draw(env.state[:, :4])
         obs, _, terminated, _, info = env.step(torch.ones(4, dtype=torch.int64))
         now = env.dynamics.draw(env.state[:, :4])
-        torch.testing.assert_close(
-            obs[~terminated], ((now - before) / 255)[~terminated], rtol=0, atol=1e-5
-        )
-        assert (info["final_obs"].flatten(1).abs().amax(1) > 1e-3).all() and (
-            obs[terminated].abs() < 1e-5
-        ).all()
+        expected = ((now - before) / 255)[~terminated]
+        torch.testing.assert_close(obs[~terminated], expected, rtol=0, atol=1e-5)
+        assert (info["final_obs"].flatten(1).abs().amax(1) > 1e-3).all()
+        assert (obs[terminated].abs() < 1e-5).all()
 
 
 def test_config_names_the_views(composed):
@@ -129,9 +123,8 @@ def test_config_names_the_views(composed):
         ("cartpole_pixels", ((3, 40, 90), np.float32)),
         ("cartpole_frames", ((1, 84, 84), np.uint8)),
     ):
-        box = make_env(
-            composed("train", "agent=dqn", f"env={name}").env, 2, "cpu"
-        ).single_observation_space
+        config = composed("train", "agent=dqn", f"env={name}")
+        box = make_env(config.env, 2, "cpu").single_observation_space
         assert (box.shape, box.dtype) == space
     with pytest.raises(ConfigError, match="frames"):
         CartPolePixels(view="frame")

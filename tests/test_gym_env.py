@@ -118,10 +118,10 @@ class Spaces(Base):
 class Numbered(Base):
     """Of Discrete or uint8 observations that are not what they should be."""
 
-    def __init__(self, value, picture=False):
+    def __init__(self, value, image=False):
         self.value = value
         self.observation_space = spaces.Discrete(3)
-        if picture:
+        if image:
             self.observation_space = spaces.Box(0, 255, (16, 16), np.uint8)
 
     def obs(self):
@@ -264,15 +264,15 @@ def test_a_discrete_observation_is_one_of_its_numbers(value, told):
     assert play(GymEnv("Numbered-v0", kwargs={"value": 2}))[0].tolist() == [2]
 
 
-def test_a_picture_of_another_dtype_is_taken_where_nothing_is_lost():
-    picture = np.arange(256).reshape(16, 16)
-    obs = play(GymEnv("Numbered-v0", kwargs={"value": picture, "picture": True}))[0]
-    assert obs.dtype == torch.uint8 and torch.equal(obs[0, 0], torch.from_numpy(picture).byte())
+def test_an_image_of_another_dtype_is_taken_where_nothing_is_lost():
+    image = np.arange(256).reshape(16, 16)
+    obs = play(GymEnv("Numbered-v0", kwargs={"value": image, "image": True}))[0]
+    assert obs.dtype == torch.uint8 and torch.equal(obs[0, 0], torch.from_numpy(image).byte())
     told = r"of dtype float64 with values from 0\.0 to 1\.0; expected Box\(0, 255, .*, uint8\)"
     with pytest.raises(RunError, match=told):
-        play(GymEnv("Numbered-v0", kwargs={"value": picture / 255, "picture": True}))
+        play(GymEnv("Numbered-v0", kwargs={"value": image / 255, "image": True}))
     with pytest.raises(RunError, match=r"of dtype int64 with values from 0 to 510"):
-        play(GymEnv("Numbered-v0", kwargs={"value": picture * 2, "picture": True}))
+        play(GymEnv("Numbered-v0", kwargs={"value": image * 2, "image": True}))
 
 
 def test_what_numpy_can_make_right_is_taken():
@@ -309,7 +309,7 @@ def test_a_run_ends_with_the_envs_fault(rlx):
     assert "env.id=Faulty-v0: step(" in result.err and "simulator lost its connection" in result.err
 
 
-def test_a_picture_that_cannot_be_drawn_is_said_of_the_env():
+def test_an_image_that_cannot_be_drawn_is_said_of_the_env():
     env = GymEnv("Faulty-v0", kwargs={"what": "render raises", "render_mode": "rgb_array"})
     env.reset(seed=0)
     told = r"Faulty-v0: render\(\) after 0 steps of an episode raised RuntimeError .*no screen"
@@ -402,10 +402,10 @@ def test_agents_see_float32_and_channels_first(own, seen):
 
 
 def test_pixels_stay_where_they_are():
-    picture = np.random.default_rng(0).integers(0, 256, (2, 3, 20, 30, 4), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (2, 3, 20, 30, 4), np.uint8)
     _, convert = shown(spaces.Box(0, 255, (3, 20, 30, 4), np.uint8))
-    seen = convert(picture)
-    assert seen[1, 2 * 4 + 1, 5, 7] == picture[1, 2, 5, 7, 1]
+    seen = convert(image)
+    assert seen[1, 2 * 4 + 1, 5, 7] == image[1, 2, 5, 7, 1]
 
 
 def test_an_env_is_given_actions_of_its_own_space():
@@ -644,7 +644,7 @@ def test_agents_learn_from_any_box(rlx, agent, kwargs):
 
 
 @pytest.mark.parametrize("agent", ["dqn", "ppo"])
-def test_channel_last_pictures_reach_the_convolutions(rlx, agent):
+def test_channel_last_images_reach_the_convolutions(rlx, agent):
     result = train(rlx, agent, {"obs": spaces.Box(0, 255, (32, 40, 3), np.uint8)})
     weights = load_file(sorted(result.run.glob("checkpoints/*/agent.safetensors"))[-1])
     shapes = [tuple(value.shape) for value in weights.values() if value.dim() == 5]

@@ -70,7 +70,8 @@ class Tabular(Dynamics):
     def max_episode_steps(self) -> int:  # type: ignore[override]
         """That of Gymnasium's env."""
         spec = self._env.spec
-        return (spec and spec.max_episode_steps) or _MAX_STEPS
+        limit = spec.max_episode_steps if spec else None
+        return limit or _MAX_STEPS
 
     @property
     def reward_threshold(self) -> float | None:  # type: ignore[override]
