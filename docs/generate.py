@@ -27,7 +27,7 @@ from rlx.threat import LOSSES, Attack, Budget
 from rlx.conf import group_files
 from rlx.config import build, load_class
 from rlx.errors import ConfigError
-from rlx.help import composed
+from rlx.command import composed
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -1,3 +1,38 @@
-"""rlx: reinforcement-learning experiments whose robustness results can be trusted."""
+"""Reinforcement-learning experiments whose robustness results can be trusted.
+
+The command line is `rlx`; from Python, `rlx.train`, `rlx.attack` and `rlx.load` do the same, and
+`rlx.check_agent` and `rlx.check_env` try out your own classes.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rlx.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from rlx.api import AttackRun, TrainedRun, attack, load, train
+    from rlx.check import check_agent, check_env
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AttackRun",
+    "ConfigError",
+    "RunError",
+    "TrainedRun",
+    "attack",
+    "check_agent",
+    "check_env",
+    "load",
+    "train",
+]
+
+_FROM = {"check_agent": "rlx.check", "check_env": "rlx.check"}
+"""Where the names lie that are no part of rlx.api."""
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, imported when first asked for: torch takes a second."""
+    if name not in __all__:
+        raise AttributeError(f"module 'rlx' has no attribute '{name}'")
+    return getattr(importlib.import_module(_FROM.get(name, "rlx.api")), name)

@@ -20,8 +20,9 @@ import numpy as np
 from gymnasium.wrappers import TimeLimit
 from omegaconf import DictConfig
 
-from rlx import cli, conf
-from rlx.config import load_class, plain, rename_keys
+from rlx import cli
+from rlx.command import composed
+from rlx.config import load_class, plain
 from rlx.errors import ConfigError
 from rlx.runs.finding import command_of, find
 from rlx.runs.run import Run
@@ -262,26 +263,15 @@ class GymPolicy:
 
 def compose(command: str, **overrides: object) -> DictConfig:
     """The config that `rlx <command> key=value …` would get. Raises ConfigError."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     words = [f"{key}={_word(value)}" for key, value in overrides.items()]
     line = cli.to_hydra(command, words)
-    overrides_of_hydra = [word for word in line if "=" in word]
-    folder = conf.user_dir()
-    if folder is not None:
-        overrides_of_hydra.append(f"hydra.searchpath=['file://{folder}']")
     try:
-        with hydra.initialize_config_dir(conf.conf_dir(), version_base="1.3"):
-            config = hydra.compose(command, overrides_of_hydra, return_hydra_config=True)
+        return composed(command, [word for word in line if "=" in word])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(cli.explain(error, command, line)) from None
-    HydraConfig.instance().set_config(config)
-    del config["hydra"]
-    rename_keys(config)
-    return config
 
 
 def _word(value: object) -> str:

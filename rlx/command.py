@@ -4,13 +4,13 @@ import functools
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
-from rlx.conf import conf_dir, sweeps_of
+from rlx.conf import conf_dir, sweeps_of, user_dir
 from rlx.config import rename_keys
 from rlx.errors import ConfigError, Interrupted, RunError
 
@@ -46,7 +46,28 @@ class Command:
             sweep.check_all(self.check)
         sweep.run_all()
 
-    def _once(self) -> None:
+    def composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """The composed conf/`name`.yaml, outside of a command; raises Hydra's errors.
+
+    `chosen` says of it what it says within a command.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    GlobalHydra.instance().clear()
+    folder = user_dir()
+    search = [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
+    with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = hydra.compose(name, [*overrides, *search], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    rename_keys(config)
+    return config
+
+
+def _once(self) -> None:
         """Do the task.
 
         Its errors pass Hydra by, which would print lines of its own about them.

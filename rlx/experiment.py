@@ -171,6 +171,15 @@ _OPTIONAL = ("max_episode_steps", "reward_threshold", "rules", "grid")
 """Attributes of `TensorEnv` that are None where somebody's VectorEnv does not declare them."""
 
 
+def _with_optional(kind: Any, **params: Any) -> "TensorEnv":
+    """A VectorEnv of anybody's, with all attributes of the contract."""
+    env = kind(**params)
+    for name in _OPTIONAL:
+        if not hasattr(env, name):
+            setattr(env, name, None)
+    return env
+
+
 def _whole_env(
     params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int
 ) -> "TensorEnv":
@@ -183,11 +192,12 @@ def _whole_env(
     env: Any = load_class(params, "env", object)
     params = {name: value for name, value in params.items() if name != "_target_"}
     if issubclass(env, VectorEnv):
+        make = partial(_with_optional, env, **params)
         if min(workers, num_envs) == 1:
-            return env(num_envs=num_envs, device=device, **params)
+            return make(num_envs=num_envs, device=device)
         from rlx.envs.workers import Workers
 
-        return Workers(partial(env, **params), num_envs, workers, device)
+        return Workers(make, num_envs, workers, device)
     if workers != 1:
         raise ConfigError(
             f"env.workers={workers}: this env steps all copies as one tensor; "

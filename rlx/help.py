@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 import rlx.commands
-from rlx.conf import conf_dir, conf_dirs, group_files, user_dir
+from rlx.conf import conf_dir, conf_dirs, group_files
 
 
 def commands() -> dict[str, str]:
@@ -54,7 +54,7 @@ def command_usage(command: str, overrides: list[str]) -> str:
     if text.startswith("defaults"):
         defaults, _, keys = text.partition("\n\n")
     takes = "[run …] " if takes_runs(command) else ""
-    config = composed(command, overrides)
+    config = _values(command, overrides)
     named = dict(word.split("=", 1) for word in overrides if re.match(r"\w+=", word))
     lines = [f"usage: rlx {command} {takes}[key=value …]", "", commands()[command], ""]
     lines.append(_with_values(keys, config).strip())
@@ -101,10 +101,21 @@ def all_keys(command: str, overrides: list[str]) -> list[str]:
     groups = ("agent", "env", "attack", "device")
     named = [word for word in overrides if word.partition("=")[0] in groups]
     try:
-        config = composed(command, named)
+        config = _values(command, named)
     except (HydraException, ValueError):
-        config = composed(command, [])
+        config = _values(command, [])
     return _dotted(config)
+
+
+def _values(command: str, overrides: list[str]) -> dict[str, Any]:
+    """The config of a command line as a plain dictionary, unresolved; raises Hydra's errors."""
+    from omegaconf import OmegaConf
+
+    from rlx.command import composed
+
+    config = OmegaConf.to_container(composed(command, overrides))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 def _dotted(config: dict[str, Any], prefix: str = "") -> list[str]:
@@ -115,21 +126,6 @@ def _dotted(config: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             names += _dotted(value, f"{prefix}{key}.")
     return names
-
-
-def composed(command: str, overrides: list[str]) -> dict[str, Any]:
-    """The config that a command line would get, unresolved; raises Hydra's errors."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    GlobalHydra.instance().clear()
-    folder = user_dir()
-    search = [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        config = OmegaConf.to_container(compose(command, [*overrides, *search]))
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
 
 
 def _parents(files: dict[str, Path], option: str) -> list[Path]:
