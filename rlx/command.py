@@ -74,7 +74,10 @@ def _is_sweep() -> bool:
 
 
 def _compose(name: str, task: Task) -> None:
-    """Let Hydra compose conf/`name`.yaml with sys.argv and call `task` on it, in a sweep on each."""
+    """Let Hydra compose conf/`name`.yaml with sys.argv and call `task` on what comes out.
+
+    In a sweep it is called on each combination.
+    """
     import hydra
 
     def renamed(composed: DictConfig) -> float | None:
