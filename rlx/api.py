@@ -1,13 +1,13 @@
 """The Python face: what the command line does, for notebooks and scripts.
 
-    import rlx
+import rlx
 
-    run = rlx.train(agent="dqn", env="cartpole", seeds=2, steps=20_000)
-    env = run.make_env()
-    obs, _ = env.reset(seed=0)
-    action = run.policy.act(obs)
-    study = rlx.attack(run, eps="0:0.1:0.05")
-    study.figure()
+run = rlx.train(agent="dqn", env="cartpole", seeds=2, steps=20_000)
+env = run.make_env()
+obs, _ = env.reset(seed=0)
+action = run.policy.act(obs)
+study = rlx.attack(run, eps="0:0.1:0.05")
+study.figure()
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def train(**overrides: object) -> "TrainedRun":
     """
     from rlx.commands.train import train as task
 
-    return TrainedRun(task(composed("train", **overrides)))
+    return TrainedRun(task(compose("train", **overrides)))
 
 
 def attack(run: "TrainedRun | str | Path", **overrides: object) -> "Study":
@@ -52,7 +52,7 @@ def attack(run: "TrainedRun | str | Path", **overrides: object) -> "Study":
     from rlx.commands.attack import attack as task
 
     path = run.path if isinstance(run, TrainedRun) else run
-    return Study(task(composed("attack", run=[str(path)], **overrides)))
+    return Study(task(compose("attack", run=[str(path)], **overrides)))
 
 
 def load(
@@ -184,8 +184,12 @@ class GymPolicy:
         inner: Any = experiment.make_env({**env, "observe": None, "stack": 1}, 1, "cpu")
         copies = getattr(inner, "envs", None)
         own = copies[0] if copies else inner
-        self.observation_space: gymnasium.Space = own.observation_space if copies else inner.single_observation_space
-        self.action_space: gymnasium.Space = own.action_space if copies else inner.single_action_space
+        self.observation_space: gymnasium.Space = (
+            own.observation_space if copies else inner.single_observation_space
+        )
+        self.action_space: gymnasium.Space = (
+            own.action_space if copies else inner.single_action_space
+        )
         _, self._shown = shown(self.observation_space)
         _, self._played = played(self.action_space)
         self._observe: list[int] | None = env.get("observe")
@@ -229,7 +233,7 @@ class GymPolicy:
         return np.concatenate(self._frames)
 
 
-def composed(command: str, **overrides: object) -> DictConfig:
+def compose(command: str, **overrides: object) -> DictConfig:
     """The config that `rlx <command> key=value …` would get. Raises ConfigError."""
     import hydra
     from hydra.core.hydra_config import HydraConfig

@@ -20,8 +20,8 @@ from rlx.config import load_class
 from rlx.data.datasets import Data
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError
-from rlx.nn.networks import take
 from rlx.nn.rng import reset_seeds, seed_tensor
+from rlx.nn.seed_axis import take
 
 SEEDS = (3, 5, 8)
 NUM_ENVS = 4
@@ -382,13 +382,13 @@ def check_agent(agent: str | type[Agent], env: str | None = None, **keys: object
     `agent`: a name of conf/agent, yours or rlx's, or a class with all its `keys`. `env`: a name of
     conf/env; None: one of rlx's small ones that fits.
     """
-    from rlx.api import composed
+    from rlx.api import compose
 
     if isinstance(agent, str):
-        node = {**composed("train", agent=agent).agent, **keys}
+        node = {**compose("train", agent=agent).agent, **keys}
     else:
         node = {"_target_": f"{agent.__module__}:{agent.__qualname__}", **keys}
-    for _ in agent_checks(node, composed("train", env=env or fitting(node)).env):
+    for _ in agent_checks(node, compose("train", env=env or fitting(node)).env):
         pass
 
 
@@ -397,10 +397,10 @@ def check_env(env: str, **keys: object) -> None:
 
     `env`: a name of conf/env, yours or rlx's, with `keys` changed.
     """
-    from rlx.api import composed
+    from rlx.api import compose
 
     overrides = {f"env.{name}": value for name, value in keys.items()}
-    for _ in env_checks(composed("train", env=env, **overrides).env):
+    for _ in env_checks(compose("train", env=env, **overrides).env):
         pass
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from rlx.agent import Choose, Policy
 from rlx.env import TensorEnv
 from rlx.nn.exploration import exploring
-from rlx.nn.networks import take
 from rlx.nn.rng import Streams
+from rlx.nn.seed_axis import take
 from rlx.rollout import Episodes, rollout
 
 SELECTION = 1_000_000
@@ -53,6 +53,6 @@ def evaluate_random(
     seed_0 = torch.zeros(1, dtype=torch.int64, device=device)
     env = make_env(episodes)
     rng = Streams(seed_0, "random policy")
-    choose = exploring(1.0, rng, getattr(env, "rules", None))
+    choose = exploring(1.0, rng, env.rules)
     resets = episode_seeds(REPORT, episodes, 1, device)
     return rollout(take(policy, seed_0), env, resets, lambda ids: choose)

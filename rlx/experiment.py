@@ -20,7 +20,7 @@ from rlx.config import (
     typed,
 )
 from rlx.errors import ConfigError
-from rlx.runs.files import free_memory
+from rlx.machine import free_memory
 
 if TYPE_CHECKING:
     import gymnasium
@@ -167,6 +167,10 @@ def _require_room(num_envs: int, stack: int) -> None:
         )
 
 
+_OPTIONAL = ("max_episode_steps", "reward_threshold", "rules", "grid")
+"""Attributes of `TensorEnv` that are None where somebody's VectorEnv does not declare them."""
+
+
 def _whole_env(
     params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int
 ) -> "TensorEnv":
@@ -199,7 +203,7 @@ def _whole_env(
 def env_spec(node: Mapping[str, Any]) -> "Spec":
     """What an agent may know of the env; ConfigError where rlx does not take its spaces."""
     from rlx.agent import Spec
-    from rlx.env import refused
+    from rlx.envs.spaces import refused
 
     env = make_env(node, 1, "cpu")
     obs_space = env.single_observation_space
@@ -210,7 +214,7 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
         if "id" in node:
             raise ConfigError(f"env.id={node['id']}: {what} {way}")
         raise ConfigError(f"env: {node['_target_']} {what}")
-    limit = getattr(env, "max_episode_steps", None)
+    limit = env.max_episode_steps
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
     return Spec(
@@ -218,7 +222,7 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
         action_space,
         max_episode_steps=int(limit),
         reward_threshold=env.reward_threshold,
-        rules=getattr(env, "rules", None),
+        rules=env.rules,
         stack=typed_env(node)["stack"],
     )
 
@@ -345,7 +349,7 @@ def open_data(where: str, skip_bad: bool = False) -> "Data":
 
     ConfigError, with the file, where something is wrong. `skip_bad`: leave bad shards out instead.
     """
-    from rlx.data.datasets import Episodes
+    from rlx.data.episodes import Episodes
     from rlx.data.minari import imported
     from rlx.data.shards import Shards
 

@@ -1,10 +1,10 @@
-"""Policies as ONNX graphs (an extra: pip install "rlx[onnx]")."""
+"""Policies as ONNX graphs, which run without rlx (an extra: pip install "rlx[onnx]")."""
 
 import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,61 +13,86 @@ from torch import Tensor, nn
 from rlx.agent import Policy, Scores, Spec
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError, RunError
-from rlx.nn.networks import take
+from rlx.nn.seed_axis import take
 
 OPSET = 18
+"""Version of ONNX's operators."""
+STEPS = 200
+"""Steps of the comparison of a file with its policy."""
 
 
 class Exported(nn.Module):
     """One seed's greedy policy as a function without a seed axis.
 
-    Inputs: obs [B, *O] as the env gives it, with all scaling inside. A policy with a memory also takes `first` (bool [B]: a new
-    episode begins) and its memory, and returns the memory for the next step. Outputs: action [B] (or [B, D]) and the scores [B, A]
-    of the last decision, which no softmax has seen.
+    Inputs: `obs` [B, *O] as the env gives it, since all scaling is inside. A policy with a memory
+    also takes `first` (bool [B]: a new episode begins) and its memory, and returns the memory for
+    the next step. Outputs: `action`, int64 [B] or float [B, D], and the `scores` [B, A] of the last
+    decision, before any softmax.
     """
 
     def __init__(self, policy: Policy, spec: Spec, row: int):
+        """The seed at this `row` of the policy's seed axis."""
         super().__init__()
         self.policy = take(policy, torch.tensor([row])).eval()
-        self.memory = tuple(self.policy.initial_carry(1))
-        self.inputs = (
-            ["obs", "first", *(f"last_{name}" for name in self.memory)] if self.memory else ["obs"]
-        )
-        self.outputs = ["action", "scores", *(f"next_{name}" for name in self.memory)]
         self.space: Any = spec.observation_space
+        self.memory = tuple(self.policy.initial_carry(1))
+        """Names of what the policy remembers."""
+        self.inputs = ["obs"]
+        if self.memory:
+            self.inputs += ["first", *(f"last_{name}" for name in self.memory)]
+        self.outputs = ["action", "scores", *(f"next_{name}" for name in self.memory)]
 
     def forward(self, obs: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        first, *memory = past or (obs.new_zeros(obs.shape[0], dtype=torch.bool),)
+        """The outputs for `obs`; `past`: `first` and the memory, where there is one."""
+        if past:
+            first, *memory = past
+        else:
+            first = obs.new_zeros(obs.shape[0], dtype=torch.bool)
+            memory = []
         carry = {name: value.unsqueeze(0) for name, value in zip(self.memory, memory, strict=True)}
-        shown: list[Tensor] = []
+        decided: list[Tensor] = []
+        """The scores of each head, in the order in which they decide."""
 
-        def choose(head: str, seen: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             if scores.choice is not None:
                 raise ConfigError(
                     "export: this policy decides by a search, which a network's file cannot do."
                 )
-            shown.append(scores(seen))
-            return scores.decide(shown[-1])
+            decided.append(scores(obs))
+            return scores.decide(decided[-1])
 
         action, carry = self.policy.act(obs.unsqueeze(0), first.unsqueeze(0), carry, choose)
-        return (
-            action[0],
-            shown[-1][0],
-            *(carry[name][0].clone() for name in self.memory),
-        )  # one may be the action itself
+        # Copies of the memory: a part of it may be the action itself, and no output comes twice.
+        memory = [carry[name][0].clone() for name in self.memory]
+        return action[0], decided[-1][0], *memory
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
-        """Inputs of the first step."""
+        """The inputs of the first step of `batch` episodes, with random observations."""
         obs = torch.as_tensor(np.stack([self.space.sample()] * batch))
+        if not self.memory:
+            return (obs,)
+        first = torch.ones(batch, dtype=torch.bool)
         carry = self.policy.initial_carry(batch)
-        first = (torch.ones(batch, dtype=torch.bool),) if self.memory else ()
-        return obs, *first, *(carry[name][0] for name in self.memory)
+        return obs, first, *(carry[name][0] for name in self.memory)
 
     def write(self, out: Path, facts: Mapping[str, str]) -> None:
-        """The file, with `facts` as its metadata; ConfigError where it cannot be made."""
-        batch = torch.export.Dim("batch")
+        """Write the file, with `facts` as its metadata; ConfigError where it cannot be made."""
+        program = self._program()
+        program.model.metadata_props.update(facts)
+        try:
+            program.save(out)
+        except OSError as error:
+            raise ConfigError(f"{out}: cannot be written ({error.strerror}).") from None
+
+    def _program(self) -> Any:
+        """The graph, for any batch size."""
         example = self.example(2)
-        self(*example)
+        self(*example)  # what cannot be exported is refused here
+        batch = {0: torch.export.Dim("batch")}
+        shapes: tuple[Any, ...] = (batch,)
+        if self.memory:
+            # torch takes the parameter `*past` as one argument, a tuple.
+            shapes = (batch, tuple(batch for _ in example[1:]))
         try:
             import onnxruntime  # noqa: F401 (for the comparison)
 
@@ -75,25 +100,34 @@ class Exported(nn.Module):
                 warnings.simplefilter("ignore")
                 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
                 program = torch.onnx.export(
-                    self, example, input_names=self.inputs, output_names=self.outputs, opset_version=OPSET, verbose=False,
-                    dynamic_shapes=({0: batch}, *[tuple({0: batch} for _ in example[1:])][: bool(self.memory)]),
-                )  # fmt: skip
+                    self,
+                    example,
+                    input_names=self.inputs,
+                    output_names=self.outputs,
+                    opset_version=OPSET,
+                    verbose=False,
+                    dynamic_shapes=shapes,
+                )
         except ImportError as error:
-            raise ConfigError(
-                f'export: not installed ({error}); pip install "rlx[onnx]".'
-            ) from None
+            text = f'export: not installed ({error}); pip install "rlx[onnx]".'
+            raise ConfigError(text) from None
         assert program is not None
-        program.model.metadata_props.update(facts)
-        try:
-            program.save(out)
-        except OSError as error:
-            raise ConfigError(f"{out}: cannot be written ({error.strerror}).") from None
+        return program
 
 
-def compare(
-    exported: Exported, file: Path, env: TensorEnv, steps: int = 200
-) -> tuple[float, float, int]:
-    """(largest difference of scores and memory, share of equal actions, steps) of file and policy on what the policy meets in `env`.
+class Comparison(NamedTuple):
+    """How alike a file and its policy decide."""
+
+    difference: float
+    """Largest difference of scores and memory."""
+    equal: float
+    """Share of equal actions."""
+    steps: int
+    """Steps that were compared, of every copy."""
+
+
+def compare(exported: Exported, file: Path, env: TensorEnv, steps: int = STEPS) -> Comparison:
+    """Let the file and the policy decide at what the policy meets in `env`.
 
     RunError where they do not decide alike.
     """
@@ -101,27 +135,29 @@ def compare(
 
     session = onnxruntime.InferenceSession(str(file))
     obs, _ = env.reset(seed=0)
-    _, *rest = exported.example(env.num_envs)
-    off, same, count = [], 0, 0
+    _, *past = exported.example(env.num_envs)
+    differences = []
+    equal = 0
+    count = 0
     for _ in range(steps):
-        inputs = (obs, *rest)
+        inputs = (obs, *past)
         with torch.no_grad():
             action, *numbers = exported(*inputs)
-        given = {name: value.numpy() for name, value in zip(exported.inputs, inputs, strict=True)}
-        other_action, *others = session.run(None, given)
-        off += [
-            np.abs(other.astype(float) - value.numpy()).max()
-            for other, value in zip(others, numbers, strict=True)
-        ]
-        same, count = (
-            same + int(np.isclose(other_action, action.numpy(), atol=1e-4).sum()),
-            count + other_action.size,
-        )
+        arrays = [value.numpy() for value in inputs]
+        named_inputs = dict(zip(exported.inputs, arrays, strict=True))
+        file_action, *file_numbers = session.run(None, named_inputs)
+        for own, other in zip(numbers, file_numbers, strict=True):
+            differences.append(np.abs(other.astype(float) - own.numpy()).max())
+        equal += int(np.isclose(file_action, action.numpy(), atol=1e-4).sum())
+        count += file_action.size
         obs, _, terminated, truncated, _ = env.step(action)
-        rest = [terminated | truncated, *numbers[1:]] if exported.memory else []
-    worst = float(np.max(off))  # NaN where one is
-    if not (same > 0.99 * count and worst < 1e-2):
+        if exported.memory:
+            _, *memory = numbers
+            past = [terminated | truncated, *memory]
+    difference = float(np.max(differences))  # NaN where one is
+    if not (equal > 0.99 * count and difference < 1e-2):
         raise RunError(
-            f"{file}: decides otherwise than the policy: {same} of {count} actions are equal, scores differ by up to {worst:g}."
+            f"{file}: decides otherwise than the policy: {equal} of {count} actions are equal, "
+            f"scores differ by up to {difference:g}."
         )
-    return worst, same / count, steps
+    return Comparison(difference, equal / count, steps)

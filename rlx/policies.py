@@ -13,8 +13,8 @@ from rlx.config import build, load_class, parse_seeds
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, evaluated_env, evaluated_spec, same_env, trained
 from rlx.names import nearest
-from rlx.nn.networks import concatenate, take
 from rlx.nn.rng import seed_tensor
+from rlx.nn.seed_axis import concatenate, take
 from rlx.runs.run import Run
 
 
@@ -65,14 +65,14 @@ def load_policy(run: Run, checkpoint: str) -> Loaded:
     spec = env_spec(config.env)
     evaluated_spec(spec, evaluated_env(config))
     # A stop rule may have taken some out.
-    seeds = [int(seed) for seed in run.counters(checkpoint)["seeds"]]
+    seeds = [int(seed) for seed in run.checkpoints.counters(checkpoint)["seeds"]]
     if not seeds:
         raise ConfigError(
             f"checkpoint={checkpoint}: every seed of {run.path} had stopped by then; "
             "use checkpoint=best, the weights each stopped with."
         )
-    saved = run.load(checkpoint)
-    file = run.checkpoint(checkpoint) / "agent.safetensors"
+    saved = run.checkpoints.load(checkpoint)
+    file = run.checkpoints.folder(checkpoint) / "agent.safetensors"
     check_tensors(config, spec, len(seeds), saved, file)
     policy = _make_policy(config, spec, seed_tensor(seeds))
     policy.load_state_dict({name: saved[name] for name in policy.state_dict()})
@@ -118,7 +118,7 @@ def _env_age(run: Run, checkpoint: str) -> int:
     config = run.config
     if not config.env.get("drift"):
         return 0
-    step = run.counters(checkpoint)["step"]
+    step = run.checkpoints.counters(checkpoint)["step"]
     if isinstance(step, list):  # of each seed, in "best"
         step = max(step)
     return step // int(config.num_envs)

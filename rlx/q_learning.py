@@ -1,4 +1,4 @@
-"""Deep Q-learning (Mnih et al. 2015) of one network: what every agent with a replay and a target network shares.
+"""Deep Q-learning (Mnih et al. 2015) of one network: what agents with a target network share.
 
 The options are the usual ones: double Q-learning, n-step returns, soft or hard target updates.
 """
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rlx.agent import Spec
 from rlx.config import Count, Index, Positive, Share, choice
-from rlx.nn.networks import polyak_update
 from rlx.nn.optim import OPTIMIZERS, descend
+from rlx.nn.seed_axis import polyak_update
 from rlx.replay import Replay
 
 
@@ -110,8 +110,15 @@ class QLearner(nn.Module):
             "reward": ((), torch.float32),
             "discount": ((), torch.float32),
         }
-        size = config.buffer_size
-        self.replay = Replay(len(seeds), num_envs, size, fields, seeds.device, stack, learners)
+        self.replay = Replay(
+            len(seeds),
+            num_envs,
+            config.buffer_size,
+            fields,
+            seeds.device,
+            stack,
+            replays=learners,
+        )
         self.replay.check_start(config.learning_starts)
         self.register_buffer("updates", torch.zeros_like(seeds))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlx.agent import Choose, Policy, Scores, greedy
 from rlx.env import TensorEnv
 from rlx.errors import RunError
-from rlx.nn.networks import take
+from rlx.nn.seed_axis import take
 
 CHECK_EVERY = 8
 """Steps between two looks at which copies are done: looking makes a GPU wait."""

@@ -1,7 +1,8 @@
-"""Monte-Carlo tree search over a learnt model, for all roots at once: tensors of nodes, no loop over roots or nodes.
+"""Monte-Carlo tree search over a learnt model, for all roots at once.
 
-MuZero's search (Schrittwieser et al. 2020, appendix B) with EfficientZero's value prefixes (Ye et al. 2021), and Gumbel MuZero's
-(Danihelka et al. 2022) as the other choice.
+It is MuZero's search (Schrittwieser et al. 2020, appendix B) with EfficientZero's value prefixes
+(Ye et al. 2021), or Gumbel MuZero's (Danihelka et al. 2022). Trees are tensors of nodes: there is
+no loop over roots or nodes.
 """
 
 import math
@@ -19,222 +20,213 @@ TIE = 1e-6
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one search."""
+    """How one search goes."""
 
     simulations: int
+    """Nodes that are added to each tree."""
     discount: float
+    """Factor by which a reward one step later is worth less."""
     horizon: int
     """Steps after which value prefixes begin anew; 1: the model predicts single rewards."""
     gumbel: int | None
     """Actions that Gumbel MuZero considers at the root; None: MuZero's search."""
     dirichlet_alpha: float
+    """Concentration of the Dirichlet noise, below 1: the smaller, the fewer actions share it."""
     dirichlet_fraction: float
-    """Of the root's priors."""
+    """Share of the noise in the root's priors."""
     noise: bool
-    """Whether the root explores: by Dirichlet noise, or Gumbel noise. Without it the first of equal scores is taken, so that a row's
-    search depends on nothing but its root."""
+    """Whether the root explores, by Dirichlet or Gumbel noise.
+
+    Without it ties are broken alike for all roots, so that a row's search depends on nothing but
+    its root.
+    """
     c_base: float
+    """Visits of a node after which MuZero's search explores notably more."""
     c_init: float
+    """Weight of the priors in MuZero's search."""
     c_visit: float
+    """Added to the visits of the most visited action: action values weigh c_scale times the sum.
+
+    So in Gumbel MuZero's search (Danihelka et al. 2022, eq. 8).
+    """
     c_scale: float
+    """Factor of the weight of action values in Gumbel MuZero's search."""
     value_floor: float
     """Smallest range that action values are normalised by."""
     first_visit_by_prior: bool
-    """Count a node's own expansion in its visits: so the prior decides its first choice, which is random otherwise."""
+    """Count a node's own expansion as a visit: so the prior decides its first choice.
+
+    Otherwise the first choice is by chance.
+    """
+
+
+@dataclass(frozen=True)
+class RecurrentOutput:
+    """What the model says of the state that an action leads to, or of a root."""
+
+    latent: dict[str, Tensor]
+    """Name → [S, B, …]. Those in `memory` begin anew with the value prefix."""
+    prefix: Tensor
+    """[S, B]: undiscounted rewards since the prefix began, this step's included; of a root 0."""
+    value: Tensor
+    """[S, B]: expected return from the state on."""
+    logits: Tensor
+    """[S, B, A]: the policy's, before a softmax."""
+    memory: tuple[str, ...] = ()
+    """Names of the latents that belong to the value prefix."""
 
 
 class Model(Protocol):
     """What the search asks of a network: one step within it."""
 
-    def __call__(self, latent: dict[str, Tensor], action: Tensor) -> "Step":
+    def __call__(self, latent: dict[str, Tensor], action: Tensor) -> RecurrentOutput:
         """The step from `latent` (name → [S, B, …]) by `action` [S, B]."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """Where an action leads to; of a root, where it begins."""
-
-    latent: dict[str, Tensor]
-    """Name → [S, B, …]. Those in `memory` begin anew with the value prefix."""
-    prefix: Tensor
-    """Undiscounted rewards since the prefix began, this step's included, [S, B]."""
-    value: Tensor
-    """[S, B]."""
-    logits: Tensor
-    """Of the policy, [S, B, A]."""
-    memory: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Found:
+class SearchOutput:
     """What a search says of its roots."""
 
     visits: Tensor
-    """Of each action, int64 [S, B, A]."""
+    """int64 [S, B, A]: how often each action of a root was chosen."""
     value: Tensor
-    """Of the root, [S, B]."""
+    """[S, B]: the root's."""
     policy: Tensor
-    """What the policy shall learn, [S, B, A]."""
+    """[S, B, A]: probabilities that the policy shall learn."""
     action: Tensor
-    """Gumbel: the survivor; else the most visited action, the first among equals; int64 [S, B]."""
+    """int64 [S, B]: Gumbel's survivor; else the most visited action, the first among equals."""
 
 
 class Tree:
-    """R trees of at most M nodes each, node 0 the root, node k added by simulation k: all nodes in one axis [R · M], edges [R · M, A]."""
+    """R trees of at most M nodes each: node 0 is the root, node k is added by simulation k.
 
-    def __init__(self, root: Step, nodes: int):
+    All nodes lie in one axis [R · M], and the edges, one for each action, in [R · M, A]. "Place"
+    means a node's number in that axis, and an edge's number is place · A + action.
+    """
+
+    def __init__(self, root: RecurrentOutput, nodes: int):
         seeds, batch, actions = root.logits.shape
-        self.shape, self.nodes, self.actions = (seeds, batch), nodes, actions
-        roots, device = seeds * batch, root.logits.device
+        self.shape = (seeds, batch)
+        self.nodes = nodes
+        self.actions = actions
+        roots = seeds * batch
+        places = roots * nodes
+        device = root.logits.device
         self.base = torch.arange(roots, device=device) * nodes
-        """Where each root stands."""
-        self.prefix, self.value = (torch.zeros(roots * nodes, device=device) for _ in range(2))
-        self.fresh = torch.zeros(roots * nodes, dtype=torch.bool, device=device)
-        """Where a value prefix begins behind the node."""
-        self.logits, self.prior, self.reward, self.visits, self.total, self.q = (
-            torch.zeros(roots * nodes, actions, device=device) for _ in range(6)
-        )
-        self.child = torch.full((roots * nodes, actions), -1, device=device)
+        """Places of the roots, [R]."""
+        self.prefix = torch.zeros(places, device=device)
+        self.value = torch.zeros(places, device=device)
+        self.fresh = torch.zeros(places, dtype=torch.bool, device=device)
+        """Whether a value prefix begins behind the node."""
+        self.logits = torch.zeros(places, actions, device=device)
+        self.prior = torch.zeros_like(self.logits)
+        self.reward = torch.zeros_like(self.logits)
+        self.visits = torch.zeros_like(self.logits)
+        self.total = torch.zeros_like(self.logits)
+        """Sum, over an edge's visits, of the values that were found behind it."""
+        self.q = torch.zeros_like(self.logits)
+        self.child = torch.full((places, actions), -1, device=device)
+        """Place of the node behind an edge; −1 where there is none yet."""
         self.latent = {
             name: value.new_zeros(nodes, *value.shape) for name, value in root.latent.items()
-        }  # [M, S, B, …]
-        self.low, self.spread = (torch.zeros(roots, 1, device=device) for _ in range(2))
-        """Range of the action values in each tree."""
-        self._put(0, root)
+        }
+        """Name → [M, S, B, …]."""
+        self.low = torch.zeros(roots, 1, device=device)
+        """Smallest action value in each tree, [R, 1]."""
+        self.spread = torch.zeros_like(self.low)
+        """Largest action value minus the smallest."""
+        self._fill(0, root)
 
-    def _put(self, number: int, step: Step) -> Tensor:
-        """Fill the node `number` of each tree; its place [R]."""
+    def _fill(self, number: int, output: RecurrentOutput) -> Tensor:
+        """Fill the node `number` of each tree; returns the places [R]."""
         place = self.base + number
-        for name, value in step.latent.items():
+        for name, value in output.latent.items():
             self.latent[name][number] = value
-        self.logits[place] = step.logits.flatten(0, 1)
-        self.prior[place] = step.logits.flatten(0, 1).softmax(1)
-        self.value[place], self.prefix[place] = step.value.flatten(), step.prefix.flatten()
+        logits = output.logits.flatten(0, 1)
+        self.logits[place] = logits
+        self.prior[place] = logits.softmax(1)
+        self.value[place] = output.value.flatten()
+        self.prefix[place] = output.prefix.flatten()
         return place
 
-    def latents(self, node: Tensor) -> dict[str, Tensor]:
-        """Those of one node of each tree, at [R]: name → [S, B, …]."""
-        place = (node - self.base) * len(self.base) + torch.arange(
-            len(self.base), device=node.device
-        )
-        return {
-            name: pool.flatten(0, 2).index_select(0, place).unflatten(0, self.shape)
-            for name, pool in self.latent.items()
-        }
+    def latents(self, place: Tensor) -> dict[str, Tensor]:
+        """The latents of one node of each tree, at `place` [R]: name → [S, B, …]."""
+        roots = len(self.base)
+        row = (place - self.base) * roots + torch.arange(roots, device=place.device)
+        latents = {}
+        for name, pool in self.latent.items():
+            latents[name] = pool.flatten(0, 2).index_select(0, row).unflatten(0, self.shape)
+        return latents
 
-    def expand(self, number: int, edge: Tensor, depth: Tensor, step: Step, horizon: int) -> None:
-        """Add the node `number` behind an edge [R] of each tree, so many steps below its root."""
-        place, parent = self._put(number, step), edge // self.actions
+    def expand(
+        self, number: int, edge: Tensor, depth: Tensor, output: RecurrentOutput, horizon: int
+    ) -> None:
+        """Add the node `number` behind an edge [R] of each tree, `depth` [R] below its root."""
+        place = self._fill(number, output)
+        parent = edge // self.actions
         self.child.view(-1)[edge] = place
-        self.reward.view(-1)[edge] = self.prefix[place] - torch.where(
-            self.fresh[parent], 0.0, self.prefix[parent]
-        )
-        self.fresh[place] = fresh = depth % horizon == 0
-        for name in step.memory:
+        earlier = torch.where(self.fresh[parent], 0.0, self.prefix[parent])
+        self.reward.view(-1)[edge] = self.prefix[place] - earlier
+        fresh = depth % horizon == 0
+        self.fresh[place] = fresh
+        for name in output.memory:
             pool = self.latent[name][number]
             pool.masked_fill_(fresh.view(*self.shape, *[1] * (pool.dim() - 2)), 0.0)
 
-    def backup(self, number: int, path: Tensor, on: Tensor, discount: float) -> None:
-        """Count the value of node `number` on its edges from the root, `path` [D, R], of which those `on` are."""
-        gain, reward, gains = (
-            self.value[self.base + number],
-            self.reward.view(-1)[path],
-            list[Tensor](),
-        )
-        for step_on, step_reward in zip(on.flip(0), reward.flip(0), strict=True):
+    def backup(self, number: int, edges: Tensor, passed: Tensor, discount: float) -> None:
+        """Add the value of node `number` to the edges of its path from the root.
+
+        `edges` [D, R] and `passed` (bool [D, R]) are those of `_walk`.
+        """
+        gain = self.value[self.base + number]
+        rewards = self.reward.view(-1)[edges]
+        gains: list[Tensor] = []
+        for reward, on_path in zip(rewards.flip(0), passed.flip(0), strict=True):
             gains.append(gain)
-            gain = torch.where(step_on, step_reward + discount * gain, gain)
-        visits, total, every = self.visits.view(-1), self.total.view(-1), path.flatten()
-        visits.index_add_(0, every, on.flatten().to(visits.dtype))
-        total.index_add_(0, every, torch.where(on, torch.stack(gains[::-1]), 0.0).flatten())
-        self.q.view(-1)[every] = reward.flatten() + discount * total[every] / visits[every]
-        q, known = (
-            x.view(len(self.base), self.nodes, -1)[:, :number].flatten(1)
-            for x in (self.q, self.visits > 0)
-        )
-        self.low = torch.where(known, q, torch.inf).amin(1, keepdim=True)
-        self.spread = torch.where(known, q, -torch.inf).amax(1, keepdim=True) - self.low
+            gain = torch.where(on_path, reward + discount * gain, gain)
+        edge = edges.flatten()
+        visits = self.visits.view(-1)
+        total = self.total.view(-1)
+        visits.index_add_(0, edge, passed.flatten().to(visits.dtype))
+        total.index_add_(0, edge, torch.where(passed, torch.stack(gains[::-1]), 0.0).flatten())
+        self.q.view(-1)[edge] = rewards.flatten() + discount * total[edge] / visits[edge]
+        # Only the first `number` nodes of a tree have edges with a child behind them.
+        trees = (len(self.base), self.nodes, self.actions)
+        q = self.q.view(trees)[:, :number].flatten(1)
+        visited = (self.visits > 0).view(trees)[:, :number].flatten(1)
+        self.low = torch.where(visited, q, torch.inf).amin(1, keepdim=True)
+        self.spread = torch.where(visited, q, -torch.inf).amax(1, keepdim=True) - self.low
 
     def normalised(self, q: Tensor, floor: float) -> Tensor:
-        """Action values [R, A] by the tree's range, in [0, 1]."""
-        wide = self.spread > 0
-        return (
-            (q - torch.where(wide, self.low, 0.0))
-            / torch.where(wide, self.spread.clamp(min=floor), 1.0)
-        ).clamp(0, 1)
+        """Action values [R, A] by the tree's range, in [0, 1]; `floor`: the smallest range."""
+        ranged = self.spread > 0
+        low = torch.where(ranged, self.low, 0.0)
+        spread = torch.where(ranged, self.spread.clamp(min=floor), 1.0)
+        return ((q - low) / spread).clamp(0, 1)
 
 
 @torch.no_grad()
-def search(model: Model, root: Step, settings: Settings, key: Tensor, counter: Tensor) -> Found:
-    """Search from `root` on. Random numbers are a function of `key` and `counter` (int64 [S] each); `draws_needed` of them are used."""
-    seeds, batch, actions = root.logits.shape
+def search(
+    model: Model, root: RecurrentOutput, settings: Settings, key: Tensor, counter: Tensor
+) -> SearchOutput:
+    """Search from `root` on.
+
+    Random numbers are a function of `key` and `counter` (int64 [S] each); `draws_needed` of them
+    are used.
+    """
+    actions = root.logits.shape[-1]
     tree = Tree(root, settings.simulations + 1)
-    gumbel, nothing = (
-        torch.zeros_like(tree.logits[tree.base]),
-        torch.zeros((), dtype=torch.int64, device=key.device),
-    )
-    schedule = (
-        halving(min(settings.gumbel, actions), settings.simulations)
-        if settings.gumbel is not None
-        else []
-    )
-    if settings.noise:
-        draws = (
-            uniform(key, counter, draws_needed(settings, batch, actions))
-            .view(seeds * batch, -1, actions)
-            .transpose(0, 1)
-        )
-        noise, ties = draws[:_NOISE_DRAWS], draws[_NOISE_DRAWS:]  # [·, R, A]
-        if settings.gumbel is not None:
-            gumbel = -(-noise[0].clamp(1e-7, 1 - 1e-7).log()).log()
-        else:
-            dirichlet = _gamma(settings.dirichlet_alpha, noise)
-            tree.prior[tree.base] = tree.prior[tree.base].lerp(
-                dirichlet / dirichlet.sum(1, keepdim=True), settings.dirichlet_fraction
-            )
-    else:  # ties are broken by chance too, but by the same for all roots: no decision depends on those beside it
-        ties = uniform(nothing, nothing, settings.simulations * actions).view(-1, 1, actions)
+    gumbel, ties = _draw_noise(tree, settings, key, counter)
+    schedule: list[int] = []
+    if settings.gumbel is not None:
+        schedule = halving(min(settings.gumbel, actions), settings.simulations)
     for number in range(1, settings.simulations + 1):
-        node, edge, mean = tree.base, tree.base, torch.zeros_like(tree.low)
-        inside, path, on = torch.ones_like(node, dtype=torch.bool), list[Tensor](), list[Tensor]()
-        while len(path) < number and inside.any():
-            if settings.gumbel is None:
-                chosen, mean = _puct(tree, node, mean, not path, settings, ties[number - 1])
-            else:
-                chosen = (
-                    _improved(tree, node, settings)
-                    if path
-                    else _gumbel(tree, node, settings, gumbel, schedule[number - 1])
-                )
-            edge = torch.where(inside, node * actions + chosen, edge)
-            path.append(edge)
-            on.append(inside)
-            child = tree.child.view(-1)[edge]
-            inside = inside & (child >= 0)
-            node = torch.where(inside, child, node)
-        passed = torch.stack(on)
-        step = model(tree.latents(node), (edge % actions).view(seeds, batch))
-        tree.expand(number, edge, passed.sum(0), step, settings.horizon)
-        tree.backup(number, torch.stack(path), passed, settings.discount)
-    visits, total = tree.visits[tree.base], (tree.visits * tree.q)[tree.base].sum(1)
-    if settings.gumbel is None:
-        policy, value, action = (
-            visits / settings.simulations,
-            total / settings.simulations,
-            visits.argmax(1),
-        )
-    else:
-        improved = _completed(tree, tree.base, settings)
-        policy, value = (
-            improved.softmax(1),
-            (total + tree.value[tree.base]) / (1 + settings.simulations),
-        )
-        action = (
-            (gumbel + improved)
-            .masked_fill(visits < visits.amax(1, keepdim=True), -torch.inf)
-            .argmax(1)
-        )
-    return Found(*(x.unflatten(0, (seeds, batch)) for x in (visits.long(), value, policy, action)))
+        edges, passed = _walk(tree, number, settings, gumbel, schedule, ties[number - 1])
+        edge = edges[-1]
+        output = model(tree.latents(edge // actions), (edge % actions).view(tree.shape))
+        tree.expand(number, edge, passed.sum(0), output, settings.horizon)
+        tree.backup(number, edges, passed, settings.discount)
+    return _summary(tree, settings, gumbel)
 
 
 def draws_needed(settings: Settings, batch: int, actions: int) -> int:
@@ -243,72 +235,163 @@ def draws_needed(settings: Settings, batch: int, actions: int) -> int:
 
 
 def halving(considered: int, simulations: int) -> list[int]:
-    """Sequential halving (Karnin et al. 2013): how many visits the root action has that each simulation chooses.
+    """Sequential halving (Karnin et al. 2013): simulation → visits of the root action it chooses.
 
-    All `considered` actions are visited once, and again; then the better half of them; at the end two.
+    All `considered` actions are visited once, and again; then the better half of them; at the end
+    two.
     """
-    rounds = max(1, math.ceil(math.log2(considered))) if considered > 1 else 1
-    visits, left, schedule = [0] * considered, considered, list[int]()
+    rounds = 1
+    if considered > 1:
+        rounds = max(1, math.ceil(math.log2(considered)))
+    visits = [0] * considered
+    remaining = considered
+    schedule: list[int] = []
     while len(schedule) < simulations:
-        for _ in range(max(1, simulations // (rounds * left))):
-            schedule += visits[:left]
-            visits[:left] = [count + 1 for count in visits[:left]]
-        left = max(min(2, considered), left // 2)
+        for _ in range(max(1, simulations // (rounds * remaining))):
+            schedule += visits[:remaining]
+            visits[:remaining] = [count + 1 for count in visits[:remaining]]
+        remaining = max(min(2, considered), remaining // 2)
     return schedule[:simulations]
 
 
-def _puct(
-    tree: Tree, node: Tensor, mean: Tensor, at_root: bool, settings: Settings, draws: Tensor
+def _draw_noise(
+    tree: Tree, settings: Settings, key: Tensor, counter: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(MuZero's choice at `node` [R]; what an unvisited action of it is worth, [R, 1]); `mean`: the same of the node above."""
-    q, visits = tree.q[node], tree.visits[node]
+    """Draw a search's random numbers, and add MuZero's noise to the roots' priors.
+
+    Returns (Gumbel noise [R, A], 0 where there is none; tie breakers [simulations, R or 1, A]).
+    """
+    seeds, batch = tree.shape
+    actions = tree.actions
+    gumbel = torch.zeros_like(tree.logits[tree.base])
+    if not settings.noise:
+        # Chance breaks ties here too, but alike for all roots: no decision depends on the others.
+        zero = torch.zeros((), dtype=torch.int64, device=key.device)
+        return gumbel, uniform(zero, zero, settings.simulations * actions).view(-1, 1, actions)
+    draws = uniform(key, counter, draws_needed(settings, batch, actions))
+    draws = draws.view(seeds * batch, -1, actions).transpose(0, 1)
+    noise = draws[:_NOISE_DRAWS]
+    ties = draws[_NOISE_DRAWS:]
+    if settings.gumbel is not None:
+        return -(-noise[0].clamp(1e-7, 1 - 1e-7).log()).log(), ties
+    gamma = _gamma(settings.dirichlet_alpha, noise)
+    dirichlet = gamma / gamma.sum(1, keepdim=True)
+    tree.prior[tree.base] = tree.prior[tree.base].lerp(dirichlet, settings.dirichlet_fraction)
+    return gumbel, ties
+
+
+def _walk(
+    tree: Tree,
+    number: int,
+    settings: Settings,
+    gumbel: Tensor,
+    schedule: list[int],
+    ties: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Simulation `number`'s way from every root to an edge without a child: (edges, passed).
+
+    Both are [D, R]. A tree's path is as long as its `passed` is true; from then on its last edge
+    is repeated.
+    """
+    place = tree.base
+    edge = tree.base
+    mean = torch.zeros_like(tree.low)
+    inside = torch.ones_like(place, dtype=torch.bool)
+    edges: list[Tensor] = []
+    passed: list[Tensor] = []
+    # No path is longer than the tree has nodes: asked first, since `any` waits for the device.
+    while len(edges) < number and inside.any():
+        at_root = not edges
+        if settings.gumbel is None:
+            action, mean = _puct(tree, place, mean, at_root, settings, ties)
+        elif at_root:
+            action = _gumbel(tree, place, settings, gumbel, schedule[number - 1])
+        else:
+            action = _improved(tree, place, settings)
+        edge = torch.where(inside, place * tree.actions + action, edge)
+        edges.append(edge)
+        passed.append(inside)
+        child = tree.child.view(-1)[edge]
+        inside = inside & (child >= 0)
+        place = torch.where(inside, child, place)
+    return torch.stack(edges), torch.stack(passed)
+
+
+def _summary(tree: Tree, settings: Settings, gumbel: Tensor) -> SearchOutput:
+    """What the finished trees say of their roots."""
+    visits = tree.visits[tree.base]
+    total = (visits * tree.q[tree.base]).sum(1)
+    if settings.gumbel is None:
+        policy = visits / settings.simulations
+        value = total / settings.simulations
+        action = visits.argmax(1)
+    else:
+        improved = _completed(tree, tree.base, settings)
+        policy = improved.softmax(1)
+        value = (total + tree.value[tree.base]) / (1 + settings.simulations)
+        # Of the actions that survived the halving, the one with the best score.
+        loser = visits < visits.amax(1, keepdim=True)
+        action = (gumbel + improved).masked_fill(loser, -torch.inf).argmax(1)
+    return SearchOutput(
+        visits=visits.long().unflatten(0, tree.shape),
+        value=value.unflatten(0, tree.shape),
+        policy=policy.unflatten(0, tree.shape),
+        action=action.unflatten(0, tree.shape),
+    )
+
+
+def _puct(
+    tree: Tree, place: Tensor, mean: Tensor, at_root: bool, settings: Settings, draws: Tensor
+) -> tuple[Tensor, Tensor]:
+    """MuZero's choice at the nodes `place` [R]: (action [R], value of unvisited actions [R, 1]).
+
+    `mean` [R, 1] is the second result at the node above: an unvisited action is worth the mean of
+    the visited ones and of that (Ye et al. 2021).
+    """
+    q = tree.q[place]
+    visits = tree.visits[place]
     visited = visits > 0
     count = visited.sum(1, keepdim=True)
-    mean = (mean + q.sum(1, keepdim=True)) / (count.clamp(min=1) if at_root else 1 + count)
+    terms = count.clamp(min=1) if at_root else 1 + count
+    mean = (mean + q.sum(1, keepdim=True)) / terms
     total = visits.sum(1, keepdim=True) + int(settings.first_visit_by_prior)
-    weight = (
-        (((total + settings.c_base + 1) / settings.c_base).log() + settings.c_init)
-        * total.sqrt()
-        / (visits + 1)
-    )
-    score = (
-        tree.normalised(torch.where(visited, q, mean), settings.value_floor)
-        + tree.prior[node] * weight
-    )
+    exploration = ((total + settings.c_base + 1) / settings.c_base).log() + settings.c_init
+    weight = exploration * total.sqrt() / (visits + 1)
+    values = tree.normalised(torch.where(visited, q, mean), settings.value_floor)
+    score = values + tree.prior[place] * weight
     best = score >= score.amax(1, keepdim=True) - TIE
     return (best * (1 + draws)).argmax(1), mean
 
 
-def _completed(tree: Tree, node: Tensor, settings: Settings) -> Tensor:
-    """Logits [R, A] of the improved policy at `node` [R] (Danihelka et al. 2022, eqs. 8, 11 and 33): actions that were not visited are
-    worth the mean of the network's value and the visited ones' by prior."""
-    q, visits = tree.q[node], tree.visits[node]
-    prior = torch.where(visits > 0, tree.prior[node], 0.0)
+def _completed(tree: Tree, place: Tensor, settings: Settings) -> Tensor:
+    """Logits [R, A] of the improved policy at the nodes `place` [R].
+
+    Danihelka et al. 2022, eqs. 8, 11 and 33: actions that were not visited are worth the mean of
+    the network's value and of the visited ones', weighted by prior.
+    """
+    q = tree.q[place]
+    visits = tree.visits[place]
+    visited = visits > 0
+    prior = torch.where(visited, tree.prior[place], 0.0)
     total = visits.sum(1)
     known = (prior * q).sum(1) / prior.sum(1).clamp(min=1e-12)
-    mixed = (tree.value[node] + total * known) / (1 + total)
-    scaled = tree.normalised(torch.where(visits > 0, q, mixed.unsqueeze(1)), settings.value_floor)
-    return (
-        tree.logits[node]
-        + (settings.c_visit + visits.amax(1, keepdim=True)) * settings.c_scale * scaled
-    )
+    mixed = (tree.value[place] + total * known) / (1 + total)
+    values = tree.normalised(torch.where(visited, q, mixed.unsqueeze(1)), settings.value_floor)
+    scale = (settings.c_visit + visits.amax(1, keepdim=True)) * settings.c_scale
+    return tree.logits[place] + scale * values
 
 
-def _gumbel(tree: Tree, node: Tensor, settings: Settings, gumbel: Tensor, wanted: int) -> Tensor:
-    """The best of the root's actions that were visited `wanted` times."""
-    return (
-        (gumbel + _completed(tree, node, settings))
-        .masked_fill(tree.visits[node] != wanted, -torch.inf)
-        .argmax(1)
-    )
+def _gumbel(tree: Tree, place: Tensor, settings: Settings, gumbel: Tensor, visits: int) -> Tensor:
+    """The best [R] of the root's actions that were visited so often, by Gumbel-top-k."""
+    score = gumbel + _completed(tree, place, settings)
+    return score.masked_fill(tree.visits[place] != visits, -torch.inf).argmax(1)
 
 
-def _improved(tree: Tree, node: Tensor, settings: Settings) -> Tensor:
-    """The action whose share of visits lags most behind the improved policy (eq. 14)."""
-    visits = tree.visits[node]
-    return (
-        _completed(tree, node, settings).softmax(1) - visits / (1 + visits.sum(1, keepdim=True))
-    ).argmax(1)
+def _improved(tree: Tree, place: Tensor, settings: Settings) -> Tensor:
+    """The action [R] whose share of visits lags most behind the improved policy (eq. 14)."""
+    visits = tree.visits[place]
+    share = visits / (1 + visits.sum(1, keepdim=True))
+    return (_completed(tree, place, settings).softmax(1) - share).argmax(1)
 
 
 _TRIES = 8
@@ -317,15 +400,17 @@ _NOISE_DRAWS = 2 * _TRIES + 1
 
 
 def _gamma(shape: float, draws: Tensor) -> Tensor:
-    """Gamma variates of `shape` below 1 from uniform `draws` [17, ...]: Marsaglia & Tsang (2000), of whose tries (19 of 20 succeed) the
-    first good one of eight is taken."""
+    """Gamma variates [*] of a `shape` below 1, from uniform `draws` [17, *].
+
+    By the rejection method of Marsaglia & Tsang (2000): of its tries, of which 19 in 20 succeed,
+    the first good one of eight is taken.
+    """
     normal = torch.erfinv(draws[:_TRIES].clamp(1e-6, 1 - 1e-6) * 2 - 1) * math.sqrt(2)
     d = shape + 1 - 1 / 3
     cube = (1 + normal / math.sqrt(9 * d)) ** 3
     positive = cube.clamp(min=1e-12)
-    accepted = (cube > 0) & (
-        draws[_TRIES:-1].clamp(min=1e-12).log()
-        < 0.5 * normal**2 + d - d * cube + d * positive.log()
-    )
+    bound = 0.5 * normal**2 + d - d * cube + d * positive.log()
+    accepted = (cube > 0) & (draws[_TRIES:-1].clamp(min=1e-12).log() < bound)
     first = accepted.to(torch.int8).argmax(0, keepdim=True)
-    return d * positive.gather(0, first).squeeze(0) * draws[-1].clamp(min=1e-12) ** (1 / shape)
+    boost = draws[-1].clamp(min=1e-12) ** (1 / shape)
+    return d * positive.gather(0, first).squeeze(0) * boost

@@ -1,6 +1,11 @@
-"""EfficientZero's networks (Ye et al. 2021, appendix A): representation, dynamics, value prefix, prediction, SimSiam heads."""
+"""EfficientZero's networks (Ye et al. 2021, appendix A).
+
+They are the representation, the dynamics, the value prefix, the predictions of value and policy,
+and SimSiam's heads.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +16,7 @@ from torch import Tensor, nn
 from rlx.nn.encoders import ObsEncoder
 from rlx.nn.networks import SeedBatchNorm, SeedConv, SeedLinear
 from rlx.nn.rng import Streams
-from rlx.search import Step
+from rlx.search import RecurrentOutput
 
 
 class SeedLayerNorm(nn.Module):
@@ -19,30 +24,32 @@ class SeedLayerNorm(nn.Module):
 
     def __init__(self, features: int, seeds: Tensor):
         super().__init__()
-        self.scale, self.shift = (
-            nn.Parameter(torch.full((len(seeds), 1, features), value, device=seeds.device))
-            for value in (1.0, 0.0)
-        )
+        self.scale = nn.Parameter(torch.ones(len(seeds), 1, features, device=seeds.device))
+        self.shift = nn.Parameter(torch.zeros_like(self.scale))
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
 
 
 class SeedLSTM(nn.Module):
-    """S long short-term memory cells (Hochreiter & Schmidhuber 1997, torch's form): x [S, B, inputs], (h, c) [S, B, units] each."""
+    """S long short-term memory cells (Hochreiter & Schmidhuber 1997, in torch's form).
+
+    x is [S, B, inputs], h and c are [S, B, units].
+    """
 
     def __init__(self, inputs: int, units: int, rng: Streams):
         super().__init__()
         self.gates = SeedLinear(inputs + units, 4 * units, rng)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        keep_in, forget, new, out = self.gates(torch.cat([x, h], -1)).chunk(4, -1)
-        c = torch.sigmoid(forget) * c + torch.sigmoid(keep_in) * torch.tanh(new)
-        return torch.sigmoid(out) * torch.tanh(c), c
+        """The next (h, c)."""
+        admit, keep, new, show = self.gates(torch.cat([x, h], -1)).chunk(4, -1)
+        c = torch.sigmoid(keep) * c + torch.sigmoid(admit) * torch.tanh(new)
+        return torch.sigmoid(show) * torch.tanh(c), c
 
 
 def stack(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> nn.Sequential:
-    """Linear layers, each but the last followed by layer normalisation and ReLU."""
+    """Linear layers of these sizes; layer normalisation and ReLU follow each but the last."""
     parts: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes[:-1]):
         parts += [SeedLinear(inputs, outputs, rng), SeedLayerNorm(outputs, seeds), nn.ReLU()]
@@ -50,7 +57,7 @@ def stack(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> nn.Sequential:
 
 
 def zeroed(head: nn.Sequential) -> nn.Sequential:
-    """Its last layer begins at 0: every outcome is equally likely."""
+    """`head`, whose last layer is set to 0: so every outcome begins equally likely."""
     with torch.no_grad():
         for parameter in head[-1].parameters():
             parameter.zero_()
@@ -58,15 +65,19 @@ def zeroed(head: nn.Sequential) -> nn.Sequential:
 
 
 class Support(nn.Module):
-    """Real numbers as distributions over `bins` places, evenly spread between ±`limit` after h(x) = sign(x)(√(|x| + 1) − 1) + 0.001 x
-    (Pohlen et al. 2018)."""
+    """Real numbers as distributions over `bins` places, evenly spread between ±`limit`.
+
+    They are spread so after h(x) = sign(x)(√(|x| + 1) − 1) + 0.001 x (Pohlen et al. 2018), which
+    squashes large numbers.
+    """
 
     places: Tensor
     EPS = 1e-3
 
     def __init__(self, limit: float, bins: int, seeds: Tensor):
         super().__init__()
-        self.limit, self.bins = limit, bins
+        self.limit = limit
+        self.bins = bins
         places = torch.linspace(-limit, limit, bins, device=seeds.device)
         self.register_buffer("places", places.expand(len(seeds), 1, -1).contiguous())
 
@@ -83,72 +94,98 @@ class Support(nn.Module):
         """The largest number that it can tell from larger ones."""
         return float(self.unscaled(torch.tensor(self.limit, dtype=torch.float64)))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """[S, B, …] → [S, B, …, bins]: weights on the two places beside h(x)."""
+    def two_hot(self, x: Tensor) -> Tensor:
+        """[S, B, …] → [S, B, …, bins]: weights on the two places beside h(x), whose mean it is."""
         h = self.scaled(x).clamp(-self.limit, self.limit)
-        at = (h + self.limit) * ((self.bins - 1) / (2 * self.limit))
-        low = at.floor().clamp(max=self.bins - 2)
-        share = (at - low).unsqueeze(-1)
+        position = (h + self.limit) * ((self.bins - 1) / (2 * self.limit))
+        # The largest number lies on the last place, and is the upper neighbour's.
+        low = position.floor().clamp(max=self.bins - 2)
+        share = (position - low).unsqueeze(-1)
         index = low.long().unsqueeze(-1)
-        return (
-            torch.zeros(*x.shape, self.bins, device=x.device)
-            .scatter_(-1, index, 1 - share)
-            .scatter_(-1, index + 1, share)
-        )
+        weights = torch.zeros(*x.shape, self.bins, device=x.device)
+        return weights.scatter_(-1, index, 1 - share).scatter_(-1, index + 1, share)
 
     def decode(self, logits: Tensor) -> Tensor:
         """[S, B, bins] → [S, B]: the expected place, back from h."""
         return self.unscaled((logits.softmax(-1) * self.places).sum(-1))
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What the networks of vectors and of images have in common."""
+
+    actions: int
+    """Discrete actions of the env."""
+    latent: int
+    """Units of a state; of images, its planes."""
+    lstm: int
+    """Units of the value prefix's memory."""
+    head: int
+    """Units of the hidden layer of each prediction."""
+    projection: int
+    """Units of SimSiam's heads."""
+
+
 class WorldModel(nn.Module):
-    """Latents are {"state": [S, B, *H], "h", "c": [S, B, L]}; h and c remember the rewards since the value prefix began."""
+    """How states follow from observations and actions, and what they are worth.
+
+    Latents are {"state": [S, B, *H], "h": [S, B, L], "c": [S, B, L]}; h and c, the LSTM's memory,
+    hold the rewards since the value prefix began. A subclass sets the modules below and has the
+    method `dynamics`.
+    """
 
     memory = ("h", "c")
+    """Names of the latents that begin anew with the value prefix."""
 
     represent: Callable[[Tensor], Tensor]
-    """Observations [S, B, *O] → states."""
+    """Observations [S, B, *O] → states [S, B, *H]."""
     reduce: Callable[[Tensor], Tensor]
     """States → vectors [S, B, F] for the LSTM."""
     shared: Callable[[Tensor], Tensor]
-    """States → what both `value_head` and `policy_head` see; they give logits [S, B, bins] and [S, B, A]."""
+    """States → what `value_head` and `policy_head` see."""
     value_head: Callable[[Tensor], Tensor]
+    """Result of `shared` → logits [S, B, bins] of the value."""
     policy_head: Callable[[Tensor], Tensor]
+    """Result of `shared` → logits [S, B, A] of the policy."""
     prefix_head: Callable[[Tensor], Tensor]
-    """h → logits [S, B, bins]."""
+    """h → logits [S, B, bins] of the value prefix."""
     project: Callable[[Tensor], Tensor]
-    """States → vectors, which `predict` maps to vectors of the same length: SimSiam's heads (Chen & He 2021)."""
+    """States → vectors [S, B, P]: SimSiam's projection (Chen & He 2021)."""
     predict: Callable[[Tensor], Tensor]
+    """Projected states → vectors [S, B, P]: SimSiam's predictor."""
 
     def __init__(
         self,
-        actions: int,
+        sizes: Sizes,
         reduced: int,
-        lstm: int,
-        supports: "tuple[Support, Support]",
+        supports: tuple[Support, Support],
         rng: Streams,
     ):
+        """`reduced`: length of the vectors of `reduce`; `supports`: of values and of prefixes."""
         super().__init__()
-        self.actions, self.units = actions, lstm
+        self.actions = sizes.actions
+        self.units = sizes.lstm
         self.value_support, self.prefix_support = supports
-        self.lstm = SeedLSTM(reduced, lstm, rng)
+        self.lstm = SeedLSTM(reduced, sizes.lstm, rng)
 
     def dynamics(self, state: Tensor, one_hot: Tensor) -> Tensor:
-        """The state behind `state` by an action [S, B, A]."""
+        """The state that an action (one-hot, [S, B, A]) leads to from `state`."""
         raise NotImplementedError
 
     def begin(self, obs: Tensor) -> dict[str, Tensor]:
         """The latent of observations [S, B, *O]."""
-        state = self.represent(obs)
-        return {"state": state} | {
-            name: state.new_zeros(*state.shape[:2], self.units) for name in self.memory
-        }
+        latent = {"state": self.represent(obs)}
+        for name in self.memory:
+            latent[name] = latent["state"].new_zeros(*obs.shape[:2], self.units)
+        return latent
 
     def advance(self, latent: dict[str, Tensor], action: Tensor) -> dict[str, Tensor]:
-        """The next latent by `action` [S, B]. Half of the gradient flows back through a state (Schrittwieser et al. 2020, appendix G)."""
-        state = self.dynamics(
-            latent["state"], nn.functional.one_hot(action, self.actions).to(latent["state"].dtype)
-        )
+        """The next latent by `action` [S, B].
+
+        Half of the gradient flows back through a state (Schrittwieser et al. 2020, appendix G).
+        """
+        one_hot = nn.functional.one_hot(action, self.actions).to(latent["state"].dtype)
+        state = self.dynamics(latent["state"], one_hot)
         if torch.is_grad_enabled():
             state = state.detach().lerp(state, 0.5)
         h, c = self.lstm(self.reduce(state), latent["h"], latent["c"])
@@ -158,44 +195,50 @@ class WorldModel(nn.Module):
         """What the value head says of observations [S, B, *O], [S, B]."""
         return self.value_support.decode(self.value_head(self.shared(self.represent(obs))))
 
-    def root(self, obs: Tensor) -> Step:
-        """Where a search begins."""
+    def root(self, obs: Tensor) -> RecurrentOutput:
+        """Where a search from observations [S, B, *O] begins."""
         latent = self.begin(obs)
-        return self._step(latent, latent["h"].new_zeros(latent["h"].shape[:2]))
+        return self._output(latent, latent["h"].new_zeros(obs.shape[:2]))
 
-    def forward(self, latent: dict[str, Tensor], action: Tensor) -> Step:
+    def forward(self, latent: dict[str, Tensor], action: Tensor) -> RecurrentOutput:
+        """One step of a search, by `action` [S, B]."""
         latent = self.advance(latent, action)
-        return self._step(latent, self.prefix_support.decode(self.prefix_head(latent["h"])))
+        return self._output(latent, self.prefix_support.decode(self.prefix_head(latent["h"])))
 
-    def _step(self, latent: dict[str, Tensor], prefix: Tensor) -> Step:
-        seen = self.shared(latent["state"])
-        return Step(
-            latent,
-            prefix,
-            self.value_support.decode(self.value_head(seen)),
-            self.policy_head(seen),
-            self.memory,
-        )
+    def _output(self, latent: dict[str, Tensor], prefix: Tensor) -> RecurrentOutput:
+        shared = self.shared(latent["state"])
+        value = self.value_support.decode(self.value_head(shared))
+        return RecurrentOutput(latent, prefix, value, self.policy_head(shared), self.memory)
 
 
 class VectorModel(WorldModel):
-    """States are vectors: layer normalisation in place of the paper's batch normalisation, residual dynamics."""
+    """States are vectors [S, B, `latent`], and the dynamics residual.
 
-    def __init__(self, encoder: ObsEncoder, actions: int, latent: int, lstm: int, head: int, projection: int,
-                 supports: "tuple[Support, Support]", seeds: Tensor, rng: Streams):  # fmt: skip
-        super().__init__(actions, latent, lstm, supports, rng)
+    Layer normalisation stands in place of the paper's batch normalisation.
+    """
+
+    def __init__(
+        self,
+        encoder: ObsEncoder,
+        sizes: Sizes,
+        supports: tuple[Support, Support],
+        seeds: Tensor,
+        rng: Streams,
+    ):
+        latent, head, projection = sizes.latent, sizes.head, sizes.projection
+        super().__init__(sizes, latent, supports, rng)
         value, prefix = supports
         self.represent = nn.Sequential(
             encoder,
             stack([encoder.features, latent, latent], seeds, rng),
             SeedLayerNorm(latent, seeds),
         )
-        self.step = stack([latent + actions, latent, latent], seeds, rng)
+        self.step = stack([latent + sizes.actions, latent, latent], seeds, rng)
         self.after = SeedLayerNorm(latent, seeds)
         self.reduce = self.shared = nn.Identity()
-        self.prefix_head = zeroed(stack([lstm, head, prefix.bins], seeds, rng))
+        self.prefix_head = zeroed(stack([sizes.lstm, head, prefix.bins], seeds, rng))
         self.value_head = zeroed(stack([latent, latent, head, value.bins], seeds, rng))
-        self.policy_head = zeroed(stack([latent, latent, head, actions], seeds, rng))
+        self.policy_head = zeroed(stack([latent, latent, head, sizes.actions], seeds, rng))
         self.project = stack([latent, projection, projection], seeds, rng)
         self.predict = stack([projection, projection, projection], seeds, rng)
 
@@ -204,33 +247,37 @@ class VectorModel(WorldModel):
 
 
 class Residual(nn.Module):
-    """Two 3 × 3 convolutions with batch normalisation beside a shortcut [S, B, C, H, W] (He et al. 2016); `stride` 2 halves the picture."""
+    """Two 3 × 3 convolutions with batch normalisation beside a shortcut (He et al. 2016).
+
+    x is [S, B, C, H, W]; `stride` 2 halves the image.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, seeds: Tensor, rng: Streams):
         super().__init__()
-        self.shortcut = (
-            nn.Identity()
-            if stride == 1
-            else SeedConv(inputs, outputs, 3, stride, rng, padding=1, bias=False)
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1:
+            self.shortcut = SeedConv(inputs, outputs, 3, stride, rng, padding=1, bias=False)
         self.path = nn.Sequential(
-            SeedConv(inputs, outputs, 3, stride, rng, padding=1, bias=False), SeedBatchNorm(outputs, seeds), nn.ReLU(),
-            SeedConv(outputs, outputs, 3, 1, rng, padding=1, bias=False), SeedBatchNorm(outputs, seeds),
-        )  # fmt: skip
+            SeedConv(inputs, outputs, 3, stride, rng, padding=1, bias=False),
+            SeedBatchNorm(outputs, seeds),
+            nn.ReLU(),
+            SeedConv(outputs, outputs, 3, 1, rng, padding=1, bias=False),
+            SeedBatchNorm(outputs, seeds),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.shortcut(x) + self.path(x))
 
 
 class Pool(nn.Module):
-    """Means of 3 × 3 pixels at every second place."""
+    """Means of 3 × 3 pixels around every second one: [S, B, C, H, W] → half of H and W."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(x.flatten(0, 1), 3, 2, 1).unflatten(0, x.shape[:2])
 
 
 class Scaled(nn.Module):
-    """Pictures as float32, divided by `most`."""
+    """Images as float32, divided by `most`."""
 
     def __init__(self, most: float):
         super().__init__()
@@ -241,82 +288,116 @@ class Scaled(nn.Module):
 
 
 class ImageModel(WorldModel):
-    """States are pictures [S, B, `latent`, H, W], in which an action is A constant planes, 0 or 1 each, or (without `one_hot`) one plane
-    of a / A. Pictures of 64 pixels and more are made smaller by 16; others keep their size."""
+    """States are images [S, B, `latent`, H, W].
 
-    def __init__(self, space: spaces.Box, actions: int, latent: int, lstm: int, head: int, projection: int,
-                 supports: "tuple[Support, Support]", seeds: Tensor, rng: Streams, one_hot: bool):  # fmt: skip
-        channels, *size = space.shape
-        large = min(size) >= 64
-        height, width = (-(-pixels // 16) if large else pixels for pixels in size)
-        thin = max(1, latent // 4)
-        super().__init__(actions, thin * height * width, lstm, supports, rng)
-        value, prefix = supports
-        self.one_hot, planes = one_hot, actions if one_hot else 1
+    Observations of 64 pixels a side and more are made smaller by 16; others keep their size.
+    """
 
-        def norm(features: int) -> nn.Sequential:
-            return nn.Sequential(SeedBatchNorm(features, seeds), nn.ReLU())
-
-        def flat() -> nn.Sequential:
-            return nn.Sequential(
-                SeedConv(latent, thin, 1, 1, rng, bias=False), norm(thin), nn.Flatten(2)
-            )
-
-        def dense(*units: int) -> list[nn.Module]:
-            return [
-                layer
-                for a, b in pairwise(units)
-                for layer in (SeedLinear(a, b, rng, bias=False), norm(b))
-            ]
-
-        def head_of(features: int, outputs: int) -> nn.Sequential:
-            return zeroed(nn.Sequential(*dense(features, head), SeedLinear(head, outputs, rng)))
-
-        def residual(inputs: int = latent, stride: int = 1) -> Residual:
-            return Residual(inputs, latent, stride, seeds, rng)
-
-        begin, half = Scaled(255.0 if space.dtype == np.uint8 else 1.0), latent // 2
-        tower: list[nn.Module]
+    def __init__(
+        self,
+        space: spaces.Box,
+        sizes: Sizes,
+        supports: tuple[Support, Support],
+        seeds: Tensor,
+        rng: Streams,
+        one_hot: bool,
+    ):
+        """`one_hot`: an action is a constant plane of 0 or 1 for each of A; else one of a / A."""
+        channels, *pixels = space.shape
+        large = min(pixels) >= 64
         if large:
-            tower = [
-                SeedConv(channels, half, 3, 2, rng, padding=1, bias=False),
-                norm(half),
-                Residual(half, half, 1, seeds, rng),
-                residual(half, 2),
-            ]
-            tower += [residual(), Pool(), residual(), Pool(), residual()]
-        else:
-            tower = [
-                SeedConv(channels, latent, 3, 1, rng, padding=1, bias=False),
-                norm(latent),
-                residual(),
-            ]
-        self.represent = nn.Sequential(begin, *tower)
+            pixels = [-(-side // 16) for side in pixels]  # rounded up
+        area = pixels[0] * pixels[1]
+        latent, head, projection = sizes.latent, sizes.head, sizes.projection
+        thin = max(1, latent // 4)
+        super().__init__(sizes, thin * area, supports, rng)
+        self.one_hot = one_hot
+        planes = sizes.actions if one_hot else 1
+        value, prefix = supports
+        scaled = Scaled(255.0 if space.dtype == np.uint8 else 1.0)
+        tower = large_tower if large else small_tower
+        self.represent = nn.Sequential(scaled, *tower(channels, latent, seeds, rng))
         self.enter = nn.Sequential(
             SeedConv(latent + planes, latent, 3, 1, rng, padding=1, bias=False),
             SeedBatchNorm(latent, seeds),
         )
-        self.go = residual()
-        self.reduce = flat()
-        self.shared = residual()
-        self.prefix_head = nn.Sequential(norm(lstm), head_of(lstm, prefix.bins))
-        self.value_head, self.policy_head = (
-            nn.Sequential(flat(), head_of(thin * height * width, outputs))
-            for outputs in (value.bins, actions)
+        self.go = Residual(latent, latent, 1, seeds, rng)
+        self.reduce = flat(latent, thin, seeds, rng)
+        self.shared = Residual(latent, latent, 1, seeds, rng)
+        self.prefix_head = nn.Sequential(
+            norm_relu(sizes.lstm, seeds),
+            zeroed(dense_head([sizes.lstm, head, prefix.bins], seeds, rng)),
         )
-        features = latent * height * width
+        self.value_head = nn.Sequential(
+            flat(latent, thin, seeds, rng),
+            zeroed(dense_head([thin * area, head, value.bins], seeds, rng)),
+        )
+        self.policy_head = nn.Sequential(
+            flat(latent, thin, seeds, rng),
+            zeroed(dense_head([thin * area, head, sizes.actions], seeds, rng)),
+        )
         self.project = nn.Sequential(
             nn.Flatten(2),
-            *dense(features, projection, projection),
+            *dense([latent * area, projection, projection], seeds, rng),
             SeedLinear(projection, projection, rng, bias=False),
             SeedBatchNorm(projection, seeds),
         )
-        self.predict = nn.Sequential(
-            *dense(projection, projection // 2), SeedLinear(projection // 2, projection, rng)
-        )
+        self.predict = dense_head([projection, projection // 2, projection], seeds, rng)
 
     def dynamics(self, state: Tensor, one_hot: Tensor) -> Tensor:
         if not self.one_hot:
             one_hot = one_hot.argmax(-1, keepdim=True).to(state.dtype) / self.actions
         planes = one_hot[..., None, None].expand(*one_hot.shape, *state.shape[-2:])
         return self.go(torch.relu(state + self.enter(torch.cat([state, planes], 2))))
+
+
+def norm_relu(features: int, seeds: Tensor) -> nn.Sequential:
+    """Batch normalisation and ReLU."""
+    return nn.Sequential(SeedBatchNorm(features, seeds), nn.ReLU())
+
+
+def small_tower(channels: int, latent: int, seeds: Tensor, rng: Streams) -> list[nn.Module]:
+    """Layers from images to states of the same size."""
+    return [
+        SeedConv(channels, latent, 3, 1, rng, padding=1, bias=False),
+        norm_relu(latent, seeds),
+        Residual(latent, latent, 1, seeds, rng),
+    ]
+
+
+def large_tower(channels: int, latent: int, seeds: Tensor, rng: Streams) -> list[nn.Module]:
+    """Layers from images to states of a sixteenth of their height and width."""
+    half = latent // 2
+    return [
+        SeedConv(channels, half, 3, 2, rng, padding=1, bias=False),
+        norm_relu(half, seeds),
+        Residual(half, half, 1, seeds, rng),
+        Residual(half, latent, 2, seeds, rng),
+        Residual(latent, latent, 1, seeds, rng),
+        Pool(),
+        Residual(latent, latent, 1, seeds, rng),
+        Pool(),
+        Residual(latent, latent, 1, seeds, rng),
+    ]
+
+
+def flat(planes: int, thin: int, seeds: Tensor, rng: Streams) -> nn.Sequential:
+    """Layers from states [S, B, planes, H, W] to vectors [S, B, thin · H · W]."""
+    return nn.Sequential(
+        SeedConv(planes, thin, 1, 1, rng, bias=False),
+        norm_relu(thin, seeds),
+        nn.Flatten(2),
+    )
+
+
+def dense(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> list[nn.Module]:
+    """Linear layers, each followed by batch normalisation and ReLU."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [SeedLinear(inputs, outputs, rng, bias=False), norm_relu(outputs, seeds)]
+    return layers
+
+
+def dense_head(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> nn.Sequential:
+    """As `dense`, with a plain linear layer at the end."""
+    return nn.Sequential(*dense(sizes[:-1], seeds, rng), SeedLinear(sizes[-2], sizes[-1], rng))

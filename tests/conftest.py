@@ -214,6 +214,14 @@ SMALL = {
 """Values of keys with which an agent learns soon and quickly."""
 
 
+def stop_rule(window: int, solved: int) -> str:
+    """A stop rule: `solved` over `window` episodes; it gives no seed of CartPole up."""
+    return (
+        f"stop={{window: {window}, solved: {solved}, give_up_from: 400, give_up_every: 10, "
+        "give_up_below: 0, episodes: 500}"
+    )
+
+
 def small(agent: str, **changes: object) -> list[str]:
     """Overrides that make an agent learn soon and quickly: those of its own keys."""
     keys = compose("train", f"agent={agent}").agent

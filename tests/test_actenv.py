@@ -11,8 +11,8 @@ from rlx.agent import Transition
 from rlx.agents.actenv import RatedMemory, better
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent
-from rlx.nn.networks import take
 from rlx.nn.rng import seed_tensor
+from rlx.nn.seed_axis import take
 
 SMALL = (
     "agent.learning_starts=8",
@@ -29,20 +29,24 @@ def agent_of(composed, *overrides, env="cartpole", seeds=(0,), num_envs=1):
 
 
 def play(agent, lengths, unfinished=False):
-    """Hand one seed and copy episodes of reward 1 with these `lengths`; returns the metrics of every step."""
-    carry, obs, never = agent.policy.initial_carry(1), torch.zeros(1, 1, 4), torch.tensor([[False]])
-    metrics, generator = [], torch.Generator().manual_seed(0)
+    """Hand one seed and env copy episodes of reward 1 with these `lengths`.
+
+    Returns the metrics of every step.
+    """
+    carry = agent.policy.initial_carry(1)
+    obs = torch.zeros(1, 1, 4)
+    reward = torch.ones(1, 1)
+    truncated = torch.tensor([[False]])
+    metrics = []
+    generator = torch.Generator().manual_seed(0)
     for length in lengths:
         for t in range(length):
             action, carry = agent.act(obs, torch.tensor([[t == 0]]), carry)
-            following = torch.randn(1, 1, 4, generator=generator)
+            next_obs = torch.randn(1, 1, 4, generator=generator)
             terminated = torch.tensor([[t == length - 1 and not unfinished]])
-            metrics.append(
-                agent.update(
-                    Transition(obs, action, torch.ones(1, 1), following, terminated, never, carry)
-                )
-            )
-            obs = following
+            step = Transition(obs, action, reward, next_obs, terminated, truncated, carry)
+            metrics.append(agent.update(step))
+            obs = next_obs
     return metrics
 
 
@@ -80,12 +84,15 @@ def test_all_transitions_of_a_finished_episode_get_its_rate_and_unrated_ones_are
     assert memory.rated().item() == 0
     first = {0: 0.3, 1: 0.3, 2: 0.3}
     store(memory, 2, True)
-    assert memory.rated().item() == 3 and sampled(memory) == pytest.approx(first)
+    assert memory.rated().item() == 3
+    assert sampled(memory) == pytest.approx(first)
     store(memory, 3, False)
-    assert memory.rated().item() == 3 and sampled(memory) == pytest.approx(first)
+    assert memory.rated().item() == 3
+    assert sampled(memory) == pytest.approx(first)
     store(memory, 4, True)
     store(memory, 5, False)
-    assert memory.rated().item() == 5 and sampled(memory) == pytest.approx(first | {3: 0.2, 4: 0.2})
+    assert memory.rated().item() == 5
+    assert sampled(memory) == pytest.approx(first | {3: 0.2, 4: 0.2})
 
 
 @pytest.mark.parametrize(("reward", "rate"), [(-1.0, 0.0), (0.5, 0.1), (60.0, 1.0)])
@@ -105,9 +112,8 @@ def test_an_episode_longer_than_the_ring(composed):
         if number < 4:
             assert sampled(memory) == pytest.approx({0: 0.1})
     store(memory, 7, True)
-    assert sampled(memory) == pytest.approx(
-        dict.fromkeys(range(4, 8), 0.7)
-    )  # by the whole episode's return, rows 1 to 7
+    # By the whole episode's return, rows 1 to 7.
+    assert sampled(memory) == pytest.approx(dict.fromkeys(range(4, 8), 0.7))
     store(memory, 8, False)
     assert sampled(memory) == pytest.approx(dict.fromkeys(range(5, 8), 0.7))
     for number in range(9, 19):  # more episodes than slots
@@ -124,12 +130,12 @@ def test_copies_finish_their_episodes_at_different_times(composed):
     assert memory.rated().tolist() == [[5, 0, 12]] * 2
     rows = memory.sample(torch.rand(2, 18, generator=torch.Generator().manual_seed(0)))
     drawn = sorted(zip(rows["obs"][1, :, 0].int().tolist(), rows["rate"][1].tolist(), strict=True))
-    first, last = (
-        [(n, 0.5) for n in range(5)],
-        [(n, 1.0) for n in range(10)] + [(n, 0.2) for n in (10, 11)],
-    )
-    assert [n for n, _ in drawn] == [n for n, _ in sorted(first + last)]  # 17 of 17: every row once
-    assert [rate for _, rate in drawn] == pytest.approx([rate for _, rate in sorted(first + last)])
+    first_env = [(n, 0.5) for n in range(5)]
+    last_env = [(n, 1.0) for n in range(10)] + [(n, 0.2) for n in (10, 11)]
+    expected = sorted(first_env + last_env)
+    # 17 of 17: every row once.
+    assert [n for n, _ in drawn] == [n for n, _ in expected]
+    assert [rate for _, rate in drawn] == pytest.approx([rate for _, rate in expected])
 
 
 def test_sampling_is_even_and_without_replacement(composed):
@@ -137,9 +143,8 @@ def test_sampling_is_even_and_without_replacement(composed):
     for number in range(25):
         store(memory, number, number % 5 == 4)
     draws = torch.rand(20000, 11, generator=torch.Generator().manual_seed(0))
-    numbers = torch.stack(
-        [memory.sample(draw.unsqueeze(0))["obs"][0, :, 0].long() for draw in draws[:4000]]
-    )
+    batches = [memory.sample(draw.unsqueeze(0)) for draw in draws[:4000]]
+    numbers = torch.stack([batch["obs"][0, :, 0].long() for batch in batches])
     assert all(len(set(batch)) == 10 for batch in numbers.tolist())
     share = numbers.flatten().bincount(minlength=25) / numbers.numel()
     assert share.tolist() == pytest.approx([1 / 25] * 25, rel=0.1)  # 4 σ
@@ -147,53 +152,47 @@ def test_sampling_is_even_and_without_replacement(composed):
 
 def batch_of(agent, size=5):
     generator = torch.Generator().manual_seed(3)
-    obs, following = torch.randn(2, 1, size, 4, generator=generator)
+    obs, next_obs = torch.randn(2, 1, size, 4, generator=generator)
     action, previous = torch.randint(2, (2, 1, size), generator=generator)
     rate = torch.tensor([[0.1, 0.2, 0.9, 0.4, 0.4]])
-    return {"obs": obs, "next_obs": following, "action": action, "previous": previous, "rate": rate}
+    return {"obs": obs, "next_obs": next_obs, "action": action, "previous": previous, "rate": rate}
 
 
 @pytest.mark.parametrize("imitate", ["all", "better"])
 def test_losses_are_those_of_the_definition(imitate, composed):
     agent = agent_of(composed, f"agent.imitate={imitate}", "agent.normalise=false")
-    batch, where = batch_of(agent), torch.tensor([True])
-    following, action, previous, rate = (
-        batch[name][0] for name in ("next_obs", "action", "previous", "rate")
-    )
-
-    def output(network, taken):
-        logits, q = network(batch["obs"], taken.unsqueeze(0))
-        return logits[0], q[0]
-
+    batch = batch_of(agent)
+    where = torch.tensor([True])
+    next_obs, action, rate = (batch[name][0] for name in ("next_obs", "action", "rate"))
     with torch.no_grad():
-        (logits, q_a), (next_logits, q_e) = (
-            output(agent.online.network, previous),
-            output(agent.env, action),
-        )
-    weight = (
-        torch.tensor([0, 0, 5.0, 0, 0]) if imitate == "better" else torch.ones(5)
-    )  # their mean is 0.4: only one exceeds it
+        logits, q_a = agent.online.network(batch["obs"], batch["previous"])
+        next_logits, q_e = agent.env(batch["obs"], batch["action"])
+    logits, q_a, next_logits, q_e = logits[0], q_a[0], next_logits[0], q_e[0]
+    weight = torch.ones(5)
+    if imitate == "better":
+        # The mean of the rates is 0.4: only one exceeds it.
+        weight = torch.tensor([0, 0, 5.0, 0, 0])
     a_loss = (weight * cross_entropy(logits, action, reduction="none")).mean() + bce(q_a, rate)
-    e_loss = bce(next_logits, torch.sigmoid(following)) + bce(q_e, rate)
+    e_loss = bce(next_logits, torch.sigmoid(next_obs)) + bce(q_e, rate)
     # The other two are taken after the first pair of steps.
     agent.act_optimizer.learning_rate = agent.env_optimizer.learning_rate = 0.0
     losses = agent._learn(batch, where)
     expected = {
-        "loss/a": a_loss,
-        "loss/e": e_loss,
-        "loss/a2": -q_a.mean(),
-        "loss/e2": (q_e - q_a).square().mean(),
-        "rate": rate.mean(),
+        "loss/a": float(a_loss),
+        "loss/e": float(e_loss),
+        "loss/a2": float(-q_a.mean()),
+        "loss/e2": float((q_e - q_a).square().mean()),
+        "rate": float(rate.mean()),
     }
-    assert {name: float(value) for name, value in losses.items()} == pytest.approx(
-        {k: float(v) for k, v in expected.items()}, rel=1e-5
-    )
+    values = {name: float(value) for name, value in losses.items()}
+    assert values == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_second_pair_of_losses_raises_q_a_and_pulls_q_e_to_it(composed):
     agent = agent_of(composed, "agent.normalise=false", "agent.learning_rate2=1e-2")
     agent.act_optimizer.learning_rate = agent.env_optimizer.learning_rate = 0.0
-    batch, where = batch_of(agent), torch.tensor([True])
+    batch = batch_of(agent)
+    where = torch.tensor([True])
     losses = [agent._learn(batch, where) for _ in range(50)]
     assert all(b["loss/a2"] < a["loss/a2"] for a, b in pairwise(losses))
     agent.act_optimizer2.learning_rate = 0.0
@@ -223,80 +222,60 @@ def test_the_carry_is_the_previous_action_and_0_at_the_start(composed):
     carry, obs = policy.initial_carry(3), torch.randn(1, 3, 4)
     taken = torch.tensor([[1, 0, 1]])
     action, carry = policy.act(obs, torch.tensor([[True, False, False]]), carry | {"action": taken})
-    assert carry["previous"].tolist() == [[0, 0, 1]] and torch.equal(carry["action"], action)
-    assert torch.equal(
-        policy.scores(obs, carry, "action"), policy.network(obs, carry["previous"])[0]
-    )
+    assert carry["previous"].tolist() == [[0, 0, 1]]
+    assert torch.equal(carry["action"], action)
+    logits, _ = policy.network(obs, carry["previous"])
+    assert torch.equal(policy.scores(obs, carry, "action"), logits)
 
 
-def test_the_source_protocol_keeps_frozen_outputs_and_idle_norms_and_the_corrected_one_trains_them(
-    composed,
+OUTPUTS = ("logits.weight", "logits.bias", "q.weight", "q.bias", "norms.0.mean", "norms.0.variance")
+INNER = ("layers.0.weight", "layers.1.weight", "norms.0.scale", "norms.1.shift")
+
+
+@pytest.mark.parametrize("network", ["online.network", "env"])
+@pytest.mark.parametrize(("protocol", "learns"), [("source", False), ("corrected", True)])
+def test_outputs_and_statistics_are_frozen_in_the_source_and_learnt_in_the_corrected_protocol(
+    protocol, learns, network, composed
 ):
-    for protocol, learns in (("source", False), ("corrected", True)):
-        agent = agent_of(composed, f"protocol={protocol}", *SMALL)
-        before = {name: value.clone() for name, value in agent.state_dict().items()}
-        play(agent, [10, 20, 10])
-        after = agent.state_dict()
-        for network in ("online.network", "env"):
-            for name in (
-                "logits.weight",
-                "logits.bias",
-                "q.weight",
-                "q.bias",
-                "norms.0.mean",
-                "norms.0.variance",
-            ):
-                changed = not torch.equal(before[f"{network}.{name}"], after[f"{network}.{name}"])
-                assert changed == learns, (protocol, network, name)
-            for name in ("layers.0.weight", "layers.1.weight", "norms.0.scale", "norms.1.shift"):
-                assert not torch.equal(before[f"{network}.{name}"], after[f"{network}.{name}"]), (
-                    protocol,
-                    name,
-                )
+    agent = agent_of(composed, f"protocol={protocol}", *SMALL)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    play(agent, [10, 20, 10])
+    after = agent.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {f"{network}.{name}" for name in INNER} <= changed
+    for name in OUTPUTS:
+        assert (f"{network}.{name}" in changed) == learns, name
 
 
 def test_the_source_protocols_sizes_exploration_and_stop_rule(composed):
     config = composed("train", "agent=actenv", "env=cartpole", "protocol=source")
-    assert (
-        config.agent.learning_starts == config.agent.buffer_size == 100_000
-        and config.agent.batch_size == 1000
-    )
-    assert config.stop.solved == 500 and config.stop.window == 100 and config.num_envs == 1
+    assert config.agent.learning_starts == config.agent.buffer_size == 100_000
+    assert config.agent.batch_size == 1000
+    assert config.stop.solved == 500
+    assert config.stop.window == 100
+    assert config.num_envs == 1
     agent = agent_of(composed, "protocol=source")
     network = agent.policy.network
-    assert [
-        tuple(layer.weight.shape) for layer in (*network.layers, network.logits, network.q)
-    ] == [
-        (1, 4, 2),
-        (1, 4, 8),
-        (1, 8, 2),
-        (1, 8, 1),
-    ]
+    layers = (*network.layers, network.logits, network.q)
+    shapes = [tuple(layer.weight.shape) for layer in layers]
+    assert shapes == [(1, 4, 2), (1, 4, 8), (1, 8, 2), (1, 8, 1)]
     assert agent.env.logits.weight.shape == (1, 8, 4)
-    for steps, epsilon in (
-        (0, 1.0),
-        (100_000, 1.0),
-        (110_000, 0.01 + 0.99 / 2.718282),
-        (10**6, 0.01),
-    ):
+    one_decay = 0.01 + 0.99 / 2.718282
+    for steps, epsilon in ((0, 1.0), (100_000, 1.0), (110_000, one_decay), (10**6, 0.01)):
         agent.steps.fill_(steps)
         assert float(agent.epsilon()) == pytest.approx(epsilon)
 
 
 def test_normalised_layers_have_mean_0_and_variance_1_per_seed(composed):
     agent = agent_of(composed, seeds=(0, 1))
-    norm, x = (
-        agent.env.norms[0],
-        torch.randn(2, 500, agent.config.obs_units) * torch.tensor([[[3.0]], [[0.5]]]) + 2,
-    )
+    norm = agent.env.norms[0]
+    units = agent.config.obs_units
+    x = torch.randn(2, 500, units) * torch.tensor([[[3.0]], [[0.5]]]) + 2
     out = norm(x, torch.tensor([True, False]))
-    torch.testing.assert_close(
-        out.mean(1), torch.zeros(2, agent.config.obs_units), atol=1e-4, rtol=0
-    )
-    torch.testing.assert_close(out.std(1), torch.ones(2, agent.config.obs_units), atol=1e-2, rtol=0)
-    assert (norm.mean[0] != 0).all() and (norm.mean[1] == 0).all(), (
-        "a seed that sits out keeps its statistics"
-    )
+    torch.testing.assert_close(out.mean(1), torch.zeros(2, units), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.std(1), torch.ones(2, units), atol=1e-2, rtol=0)
+    assert (norm.mean[0] != 0).all()
+    assert (norm.mean[1] == 0).all(), "a seed that sits out keeps its statistics"
     for _ in range(1000):
         norm(x, torch.tensor([True, False]))
     torch.testing.assert_close(norm(x)[0], out[0], atol=1e-2, rtol=1e-2)
@@ -316,16 +295,15 @@ def test_sampled_actions_follow_the_logits(composed):
 
 @pytest.mark.rounding
 def test_a_seed_in_the_batch_learns_as_alone_in_double_precision(composed):
-    """In float32, rounding grows too soon to tell: Adam follows gradients of any size, and norms divide by small deviations."""
-    together, alone = (
-        agent_of(composed, *SMALL, seeds=(1, 7, 4)).double(),
-        agent_of(composed, *SMALL, seeds=(7,)).double(),
-    )
+    """In float32, rounding grows too soon to tell.
+
+    Adam follows gradients of any size, and norms divide by small deviations.
+    """
+    together = agent_of(composed, *SMALL, seeds=(1, 7, 4)).double()
+    alone = agent_of(composed, *SMALL, seeds=(7,)).double()
     generator = torch.Generator().manual_seed(0)
-    rates, obs = (
-        torch.rand(3, 16, generator=generator).double(),
-        torch.randn(2, 3, 16, 4, generator=generator).double(),
-    )
+    rates = torch.rand(3, 16, generator=generator).double()
+    obs = torch.randn(2, 3, 16, 4, generator=generator).double()
     actions = torch.randint(2, (2, 3, 16), generator=generator)
     batch = {
         "obs": obs[0],
@@ -341,20 +319,19 @@ def test_a_seed_in_the_batch_learns_as_alone_in_double_precision(composed):
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(one[name], value, rtol=1e-6, atol=1e-8, msg=name)
     untouched = agent_of(composed, *SMALL, seeds=(4,)).double().online.state_dict()
-    assert all(
-        torch.equal(value, take(together.online, torch.tensor([2])).state_dict()[name])
-        for name, value in untouched.items()
-    )
+    third = take(together.online, torch.tensor([2])).state_dict()
+    for name, value in untouched.items():
+        assert torch.equal(value, third[name])
 
 
 @pytest.mark.parametrize("env", ["acrobot", "chain"])
 def test_other_spaces(env, composed):
     agent = agent_of(composed, "agent.hidden=[6, 5]", env=env, num_envs=3)
     obs = torch.zeros(1, 3, 6) if env == "acrobot" else torch.zeros(1, 3, dtype=torch.int64)
-    action, carry = agent.act(
-        obs, torch.ones(1, 3, dtype=torch.bool), agent.policy.initial_carry(3)
-    )
-    assert agent.policy.scores(obs, carry, "action").shape == (1, 3, 3 if env == "acrobot" else 2)
+    first = torch.ones(1, 3, dtype=torch.bool)
+    action, carry = agent.act(obs, first, agent.policy.initial_carry(3))
+    actions = 3 if env == "acrobot" else 2
+    assert agent.policy.scores(obs, carry, "action").shape == (1, 3, actions)
     assert agent.env(obs, action)[0].shape == (1, 3, agent.env.encoder.features)
 
 

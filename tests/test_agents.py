@@ -11,8 +11,8 @@ from rlx.agent import Scores, Transition
 from rlx.conf import conf_dir
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env
-from rlx.nn.networks import take
 from rlx.nn.rng import reset_seeds, seed_tensor
+from rlx.nn.seed_axis import take
 from rlx.training.vector_step import vector_step
 
 CPU = torch.device("cpu")
@@ -26,9 +26,8 @@ class Learner:
         keys = seed_tensor(seeds)
         self.agent = make_agent(config.agent, spec or env_spec(config.env), keys, num_envs)
         self.env = make_env(config.env, len(seeds) * num_envs, CPU)
-        self.obs = self.env.reset(seed=reset_seeds(keys, num_envs, "env").flatten().tolist())[
-            0
-        ].unflatten(0, self.shape)
+        obs, _ = self.env.reset(seed=reset_seeds(keys, num_envs, "env").flatten().tolist())
+        self.obs = obs.unflatten(0, self.shape)
         self.first = torch.ones(self.shape, dtype=torch.bool)
         self.carry = self.agent.policy.initial_carry(num_envs)
 
@@ -43,42 +42,36 @@ class Learner:
 
 @pytest.mark.parametrize(("agent", "env"), PAIRS)
 def test_contract(agent, env, composed):
-    learner = Learner(
-        composed("train", f"agent={agent}", f"env={env}", *ENVS[env], *small(agent)), [3, 5]
-    )
+    config = composed("train", f"agent={agent}", f"env={env}", *ENVS[env], *small(agent))
+    learner = Learner(config, [3, 5])
     space = learner.env.single_action_space
-    before = {name: value.clone() for name, value in learner.agent.policy.state_dict().items()}
+    policy = learner.agent.policy
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
     for _ in range(60):
         transition = learner.step()
         assert transition.action.shape == (*learner.shape, *space.shape)
         assert transition.action.dtype == (torch.float32 if space.shape else torch.int64)
         assert all(value.shape[:2] == learner.shape for value in learner.carry.values())
         assert all(value.shape == (2,) for value in learner.metrics.values())
-    after = learner.agent.policy.state_dict()
+    after = policy.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert all(value.shape[0] == 2 for value in learner.agent.state_dict().values()), (
-        "every tensor starts with S"
-    )
-    for head in learner.agent.policy.heads:
-        scores = learner.agent.policy.scores(learner.obs, learner.carry, head)
+    # Every tensor starts with S.
+    assert all(value.shape[0] == 2 for value in learner.agent.state_dict().values())
+    for head in policy.heads:
+        scores = policy.scores(learner.obs, learner.carry, head)
         assert scores.shape[:2] == learner.shape
-    greedy, _ = learner.agent.policy.act(learner.obs, learner.first, learner.carry)
-    last = learner.agent.policy.scores(
-        learner.obs,
-        learner.agent.policy.act(learner.obs, learner.first, learner.carry)[1],
-        "action",
-    )
-    if (
-        env != "cartpole_frames" and agent != "efficientzero"
-    ):  # there the carry already holds this observation; a search decides
-        assert torch.equal(greedy, last if space.shape else last.argmax(-1))
+    greedy, carry = policy.act(learner.obs, learner.first, learner.carry)
+    scores = policy.scores(learner.obs, carry, "action")
+    # Of frames the carry holds this observation already; EfficientZero's search decides.
+    if env != "cartpole_frames" and agent != "efficientzero":
+        assert torch.equal(greedy, scores if space.shape else scores.argmax(-1))
 
 
 CALM = [pair for pair in PAIRS if pair[1] != "mini_breakout"]
-"""Batch normalisation over 8 rows makes much of float noise."""
+"""Pairs without batch normalisation, which over 8 rows makes much of float noise."""
 STUDIES = [("corrected", *pair) for pair in CALM if pair != ("actenv", "chain")]
-"""Act/Env divides by how far a few one-hot rows deviate, which may be next to nothing; for it
-test_actenv.py takes double precision."""
+# Act/Env on the chain divides by how far a few one-hot rows deviate, which may be next to 0; for it
+# test_actenv.py takes double precision.
 STUDIES += [
     ("source", *path.stem.split("-")[:2])
     for path in Path(conf_dir(), "preset").glob("*-*-source.yaml")
@@ -86,8 +79,11 @@ STUDIES += [
 
 
 def calm(agent):
-    """Adam would make steps of the noise of gradients that are 0: in SimSiam's heads, and before
-    batch normalisation."""
+    """Settings under which no step is made of rounding.
+
+    Adam would make steps of the noise of gradients that are 0: in SimSiam's heads, and before batch
+    normalisation.
+    """
     return {"optimizer": "sgd"} if agent == "efficientzero" else {"batch_norm": False}
 
 
@@ -123,16 +119,13 @@ def test_a_seed_in_the_batch_learns_as_alone(protocol, agent, env, composed):
     assert apart(one, after, before) < 0.01, "measured: 3e-4 at most, with two roundings"
     others = together.agent.policy.state_dict().values()
     assert any(not torch.equal(value[0], value[1]) for value in others)
-    assert any(
-        not torch.equal(after[name], value)
-        for name, value in before.items()
-        if name.startswith("policy.")
-    )
+    policy = [name for name in before if name.startswith("policy.")]
+    assert any(not torch.equal(after[name], before[name]) for name in policy)
 
 
 @pytest.mark.rounding
 @pytest.mark.parametrize(("agent", "env"), [pair for pair in CALM if pair[1] != "gym"])
-def test_taken_seeds_go_on_as_if_nothing_happened(agent, env, composed):
+def test_taken_seeds_continue_as_before(agent, env, composed):
     config = composed("train", f"agent={agent}", f"env={env}", *small(agent, **calm(agent)))
     kept, whole = Learner(config, [1, 7, 4]), Learner(config, [1, 7, 4])
     before = copy.deepcopy(whole.agent.state_dict())
@@ -148,33 +141,34 @@ def test_taken_seeds_go_on_as_if_nothing_happened(agent, env, composed):
     assert apart(one, other, {name: value[stay] for name, value in before.items()}) < 0.01
 
 
-def feed(agent, rows, gamma=0.9):
-    """Give an hDQN agent hand-made steps of one seed and one copy; returns what both replays hold, as lists of dicts."""
+def feed(agent, steps):
+    """Give an hDQN agent hand-made `steps` of one seed and one env copy.
+
+    Returns what its two replays hold, as lists of dicts.
+    """
+
+    def cell(value, dtype=torch.int64):
+        return torch.tensor([[value]], dtype=dtype)
+
     clock = 0
-    for obs, goal, deciding, action, reward, next_obs, terminated, truncated in rows:
-
-        def cell(value, dtype=torch.float32):
-            return torch.tensor([[value]], dtype=dtype)
-
+    for obs, goal, deciding, action, reward, next_obs, terminated, truncated in steps:
         clock = 1 if deciding else clock + 1
         carry = {
-            "goal": cell(goal, torch.int64),
-            "action": cell(action, torch.int64),
+            "goal": cell(goal),
+            "action": cell(action),
             "deciding": cell(deciding, torch.bool),
+            "clock": cell(clock),
         }
-        carry["clock"] = cell(clock, torch.int64)
-        flags = cell(terminated, torch.bool), cell(truncated, torch.bool)
-        moved = cell(next_obs, torch.int64)
-        agent.update(
-            Transition(
-                cell(obs, torch.int64),
-                cell(action, torch.int64),
-                cell(reward),
-                moved,
-                *flags,
-                carry,
-            )
+        transition = Transition(
+            cell(obs),
+            cell(action),
+            cell(reward, torch.float32),
+            cell(next_obs),
+            cell(terminated, torch.bool),
+            cell(truncated, torch.bool),
+            carry,
         )
+        agent.update(transition)
 
     def rows_of(replay):
         count = int(replay.size[0, 0])
@@ -186,7 +180,8 @@ def feed(agent, rows, gamma=0.9):
     return rows_of(agent.meta.replay), rows_of(agent.controller.replay)
 
 
-# obs, goal, deciding, action, reward, next_obs, terminated, truncated: goal 3 is reached after three steps; goal 5 is cut.
+# obs, goal, deciding, action, reward, next_obs, terminated, truncated.
+# Goal 3 is reached after three steps; goal 5 is cut.
 STEPS = [
     (1, 3, True, 1, 0.5, 2, False, False),
     (2, 3, False, 0, 0.5, 2, False, False),
@@ -230,15 +225,13 @@ def test_hdqn_source_protocol_keeps_the_sources_targets(composed):
     ).agent
     agent = make_agent(source, env_spec(composed("train", "env=chain").env), seed_tensor([0]), 1)
     meta, controller = feed(agent, STEPS)
-    assert [m["reward"] for m in meta] == pytest.approx([2.0, 2.0, 4.0])  # undiscounted
-    assert [m["discount"] for m in meta] == pytest.approx(
-        [0.9, 0, 0]
-    )  # γ once; the time limit counts as an end
-    assert [c["discount"] for c in controller] == pytest.approx(
-        [0.9, 0.9, 0.9, 0, 0]
-    )  # on through the reached goal
-    first = agent.policy.controller[0](torch.tensor([[[3.0, 2.0]]]))
-    assert first[0, 0].tolist() == [3.0, 0, 0, 1, 0, 0, 0]  # the goal as one raw number
+    assert [m["reward"] for m in meta] == pytest.approx([2.0, 2.0, 4.0]), "undiscounted"
+    # γ once; the time limit counts as an end.
+    assert [m["discount"] for m in meta] == pytest.approx([0.9, 0, 0])
+    # It bootstraps beyond the goal that was reached.
+    assert [c["discount"] for c in controller] == pytest.approx([0.9, 0.9, 0.9, 0, 0])
+    encoded = agent.policy.controller[0](torch.tensor([[[3.0, 2.0]]]))
+    assert encoded[0, 0].tolist() == [3.0, 0, 0, 1, 0, 0, 0], "the goal as one raw number"
 
 
 def test_a_chain_of_steps_ends_where_the_goal_ends(composed):
@@ -247,20 +240,10 @@ def test_a_chain_of_steps_ends_where_the_goal_ends(composed):
     )
     agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
     _, controller = feed(agent, STEPS)
-    assert [c["last"] for c in controller] == [
-        False,
-        True,
-        True,
-        True,
-        True,
-    ]  # given up, reached, cut, terminated
-    assert [c["discount"] > 0 for c in controller] == [
-        True,
-        True,
-        False,
-        True,
-        False,
-    ]  # a goal given up is bootstrapped
+    last = [c["last"] for c in controller]
+    bootstraps = [c["discount"] > 0 for c in controller]
+    assert last == [False, True, True, True, True], "running, given up, reached, cut, terminated"
+    assert bootstraps == [True, True, False, True, False], "a goal that is given up bootstraps"
 
 
 def test_learning_that_could_never_start_is_refused(composed):
@@ -277,17 +260,15 @@ def test_a_goal_is_given_up_after_its_steps(composed):
     )
     agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
     meta, controller = feed(agent, STEPS[:3])
-    assert [(m["obs"], m["next_obs"]) for m in meta] == [
-        (1, 2),
-        (1, 3),
-    ]  # after two steps, and when it is reached at last
+    # After two steps, and when it is reached at last.
+    assert [(m["obs"], m["next_obs"]) for m in meta] == [(1, 2), (1, 3)]
     assert [c["reward"] for c in controller] == [0, 0, 1]
-    carry, first = agent.policy.initial_carry(1), torch.ones(1, 1, dtype=torch.bool)
+    carry = agent.policy.initial_carry(1)
+    first = torch.ones(1, 1, dtype=torch.bool)
+    obs = torch.zeros(1, 1, dtype=torch.int64)  # never the goal
     decided = []
-    for _ in range(6):  # the place is always 0, the goal always 3
-        _, carry = agent.policy.act(
-            torch.zeros(1, 1, dtype=torch.int64), first, carry | {"goal": carry["goal"] * 0 + 3}
-        )
+    for _ in range(6):
+        _, carry = agent.policy.act(obs, first, carry | {"goal": torch.full_like(obs, 3)})
         decided.append(bool(carry["deciding"]))
         first = torch.zeros_like(first)
     assert decided == [True, False, True, False, True, False]
@@ -369,20 +350,14 @@ def test_a_target_with_batch_norm_is_as_slow_as_its_weights(composed):
     for _ in range(40):
         learner.step()
     assert int(learner.agent.learner.updates[0]) > 10
-    assert all(
-        torch.equal(value, before[name])
-        for name, value in learner.agent.learner.target.state_dict().items()
-    )
+    after = learner.agent.learner.target.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
 @pytest.mark.rounding
 def test_decisions_on_images_do_not_depend_on_the_batch_nor_change_the_policy(composed):
-    learner = Learner(
-        composed(
-            "train", "agent=dqn", "env=cartpole_frames", "agent.batch_norm=true", *small("dqn")
-        ),
-        [3, 5],
-    )
+    images = ("env=cartpole_frames", "agent.batch_norm=true")
+    learner = Learner(composed("train", "agent=dqn", *images, *small("dqn")), [3, 5])
     for _ in range(40):
         learner.step()
     policy = learner.agent.policy

@@ -10,7 +10,7 @@ from test_resume import fingerprint
 from rlx.envs import atari
 from rlx.errors import ConfigError
 from rlx.experiment import evaluated_env, make_env
-from rlx.nn.networks import concatenated
+from rlx.nn.seed_axis import concatenated
 
 ale_py = pytest.importorskip("ale_py")
 RAW = ("env.noops=1", "env.fire=false", "env.life_loss=false", "env.clip_rewards=false")

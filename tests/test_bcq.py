@@ -1,4 +1,4 @@
-"""Discrete BCQ: admissible actions, its two extremes, the traps of other implementations, exact resume."""
+"""Discrete BCQ: admissible actions, its two extremes, traps that others fell into, exact resume."""
 
 import math
 
@@ -13,9 +13,9 @@ from torch import nn
 from rlx.agent import Spec
 from rlx.agents.bcq import BCQ, BCQPolicy, Config
 from rlx.config import build
-from rlx.data.datasets import Writer
-from rlx.nn.networks import take
+from rlx.data.writer import Writer
 from rlx.nn.rng import Streams, seed_tensor
+from rlx.nn.seed_axis import take
 from rlx.runs.run import Run
 
 SPEC = Spec(spaces.Box(-1, 1, (3,)), spaces.Discrete(4), 100)
@@ -51,7 +51,10 @@ def test_admissible_are_those_near_the_most_probable():
 
 
 def test_threshold_1_admits_the_most_probable_action():
-    """Trap 2: with > in place of ≥ nothing is admissible and arg max answers 0. Trap 4: values times the mask choose 0."""
+    """Trap 2: with > in place of ≥ no action is admissible, and arg max answers 0.
+
+    Trap 4: values times the mask choose 0.
+    """
     q = torch.tensor([[[9.0, 8.0, 7.0, -50.0]]])
     logits = torch.tensor([[[-3.0, -2.0, -1.0, 0.5]]])
     assert policy(1.0).ranked(q, logits).argmax() == 3
@@ -59,10 +62,8 @@ def test_threshold_1_admits_the_most_probable_action():
 
 def test_half_precision_does_not_overflow():
     """Trap 3: a mask of −1e8 is −inf there, or NaN."""
-    q, logits = (
-        torch.tensor([[[900.0, -800.0, 3.0, 4.0]]]).half(),
-        torch.tensor([[[-20.0, 0.0, -1.0, -15.0]]]).half(),
-    )
+    q = torch.tensor([[[900.0, -800.0, 3.0, 4.0]]]).half()
+    logits = torch.tensor([[[-20.0, 0.0, -1.0, -15.0]]]).half()
     scores = policy(0.3).ranked(q, logits)
     assert scores.isfinite().all() and scores.argmax() == 2
 
@@ -110,8 +111,10 @@ def test_threshold_0_without_imitation_is_double_dqn(data):
     )
     plain = [nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 4)) for _ in range(2)]
     for network in plain:
-        for mine, theirs in zip((network[0], network[2]), agent.policy.net.q.layers, strict=True):
-            mine.weight.data, mine.bias.data = theirs.weight[0].T.clone(), theirs.bias[0, 0].clone()
+        layers = agent.policy.net.q.layers
+        for linear, layer in zip((network[0], network[2]), layers, strict=True):
+            linear.weight.data = layer.weight[0].T.clone()
+            linear.bias.data = layer.bias[0, 0].clone()
     online, target = plain
     optimizer = torch.optim.Adam(online.parameters(), 1e-2)
     rng = Streams(seed_tensor([3]), "minibatch")
@@ -120,13 +123,10 @@ def test_threshold_0_without_imitation_is_double_dqn(data):
         batch = {name: value[0] for name, value in drawn.items()}
         with torch.no_grad():
             best = online(batch["next_obs"]).argmax(1, keepdim=True)
-            y = (
-                batch["reward"]
-                + batch["discount"] * target(batch["next_obs"]).gather(1, best)[:, 0]
-            )
-        loss = nn.functional.smooth_l1_loss(
-            online(batch["obs"]).gather(1, batch["action"][:, None])[:, 0], y
-        )
+            next_q = target(batch["next_obs"]).gather(1, best)[:, 0]
+            y = batch["reward"] + batch["discount"] * next_q
+        q = online(batch["obs"]).gather(1, batch["action"][:, None])[:, 0]
+        loss = nn.functional.smooth_l1_loss(q, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,9 +134,8 @@ def test_threshold_0_without_imitation_is_double_dqn(data):
             target.load_state_dict(online.state_dict())
         agent.learn()
         obs = torch.randn(64, 3)
-        torch.testing.assert_close(
-            agent.policy.net.q(obs[None])[0], online(obs), rtol=1e-4, atol=1e-4
-        )
+        q = agent.policy.net.q(obs[None])[0]
+        torch.testing.assert_close(q, online(obs), rtol=1e-4, atol=1e-4)
 
 
 def test_threshold_1_is_behaviour_cloning(data):
@@ -166,21 +165,25 @@ def test_seeds_are_independent(data):
     assert one.data is data, "data sets are not copied"
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(one.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    assert any(
-        not torch.equal(value[0], value[1]) for value in together.policy.state_dict().values()
-    )
+    values = together.policy.state_dict().values()
+    assert any(not torch.equal(value[0], value[1]) for value in values)
+
+
+def random_logs(folder):
+    """A data set of CartPole's spaces, with random content, in `folder`/set."""
+    rng = np.random.default_rng(0)
+    writer = Writer(str(folder / "set"))
+    for _ in range(20):
+        obs = rng.normal(size=(30, 4)).astype(np.float32)
+        writer.add(obs, rng.integers(0, 2, 29), np.ones(29), True)
+    return writer.close({}, 1, [])
 
 
 @pytest.mark.parametrize("shards", [False, True])
 def test_a_resumed_run_is_the_uninterrupted_one(shards, tmp_path, rlx):
     from rlx.data.shards import write
 
-    rng, writer = np.random.default_rng(0), Writer(str(tmp_path / "set"))
-    for _ in range(20):
-        writer.add(
-            rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 2, 29), np.ones(29), True
-        )
-    data = writer.close({}, 1, [])
+    data = random_logs(tmp_path)
     if shards:
         write(data, tmp_path / "shards", 1, rows=100)
     where = f"data={tmp_path / ('shards' if shards else 'set')}"
@@ -200,23 +203,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(shards, tmp_path, rlx):
     assert whole.code == half.code == 0, whole.err + half.err
     resumed = rlx("resume", half.run, "steps=60")
     assert resumed.code == 0, resumed.err
-    ends = [
-        (run / "checkpoints/000000060/agent.safetensors").read_bytes()
-        for run in (whole.run, half.run)
-    ]
-    assert ends[0] == ends[1]
+    newest = "checkpoints/000000060/agent.safetensors"
+    assert (whole.run / newest).read_bytes() == (half.run / newest).read_bytes()
     assert whole.summary["return"] == resumed.summary["return"]
 
 
 @pytest.mark.rounding
 @pytest.mark.parametrize("agent", ["bcq", "bc"])
 def test_offline_runs_can_be_evaluated_attacked_and_grown(agent, tmp_path, rlx):
-    rng, writer = np.random.default_rng(0), Writer(str(tmp_path / "set"))
-    for _ in range(20):
-        writer.add(
-            rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 2, 29), np.ones(29), True
-        )
-    writer.close({}, 1, [])
+    random_logs(tmp_path)
     line = (
         "train",
         f"agent={agent}",
@@ -231,10 +226,13 @@ def test_offline_runs_can_be_evaluated_attacked_and_grown(agent, tmp_path, rlx):
     attacked = rlx("attack", run, "eps=[0,0.5]", "episodes=5", "scale=[1,1,1,1]")
     assert attacked.code == 0, attacked.err
     assert [cell["flip_rate"] > 0.1 for cell in attacked.summary["cells"]] == [False, True]
-    old, new = Run(run).load("best"), Run(rlx(*line, "seeds=[2]").run).load("best")
+    old, new = (
+        Run(run).checkpoints.load("best"),
+        Run(rlx(*line, "seeds=[2]").run).checkpoints.load("best"),
+    )
     assert rlx("resume", run, "seeds=3").code == 0
-    whole = Run(rlx(*line, "seeds=3", "outputs=whole").run).load("best")
-    for name, value in Run(run).load("best").items():
+    whole = Run(rlx(*line, "seeds=3", "outputs=whole").run).checkpoints.load("best")
+    for name, value in Run(run).checkpoints.load("best").items():
         assert torch.equal(value, torch.cat([old[name], new[name]])), (
             "to the bit: trained in the same shapes"
         )

@@ -19,7 +19,7 @@ from rlx.commands import bench as bench_command
 from rlx.commands.train import Config as TrainConfig
 from rlx.conf import conf_dir
 from rlx.config import build, load_class
-from rlx.data.datasets import Writer
+from rlx.data.writer import Writer
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env, setup_device
 from rlx.nn.rng import seed_tensor
@@ -314,13 +314,13 @@ def test_drift_draws_the_policy_that_learns_beside_the_one_that_stopped(rlx, mon
         "eval_episodes=3",
     )
     lines_drawn = []
-    draw = figures.robustness
+    draw = figures.curves
 
     def spy(panels, *rest):
         lines_drawn.extend(panels.values())
         draw(panels, *rest)
 
-    monkeypatch.setattr(figures, "robustness", spy)
+    monkeypatch.setattr(figures, "curves", spy)
     result = rlx("drift", trained.run, "episodes=3")
     assert result.code == 0, result.err
     (lines,) = lines_drawn

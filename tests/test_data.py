@@ -1,4 +1,7 @@
-"""Data sets: what is written is what minibatches show, whichever the format; what is broken is named."""
+"""Data sets: what is written is what minibatches show, whichever the format.
+
+What is broken is named.
+"""
 
 import itertools
 import json
@@ -13,8 +16,9 @@ from conftest import TINY, small
 from gymnasium import spaces
 
 from rlx.agent import Spec
-from rlx.data.datasets import Episodes, Writer
+from rlx.data.episodes import Episodes
 from rlx.data.shards import write
+from rlx.data.writer import Writer
 from rlx.errors import ConfigError
 from rlx.experiment import open_data
 
@@ -47,23 +51,18 @@ def made(tmp_path) -> Episodes:
 
 def everything(data, count=4000, **options):
     draws = torch.rand(1, count)
-    return {
-        name: value[0]
-        for name, value in data.sample(
-            0, draws, **({"n_steps": 1, "discount": 0.9} | options)
-        ).items()
-    }
+    batch = data.sample(0, draws, **({"n_steps": 1, "discount": 0.9} | options))
+    return {name: value[0] for name, value in batch.items()}
 
 
 def test_every_transition_is_drawn_about_equally_often(made):
     made.fit(spec(), env())
     batch = everything(made)
-    seen, counts = np.unique(batch["obs"].numpy(), axis=0, return_counts=True)
-    assert len(seen) == 12 == made.transitions
+    distinct, counts = np.unique(batch["obs"].numpy(), axis=0, return_counts=True)
+    assert len(distinct) == 12 == made.transitions
     assert counts.min() > 0.7 * 4000 / 12
-    assert torch.equal(batch["next_obs"][:, 0], batch["obs"][:, 0]), (
-        "no transition leads into another episode"
-    )
+    # No transition leads into another episode.
+    assert torch.equal(batch["next_obs"][:, 0], batch["obs"][:, 0])
     assert torch.equal(batch["next_obs"][:, 1], batch["obs"][:, 1] + 1)
     assert torch.equal(batch["reward"], 10 * batch["obs"][:, 0] + batch["obs"][:, 1])
     assert torch.equal(batch["action"], batch["obs"][:, 1].long() % 3)
@@ -76,9 +75,8 @@ def test_only_termination_ends_bootstrapping(made):
     terminal = (batch["next_obs"] == torch.tensor([0.0, 4.0])).all(1)
     assert terminal.any() and (batch["discount"][terminal] == 0).all()
     assert (batch["discount"][~terminal] == 0.9).all()
-    assert ((batch["next_obs"] == torch.tensor([2.0, 7.0])).all(1) & ~terminal).any(), (
-        "the end of a cut episode was drawn too"
-    )
+    truncated = (batch["next_obs"] == torch.tensor([2.0, 7.0])).all(1)
+    assert truncated.any(), "the end of a cut episode was drawn too"
 
 
 def test_returns_of_several_steps(made):
@@ -118,13 +116,8 @@ def test_shards_hold_the_same(made, tmp_path):
         rows = set()
         for number in range(200):
             batch = data.sample(number, torch.rand(1, 3), 1, 0.9)
-            columns = [
-                value[0].flatten(1) if value.dim() > 2 else value[0, :, None]
-                for value in batch.values()
-            ]
-            rows |= {
-                tuple(row) for row in torch.cat([column.double() for column in columns], 1).tolist()
-            }
+            columns = [value.reshape(3, -1).double() for value in batch.values()]
+            rows |= {tuple(row) for row in torch.cat(columns, 1).tolist()}
         return rows
 
     assert drawn(shards) == drawn(made)
@@ -142,14 +135,14 @@ def test_an_epoch_visits_every_shard_as_often_as_it_has_rows(made, tmp_path):
         opened = []
         for number in range(7 * epoch, 7 * epoch + 7):
             shards.sample(number, torch.rand(1, 2), 1, 0.9)
-            opened.append(shards.opened[0].name)
+            opened.append(shards.opened.file.name)
         assert sorted(opened) == sorted(["00000.npz"] * 3 + ["00001.npz"] * 3 + ["00002.npz"])
         orders.append(tuple(dict.fromkeys(opened)))
         assert sum(a != b for a, b in itertools.pairwise(opened)) == 2, "a shard is opened once"
     assert len(set(orders)) > 3
 
 
-def test_the_sources_scaled_pictures_come_back_as_they_were(tmp_path):
+def test_the_sources_scaled_images_come_back_as_they_were(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 1, 16, 16)).astype(np.uint8)
     arrays = {
         "states": pixels / np.float32(128) - 1,
@@ -163,7 +156,7 @@ def test_the_sources_scaled_pictures_come_back_as_they_were(tmp_path):
     assert {row.tobytes() for row in obs} == {row.tobytes() for row in pixels}
 
 
-def test_pictures_of_another_scale_and_inverted_dones_are_refused(tmp_path):
+def test_images_of_another_scale_and_inverted_dones_are_refused(tmp_path):
     """Trap 1 again: `done` stored as its opposite."""
     pixels = np.random.default_rng(0).random((6, 1, 16, 16)).astype(np.float32)
     arrays = {
@@ -173,10 +166,9 @@ def test_pictures_of_another_scale_and_inverted_dones_are_refused(tmp_path):
         "rewards": np.zeros(6),
     }
     np.savez(tmp_path / "a.npz", dones=np.arange(6) == 0, **arrays)
+    images = Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9)
     with pytest.raises(ConfigError, match="v / 128"):
-        open_data(str(tmp_path)).fit(
-            Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9), {}
-        )
+        open_data(str(tmp_path)).fit(images, {})
     np.savez(tmp_path / "a.npz", dones=np.arange(6) != 0, **arrays)
     with pytest.raises(ConfigError, match="5 of 6 rows; does it say who is not done"):
         open_data(str(tmp_path))
@@ -288,11 +280,8 @@ def mixed(tmp_path_factory):
 def test_collected_episodes_are_whole_and_real(mixed):
     data = Episodes(mixed / "data")
     assert 1000 <= data.transitions < 3000
-    assert (
-        len(data.facts["sources"]) == 2
-        and "step 300" in data.facts["sources"][0]
-        and "step 600" in data.facts["sources"][1]
-    )
+    early, late = data.facts["sources"]
+    assert "step 300" in early and "step 600" in late
     from gymnasium.envs.classic_control import CartPoleEnv
 
     env = CartPoleEnv()
@@ -303,27 +292,22 @@ def test_collected_episodes_are_whole_and_real(mixed):
             env.reset()
             env.state = before.astype(np.float64)
             assert np.allclose(env.step(int(chosen))[0], after, atol=1e-5)
-    assert (
-        np.mean(
-            [data.action[data.begin[e] : data.begin[e + 1]].std() > 0 for e in range(data.episodes)]
-        )
-        > 0.02
-    )
+    actions = [data.episode(number)[1] for number in range(data.episodes)]
+    assert np.mean([action.std() > 0 for action in actions]) > 0.02
 
 
 def test_exploration_and_seed_count(mixed, rlx, tmp_path):
-    sets = {}
-    for name, options in {
+    options = {
         "a": (),
         "same": (),
         "other": ("seed=1",),
         "greedy": ("epsilon=0",),
         "random": ("epsilon=1",),
-    }.items():
-        assert (
-            rlx("collect", mixed, f"out={tmp_path}/{name}", "steps=500", "mix=1", *options).code
-            == 0
-        )
+    }
+    sets = {}
+    for name, changes in options.items():
+        out = f"out={tmp_path}/{name}"
+        assert rlx("collect", mixed, out, "steps=500", "mix=1", *changes).code == 0
         sets[name] = Episodes(tmp_path / name)
     assert np.array_equal(sets["a"].obs, sets["same"].obs)
     assert not np.array_equal(sets["a"].obs[:20], sets["other"].obs[:20])
@@ -363,9 +347,8 @@ def test_minari_gives_back_every_bit(mixed, rlx, tmp_path, monkeypatch):
     )
     assert result.code == 0, result.err
     assert "names are letters" in rlx("data", mixed / "data", "out=minari:no name").err
-    assert (
-        "unknown in which env" in rlx("data", "minari:rlx/mixed-v0", "out=minari:rlx/other-v0").err
-    )
+    copied = rlx("data", "minari:rlx/mixed-v0", "out=minari:rlx/other-v0")
+    assert "unknown in which env" in copied.err
     assert "name the data set" in rlx("data").err
 
 

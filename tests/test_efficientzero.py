@@ -1,4 +1,7 @@
-"""EfficientZero: its targets are those of a plain reading of the rules; it learns; a search can be attacked."""
+"""EfficientZero: its targets are those of a plain reading of the rules; it learns.
+
+A search can be attacked.
+"""
 
 import copy
 import dataclasses
@@ -14,6 +17,7 @@ from torch import nn
 from rlx.agent import Spec, Transition
 from rlx.agents.efficientzero import Config
 from rlx.experiment import env_spec, make_agent
+from rlx.nn.augmentation import augment
 from rlx.nn.networks import SeedBatchNorm
 from rlx.nn.rng import seed_tensor
 from rlx.world_model import Support
@@ -22,7 +26,10 @@ GAMMA = 0.9
 
 
 def agent_with(episodes, **changes):
-    """An agent of one seed and one copy whose replay holds `episodes`: (rewards, terminated); observations count the steps."""
+    """An agent of one seed and one env copy whose replay holds `episodes`.
+
+    An episode is (rewards, terminated); observations count the steps.
+    """
     config = compose(
         "train",
         "agent=efficientzero",
@@ -34,24 +41,32 @@ def agent_with(episodes, **changes):
     for rewards, terminated in episodes:
         for i, reward in enumerate(rewards):
             ends = i == len(rewards) - 1
-
-            def cell(value, dtype=torch.float32):
-                return torch.tensor([[value]], dtype=dtype)
-
             obs = torch.full((1, 1, 50), float(step))
-            policy = torch.tensor([[[0.5, 0.25, 0.25]]])
-            flags = cell(ends and terminated, torch.bool), cell(ends and not terminated, torch.bool)
             agent.update(
                 Transition(
-                    obs, cell(step % 3, torch.int64), cell(reward), obs, *flags, {"policy": policy}
+                    obs=obs,
+                    action=torch.tensor([[step % 3]]),
+                    reward=torch.tensor([[reward]]),
+                    next_obs=obs,
+                    terminated=torch.tensor([[bool(ends and terminated)]]),
+                    truncated=torch.tensor([[bool(ends and not terminated)]]),
+                    carry={"policy": torch.tensor([[[0.5, 0.25, 0.25]]])},
                 )
             )
             step += 1
     return agent
 
 
-def known(obs):
-    """What the target network shall think of a state: a tenth of its number."""
+def one_more(agent, obs):
+    """Hand the agent another transition, of reward 1, that ends nothing."""
+    no = torch.zeros(1, 1, dtype=torch.bool)
+    policy = torch.tensor([[[0.5, 0.25, 0.25]]])
+    reward = torch.ones(1, 1)
+    agent.update(Transition(obs, no.long(), reward, obs, no, no, {"policy": policy}))
+
+
+def target_values(obs):
+    """What the target network shall say of a state: a tenth of its number."""
     return obs[..., 0] / 10
 
 
@@ -70,8 +85,8 @@ def test_targets(n_steps, value_prefix, cuts_terminate, monkeypatch):
     episodes = [*EPISODES[:3], ([1.0, 1.0, 1.0], None)]
     changes = {"n_steps": n_steps, "value_prefix": value_prefix, "cuts_terminate": cuts_terminate}
     agent = agent_with(episodes[:3], off_policy_correction=False, learning_starts=300, **changes)
-    monkeypatch.setattr(agent.target, "values", known)
-    slot, weight = agent._drawn(torch.rand(1, 400))
+    monkeypatch.setattr(agent.target, "values", target_values)
+    slot, weight = agent._sample_slots(torch.rand(1, 400))
     batch = agent.replay.window(slot, 6 + n_steps)
     value = agent.value_targets(batch)
     prefix = agent._prefixes(batch["reward"])
@@ -92,11 +107,8 @@ def test_targets(n_steps, value_prefix, cuts_terminate, monkeypatch):
                 expected = sum(GAMMA ** (i - t) * rewards[i] for i in range(t, end))
                 if end < len(rewards):
                     expected += GAMMA ** (end - t) * (offset + end) / 10
-            assert float(value[0, b, k]) == pytest.approx(expected, rel=1e-4, abs=1e-5), (
-                episode,
-                begin,
-                k,
-            )
+            row = (episode, begin, k)
+            assert float(value[0, b, k]) == pytest.approx(expected, rel=1e-4, abs=1e-5), row
             if k < 5 and inside:
                 wanted = sum(rewards[begin : t + 1]) if value_prefix else rewards[t]
                 assert float(prefix[0, b, k]) == pytest.approx(wanted)
@@ -104,7 +116,10 @@ def test_targets(n_steps, value_prefix, cuts_terminate, monkeypatch):
 
 
 def test_priorities():
-    """A row is drawn by the power alpha of its priority; the weights undo that in full when beta has risen to 1."""
+    """A row is drawn by the power alpha of its priority.
+
+    The weights undo that in full when beta has risen to 1.
+    """
     agent = agent_with(
         EPISODES[:1],
         learning_starts=300,
@@ -114,21 +129,14 @@ def test_priorities():
     )
     assert agent.priority[0, 0, :3].tolist() == [1, 1, 1], "the first rows"
     agent.priority[0, 0, :3] = torch.tensor([1.0, 4.0, 9.0])
-    slot, weight = agent._drawn(torch.arange(0.0005, 1, 0.001).unsqueeze(0))
-    assert [int((slot == i).sum()) for i in range(3)] == pytest.approx(
-        [1000 / 6, 2000 / 6, 3000 / 6], abs=1
-    )
+    slot, weight = agent._sample_slots(torch.arange(0.0005, 1, 0.001).unsqueeze(0))
+    counts = [int((slot == i).sum()) for i in range(3)]
+    assert counts == pytest.approx([1000 / 6, 2000 / 6, 3000 / 6], abs=1)
     assert bool((weight == 1).all())
     agent.updates.fill_(10)
-    torch.testing.assert_close(
-        agent._drawn(torch.tensor([[0.01, 0.3, 0.9]]))[1], torch.tensor([[1, 1 / 2, 1 / 3]])
-    )
-    obs, no, policy = (
-        torch.zeros(1, 1, 50),
-        torch.zeros(1, 1, dtype=torch.bool),
-        torch.full((1, 1, 3), 1 / 3),
-    )
-    agent.update(Transition(obs, no.long(), no.float(), obs, no, no, {"policy": policy}))
+    _, weight = agent._sample_slots(torch.tensor([[0.01, 0.3, 0.9]]))
+    torch.testing.assert_close(weight, torch.tensor([[1, 1 / 2, 1 / 3]]))
+    one_more(agent, torch.zeros(1, 1, 50))
     assert float(agent.priority[0, 0, 3]) == 9, "a new row is as urgent as the most urgent"
 
 
@@ -141,20 +149,24 @@ def test_older_rows_have_shorter_returns():
         learning_starts=399,
     )
     agent.target.values = lambda obs: torch.zeros(obs.shape[:2])
-    batch = agent.replay.window(agent._drawn(torch.rand(1, 64))[0], 11)
+    slot, _ = agent._sample_slots(torch.rand(1, 64))
+    batch = agent.replay.window(slot, 11)
     value = agent.value_targets(batch)
     for b in range(64):
-        age, steps = int(batch["age"][0, b]), 5 - int(batch["age"][0, b]) // 120
+        age = int(batch["age"][0, b])
+        steps = 5 - age // 120
         if age > 12:
-            assert float(value[0, b, 0]) == pytest.approx(
-                sum(GAMMA**i for i in range(steps)), rel=1e-4
-            )
+            expected = sum(GAMMA**i for i in range(steps))
+            assert float(value[0, b, 0]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.rounding
 @pytest.mark.parametrize("bootstrap", ["head", "search"])
 def test_a_cache_says_what_the_target_network_says(bootstrap):
-    """Also when rows have given way to others, and the target to another; it is asked once about each row."""
+    """Also when rows have given way to others, and the target to another.
+
+    It is asked once about each row.
+    """
     changes = {"learning_starts": 19, "buffer_size": 19, "batch_size": 8, "target_every": 2}
     agent = agent_with(EPISODES[:3], cache=True, bootstrap=bootstrap, **changes)
     agent.config = dataclasses.replace(agent.config, reanalyse=1.0)
@@ -172,10 +184,11 @@ def test_a_cache_says_what_the_target_network_says(bootstrap):
         for memo in (forgetful.valued, forgetful.searched):
             memo.version.fill_(-1)
         before = sum(asked)
-        cached, once = targets(agent), sum(asked)
-        assert before < once and all(
-            torch.equal(*pair) for pair in zip(cached, targets(agent), strict=True)
-        )
+        cached = targets(agent)
+        once = sum(asked)
+        assert before < once
+        for pair in zip(cached, targets(agent), strict=True):
+            assert torch.equal(*pair)
         assert sum(asked) == once
         for pair in zip(cached, targets(forgetful), strict=True):
             torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
@@ -183,20 +196,16 @@ def test_a_cache_says_what_the_target_network_says(bootstrap):
         if bootstrap == "head":
             torch.testing.assert_close(cached[0], targets(forgetful)[0], rtol=1e-4, atol=1e-5)
         for _ in range(5):  # other rows in some of the slots, and a target that moves on
-            no, obs = torch.zeros(1, 1, dtype=torch.bool), torch.randn(1, 1, 50)
-            policy = torch.tensor([[[0.5, 0.25, 0.25]]])
-            agent.update(
-                Transition(obs, no.long(), torch.ones(1, 1), obs, no, no, {"policy": policy})
-            )
+            one_more(agent, torch.randn(1, 1, 50))
 
 
 def test_supports_give_back_what_they_hold():
     support = Support(20.0, 51, seed_tensor([0, 1]))
     x = torch.tensor([[-300.0, -1.0, 0.0, 0.3, 57.0], [3.0, 1e-4, 120.0, -7.5, 300.0]])
-    held = support.encode(x)
-    torch.testing.assert_close(held.sum(-1), torch.ones_like(x))
-    assert int((held > 0).sum(-1).max()) <= 2
-    torch.testing.assert_close(support.decode((held + 1e-12).log()), x, rtol=2e-3, atol=2e-3)
+    weights = support.two_hot(x)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(x))
+    assert int((weights > 0).sum(-1).max()) <= 2
+    torch.testing.assert_close(support.decode((weights + 1e-12).log()), x, rtol=2e-3, atol=2e-3)
 
 
 def test_the_contributions_can_be_switched_off():
@@ -211,9 +220,8 @@ def test_the_contributions_can_be_switched_off():
         metrics = agent.learn()
         assert all(value.isfinite().all() for value in metrics.values())
         assert ("loss/consistency" in metrics) == ("consistency" not in change)
-        assert any(
-            not torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True)
-        )
+        pairs = zip(before, agent.policy.parameters(), strict=True)
+        assert any(not torch.equal(old, new) for old, new in pairs)
     assert Config.__dataclass_params__.frozen
 
 
@@ -229,15 +237,13 @@ def test_attacks_are_judged_by_the_search(rlx):
     assert clean["flip_rate"] == 0 < attacked["flip_rate"]
     evaluated = rlx("evaluate", run, "episodes=5")
     assert evaluated.summary["return"] == result.summary["clean"]
-    same = (
-        np.load(evaluated.run / "returns.npz")["returns"]
-        == np.load(result.run / "returns.npz")["action"][:, 0]
-    )
-    assert same.sum() >= 8, "of 10, in a larger batch: rounding may break ties"
+    own = np.load(evaluated.run / "returns.npz")["returns"]
+    unattacked = np.load(result.run / "returns.npz")["action"][:, 0]
+    assert (own == unattacked).sum() >= 8, "of 10, in a larger batch: rounding may break ties"
 
 
-def test_pictures_are_kept_once_and_stacked_again(monkeypatch):
-    """What the learner is shown is what the agent saw, an episode's first picture repeated before it."""
+def test_images_are_kept_once_and_stacked_again(monkeypatch):
+    """The learner is shown what the agent saw, an episode's first image repeated before it."""
     space, stack = spaces.Box(0, 255, (6, 8, 8), np.uint8), 3
     config = compose(
         "train",
@@ -246,41 +252,39 @@ def test_pictures_are_kept_once_and_stacked_again(monkeypatch):
     )
     agent = make_agent(config.agent, Spec(space, spaces.Discrete(2), 10), seed_tensor([0, 1]), 2)
     monkeypatch.setattr(agent, "learn", dict)
-    seen, number, stacked = {}, torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, 6, 8, 8)
+    shown: dict[int, torch.Tensor] = {}
+    action = torch.zeros(2, 2, dtype=torch.int64)
+    no = torch.zeros(2, 2, dtype=torch.bool)
+    carry = {"policy": torch.full((2, 2, 2), 0.5)}
     for step in range(33):
-        new = torch.randint(0, 255, (2, 2, 2, 8, 8), dtype=torch.uint8)
-        stacked = (
-            new.repeat(1, 1, stack, 1, 1)
-            if step % 7 == 0
-            else torch.cat([stacked[:, :, 2:], new], 2)
-        )
-        no, ends = torch.zeros(2, 2, dtype=torch.bool), torch.full((2, 2), step % 7 == 6)
-        carry = {"policy": torch.full((2, 2, 2), 0.5)}
-        agent.update(
-            Transition(stacked, number, torch.full((2, 2), float(step)), stacked, no, ends, carry)
-        )
-        seen[step] = stacked
+        image = torch.randint(0, 255, (2, 2, 2, 8, 8), dtype=torch.uint8)
+        if step % 7 == 0:
+            obs = image.repeat(1, 1, stack, 1, 1)
+        else:
+            obs = torch.cat([obs[:, :, 2:], image], 2)
+        reward = torch.full((2, 2), float(step))
+        ends = torch.full((2, 2), step % 7 == 6)
+        agent.update(Transition(obs, action, reward, obs, no, ends, carry))
+        shown[step] = obs
     assert agent.replay.obs.shape[-3:] == (2, 8, 8)
-    batch = agent.replay.window(agent._drawn(torch.rand(2, 50))[0], 4)
-    num_envs = 0
+    slot, _ = agent._sample_slots(torch.rand(2, 50))
+    batch = agent.replay.window(slot, 4)
+    compared = 0
     for s, b, k in itertools.product(range(2), range(50), range(4)):
-        if (
-            batch["alive"][s, b, k] and int(batch["reward"][s, b, 0]) >= 33 - 10 + stack
-        ):  # the oldest ones have lost what was before them
-            shown = seen[int(batch["reward"][s, b, k])][s]
-            assert any(torch.equal(batch["obs"][s, b, k], one) for one in shown)
-            num_envs += 1
-    assert num_envs > 50
+        first_step = int(batch["reward"][s, b, 0])
+        # The oldest ones have lost what was before them.
+        if batch["alive"][s, b, k] and first_step >= 33 - 10 + stack:
+            candidates = shown[int(batch["reward"][s, b, k])][s]
+            assert any(torch.equal(batch["obs"][s, b, k], one) for one in candidates)
+            compared += 1
+    assert compared > 50
 
 
-def test_pictures_are_shifted_as_one():
-    space = spaces.Box(0, 255, (1, 12, 12), np.uint8)
-    config = compose("train", "agent=efficientzero", *small("efficientzero", augment=True))
-    agent = make_agent(config.agent, Spec(space, spaces.Discrete(2), 10), seed_tensor([0]), 1)
-    one = torch.rand(1, 1, 1, 1, 12, 12).expand(1, 64, 2, 1, 12, 12) + 0.1
-    moved = agent._augmented(one)
+def test_images_are_shifted_as_one():
+    images = torch.rand(1, 1, 1, 1, 12, 12).expand(1, 64, 2, 1, 12, 12) + 0.1
+    moved = augment(images, torch.rand(1, 64, 4))
     assert torch.equal(moved[:, :, 0], moved[:, :, 1]), "those of a row alike"
-    padded = nn.functional.pad(one[0, :, 0], (4,) * 4, mode="replicate")
+    padded = nn.functional.pad(images[0, :, 0], (4,) * 4, mode="replicate")
     crops = {}
     for b in range(64):
         for i, j in itertools.product(range(9), range(9)):
@@ -288,15 +292,16 @@ def test_pictures_are_shifted_as_one():
             if float(ratio.max() - ratio.min()) < 1e-4:
                 crops[b] = (i, j, float(ratio.mean()))
     assert len(crops) == 64 and len({crop[:2] for crop in crops.values()}) > 30
-    assert (
-        all(0.899 < crop[2] < 1.101 for crop in crops.values())
-        and len({round(crop[2], 4) for crop in crops.values()}) > 30
-    )
+    assert all(0.899 < crop[2] < 1.101 for crop in crops.values())
+    assert len({round(crop[2], 4) for crop in crops.values()}) > 30
 
 
 @pytest.mark.parametrize(("size", "one_hot"), [(10, True), (10, False), (96, True)])
-def test_pictures_are_learnt_from(size, one_hot):
-    """Every part of the image networks gets a gradient, and the statistics of normalisation move with the learner alone."""
+def test_images_are_learnt_from(size, one_hot):
+    """Every part of the image networks gets a gradient.
+
+    The statistics of normalisation move with the learner alone.
+    """
     space = spaces.Box(0, 255, (3, size, size), np.uint8)
     sizes = {
         "latent": 8,
@@ -314,30 +319,25 @@ def test_pictures_are_learnt_from(size, one_hot):
     )
     agent = make_agent(config.agent, Spec(space, spaces.Discrete(2), 10), seed_tensor([0]), 1)
     for step in range(8):
-        obs, no = (
-            torch.randint(0, 255, (1, 1, 3, size, size), dtype=torch.uint8),
-            torch.zeros(1, 1, dtype=torch.bool),
-        )
-        reward, carry = torch.ones(1, 1), {"policy": torch.tensor([[[0.7, 0.3]]])}
-        agent.update(Transition(obs, torch.tensor([[step % 2]]), reward, obs, no, no, carry))
+        obs = torch.randint(0, 255, (1, 1, 3, size, size), dtype=torch.uint8)
+        action = torch.tensor([[step % 2]])
+        no = torch.zeros(1, 1, dtype=torch.bool)
+        carry = {"policy": torch.tensor([[[0.7, 0.3]]])}
+        agent.update(Transition(obs, action, torch.ones(1, 1), obs, no, no, carry))
     state = agent.policy.model.represent(obs)
     assert state.shape == (1, 1, 8, *[6 if size == 96 else size] * 2)
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
-    act = agent.policy.search(obs).action
-    assert all(
-        torch.equal(before[name], value) for name, value in agent.policy.state_dict().items()
-    ), "acting changes nothing"
-    for _ in range(
-        3
-    ):  # the heads begin at 0, and what is behind them moves from the second step on
+    assert agent.policy.search(obs).action.shape == (1, 1)
+    for name, value in agent.policy.state_dict().items():
+        assert torch.equal(before[name], value), "acting changes nothing"
+    # The heads begin at 0, and what is behind them moves from the second step on.
+    for _ in range(3):
         agent.learn()
     after = agent.policy.state_dict()
-    assert [
-        name for name in before if "support" not in name and torch.equal(before[name], after[name])
-    ] == []
-    assert act.shape == (1, 1) and not any(
-        module.training for module in agent.policy.modules() if isinstance(module, SeedBatchNorm)
-    )
+    unmoved = [name for name in before if torch.equal(before[name], after[name])]
+    assert [name for name in unmoved if "support" not in name] == []
+    norms = [module for module in agent.policy.modules() if isinstance(module, SeedBatchNorm)]
+    assert not any(norm.training for norm in norms)
 
 
 @pytest.mark.slow

@@ -330,7 +330,7 @@ def test_a_drifting_number_follows_its_line_and_the_physics_follow_it(composed):
             1,
             CPU,
         )
-    with pytest.raises(ConfigError, match="pictures show it"):
+    with pytest.raises(ConfigError, match="images show it"):
         make_env(composed("train", "env=cartpole_frames", drift).env, 1, CPU)
 
 

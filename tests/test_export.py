@@ -1,12 +1,16 @@
 """ONNX files decide as their policies do."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import AGENTS, TINY, compose, small
+from PIL import Image
 
-from rlx.config import load_class
+from rlx.agent import Agent
+from rlx.config import build, load_class
 from rlx.experiment import env_spec, make_env
 from rlx.onnx import Exported, compare
 
@@ -30,19 +34,15 @@ def test_every_policy_can_be_exported(parts, tmp_path):
     agent, env, *more = parts
     config = compose("train", f"agent={agent}", f"env={env}", *small(agent), *more)
     spec = env_spec(config.env)
-    from rlx.agent import Agent
-    from rlx.config import build
-
     kind = load_class(config.agent, "agent", Agent)
-    policy = kind.policy_type(
-        build(kind.config_type, config.agent, "agent"), spec, torch.tensor([3, 5])
-    )
+    settings = build(kind.config_type, config.agent, "agent")
+    policy = kind.policy_type(settings, spec, torch.tensor([3, 5]))
     for parameter in policy.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     exported = Exported(policy.requires_grad_(False), spec, 1)
     exported.write(tmp_path / "policy.onnx", {"run": "here"})
-    worst, same, _ = compare(exported, tmp_path / "policy.onnx", make_env(config.env, 3, "cpu"), 40)
-    assert same >= 0.99 and worst < 1e-3
+    result = compare(exported, tmp_path / "policy.onnx", make_env(config.env, 3, "cpu"), 40)
+    assert result.equal >= 0.99 and result.difference < 1e-3
 
 
 def test_the_command_line(tiny_runs, rlx, tmp_path):
@@ -50,10 +50,8 @@ def test_the_command_line(tiny_runs, rlx, tmp_path):
     result = rlx("export", tiny_runs / "train/dqn-cartpole", "seed=1", "policy.onnx")
     assert result.code == 0 and "100.00% of the actions equal" in result.out, result.err
     session = onnxruntime.InferenceSession("policy.onnx")
-    assert session.get_inputs()[0].shape == ["batch", 4] and session.get_outputs()[1].shape == [
-        "batch",
-        2,
-    ]
+    assert session.get_inputs()[0].shape == ["batch", 4]
+    assert session.get_outputs()[1].shape == ["batch", 2]
     assert session.get_modelmeta().custom_metadata_map["seed"] == "1"
     for arguments, message in (
         (("policy.onnx", "more.onnx", "x.onnx"), "name the file last"),
@@ -66,33 +64,17 @@ def test_the_command_line(tiny_runs, rlx, tmp_path):
 
 
 def test_a_search_is_not_exported(rlx):
-    run = rlx(
-        "train",
-        "agent=efficientzero",
-        "env=cartpole",
-        *TINY,
-        *small("efficientzero"),
-        "seeds=1",
-        "steps=8",
-        "eval_every=8",
-    ).run
+    short = ("seeds=1", "steps=8", "eval_every=8")
+    sizes = small("efficientzero")
+    run = rlx("train", "agent=efficientzero", "env=cartpole", *TINY, *sizes, *short).run
     result = rlx("export", run, "policy.onnx")
-    assert (
-        result.code == 2
-        and "decides by a search" in result.err
-        and not Path("policy.onnx").exists()
-    )
+    assert result.code == 2 and "decides by a search" in result.err
+    assert not Path("policy.onnx").exists()
 
 
 def test_an_episode_can_be_watched(tiny_runs, rlx):
-    from PIL import Image
-
     result = rlx("evaluate", tiny_runs / "train/dqn-cartpole", "episodes=2", "video=true")
     assert result.code == 0, result.err
-    import json
-
-    import numpy as np
-
     with Image.open(result.run / "episode.gif") as film:
         frames = []
         for number in range(film.n_frames):

@@ -11,8 +11,8 @@ from gymnasium import spaces
 from safetensors.torch import load_file
 from test_resume import fingerprint
 
-from rlx.env import played, shown
 from rlx.envs.gym import GymEnv
+from rlx.envs.spaces import played, shown
 from rlx.envs.view import View
 from rlx.envs.workers import Workers
 from rlx.errors import ConfigError, RunError
@@ -317,7 +317,7 @@ def test_a_picture_that_cannot_be_drawn_is_said_of_the_env():
         env.render()
     env = GymEnv("Faulty-v0", kwargs={"render_mode": "rgb_array"})
     env.reset(seed=0)
-    told = r"render\(\) after 0 steps .* returned None; expected a picture \[H, W, 3\]"
+    told = r"render\(\) after 0 steps .* returned None; expected an image \[H, W, 3\]"
     with pytest.raises(RunError, match=told):
         env.render()
     with pytest.raises(ConfigError, match=r"Lenient-v0: cannot be drawn, since its class takes no"):
@@ -437,6 +437,33 @@ def test_what_is_saved_is_what_was_played(dtype):
         assert {given.dtype for given in other.unwrapped.given} == {np.dtype(dtype)}
     action = torch.full((2, 1), 2.4)
     assert torch.equal(env.step(action)[0], again.step(action)[0])
+
+
+class Forgetful(Base):
+    """Does not pass its seed on."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(options=options)
+
+
+gymnasium.register("Forgetful-v0", Forgetful, max_episode_steps=50)
+
+
+@pytest.mark.parametrize("id", ["Base-v0", "Forgetful-v0"])
+def test_nothing_depends_on_what_the_generators_were_before_the_first_seed(id):
+    envs = [GymEnv(id, 2), GymEnv(id, 2)]
+    for env in envs:
+        env.reset(seed=3)
+    for _ in range(4):
+        one, other = (env.step(torch.zeros(2, dtype=torch.int64))[0] for env in envs)
+        assert torch.equal(one, other) and not torch.equal(one[0], one[1])
+    state, other_state = (env.state_dict() for env in envs)
+    assert all(torch.equal(value, other_state[name]) for name, value in state.items())
+    again = GymEnv(id, 2)
+    again.load_state_dict(state)
+    actions = torch.ones(2, dtype=torch.int64)
+    for _ in range(9):  # into the next episode
+        assert torch.equal(envs[0].step(actions)[0], again.step(actions)[0])
 
 
 def test_an_env_may_write_into_its_arrays():

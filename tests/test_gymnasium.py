@@ -212,8 +212,8 @@ def test_parameters_reach_the_env_and_wrong_ones_are_named():
             make("rlx/CartPole-v1", gravity="much")
         with pytest.raises(ConfigError, match="is_slipery"):
             make("rlx/FrozenLake-v1", is_slipery=False)
-        # Stable-Baselines3 asks for pictures first, and after a TypeError without.
-        with pytest.raises(TypeError, match="draws no pictures"):
+        # Stable-Baselines3 asks for images first, and after a TypeError without.
+        with pytest.raises(TypeError, match="draws no images"):
             make("rlx/CartPole-v1", render_mode="rgb_array")
     for limit in (0, -1, 2.5):
         with pytest.raises(ConfigError, match="max_episode_steps"):

@@ -1,4 +1,4 @@
-"""Faults that were found once, by their kind: each test states what is right, and nothing of how."""
+"""Faults that were found once, by their kind: each test states what is right, and not how."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, small
+from conftest import TINY, small, stop_rule
 from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Scores
-from rlx.attack import Budget
+from rlx.attack import Budget, Mode
 from rlx.attacks.noise import Noise
 from rlx.benchmarks import atari100k
 from rlx.errors import ConfigError, Interrupted, RunError
@@ -24,7 +24,10 @@ from rlx.experiment import make_env
 from rlx.names import closest
 from rlx.policies import env_age
 from rlx.robustness.sweep import sweep
+from rlx.runs.checkpoints import Checkpoints
+from rlx.runs.finding import find
 from rlx.runs.run import Run
+from rlx.runs.versions import versions
 from rlx.training.loop import Training
 from rlx.training.resuming import resumed
 
@@ -52,10 +55,8 @@ def test_policies_of_several_ages_are_not_played_in_one_drifting_env(rlx):
         *TINY,
         *LEARN,
     )
-    old, young = (
-        rlx("train", *drift, "seeds=1").run,
-        rlx("train", *drift, "seeds=1:2", "steps=300").run,
-    )
+    old = rlx("train", *drift, "seeds=1").run
+    young = rlx("train", *drift, "seeds=1:2", "steps=300").run
     for pair in ((old, young), (young, old)):
         result = rlx("evaluate", *pair, "episodes=2")
         assert result.code == 2 and "steps old" in result.err
@@ -84,12 +85,12 @@ def test_a_seed_that_stopped_keeps_its_value(tmp_path):
 def test_a_seed_that_stopped_before_its_first_evaluation_is_not_left_out(tmp_path):
     run = made(tmp_path)
     run.log([{"step": 5, "seed": 1, "return/mean": 3.0}])
-    run.save("best", {"seeds": [0, 1], "value": [7.0, 3.0], "step": [2, 5]}, tensors())
+    run.checkpoints.save("best", {"seeds": [0, 1], "value": [7.0, 3.0], "step": [2, 5]}, tensors())
     assert run.curve()[2].tolist() == [[7.0, 3.0]]
 
 
 def test_steps_per_second_are_those_of_the_steps_that_were_made(rlx):
-    rule = "stop={window: 5, solved: 15, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
+    rule = stop_rule(window=5, solved=15)
     arguments = (
         "agent=dqn",
         "env=cartpole",
@@ -143,7 +144,7 @@ class Looking(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: list[torch.Tensor] = []
+        self.observed: list[torch.Tensor] = []
 
     def initial_carry(self, batch):
         return {}
@@ -151,20 +152,23 @@ class Looking(torch.nn.Module):
     def act(self, obs, first, carry, choose):
         shown = []
 
-        def scores(seen):
-            shown.append(seen.detach().clone())
-            return torch.stack([seen.sum(-1), -seen.sum(-1)], -1)
+        def scores(obs):
+            shown.append(obs.detach().clone())
+            return torch.stack([obs.sum(-1), -obs.sum(-1)], -1)
 
         action = choose("action", obs, Scores(scores), torch.ones_like(first))
-        self.seen.append(shown[-1].unflatten(-1, (3, 4)))
+        self.observed.append(shown[-1].unflatten(-1, (3, 4)))
         return action, carry
 
 
 def test_what_a_stack_shows_of_the_past_is_what_was_shown():
-    """Each observation begins with what the last one ended with, perturbed or not; only the newest can be moved."""
+    """Each observation begins with what the last one ended with, perturbed or not.
+
+    Only the newest can be moved.
+    """
     node = {"_target_": "rlx.envs.cartpole.CartPole", "stack": 3, "max_episode_steps": 6}
     spec, cpu, policy = experiment.env_spec(node), torch.device("cpu"), Looking()
-    modes = {"action": (("action",), False)}
+    modes = {"action": Mode(("action",), shared=False)}
     noise = Noise("corners", 1.0, True)
     assert spec.stack == 3
     sweep(
@@ -173,18 +177,17 @@ def test_what_a_stack_shows_of_the_past_is_what_was_shown():
         spec,
         noise,
         modes,
-        [0],
-        [0, 0.1],
-        np.ones(12),
-        2,
-        100,
-        cpu,
+        seeds=[0],
+        eps=[0, 0.1],
+        scale=np.ones(12),
+        episodes=2,
+        max_num_envs=100,
+        device=cpu,
     )
-    first, *rest = policy.seen
+    first, *rest = policy.observed
     assert len(rest) >= 5 and first.shape == (1, 4, 3, 4)
-    assert torch.equal(first[:, :, 0], first[:, :, 2]) and torch.equal(
-        first[:, :, 1], first[:, :, 2]
-    )
+    assert torch.equal(first[:, :, 0], first[:, :, 2])
+    assert torch.equal(first[:, :, 1], first[:, :, 2])
     clean = make_env(node, 2, cpu).reset(seed=2_000_000)[0].unflatten(1, (3, 4))[:, -1]
     torch.testing.assert_close(first[0, :2, 2], clean)
     torch.testing.assert_close((first[0, 2:, 2] - clean).abs(), torch.full((2, 4), 0.1))
@@ -218,11 +221,8 @@ def test_words_for_numbers_are_numbers_in_a_run(rlx):
         "agent.anneal_steps=${steps}",
     ).run
     config = OmegaConf.load(run / "config.yaml")
-    assert (config.steps, config.agent.anneal_steps, config.env.max_episode_steps) == (
-        1000,
-        1000,
-        100,
-    )
+    assert config.steps == config.agent.anneal_steps == 1000
+    assert config.env.max_episode_steps == 100
     assert rlx("resume", run, "steps=1200").code == 0
     drift = ("env=cartpole_drift", "env.drift.begin=1k", "agent=dqn", *TINY, *LEARN, "seeds=1")
     assert OmegaConf.load(rlx("train", *drift).run / "config.yaml").env.drift.begin == 1000
@@ -260,25 +260,23 @@ def test_every_value_has_a_type(override, message, rlx, tmp_path):
 )
 def test_values_of_vector_envs_have_types_too(override, rlx, tmp_path):
     result = rlx("train", "agent=dqn", "env=gym", "env.id=CartPole-v1", override)
-    assert (
-        result.code == 2
-        and override.partition("=")[0] in result.err
-        and list(tmp_path.iterdir()) == []
-    )
+    assert result.code == 2
+    assert override.partition("=")[0] in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):
     run = made(tmp_path)
     for step in (999_000_000, 999_500_000, 1_000_000_000, 1_000_500_000):
-        run.save(
+        run.checkpoints.save(
             f"{step:09d}",
             {"step": step, "seeds": [0], "lasting": True},
             tensors(step),
             tensors(step),
         )
-    assert run.checkpoint("last").name == "1000500000"
-    assert run.load_newest()[0]["step"] == 1_000_500_000
-    assert run.load("last", "training")["w"] == 1_000_500_000
+    assert run.checkpoints.folder("last").name == "1000500000"
+    assert run.newest().counters["step"] == 1_000_500_000
+    assert run.checkpoints.load("last", "training")["w"] == 1_000_500_000
 
 
 def test_nothing_is_decided_about_a_run_that_another_process_writes(rlx, tmp_path):
@@ -299,25 +297,25 @@ def test_what_was_saved_between_loading_and_locking_is_not_deleted(rlx):
     longer.steps = 1200
     with pytest.raises(ConfigError, match="has gone on to step 900 meanwhile"):
         stale.run(run, longer)
-    assert run.steps()[-1] == "000000900"
+    assert run.checkpoints.steps()[-1] == "000000900"
 
 
 def test_recovering_waits_for_whoever_is_between_two_renames(tmp_path, monkeypatch):
     run = made(tmp_path)
-    run.save("best", {"seeds": [0]}, tensors())
-    run.save("000000100", {"step": 100, "seeds": [0]}, tensors(), tensors())
+    run.checkpoints.save("best", {"seeds": [0]}, tensors())
+    run.checkpoints.save("000000100", {"step": 100, "seeds": [0]}, tensors(), tensors())
     rename, other = Path.rename, []
 
     def renamed(self, target):
         result = rename(self, target)
         if self.name == "best" and not other:
-            other.append(Run(run.path).load_newest()[0]["step"])
+            other.append(Run(run.path).newest().counters["step"])
         return result
 
     monkeypatch.setattr(Path, "rename", renamed)
     with run.lock():
-        run.save("best", {"seeds": [0]}, tensors(1))
-    assert other == [100] and run.load("best")["w"] == 1
+        run.checkpoints.save("best", {"seeds": [0]}, tensors(1))
+    assert other == [100] and run.checkpoints.load("best")["w"] == 1
 
 
 @pytest.mark.parametrize("spelled", ["nothing", "outputs", "folder", "itself", "relative"])
@@ -325,15 +323,20 @@ def test_a_replaced_run_is_found_again_however_it_is_named(spelled, tmp_path, mo
     run, grown = made(tmp_path / "o"), made(tmp_path / "other", b=2)
     for one in (run, grown):
         one.write_meta(status="completed")
-    place = run.path
-    grown.path.rename(place.with_name(f".{place.name}.partial"))
-    place.rename(place.with_name(f".{place.name}.former"))  # and here the power fails
-    monkeypatch.chdir(place.parent)
-    names = {"nothing": None, "outputs": str(tmp_path / "o"), "folder": str(place.parent)}
-    names |= {"itself": str(place), "relative": place.name}
-    found = Run.find(names[spelled], str(tmp_path / "o"))
-    assert found.path.resolve() == place and found.config.b == 2
-    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    path = run.path
+    grown.path.rename(path.with_name(f".{path.name}.partial"))
+    path.rename(path.with_name(f".{path.name}.former"))  # and now the power fails
+    monkeypatch.chdir(path.parent)
+    names = {
+        "nothing": None,
+        "outputs": str(tmp_path / "o"),
+        "folder": str(path.parent),
+        "itself": str(path),
+        "relative": path.name,
+    }
+    found = find(names[spelled], str(tmp_path / "o"))
+    assert found.path.resolve() == path and found.config.b == 2
+    assert [child.name for child in path.parent.iterdir()] == [path.name]
 
 
 def stopped_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
@@ -354,17 +357,13 @@ def test_told_to_stop_ends_a_sweep_and_says_how_to_go_on(number, rlx, monkeypatc
     stopped_at(monkeypatch, 200, number)
     result = rlx("train", "-m", *PPO, "seeds=1", "agent.hidden=[8],[16],[32]")
     (run,) = Path("outputs/train/ppo-cartpole").iterdir()
-    assert (
-        result.code == 128 + number
-        and json.loads((run / "meta.json").read_text())["status"] == "interrupted"
-    )
+    assert result.code == 128 + number
+    assert json.loads((run / "meta.json").read_text())["status"] == "interrupted"
     lines = result.err.splitlines()
     assert f"rlx resume {run}" in lines[0] and "not begun, 2 of 3" in lines[1]
-    assert (
-        lines[2].startswith("rlx train agent=ppo")
-        and "agent.hidden=[16]" in lines[2]
-        and "agent.hidden=[32]" in lines[3]
-    )
+    assert lines[2].startswith("rlx train agent=ppo")
+    assert "agent.hidden=[16]" in lines[2]
+    assert "agent.hidden=[32]" in lines[3]
 
 
 def test_a_sweep_is_checked_before_it_begins_and_says_all_that_is_wrong(rlx, tmp_path):
@@ -389,19 +388,17 @@ def test_what_fails_in_a_sweep_is_told_at_once_and_at_the_end(rlx, monkeypatch):
     monkeypatch.setattr(Training, "_learn", failing)
     result = rlx("train", "-m", *PPO, "seeds=1", "agent.hidden=[8],[16],[32]")
     told = [line for line in result.err.splitlines() if "lost its connection" in line]
-    assert (
-        result.code == 1
-        and len(told) == 2
-        and "agent.hidden=[16]" in told[0]
-        and "1 of 3" in result.err
-    )
+    assert result.code == 1
+    assert len(told) == 2
+    assert "agent.hidden=[16]" in told[0]
+    assert "1 of 3" in result.err
     assert len(list(Path("outputs/train/ppo-cartpole").iterdir())) == 3
 
 
 def test_an_interrupt_that_cannot_save_says_so(rlx, monkeypatch):
     stopped_at(monkeypatch, 200)
     monkeypatch.setattr(
-        Run, "save", lambda *_, **__: (_ for _ in ()).throw(RunError("no space left"))
+        Checkpoints, "save", lambda *_, **__: (_ for _ in ()).throw(RunError("no space left"))
     )
     result = rlx("train", *PPO, "seeds=1")
     (run,) = Path("outputs/train/ppo-cartpole").iterdir()
@@ -426,10 +423,8 @@ def test_every_command_that_is_told_to_stop_says_so_in_its_run(
         *(["scale=std"] if command == "attack" else []),
     )
     (run,) = Path("outputs", command, "dqn-cartpole").iterdir()
-    assert (
-        result.code == 143
-        and json.loads((run / "meta.json").read_text())["status"] == "interrupted"
-    )
+    assert result.code == 143
+    assert json.loads((run / "meta.json").read_text())["status"] == "interrupted"
 
 
 def test_an_interrupt_while_seeds_are_added_names_what_adds_them(rlx, monkeypatch):
@@ -464,14 +459,15 @@ def test_a_finished_run_goes_on_as_if_it_had_not_ended(rlx):
 
     assert without_time(Run(run).metrics()) == without_time(Run(whole).metrics())
     one, two = Run(run), Run(whole)
-    assert one.counters("best")["step"] == two.counters("best")["step"]
+    assert one.checkpoints.counters("best")["step"] == two.checkpoints.counters("best")["step"]
     assert all(
-        torch.equal(one.load("best")[name], tensor) for name, tensor in two.load("best").items()
+        torch.equal(one.checkpoints.load("best")[name], tensor)
+        for name, tensor in two.checkpoints.load("best").items()
     )
 
 
 def test_the_newest_weights_of_a_stop_rule_are_those_at_the_stop(rlx):
-    rule = "stop={window: 5, solved: 15, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
+    rule = stop_rule(window=5, solved=15)
     arguments = (
         "agent=dqn",
         "env=cartpole",
@@ -481,11 +477,18 @@ def test_the_newest_weights_of_a_stop_rule_are_those_at_the_stop(rlx):
         "eval_every=100",
         "eval_episodes=2",
     )
-    best, newest = (
-        rlx("train", *arguments, *LEARN, rule, f"keep={keep}").summary["kept"]
-        for keep in ("best", "newest")
-    )
+    best = rlx("train", *arguments, *LEARN, rule, "keep=best").summary["kept"]
+    newest = rlx("train", *arguments, *LEARN, rule, "keep=newest").summary["kept"]
     assert best == newest and None not in newest["value"]
+
+
+def test_a_run_names_the_commit_that_made_it():
+    checkout = Path(experiment.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        pytest.skip("rlx is not run from a checkout")
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    head = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    assert versions()["commit"].removesuffix("+") == head.stdout.strip()
 
 
 # C. One line instead of a traceback
@@ -528,7 +531,7 @@ def test_a_return_that_is_no_number_stops_the_run_and_blames_the_env(rlx, monkey
 
 
 def test_a_checkpoint_without_seeds_is_explained(rlx):
-    rule = "stop={window: 2, solved: 5, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
+    rule = stop_rule(window=2, solved=5)
     arguments = (
         "agent=dqn",
         "env=cartpole",
@@ -604,10 +607,8 @@ def test_every_synonym_is_of_a_key_that_exists(composed):
     known |= {"env.stack", "env.repeat_action_probability", "env.kwargs"}
     table = yaml.safe_load(Path(conf_dir(), "help/synonyms.yaml").read_text())
     assert set(table) <= known
-    assert (
-        closest("lr", ["agent.learning_rate"]) == "agent.learning_rate"
-        and closest("zzz", ["steps"]) is None
-    )
+    assert closest("lr", ["agent.learning_rate"]) == "agent.learning_rate"
+    assert closest("zzz", ["steps"]) is None
 
 
 def test_a_sweeps_config_can_be_looked_at(rlx, tmp_path):
@@ -643,12 +644,10 @@ def test_a_users_conf_counts_everywhere(how, rlx, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / "elsewhere")
         more = ["-cd", tmp_path / "conf"]
     shown = rlx("train", "agent=mine", "agent.beta=0.7", "--help", *more)
-    assert (
-        shown.code == 0
-        and "mine" in shown.out
-        and "beta: 0.7" in shown.out
-        and "# How much." in shown.out
-    )
+    assert shown.code == 0
+    assert "mine" in shown.out
+    assert "beta: 0.7" in shown.out
+    assert "# How much." in shown.out
     assert "Did you mean 'mine'?" in rlx("train", "agent=mien", *more).err
     assert (
         "Did you mean 'agent.beta'?"
@@ -675,11 +674,9 @@ def test_the_header_says_whose_settings_these_are(rlx):
 
 def test_help_shows_the_values_that_would_be_used(rlx):
     shown = rlx("train", "agent=dqn", "env=cartpole", "agent.hidden=[7]", "--help").out
-    assert (
-        "\nsteps: 150000\n" in shown
-        and "\n  target_tau: 0.01\n" in shown
-        and "\n  hidden: [7]\n" in shown
-    )
+    assert "\nsteps: 150000\n" in shown
+    assert "\n  target_tau: 0.01\n" in shown
+    assert "\n  hidden: [7]\n" in shown
     assert rlx("train", "agent=dqm", "--help").code == 2
 
 
@@ -736,11 +733,9 @@ def test_no_resolver_runs_for_a_foreign_run(foreign, rlx, monkeypatch):
     run = foreign()
     (run / "config.yaml").write_text((run / "config.yaml").read_text() + "note: ${oc.env:SECRET}\n")
     result = rlx("evaluate", run)
-    assert (
-        result.code == 2
-        and "interpolation" in result.err
-        and "s3cret" not in result.err + result.out
-    )
+    assert result.code == 2
+    assert "interpolation" in result.err
+    assert "s3cret" not in result.err + result.out
 
 
 def test_what_the_user_made_here_needs_no_trust(rlx, tmp_path, monkeypatch):
@@ -787,11 +782,9 @@ def test_garbage_in_a_run_is_one_line(foreign, rlx):
         whole = (run / name).read_bytes()
         (run / name).write_bytes(text.encode("latin-1"))
         result = rlx("evaluate", run)
-        assert (
-            result.code == 2
-            and name.split(".")[0] in result.err + "meta"
-            and "Traceback" not in result.err
-        )
+        assert result.code == 2
+        assert name.split(".")[0] in result.err + "meta"
+        assert "Traceback" not in result.err
         (run / name).write_bytes(whole)
     (run / "metrics.jsonl").write_text("{\n")
     assert "metrics.jsonl: line 1" in rlx("report", run).err
@@ -802,11 +795,9 @@ def test_garbage_in_a_run_is_one_line(foreign, rlx):
 
 def test_interrupted_is_no_failure():
     error = Interrupted(signal.SIGTERM, "stopped")
-    assert (
-        isinstance(error, KeyboardInterrupt)
-        and not isinstance(error, Exception)
-        and error.code == 143
-    )
+    assert isinstance(error, KeyboardInterrupt)
+    assert not isinstance(error, Exception)
+    assert error.code == 143
 
 
 @pytest.mark.parametrize(
@@ -822,11 +813,9 @@ def test_a_foreign_run_that_is_resumed_takes_no_memory_for_what_it_only_claims(
 @pytest.mark.parametrize("override", ["seeds=10000000000", "seeds=0:10000000000", "seeds=[0,1,1]"])
 def test_a_list_of_seeds_has_an_end(override, rlx, tmp_path):
     result = rlx("train", override)
-    assert (
-        result.code == 2
-        and override.partition("=")[0] in result.err
-        and list(tmp_path.iterdir()) == []
-    )
+    assert result.code == 2
+    assert override.partition("=")[0] in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_run_hides_no_other(rlx, tiny_runs, tmp_path):
@@ -855,18 +844,18 @@ LINKED += ["checkpoints/best/agent.safetensors", "checkpoints/best/state.json"]
 def test_no_link_in_a_run_leads_out_of_it(name, foreign, rlx, tmp_path):
     run = foreign()
     outside = tmp_path / "precious"
-    place = run / name
-    if place.is_dir():
-        shutil.move(place, outside)
+    path = run / name
+    if path.is_dir():
+        shutil.move(path, outside)
     elif name == "replay/q":
         outside.mkdir()
         shutil.copy(run / "checkpoints/best/agent.safetensors", outside / "z.safetensors")
     else:
-        outside.write_bytes(place.read_bytes() if place.exists() else b"precious")
-        place.unlink(missing_ok=True)
-    place.parent.mkdir(exist_ok=True)
-    place.symlink_to(outside)
-    before = sorted((str(path), path.stat().st_size) for path in [outside, *outside.rglob("*")])
+        outside.write_bytes(path.read_bytes() if path.exists() else b"precious")
+        path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(outside)
+    before = sizes(outside)
     for command in (
         ("evaluate", "episodes=2"),
         ("resume", "steps=900"),
@@ -875,17 +864,33 @@ def test_no_link_in_a_run_leads_out_of_it(name, foreign, rlx, tmp_path):
     ):
         result = rlx(*command, run)
         assert result.code == 2 and "leads out of the run" in result.err, result.err
-    assert (
-        sorted((str(path), path.stat().st_size) for path in [outside, *outside.rglob("*")])
-        == before
-    )
+    assert sizes(outside) == before
+
+
+def sizes(top: Path) -> list[tuple[str, int]]:
+    """Path and size of a folder and all in it."""
+    return sorted((str(path), path.stat().st_size) for path in [top, *top.rglob("*")])
 
 
 CLAIMS = [
-    {"env.stack": 10**9}, {"eval_env": {"stack": 10**9}}, {"env.observe": [0] * 1000}, {"device": {"name": "cpu", "threads": 10**9}},
-    {"eval_env": "x"}, {"device": None}, {"agent": None}, {"env": [1]}, {"env._target_": "rlx.__main__:X"},
-    {"env": {"_target_": "rlx.envs.gym.GymEnv", "id": "CartPole-v1", "max_episode_steps": None, "kwargs": {}}},
-]  # fmt: skip
+    {"env.stack": 10**9},
+    {"eval_env": {"stack": 10**9}},
+    {"env.observe": [0] * 1000},
+    {"device": {"name": "cpu", "threads": 10**9}},
+    {"eval_env": "x"},
+    {"device": None},
+    {"agent": None},
+    {"env": [1]},
+    {"env._target_": "rlx.__main__:X"},
+    {
+        "env": {
+            "_target_": "rlx.envs.gym.GymEnv",
+            "id": "CartPole-v1",
+            "max_episode_steps": None,
+            "kwargs": {},
+        }
+    },
+]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=str)
@@ -904,9 +909,19 @@ def test_a_foreign_config_is_refused_in_one_line(claim, foreign, rlx):
 
 
 STATES = [
-    ("seeds", 5), ("seeds", [0, "x"]), ("seeds", [0, None]), ("seeds", [0, 10**30]), ("seeds", [0, -1]), ("seeds", None), ("sha256", 5),
-    ("sha256", []), ("replay", 5), ("evaluated", None), ("wall_s", None), ("step", "x"),
-]  # fmt: skip
+    ("seeds", 5),
+    ("seeds", [0, "x"]),
+    ("seeds", [0, None]),
+    ("seeds", [0, 10**30]),
+    ("seeds", [0, -1]),
+    ("seeds", None),
+    ("sha256", 5),
+    ("sha256", []),
+    ("replay", 5),
+    ("evaluated", None),
+    ("wall_s", None),
+    ("step", "x"),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), STATES, ids=str)
@@ -969,9 +984,19 @@ def test_runs_are_named_by_words(command, given, rlx, tmp_path):
 
 
 MORE_VALUES = [
-    "eval_env=3", "stop=5", "env=3", "env.stack=1e9", "eval_episodes=1e10", "final_episodes=1e11", "device.threads=1e6", "steps=1e300",
-    "eval_env.observe=[0]", "eval_env.stack=2", "env.observe=[0,0]", "outputs=",
-]  # fmt: skip
+    "eval_env=3",
+    "stop=5",
+    "env=3",
+    "env.stack=1e9",
+    "eval_episodes=1e10",
+    "final_episodes=1e11",
+    "device.threads=1e6",
+    "steps=1e300",
+    "eval_env.observe=[0]",
+    "eval_env.stack=2",
+    "env.observe=[0,0]",
+    "outputs=",
+]
 
 
 @pytest.mark.parametrize("override", MORE_VALUES)

@@ -17,7 +17,8 @@ from rlx.agent import OfflineAgent, Spec, Transition
 from rlx.agents import bcq, dqn, hdqn, preferences, self_play
 from rlx.agents.actenv import ActEnv, RatedMemory
 from rlx.config import build, load_class
-from rlx.data.datasets import Data, Writer
+from rlx.data.datasets import Data
+from rlx.data.writer import Writer
 from rlx.errors import ConfigError
 from rlx.evaluation import evaluate_random
 from rlx.experiment import env_spec, make_agent, make_env, trained
@@ -38,9 +39,8 @@ ONLINE = [name for name in AGENTS if name not in OFFLINE]
 
 def home(agent: str, *overrides: str):
     """The config of a small agent in an env that suits it."""
-    return compose(
-        "train", f"agent={agent}", *HOME.get(agent, ("env=cartpole",)), *small(agent), *overrides
-    )
+    env = HOME.get(agent, ("env=cartpole",))
+    return compose("train", f"agent={agent}", *env, *small(agent), *overrides)
 
 
 # Random choices are even among what the rules allow.
@@ -60,7 +60,7 @@ def test_a_pick_among_the_allowed_is_even():
 
 @pytest.mark.parametrize("agent", ["dqn", "hdqn", "ppo"])
 def test_random_play_of_a_game_is_legal(agent):
-    """Both sides play at random, and each opens in half of the games: a return of 0, ± .95 a game."""
+    """Both sides play at random, and each opens half of the games: a return of 0, ± 0.95 a game."""
     config = compose("train", f"agent={agent}", "env=tic_tac_toe", *small(agent))
     policy = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 2).policy
     played = evaluate_random(
@@ -80,14 +80,10 @@ def test_exploring_agents_play_legal_moves_evenly(agent):
     overrides = ("env=tic_tac_toe", "env.opponent=self")
     config = compose("train", f"agent={agent}", *overrides, *small(agent, **all_random))
     learner = Learner(config, [3, 5], num_envs=40)
+    rules = env_spec(config.env).rules
     for step in range(9):
         t = learner.step()
-        legal = (
-            learner.agent.rules
-            if agent in ("actenv", "efficientzero")
-            else env_spec(config.env).rules
-        )
-        assert legal.legal(t.obs).gather(-1, t.action.unsqueeze(-1)).all(), step
+        assert rules.legal(t.obs).gather(-1, t.action.unsqueeze(-1)).all(), step
         if not step:
             empty = t.action.flatten().bincount(minlength=9)
             assert int(empty.min()) > 0 and int(empty.max()) < 26  # 80 draws of 9
@@ -106,98 +102,106 @@ def test_collecting_explores_by_the_rules():
     assert counts[:3].tolist() == [0, 0, 0] and int(counts[3:].min()) > 550  # 4 σ below 667
 
 
-# Frames: what is drawn was seen.
+# Frames: a stack that is drawn is one that was observed.
 
-PICTURE = {"obs": ((1, 16, 16), torch.uint8), "action": ((), torch.int64), "last": ((), torch.bool)}
-PICTURE |= {"reward": ((), torch.float32), "discount": ((), torch.float32)}
-PICTURE |= {"next_obs": ((1, 16, 16), torch.uint8)}
-
-
-def frames(number: int) -> torch.Tensor:
-    """A picture that tells its number."""
-    picture = torch.zeros(1, 1, 1, 16, 16, dtype=torch.uint8)
-    picture[..., 0, 0], picture[..., 0, 1] = number % 256, number // 256
-    return picture
+IMAGES = {
+    "obs": ((1, 16, 16), torch.uint8),
+    "action": ((), torch.int64),
+    "last": ((), torch.bool),
+    "reward": ((), torch.float32),
+    "discount": ((), torch.float32),
+    "next_obs": ((1, 16, 16), torch.uint8),
+}
 
 
-def numbers(pictures: torch.Tensor) -> list[list[int]]:
-    """Of stacks [1, B, k, 16, 16]."""
-    return (pictures[0, :, :, 0, 0].long() + 256 * pictures[0, :, :, 0, 1].long()).tolist()
+def frame(number: int) -> torch.Tensor:
+    """An image [1, 1, 1, 16, 16] that tells its number."""
+    image = torch.zeros(1, 1, 1, 16, 16, dtype=torch.uint8)
+    image[..., 0, 0] = number % 256
+    image[..., 0, 1] = number // 256
+    return image
 
 
-def watched(rows: int, capacity: int, cut: bool, stack: int = 4):
-    """A ring with frames of `rows` steps, what was seen at each, and which of them end an episode."""
-    ring = Replay(1, 1, capacity, PICTURE, "cpu", stack)
+def numbers(stacks: torch.Tensor) -> list[list[int]]:
+    """The numbers of the images in stacks [1, B, k, 16, 16]."""
+    return (stacks[0, :, :, 0, 0].long() + 256 * stacks[0, :, :, 0, 1].long()).tolist()
+
+
+def filled(rows: int, capacity: int, cut: bool, stack: int = 4):
+    """A ring with frames of `rows` steps, the stack observed at each, and which end an episode."""
+    ring = Replay(1, 1, capacity, IMAGES, "cpu", stack)
     generator = torch.Generator().manual_seed(capacity)
     past: list[int] = []
-    seen, ends = [], []
+    stacks, ends = [], []
     for number in range(rows):
         past = [*past, number][-stack:]
-        seen.append([past[0]] * (stack - len(past)) + past)
+        stacks.append([past[0]] * (stack - len(past)) + past)
         ends.append(bool(torch.rand((), generator=generator) < 0.06))
         if ends[-1]:
             past = []
         ring.add(
             torch.ones(1, 1, dtype=torch.bool),
-            obs=frames(number),
+            obs=frame(number),
             action=torch.full((1, 1), number),
             last=torch.tensor([[ends[-1]]]),
             reward=torch.zeros(1, 1),
             discount=torch.full((1, 1), 0.0 if ends[-1] and not cut else 0.9),
         )
-    return ring, seen, ends
+    return ring, stacks, ends
 
 
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize(("capacity", "rows"), [(8, 5), (8, 29), (64, 60), (64, 200), (512, 1600)])
-def test_stacks_are_those_that_were_seen_and_rows_are_even(capacity, rows, cut):
-    ring, seen, ends = watched(rows, capacity, cut)
+def test_stacks_are_those_that_were_observed_and_rows_are_even(capacity, rows, cut):
+    ring, stacks, ends = filled(rows, capacity, cut)
     draws = torch.rand(1, 40_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     batch = ring.sample(draws)
-    assert all(row == seen[row[-1]] for row in numbers(batch["obs"]))
-    following = zip(
-        batch["action"][0].tolist(), numbers(batch["next_obs"]), batch["discount"][0], strict=True
-    )
-    assert all(after == seen[row + 1] for row, after, discount in following if discount)
+    assert all(stack == stacks[stack[-1]] for stack in numbers(batch["obs"]))
+    drawn = batch["action"][0].tolist()
+    following = zip(drawn, numbers(batch["next_obs"]), batch["discount"][0], strict=True)
+    assert all(stack == stacks[row + 1] for row, stack, discount in following if discount)
     kept = range(max(0, rows - capacity), rows)
-    transitions = [
-        row for row in kept if (ends[row] and not cut) or (row + 1 < rows and not ends[row])
-    ]
+    followed = [row for row in kept if row + 1 < rows and not ends[row]]
+    terminal = [row for row in kept if ends[row] and not cut]
+    transitions = followed + terminal
     counts = batch["action"][0].bincount(minlength=rows)
     others = set(kept) - set(transitions)
-    assert counts[: kept[0]].sum() == 0 and sum(int(counts[row]) for row in others) < 0.002 * 40_000
+    assert counts[: kept[0]].sum() == 0
+    assert sum(int(counts[row]) for row in others) < 0.002 * 40_000
     mean = 40_000 / len(transitions)
     assert all(abs(int(counts[row]) - mean) < 5 * mean**0.5 for row in transitions)
 
 
 def test_a_ring_of_two_frames_has_one_transition():
-    ring, seen, _ = watched(9, 1, False)
+    ring, stacks, _ = filled(9, 1, False)
     batch = ring.sample(torch.rand(1, 50))
-    assert set(map(tuple, numbers(batch["obs"]))) == {tuple(seen[7])} and bool(
-        (batch["discount"] > 0).all()
-    )
+    assert set(map(tuple, numbers(batch["obs"]))) == {tuple(stacks[7])}
+    assert bool((batch["discount"] > 0).all())
 
 
-def test_efficientzeros_stacks_are_those_that_were_seen():
+def test_efficientzeros_stacks_are_those_that_were_observed():
     sizes = small("efficientzero", buffer_size=12, learning_starts=8, stack=2)
     config = compose("train", "agent=efficientzero", "env=mini_breakout", *sizes).agent
     shown = spaces.Box(0, 255, (2, 4, 4), np.uint8)
     agent = make_agent(config, Spec(shown, spaces.Discrete(3), 99), seed_tensor([0]), 1)
-    agent.learn = dict  # only its memory matters here
-    generator, previous = torch.Generator().manual_seed(0), 0
-    seen: dict[int, int] = {}
+    agent.learn = dict  # only its memory is tested
+    generator = torch.Generator().manual_seed(0)
+    previous = 0
+    before: dict[int, int] = {}
     for number in range(1, 80):
         ended = bool(torch.rand((), generator=generator) < 0.1)
-        seen[number] = previous or number
+        before[number] = previous or number
         obs = torch.zeros(1, 1, 2, 4, 4, dtype=torch.uint8)
-        obs[:, :, 0], obs[:, :, 1] = seen[number], number
-        flag, no = torch.tensor([[ended]]), torch.zeros(1, 1, dtype=torch.bool)
-        one, carry = torch.zeros(1, 1), {"policy": torch.full((1, 1, 3), 1 / 3)}
-        agent.update(Transition(obs, one.long(), one, obs, flag, no, carry))
+        obs[:, :, 0] = before[number]
+        obs[:, :, 1] = number
+        zeros = torch.zeros(1, 1)
+        carry = {"policy": torch.full((1, 1, 3), 1 / 3)}
+        flags = torch.tensor([[ended]]), zeros.bool()
+        agent.update(Transition(obs, zeros.long(), zeros, obs, *flags, carry))
         previous = 0 if ended else number
-        slot, weight = agent._drawn(torch.rand(1, 200, dtype=torch.float64))
+        slot, weight = agent._sample_slots(torch.rand(1, 200, dtype=torch.float64))
         rows = agent.replay.window(slot, 3)["obs"][0, :, :, :, 0, 0].flatten(0, 1)
-        assert all(seen[newest] == before for before, newest in rows.tolist())
+        assert all(before[newest] == older for older, newest in rows.tolist())
         drawn = set(rows.unflatten(0, (200, 3))[:, 0, 1].tolist())
         assert drawn == set(range(max(1, number - 11), number + 1)), "the newest twelve"
         assert torch.allclose(weight, torch.ones(()), rtol=1e-5)
@@ -209,7 +213,7 @@ MANY = 20_000_000
 
 
 def test_every_one_of_20_million_rows_is_as_likely_as_the_others():
-    """Row r is meant by the draws from ⌈r · 2^53 / n⌉ · 2^-53 on: a row has 2^53 / n of them, to within one."""
+    """Draws from ⌈r · 2^53 / n⌉ · 2^-53 on choose row r: 2^53 / n of them, to within one."""
     rows = torch.randint(1, MANY, (2000,)).tolist()
     begins = [-(-row * 2**53 // MANY) for row in (*rows, MANY - 1)]
     draws = torch.tensor(begins, dtype=torch.float64) * 2.0**-53
@@ -233,8 +237,8 @@ def test_draws_of_53_bits_are_those_of_24_bits_and_more():
 def test_a_replay_of_20_million_rows_is_drawn_from_evenly():
     ring = Replay(1, 4, MANY, {"action": ((), torch.uint8)}, "cpu")
     ring.written.fill_(MANY // 4)
-    place = torch.arange(ring.slots) % 251
-    ring.action.copy_(place.expand(1, 4, -1))
+    content = torch.arange(ring.slots) % 251
+    ring.action.copy_(content.expand(1, 4, -1))
     rows = torch.randint(MANY, (1, 5000))
     drawn = ring.sample((rows.double() + 0.5) / MANY)["action"]
     assert torch.equal(drawn.long(), rows % (MANY // 4) % 251)
@@ -242,20 +246,20 @@ def test_a_replay_of_20_million_rows_is_drawn_from_evenly():
 
 def test_priorities_of_many_rows_are_summed_exactly():
     learner = Learner(home("efficientzero"), [0])
-    agent, dtypes, drawn = learner.agent, set(), learner.agent._drawn
+    agent, dtypes, drawn = learner.agent, set(), learner.agent._sample_slots
 
     def spied(draws):
         dtypes.add(draws.dtype)
         return drawn(draws)
 
-    agent._drawn = spied
+    agent._sample_slots = spied
     for _ in range(40):
         learner.step()
     assert dtypes == {torch.float64}
     count = 3_000_000
     agent.priority = torch.full((1, 1, count), 0.1)
     rows = torch.randint(count, (1, 2000))
-    assert torch.equal(agent._drawn((rows.double() + 0.5) / count)[0], rows)
+    assert torch.equal(agent._sample_slots((rows.double() + 0.5) / count)[0], rows)
 
 
 def test_rated_rows_of_many_are_drawn_evenly(monkeypatch):
@@ -273,7 +277,7 @@ def test_rated_rows_of_many_are_drawn_evenly(monkeypatch):
 
 @pytest.mark.parametrize("agent", ["dqn", "hdqn", "self_play", "actenv", "preferences"])
 def test_agents_draw_rows_by_53_bits(agent, monkeypatch):
-    """Every product of a draw and a number of rows goes through `pick`, and that of a memory's rows is of float64."""
+    """Draws of rows go through `pick`, and are float64."""
     dtypes = set()
 
     def spied(draws, count):
@@ -283,13 +287,8 @@ def test_agents_draw_rows_by_53_bits(agent, monkeypatch):
     where = f"rlx.agents.{agent}" if agent in ("actenv", "preferences") else "rlx.replay"
     monkeypatch.setattr(f"{where}.pick", spied)
     more = {"queries": 8, "first_queries": 4, "round_steps": 16, "segment_steps": 4}
-    learner = Learner(
-        compose(
-            "train", f"agent={agent}", *HOME.get(agent, ("env=cartpole",)), *small(agent, **more)
-        ),
-        [3],
-        4,
-    )
+    env = HOME.get(agent, ("env=cartpole",))
+    learner = Learner(compose("train", f"agent={agent}", *env, *small(agent, **more)), [3], 4)
     for _ in range(40):
         learner.step()
     assert dtypes == {torch.float64}
@@ -302,53 +301,49 @@ VALUES = {
     "controller_epsilon_steps": 5,
     "epsilon_end": 1.0,
     "controller_epsilon_end": 1.0,
-}
-VALUES |= {"learning_rate_steps": 5, "buffer_size": 60, "minibatches": 4, "conv": "[[2,8,8]]"}
-VALUES |= {
+    "learning_rate_steps": 5,
+    "buffer_size": 60,
+    "minibatches": 4,
+    "conv": "[[2,8,8]]",
     "target_init": "random",
     "max_grad_norm": 0.01,
     "max_grad_value": 1e-4,
     "goals": "actions",
     "goal_steps": 1,
-}
-VALUES |= {
     "goal_encoding": "index",
     "target": "sarsa",
     "imitate": "all",
     "activation": "relu",
     "recurrent": 4,
-}
-VALUES |= {
     "bootstrap": "search",
     "decay_after": 3,
     "priority_beta_steps": 5,
     "temperature_steps": 200,
     "warmup": 50,
-}
-VALUES |= {
     "league_every": 5,
     "opening": 9,
     "lookahead": 3,
     "queries": 6,
     "rater_noise": 0.5,
     "gumbel": "null",
-}
-VALUES |= {
     "clip": 0.001,
     "threshold": 0.99,
     "return_low": 5.0,
     "mirror": "true",
     "target_every": 3,
     "reanalyse": 0.9,
+    "learning_starts": 60,
+    "reward_hidden": "[8]",
+    "hidden": "[8]",
+    "league": 1,
+    "efficientzero.optimizer": "sgd",
+    "efficientzero.stack": 1,
 }
-VALUES |= {"learning_starts": 60, "reward_hidden": "[8]", "hidden": "[8]", "league": 1}
-VALUES |= {"efficientzero.optimizer": "sgd", "efficientzero.stack": 1}
-"""Another value of a key, where the plain rule, below, makes none or none that matters within some steps."""
-PIXELS, ROOT = ("env=cartpole_frames",), ("agent.gumbel=null", "agent.replay_ratio=0.1")
-SHORT, STACKED = (
-    ("env.max_episode_steps=5",),
-    ("env=cartpole_frames", "+env.stack=2", "agent.stack=2"),
-)
+"""Another value of a key, where that of `another` is none or changes nothing within a few steps."""
+PIXELS = ("env=cartpole_frames",)
+ROOT = ("agent.gumbel=null", "agent.replay_ratio=0.1")
+SHORT = ("env.max_episode_steps=5",)
+STACKED = ("env=cartpole_frames", "+env.stack=2", "agent.stack=2")
 ASKED = (
     "agent.queries=12",
     "agent.first_queries=4",
@@ -356,28 +351,44 @@ ASKED = (
     "agent.segment_steps=4",
 )
 VIEW: dict[tuple[str, str], tuple[str, ...]] = {
-    ("dqn", "conv"): PIXELS, ("ppo", "conv"): PIXELS, ("a2c", "conv"): PIXELS,
-    ("dqn", "batch_norm"): PIXELS, ("dqn", "stack"): PIXELS,
-    ("dqn", "bootstrap_truncated"): SHORT, ("hdqn", "bootstrap_truncated"): SHORT,
-    ("hdqn", "goals"): ("env=chain",), ("hdqn", "goal_encoding"): ("env=chain",),
-    ("ppo", "initial_std"): ("env=pendulum",), ("a2c", "initial_std"): ("env=pendulum",),
+    ("dqn", "conv"): PIXELS,
+    ("ppo", "conv"): PIXELS,
+    ("a2c", "conv"): PIXELS,
+    ("dqn", "batch_norm"): PIXELS,
+    ("dqn", "stack"): PIXELS,
+    ("dqn", "bootstrap_truncated"): SHORT,
+    ("hdqn", "bootstrap_truncated"): SHORT,
+    ("hdqn", "goals"): ("env=chain",),
+    ("hdqn", "goal_encoding"): ("env=chain",),
+    ("ppo", "initial_std"): ("env=pendulum",),
+    ("a2c", "initial_std"): ("env=pendulum",),
     ("preferences", "initial_std"): ("env=pendulum",),
-    ("a2c", "clip"): ("agent.epochs=3",), ("ppo", "clip"): ("agent.learning_rate=0.01",),
+    ("a2c", "clip"): ("agent.epochs=3",),
+    ("ppo", "clip"): ("agent.learning_rate=0.01",),
     ("preferences", "clip"): ("agent.learning_rate=0.01", *ASKED),
-    ("efficientzero", "stack"): STACKED, ("efficientzero", "augment"): ("env=cartpole_frames",),
+    ("efficientzero", "stack"): STACKED,
+    ("efficientzero", "augment"): ("env=cartpole_frames",),
     ("efficientzero", "one_hot_actions"): ("env=mini_breakout",),
-    ("efficientzero", "scale_obs"): ("env=cartpole",), ("efficientzero", "cuts_terminate"): ("env=cartpole", *SHORT),
+    ("efficientzero", "scale_obs"): ("env=cartpole",),
+    ("efficientzero", "cuts_terminate"): ("env=cartpole", *SHORT),
     ("preferences", "rater_noise"): ("env=pendulum", *ASKED),
     ("efficientzero", "off_policy_correction"): ("agent.buffer_size=36",),
-    ("efficientzero", "dirichlet_alpha"): ROOT, ("efficientzero", "dirichlet_fraction"): ROOT,
-    ("efficientzero", "first_visit_by_prior"): (*ROOT, "agent.learning_rate=0.05", "agent.simulations=12"),
+    ("efficientzero", "dirichlet_alpha"): ROOT,
+    ("efficientzero", "dirichlet_fraction"): ROOT,
+    ("efficientzero", "first_visit_by_prior"): (
+        *ROOT,
+        "agent.learning_rate=0.05",
+        "agent.simulations=12",
+    ),
     ("efficientzero", "temperature_steps"): ROOT,
-    ("bc", "n_steps"): ("agent.q_weight=1",), ("bc", "discount"): ("agent.q_weight=1",),
+    ("bc", "n_steps"): ("agent.q_weight=1",),
+    ("bc", "discount"): ("agent.q_weight=1",),
     ("bc", "target_tau"): ("agent.q_weight=1", "agent.target_every=2"),
-    ("bc", "target_every"): ("agent.q_weight=1",), ("bcq", "target_tau"): ("agent.target_every=2",),
-}  # fmt: skip
-"""What else a key needs to matter: pictures, episodes that are cut, another setting that it belongs to."""
-REASONS = {("bcq", "conv"): "of pictures", ("bc", "conv"): "of pictures"}
+    ("bc", "target_every"): ("agent.q_weight=1",),
+    ("bcq", "target_tau"): ("agent.target_every=2",),
+}
+"""What else a key needs to matter: images, episodes that are cut, a setting that it belongs to."""
+REASONS = {("bcq", "conv"): "of images", ("bc", "conv"): "of images"}
 """Keys that the data set of this test cannot show."""
 
 
@@ -410,7 +421,7 @@ def logs(tmp_path_factory):
 
 
 def outcome(config, logs: Data) -> Iterator[list[torch.Tensor]]:
-    """What a few steps of an agent come to, one after the other, so that who compares can stop at a difference."""
+    """What a few steps of an agent give, step by step: a comparison can stop at a difference."""
     if issubclass(load_class(config.agent, "agent", object), OfflineAgent):
         spec = env_spec(config.env)
         agent = make_agent(config.agent, spec, seed_tensor([3]), 1, logs)
@@ -431,9 +442,8 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
     """Whether two outcomes are equal to the bit."""
     if [x.shape for x in first] != [x.shape for x in second]:
         return False
-    return all(
-        torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(first, second, strict=True)
-    )
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in pairs)
 
 
 def keys_of(agent: str) -> list[str]:
@@ -452,25 +462,21 @@ def test_every_key_of_an_agent_changes_something(agent, logs):
         config = home(agent, *needs)
         if needs not in plain:
             plain[needs] = list(outcome(config, logs))
-            assert all(map(same, plain[needs], outcome(config, logs))), (
-                "equal settings, equal outcome"
-            )
+            # Equal settings give equal outcomes.
+            assert all(map(same, plain[needs], outcome(config, logs)))
         value = another(agent, key, config.agent[key])
-        if all(map(same, plain[needs], outcome(home(agent, *needs, f"agent.{key}={value}"), logs))):
+        changed = outcome(home(agent, *needs, f"agent.{key}={value}"), logs)
+        if all(map(same, plain[needs], changed)):
             dead.append(f"agent.{key}={value} instead of {config.agent[key]}")
     assert not dead
 
 
 @pytest.mark.parametrize("kind", [hdqn.Config, self_play.Config, preferences.Config])
 def test_retired_keys_are_ignored_in_saved_runs_and_only_there(kind, tmp_path):
-    name = {hdqn.Config: "hdqn", self_play.Config: "self_play", preferences.Config: "preferences"}[
-        kind
-    ]
-    config = compose("train", f"agent={name}")
+    config = compose("train", f"agent={kind.__module__.split('.')[-1]}")
     node = OmegaConf.to_container(config.agent, resolve=True)
-    assert kind.retired and not set(kind.retired) & {
-        field.name for field in dataclasses.fields(kind)
-    }
+    assert kind.retired
+    assert not set(kind.retired) & {field.name for field in dataclasses.fields(kind)}
     old = node | dict.fromkeys(kind.retired, 1)
     whole = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     run = Run.create(str(tmp_path), "train", "old", whole | {"agent": old})
@@ -479,20 +485,17 @@ def test_retired_keys_are_ignored_in_saved_runs_and_only_there(kind, tmp_path):
         build(kind, old, "agent")
     with pytest.raises(ConfigError, match="agent.stacks: unknown key"):
         build(kind, node | {"stacks": 1}, "agent")
+    other = OmegaConf.to_container(compose("train", "agent=bcq").agent)
     with pytest.raises(ConfigError, match="agent.dueling: unknown key"):
-        build(
-            bcq.Config,
-            OmegaConf.to_container(compose("train", "agent=bcq").agent) | {"dueling": True},
-            "agent",
-        )
+        build(bcq.Config, other | {"dueling": True}, "agent")
 
 
-# Before learning starts nothing is learnt, paid for or said to be learnt.
+# Before learning starts no agent learns, nor spends time on it, nor says that it has learnt.
 
 
-def test_the_clock_waits_for_its_steps():
-    clock = UpdateSchedule(seed_tensor([1, 2]), 4, 0.5, 12)
-    assert [clock.due() for _ in range(5)] == [0, 0, 2, 2, 2] and clock.steps == 20
+def test_the_schedule_waits_for_its_steps():
+    schedule = UpdateSchedule(seed_tensor([1, 2]), 4, 0.5, 12)
+    assert [schedule.due() for _ in range(5)] == [0, 0, 2, 2, 2] and schedule.steps == 20
 
 
 @pytest.mark.parametrize("agent", [name for name in ONLINE if "learning_starts" in keys_of(name)])
@@ -502,22 +505,19 @@ def test_nothing_happens_before_learning_starts(agent):
     streams = learner.agent.minibatch if agent == "efficientzero" else learner.agent.rng
     for step in range(1, 16):
         learner.step()
-        assert bool(learner.metrics) == (step == 15) == bool(streams.counter.sum() > 0), (
-            "60 steps of a seed"
-        )
+        begun = step == 15  # 60 steps of a seed
+        assert bool(learner.metrics) == begun
+        assert bool(streams.counter.sum() > 0) == begun
         unchanged = all(map(torch.equal, policy, learner.agent.policy.state_dict().values()))
-        assert unchanged == (step < 15)
+        assert unchanged != begun
 
 
 def test_a_dqn_that_never_began_to_learn_is_told_of(rlx):
     tiny = ("seeds=2", "num_envs=4", "eval_every=100", "eval_episodes=2", "final_episodes=2")
-    result = rlx(
-        "train", "agent=dqn", "env=cartpole", "steps=200", *tiny, "agent.learning_starts=1000"
-    )
+    line = ("train", "agent=dqn", "env=cartpole", "steps=200", *tiny)
+    result = rlx(*line, "agent.learning_starts=1000")
     assert result.code == 0 and "nothing was learnt" in result.out + result.err
-    result = rlx(
-        "train", "agent=dqn", "env=cartpole", "steps=200", *tiny, "agent.learning_starts=100"
-    )
+    result = rlx(*line, "agent.learning_starts=100")
     assert result.code == 0 and "nothing was learnt" not in result.out + result.err
 
 
@@ -531,9 +531,8 @@ def test_what_does_not_fit_into_memory_is_refused(agent, monkeypatch):
     key = RESPONSIBLE.get(agent, "buffer_size")
     monkeypatch.setattr(replay, "free_memory", lambda device: 1e4)
     config = home(agent, f"agent.{key}=4000")
-    with pytest.raises(
-        ConfigError, match=rf"^agent\.{key}=4000: takes .* GB of memory .* are free"
-    ):
+    refused = rf"^agent\.{key}=4000: takes .* GB of memory .* are free"
+    with pytest.raises(ConfigError, match=refused):
         make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 4)
 
 
@@ -548,9 +547,10 @@ def test_each_large_part_is_asked_for_by_its_key(monkeypatch):
             make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 4)
     monkeypatch.setattr(replay, "free_memory", lambda device: 399)
     with pytest.raises(ConfigError, match=r"^agent\.buffer_size=7: takes"):
-        replay.Memo(2, 10, 3, CPU, "agent.buffer_size=7")  # 2 · 10 · (3 · 4 + 8) bytes
+        replay.TargetCache(2, 10, 3, CPU, "agent.buffer_size=7")  # 2 · 10 · (3 · 4 + 8) bytes
     monkeypatch.setattr(replay, "free_memory", lambda device: 400)
-    assert replay.Memo(2, 10, 3, CPU, "agent.buffer_size=7").version.unique().tolist() == [-1]
+    cache = replay.TargetCache(2, 10, 3, CPU, "agent.buffer_size=7")
+    assert cache.version.unique().tolist() == [-1]
 
 
 @pytest.mark.parametrize("agent", ["hdqn", "self_play"])
@@ -571,11 +571,8 @@ def test_too_much_memory_is_one_line_and_nothing_is_written(rlx, tmp_path):
         ("agent=actenv", "agent.buffer_size=900000000000"),
     ):
         result = rlx("train", "env=cartpole", "seeds=1", *overrides)
-        assert (
-            result.code == 2
-            and "are free" in result.err
-            and len(result.err.strip().splitlines()) == 1
-        )
+        assert result.code == 2 and "are free" in result.err
+        assert len(result.err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -583,8 +580,8 @@ def test_too_much_memory_is_one_line_and_nothing_is_written(rlx, tmp_path):
 
 KINDS = {
     "vectors": ("env=cartpole",),
-    "pictures": ("env=cartpole_frames",),
-    "small pictures": ("env=mini_breakout",),
+    "images": ("env=cartpole_frames",),
+    "small images": ("env=mini_breakout",),
     "numbers": ("env=chain",),
     "a game": ("env=tic_tac_toe",),
     "box actions": ("env=pendulum",),
@@ -608,7 +605,7 @@ def test_an_agent_learns_or_says_why_not(agent, kind):
 
 
 @pytest.mark.parametrize("agent", ["hdqn", "actenv", "preferences"])
-def test_pictures_are_refused_by_agents_without_convolutions(agent, rlx):
+def test_images_are_refused_by_agents_without_convolutions(agent, rlx):
     result = rlx("train", f"agent={agent}", "env=cartpole_frames", "seeds=1")
     assert result.code == 2 and "not images; this env has Box(0, 255, (1, 84, 84)" in result.err
 
@@ -633,28 +630,22 @@ def test_rates_begin_at_the_low_return():
     memory = RatedMemory(10, env_spec(compose("train", "env=cartpole").env), 1, seed_tensor([0]))
     zeros = {"obs": torch.zeros(1, 1, 4), "next_obs": torch.zeros(1, 1, 4)}
     zeros |= {name: torch.zeros(1, 1, dtype=torch.int64) for name in ("previous", "action")}
+    ended = torch.ones(1, 1, dtype=torch.bool)
     for earned in (-500.0, -400.0, -250.0, -100.0, 0.0):
-        memory.add(
-            torch.full((1, 1), earned), torch.ones(1, 1, dtype=torch.bool), -400.0, -100.0, **zeros
-        )
+        memory.add(torch.full((1, 1), earned), ended, -400.0, -100.0, **zeros)
     assert memory.rate[0, 0, :5].tolist() == pytest.approx([0, 0, 0.5, 1, 1])
 
 
 def test_returns_beyond_the_rates_are_told_of():
     assert rated(-300.0, -80.0, -300.0, -80.0, -100.0).warnings() == []
-    found = rated(0.0, 500.0, -212.0, -90.0).warnings()
-    assert (
-        len(found) == 1
-        and found[0].startswith("agent.return_low=0:")
-        and "set agent.return_low=-212" in found[0]
-    )
-    found = rated(-300.0, -80.0, -75.0).warnings()
-    assert len(found) == 1 and "set agent.return_scale=-75" in found[0]
-    with pytest.raises(
-        ConfigError, match="agent.return_low=500.0: must be below agent.return_scale=500.0"
-    ):
-        home_agent = home("actenv", "agent.return_low=500", "agent.return_scale=500")
-        build(ActEnv.config_type, home_agent.agent, "agent")
+    (warning,) = rated(0.0, 500.0, -212.0, -90.0).warnings()
+    assert warning.startswith("agent.return_low=0:") and "set agent.return_low=-212" in warning
+    (warning,) = rated(-300.0, -80.0, -75.0).warnings()
+    assert "set agent.return_scale=-75" in warning
+    config = home("actenv", "agent.return_low=500", "agent.return_scale=500")
+    refused = "agent.return_low=500.0: must be below agent.return_scale=500.0"
+    with pytest.raises(ConfigError, match=refused):
+        build(ActEnv.config_type, config.agent, "agent")
 
 
 @pytest.mark.parametrize(("reward", "told"), [(1.0, 0), (100.0, 2), (-100.0, 2)])
@@ -667,15 +658,12 @@ def test_rewards_beyond_the_supports_are_told_of(reward, told):
     names = ["value", "prefix"][:told]
     assert [text.partition("=")[0] for text in found] == [f"agent.{name}_limit" for name in names]
     for text, name, most in zip(found, names, learner.agent.largest[0].tolist(), strict=False):
-        # With what it says nothing is cut, and the places lie as close as before.
-        limit, bins = re.search(
-            rf"set agent.{name}_limit=(\d+) agent.{name}_bins=(\d+)$", text
-        ).groups()
-        wide = Support(float(limit), int(bins), seed_tensor([0]))
-        assert (
-            wide.end() >= most * 0.999
-            and wide.limit / (wide.bins - 1) <= {"value": 0.5, "prefix": 0.1}[name]
-        )
+        # With the settings that it names no reward is cut, and the bins are as narrow as before.
+        named = rf"set agent.{name}_limit=(\d+) agent.{name}_bins=(\d+)$"
+        limit, bins = re.search(named, text).groups()
+        support = Support(float(limit), int(bins), seed_tensor([0]))
+        assert support.end() >= most * 0.999
+        assert support.limit / (support.bins - 1) <= {"value": 0.5, "prefix": 0.1}[name]
 
 
 def test_agents_say_nothing_by_default():

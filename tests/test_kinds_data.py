@@ -18,9 +18,10 @@ from gymnasium import spaces
 
 from rlx.agent import Spec
 from rlx.data.collecting import play
-from rlx.data.datasets import Episodes, Writer, whole
+from rlx.data.episodes import Episodes
 from rlx.data.minari import write as write_minari
 from rlx.data.shards import write as write_shards
+from rlx.data.writer import Writer, whole
 from rlx.errors import ConfigError
 from rlx.experiment import make_env, open_data
 
@@ -221,8 +222,8 @@ def test_floats_of_all_sizes_are_read(dtype, made, tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, ">i4", np.uint16, np.int64])
 def test_whole_numbers_become_those_of_the_env(dtype, tmp_path):
-    seen = np.arange(6 * 256).reshape(6, 1, 16, 16) % 100
-    arrays = {"states": seen.astype(dtype), "next_states": seen.astype(dtype)}
+    states = np.arange(6 * 256).reshape(6, 1, 16, 16) % 100
+    arrays = {"states": states.astype(dtype), "next_states": states.astype(dtype)}
     arrays |= {"actions": np.zeros(6, int), "rewards": np.zeros(6), "dones": np.zeros(6)}
     np.savez(tmp_path / "a.npz", **arrays)
     pixels = Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9)
@@ -230,9 +231,10 @@ def test_whole_numbers_become_those_of_the_env(dtype, tmp_path):
     data.fit(pixels, {})
     batch = data.sample(0, torch.rand(1, 50), 1, 0.9)
     assert batch["obs"].dtype == torch.uint8
-    rows = {row.tobytes() for row in seen.astype(np.uint8)}
+    rows = {row.tobytes() for row in states.astype(np.uint8)}
     assert {row.tobytes() for row in batch["obs"][0].numpy()} == rows
-    flat = {"states": seen[:, 0, 0].astype(dtype), "next_states": seen[:, 0, 0].astype(dtype)}
+    rows = states[:, 0, 0].astype(dtype)
+    flat = {"states": rows, "next_states": rows}
     np.savez(tmp_path / "a.npz", **(arrays | flat))
     data = open_data(str(tmp_path))
     data.fit(Spec(spaces.Box(-1, 1, (16,)), spaces.Discrete(2), 9), {})
@@ -240,10 +242,10 @@ def test_whole_numbers_become_those_of_the_env(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("low", [-1, 200])
-def test_whole_numbers_that_pictures_cannot_have(low, tmp_path):
-    seen = (np.arange(256).reshape(1, 1, 16, 16) % 100 + low).astype(np.int16)
+def test_whole_numbers_that_images_cannot_have(low, tmp_path):
+    states = (np.arange(256).reshape(1, 1, 16, 16) % 100 + low).astype(np.int16)
     zeros = {name: np.zeros(1, int) for name in ("actions", "rewards", "dones")}
-    np.savez(tmp_path / "a.npz", states=seen * 0, next_states=seen, **zeros)
+    np.savez(tmp_path / "a.npz", states=states * 0, next_states=states, **zeros)
     pixels = Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9)
     with pytest.raises(ConfigError, match="its observations are int16"):
         open_data(str(tmp_path)).fit(pixels, {})
@@ -355,8 +357,8 @@ def test_collecting_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, rl
     tiny = ("steps=40", "eval_every=20", "eval_episodes=1", "final_episodes=1", "num_envs=2")
     assert rlx("train", "agent=dqn", "env=cartpole", *small("dqn"), *tiny).code == 0
 
-    def interrupted(*arguments):
-        play(*arguments)
+    def interrupted(*arguments, **settings):
+        play(*arguments, **settings)
         assert list(tmp_path.glob(".set.partial/obs.npy"))
         raise KeyboardInterrupt
 
@@ -579,15 +581,15 @@ def test_spaces_that_begin_elsewhere_begin_at_0(minari_root):
 
 
 @pytest.mark.parametrize("shape", [(20, 24, 3), (20, 24, 1), (20, 24), (2, 20, 24, 3)])
-def test_pictures_come_channels_first(shape, minari_root):
-    from rlx.env import shown
+def test_images_come_channels_first(shape, minari_root):
+    from rlx.envs.spaces import shown
 
     space = spaces.Box(0, 255, shape, np.uint8)
     pixels = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(np.uint8)
-    recorded("pictures-v0", space, TWO, list(pixels), ACTIONS)
-    data = open_data("minari:pictures-v0")
-    seen, convert = shown(space)
-    data.fit(Spec(seen, TWO, 9), {})
+    recorded("images-v0", space, TWO, list(pixels), ACTIONS)
+    data = open_data("minari:images-v0")
+    shown_space, convert = shown(space)
+    data.fit(Spec(shown_space, TWO, 9), {})
     assert data.obs.shape[-2:] == (20, 24) and data.obs.dtype == np.uint8
     assert np.array_equal(data.obs, convert(pixels))
 
@@ -632,7 +634,7 @@ FORCE = CARTPOLE | {"force": 9.0, "max_episode_steps": 44}
 def test_the_env_of_a_set_is_recovered(env, limit, minari_root, tmp_path):
     import minari
 
-    from rlx.env import shown
+    from rlx.envs.spaces import shown
 
     if env is FORCE and gymnasium.spec("rlx/CartPole-v1").entry_point is None:
         pytest.skip("gymnasium.make does not know rlx's envs")

@@ -1,4 +1,4 @@
-"""A Q-learner's step is that of a slow plain loop, one seed and one transition at a time; its clocks."""
+"""A Q-learner's step is that of a slow plain loop, one seed and one transition at a time."""
 
 import math
 from fractions import Fraction
@@ -11,11 +11,14 @@ from torch import nn
 from rlx.agent import Scores
 from rlx.experiment import env_spec, make_agent
 from rlx.nn.exploration import EpsilonGreedy
-from rlx.nn.networks import take
 from rlx.nn.rng import seed_tensor
 from rlx.nn.schedules import UpdateSchedule
+from rlx.nn.seed_axis import take
 
-SEEDS, COPIES, BATCH, GAMMA = (3, 8), 2, 12, 0.9
+SEEDS = (3, 8)
+NUM_ENVS = 2
+BATCH = 12
+GAMMA = 0.9
 
 BASE = {
     "hidden": "[7,5]",
@@ -23,8 +26,12 @@ BASE = {
     "buffer_size": 60,
     "learning_starts": 1,
     "discount": GAMMA,
+    "learning_rate": 0.01,
+    "double": False,
+    "n_steps": 1,
+    "target_tau": 1.0,
+    "target_every": 4,
 }
-BASE |= {"learning_rate": 0.01, "double": False, "n_steps": 1, "target_tau": 1.0, "target_every": 4}
 
 CASES = {
     "plain": {},
@@ -54,14 +61,14 @@ def agent_of(**settings):
     settings = BASE | settings
     overrides = [f"agent.{key}={str(value).lower()}" for key, value in settings.items()]
     config = compose("train", "agent=dqn", "env=cartpole", *overrides)
-    agent = make_agent(config.agent, env_spec(config.env), seed_tensor(SEEDS), COPIES)
+    agent = make_agent(config.agent, env_spec(config.env), seed_tensor(SEEDS), NUM_ENVS)
     return agent.double(), config.agent
 
 
 def fill(replay, steps=50):
     """Random transitions in the rings, some overwritten; the same as lists per (seed, copy)."""
-    lists = {(s, n): [] for s in range(len(SEEDS)) for n in range(COPIES)}
-    shape = (len(SEEDS), COPIES)
+    lists = {(s, n): [] for s in range(len(SEEDS)) for n in range(NUM_ENVS)}
+    shape = (len(SEEDS), NUM_ENVS)
     for _ in range(steps):
         last = torch.rand(shape) < 0.2
         rows = {
@@ -76,7 +83,7 @@ def fill(replay, steps=50):
         replay.add(torch.ones(shape, dtype=torch.bool), **rows)
         for (s, n), ring in lists.items():
             ring.append({name: value[s, n] for name, value in rows.items()})
-    kept = BASE["buffer_size"] // COPIES
+    kept = BASE["buffer_size"] // NUM_ENVS
     return {key: ring[-kept:] for key, ring in lists.items()}
 
 
@@ -142,9 +149,7 @@ class Plain:
             self.shortened += float(norm) > limit
         if self.settings.max_grad_value is not None:
             limit = self.settings.max_grad_value
-            self.cut += any(
-                float(x.abs()) > limit for gradient in gradients for x in gradient.flatten()
-            )
+            self.cut += any(bool((gradient.abs() > limit).any()) for gradient in gradients)
             for gradient in gradients:
                 gradient.clamp_(-limit, limit)
 
@@ -183,21 +188,20 @@ def test_a_step_is_that_of_a_plain_loop(case):
                 after = state_of(agent, row)
                 assert all(torch.equal(after[name], value) for name, value in before[row].items())
                 continue
-            places = [found[tuple(obs.tolist())] for obs in drawn[row]]
-            assert all(key[0] == row for key, _ in places)
-            expected_loss, expected_q = one.learn([lists[key][i:] for key, i in places])
+            positions = [found[tuple(obs.tolist())] for obs in drawn[row]]
+            assert all(key[0] == row for key, _ in positions)
+            expected_loss, expected_q = one.learn([lists[key][i:] for key, i in positions])
             assert float(loss[row]) == pytest.approx(expected_loss, rel=1e-8)
             assert float(q[row]) == pytest.approx(expected_q, rel=1e-8)
-            for mine, theirs in ((network, one.online), (learner.target, one.target)):
-                again = Plain._like(mine, row)
-                for a, b in zip(again.parameters(), theirs.parameters(), strict=True):
+            for batched, plainly in ((network, one.online), (learner.target, one.target)):
+                of_row = Plain._like(batched, row)
+                for a, b in zip(of_row.parameters(), plainly.parameters(), strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
     assert learner.updates.tolist() == [24, 16]
     for one in plain:
         met = (one.shortened > 0, one.cut > 0)
-        assert met == (settings.max_grad_norm is not None, settings.max_grad_value is not None), (
-            "bounds were met"
-        )
+        bounded = (settings.max_grad_norm is not None, settings.max_grad_value is not None)
+        assert met == bounded, "bounds were met"
 
 
 def test_a_target_starts_as_a_copy_or_from_weights_of_its_own():
@@ -244,9 +248,8 @@ def test_a_seed_explores_as_alone():
     taken = take(together, torch.tensor([1]))
     for _ in range(20):
         chosen = choices(together, 30)
-        assert torch.equal(chosen[1:2], choices(alone, 30)) and torch.equal(
-            chosen[1:2], choices(taken, 30)
-        )
+        assert torch.equal(chosen[1:2], choices(alone, 30))
+        assert torch.equal(chosen[1:2], choices(taken, 30))
 
 
 @pytest.mark.parametrize(
@@ -254,19 +257,17 @@ def test_a_seed_explores_as_alone():
     [(8, "1/4"), (8, "3/64"), (1, "1"), (4, "5/8"), (3, "7/2"), (1, "1/1024")],
 )
 def test_minibatches_are_due_as_often_as_the_ratio_says(num_envs, ratio):
-    clock, ratio = (
-        UpdateSchedule(seed_tensor(SEEDS), num_envs, float(Fraction(ratio))),
-        Fraction(ratio),
-    )
-    done = 0
+    ratio = Fraction(ratio)
+    schedule = UpdateSchedule(seed_tensor(SEEDS), num_envs, float(ratio))
+    total = 0
     for tick in range(1, 3000):
-        due = clock.due()
+        due = schedule.due()
         assert math.floor(num_envs * ratio) <= due <= math.ceil(num_envs * ratio)
-        done += due
-        assert done == math.floor(tick * num_envs * ratio), "never early, never late"
+        total += due
+        assert total == math.floor(tick * num_envs * ratio), "never early, never late"
 
 
-def test_a_clock_goes_on_where_it_was_saved():
+def test_a_schedule_continues_where_it_was_saved():
     whole, again = (UpdateSchedule(seed_tensor(SEEDS), 3, 0.1) for _ in range(2))
     first = [whole.due() for _ in range(17)]
     again.load_state_dict(whole.state_dict())

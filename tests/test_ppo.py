@@ -1,5 +1,7 @@
 """PPO's parts against slow definitions."""
 
+import itertools
+
 import pytest
 import torch
 from test_agents import Learner
@@ -31,26 +33,23 @@ def rolled_out(composed, *overrides, env="cartpole", num_envs=4):
 def test_advantages_equal_a_slow_loop_and_truncation_bootstraps(composed):
     agent = rolled_out(composed, "agent.normalise_reward=false")
     with torch.no_grad():
-        advantage, value, _ = agent._compute_gae()
-        next_value = agent.policy.critic(
-            agent.policy.core(agent.next_obs.flatten(1, 2), {})[0]
-        ).view_as(value)
-    assert agent.truncated.any() and (agent.next_obs[:, :, :-1] != agent.obs[:, :, 1:]).any()
-    for s in range(2):
-        for n in range(4):
-            for t in range(24):
-                expected, weight = 0.0, 1.0
-                for u in range(t, 24):
-                    bootstrap = (
-                        0.0 if agent.terminated[s, n, u] else 0.99 * float(next_value[s, n, u])
-                    )
-                    expected += weight * (
-                        float(agent.reward[s, n, u]) + bootstrap - float(value[s, n, u])
-                    )
-                    if agent.terminated[s, n, u] or agent.truncated[s, n, u]:
-                        break
-                    weight *= 0.99 * 0.95
-                assert float(advantage[s, n, t]) == pytest.approx(expected, abs=1e-4)
+        values, next_values, _ = agent._evaluate_rollout()
+        advantages = agent._rollout()["advantage"].view_as(values)
+    ended = agent.terminated | agent.truncated
+    assert agent.truncated.any()
+    assert (agent.next_obs[:, :, :-1] != agent.obs[:, :, 1:]).any()
+    for s, n, t in itertools.product(range(2), range(4), range(24)):
+        expected, weight = 0.0, 1.0
+        for u in range(t, 24):
+            bootstrap = 0.0
+            if not agent.terminated[s, n, u]:
+                bootstrap = 0.99 * float(next_values[s, n, u])
+            delta = float(agent.reward[s, n, u]) + bootstrap - float(values[s, n, u])
+            expected += weight * delta
+            if ended[s, n, u]:
+                break
+            weight *= 0.99 * 0.95
+        assert float(advantages[s, n, t]) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.rounding
@@ -59,46 +58,38 @@ def test_memory_replayed_through_time_is_the_memory_that_acted(composed):
         composed, "agent.recurrent=6", "agent.minibatches=2", "env.max_episode_steps=7"
     )
     with torch.no_grad():
-        _, _, acted = agent._compute_gae()
+        _, _, acted = agent._evaluate_rollout()
         batch = {name: getattr(agent, name) for name in ("obs", "action", "first", "memory")}
-        outputs, _ = agent._evaluate_actions(batch)
-        log_prob, _ = agent.policy.log_prob(outputs, agent.action.flatten(1, 2))
+        _, log_prob, _ = agent._evaluate_actions(batch)
     torch.testing.assert_close(log_prob.view_as(acted), acted)
-    assert (
-        agent.first[:, :, 1:].any()
-        and (agent.memory[agent.first] == 0).all()
-        and (agent.memory[~agent.first] != 0).any()
-    )
+    assert agent.first[:, :, 1:].any()
+    assert (agent.memory[agent.first] == 0).all()
+    assert (agent.memory[~agent.first] != 0).any()
 
 
 def test_log_probabilities_and_samples_are_those_of_the_distributions(composed):
-    spec = env_spec(composed("train", "env=pendulum").env)
     for env in ("acrobot", "pendulum"):
-        spec = env_spec(composed("train", f"env={env}").env)
-        agent = make_agent(
-            composed("train", "agent=ppo", f"env={env}", "agent.initial_std=0.3").agent,
-            spec,
-            seed_tensor([0, 1]),
-            20_000,
-        )
+        config = composed("train", "agent=ppo", f"env={env}", "agent.initial_std=0.3")
+        spec = env_spec(config.env)
+        agent = make_agent(config.agent, spec, seed_tensor([0, 1]), 20_000)
         obs = torch.randn(2, 1, spec.observation_space.shape[0]).expand(2, 20_000, -1)
         with torch.no_grad():
             for parameter in agent.policy.actor.layers[-1].parameters():
                 parameter.mul_(300)
         action, _ = agent.act(obs, torch.ones(2, 20_000, dtype=torch.bool), {})
         outputs = agent.policy.scores(obs, {}, "action")
-        mine, entropy = agent.policy.log_prob(outputs, action)
+        log_prob, entropy = agent.policy.log_prob(outputs, action)
         if env == "acrobot":
             reference = Categorical(logits=outputs)
             shares = torch.stack([(action == a).float().mean(1) for a in range(3)], -1)
             torch.testing.assert_close(shares, reference.probs[:, 0], atol=0.015, rtol=0)
-            torch.testing.assert_close(mine, reference.log_prob(action))
+            torch.testing.assert_close(log_prob, reference.log_prob(action))
             torch.testing.assert_close(entropy, reference.entropy())
         else:
             reference = Normal(outputs, torch.tensor(0.3 * 2))  # half of the range −2…2 is 2
             torch.testing.assert_close(action.mean(1), outputs[:, 0], atol=0.02, rtol=0)
             torch.testing.assert_close(action.std(1), torch.full((2, 1), 0.6), atol=0.02, rtol=0)
-            torch.testing.assert_close(mine, reference.log_prob(action).sum(-1))
+            torch.testing.assert_close(log_prob, reference.log_prob(action).sum(-1))
             torch.testing.assert_close(entropy, reference.entropy().sum(-1))
 
 
@@ -111,11 +102,9 @@ def test_minibatches_must_divide_the_rollout(rlx):
         "agent.rollout_steps=5",
         "agent.minibatches=4",
     )
-    assert (
-        result.code == 2
-        and "agent.minibatches=4: does not divide num_envs=3 times agent.rollout_steps=5"
-        in result.err
-    )
+    expected = "agent.minibatches=4: does not divide num_envs=3 times agent.rollout_steps=5"
+    assert result.code == 2
+    assert expected in result.err
 
 
 @pytest.mark.slow

@@ -9,11 +9,22 @@ from rlx.nn.rng import seed_tensor
 
 
 def stepped(composed, target, steps):
-    """The table [O, A] after hand-made steps (obs, action, reward, next obs, terminated, truncated) of one copy; lr ½, γ 0.9, ε ½."""
+    """The table [O, A] after hand-made steps of one env copy; learning rate ½, γ 0.9, ε ½.
+
+    A step is (obs, action, reward, next obs, terminated, truncated).
+    """
     config = composed(
-        "train", "agent=q_table", "env=frozen_lake", f"agent.target={target}", "agent.discount=0.9", "agent.learning_rate=0.5",
-        "agent.learning_rate_end=0.5", "agent.initial_value=0", "agent.epsilon_start=0.5", "agent.epsilon_end=0.5",
-    )  # fmt: skip
+        "train",
+        "agent=q_table",
+        "env=frozen_lake",
+        f"agent.target={target}",
+        "agent.discount=0.9",
+        "agent.learning_rate=0.5",
+        "agent.learning_rate_end=0.5",
+        "agent.initial_value=0",
+        "agent.epsilon_start=0.5",
+        "agent.epsilon_end=0.5",
+    )
     agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
     agent.online.table.data[0, 1] = torch.tensor([0.0, 4.0, 2.0, 2.0])
     for obs, action, reward, next_obs, terminated, truncated in steps:
@@ -48,11 +59,11 @@ def test_copies_that_meet_move_an_entry_by_their_mean(composed):
         "agent.initial_value=0",
     )
     agent = make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 3)
-    row = torch.tensor([[0, 0, 4]])
-    done = torch.ones(1, 3, dtype=torch.bool)
-    agent.update(
-        Transition(row, torch.ones_like(row), torch.tensor([[1.0, 3.0, 5.0]]), row, done, ~done, {})
-    )
+    obs = torch.tensor([[0, 0, 4]])
+    action = torch.ones_like(obs)
+    reward = torch.tensor([[1.0, 3.0, 5.0]])
+    terminated = torch.ones(1, 3, dtype=torch.bool)
+    agent.update(Transition(obs, action, reward, obs, terminated, ~terminated, {}))
     assert agent.online.table[0, :, 1][[0, 4]].tolist() == [1.0, 2.5]
 
 

@@ -63,61 +63,55 @@ def test_frames_stored_once_are_stacked_as_they_were_seen(n_steps):
     fields = FIELDS | {"obs": ((1, 1, 1), torch.uint8)}
     replay = Replay(seeds, num_envs, 45, fields, "cpu", stack)
     assert "next_obs" not in replay.fields
-    rng, frame = np.random.default_rng(0), 0
-    episodes = {
-        (s, n): [] for s in range(seeds) for n in range(num_envs)
-    }  # per ring: (frame, action, reward, terminated, last)
+    rng = np.random.default_rng(0)
+    frame = 0
+    # Per ring: (frame, action, reward, terminated, last).
+    episodes = {(s, n): [] for s in range(seeds) for n in range(num_envs)}
     for t in range(steps):
-        terminated, truncated = (
-            rng.random((seeds, num_envs)) < 0.1,
-            rng.random((seeds, num_envs)) < 0.1,
-        )
+        terminated = rng.random((seeds, num_envs)) < 0.1
+        truncated = rng.random((seeds, num_envs)) < 0.1
+        last = terminated | truncated
         frames = np.arange(frame, frame + seeds * num_envs).reshape(seeds, num_envs) % 251
         frame += seeds * num_envs
         reward = rng.random((seeds, num_envs)).astype(np.float32)
         replay.add(
-            torch.ones(seeds, num_envs, dtype=torch.bool), obs=torch.from_numpy(frames).view(seeds, num_envs, 1, 1, 1).byte(),
-            next_obs=None, action=torch.full((seeds, num_envs), t), last=torch.from_numpy(terminated | truncated),
-            reward=torch.from_numpy(reward), discount=torch.from_numpy(0.9 * ~terminated),
-        )  # fmt: skip
+            torch.ones(seeds, num_envs, dtype=torch.bool),
+            obs=torch.from_numpy(frames).view(seeds, num_envs, 1, 1, 1).byte(),
+            next_obs=None,
+            action=torch.full((seeds, num_envs), t),
+            last=torch.from_numpy(last),
+            reward=torch.from_numpy(reward),
+            discount=torch.from_numpy(0.9 * ~terminated),
+        )
         for (s, n), ring in episodes.items():
-            ring.append(
-                (
-                    int(frames[s, n]),
-                    t,
-                    float(reward[s, n]),
-                    bool(terminated[s, n]),
-                    bool(terminated[s, n] | truncated[s, n]),
-                )
-            )
-    batch = replay.sample(
-        torch.rand(seeds, 800, generator=torch.Generator().manual_seed(0)), n_steps
-    )
+            ends = bool(terminated[s, n]), bool(last[s, n])
+            ring.append((int(frames[s, n]), t, float(reward[s, n]), *ends))
+    draws = torch.rand(seeds, 800, generator=torch.Generator().manual_seed(0))
+    batch = replay.sample(draws, n_steps)
     bootstrapped = 0
     for s in range(seeds):
         for b in range(800):
             t, newest = int(batch["action"][s, b]), int(batch["obs"][s, b, -1, 0, 0])
-            (ring,) = [
-                ring for (seed, _), ring in episodes.items() if seed == s and ring[t][0] == newest
-            ]
+            rings = [ring for (seed, _), ring in episodes.items() if seed == s]
+            (ring,) = [ring for ring in rings if ring[t][0] == newest]
 
-            def seen(t, ring=ring):
-                shown = [ring[t][0]]
+            def stack_at(t, ring=ring):
+                frames = [ring[t][0]]
                 for back in range(1, stack):
                     fits = t - back >= 0 and not any(ring[j][4] for j in range(t - back, t))
-                    shown.insert(0, ring[t - back][0] if fits else shown[0])
-                return shown
+                    frames.insert(0, ring[t - back][0] if fits else frames[0])
+                return frames
 
-            assert batch["obs"][s, b, :, 0, 0].tolist() == seen(t)
+            assert batch["obs"][s, b, :, 0, 0].tolist() == stack_at(t)
             if ring[t][4] and not ring[t][3]:
                 continue  # an episode of one step that was cut: nothing else to take
             reward, discount, i = 0.0, 1.0, t
             while True:
                 reward += discount * ring[i][2]
                 discount *= 0.0 if ring[i][3] else 0.9
-                usable = i + 1 < steps and (
-                    ring[i + 1][3] or (i + 2 < steps and not ring[i + 1][4])
-                )
+                usable = i + 1 < steps
+                if usable and not ring[i + 1][3]:
+                    usable = i + 2 < steps and not ring[i + 1][4]
                 if ring[i][4] or i + 1 == t + n_steps or not usable:
                     break
                 i += 1
@@ -125,7 +119,7 @@ def test_frames_stored_once_are_stacked_as_they_were_seen(n_steps):
             assert float(batch["discount"][s, b]) == pytest.approx(discount)
             if discount:
                 bootstrapped += 1
-                assert batch["next_obs"][s, b, :, 0, 0].tolist() == seen(i + 1)
+                assert batch["next_obs"][s, b, :, 0, 0].tolist() == stack_at(i + 1)
     assert bootstrapped > 500
 
 
@@ -145,29 +139,22 @@ def test_rows_written_in_parts_are_the_replay_again():
         if name in journal.parts:
             again.restore(rows)
     before, after = whole.rows(None), again.rows(None)
-    assert len(before["reward"]) == 2 * 30 and all(
-        torch.equal(before[name], after[name]) for name in before
-    )
+    assert len(before["reward"]) == 2 * 30
+    assert all(torch.equal(before[name], after[name]) for name in before)
     assert journal.due(agent, 41) == {}, "nothing new"
 
 
 def test_a_replay_larger_than_the_memory_is_refused_with_the_numbers():
+    fields = {"action": ((), torch.int64), "obs": ((19,), torch.uint8)}
     with pytest.raises(ConfigError, match=r"takes 27,000\.0 GB of memory .*GB are free"):
-        Replay(
-            1000,
-            1,
-            999_999_999,
-            {"action": ((), torch.int64)} | {"obs": ((19,), torch.uint8)},
-            "cpu",
-        )
+        Replay(1000, 1, 999_999_999, fields, "cpu")
 
 
 def test_n_step_returns_equal_a_slow_loop_and_stop_at_episode_ends():
     for n_steps in (1, 3, 5):
         replay, lists = filled()
-        batch = replay.sample(
-            torch.rand(2, 500, generator=torch.Generator().manual_seed(1)), n_steps
-        )
+        draws = torch.rand(2, 500, generator=torch.Generator().manual_seed(1))
+        batch = replay.sample(draws, n_steps)
         for s in range(2):
             rows = {
                 tuple(row["obs"].tolist()): (key, i)

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ENVS, PAIRS, TINY, small
+from conftest import ENVS, PAIRS, TINY, small, stop_rule
 from safetensors.torch import load_file
 
 from rlx import cli
+from rlx.runs.checkpoints import Checkpoints
+from rlx.runs.finding import find
 from rlx.runs.run import Run
 from rlx.training import state
 from rlx.training.journal import replays
@@ -27,7 +29,11 @@ LEARN = ("agent.learning_starts=64", "agent.hidden=[16]", "seeds=2", "agent.n_st
 
 
 def fingerprint(run: Path) -> dict[str, str]:
-    """Hashes of every tensor that the newest checkpoint restores, of the best weights, and metrics.jsonl without wall-clock fields."""
+    """What must be equal in two runs, name → hash or text.
+
+    Hashes of every tensor that the newest checkpoint restores and of the best weights; the rows of
+    metrics.jsonl without wall-clock fields; the result.
+    """
     training, warnings = resumed(Run(run), Run(run).config)
     assert not warnings
     tensors = (
@@ -42,10 +48,10 @@ def fingerprint(run: Path) -> dict[str, str]:
         for name, tensor in tensors.items()
     }
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    prints["metrics"] = json.dumps(
-        [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-    )
-    prints["return"] = json.dumps(json.loads((run / "summary.json").read_text())["return"])
+    timeless = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    prints["metrics"] = json.dumps(timeless)
+    summary = json.loads((run / "summary.json").read_text())
+    prints["return"] = json.dumps(summary["return"])
     return prints | {"step": str(training.step)}
 
 
@@ -100,9 +106,13 @@ def test_options_resume_as_well(arguments, rlx):
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "rlx", *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "rlx", *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
+    )
 
 
 LONG = [
@@ -114,8 +124,6 @@ LONG = [
     "num_envs=4",
     "eval_every=900",
     "eval_episodes=3",
-]
-LONG += [
     "env.max_episode_steps=100",
     "final_episodes=5",
     "checkpoint_every=500",
@@ -150,10 +158,8 @@ def test_killed_at_a_random_moment_and_resumed(number, trial, uninterrupted, rlx
     killed.mkdir()
     process = start(LONG, killed)
     deadline = time.monotonic() + 120
-    while (
-        not list(killed.glob("outputs/train/*/*/checkpoints/[0-9]*/state.json"))
-        and time.monotonic() < deadline
-    ):
+    saved = "outputs/train/*/*/checkpoints/[0-9]*/state.json"
+    while not list(killed.glob(saved)) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(random.Random(f"{number} {trial}").uniform(0, 1))
     process.send_signal(number)
@@ -163,11 +169,8 @@ def test_killed_at_a_random_moment_and_resumed(number, trial, uninterrupted, rlx
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL and status == "running"
     else:
-        assert (
-            process.returncode == 128 + number
-            and status == "interrupted"
-            and f"rlx resume {run.relative_to(killed)}" in err
-        )
+        assert process.returncode == 128 + number and status == "interrupted"
+        assert f"rlx resume {run.relative_to(killed)}" in err
     assert rlx("resume", run).code == 0
     assert fingerprint(run) == uninterrupted
 
@@ -199,11 +202,9 @@ def test_a_damaged_checkpoint_is_recognised_and_the_former_one_used(rlx, undistu
         data[len(data) // 2] ^= 1
         newest.write_bytes(data if damage == "flip" else data[:100])
         result = rlx("resume", run)
-        assert (
-            result.code == 0
-            and "Using the checkpoint before it" in result.out
-            and "at step 300" in result.out
-        )
+        assert result.code == 0
+        assert "Using the checkpoint before it" in result.out
+        assert "at step 300" in result.out
         assert fingerprint(run) == undisturbed
 
 
@@ -243,9 +244,8 @@ def test_a_disk_that_is_full_between_checkpoints_stops_the_run_too(rlx, undistur
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         result = rlx(*SHORT)
-    assert (
-        result.code == 1 and "No space left on device" in result.err and "rlx resume" in result.err
-    )
+    assert result.code == 1
+    assert "No space left on device" in result.err and "rlx resume" in result.err
     (run,) = Path("outputs/train/dqn-cartpole").iterdir()
     assert rlx("resume", run).code == 0 and fingerprint(run) == undisturbed
 
@@ -257,11 +257,9 @@ def test_a_checkpoint_that_cannot_fit_the_disk_is_refused_before_the_start(
         shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6)
     )
     result = rlx("train", "agent=dqn", "env=cartpole", "seeds=1")
-    assert (
-        result.code == 2
-        and "GB of disk, and 0.0 GB are free" in result.err
-        and not list(tmp_path.iterdir())
-    )
+    assert result.code == 2
+    assert "GB of disk, and 0.0 GB are free" in result.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_by_wall_time_are_replaced_and_those_by_step_stay(rlx):
@@ -275,7 +273,7 @@ def test_checkpoints_by_wall_time_are_replaced_and_those_by_step_stay(rlx):
         "checkpoint_every=200",
     ]
     result = rlx(*arguments, "checkpoint_seconds=0")
-    assert Run(result.run).steps() == ["000000200", "000000396", "000000400"]
+    assert Run(result.run).checkpoints.steps() == ["000000200", "000000396", "000000400"]
     assert fingerprint(result.run) == fingerprint(rlx(*arguments).run)
     needed = json.loads((result.run / "checkpoints/000000400/state.json").read_text())["replay"]
     assert len(needed) >= 20 and {
@@ -288,7 +286,7 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
     training, warnings = resumed(Run(run), Run(run).config)
     assert not warnings
     tensors = state.tensors(training) | training.agent.policy.state_dict()
-    tensors |= {f"best.{name}": value for name, value in Run(run).load("best").items()}
+    tensors |= {f"best.{name}": value for name, value in Run(run).checkpoints.load("best").items()}
     for path, replay in replays(training.agent).items():
         rows = replay.rows(None)
         tensors |= {f"{path}.{name}": rows[name] for name in replay.fields}
@@ -331,7 +329,7 @@ def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, 
     run, new = rlx(*arguments, "seeds=2").run, rlx(*arguments, "seeds=2:4").run
     halves = [everything(run), everything(new)]
     rows = logged(run) + logged(new)
-    first = [Run(path).load("000000160") for path in (run, new)]
+    first = [Run(path).checkpoints.load("000000160") for path in (run, new)]
     assert rlx("resume", run, "seeds=4").code == 0
     expected = side_by_side(*halves)
     grown = everything(run)
@@ -339,7 +337,7 @@ def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, 
     assert [
         name for name in grown if not torch.equal(grown[name].cpu(), expected[name].cpu())
     ] == []
-    middle = Run(run).load("000000160")
+    middle = Run(run).checkpoints.load("000000160")
     assert all(torch.equal(value, side_by_side(*first)[name]) for name, value in middle.items())
     assert logged(run) == sorted(rows, key=lambda row: (row["step"], row["seed"]))
     assert not (run / "growing").exists()
@@ -364,10 +362,8 @@ def test_seeds_whose_training_was_killed_are_taken_up_again(rlx, tmp_path):
     shutil.rmtree(
         younger.with_name("20990101-000000-000000") / "checkpoints"
     )  # another, killed before its first checkpoint
-    assert (
-        json.loads((run / "meta.json").read_text())["status"] == "completed"
-        and Run.find(None, "outputs").path == run
-    )
+    assert json.loads((run / "meta.json").read_text())["status"] == "completed"
+    assert find(None, "outputs").path == run
     result = rlx("resume", run, "seeds=3")
     assert result.code == 0 and "resumes" in result.out
     assert fingerprint(run) == fingerprint(whole)
@@ -379,14 +375,12 @@ def test_two_processes_on_one_run_are_refused(rlx, tiny_runs):
     run = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())[1]
     folder = os.open(run, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
-    before = {
-        name: (run / name).read_bytes() for name in ("config.yaml", "metrics.jsonl", "meta.json")
-    }
+    names = ("config.yaml", "metrics.jsonl", "meta.json")
+    before = [(run / name).read_bytes() for name in names]
     result = rlx("resume", run, "steps=900")
     os.close(folder)
-    assert before == {name: (run / name).read_bytes() for name in before}, (
-        "a refused resume changes nothing"
-    )
+    after = [(run / name).read_bytes() for name in names]
+    assert after == before, "a refused resume changes nothing"
     assert result.code == 2 and "another process" in result.err
 
 
@@ -396,11 +390,9 @@ def test_what_may_not_change_and_a_finished_run_are_explained(rlx, tiny_runs):
     assert result.code == 2 and "steps=" in result.err
     for key in ("agent.learning_rate", "num_envs"):
         result = rlx("resume", run, f"{key}=1")
-        assert (
-            result.code == 2
-            and f"{key}: may not change when a run is resumed" in result.err
-            and "eval_every" in result.err
-        )
+        assert result.code == 2
+        assert f"{key}: may not change when a run is resumed" in result.err
+        assert "eval_every" in result.err
     for override, message in (
         ("seeds=3", "has them all"),
         ("seeds=2", "has [2] too"),
@@ -420,19 +412,19 @@ def test_what_a_crash_leaves_behind_does_no_harm(rlx):
     newest.rename(newest.with_name(".000000600.former"))  # killed between two renames
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 600, "se')  # killed in the middle of a line
-    assert (
-        rlx("resume", run, "steps=900").code == 0
-        and rlx("resume", whole.run, "steps=900").code == 0
-    )
+    assert rlx("resume", run, "steps=900").code == 0
+    assert rlx("resume", whole.run, "steps=900").code == 0
     assert fingerprint(run) == fingerprint(whole.run)
     run.rename(run.with_name(f".{run.name}.former"))  # killed while a grown run took its place
     assert rlx("evaluate", run, "episodes=2").code == 0
 
 
 def test_best_weights_are_on_disk_before_the_checkpoint_that_counts_on_them(rlx, monkeypatch):
-    saved, save = [], Run.save
+    saved, save = [], Checkpoints.save
     monkeypatch.setattr(
-        Run, "save", lambda self, name, *rest: saved.append(name) or save(self, name, *rest)
+        Checkpoints,
+        "save",
+        lambda self, name, *rest, **parts: saved.append(name) or save(self, name, *rest, **parts),
     )
     rlx("train", "agent=dqn", "env=cartpole", *TINY, *LEARN)
     assert saved == ["best", "000000300", "best", "000000600"]
@@ -442,12 +434,12 @@ def test_a_damaged_checkpoint_is_forgotten_when_training_goes_on_from_the_former
     run = rlx("train", "agent=dqn", "env=cartpole", *TINY, *LEARN).run
     (run / "checkpoints/000000600/training.safetensors").write_bytes(b"")
     assert rlx("resume", run, "steps=400", "checkpoint_every=50").code == 0
-    assert Run(run).steps() == ["000000300", "000000352", "000000400"]
-    assert Run(run).counters("last")["step"] == 400
+    assert Run(run).checkpoints.steps() == ["000000300", "000000352", "000000400"]
+    assert Run(run).checkpoints.counters("last")["step"] == 400
 
 
 def test_seeds_are_added_to_a_run_with_a_stop_rule(rlx):
-    rule = "stop={window: 5, solved: 25, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
+    rule = stop_rule(window=5, solved=25)
     arguments = [
         "train",
         "agent=dqn",
@@ -461,13 +453,14 @@ def test_seeds_are_added_to_a_run_with_a_stop_rule(rlx):
     ]
     old, new = rlx(*arguments, "seeds=2"), rlx(*arguments, "seeds=2:4")
     parts = [one.summary["kept"] for one in (old, new)]
-    weights = side_by_side(*(Run(one.run).load("best") for one in (old, new)))
+    weights = side_by_side(*(Run(one.run).checkpoints.load("best") for one in (old, new)))
     assert len(set(parts[0]["step"] + parts[1]["step"])) > 1
     assert rlx("resume", old.run, "seeds=4").code == 0
     grown = json.loads((old.run / "summary.json").read_text())
     assert grown["kept"] == {name: parts[0][name] + parts[1][name] for name in parts[0]}
     assert all(
-        torch.equal(value, weights[name]) for name, value in Run(old.run).load("best").items()
+        torch.equal(value, weights[name])
+        for name, value in Run(old.run).checkpoints.load("best").items()
     )
 
 

@@ -33,9 +33,8 @@ def test_numbers_are_uniform_and_streams_unrelated():
     from scipy.stats import kstest
 
     assert all(kstest(row, "uniform").pvalue > 1e-4 for row in draws)
-    correlation = np.corrcoef(
-        np.concatenate([draws, Streams(seed_tensor(range(20)), "y").uniform(50_000).numpy()])
-    )
+    others = Streams(seed_tensor(range(20)), "y").uniform(50_000).numpy()
+    correlation = np.corrcoef(np.concatenate([draws, others]))
     assert np.abs(correlation - np.eye(40)).max() < 0.025  # 5.6 standard errors
     lagged = [np.corrcoef(row[:-1], row[1:])[0, 1] for row in draws]
     assert np.abs(lagged).max() < 0.025
@@ -61,6 +60,5 @@ def test_categorical():
     chosen = categorical(draws, probability.unsqueeze(1).expand(-1, 1000, -1))
     counts = [[int((row == i).sum()) for i in range(4)] for row in chosen]
     assert counts == [[100, 0, 600, 300], [0, 250, 250, 500]]
-    assert categorical(torch.zeros(1), torch.tensor([[0.0, 1.0]])).tolist() == [1], (
-        "what cannot be is not drawn"
-    )
+    # What has probability 0 is not drawn.
+    assert categorical(torch.zeros(1), torch.tensor([[0.0, 1.0]])).tolist() == [1]

@@ -5,8 +5,8 @@ import torch
 
 from rlx.evaluation import REPORT, episode_seeds, evaluate
 from rlx.experiment import env_spec, make_agent, make_env
-from rlx.nn.networks import take
 from rlx.nn.rng import seed_tensor
+from rlx.nn.seed_axis import take
 from rlx.rollout import rollout
 
 CPU = torch.device("cpu")

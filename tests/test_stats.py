@@ -14,15 +14,18 @@ def test_iqm_is_the_mean_of_the_middle_half():
 
 @pytest.mark.parametrize("seed, episode", [(1, 0), (1, 1), (0.2, 2), (0, 1)])
 def test_interval_covers_the_truth_about_as_often_as_it_says(seed, episode):
-    # 20 seeds, 30 episodes, the same for all seeds: spread between seeds, between episodes, and of each seed in each episode.
-    rng, hits = np.random.default_rng(0), 0
+    """20 seeds play the same 30 episodes.
+
+    Returns spread between seeds, between episodes, and from each seed in each episode.
+    """
+    rng = np.random.default_rng(0)
+    hits = 0
     bootstrap = stats.Bootstrap(20, 30, resamples=500)
     for _ in range(200):
-        returns = (
-            seed * rng.normal(size=(20, 1))
-            + episode * rng.normal(size=30)
-            + 0.5 * rng.normal(size=(20, 30))
-        )
+        of_seeds = seed * rng.normal(size=(20, 1))
+        of_episodes = episode * rng.normal(size=30)
+        of_both = 0.5 * rng.normal(size=(20, 30))
+        returns = of_seeds + of_episodes + of_both
         low, high = stats.estimate(returns, bootstrap).ci95
         hits += low <= 0 <= high
     assert 0.88 <= hits / 200 <= 0.995
@@ -47,13 +50,10 @@ def test_curve_of_a_known_decline():
     np.testing.assert_allclose(curve.score, [1, 0.75, 0.25, 0])
     assert curve.area == pytest.approx((0.875 + 0.5 + 0.25) / 4)
     assert curve.critical_eps == pytest.approx(1.5)
-    assert (
-        curve.area_ci95 == (pytest.approx(curve.area),) * 2
-        and curve.critical_eps_ci95 == (pytest.approx(1.5),) * 2
-    )
-    unharmed = stats.curve(
-        np.broadcast_to(clean[:, None], (4, 4, 3)), clean, -500.0, eps, stats.Bootstrap(4, 3)
-    )
+    assert curve.area_ci95 == (pytest.approx(curve.area), pytest.approx(curve.area))
+    assert curve.critical_eps_ci95 == (pytest.approx(1.5), pytest.approx(1.5))
+    same = np.broadcast_to(clean[:, None], (4, 4, 3))
+    unharmed = stats.curve(same, clean, -500.0, eps, stats.Bootstrap(4, 3))
     assert unharmed.area == pytest.approx(1) and unharmed.critical_eps == np.inf
 
 
@@ -65,10 +65,11 @@ def test_a_first_radius_that_already_costs_half_is_not_reported_as_the_critical_
 
 def test_resamples_without_a_score_are_left_out_and_counted():
     clean = np.repeat(np.array([-500.0, -500.0, -100.0, -100.0])[:, None], 3, 1)
-    curve = stats.curve(
-        np.stack([clean, clean - 50], 1), clean, -500.0, np.array([0.0, 1.0]), stats.Bootstrap(4, 3)
-    )
-    # The interquartile mean of four is that of the middle two: both at −500 when three or four draws of four are.
+    returns = np.stack([clean, clean - 50], 1)
+    eps = np.array([0.0, 1.0])
+    curve = stats.curve(returns, clean, -500.0, eps, stats.Bootstrap(4, 3))
+    # The interquartile mean of four is that of the middle two. Both are at −500 when at least three
+    # of the four draws are.
     assert curve.undefined == pytest.approx(5 / 16, abs=0.04)
     assert curve.area_ci95 == pytest.approx((0.875, 0.9375))
 
@@ -76,39 +77,35 @@ def test_resamples_without_a_score_are_left_out_and_counted():
 def test_agent_no_better_than_random_has_no_score():
     flat = np.full((3, 2, 4), -500.0)
     curve = stats.curve(flat, flat[:, 0], -500.0, np.array([0.0, 1.0]), stats.Bootstrap(3, 4))
-    assert (
-        np.isnan(curve.area)
-        and np.isnan(curve.critical_eps)
-        and np.isnan(curve.critical_eps_ci95).all()
-    )
+    assert np.isnan(curve.area)
+    assert np.isnan(curve.critical_eps)
+    assert np.isnan(curve.critical_eps_ci95).all()
 
 
 def test_human_normalised_scores_are_the_published_ones():
-    """EfficientZero's mean of 1.943 and median of 1.090 (Ye et al. 2021); human play is 1, random play 0."""
-    for row, expected in ((0, 0.0), (1, 1.0)):
-        result = atari100k.summarise(
-            [
-                np.full(3, atari100k.normalised(game, scores[row]))
-                for game, scores in atari100k.SCORES.items()
-            ]
-        )
-        assert [value for value, _ in result.values()] == pytest.approx([expected] * 3)
-    theirs = atari100k.summarise(
-        [
-            np.array([atari100k.normalised(game, scores[2])])
-            for game, scores in atari100k.SCORES.items()
-        ]
-    )
-    assert theirs["mean"][0] == pytest.approx(1.943, abs=5e-4) and theirs["median"][
-        0
-    ] == pytest.approx(1.090, abs=5e-4)
-    assert np.isnan(theirs["mean"][1]).all(), "one seed has no interval"
+    """EfficientZero's mean is 1.943, its median 1.090 (Ye et al. 2021).
+
+    Human play is 1, random play 0.
+    """
+
+    def summary(column, seeds):
+        games = atari100k.SCORES.items()
+        scores = [atari100k.normalised(game, getattr(known, column)) for game, known in games]
+        return atari100k.summarise([np.full(seeds, score) for score in scores])
+
+    for column, expected in (("random", 0.0), ("human", 1.0)):
+        values = [value for value, _ in summary(column, seeds=3).values()]
+        assert values == pytest.approx([expected] * 3)
+    published = summary("efficientzero", seeds=1)
+    assert published["mean"][0] == pytest.approx(1.943, abs=5e-4)
+    assert published["median"][0] == pytest.approx(1.090, abs=5e-4)
+    assert np.isnan(published["mean"][1]).all(), "one seed has no interval"
 
 
 def test_intervals_over_games_draw_seeds_within_games():
     rng = np.random.default_rng(1)
     games = [rng.normal(level, 0.1, 10) for level in (0.0, 5.0, 10.0)]
     mean, (low, high) = atari100k.summarise(games)["mean"]
-    assert low < mean < high and high - low == pytest.approx(2 * 1.96 * 0.1 / 30**0.5, rel=0.35), (
-        "what differs between games is no error"
-    )
+    assert low < mean < high
+    width = 2 * 1.96 * 0.1 / 30**0.5
+    assert high - low == pytest.approx(width, rel=0.35), "what differs between games is no error"

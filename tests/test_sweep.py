@@ -9,9 +9,10 @@ from rlx.attacks.noise import Noise
 from rlx.attacks.pgd import PGD
 from rlx.evaluation import REPORT, evaluate
 from rlx.experiment import env_spec, make_agent, make_env
-from rlx.nn.networks import take
 from rlx.nn.rng import seed_tensor
-from rlx.robustness.sweep import Played, Visited, sweep
+from rlx.nn.seed_axis import take
+from rlx.robustness.observations import ObservationSpread
+from rlx.robustness.sweep import Played, sweep
 
 CPU = torch.device("cpu")
 EPS = [0.0, 0.05, 0.2]
@@ -34,21 +35,32 @@ def study(composed):
 def play(study, attack, modes=None, eps=EPS, seeds=(4, 9), max_num_envs=1000, policy=None):
     own, spec, env = study
     modes = modes or dict(attack.modes(own.heads))
-    return sweep(policy or own, env, spec, attack, modes, seeds, eps, SCALE, 4, max_num_envs, CPU)
+    return sweep(
+        policy or own,
+        env,
+        spec,
+        attack,
+        modes,
+        seeds=seeds,
+        eps=eps,
+        scale=SCALE,
+        episodes=4,
+        max_num_envs=max_num_envs,
+        device=CPU,
+    )
 
 
 def alike(one, other, share=0.9):
-    """Whether two plays of the same episodes are the same, but for a few ties that rounding broke."""
-    returns = np.isclose(one.returns, other.returns, rtol=1e-9).mean()
-    decided = [
-        abs(one.decisions[head] - other.decisions[head]).sum() / other.decisions[head].sum()
-        for head in other.decisions
-    ]
-    flipped = [
-        abs(one.flips[head] - other.flips[head]).sum() / max(20, other.flips[head].sum())
-        for head in other.flips
-    ]
-    return returns >= share and max(decided) <= 1 - share and max(flipped) <= 1 - share
+    """Whether two plays of the same episodes are alike, but for a few ties that rounding broke."""
+    if np.isclose(one.returns, other.returns, rtol=1e-9).mean() < share:
+        return False
+    for head in other.decisions:
+        decisions, flips = other.decisions[head], other.flips[head]
+        if abs(one.decisions[head] - decisions).sum() > (1 - share) * decisions.sum():
+            return False
+        if abs(one.flips[head] - flips).sum() > (1 - share) * max(20, flips.sum()):
+            return False
+    return True
 
 
 @pytest.mark.rounding
@@ -56,36 +68,37 @@ def alike(one, other, share=0.9):
 def test_batched_equals_looped(attack, study):
     whole = play(study, attack)
     chunked = play(study, attack, max_num_envs=7)
-    for mode, heads in attack.modes(study[0].heads).items():
-        assert alike(chunked[mode], whole[mode])
+    for name, mode in attack.modes(study[0].heads).items():
+        assert alike(chunked[name], whole[name])
         cells = [
             [
                 play(
                     study,
                     attack,
-                    {mode: heads},
+                    {name: mode},
                     [eps],
                     [seed],
-                    policy=take(study[0], torch.tensor([s])),
-                )[mode]
+                    policy=take(study[0], torch.tensor([row])),
+                )[name]
                 for eps in EPS
             ]
-            for s, seed in enumerate((4, 9))
+            for row, seed in enumerate((4, 9))
         ]
 
         def joined(read, cells=cells):
-            return np.concatenate(
-                [np.concatenate([read(cell) for cell in row], 1) for row in cells]
-            )
+            rows = [np.concatenate([read(cell) for cell in row], 1) for row in cells]
+            return np.concatenate(rows)
 
         looped = Played(
-            joined(lambda cell: cell.returns),
-            joined(lambda cell: cell.lengths),
-            joined(lambda cell: cell.truncated),
-            {head: joined(lambda cell, head=head: cell.decisions[head]) for head in heads[0]},
-            {head: joined(lambda cell, head=head: cell.flips[head]) for head in heads[0]},
+            returns=joined(lambda cell: cell.returns),
+            lengths=joined(lambda cell: cell.lengths),
+            truncated=joined(lambda cell: cell.truncated),
+            decisions={
+                head: joined(lambda cell, head=head: cell.decisions[head]) for head in mode.heads
+            },
+            flips={head: joined(lambda cell, head=head: cell.flips[head]) for head in mode.heads},
         )
-        assert alike(looped, whole[mode])
+        assert alike(looped, whole[name])
 
 
 @pytest.mark.rounding
@@ -93,12 +106,10 @@ def test_batched_equals_looped(attack, study):
 def test_radius_zero_is_the_clean_evaluation(attack, study):
     clean = evaluate(study[0], study[2], 2, 4, REPORT, CPU)
     for played in play(study, attack).values():
-        assert (played.returns[:, 0] == clean.returns.numpy()).sum() >= 7, (
-            "of 8; a tie may be broken by rounding"
-        )
-        assert all(flips[:, 0].sum() == 0 for flips in played.flips.values()), (
-            "the same observation, in the same batch"
-        )
+        equal = (played.returns[:, 0] == clean.returns.numpy()).sum()
+        assert equal >= 7, "of 8; a tie may be broken by rounding"
+        for flips in played.flips.values():
+            assert flips[:, 0].sum() == 0, "the same observation, in the same batch"
 
 
 def test_flips_count_only_attacked_heads_and_decisions_taken(study):
@@ -113,43 +124,40 @@ def test_flips_count_only_attacked_heads_and_decisions_taken(study):
 
 
 def test_heads_share_a_sensor_in_mode_same_only(study):
-    seen = {}
+    perturbations = {}
 
     class Spy(Noise):
         def perturb(self, scores, obs, budget, draw):
             moved = super().perturb(scores, obs, budget, draw)
-            seen.setdefault(current[0], []).append((moved - obs)[:, :, 0].clone())
+            perturbations.setdefault(current[0], []).append((moved - obs)[:, :, 0].clone())
             return moved
 
     current = [""]
     attack = Spy("uniform", 1.0, True)
-    for mode, heads in attack.modes(study[0].heads).items():
-        current[0] = mode
-        play(study, attack, {mode: heads}, [0.01])
-    same, diff = seen["same"][:2], seen["diff"][:2]
-    assert torch.equal(*same) and not torch.equal(*diff)
+    for name, mode in attack.modes(study[0].heads).items():
+        current[0] = name
+        play(study, attack, {name: mode}, [0.01])
+    assert torch.equal(*perturbations["same"][:2])
+    assert not torch.equal(*perturbations["diff"][:2])
 
 
 @pytest.mark.rounding
 def test_visited_std_is_that_of_the_played_observations(study):
     policy, _, env = study
-    visited = Visited("action")
-    evaluate(policy, env, 2, 4, REPORT, CPU, visited.chooser)
+    spread = ObservationSpread("action")
+    evaluate(policy, env, 2, 4, REPORT, CPU, spread.chooser)
     one = env(8)
-    obs = [one.reset(seed=[REPORT + e for e in range(4)] * 2)[0].unflatten(0, (2, 4))]
-    first, carry, alive, seen = (
-        torch.ones(2, 4, dtype=torch.bool),
-        policy.initial_carry(4),
-        torch.ones(2, 4, dtype=torch.bool),
-        [],
-    )
+    obs = one.reset(seed=[REPORT + e for e in range(4)] * 2)[0].unflatten(0, (2, 4))
+    first = torch.ones(2, 4, dtype=torch.bool)
+    alive = torch.ones(2, 4, dtype=torch.bool)
+    carry = policy.initial_carry(4)
+    visited = []
     while alive.any():
-        action, carry = policy.act(obs[-1], first, carry)
-        seen.append(obs[-1][alive])
-        following, _, terminated, truncated, _ = one.step(action.flatten())
-        obs.append(following.unflatten(0, (2, 4)))
+        action, carry = policy.act(obs, first, carry)
+        visited.append(obs[alive])
+        next_obs, _, terminated, truncated, _ = one.step(action.flatten())
+        obs = next_obs.unflatten(0, (2, 4))
         first = (terminated | truncated).view(2, 4)
         alive &= ~first
-    np.testing.assert_allclose(
-        visited.std(), torch.cat(seen).std(0, correction=0).numpy(), rtol=1e-4
-    )
+    expected = torch.cat(visited).std(0, correction=0).numpy()
+    np.testing.assert_allclose(spread.std(), expected, rtol=1e-4)

@@ -1,13 +1,17 @@
 """Act/Env: two networks that learn from whole episodes how successful they were.
 
-Act(s_t, a_{t−1}) → (action logits, Q_a) and Env(s_t, a_t) → (next-state logits, Q_e). An episode's
-success rate, where its return lies between `return_low` and `return_scale`, labels every one of its
-transitions, and both Q are trained on it as a GAN's discriminator is on real and fake (Goodfellow
-et al. 2014), here with labels in [0, 1]; then Act is pushed to raise its Q_a and Env's Q_e is
-pulled towards Q_a:
+Act(s_t, a_{t−1}) gives action logits and Q_a, Env(s_t, a_t) gives next-state logits and Q_e. An
+episode's success rate, where its return lies between `return_low` and `return_scale`, labels every
+one of its transitions. Both Q are trained on it as a GAN's discriminator is on real and fake
+(Goodfellow et al. 2014), here with labels in [0, 1]:
 
-    a_loss = w · CE(action logits, a_t) + BCE(Q_a, rate)        a_loss2 = −mean(Q_a)
-    e_loss = BCE(next-state logits, sigmoid(s_{t+1})) + BCE(Q_e, rate)        e_loss2 = mean((Q_e − Q_a)²)
+    a_loss = w · CE(action logits, a_t) + BCE(Q_a, rate)
+    e_loss = BCE(next-state logits, sigmoid(s_{t+1})) + BCE(Q_e, rate)
+
+Then Act is pushed to raise its Q_a, and Env's Q_e is pulled towards Q_a:
+
+    a_loss2 = −mean(Q_a)
+    e_loss2 = mean((Q_e − Q_a)²)
 """
 
 import copy
@@ -23,10 +27,11 @@ from rlx.config import Count, Index, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.nn.exploration import random_choice
-from rlx.nn.networks import SeedLinear, along, polyak_update
+from rlx.nn.networks import SeedLinear
 from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams, categorical, pick
 from rlx.nn.schedules import UpdateSchedule
+from rlx.nn.seed_axis import along, polyak_update
 from rlx.replay import add_buffers
 
 
@@ -37,23 +42,32 @@ class Config:
     obs_units: Count
     """Units of the layer that sees the observation alone, before the action joins."""
     hidden: list[Count]
-    """Units of each layer behind it."""
+    """Units of each layer behind that one."""
     train_outputs: bool
-    """False freezes the output layers at their initial values."""
+    """Train the output layers; false freezes them at their initial values."""
     normalise: bool
-    """Batch norm by the minibatch's statistics, by running ones when acting; false: by its initial ones, mean 0 and variance 1."""
-    norm_tau: float
+    """Batch norm by the minibatch's statistics, and by running ones when acting.
+
+    false: by the initial ones, mean 0 and variance 1.
+    """
+    norm_tau: Share
     """Weight of a minibatch in the running statistics."""
     return_scale: float
-    """Return of a full success, whose rate is 1: rates are linear in the undiscounted return, and
-    cut to [0, 1]."""
+    """Return of a full success, whose rate is 1.
+
+    Rates are linear in the undiscounted return, and cut to [0, 1].
+    """
     imitate: str
-    """Weights w of the actions taken. all: 1; better: how far the episode's rate exceeds the minibatch's mean."""
+    """Weights w of the actions taken.
+
+    `all`: 1; `better`: how far the episode's rate exceeds the minibatch's mean.
+    """
     learning_rate: Positive
-    """Of the optimisers of a_loss and e_loss …"""
+    """Step size of the optimisers of a_loss and e_loss."""
     learning_rate2: Positive
-    """… and of those of a_loss2 and e_loss2."""
+    """Step size of the optimisers of a_loss2 and e_loss2."""
     batch_size: Count
+    """Transitions in a minibatch of one seed."""
     buffer_size: Count
     """Transitions kept per seed."""
     learning_starts: Index
@@ -61,12 +75,22 @@ class Config:
     replay_ratio: Positive
     """Updates per environment step of a seed."""
     average_tau: Share
-    """Weight of the learning network, per update, in the running average that acts greedily; 1 acts on the newest weights."""
+    """Weight of the learning network, per update, in the running average that acts greedily.
+
+    1 acts on the newest weights.
+    """
     sample_actions: bool
-    """While learning, draw the actions that are not random ones from the softmax of the logits; false: the largest one."""
+    """While learning, draw the actions that are not random from the softmax of the logits.
+
+    false: the largest one.
+    """
     epsilon_end: Share
+    """Probability of a random action that exploration falls towards."""
     epsilon_steps: Count
-    """Decisions, per seed and after the random ones, in which exploration falls from 1 to a distance of 1/e from its end."""
+    """Decisions, per seed and after the random ones, of exploration's decay from 1.
+
+    After them its distance from `epsilon_end` is 1/e of what it was.
+    """
     return_low: float = 0.0
     """Return of a full failure, whose rate is 0."""
 
@@ -90,11 +114,15 @@ class BatchNorm(nn.Module):
         self.variance = nn.Parameter(self.scale.detach().clone(), requires_grad=False)
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        """By the running statistics; by those of x itself where it learns: `where` (bool [S]) are the seeds that count x in."""
+        """Normalise x by the running statistics, and in learning by those of x itself.
+
+        `where`: bool [S], the seeds that learn and whose running statistics move; None: none.
+        """
         mean: Tensor = self.mean
         variance: Tensor = self.variance
         if where is not None:
-            mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True, correction=0)
+            mean = x.mean(1, keepdim=True)
+            variance = x.var(1, keepdim=True, correction=0)
             with torch.no_grad():
                 weight = along(self.tau * where.to(x.dtype), x)
                 self.mean.lerp_(mean, weight)
@@ -104,31 +132,41 @@ class BatchNorm(nn.Module):
 
 
 class Network(nn.Module):
-    """Act or Env: observations [S, B, *O] and actions [S, B] → (logits [S, B, outputs], Q logit [S, B])."""
+    """Act or Env: from an observation and an action to logits and a success rate.
+
+    Observations [S, B, *O] and actions [S, B] → (logits [S, B, outputs], logit Q [S, B]).
+    """
 
     def __init__(self, config: Config, spec: Spec, outputs: int, seeds: Tensor, name: str):
         super().__init__()
-        self.normalise, self.actions, rng = config.normalise, spec.actions, Streams(seeds, name)
+        rng = Streams(seeds, name)
+        self.normalise = config.normalise
+        self.actions = spec.actions
         self.encoder = ObsEncoder(spec.observation_space, False, seeds)
-        widths = [config.obs_units + spec.actions, *config.hidden]
-        sizes = [
-            (self.encoder.features, config.obs_units),
-            *zip(widths, config.hidden, strict=False),
-        ]
-        self.layers = nn.ModuleList(SeedLinear(a, b, rng) for a, b in sizes)
-        for layer in self.layers:  # a norm takes their biases out again, and Adam would follow the rounding of their gradients
+        # The action joins behind the first layer.
+        sizes = [(self.encoder.features, config.obs_units)]
+        width = config.obs_units + spec.actions
+        for units in config.hidden:
+            sizes.append((width, units))
+            width = units
+        self.layers = nn.ModuleList(SeedLinear(inputs, units, rng) for inputs, units in sizes)
+        # A norm takes their biases out again, and Adam would follow the rounding of their
+        # gradients.
+        for layer in self.layers:
             layer.bias.requires_grad_(not config.normalise)
-        self.norms = nn.ModuleList(BatchNorm(b, seeds, config.norm_tau) for _, b in sizes)
-        self.logits = SeedLinear(widths[-1], outputs, rng).requires_grad_(config.train_outputs)
-        self.q = SeedLinear(widths[-1], 1, rng).requires_grad_(config.train_outputs)
+        self.norms = nn.ModuleList(BatchNorm(units, seeds, config.norm_tau) for _, units in sizes)
+        self.logits = SeedLinear(width, outputs, rng).requires_grad_(config.train_outputs)
+        self.q = SeedLinear(width, 1, rng).requires_grad_(config.train_outputs)
 
     def forward(
         self, obs: Tensor, action: Tensor, where: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`where`: as in BatchNorm."""
+        """`where`: bool [S], the seeds that learn, as in `BatchNorm`."""
+        if not self.normalise:
+            where = None
         x = self.encoder(obs)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            x = leaky_relu(norm(layer(x), where if self.normalise else None), 0.1)
+            x = leaky_relu(norm(layer(x), where), 0.1)
             if i == 0:
                 x = torch.cat([x, one_hot(action, self.actions).to(x.dtype)], -1)
         return self.logits(x), self.q(x).squeeze(-1)
@@ -139,7 +177,11 @@ class Network(nn.Module):
 
 
 class ActPolicy(Policy):
-    """Acts by the largest of Act's logits. Its carry: the action before the decision (0 in the first one), and the one taken."""
+    """Acts by the largest of Act's logits.
+
+    Its carry: `previous`, the action before the decision (0 in an episode's first one), and
+    `action`, the one taken; int64 [S, B] each.
+    """
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
@@ -147,82 +189,100 @@ class ActPolicy(Policy):
         self.network = Network(config, spec, spec.actions, seeds, "act")
 
     def initial_carry(self, batch: int) -> Carry:
-        zeros = self.network.encoder.scale.new_zeros(
-            len(self.network.encoder.scale), batch, dtype=torch.int64
-        )
+        scale = self.network.encoder.scale
+        zeros = scale.new_zeros(len(scale), batch, dtype=torch.int64)
         return {"previous": zeros, "action": zeros}
 
     def act(
         self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
     ) -> tuple[Tensor, Carry]:
         previous = torch.where(first, 0, carry["action"])
-        action = choose(
-            "action", obs, Scores(lambda x: self.network(x, previous)[0]), torch.ones_like(first)
-        )
+        scores = Scores(lambda obs: self.network(obs, previous)[0])
+        action = choose("action", obs, scores, torch.ones_like(first))
         return action, {"previous": previous, "action": action}
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
-        return self.network(obs, carry["previous"])[0]
+        logits, _ = self.network(obs, carry["previous"])
+        return logits
 
 
 class RatedMemory(nn.Module):
-    """Rings [S, N, T] of transitions, one per seed and env copy, and the success rates of their episodes.
+    """Rings [S, N, T] of transitions, one per seed and env copy, and their episodes' success rates.
 
-    A row knows the number of its episode, and a second ring holds every episode's rate, −1 while it runs: so one number rates
-    all its transitions. A ring's unrated rows are those of its running episode, its newest ones: the rated ones are an
-    interval, and sampling needs no search. Row k, and episode k's rate, lie in place k modulo T.
+    A row knows the number of its episode, and a second ring holds every episode's rate, −1 while it
+    runs: so one number rates all its transitions. A ring's unrated rows are those of its running
+    episode, its newest ones: the rated ones are an interval, and sampling needs no search. Row k,
+    and episode k's rate, lie in slot k modulo T.
     """
 
     rate: Tensor
+    """[S, N, T]: rates of episodes."""
     episode: Tensor
+    """int64 [S, N, T]: the number of each row's episode."""
     written: Tensor
+    """int64 [S, N]: rows ever stored in each ring."""
     begun: Tensor
+    """int64 [S, N]: rows stored before the running episode."""
     finished: Tensor
+    """int64 [S, N]: episodes finished."""
     returns: Tensor
+    """[S, N]: return of the running episode so far."""
     lowest: Tensor
+    """[S]: lowest return of all finished episodes."""
     highest: Tensor
+    """[S]: highest return of all finished episodes."""
 
     def __init__(self, capacity: int, spec: Spec, num_envs: int, seeds: Tensor):
         """ConfigError where it is larger than the free memory."""
         super().__init__()
         self.slots = max(1, capacity // num_envs)
-        shape, dtype = obs_field(spec.observation_space)
-        fields = {"obs": (shape, dtype), "next_obs": (shape, dtype)}
-        fields |= dict.fromkeys(("previous", "action", "episode"), ((), torch.int64))
+        obs = obs_field(spec.observation_space)
+        number: tuple[tuple[int, ...], torch.dtype] = ((), torch.int64)
+        fields = {
+            "obs": obs,
+            "next_obs": obs,
+            "previous": number,
+            "action": number,
+            "episode": number,
+        }
         self.fields = tuple(fields)
         rings = (len(seeds), num_envs, self.slots)
-        rated = fields | {"rate": ((), torch.float32)}
-        add_buffers(self, rings, rated, seeds.device, f"agent.buffer_size={capacity}")
+        buffers = fields | {"rate": ((), torch.float32)}
+        add_buffers(self, rings, buffers, seeds.device, f"agent.buffer_size={capacity}")
         self.rate.fill_(-1)
-        # Each [S, N]: rows stored, those of them before the running episode, episodes finished, return of the running one.
-        self.register_buffer(
-            "written", torch.zeros(len(seeds), num_envs, dtype=torch.int64, device=seeds.device)
-        )
+        written = torch.zeros(len(seeds), num_envs, dtype=torch.int64, device=seeds.device)
+        self.register_buffer("written", written)
         self.register_buffer("begun", torch.zeros_like(self.written))
         self.register_buffer("finished", torch.zeros_like(self.written))
         self.register_buffer("returns", torch.zeros_like(self.written, dtype=torch.float32))
-        # Of all finished episodes, [S].
         infinite = torch.full((len(seeds),), torch.inf, device=seeds.device)
         self.register_buffer("lowest", infinite)
         self.register_buffer("highest", -infinite)
 
     def rated(self) -> Tensor:
-        """Rows of each ring that belong to a finished episode, int64 [S, N]; 0 where the running one fills the ring."""
-        return (self.begun - (self.written - self.slots).clamp(min=0)).clamp(min=0)
+        """int64 [S, N]: rows of each ring that belong to a finished episode.
+
+        There are none where the running episode fills the ring.
+        """
+        oldest = (self.written - self.slots).clamp(min=0)
+        return (self.begun - oldest).clamp(min=0)
 
     def add(self, reward: Tensor, ended: Tensor, low: float, high: float, **rows: Tensor) -> None:
-        """Store one row per ring (each field, `reward` and `ended` [S, N, …]); where the episode
-        `ended`, it is rated: 0 for a return of `low` or less, 1 for one of `high` or more."""
+        """Store one row per ring: each field, `reward` and `ended` are [S, N, …].
+
+        Where the episode `ended` it is rated: 0 for a return of `low` or less, 1 for one of `high`
+        or more.
+        """
         rings = torch.arange(self.written.numel(), device=reward.device) * self.slots
-        at = rings + self.written.flatten().remainder(self.slots)
+        row_slot = rings + self.written.flatten().remainder(self.slots)
+        rate_slot = rings + self.finished.flatten().remainder(self.slots)
         rows["episode"] = self.finished
         for name in self.fields:
-            getattr(self, name).flatten(0, 2).index_copy_(0, at, rows[name].flatten(0, 1))
+            getattr(self, name).flatten(0, 2).index_copy_(0, row_slot, rows[name].flatten(0, 1))
         self.returns += reward
-        rate = torch.where(ended, ((self.returns - low) / (high - low)).clamp(0, 1), -1.0)
-        self.rate.view(-1).index_copy_(
-            0, rings + self.finished.flatten().remainder(self.slots), rate.flatten()
-        )
+        rate = ((self.returns - low) / (high - low)).clamp(0, 1)
+        rate = torch.where(ended, rate, -1.0)
+        self.rate.view(-1).index_copy_(0, rate_slot, rate.flatten())
         lowest = torch.where(ended, self.returns, torch.inf).amin(1)
         highest = torch.where(ended, self.returns, -torch.inf).amax(1)
         self.lowest.copy_(self.lowest.minimum(lowest))
@@ -235,10 +295,12 @@ class RatedMemory(nn.Module):
     def sample(self, draws: Tensor) -> dict[str, Tensor]:
         """Rated rows [S, B, …] and their `rate`, by `draws` (uniform in [0, 1), [S, B + 1]).
 
-        One row of each of B equal parts of the rated ones, after a random rotation: all are equally likely, and none comes
-        twice where there are B of them. In a seed without any, the rows mean nothing.
+        One row of each of B equal parts of the rated ones, after a random rotation: all are equally
+        likely, and none comes twice where there are B of them. In a seed without any, the rows mean
+        nothing.
         """
-        (seeds, num_envs), batch = self.written.shape, draws.shape[1] - 1
+        seeds, num_envs = self.written.shape
+        batch = draws.shape[1] - 1
         ends = self.rated().cumsum(1)
         total = ends[:, -1:].clamp(min=1)
         edges = torch.arange(batch + 1, device=draws.device) * total // batch
@@ -248,23 +310,31 @@ class RatedMemory(nn.Module):
         copy = torch.searchsorted(ends, number, right=True).clamp_(max=num_envs - 1)
         # A ring's rated rows are the last ones before `begun`.
         row = self.begun.gather(1, copy) - ends.gather(1, copy) + number
-        ring = (copy + torch.arange(seeds, device=copy.device).unsqueeze(1) * num_envs) * self.slots
-        rows = {name: self._rows(name, ring + row.remainder(self.slots)) for name in self.fields}
-        return rows | {"rate": self._rows("rate", ring + rows["episode"].remainder(self.slots))}
+        first_ring = torch.arange(seeds, device=copy.device).unsqueeze(1) * num_envs
+        ring = (copy + first_ring) * self.slots
+        row_slot = ring + row.remainder(self.slots)
+        rows = {name: self._rows(name, row_slot) for name in self.fields}
+        rate_slot = ring + rows["episode"].remainder(self.slots)
+        return rows | {"rate": self._rows("rate", rate_slot)}
 
     def _rows(self, name: str, index: Tensor) -> Tensor:
+        """The field `name` [*, …] at `index` [*] into all rings laid one behind the other."""
         ring = getattr(self, name).flatten(0, 2)
         return ring.index_select(0, index.flatten()).view(*index.shape, *ring.shape[1:])
 
 
 class ActEnv(Agent):
-    """Act, Env, four optimisers and a memory of rated transitions; ε-greedy, after a phase of random actions.
+    """Act, Env, four optimisers and a memory of rated transitions.
 
-    Imitating every action in the memory equally cannot improve on it: under protocol=source only a_loss2, through the layers that
-    logits and Q_a share, moves the policy somewhere new. The corrected protocol imitates the better episodes (`imitate`), which
-    is reward-weighted regression (Peters & Schaal 2007), and draws its actions from the logits (`sample_actions`): of a
-    policy that always takes its best action, an imitator learns only from the uniformly random ones.
-    The source drew whole minibatches until one held no unrated row; here every rated row is as likely as it was there.
+    It explores ε-greedily, after a phase of random actions. Imitating every action in the memory
+    equally cannot improve on it: under protocol=source only a_loss2, through the layers that logits
+    and Q_a share, moves the policy somewhere new. The corrected protocol imitates the better
+    episodes (`imitate`), which is reward-weighted regression (Peters & Schaal 2007), and draws its
+    actions from the logits (`sample_actions`): of a policy that always takes its best action, an
+    imitator learns only from the uniformly random ones.
+
+    The source drew whole minibatches until one held no unrated row; here every rated row is as
+    likely as it was there.
     """
 
     config_type = Config
@@ -280,24 +350,24 @@ class ActEnv(Agent):
         self.policy = copy.deepcopy(self.online)
         features = self.online.network.encoder.features
         self.env = Network(config, spec, features, seeds, "env")
-        act, env = self.online.network.learning(), self.env.learning()
-        self.act_optimizer, self.act_optimizer2 = (
-            Adam(act, config.learning_rate),
-            Adam(act, config.learning_rate2),
-        )
-        self.env_optimizer, self.env_optimizer2 = (
-            Adam(env, config.learning_rate),
-            Adam(env, config.learning_rate2),
-        )
+        act = self.online.network.learning()
+        env = self.env.learning()
+        self.act_optimizer = Adam(act, config.learning_rate)
+        self.act_optimizer2 = Adam(act, config.learning_rate2)
+        self.env_optimizer = Adam(env, config.learning_rate)
+        self.env_optimizer2 = Adam(env, config.learning_rate2)
         self.memory = RatedMemory(config.buffer_size, spec, num_envs, seeds)
-        if config.learning_starts > self.memory.slots * num_envs:
+        capacity = self.memory.slots * num_envs
+        if config.learning_starts > capacity:
             raise ConfigError(
-                f"agent.learning_starts={config.learning_starts}: more than the memory can hold, {self.memory.slots * num_envs:,} "
-                f"transitions (agent.buffer_size={config.buffer_size} in equal parts for num_envs={num_envs})."
+                f"agent.learning_starts={config.learning_starts}: more than the memory can hold, "
+                f"{capacity:,} transitions (agent.buffer_size={config.buffer_size} in equal parts "
+                f"for num_envs={num_envs})."
             )
         self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
         self.rules = spec.rules
-        self.exploration, self.rng = Streams(seeds, "act/explore"), Streams(seeds, "minibatch")
+        self.exploration = Streams(seeds, "act/explore")
+        self.rng = Streams(seeds, "minibatch")
         self.register_buffer("steps", torch.zeros_like(seeds))
 
     @torch.no_grad()
@@ -307,32 +377,32 @@ class ActEnv(Agent):
     def epsilon(self) -> Tensor:
         """Probability of a random action, [S]."""
         decisions = (self.steps - self.config.learning_starts).clamp(min=0)
-        return (
-            self.config.epsilon_end
-            + (1 - self.config.epsilon_end) * (-decisions / self.config.epsilon_steps).exp()
-        )
+        decay = (-decisions / self.config.epsilon_steps).exp()
+        return self.config.epsilon_end + (1 - self.config.epsilon_end) * decay
 
     def _explore(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        """A random action with probability epsilon, else the policy's."""
         logits = scores(obs)
         which, whether, own = self.exploration.uniform(3, obs.shape[1]).unbind(1)
         random = random_choice(which, logits.shape[-1], obs, self.rules)
-        chosen = (
-            categorical(own, logits.softmax(-1))
-            if self.config.sample_actions
-            else logits.argmax(-1)
-        )
+        if self.config.sample_actions:
+            chosen = categorical(own, logits.softmax(-1))
+        else:
+            chosen = logits.argmax(-1)
         return torch.where(whether < self.epsilon().unsqueeze(1), random, chosen)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        t, ended = transition, transition.terminated | transition.truncated
-        rows = {
-            "obs": t.obs,
-            "next_obs": t.next_obs,
-            "previous": t.carry["previous"],
-            "action": t.action,
-        }
-        self.memory.add(t.reward, ended, self.config.return_low, self.config.return_scale, **rows)
-        self.steps += t.reward.shape[1]
+        self.memory.add(
+            transition.reward,
+            transition.terminated | transition.truncated,
+            self.config.return_low,
+            self.config.return_scale,
+            obs=transition.obs,
+            next_obs=transition.next_obs,
+            previous=transition.carry["previous"],
+            action=transition.action,
+        )
+        self.steps += transition.reward.shape[1]
         due = self.clock.due()
         if not due:
             return {}
@@ -345,8 +415,10 @@ class ActEnv(Agent):
         return losses
 
     def warnings(self) -> list[str]:
-        low, high = self.config.return_low, self.config.return_scale
-        lowest, highest = float(self.memory.lowest.min()), float(self.memory.highest.max())
+        low = self.config.return_low
+        high = self.config.return_scale
+        lowest = float(self.memory.lowest.min())
+        highest = float(self.memory.highest.max())
         found = []
         if lowest < low:
             what = f"returns fell to {lowest:g}, and all below it were rated 0 alike"
@@ -359,33 +431,46 @@ class ActEnv(Agent):
     def _learn(self, batch: dict[str, Tensor], where: Tensor) -> dict[str, Tensor]:
         """Both pairs of steps on one minibatch [S, B, …], in the seeds `where` (bool [S])."""
         act, env = self.online.network, self.env
-        action, rate = batch["action"], batch["rate"]
-        next_state = torch.sigmoid(env.encoder(batch["next_obs"]))
-        logits, q_a = act(batch["obs"], batch["previous"], where)
-        next_logits, q_e = env(batch["obs"], action, where)
-        imitation = cross_entropy(logits.flatten(0, 1), action.flatten(), reduction="none").view_as(
-            rate
-        )
-        if self.config.imitate == "better":
-            imitation = imitation * better(rate)
-        a_loss = (imitation + bce(q_a, rate, reduction="none")).mean(
-            1
-        )  # [S]: mean within a seed, sum over seeds
-        e_loss = bce(next_logits, next_state, reduction="none").mean((1, 2)) + bce(
-            q_e, rate, reduction="none"
-        ).mean(1)
+        a_loss, e_loss = self._first_losses(batch, where)
         descend(a_loss, act.learning(), self.act_optimizer, where=where)
         descend(e_loss, env.learning(), self.env_optimizer, where=where)
-        q_a = act(batch["obs"], batch["previous"], where)[1]
-        q_e = env(batch["obs"], action, where)[1]
-        a_loss2, e_loss2 = -q_a.mean(1), (q_e - q_a.detach()).square().mean(1)
+        a_loss2, e_loss2 = self._second_losses(batch, where)
         descend(a_loss2, act.learning(), self.act_optimizer2, where=where)
         descend(e_loss2, env.learning(), self.env_optimizer2, where=where)
-        losses = {"loss/a": a_loss, "loss/e": e_loss, "loss/a2": a_loss2, "loss/e2": e_loss2}
-        return {name: loss.detach() for name, loss in losses.items()} | {"rate": rate.mean(1)}
+        return {
+            "loss/a": a_loss.detach(),
+            "loss/e": e_loss.detach(),
+            "loss/a2": a_loss2.detach(),
+            "loss/e2": e_loss2.detach(),
+            "rate": batch["rate"].mean(1),
+        }
+
+    def _first_losses(self, batch: dict[str, Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
+        """(a_loss, e_loss), means within each seed, [S]: imitation, prediction, success rates."""
+        action, rate = batch["action"], batch["rate"]
+        next_state = torch.sigmoid(self.env.encoder(batch["next_obs"]))
+        logits, q_a = self.online.network(batch["obs"], batch["previous"], where)
+        next_logits, q_e = self.env(batch["obs"], action, where)
+        imitation = cross_entropy(logits.flatten(0, 1), action.flatten(), reduction="none")
+        imitation = imitation.view_as(rate)
+        if self.config.imitate == "better":
+            imitation = imitation * better(rate)
+        prediction = bce(next_logits, next_state, reduction="none")
+        a_loss = (imitation + bce(q_a, rate, reduction="none")).mean(1)
+        e_loss = prediction.mean((1, 2)) + bce(q_e, rate, reduction="none").mean(1)
+        return a_loss, e_loss
+
+    def _second_losses(self, batch: dict[str, Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
+        """(a_loss2, e_loss2), means within each seed, [S]: Act raises Q_a, and Env follows it."""
+        _, q_a = self.online.network(batch["obs"], batch["previous"], where)
+        _, q_e = self.env(batch["obs"], batch["action"], where)
+        return -q_a.mean(1), (q_e - q_a.detach()).square().mean(1)
 
 
 def better(rate: Tensor) -> Tensor:
-    """Weights [S, B] of mean 1 in proportion to what each `rate` [S, B] exceeds its seed's mean by; all 0 where none does."""
+    """Weights [S, B] in proportion to what each `rate` [S, B] exceeds its seed's mean by.
+
+    Their mean is 1; all are 0 where no rate exceeds it.
+    """
     excess = threshold(rate - rate.mean(1, keepdim=True), 1e-6, 0.0)  # less is rounding
     return excess / excess.mean(1, keepdim=True).clamp(min=1e-12)

@@ -1,5 +1,8 @@
-"""Discrete BCQ (Fujimoto et al. 2019, "Benchmarking batch deep reinforcement learning algorithms"): double DQN on a data set, whose
-greedy action must be one that the data's policy would have taken. Threshold 1 is imitation, threshold 0 Q-learning."""
+"""Discrete BCQ (Fujimoto et al. 2019, "Benchmarking batch deep reinforcement learning algorithms").
+
+Double DQN on a data set, whose greedy action must be one that the data's policy would have taken.
+Threshold 1 is imitation, threshold 0 Q-learning.
+"""
 
 import copy
 import math
@@ -13,9 +16,10 @@ from rlx.agent import Carry, Choose, OfflineAgent, Policy, Scores, Spec, greedy
 from rlx.config import Count, NonNegative, Positive, Share
 from rlx.data.datasets import Data
 from rlx.nn.encoders import check_conv, make_encoder
-from rlx.nn.networks import MLP, polyak_update, scale_for_relu
+from rlx.nn.networks import MLP, scale_for_relu
 from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams
+from rlx.nn.seed_axis import polyak_update
 
 
 @dataclass(frozen=True)
@@ -25,20 +29,28 @@ class Config:
     hidden: list[Count]
     """Units of each hidden layer, of both heads."""
     conv: list[list[int]]
-    """For observations that are images [C, H, W]: channels, kernel and stride of each layer before them."""
+    """Channels, kernel and stride of each convolution, where observations are images [C, H, W]."""
     threshold: Share
-    """An action is admissible where its probability under the imitated policy is at least this share of the largest."""
+    """Share of the most probable action's probability that an admissible action has at least.
+
+    Probabilities are those of the imitated policy.
+    """
     q_weight: NonNegative
-    """Of the Q-learning loss; 0: behaviour cloning alone."""
+    """Weight of the Q-learning loss; 0: behaviour cloning alone."""
     imitation_weight: NonNegative
-    """Of the imitation loss; 0: Q-learning alone."""
+    """Weight of the imitation loss; 0: Q-learning alone."""
     logit_penalty: NonNegative
     """Weight of the mean squared logit within the imitation loss."""
     n_steps: Count
+    """Rewards that are summed before the target network's value is added."""
     discount: Share
+    """Factor by which a reward one step later is worth less."""
     learning_rate: Positive
+    """Step size of Adam."""
     adam_eps: float
+    """Adam's ε, which is added to its denominator."""
     batch_size: Count
+    """Transitions in a minibatch of one seed."""
     target_tau: Share
     """Weight of the online network in a target update; 1 is a hard copy."""
     target_every: Count
@@ -53,20 +65,12 @@ class TwoHeads(nn.Module):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str):
         super().__init__()
-        self.encoder = make_encoder(
-            spec.observation_space,
-            False,
-            config.conv,
-            False,
-            1,
-            seeds,
-            Streams(seeds, f"{name}/encoder"),
-        )
+        rng = Streams(seeds, f"{name}/encoder")
+        self.encoder = make_encoder(spec.observation_space, config.conv, seeds, rng)
         scale_for_relu(self.encoder)
-        sizes = self.encoder.features, config.hidden, spec.actions
-        self.q, self.imitation = (
-            MLP(*sizes, Streams(seeds, f"{name}/{head}")) for head in ("q", "imitation")
-        )
+        sizes = (self.encoder.features, config.hidden, spec.actions)
+        self.q = MLP(*sizes, Streams(seeds, f"{name}/q"))
+        self.imitation = MLP(*sizes, Streams(seeds, f"{name}/imitation"))
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         features = self.encoder(obs)
@@ -87,25 +91,24 @@ class BCQPolicy(Policy):
     def act(
         self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
     ) -> tuple[Tensor, Carry]:
-        return choose(
-            "action",
-            obs,
-            Scores(lambda seen: self.scores(seen, carry, "action")),
-            torch.ones_like(first),
-        ), carry
+        scores = Scores(lambda obs: self.scores(obs, carry, "action"))
+        return choose("action", obs, scores, torch.ones_like(first)), carry
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         return self.ranked(*self.net(obs))
 
     def ranked(self, q: Tensor, logits: Tensor) -> Tensor:
-        """Scores [S, B, A]: of admissible actions, by how much their value is above the lowest admissible one's; of the others, the
-        (negative) distance of their log-probability from the threshold. So no constant is masked in, and the gradient leads to
-        actions that are not admissible yet: an attack on a mask would see none, and the policy would look robust."""
+        """Scores [S, B, A] of values `q` and imitation `logits`, [S, B, A] each.
+
+        Those of admissible actions say by how much their value is above the lowest admissible one;
+        those of others are the (negative) distance of their log-probability from the threshold. So
+        no constant is masked in, and the gradient leads to actions that are not admissible yet: an
+        attack on a mask would find no gradient, and the policy would look robust.
+        """
         distance = logits - logits.amax(-1, keepdim=True) - self.log_threshold
         admissible = distance >= 0
-        return torch.where(
-            admissible, q - torch.where(admissible, q, torch.inf).amin(-1, keepdim=True), distance
-        )
+        lowest = torch.where(admissible, q, torch.inf).amin(-1, keepdim=True)
+        return torch.where(admissible, q - lowest, distance)
 
 
 class BCQ(OfflineAgent):
@@ -117,43 +120,49 @@ class BCQ(OfflineAgent):
 
     policy: BCQPolicy
     updates: Tensor
+    """Minibatches so far, int64 [S], all equal, and on the CPU: it is read without a sync."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, data: Data):
         super().__init__()
         # It raises where it has no returns of n steps.
         data.sample(0, torch.zeros(1, 1), config.n_steps, config.discount)
-        self.config, self.data = config, data
+        self.config = config
+        self.data = data
         self.policy = BCQPolicy(config, spec, seeds)
         self.target = copy.deepcopy(self.policy).requires_grad_(False)
         self.optimizer = Adam(list(self.policy.parameters()), config.learning_rate, config.adam_eps)
         self.rng = Streams(seeds, "minibatch")
-        self.register_buffer(
-            "updates", torch.zeros(len(seeds), dtype=torch.int64)
-        )  # on the CPU: read without a sync
+        self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))
 
     def learn(self) -> dict[str, Tensor]:
         config = self.config
         draws = self.rng.uniform(config.batch_size, dtype=torch.float64)
         batch = self.data.sample(int(self.updates[0]), draws, config.n_steps, config.discount)
-        action = batch["action"].unsqueeze(-1)
         q, logits = self.policy.net(batch["obs"])
-        likelihood = logits.log_softmax(-1).gather(-1, action).mean((1, 2))
-        imitation = config.logit_penalty * logits.square().mean((1, 2)) - likelihood
-        loss = config.imitation_weight * imitation  # [S]: mean within a seed, sum over seeds
+        action = batch["action"].unsqueeze(-1)
+        imitation = self._imitation_loss(logits, action)
+        loss = config.imitation_weight * imitation
         metrics = {"loss/imitation": imitation.detach()}
         if config.q_weight:
-            with torch.no_grad():
-                best = self.policy.scores(batch["next_obs"], {}, "action").argmax(-1, keepdim=True)
-                next_q, _ = self.target.net(batch["next_obs"])
-                td_target = batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(
-                    -1
-                )
-            taken = q.gather(-1, action).squeeze(-1)
-            q_loss = nn.functional.smooth_l1_loss(taken, td_target, reduction="none").mean(1)
+            q_taken = q.gather(-1, action).squeeze(-1)
+            target = self._target(batch)
+            q_loss = nn.functional.smooth_l1_loss(q_taken, target, reduction="none").mean(1)
             loss = loss + config.q_weight * q_loss
-            metrics |= {"loss/q": q_loss.detach(), "q/mean": taken.detach().mean(1)}
+            metrics |= {"loss/q": q_loss.detach(), "q/mean": q_taken.detach().mean(1)}
         descend(loss, list(self.policy.parameters()), self.optimizer)
         self.updates += 1
         if int(self.updates[0]) % config.target_every == 0:
             polyak_update(self.target, self.policy, config.target_tau)
         return metrics
+
+    def _imitation_loss(self, logits: Tensor, action: Tensor) -> Tensor:
+        """Cross-entropy of the `action` [S, B, 1] that was taken, and the logits' penalty: [S]."""
+        likelihood = logits.log_softmax(-1).gather(-1, action).mean((1, 2))
+        return self.config.logit_penalty * logits.square().mean((1, 2)) - likelihood
+
+    @torch.no_grad()
+    def _target(self, batch: dict[str, Tensor]) -> Tensor:
+        """reward + discount · the target's value of the policy's next action, [S, B]."""
+        best = self.policy.scores(batch["next_obs"], {}, "action").argmax(-1, keepdim=True)
+        next_q, _ = self.target.net(batch["next_obs"])
+        return batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)

@@ -1,4 +1,4 @@
-"""DQN (Mnih et al. 2015): one Q-learner that explores ε-greedily, with dueling networks and images if asked for."""
+"""DQN (Mnih et al. 2015): one Q-learner that explores ε-greedily, on images too."""
 
 import copy
 from dataclasses import dataclass
@@ -6,22 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import (
-    Agent,
-    Carry,
-    Choose,
-    Policy,
-    Scores,
-    Spec,
-    Transition,
-    greedy,
-)
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.nn.exploration import EpsilonGreedy
-from rlx.nn.networks import QNetwork, polyak_update
+from rlx.nn.networks import QNetwork
 from rlx.nn.rng import Streams
 from rlx.nn.schedules import UpdateSchedule
+from rlx.nn.seed_axis import polyak_update
 from rlx.q_learning import LearnerConfig, Legal, QLearner
 
 
@@ -30,14 +22,15 @@ class Config(LearnerConfig):
     """A Q-learner, its exploration and its network."""
 
     conv: list[list[int]]
-    """For observations that are images [C, H, W]: channels, kernel and stride of each layer before them."""
+    """Channels, kernel and stride of each convolution, where observations are images [C, H, W]."""
     batch_norm: bool
-    """Of images, and behind each convolution."""
+    """Normalise images and the outputs of convolutions by the minibatch's moments."""
     stack: Count
-    """Last images that are seen together: the newest, and how it differs from each of the others."""
+    """Images that are seen together: the newest, and how it differs from each one before."""
     dueling: bool
+    """Split the values into the state's and the actions' advantages (Wang et al. 2016)."""
     bootstrap_truncated: bool
-    """False treats the time limit as a terminal state."""
+    """Bootstrap where the time limit cuts an episode; false: as if that state were terminal."""
     scale_obs: bool
     """Divide observations by the space's bound where that is finite."""
 
@@ -47,60 +40,71 @@ class Config(LearnerConfig):
 
 
 class QPolicy(Policy):
-    """Acts greedily on one Q-network; of images it remembers the last `stack` − 1."""
+    """Acts greedily on one Q-network; its carry holds the last `stack` − 1 images."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        self.q = q_network(config, spec, spec.actions, seeds, "q")
+        self.q = q_network(config, spec, seeds, "q")
         shape = spec.observation_space.shape
-        self.past = (
-            (config.stack - 1, *shape) if shape and is_image(shape) and config.stack > 1 else None
-        )
+        self.past: tuple[int, ...] | None = None
+        """Shape of the images in the carry; None: it has none."""
+        if shape is not None and is_image(shape) and config.stack > 1:
+            self.past = (config.stack - 1, *shape)
 
     def initial_carry(self, batch: int) -> Carry:
-        some = next(self.parameters())
-        return (
-            {"past": torch.zeros(len(some), batch, *self.past, device=some.device)}
-            if self.past
-            else {}
-        )
+        if self.past is None:
+            return {}
+        parameter = next(self.parameters())
+        shape = (len(parameter), batch, *self.past)
+        return {"past": torch.zeros(shape, device=parameter.device)}
 
     def act(
         self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
     ) -> tuple[Tensor, Carry]:
-        everywhere = torch.ones_like(first)
-        if not self.past:
-            return choose("action", obs, Scores(self.q), everywhere), carry
-        begin = obs.unsqueeze(2).float().expand(-1, -1, *self.past)
-        past = torch.where(first.view(*first.shape, 1, 1, 1, 1), begin, carry["past"])
+        deciding = torch.ones_like(first)
+        if self.past is None:
+            return choose("action", obs, Scores(self.q), deciding), carry
+        repeated = obs.unsqueeze(2).float().expand(-1, -1, *self.past)
+        past = torch.where(first.view(*first.shape, 1, 1, 1, 1), repeated, carry["past"])
+        # The carry takes the image that the decision was taken on: an attack may have perturbed it.
         newest = obs
 
-        def scores(seen: Tensor) -> Tensor:
+        def scores(image: Tensor) -> Tensor:
             nonlocal newest
-            newest = (
-                seen.detach()
-            )  # what is remembered is what the decision was taken on, perturbed or not
-            return self.scores(seen, {"past": past}, "action")
+            newest = image.detach()
+            return self.scores(image, {"past": past}, "action")
 
-        action = choose("action", obs, Scores(scores), everywhere)
-        return action, {"past": torch.cat([past[:, :, 1:], newest.unsqueeze(2).float()], 2)}
+        action = choose("action", obs, Scores(scores), deciding)
+        past = torch.cat([past[:, :, 1:], newest.unsqueeze(2).float()], 2)
+        return action, {"past": past}
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
-        return self.q(torch.cat([carry["past"].flatten(2, 3), obs], 2) if self.past else obs)
+        if self.past is None:
+            return self.q(obs)
+        return self.q(torch.cat([carry["past"].flatten(2, 3), obs], 2))
 
 
-def q_network(config: Config, spec: Spec, choices: int, seeds: Tensor, name: str) -> nn.Module:
-    """Observations [S, B, *O] (images: `stack` of them, [S, B, stack · C, H, W]) → values of `choices` [S, B, choices]."""
-    space, rng = spec.observation_space, Streams(seeds, name)
+def q_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
+    """Observations [S, B, *O] → action values [S, B, A].
+
+    Images are `stack` of them, [S, B, stack · C, H, W].
+    """
+    rng = Streams(seeds, name)
     encoder = make_encoder(
-        space, config.scale_obs, config.conv, config.batch_norm, config.stack, seeds, rng
+        spec.observation_space,
+        config.conv,
+        seeds,
+        rng,
+        scaled=config.scale_obs,
+        batch_norm=config.batch_norm,
+        stack=config.stack,
     )
-    net = QNetwork(encoder.features, config.hidden, choices, config.dueling, rng)
+    net = QNetwork(encoder.features, config.hidden, spec.actions, config.dueling, rng)
     return Legal(spec, encoder, net) if spec.rules else nn.Sequential(encoder, net)
 
 
 class DQN(Agent):
-    """One Q-learner, ε-greedy."""
+    """One Q-learner whose data an ε-greedy policy collects."""
 
     config_type = Config
     policy_type = QPolicy
@@ -110,12 +114,18 @@ class DQN(Agent):
         self.config = config
         self.online = QPolicy(config, spec, seeds)
         self.policy = copy.deepcopy(self.online)
-        target = q_network(config, spec, spec.actions, seeds, "q/target")
+        target = q_network(config, spec, seeds, "q/target")
         obs = obs_field(spec.observation_space)
         stack = config.stack if is_image(obs[0]) else None
         self.learner = QLearner(config, self.online.q, target, obs, num_envs, seeds, stack=stack)
-        exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
-        self.explore = EpsilonGreedy(*exploration, seeds, "q", spec.rules)
+        self.explore = EpsilonGreedy(
+            config.epsilon_start,
+            config.epsilon_end,
+            config.epsilon_steps,
+            seeds,
+            "q",
+            spec.rules,
+        )
         self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
         self.rng = Streams(seeds, "minibatch")
 
@@ -124,19 +134,16 @@ class DQN(Agent):
         return self.online.act(obs, first, carry, self.explore)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        stops = (
-            transition.terminated
-            if self.config.bootstrap_truncated
-            else transition.terminated | transition.truncated
-        )
+        last = transition.terminated | transition.truncated
+        terminal = transition.terminated if self.config.bootstrap_truncated else last
         self.learner.replay.add(
-            torch.ones_like(stops),
+            torch.ones_like(last),
             obs=transition.obs,
             action=transition.action,
             reward=transition.reward,
-            discount=self.config.discount * (~stops).float(),
-            next_obs=transition.next_obs,  # not kept of images
-            last=transition.terminated | transition.truncated,
+            discount=self.config.discount * (~terminal).float(),
+            next_obs=transition.next_obs,  # of images, the next row holds it
+            last=last,
         )
         due = self.clock.due()
         if not due:

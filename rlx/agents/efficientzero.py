@@ -1,29 +1,33 @@
-"""EfficientZero (Ye et al. 2021): search over a learnt model, with temporal consistency, value prefixes and off-policy correction.
+"""EfficientZero (Ye et al. 2021): search over a learnt model of the environment.
 
-One process and a deterministic schedule: so many minibatches per environment step, the target network after so many minibatches.
+To MuZero (Schrittwieser et al. 2020) it adds temporal consistency, value prefixes and off-policy
+correction. Here it is one process with a deterministic schedule: so many minibatches are learnt
+per environment step, and the target network is renewed after so many minibatches.
 """
 
 import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.config import Count, Positive, Share, choice
+from rlx.config import Count, Index, NonNegative, Positive, Range, Share, choice
 from rlx.errors import ConfigError
+from rlx.nn.augmentation import augment
 from rlx.nn.encoders import ObsEncoder, obs_field
 from rlx.nn.exploration import random_choice
-from rlx.nn.networks import rows_within
 from rlx.nn.optim import SGD, Adam, descend
-from rlx.nn.rng import Streams, categorical, pick, uniform
+from rlx.nn.rng import Streams, categorical, uniform
 from rlx.nn.schedules import UpdateSchedule
-from rlx.replay import Memo, Replay, add_buffers
-from rlx.search import Found, Settings, draws_needed, search
-from rlx.world_model import ImageModel, Support, VectorModel, WorldModel
+from rlx.nn.seed_axis import rows_within
+from rlx.replay import Replay, TargetCache, add_buffers
+from rlx.search import SearchOutput, Settings, draws_needed, search
+from rlx.world_model import ImageModel, Sizes, Support, VectorModel, WorldModel
 
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
 
@@ -33,87 +37,137 @@ class Config:
     """Networks, search, targets, schedule; the three contributions can be switched off."""
 
     latent: Count
+    """Units of a state; of images, its planes."""
     lstm: Count
+    """Units of the value prefix's memory."""
     head: Count
+    """Units of the hidden layer of each prediction."""
     projection: Count
-    """Units: of a state (of pictures: its planes), of the value prefix's memory, of the heads' hidden layer, of SimSiam's heads."""
+    """Units of SimSiam's heads."""
     stack: Count
-    """Pictures that an observation shows on top of each other (env.stack): the replay keeps the newest of each."""
+    """Images that an observation shows on top of each other (env.stack).
+
+    The replay keeps only the newest of each observation.
+    """
     augment: bool
-    """Learn from pictures shifted by up to 4 pixels and up to 10 % brighter or darker."""
+    """Learn from images shifted by up to 4 pixels and up to 10 % brighter or darker."""
     scale_obs: bool
-    value_limit: float
-    value_bins: int
-    prefix_limit: float
-    prefix_bins: int
-    """Supports of values and value prefixes, after h."""
-    consistency: float
+    """Divide observations, except images, by the bounds of their space."""
+    value_limit: Positive
+    """Largest value that can be learnt, after the squashing h of `Support`."""
+    value_bins: Annotated[int, Range(2)]
+    """Places that the distribution of a value has between ±`value_limit`."""
+    prefix_limit: Positive
+    """Largest value prefix that can be learnt, after h."""
+    prefix_bins: Annotated[int, Range(2)]
+    """Places that the distribution of a value prefix has between ±`prefix_limit`."""
+    consistency: NonNegative
     """Weight of the SimSiam loss between predicted and encoded states; 0: without it."""
     value_prefix: bool
-    """False: rewards of single steps."""
+    """Learn the sum of the rewards along an unroll; false: rewards of single steps."""
     off_policy_correction: bool
     """Shorter n-step returns for older transitions."""
     simulations: Count
+    """Nodes that a search adds to its tree."""
     gumbel: Count | None
-    """Root actions that Gumbel MuZero considers; null: MuZero's search with Dirichlet noise and a temperature."""
-    dirichlet_alpha: float
-    dirichlet_fraction: float
+    """Root actions that Gumbel MuZero considers.
+
+    null: MuZero's search, with Dirichlet noise and a temperature.
+    """
+    dirichlet_alpha: Positive
+    """Concentration of the Dirichlet noise at the root."""
+    dirichlet_fraction: Share
+    """Share of the noise in the root's priors."""
     first_visit_by_prior: bool
+    """Let the prior decide a node's first choice; false, as published: it is by chance."""
     one_hot_actions: bool
+    """Show an action to the image model as one plane per action; false, as published: a / A."""
     cuts_terminate: bool
-    """The published code's peculiarities are false, false, true: a node's first choice is by chance, an action is one plane of a / A in
-    a picture, the end of a time limit is a terminal."""
-    temperature_steps: int
-    """Environment steps of a seed over whose first half actions are drawn by visits, then by their squares, in the last quarter by their
-    fourth powers."""
+    """Learn from the end of a time limit as from a terminal state; true, as published."""
+    temperature_steps: Count
+    """Environment steps of a seed over which actions become greedier, without Gumbel.
+
+    In the first half they are drawn by visits, then by their squares, in the last quarter and from
+    then on by their fourth powers.
+    """
     discount: Share
+    """Factor by which a reward one step later is worth less."""
     n_steps: Count
+    """Rewards that are summed before the target network's value is added."""
     unroll: Count
+    """Steps that the model is unrolled for in learning."""
     reanalyse: Share
     """Share of a minibatch whose policy targets are searched anew with the target network."""
     cache: bool
-    """Ask the target network about a row once until its weights change, and search without noise; false: anew in each minibatch."""
+    """Ask the target network about a row once until its weights change, and search without noise.
+
+    false: ask anew in each minibatch, and search with noise.
+    """
     bootstrap: str
-    """What n-step returns end with: the target network's value `head`, or what its `search` says of the state."""
-    value_weight: float
-    policy_weight: float
+    """What n-step returns end with: the target network's value (`head`), or its `search`'s."""
+    value_weight: NonNegative
+    """Weight of the value's loss."""
+    policy_weight: NonNegative
+    """Weight of the policy's loss."""
     optimizer: str
+    """`adam` or `sgd` (with momentum 0.9)."""
     learning_rate: Positive
-    warmup: int
+    """Step size of the optimiser."""
+    warmup: Index
     """Minibatches over which the learning rate rises from 0."""
-    decay_after: int | None
-    """Minibatches after which it falls to a tenth."""
-    weight_decay: float
+    decay_after: Index | None
+    """Minibatches after which the learning rate falls to a tenth; null: never."""
+    weight_decay: NonNegative
+    """Weight of the parameters in their own gradient."""
     max_grad_norm: Positive
+    """Bound on the norm of each seed's gradient."""
     batch_size: Count
+    """Rows of the replay in a minibatch of one seed."""
     buffer_size: Count
+    """Transitions kept per seed."""
     learning_starts: Count
-    """Environment steps of a seed before it, with random actions …"""
+    """Environment steps of a seed, with random actions, before the first minibatch."""
     hold: Count
-    """… each of them held for so many steps."""
+    """Steps for which each of the random actions is held."""
     replay_ratio: Positive
+    """Minibatches per environment step of a seed."""
     target_every: Count
     """Minibatches between two copies of the network to the target."""
-    priority_alpha: float
-    priority_beta: float
+    priority_alpha: NonNegative
+    """Power of a row's priority that it is drawn by; 0: evenly."""
+    priority_beta: Share
+    """Share of the sampling's bias that importance weights undo; 1: all of it."""
     priority_beta_steps: Count | None
-    """Minibatches over which it rises to 1; null: it stays."""
+    """Minibatches over which `priority_beta` rises to 1; null: it stays."""
 
     def __post_init__(self) -> None:
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
         choice(self.bootstrap, ("head", "search"), "agent.bootstrap")
 
-    def settings(self, noise: bool) -> Settings:
-        """Of a search, with exploration noise or without."""
+    def search_settings(self, noise: bool) -> Settings:
+        """Settings of a search, with exploration noise or without."""
         return Settings(
-            simulations=self.simulations, discount=self.discount, horizon=self.unroll if self.value_prefix else 1, gumbel=self.gumbel,
-            dirichlet_alpha=self.dirichlet_alpha, dirichlet_fraction=self.dirichlet_fraction, c_base=19652.0, c_init=1.25,
-            c_visit=50.0, c_scale=0.1, value_floor=0.01, first_visit_by_prior=self.first_visit_by_prior, noise=noise,
-        )  # fmt: skip
+            simulations=self.simulations,
+            discount=self.discount,
+            horizon=self.unroll if self.value_prefix else 1,
+            gumbel=self.gumbel,
+            dirichlet_alpha=self.dirichlet_alpha,
+            dirichlet_fraction=self.dirichlet_fraction,
+            c_base=19652.0,
+            c_init=1.25,
+            c_visit=50.0,
+            c_scale=0.1,
+            value_floor=0.01,
+            first_visit_by_prior=self.first_visit_by_prior,
+            noise=noise,
+        )
 
 
-class Planner(Policy):
-    """Searches, and takes the best action found. Its `scores`, which attacks go by, are the root's policy logits."""
+class SearchPolicy(Policy):
+    """Searches, and takes the best action found.
+
+    Its `scores`, which attacks go by, are the root's policy logits.
+    """
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
@@ -123,22 +177,20 @@ class Planner(Policy):
             Support(config.value_limit, config.value_bins, seeds),
             Support(config.prefix_limit, config.prefix_bins, seeds),
         )
-        sizes = (
-            spec.actions,
-            config.latent,
-            config.lstm,
-            config.head,
-            config.projection,
-            supports,
-            seeds,
-            rng,
+        sizes = Sizes(
+            actions=spec.actions,
+            latent=config.latent,
+            lstm=config.lstm,
+            head=config.head,
+            projection=config.projection,
         )
         self.model: WorldModel
         if isinstance(space, spaces.Box) and len(space.shape) == 3:
-            self.model = ImageModel(space, *sizes, config.one_hot_actions)
+            self.model = ImageModel(space, sizes, supports, seeds, rng, config.one_hot_actions)
         else:
-            self.model = VectorModel(ObsEncoder(space, config.scale_obs, seeds), *sizes)
-        self.search_settings = config.settings(noise=False)
+            encoder = ObsEncoder(space, config.scale_obs, seeds)
+            self.model = VectorModel(encoder, sizes, supports, seeds, rng)
+        self.search_settings = config.search_settings(noise=False)
 
     def initial_carry(self, batch: int) -> Carry:
         return {}
@@ -147,204 +199,205 @@ class Planner(Policy):
         self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
     ) -> tuple[Tensor, Carry]:
         scores = Scores(
-            lambda seen: self.scores(seen, carry, "action"),
-            choice=lambda seen: self.search(seen).action,
+            lambda obs: self.scores(obs, carry, "action"),
+            choice=lambda obs: self.search(obs).action,
         )
         return choose("action", obs, scores, torch.ones_like(first)), carry
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         return self.model.root(obs).logits
 
-    def search(self, obs: Tensor) -> Found:
-        """Without noise."""
-        return quiet(self.model, obs, self.search_settings)
+    def search(self, obs: Tensor) -> SearchOutput:
+        """What a search without noise says of observations [S, B, *O]."""
+        return search_without_noise(self.model, obs, self.search_settings)
 
 
 @torch.no_grad()
-def quiet(model: WorldModel, obs: Tensor, settings: Settings) -> Found:
-    """What a search without noise says of observations [S, B, *O]."""
-    nothing = torch.zeros(len(obs), dtype=torch.int64, device=obs.device)
-    return search(model, model.root(obs), settings, nothing, nothing)
+def search_without_noise(model: WorldModel, obs: Tensor, settings: Settings) -> SearchOutput:
+    """What a search whose `settings` are without noise says of observations [S, B, *O]."""
+    unused = torch.zeros(len(obs), dtype=torch.int64, device=obs.device)
+    return search(model, model.root(obs), settings, unused, unused)
+
+
+class Targets(NamedTuple):
+    """What the model shall say of B rows and the K behind each."""
+
+    value: Tensor
+    """[S, B, K + 1]: n-step returns; 0 behind an episode's end."""
+    policy: Tensor
+    """[S, B, K + 1, A]: the policies of searches."""
+    prefix: Tensor
+    """[S, B, K]: rewards summed since the first row, or single ones."""
+
+
+class Unrolled(NamedTuple):
+    """What the model says of B rows, and of the K behind each by its own dynamics."""
+
+    state: Tensor
+    """[S, B, K + 1, *H]."""
+    value: Tensor
+    """Logits [S, B, K + 1, bins]."""
+    policy: Tensor
+    """Logits [S, B, K + 1, A]."""
+    prefix: Tensor
+    """Logits [S, B, K, bins]."""
 
 
 class EfficientZero(Agent):
-    """`carry` holds what the search said, for the replay: policy [S, N, A]."""
+    """Acts by searches with noise, and learns its model from rows drawn by priority.
+
+    Its `carry` holds what a search said, for the replay: policy [S, N, A].
+    """
 
     config_type = Config
-    policy_type = Planner
+    policy_type = SearchPolicy
 
-    policy: Planner
+    policy: SearchPolicy
     priority: Tensor
+    """[S, N, T]: how urgent each row of the replay is; 0 of those that are not drawn."""
     updates: Tensor
+    """int64 [S]: minibatches learnt, on the CPU."""
     largest: Tensor
-    """Largest value and largest value prefix that it was to learn, [S, 2]."""
+    """[S, 2]: largest value and largest value prefix that it was to learn."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         self.config = config
-        self.policy = Planner(config, spec, seeds)
+        self.policy = SearchPolicy(config, spec, seeds)
         self.target = copy.deepcopy(self.policy.model).requires_grad_(False)
-        self.optimizer = OPTIMIZERS[config.optimizer](
-            list(self.policy.parameters()), config.learning_rate
-        )
-        shape, dtype = obs_field(spec.observation_space)
+        optimizer = OPTIMIZERS[config.optimizer]
+        self.optimizer = optimizer(list(self.policy.parameters()), config.learning_rate)
         self.images = isinstance(self.policy.model, ImageModel)
-        self.newest = 0
-        """Channels of one picture."""
-        if self.images:
-            if shape[0] % config.stack:
-                raise ConfigError(
-                    f"agent.stack={config.stack}: observations {list(shape)} are no such stack of pictures."
-                )
-            self.newest = shape[0] // config.stack
-            shape = (self.newest, *shape[1:])
-        fields = {"obs": (shape, dtype), "action": ((), torch.int64), "reward": ((), torch.float32)}
-        fields |= {
-            "policy": ((spec.actions,), torch.float32),
-            "last": ((), torch.bool),
-            "terminated": ((), torch.bool),
-        }
-        self.replay = Replay(
-            len(seeds),
-            num_envs,
-            config.buffer_size,
-            fields,
-            seeds.device,
-            config.stack if self.images else None,
-        )
+        self.replay = self._make_replay(spec, seeds, num_envs)
         self.replay.check_start(config.learning_starts)
-        setting, slots = f"agent.buffer_size={config.buffer_size}", self.replay.slots
+        setting = f"agent.buffer_size={config.buffer_size}"
+        slots = self.replay.slots
         priority = {"priority": ((), torch.float32)}
         add_buffers(self, (len(seeds), num_envs, slots), priority, seeds.device, setting)
         self.register_buffer("largest", torch.zeros(len(seeds), 2, device=seeds.device))
         self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
         self.rules = spec.rules
-        names = ("start", "explore", "minibatch", "reanalyse")
-        self.start, self.explore, self.minibatch, self.again = (
-            Streams(seeds, name) for name in names
-        )
-        self.register_buffer(
-            "updates", torch.zeros(len(seeds), dtype=torch.int64)
-        )  # on the CPU: read without a sync
-        self.settings = config.settings(noise=True)
-        size = len(seeds), num_envs * slots
-        self.valued = self.searched = None
+        self.start = Streams(seeds, "start")
+        self.explore = Streams(seeds, "explore")
+        self.minibatch = Streams(seeds, "minibatch")
+        self.again = Streams(seeds, "reanalyse")
+        # On the CPU: read without a sync.
+        self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))
+        self.settings = config.search_settings(noise=True)
+        self.valued: TargetCache | None = None
+        self.searched: TargetCache | None = None
         if config.cache:
-            self.valued = Memo(*size, 1, seeds.device, setting)
-            self.searched = Memo(*size, spec.actions + 1, seeds.device, setting)
+            rows = num_envs * slots
+            self.valued = TargetCache(len(seeds), rows, 1, seeds.device, setting)
+            self.searched = TargetCache(len(seeds), rows, spec.actions + 1, seeds.device, setting)
+
+    def _make_replay(self, spec: Spec, seeds: Tensor, num_envs: int) -> Replay:
+        """The replay; of observations that are stacks of images it keeps the newest image."""
+        config = self.config
+        shape, dtype = obs_field(spec.observation_space)
+        stack = config.stack if self.images else None
+        if stack is not None:
+            if shape[0] % stack:
+                what = f"observations {list(shape)} are no such stack of images"
+                raise ConfigError(f"agent.stack={stack}: {what}.")
+            shape = (shape[0] // stack, *shape[1:])
+        fields = {
+            "obs": (shape, dtype),
+            "action": ((), torch.int64),
+            "reward": ((), torch.float32),
+            "policy": ((spec.actions,), torch.float32),
+            "last": ((), torch.bool),
+            "terminated": ((), torch.bool),
+        }
+        return Replay(len(seeds), num_envs, config.buffer_size, fields, seeds.device, stack)
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        config, num_envs = self.config, first.shape[1]
-        if self.clock.steps < config.learning_starts:
-            actions, held = self.policy.model.actions, int(self.clock.ticks[0]) // config.hold
-            counter = torch.full_like(self.start.counter, held * num_envs)
-            draws = uniform(self.start.key, counter, num_envs)
-            policy = torch.full((*first.shape, actions), 1 / actions, device=obs.device)
-            return random_choice(draws, actions, obs, self.rules), {"policy": policy}
-        found = self._search(self.policy.model, obs, self.explore)
-        action = found.action
-        if config.gumbel is None:
-            done = self.clock.steps / config.temperature_steps
-            weight = found.visits.float() ** (1 if done < 0.5 else 2 if done < 0.75 else 4)
-            action = categorical(
-                self.explore.uniform(num_envs), weight / weight.sum(-1, keepdim=True)
-            )
-        return action, {"policy": found.policy.clone()}
+        if self.clock.steps < self.config.learning_starts:
+            return self._act_randomly(obs)
+        output = self._search(self.policy.model, obs, self.explore)
+        action = output.action
+        if self.config.gumbel is None:
+            weight = output.visits.float() ** self._temperature_power()
+            draws = self.explore.uniform(obs.shape[1])
+            action = categorical(draws, weight / weight.sum(-1, keepdim=True))
+        return action, {"policy": output.policy.clone()}
 
-    def _search(self, model: WorldModel, obs: Tensor, rng: Streams) -> Found:
+    def _act_randomly(self, obs: Tensor) -> tuple[Tensor, Carry]:
+        """Random actions, each held for `hold` steps; the policy that the replay keeps is even."""
+        seeds, num_envs = obs.shape[:2]
+        actions = self.policy.model.actions
+        choices_made = int(self.clock.ticks[0]) // self.config.hold
+        counter = torch.full_like(self.start.counter, choices_made * num_envs)
+        draws = uniform(self.start.key, counter, num_envs)
+        policy = torch.full((seeds, num_envs, actions), 1 / actions, device=obs.device)
+        return random_choice(draws, actions, obs, self.rules), {"policy": policy}
+
+    def _temperature_power(self) -> int:
+        """The power of a root action's visits that it is drawn by; 1 / temperature."""
+        progress = self.clock.steps / self.config.temperature_steps
+        if progress < 0.5:
+            return 1
+        if progress < 0.75:
+            return 2
+        return 4
+
+    def _search(self, model: WorldModel, obs: Tensor, rng: Streams) -> SearchOutput:
+        """A search with noise from observations [S, B, *O]."""
         root = model.root(obs)
-        found = search(model, root, self.settings, rng.key, rng.counter)
+        output = search(model, root, self.settings, rng.key, rng.counter)
         rng.counter += draws_needed(self.settings, *root.logits.shape[1:])
-        return found
+        return output
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        t = transition
-        ended = t.terminated | t.truncated
-        # New rows are as urgent as the most urgent one.
-        most = self.priority.amax((1, 2))
-        most = torch.where(most > 0, most, 1.0)
-        at = self.replay.written.remainder(self.replay.slots).unsqueeze(-1)
-        self.priority.scatter_(2, at, most.view(-1, 1, 1).expand_as(at))
-        rings = torch.arange(at.shape[1], device=at.device) * self.replay.slots
-        for memo in (self.valued, self.searched):
-            if memo is not None:
-                memo.forget(at.squeeze(-1) + rings)
-        newest = t.obs[:, :, -self.newest :] if self.images else t.obs
-        self.replay.add(
-            torch.ones_like(ended), obs=newest, action=t.action, reward=t.reward, policy=t.carry["policy"],
-            last=ended, terminated=ended if self.config.cuts_terminate else t.terminated,
-        )  # fmt: skip
-        self.priority.scatter_(2, self.replay.left().unsqueeze(-1), 0.0)
+        self._store(transition)
         metrics: dict[str, Tensor] = {}
         for _ in range(self.clock.due()):
             metrics = self.learn()
         return metrics
 
+    def _store(self, transition: Transition) -> None:
+        """Add a transition to the replay, as urgent as the most urgent row."""
+        ended = transition.terminated | transition.truncated
+        largest = self.priority.amax((1, 2))
+        largest = torch.where(largest > 0, largest, 1.0)
+        slot = self.replay.written.remainder(self.replay.slots)  # [S, N]
+        at = slot.unsqueeze(-1)
+        self.priority.scatter_(2, at, largest.view(-1, 1, 1).expand_as(at))
+        rings = torch.arange(slot.shape[1], device=slot.device) * self.replay.slots
+        for cache in (self.valued, self.searched):
+            if cache is not None:
+                cache.invalidate(slot + rings)
+        obs = transition.obs
+        if self.images:
+            channels = obs.shape[2] // self.config.stack
+            obs = obs[:, :, -channels:]
+        self.replay.add(
+            torch.ones_like(ended),
+            obs=obs,
+            action=transition.action,
+            reward=transition.reward,
+            policy=transition.carry["policy"],
+            last=ended,
+            terminated=ended if self.config.cuts_terminate else transition.terminated,
+        )
+        self.priority.scatter_(2, self.replay.expired().unsqueeze(-1), 0.0)
+
     def learn(self) -> dict[str, Tensor]:
-        """One minibatch; metrics [S]."""
-        config, model, steps = self.config, self.policy.model, self.config.unroll + 1
+        """Learn from one minibatch; metrics [S]."""
+        config = self.config
+        model = self.policy.model
+        steps = config.unroll + 1
         with torch.no_grad():
             draws = self.minibatch.uniform(config.batch_size, dtype=torch.float64)
-            slot, weight = self._drawn(draws)
+            slot, weight = self._sample_slots(draws)
             batch = self.replay.window(slot, steps + config.n_steps)
-            value, policy = self.value_targets(batch), self.policy_targets(batch)
-            prefix = self._prefixes(batch["reward"])
-            obs = batch["obs"][:, :, :steps]
-            first, later = obs[:, :, :1], obs[:, :, 1:]
-            if config.augment and self.images:
-                first, later = self._augmented(first), self._augmented(later)
+            targets = self._targets(batch)
+            first_obs, later_obs = self._observations(batch)
         model.train()
-        alive = batch["alive"][
-            ..., :steps
-        ].float()  # the last action of an episode is real, what follows is not
-        latent = model.begin(first.squeeze(2))
-        states, memories = [latent["state"]], []
-        for k in range(config.unroll):
-            latent = model.advance(latent, batch["action"][:, :, k])
-            states.append(latent["state"])
-            memories.append(latent["h"])
-            if not config.value_prefix:
-                latent = latent | {name: torch.zeros_like(latent[name]) for name in model.memory}
-        state = torch.stack(states, 2)  # [S, B, K + 1, *H]
-        shared = _each(model.shared, state)
-        guess, rewarded = (
-            _each(model.value_head, shared),
-            _each(model.prefix_head, torch.stack(memories, 2)),
-        )
-        # Behind a terminal the value is 0, and is learnt once.
-        valued = torch.cat(
-            [
-                alive[..., :1],
-                alive[..., 1:].maximum(alive[..., :-1] * batch["terminated"][..., : steps - 1]),
-            ],
-            -1,
-        )
-        losses = {
-            "value": valued * _cross_entropy(guess, model.value_support.encode(value)),
-            "policy": alive * _cross_entropy(_each(model.policy_head, shared), policy),
-            "prefix": alive[..., :-1]
-            * _cross_entropy(rewarded, model.prefix_support.encode(prefix)),
-        }
-        if config.consistency:
-            with torch.no_grad():
-                seen = _each(lambda obs: model.project(model.represent(obs)), later)
-            foreseen = _each(lambda x: model.predict(model.project(x)), state[:, :, 1:])
-            losses["consistency"] = -alive[..., 1:] * nn.functional.cosine_similarity(
-                foreseen, seen, -1, 1e-5
-            )
-        losses = {name: loss.sum(-1) for name, loss in losses.items()}
-        weights = {
-            "value": config.value_weight,
-            "policy": config.policy_weight,
-            "prefix": 1.0,
-            "consistency": config.consistency,
-        }
-        each = (
-            torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(0)
-            / config.unroll
-        )
-        loss = (each * weight).mean(1)  # [S]: mean within a seed, sum over seeds
+        unrolled = self._unroll(first_obs.squeeze(2), batch["action"][:, :, : config.unroll])
+        losses = self._losses(batch, unrolled, targets, later_obs)
+        loss = (self._weighted(losses) * weight).mean(1)
         self.optimizer.learning_rate = self._learning_rate()
         descend(
             loss,
@@ -353,163 +406,259 @@ class EfficientZero(Agent):
             max_grad_norm=config.max_grad_norm,
             weight_decay=config.weight_decay,
         )
-        with torch.no_grad():
-            error = model.value_support.decode(guess[:, :, 0]) - value[..., 0]
-            # A row that was drawn twice is as urgent as its larger error says, in whatever order they come.
-            self.priority.flatten(1).scatter_reduce_(
-                1, slot, error.abs() + 1e-6, "amax", include_self=False
-            )
-            here = torch.stack([value.abs().amax((1, 2)), prefix.abs().amax((1, 2))], 1)
-            self.largest.copy_(self.largest.maximum(here))
-            self.updates += 1
-            if int(self.updates[0]) % config.target_every == 0:
-                self.target.load_state_dict(model.state_dict())
+        self._update_priority(slot, unrolled, targets)
+        self._update_target()
         model.eval()
-        return {f"loss/{name}": value.detach().mean(1) for name, value in losses.items()} | {
-            "value/mean": value[..., 0].mean(1)
-        }
+        metrics = {f"loss/{name}": value.detach().mean(1) for name, value in losses.items()}
+        return metrics | {"value/mean": targets.value[..., 0].mean(1)}
 
-    def warnings(self) -> list[str]:
-        values, prefixes = self.largest.amax(0).tolist()
-        model, found = self.policy.model, []
-        for name, what, most, support in (
-            ("value", "values", values, model.value_support),
-            ("prefix", "summed rewards", prefixes, model.prefix_support),
-        ):
-            end = support.end()
-            if most <= end * 1.001:  # more than rounding
-                continue
-            limit = math.ceil(float(support.scaled(torch.tensor(most))))
-            bins = 1 + math.ceil((support.bins - 1) * limit / support.limit)  # as fine as before
-            found.append(
-                f"agent.{name}_limit={support.limit:g}: {what} up to ±{most:.4g} were cut to "
-                f"±{end:.4g}; set agent.{name}_limit={limit} agent.{name}_bins={bins}"
-            )
-        return found
+    def _targets(self, batch: dict[str, Tensor]) -> Targets:
+        """What the model shall say of the rows of `batch`."""
+        value = self.value_targets(batch)
+        policy = self.policy_targets(batch)
+        return Targets(value, policy, self._prefixes(batch["reward"]))
+
+    def _observations(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Observations of the first rows [S, B, 1, *O], and of the K behind each [S, B, K, *O]."""
+        first_obs = batch["obs"][:, :, :1]
+        later_obs = batch["obs"][:, :, 1 : self.config.unroll + 1]
+        if self.config.augment and self.images:
+            rows = first_obs.shape[1]
+            first_obs = augment(first_obs, self.minibatch.uniform(rows, 4))
+            later_obs = augment(later_obs, self.minibatch.uniform(rows, 4))
+        return first_obs, later_obs
+
+    def _unroll(self, obs: Tensor, action: Tensor) -> Unrolled:
+        """From observations [S, B, *O] by the dynamics along actions [S, B, K]."""
+        model = self.policy.model
+        latent = model.begin(obs)
+        states = [latent["state"]]
+        memories = []
+        for k in range(action.shape[2]):
+            latent = model.advance(latent, action[:, :, k])
+            states.append(latent["state"])
+            memories.append(latent["h"])
+            if not self.config.value_prefix:
+                forgotten = {name: torch.zeros_like(latent[name]) for name in model.memory}
+                latent = latent | forgotten
+        state = torch.stack(states, 2)
+        shared = _each(model.shared, state)
+        return Unrolled(
+            state=state,
+            value=_each(model.value_head, shared),
+            policy=_each(model.policy_head, shared),
+            prefix=_each(model.prefix_head, torch.stack(memories, 2)),
+        )
+
+    def _losses(
+        self, batch: dict[str, Tensor], unrolled: Unrolled, targets: Targets, later_obs: Tensor
+    ) -> dict[str, Tensor]:
+        """Name → [S, B], summed over the unroll.
+
+        `later_obs`: observations [S, B, K, *O] of the rows behind the first ones.
+        """
+        model = self.policy.model
+        steps = targets.value.shape[2]
+        # An episode's last action is real, what follows it is not.
+        alive = batch["alive"][..., :steps].float()
+        # Behind a terminal state the value is 0, and is learnt once.
+        terminal = alive[..., :-1] * batch["terminated"][..., : steps - 1]
+        valued = torch.cat([alive[..., :1], alive[..., 1:].maximum(terminal)], -1)
+        value = model.value_support.two_hot(targets.value)
+        prefix = model.prefix_support.two_hot(targets.prefix)
+        losses = {
+            "value": valued * _cross_entropy(unrolled.value, value),
+            "policy": alive * _cross_entropy(unrolled.policy, targets.policy),
+            "prefix": alive[..., :-1] * _cross_entropy(unrolled.prefix, prefix),
+        }
+        if self.config.consistency:
+            similarity = self._similarity(unrolled.state[:, :, 1:], later_obs)
+            losses["consistency"] = -alive[..., 1:] * similarity
+        return {name: loss.sum(-1) for name, loss in losses.items()}
+
+    def _similarity(self, state: Tensor, obs: Tensor) -> Tensor:
+        """How near predicted states [S, B, K, *H] are to those of the observations, [S, B, K].
+
+        SimSiam (Chen & He 2021): the gradient stops at the observations' side.
+        """
+        model = self.policy.model
+        with torch.no_grad():
+            observed = _each(lambda obs: model.project(model.represent(obs)), obs)
+        predicted = _each(lambda state: model.predict(model.project(state)), state)
+        return nn.functional.cosine_similarity(predicted, observed, -1, 1e-5)
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the losses [S, B], per unrolled step."""
+        weights = {
+            "value": self.config.value_weight,
+            "policy": self.config.policy_weight,
+            "prefix": 1.0,
+            "consistency": self.config.consistency,
+        }
+        weighted = [weights[name] * loss for name, loss in losses.items()]
+        return torch.stack(weighted).sum(0) / self.config.unroll
+
+    @torch.no_grad()
+    def _update_priority(self, slot: Tensor, unrolled: Unrolled, targets: Targets) -> None:
+        """Make the rows in `slot` [S, B] as urgent as their values are wrong."""
+        value = self.policy.model.value_support.decode(unrolled.value[:, :, 0])
+        error = (value - targets.value[..., 0]).abs() + 1e-6
+        # A row that was drawn twice is as urgent as its larger error says, in whatever order they
+        # come.
+        self.priority.flatten(1).scatter_reduce_(1, slot, error, "amax", include_self=False)
+        largest_value = targets.value.abs().amax((1, 2))
+        largest_prefix = targets.prefix.abs().amax((1, 2))
+        largest = torch.stack([largest_value, largest_prefix], 1)
+        self.largest.copy_(self.largest.maximum(largest))
+
+    def _update_target(self) -> None:
+        """Count a minibatch, and renew the target network where it is due."""
+        self.updates += 1
+        if int(self.updates[0]) % self.config.target_every == 0:
+            self.target.load_state_dict(self.policy.model.state_dict())
 
     def _learning_rate(self) -> float:
-        config, updates = self.config, int(self.updates[0])
-        late = config.decay_after is not None and updates >= config.decay_after
-        return (
-            config.learning_rate
-            * min(1.0, (updates + 1) / max(1, config.warmup))
-            * (0.1 if late else 1.0)
-        )
+        """The step size of the next minibatch."""
+        config = self.config
+        updates = int(self.updates[0])
+        rate = config.learning_rate * min(1.0, (updates + 1) / max(1, config.warmup))
+        if config.decay_after is not None and updates >= config.decay_after:
+            return rate * 0.1
+        return rate
 
-    def _augmented(self, obs: Tensor) -> Tensor:
-        """Pictures [S, B, K, C, H, W], those of one row alike: shifted as if their edges went on, and with another brightness."""
-        (seeds, size), (height, width), most = obs.shape[:2], obs.shape[-2:], 4
-        draws = self.minibatch.uniform(size, 4)
-        down, right = (pick(draws[:, :, i].flatten(), 2 * most + 1) for i in range(2))
-        padded = nn.functional.pad(
-            obs.flatten(0, 1).float(), (most,) * 4 + (0, 0), mode="replicate"
-        )
-        crops = padded.unfold(-2, height, 1).unfold(
-            -2, width, 1
-        )  # [S · B, K, C, 9, 9, H, W], a view
-        moved = crops[torch.arange(seeds * size, device=obs.device), :, :, down, right].unflatten(
-            0, (seeds, size)
-        )
-        draws = draws[..., None, None, None, None]  # [S, B, 4, 1, 1, 1, 1]
-        normal = (-2 * draws[:, :, 2].clamp(min=1e-7).log()).sqrt() * (
-            2 * torch.pi * draws[:, :, 3]
-        ).cos()
-        return moved * (1 + 0.05 * normal.clamp(-2, 2))
+    def _sample_slots(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """(slots of rows drawn by priority, importance weights), [S, B] each, by uniform `draws`.
 
-    def _drawn(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """(slots of rows drawn by priority, importance weights), [S, B] each, by uniform `draws`."""
-        config, mass = self.config, self.priority.flatten(1) ** self.config.priority_alpha
+        Prioritised replay (Schaul et al. 2016); the largest weight of a seed is 1.
+        """
+        config = self.config
+        mass = self.priority.flatten(1) ** config.priority_alpha
         # A float32 sum over a million rows would leave out those of small priority.
-        total = mass.cumsum(1, dtype=torch.float64)
-        slot = torch.searchsorted(total, draws * total[:, -1:], right=True).clamp(
-            max=total.shape[1] - 1
-        )
-        share = mass.gather(1, slot) / total[:, -1:]
-        done = (
-            min(1.0, int(self.updates[0]) / config.priority_beta_steps)
-            if config.priority_beta_steps
-            else 0.0
-        )
-        beta = config.priority_beta + (1 - config.priority_beta) * done
-        weight = ((self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)) ** -beta).float()
+        cumulative = mass.cumsum(1, dtype=torch.float64)
+        total = cumulative[:, -1:]
+        slot = torch.searchsorted(cumulative, draws * total, right=True)
+        slot = slot.clamp(max=cumulative.shape[1] - 1)
+        share = mass.gather(1, slot) / total
+        progress = 0.0
+        if config.priority_beta_steps:
+            progress = min(1.0, int(self.updates[0]) / config.priority_beta_steps)
+        beta = config.priority_beta + (1 - config.priority_beta) * progress
+        relative = self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)
+        weight = (relative**-beta).float()
         return slot, weight / weight.amax(1, keepdim=True)
 
     def value_targets(self, batch: dict[str, Tensor]) -> Tensor:
         """n-step returns [S, B, K + 1] of the rows of `batch`, by the target network's values."""
-        config, steps, alive = self.config, self.config.unroll + 1, batch["alive"]
-        horizon = torch.full_like(batch["age"], config.n_steps)
-        if config.off_policy_correction:
-            age = batch["age"] * self.replay.written.shape[1]  # environment steps
-            horizon = (config.n_steps - age // int(0.3 * config.buffer_size)).clamp(
-                1, config.n_steps
-            )
-        horizon, on = horizon.unsqueeze(-1), alive[..., :steps]
+        config = self.config
+        steps = config.unroll + 1
+        alive = batch["alive"]
+        horizon = self._horizon(batch["age"]).unsqueeze(-1)
+        running = alive[..., :steps]
         # Each return is Σ discount^i reward, and `scale` times the value of the row `end`.
-        end = torch.arange(steps, device=on.device).expand_as(on)
-        value, scale, weight = (
-            torch.zeros(on.shape, device=on.device),
-            torch.ones(on.shape, device=on.device),
-            1.0,
-        )
+        end = torch.arange(steps, device=alive.device).expand_as(running)
+        value = torch.zeros(running.shape, device=alive.device)
+        scale = torch.ones_like(value)
+        weight = 1.0
         for i in range(config.n_steps):
-            here, next_ = slice(i, i + steps), slice(i + 1, i + 1 + steps)
-            use, after = on & (i < horizon), alive[..., next_]
-            goes_on, over = use & after, use & batch["terminated"][..., here]
-            # Behind a terminal there is nothing; where an episode was cut, or the log ends, the last row's own value stands in.
-            value = value + torch.where(goes_on | over, weight * batch["reward"][..., here], 0.0)
+            reward = batch["reward"][..., i : i + steps]
+            terminated = batch["terminated"][..., i : i + steps]
+            next_alive = alive[..., i + 1 : i + 1 + steps]
+            used = running & (i < horizon)
+            not_done = used & next_alive
+            terminal = used & terminated
+            # Behind a terminal state there is nothing. Where an episode was cut, or the log ends,
+            # the last row's own value stands in, and its reward is not counted.
+            value = value + torch.where(not_done | terminal, weight * reward, 0.0)
             weight *= config.discount
-            end = end + goes_on
-            scale = torch.where(over, 0.0, torch.where(goes_on, weight, scale))
-            on = on & after
-        value = value + scale * self._values(
-            batch["slot"].gather(2, end), rows_within(batch["obs"], end)
-        )
-        return torch.where(alive[..., :steps], value, 0.0)
+            end = end + not_done
+            scale = torch.where(not_done, weight, scale)
+            scale = torch.where(terminal, 0.0, scale)
+            running = running & next_alive
+        bootstrap = self._values(batch["slot"].gather(2, end), rows_within(batch["obs"], end))
+        return torch.where(alive[..., :steps], value + scale * bootstrap, 0.0)
+
+    def _horizon(self, age: Tensor) -> Tensor:
+        """n of the n-step returns of rows of this `age` ([S, B], in steps of their env copy).
+
+        Off-policy correction: rewards that an old policy earned say less of today's.
+        """
+        config = self.config
+        if not config.off_policy_correction:
+            return torch.full_like(age, config.n_steps)
+        env_steps = age * self.replay.written.shape[1]
+        shorter = config.n_steps - env_steps // int(0.3 * config.buffer_size)
+        return shorter.clamp(1, config.n_steps)
 
     def policy_targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """What searches said of the rows [S, B, K + 1, A]: for a part of them new ones, by the target network."""
-        steps, fresh = self.config.unroll + 1, round(self.config.reanalyse * batch["obs"].shape[1])
+        """The policies of searches [S, B, K + 1, A] from the rows of `batch`.
+
+        They are those of when the agent acted; for the first share `reanalyse` of the rows, new
+        ones by the target network.
+        """
+        steps = self.config.unroll + 1
+        fresh = round(self.config.reanalyse * batch["obs"].shape[1])
         policy = batch["policy"][:, :, :steps].clone()
         if fresh:
-            policy[:, :fresh] = self._searched(
-                batch["slot"][:, :fresh, :steps], batch["obs"][:, :fresh, :steps]
-            )[..., :-1]
+            slot = batch["slot"][:, :fresh, :steps]
+            obs = batch["obs"][:, :fresh, :steps]
+            policy[:, :fresh] = self._searched(slot, obs)[..., :-1]
         return policy
-
-    def _values(self, slot: Tensor, obs: Tensor) -> Tensor:
-        """What the target network says that the rows in `slot` [S, B, K] are worth, [S, B, K]."""
-        if self.config.bootstrap == "search":
-            return self._searched(slot, obs)[..., -1]
-        return self._asked(
-            self.valued, lambda obs: self.target.values(obs).unsqueeze(-1), slot, obs
-        ).squeeze(-1)
-
-    def _searched(self, slot: Tensor, obs: Tensor) -> Tensor:
-        """What searches with the target network say of the rows in `slot` [S, B, K]: policy and value, [S, B, K, A + 1]."""
-
-        def who(obs: Tensor) -> Tensor:
-            anew = self.searched is None
-            found = (
-                self._search(self.target, obs, self.again)
-                if anew
-                else quiet(self.target, obs, self.policy.search_settings)
-            )
-            return torch.cat([found.policy, found.value.unsqueeze(-1)], -1)
-
-        return self._asked(self.searched, who, slot, obs)
-
-    def _asked(
-        self, memo: Memo | None, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor
-    ) -> Tensor:
-        """`who` on the rows in `slot`, as in `Memo.ask`."""
-        if memo is None:
-            return _each(who, obs)
-        return memo.ask(who, slot, obs, int(self.updates[0]) // self.config.target_every)
 
     def _prefixes(self, reward: Tensor) -> Tensor:
         """[S, B, K]: rewards summed since the prefix began; single ones without value prefixes."""
         reward = reward[..., : self.config.unroll]
         return reward.cumsum(-1) if self.config.value_prefix else reward
+
+    def _values(self, slot: Tensor, obs: Tensor) -> Tensor:
+        """The target network's values [S, B, K] of the rows in `slot` [S, B, K]."""
+        if self.config.bootstrap == "search":
+            return self._searched(slot, obs)[..., -1]
+        return self._asked(self.valued, self._target_values, slot, obs).squeeze(-1)
+
+    def _searched(self, slot: Tensor, obs: Tensor) -> Tensor:
+        """The target network's searches from the rows in `slot` [S, B, K]: [S, B, K, A + 1]."""
+        return self._asked(self.searched, self._target_search, slot, obs)
+
+    def _target_values(self, obs: Tensor) -> Tensor:
+        """The target network's values [S, R, 1] of observations [S, R, *O]."""
+        return self.target.values(obs).unsqueeze(-1)
+
+    def _target_search(self, obs: Tensor) -> Tensor:
+        """Policy and value [S, R, A + 1] of searches with the target network."""
+        if self.searched is None:
+            output = self._search(self.target, obs, self.again)
+        else:
+            output = search_without_noise(self.target, obs, self.policy.search_settings)
+        return torch.cat([output.policy, output.value.unsqueeze(-1)], -1)
+
+    def _asked(
+        self, cache: TargetCache | None, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor
+    ) -> Tensor:
+        """`who` on the rows in `slot`, as in `TargetCache.get`."""
+        if cache is None:
+            return _each(who, obs)
+        return cache.get(who, slot, obs, int(self.updates[0]) // self.config.target_every)
+
+    def warnings(self) -> list[str]:
+        largest_value, largest_prefix = self.largest.amax(0).tolist()
+        model = self.policy.model
+        return [
+            *_beyond(model.value_support, "value", "values", largest_value),
+            *_beyond(model.prefix_support, "prefix", "summed rewards", largest_prefix),
+        ]
+
+
+def _beyond(support: Support, name: str, what: str, largest: float) -> list[str]:
+    """A warning where a support is too narrow for the `largest` number that it was to hold."""
+    end = support.end()
+    if largest <= end * 1.001:  # more than rounding
+        return []
+    limit = math.ceil(float(support.scaled(torch.tensor(largest))))
+    bins = 1 + math.ceil((support.bins - 1) * limit / support.limit)  # as fine as before
+    return [
+        f"agent.{name}_limit={support.limit:g}: {what} up to ±{largest:.4g} were cut to "
+        f"±{end:.4g}; set agent.{name}_limit={limit} agent.{name}_bins={bins}"
+    ]
 
 
 def _each(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

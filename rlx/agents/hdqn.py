@@ -1,4 +1,7 @@
-"""Hierarchical DQN (Kulkarni et al. 2016, arXiv:1604.06057): a meta-controller chooses goals, a controller pursues them."""
+"""Hierarchical DQN (Kulkarni et al. 2016, arXiv:1604.06057).
+
+A meta-controller chooses goals, a controller pursues them.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -13,39 +16,56 @@ from rlx.config import Count, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.nn.exploration import EpsilonGreedy
-from rlx.nn.networks import QNetwork, polyak_update
+from rlx.nn.networks import QNetwork
 from rlx.nn.rng import Streams
 from rlx.nn.schedules import UpdateSchedule
+from rlx.nn.seed_axis import polyak_update
 from rlx.q_learning import LearnerConfig, Legal, QLearner
 
 
 @dataclass(frozen=True)
 class Config(LearnerConfig):
-    """Both levels share the learner's settings; `epsilon_*` is the meta-controller's exploration, counted in goals."""
+    """Goals, and the settings of the learner that both levels share.
+
+    `epsilon_*` is the meta-controller's exploration, counted in goals.
+    """
 
     retired: ClassVar[tuple[str, ...]] = ("conv", "batch_norm", "stack")
     """Keys that changed nothing, of older runs."""
 
     dueling: bool
+    """Split the values into the state's and the actions' advantages (Wang et al. 2016)."""
     bootstrap_truncated: bool
-    """False treats the time limit as a terminal state."""
+    """Bootstrap where the time limit cuts an episode; false: as if that state were terminal."""
     scale_obs: bool
     """Divide observations by the space's bound where that is finite."""
     goals: str
-    """actions: a goal is to have executed that action; states: to have reached that state of a Discrete observation space."""
+    """What a goal is: to have executed an action (`actions`), or reached a state (`states`).
+
+    States are those of a Discrete observation space.
+    """
     goal_encoding: str
-    """one_hot, or index: the goal enters the controller as one raw number."""
+    """How the controller sees the goal: `one_hot`, or as one raw number (`index`)."""
     goal_terminates: bool
-    """Reaching the goal ends the controller's own episode; false bootstraps on through it."""
+    """Reaching the goal ends the controller's own episode; false: it bootstraps beyond the goal."""
     goal_steps: Count | None
-    """A goal not reached after so many steps is given up; null never does."""
+    """Steps after which a goal that was not reached is given up; null: never."""
     discount_within_goal: bool
-    """Semi-MDP: Σ γ^i r_i, bootstrapped with γ^k after a goal of k steps; false: plain sum, bootstrapped with γ."""
+    """The meta-controller's reward for k steps is Σ γ^i r_i, and it bootstraps with γ^k (semi-MDP).
+
+    False: the plain sum, and it bootstraps with γ.
+    """
     controller_discount: Share
-    """γ of the intrinsic reward: what reaching a goal one step later is worth. Close to 1 the controller hardly cares."""
+    """The controller's γ: what reaching a goal one step later is worth.
+
+    Close to 1 the controller hardly cares when it reaches a goal.
+    """
     controller_epsilon_start: Share
+    """Probability of a random action at the controller's first decision."""
     controller_epsilon_end: Share
+    """Probability of a random action from `controller_epsilon_steps` decisions on."""
     controller_epsilon_steps: Count
+    """The controller's decisions, per seed, over which its exploration falls linearly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,13 +84,13 @@ class GoalEncoder(nn.Module):
         self.features = self.obs.features + (goals if self.one_hot else 1)
 
     def forward(self, joint: Tensor) -> Tensor:
-        goal, obs = joint[..., 0], joint[..., 1:]
-        encoded = (
-            nn.functional.one_hot(goal.long(), self.goals) if self.one_hot else goal.unsqueeze(-1)
-        )
-        return torch.cat(
-            [encoded.to(joint.dtype), self.obs(obs.squeeze(-1) if self.obs.discrete else obs)], -1
-        )
+        goal = joint[..., :1]
+        obs = joint[..., 1:]
+        if self.one_hot:
+            goal = nn.functional.one_hot(goal.squeeze(-1).long(), self.goals)
+        if self.obs.discrete:
+            obs = obs.squeeze(-1)
+        return torch.cat([goal.to(joint.dtype), self.obs(obs)], -1)
 
 
 def join(goal: Tensor, obs: Tensor) -> Tensor:
@@ -80,60 +100,55 @@ def join(goal: Tensor, obs: Tensor) -> Tensor:
 
 
 class GoalPolicy(Policy):
-    """Chooses a goal whenever the last one was reached or given up (or the episode is new), and at every step an action towards it."""
+    """Chooses a goal whenever the last one has ended, and at every step an action towards it.
+
+    A goal ends when it is reached or given up, and with the episode. The carry holds, [S, B] each,
+    the goal, the action that was taken, the steps of this goal so far (`clock`, that action
+    included), and whether the goal was chosen at the last step (`deciding`).
+    """
 
     heads = ("goal", "action")
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
         check_no_image(spec.observation_space, "HDQN")
-        self.goals, self.goal_steps = config.goals, config.goal_steps
+        self.goals = config.goals
+        self.goal_steps = config.goal_steps
         self.meta = meta_network(config, spec, seeds, "meta")
         self.controller = controller_network(config, spec, seeds, "controller")
 
     def reached(self, goal: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        """Whether a step ([S, B]: its goal, its action, the observation it led to) reached the goal."""
-        return (action if self.goals == "actions" else next_obs) == goal
+        """bool [S, B]: whether a step (its `action`, the `next_obs` it led to) reached its goal."""
+        outcome = action if self.goals == "actions" else next_obs
+        return outcome == goal
 
     def given_up(self, clock: Tensor) -> Tensor:
-        """Whether a goal ends, reached or not, after `clock` steps [S, B]."""
-        return (
-            torch.zeros_like(clock, dtype=torch.bool)
-            if self.goal_steps is None
-            else clock >= self.goal_steps
-        )
+        """bool [S, B]: whether a goal ends, reached or not, after `clock` steps [S, B]."""
+        if self.goal_steps is None:
+            return torch.zeros_like(clock, dtype=torch.bool)
+        return clock >= self.goal_steps
 
     def initial_carry(self, batch: int) -> Carry:
-        device = next(self.parameters()).device
-        nothing = torch.zeros(
-            next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device
-        )
-        return {"goal": nothing, "action": nothing, "clock": nothing, "deciding": nothing.bool()}
+        parameter = next(self.parameters())
+        zeros = torch.zeros(len(parameter), batch, dtype=torch.int64, device=parameter.device)
+        return {"goal": zeros, "action": zeros, "clock": zeros, "deciding": zeros.bool()}
 
     def act(
         self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
     ) -> tuple[Tensor, Carry]:
-        deciding = (
-            first
-            | self.reached(carry["goal"], carry["action"], obs)
-            | self.given_up(carry["clock"])
-        )
-        goal = torch.where(
-            deciding, choose("goal", obs, Scores(self.meta), deciding), carry["goal"]
-        )
-        action = choose(
-            "action",
-            obs,
-            Scores(lambda seen: self.controller(join(goal, seen))),
-            torch.ones_like(first),
-        )
-        clock = (
-            torch.where(deciding, 0, carry["clock"]) + 1
-        )  # steps of this goal, this one included
+        reached = self.reached(carry["goal"], carry["action"], obs)
+        deciding = first | reached | self.given_up(carry["clock"])
+        new_goal = choose("goal", obs, Scores(self.meta), deciding)
+        goal = torch.where(deciding, new_goal, carry["goal"])
+        scores = Scores(lambda obs: self.controller(join(goal, obs)))
+        action = choose("action", obs, scores, torch.ones_like(first))
+        clock = torch.where(deciding, 0, carry["clock"]) + 1
         return action, {"goal": goal, "action": action, "clock": clock, "deciding": deciding}
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
-        return self.meta(obs) if head == "goal" else self.controller(join(carry["goal"], obs))
+        if head == "goal":
+            return self.meta(obs)
+        return self.controller(join(carry["goal"], obs))
 
 
 def goal_count(config: Config, spec: Spec) -> int:
@@ -142,7 +157,8 @@ def goal_count(config: Config, spec: Spec) -> int:
         return spec.actions
     if not isinstance(spec.observation_space, spaces.Discrete):
         raise ConfigError(
-            f"agent.goals=states: needs Discrete observations, not {spec.observation_space}; use agent.goals=actions."
+            f"agent.goals=states: needs Discrete observations, not {spec.observation_space}; "
+            "use agent.goals=actions."
         )
     return int(spec.observation_space.n)
 
@@ -167,22 +183,33 @@ def _network(
     seeds: Tensor,
     name: str,
 ) -> nn.Module:
-    """Values of choices, in a game of the legal ones: there goals are actions too."""
+    """What `encoder` takes → values [S, B, choices].
+
+    In a game illegal choices are masked out: there goals are actions too.
+    """
     net = QNetwork(encoder.features, config.hidden, choices, config.dueling, Streams(seeds, name))
     return Legal(spec, encoder, net) if spec.rules else nn.Sequential(encoder, net)
 
 
 class HDQN(Agent):
-    """Two Q-learners over two views: (state, goal, summed reward, state when the goal ended), and ([goal, state], action, reached?)."""
+    """Two Q-learners, each with a replay of its own.
+
+    The meta-controller's transitions are (obs, goal, summed reward, obs when the goal ended), those
+    of the controller ([goal, obs], action, whether the goal was reached, [goal, next obs]).
+    """
 
     config_type = Config
     policy_type = GoalPolicy
 
     policy: GoalPolicy
     start_obs: Tensor
+    """Observation [S, N, *O] at which the running goal was chosen."""
     goal_reward: Tensor
+    """Reward [S, N] of the running goal so far."""
     goal_discount: Tensor
+    """γ^k after the k steps [S, N] of the running goal so far."""
     finished: Tensor
+    """Whether a goal of the seed has ended since the last update, bool [S]."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
@@ -190,39 +217,50 @@ class HDQN(Agent):
         self.online = GoalPolicy(config, spec, seeds)
         self.policy = copy.deepcopy(self.online)
         shape, dtype = obs_field(spec.observation_space)
-        target = meta_network(config, spec, seeds, "meta/target")
-        field = (shape, dtype)
-        self.meta = QLearner(config, self.online.meta, target, field, num_envs, seeds, learners=2)
-        joint = (1 + ObsEncoder(spec.observation_space, False, seeds).width,), torch.float32
-        target = controller_network(config, spec, seeds, "controller/target")
-        self.controller = QLearner(
+        joint_shape = (1 + torch.Size(shape).numel(),)
+        self.meta = QLearner(
             config,
-            self.online.controller,
-            target,
-            joint,
+            self.online.meta,
+            meta_network(config, spec, seeds, "meta/target"),
+            (shape, dtype),
             num_envs,
             seeds,
             learners=2,
         )
-        exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
-        self.explore_goal = EpsilonGreedy(*exploration, seeds, "goal", spec.rules)
-        exploration = (
+        self.controller = QLearner(
+            config,
+            self.online.controller,
+            controller_network(config, spec, seeds, "controller/target"),
+            (joint_shape, torch.float32),
+            num_envs,
+            seeds,
+            learners=2,
+        )
+        self.explore_goal = EpsilonGreedy(
+            config.epsilon_start,
+            config.epsilon_end,
+            config.epsilon_steps,
+            seeds,
+            "goal",
+            spec.rules,
+        )
+        self.explore_action = EpsilonGreedy(
             config.controller_epsilon_start,
             config.controller_epsilon_end,
             config.controller_epsilon_steps,
+            seeds,
+            "action",
+            spec.rules,
         )
-        self.explore_action = EpsilonGreedy(*exploration, seeds, "action", spec.rules)
         self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
         self.rng = Streams(seeds, "minibatch")
-        running = torch.zeros(len(seeds), num_envs, device=seeds.device)
-        self.register_buffer(
-            "start_obs", torch.zeros(len(seeds), num_envs, *shape, dtype=dtype, device=seeds.device)
-        )
-        self.register_buffer("goal_reward", running)
-        self.register_buffer("goal_discount", running.clone())
-        self.register_buffer(
-            "finished", torch.zeros(len(seeds), dtype=torch.bool, device=seeds.device)
-        )
+        device = seeds.device
+        zeros = torch.zeros(len(seeds), num_envs, device=device)
+        start_obs = torch.zeros(len(seeds), num_envs, *shape, dtype=dtype, device=device)
+        self.register_buffer("start_obs", start_obs)
+        self.register_buffer("goal_reward", zeros)
+        self.register_buffer("goal_discount", zeros.clone())
+        self.register_buffer("finished", torch.zeros(len(seeds), dtype=torch.bool, device=device))
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -255,35 +293,48 @@ class HDQN(Agent):
         }
 
     def _store(self, t: Transition) -> None:
-        config, goal, deciding = self.config, t.carry["goal"], t.carry["deciding"]
+        """Store a step for the controller, and for the meta-controller the goals that it ends."""
         last = t.terminated | t.truncated
-        goes_on = (~(t.terminated if config.bootstrap_truncated else last)).float()
-        reached = self.policy.reached(goal, t.action, t.next_obs)
+        terminal = t.terminated if self.config.bootstrap_truncated else last
+        not_done = (~terminal).float()
+        reached = self.policy.reached(t.carry["goal"], t.action, t.next_obs)
         ended = reached | last | self.policy.given_up(t.carry["clock"])
-        controller_goes_on = goes_on * (~reached).float() if config.goal_terminates else goes_on
+        self._store_step(t, reached, ended, not_done)
+        self._store_goals(t, ended, not_done)
+        self.finished = self.finished | ended.any(1)
+
+    def _store_step(self, t: Transition, reached: Tensor, ended: Tensor, not_done: Tensor) -> None:
+        """The controller's transition: its reward is whether the goal was `reached`."""
+        goal = t.carry["goal"]
+        if self.config.goal_terminates:
+            not_done = not_done * (~reached).float()
         self.controller.replay.add(
-            torch.ones_like(last),
+            torch.ones_like(ended),
             obs=join(goal, t.obs),
             action=t.action,
             reward=reached.float(),
-            discount=config.controller_discount * controller_goes_on,
+            discount=self.config.controller_discount * not_done,
             next_obs=join(goal, t.next_obs),
             last=ended,  # the next row pursues another goal
         )
-        starts = deciding.view(*deciding.shape, *[1] * (t.obs.dim() - 2))
-        self.start_obs = torch.where(starts, t.obs.to(self.start_obs.dtype), self.start_obs)
-        elapsed = torch.where(deciding, 1.0, self.goal_discount)  # γ^i after i steps of this goal
+
+    def _store_goals(self, t: Transition, ended: Tensor, not_done: Tensor) -> None:
+        """Add the step to the running goals, and store those that `ended`."""
+        config = self.config
+        begins = t.carry["deciding"]
+        begins_obs = begins.view(*begins.shape, *[1] * (t.obs.dim() - 2))
+        self.start_obs = torch.where(begins_obs, t.obs.to(self.start_obs.dtype), self.start_obs)
+        elapsed = torch.where(begins, 1.0, self.goal_discount)  # γ^i after i steps of this goal
         weight = elapsed if config.discount_within_goal else 1.0
-        self.goal_reward = torch.where(deciding, 0.0, self.goal_reward) + weight * t.reward
+        self.goal_reward = torch.where(begins, 0.0, self.goal_reward) + weight * t.reward
         self.goal_discount = elapsed * config.discount
+        discount = self.goal_discount if config.discount_within_goal else config.discount
         self.meta.replay.add(
             ended,
             obs=self.start_obs,
-            action=goal,
+            action=t.carry["goal"],
             reward=self.goal_reward,
-            discount=goes_on
-            * (self.goal_discount if config.discount_within_goal else config.discount),
+            discount=not_done * discount,
             next_obs=t.next_obs,
-            last=last,
+            last=t.terminated | t.truncated,
         )
-        self.finished = self.finished | ended.any(1)

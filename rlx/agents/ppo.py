@@ -1,6 +1,9 @@
-"""PPO (Schulman et al. 2017, arXiv:1707.06347) with generalised advantages (Schulman et al. 2016); with one epoch over one whole
-minibatch it is A2C (Huang et al. 2022, arXiv:2205.09123), which is how `agent=a2c` is made. Discrete and Box actions; `recurrent`
-gives it a memory of the episode."""
+"""PPO (Schulman et al. 2017, arXiv:1707.06347) with generalised advantages (Schulman et al. 2016).
+
+With one epoch over one whole minibatch it is A2C (Huang et al. 2022, arXiv:2205.09123), which is
+how `agent=a2c` is made. Actions are discrete or of a Box; `recurrent` gives it a memory of the
+episode.
+"""
 
 import math
 from dataclasses import dataclass
@@ -13,48 +16,65 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.config import Count, NonNegative, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
-from rlx.nn.networks import MLP, RunningNorm, SeedGRU, rows_at, scale_for_relu
+from rlx.nn.networks import MLP, RunningNorm, SeedGRU, scale_for_relu
 from rlx.nn.optim import OPTIMIZERS, descend
 from rlx.nn.rng import Streams, categorical
-from rlx.replay import add_buffers
+from rlx.nn.seed_axis import rows_at
+from rlx.replay import Fields, add_buffers
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Networks, rollouts and losses. What is said to fall does so linearly over `anneal_steps`."""
+    """Networks, rollouts and losses."""
 
     hidden: list[Count]
     """Units of each hidden layer, of the actor and of the critic."""
     activation: str
+    """Nonlinearity between the layers: `tanh` or `relu`."""
     recurrent: Count | None
-    """Units of a GRU before both, or null."""
+    """Units of a GRU before actor and critic; null: no memory."""
     rollout_steps: Count
     """Steps of every env copy between two updates."""
     epochs: Count
+    """Passes over a rollout."""
     minibatches: Count
-    """Per epoch; whole copies when recurrent."""
+    """Minibatches in an epoch; a recurrent network's consist of whole env copies."""
     discount: Share
+    """Factor by which a reward one step later is worth less."""
     gae_lambda: Share
+    """Decay λ of generalised advantages: 0 trusts the critic, 1 the rewards."""
     clip: Positive | None
-    """Of the ratio of probabilities; falls to 0 with the learning rate. null: the plain policy gradient."""
+    """Bound on how far the ratio of new to old probabilities counts from 1.
+
+    It falls linearly to 0 over `anneal_steps`. null: the plain policy gradient.
+    """
     value_coefficient: NonNegative
+    """Weight of the critic's squared error in the loss."""
     entropy_coefficient: NonNegative
+    """Weight of the policy's entropy, which the loss rewards."""
     max_grad_norm: Positive | None
-    """Bound on each seed's gradient norm."""
+    """Bound on the norm of each seed's gradient; null: none."""
     optimizer: str
+    """`adam` or `rmsprop`."""
     learning_rate: Positive
+    """Step size of the optimiser at the beginning."""
     learning_rate_end: NonNegative
+    """Step size after `anneal_steps`; between the two it falls linearly."""
     anneal_steps: Count
-    """Environment steps of a seed."""
+    """Environment steps of a seed over which learning rate and clip fall."""
     normalise_advantage: bool
+    """Give the advantages of each minibatch mean 0 and deviation 1."""
     normalise_obs: bool
-    """By mean and variance of what was seen, images aside; part of the policy, fixed within a rollout."""
+    """Scale observations, except images, by the mean and variance of those seen so far.
+
+    Both are part of the policy and stand still within a rollout.
+    """
     normalise_reward: bool
-    """By the deviation of the discounted return."""
+    """Divide rewards by the deviation of the discounted return."""
     initial_std: Positive
-    """Of continuous actions, in halves of the action space's range."""
+    """Initial deviation of continuous actions, in halves of the action space's range."""
 
     def __post_init__(self) -> None:
         choice(self.activation, ACTIVATIONS, "agent.activation")
@@ -63,11 +83,11 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class Config(LearnerConfig):
-    """As said, and layers for images."""
+    """A learner's settings and its layers for images."""
 
     conv: list[list[int]]
-    """For observations that are images [C, H, W]: channels, kernel and stride of each layer before
-    actor and critic."""
+    """Channels, kernel and stride of each layer before actor and critic, where observations are
+    images [C, H, W]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,72 +102,73 @@ class ActorCritic(Policy):
 
     def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor):
         super().__init__()
-        space = spec.action_space
-        self.continuous = isinstance(space, spaces.Box)
+        obs_space = spec.observation_space
+        action_space = spec.action_space
+        self.continuous = isinstance(action_space, spaces.Box)
         self.units = config.recurrent
-        shown, rng = spec.observation_space, Streams(seeds, "encoder")
         conv = config.conv if isinstance(config, Config) else []
-        self.encoder = make_encoder(shown, False, conv, False, 1, seeds, rng)
+        self.encoder = make_encoder(obs_space, conv, seeds, Streams(seeds, "encoder"))
         scale_for_relu(self.encoder)
         features = self.encoder.features
-        self.norm = (
-            RunningNorm(features, seeds)
-            if config.normalise_obs and not is_image(spec.observation_space.shape)
-            else None
-        )
+        self.norm: RunningNorm | None = None
+        if config.normalise_obs and not is_image(obs_space.shape):
+            self.norm = RunningNorm(features, seeds)
         if self.units is not None:
             self.gru = SeedGRU(features, self.units, Streams(seeds, "memory"))
-        inputs, activation = self.units or features, ACTIVATIONS[config.activation]
-        outputs = int(math.prod(space.shape or ())) if self.continuous else spec.actions
+        inputs = self.units or features
+        outputs = math.prod(action_space.shape or ()) if self.continuous else spec.actions
+        activation = ACTIVATIONS[config.activation]
         self.actor = MLP(inputs, config.hidden, outputs, Streams(seeds, "actor"), activation)
         self.critic = MLP(inputs, config.hidden, 1, Streams(seeds, "critic"), activation)
         with torch.no_grad():
+            # All actions begin about equally likely.
             for parameter in self.actor.layers[-1].parameters():
-                parameter.mul_(0.01)  # begin with all actions about equally likely
-        if isinstance(space, spaces.Box):
-            if len(space.shape) != 1 or not space.is_bounded():
-                raise ConfigError(
-                    f"agent: needs bounded Box actions of one axis; this env has {space}."
-                )
-            self.log_std = nn.Parameter(
-                torch.full(
-                    (len(seeds), 1, outputs), math.log(config.initial_std), device=seeds.device
-                )
+                parameter.mul_(0.01)
+        if isinstance(action_space, spaces.Box):
+            self._add_normal(action_space, config.initial_std, seeds)
+
+    def _add_normal(self, space: spaces.Box, initial_std: float, seeds: Tensor) -> None:
+        """Register what a normal distribution of actions needs: its deviation, and the bounds."""
+        if len(space.shape) != 1 or not space.is_bounded():
+            raise ConfigError(
+                f"agent: needs bounded Box actions of one axis; this env has {space}."
             )
-            for name in ("low", "high"):
-                bound = torch.as_tensor(getattr(space, name), device=seeds.device)
-                self.register_buffer(name, bound.expand(len(seeds), 1, -1).contiguous())
+        shape = (len(seeds), 1, *space.shape)
+        log_std = torch.full(shape, math.log(initial_std), device=seeds.device)
+        self.log_std = nn.Parameter(log_std)
+        for name in ("low", "high"):
+            bound = torch.as_tensor(getattr(space, name), device=seeds.device)
+            self.register_buffer(name, bound.expand(shape).contiguous())
 
     def initial_carry(self, batch: int) -> Carry:
-        some = next(self.parameters())
-        return (
-            {"memory": torch.zeros(len(some), batch, self.units, device=some.device)}
-            if self.units
-            else {}
-        )
+        if not self.units:
+            return {}
+        parameter = next(self.parameters())
+        memory = torch.zeros(len(parameter), batch, self.units, device=parameter.device)
+        return {"memory": memory}
 
     def act(
         self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
     ) -> tuple[Tensor, Carry]:
-        before = self.restarted(first, carry)
-        after = dict(before)
+        carry = self.restarted(first, carry)
+        next_carry = dict(carry)
 
-        def scores(seen: Tensor) -> Tensor:
-            core, memory = self.core(seen, before)
-            after.update(
-                memory
-            )  # what is remembered is what the decision was taken on, perturbed or not
+        def scores(obs: Tensor) -> Tensor:
+            core, memory = self.core(obs, carry)
+            # What is remembered is what the decision was taken on, perturbed or not.
+            next_carry.update(memory)
             return self.outputs(core)
 
         bounds = (self.low, self.high) if self.continuous else None
         action = choose("action", obs, Scores(scores, bounds), torch.ones_like(first))
-        return action, {name: value.detach() for name, value in after.items()}
+        return action, {name: value.detach() for name, value in next_carry.items()}
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
-        return self.outputs(self.core(obs, carry)[0])
+        core, _ = self.core(obs, carry)
+        return self.outputs(core)
 
     def restarted(self, first: Tensor, carry: Carry) -> Carry:
-        """`carry` with a fresh memory where `first` [S, B]."""
+        """`carry` with a fresh memory where `first` (bool [S, B])."""
         return {name: torch.where(first.unsqueeze(-1), 0.0, value) for name, value in carry.items()}
 
     def core(self, obs: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -162,32 +183,30 @@ class ActorCritic(Policy):
 
     def outputs(self, core: Tensor) -> Tensor:
         """Logits [S, B, A], or mean actions [S, B, D] in the space's units."""
-        out = self.actor(core)
-        return (
-            (self.low + self.high) / 2 + out * (self.high - self.low) / 2
-            if self.continuous
-            else out
-        )
+        outputs = self.actor(core)
+        if not self.continuous:
+            return outputs
+        return (self.low + self.high) / 2 + outputs * (self.high - self.low) / 2
 
     def std(self) -> Tensor:
-        """Of continuous actions in the space's units, [S, 1, D]."""
+        """Deviation [S, 1, D] of continuous actions, in the space's units."""
         return self.log_std.exp() * (self.high - self.low) / 2
 
-    def log_prob(self, out: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def log_prob(self, outputs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """(log-probability of `action`, entropy), [S, B] each, under `outputs`."""
-        if self.continuous:
-            std = self.std()
-            log = -0.5 * ((action - out) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
-            entropy = (
-                (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1).expand(log.shape[:2])
-            )
-            return log.sum(-1), entropy
-        log = out.log_softmax(-1)
-        return log.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(log.exp() * log).sum(-1)
+        if not self.continuous:
+            log_probs = outputs.log_softmax(-1)
+            log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+            return log_prob, -(log_probs.exp() * log_probs).sum(-1)
+        std = self.std()
+        distance = (action - outputs) / std
+        log_probs = -0.5 * distance.square() - std.log() - 0.5 * math.log(2 * math.pi)
+        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        return log_probs.sum(-1), entropy.expand(log_probs.shape[:2])
 
 
 class PPO(Agent):
-    """Rollouts of all copies, then epochs of minibatches over them."""
+    """Rollouts of all env copies, then epochs of minibatches over them."""
 
     config_type = Config
     policy_type = ActorCritic
@@ -210,58 +229,47 @@ class PPO(Agent):
 
     def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
+        check_minibatches(config, num_envs)
         self.config = config
         self.policy = ActorCritic(config, spec, seeds)
-        self.optimizer = OPTIMIZERS[config.optimizer](
-            list(self.policy.parameters()), config.learning_rate
-        )
-        self.explore, self.shuffle = Streams(seeds, "explore"), Streams(seeds, "minibatch")
+        optimizer = OPTIMIZERS[config.optimizer]
+        self.optimizer = optimizer(list(self.policy.parameters()), config.learning_rate)
+        self.explore = Streams(seeds, "explore")
+        self.shuffle = Streams(seeds, "minibatch")
         self.reward_norm = RunningNorm(1, seeds)
-        if (num_envs if config.recurrent else num_envs * config.rollout_steps) % config.minibatches:
-            what = (
-                f"num_envs={num_envs}"
-                if config.recurrent
-                else f"num_envs={num_envs} times agent.rollout_steps={config.rollout_steps}"
-            )
-            raise ConfigError(f"agent.minibatches={config.minibatches}: does not divide {what}.")
-        if config.normalise_advantage and num_envs * config.rollout_steps < 2 * config.minibatches:
-            raise ConfigError(
-                f"agent.minibatches={config.minibatches}: leaves one row each, whose advantage cannot be normalised."
-            )
         self.register_buffer("steps", torch.zeros_like(seeds))
-        self.register_buffer(
-            "ticks", torch.zeros(len(seeds), dtype=torch.int64)
-        )  # on the CPU: read without a sync
-        self.register_buffer(
-            "running_return", torch.zeros(len(seeds), num_envs, device=seeds.device)
-        )
-        shape, dtype = obs_field(spec.observation_space)
-        flags = ((), torch.bool)
-        action: tuple = (
-            (spec.action_space.shape, torch.float32)
-            if self.policy.continuous
-            else ((), torch.int64)
-        )
-        fields = {
-            "obs": (shape, dtype),
-            "next_obs": (shape, dtype),
-            "action": action,
-            "reward": ((), torch.float32),
-        }
-        fields |= {"first": flags, "terminated": flags, "truncated": flags}
-        if config.recurrent:
-            fields |= {
-                "memory": ((config.recurrent,), torch.float32),
-                "next_memory": ((config.recurrent,), torch.float32),
-            }
+        # On the CPU: read without a sync.
+        self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))
+        running_return = torch.zeros(len(seeds), num_envs, device=seeds.device)
+        self.register_buffer("running_return", running_return)
+        fields = self._fields(spec)
         self.fields = tuple(fields)
         rollout = (len(seeds), num_envs, config.rollout_steps)
         setting = f"agent.rollout_steps={config.rollout_steps}"
         add_buffers(self, rollout, fields, seeds.device, setting)
-        self.register_buffer(
-            "new_episode", torch.ones(len(seeds), num_envs, dtype=torch.bool, device=seeds.device)
-        )
+        new_episode = torch.ones(len(seeds), num_envs, dtype=torch.bool, device=seeds.device)
+        self.register_buffer("new_episode", new_episode)
         self.before: Carry = {}
+
+    def _fields(self, spec: Spec) -> Fields:
+        """What is stored of every step of a rollout."""
+        obs = obs_field(spec.observation_space)
+        flag = ((), torch.bool)
+        action_shape = (spec.action_space.shape or ()) if self.policy.continuous else ()
+        action_dtype = torch.float32 if self.policy.continuous else torch.int64
+        fields = {
+            "obs": obs,
+            "next_obs": obs,
+            "action": (action_shape, action_dtype),
+            "reward": ((), torch.float32),
+            "first": flag,
+            "terminated": flag,
+            "truncated": flag,
+        }
+        if self.config.recurrent:
+            fields["memory"] = ((self.config.recurrent,), torch.float32)
+            fields["next_memory"] = ((self.config.recurrent,), torch.float32)
+        return fields
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -269,148 +277,213 @@ class PPO(Agent):
         return self.policy.act(obs, first, carry, self._sample)
 
     def _sample(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-        out = scores(obs)
-        if scores.continuous:
-            draws = self.explore.uniform(*out.shape[1:]).clamp(1e-6, 1 - 1e-6)
-            return out + self.policy.std() * torch.erfinv(draws * 2 - 1) * math.sqrt(2)
-        return categorical(self.explore.uniform(out.shape[1]), out.softmax(-1))
+        """An action drawn from the policy's distribution."""
+        outputs = scores(obs)
+        if not scores.continuous:
+            return categorical(self.explore.uniform(outputs.shape[1]), outputs.softmax(-1))
+        draws = self.explore.uniform(*outputs.shape[1:]).clamp(1e-6, 1 - 1e-6)
+        return outputs + self.policy.std() * torch.erfinv(draws * 2 - 1) * math.sqrt(2)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        t, place = transition, int(self.ticks[0]) % self.config.rollout_steps
-        rows = {
-            "obs": t.obs,
-            "next_obs": t.next_obs,
-            "action": t.action,
-            "reward": t.reward,
+        step = int(self.ticks[0]) % self.config.rollout_steps
+        row = {
+            "obs": transition.obs,
+            "next_obs": transition.next_obs,
+            "action": transition.action,
+            "reward": transition.reward,
             "first": self.new_episode,
+            "terminated": transition.terminated,
+            "truncated": transition.truncated,
         }
-        rows |= {"terminated": t.terminated, "truncated": t.truncated}
         if self.config.recurrent:
-            rows |= {"memory": self.before["memory"], "next_memory": t.carry["memory"]}
-        for name, row in rows.items():
-            getattr(self, name)[:, :, place] = row
-        self.new_episode = t.terminated | t.truncated
+            row["memory"] = self.before["memory"]
+            row["next_memory"] = transition.carry["memory"]
+        for name, value in row.items():
+            getattr(self, name)[:, :, step] = value
+        self.new_episode = transition.terminated | transition.truncated
         self.ticks += 1
-        self.steps += t.reward.shape[1]
-        return self._learn() if place == self.config.rollout_steps - 1 else {}
+        self.steps += transition.reward.shape[1]
+        if step < self.config.rollout_steps - 1:
+            return {}
+        return self._learn()
 
     def _learn(self) -> dict[str, Tensor]:
+        """Learn from the full rollout; metrics [S] of the last minibatch."""
         config = self.config
-        left = 1 - (self.steps / config.anneal_steps).clamp(max=1)
+        remaining = 1 - (self.steps / config.anneal_steps).clamp(max=1)
         self.optimizer.learning_rate = (
-            config.learning_rate_end + (config.learning_rate - config.learning_rate_end) * left
+            config.learning_rate_end + (config.learning_rate - config.learning_rate_end) * remaining
         )
-        with torch.no_grad():
-            advantage, value, log_prob = self._compute_gae()
-        batch: dict[str, Tensor] = {
-            name: getattr(self, name)
-            for name in ("obs", "action", "first", "memory")
-            if name in self.fields
-        }
-        batch |= {"advantage": advantage, "target": advantage + value, "log_prob": log_prob}
-        if not config.recurrent:
-            batch = {
-                name: x.flatten(1, 2) for name, x in batch.items()
-            }  # [S, N · T, …]: the order of steps does not matter
-        seeds, rows = batch["target"].shape[:2]
-        order = (
-            self.shuffle.uniform(config.epochs, rows).argsort(-1)
-            + torch.arange(seeds, device=left.device).view(-1, 1, 1) * rows
-        )
-        batch = {name: x.flatten(0, 1) for name, x in batch.items()}
-        for index in order.flatten(1).chunk(config.epochs * config.minibatches, 1):
-            some = {name: rows_at(x, index) for name, x in batch.items()}
-            metrics = self._step(some, left * config.clip if config.clip is not None else None)
+        clip = None if config.clip is None else remaining * config.clip
+        rollout = self._rollout()
+        seeds, rows = rollout["target"].shape[:2]
+        # All seeds' rows lie one behind the other, where `rows_at` picks them fastest.
+        rollout = {name: value.flatten(0, 1) for name, value in rollout.items()}
+        first_row = torch.arange(seeds, device=remaining.device).view(-1, 1, 1) * rows
+        order = self.shuffle.uniform(config.epochs, rows).argsort(-1) + first_row
+        for epoch in order.unbind(1):
+            for index in epoch.chunk(config.minibatches, 1):
+                batch = {name: rows_at(value, index) for name, value in rollout.items()}
+                metrics = self._learn_minibatch(batch, clip)
         if self.policy.norm is not None:
-            self.policy.norm.see(self.policy.encoder(self.obs.flatten(1, 2)))
+            self.policy.norm.update(self.policy.encoder(self.obs.flatten(1, 2)))
         return metrics
 
-    def _compute_gae(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(advantages, values, log-probabilities of the actions taken), [S, N, T] each."""
-        config, shape = self.config, self.reward.shape
-        carry = {"memory": self.memory.flatten(1, 2)} if config.recurrent else {}
-        next_carry = {"memory": self.next_memory.flatten(1, 2)} if config.recurrent else {}
-        core, _ = self.policy.core(self.obs.flatten(1, 2), carry)
-        log_prob, _ = self.policy.log_prob(self.policy.outputs(core), self.action.flatten(1, 2))
-        value = self.policy.critic(core).view(shape)
-        next_value = self.policy.critic(
-            self.policy.core(self.next_obs.flatten(1, 2), next_carry)[0]
-        ).view(shape)
-        reward, ended = self._reward(), self.terminated | self.truncated
-        delta = reward + config.discount * next_value * ~self.terminated - value
-        running, decay, rows = (
-            torch.zeros_like(delta[..., 0]),
-            config.discount * config.gae_lambda * ~ended,
-            [],
+    @torch.no_grad()
+    def _rollout(self) -> dict[str, Tensor]:
+        """What minibatches are drawn from: [S, N · T, …], of a recurrent network [S, N, T, …]."""
+        values, next_values, log_prob = self._evaluate_rollout()
+        advantage = compute_gae(
+            self._rewards(),
+            values,
+            next_values,
+            self.terminated,
+            self.terminated | self.truncated,
+            discount=self.config.discount,
+            gae_lambda=self.config.gae_lambda,
         )
-        for now, kept in zip(reversed(delta.unbind(-1)), reversed(decay.unbind(-1)), strict=True):
-            running = now + kept * running
-            rows.append(running)
-        advantage = torch.stack(rows[::-1], -1)
-        return advantage, value, log_prob.view(shape)
+        rollout = {
+            "obs": self.obs,
+            "action": self.action,
+            "advantage": advantage,
+            "target": advantage + values,
+            "log_prob": log_prob,
+        }
+        if self.config.recurrent:
+            return rollout | {"first": self.first, "memory": self.memory}
+        return {name: value.flatten(1, 2) for name, value in rollout.items()}
 
-    def _reward(self) -> Tensor:
-        """The rollout's rewards [S, N, T], normalised if asked for."""
+    def _evaluate_rollout(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(values, values of the next observations, log-probabilities of the actions taken).
+
+        Each is [S, N, T], by the weights that acted.
+        """
+        policy = self.policy
+        shape = self.reward.shape
+        carry: Carry = {}
+        next_carry: Carry = {}
+        if self.config.recurrent:
+            carry = {"memory": self.memory.flatten(1, 2)}
+            next_carry = {"memory": self.next_memory.flatten(1, 2)}
+        core, _ = policy.core(self.obs.flatten(1, 2), carry)
+        next_core, _ = policy.core(self.next_obs.flatten(1, 2), next_carry)
+        log_prob, _ = policy.log_prob(policy.outputs(core), self.action.flatten(1, 2))
+        values = policy.critic(core).view(shape)
+        next_values = policy.critic(next_core).view(shape)
+        return values, next_values, log_prob.view(shape)
+
+    def _rewards(self) -> Tensor:
+        """The rollout's rewards [S, N, T], normalised where the settings say so."""
         if not self.config.normalise_reward:
             return self.reward
+        ended = self.terminated | self.truncated
         returns = torch.zeros_like(self.reward)
         for t in range(self.reward.shape[2]):
             self.running_return = self.running_return * self.config.discount + self.reward[..., t]
             returns[..., t] = self.running_return
-            self.running_return = self.running_return * ~(self.terminated | self.truncated)[..., t]
-        self.reward_norm.see(returns.flatten(1).unsqueeze(-1))
+            self.running_return = self.running_return * ~ended[..., t]
+        self.reward_norm.update(returns.flatten(1).unsqueeze(-1))
         return (self.reward * (self.reward_norm.variance + 1e-8).rsqrt()).clamp(-10, 10)
 
-    def _step(self, batch: dict[str, Tensor], clip: Tensor | None) -> dict[str, Tensor]:
-        """One gradient step on a minibatch [S, B, …] (recurrent: [S, B copies, T, …])."""
-        config, policy = self.config, self.policy
-        out, value = self._evaluate_actions(batch)
-        log_prob, entropy = policy.log_prob(
-            out, batch["action"].flatten(1, 2) if config.recurrent else batch["action"]
-        )
-        flat = {name: batch[name].flatten(1) for name in ("advantage", "target", "log_prob")}
-        advantage = flat["advantage"]
+    def _learn_minibatch(self, batch: dict[str, Tensor], clip: Tensor | None) -> dict[str, Tensor]:
+        """One gradient step on a minibatch of `_rollout`; metrics [S]."""
+        config = self.config
+        values, log_prob, entropy = self._evaluate_actions(batch)
+        advantage = batch["advantage"].flatten(1)
         if config.normalise_advantage:
-            advantage = (advantage - advantage.mean(1, keepdim=True)) / (
-                advantage.std(1, keepdim=True) + 1e-8
-            )
-        gain = (
-            log_prob - flat["log_prob"]
-        ).exp() * advantage  # the ratio of probabilities times the advantage …
-        if clip is not None:  # … and no more than at the ratio's bound
-            gain = torch.minimum(gain, advantage + clip.unsqueeze(1) * advantage.abs())
-        policy_loss, value_loss = (
-            -gain.mean(1),
-            (value - flat["target"]).square().mean(1),
-        )  # [S]: mean within, sum over seeds
+            mean = advantage.mean(1, keepdim=True)
+            std = advantage.std(1, keepdim=True)
+            advantage = (advantage - mean) / (std + 1e-8)
+        ratio = (log_prob - batch["log_prob"].flatten(1)).exp()
+        objective = ratio * advantage
+        if clip is not None:
+            # The same as min(ratio · A, clipped ratio · A), eq. 7 of the paper.
+            bound = advantage + clip.unsqueeze(1) * advantage.abs()
+            objective = torch.minimum(objective, bound)
+        # Means within each seed, [S].
+        policy_loss = -objective.mean(1)
+        value_loss = (values - batch["target"].flatten(1)).square().mean(1)
         loss = (
             policy_loss
             + config.value_coefficient * value_loss
             - config.entropy_coefficient * entropy.mean(1)
         )
-        descend(
-            loss,
-            list(policy.parameters()),
-            self.optimizer,
-            max_grad_norm=config.max_grad_norm,
-        )
+        parameters = list(self.policy.parameters())
+        descend(loss, parameters, self.optimizer, max_grad_norm=config.max_grad_norm)
         return {
             "loss/policy": policy_loss.detach(),
             "loss/value": value_loss.detach(),
             "entropy": entropy.detach().mean(1),
         }
 
-    def _evaluate_actions(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(outputs [S, B, A], values [S, B]) of a minibatch with today's weights; recurrent: B = copies · T, through time."""
+    def _evaluate_actions(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(values, log-probabilities of the actions, entropies) of a minibatch, [S, B] each.
+
+        They are those of the newest weights. Of a recurrent network B is env copies · T, and its
+        memory is replayed through time.
+        """
         policy = self.policy
-        if not self.config.recurrent:
-            core, _ = policy.core(batch["obs"], {})
+        action = batch["action"]
+        if self.config.recurrent:
+            core = self._replay_memory(batch)
+            action = action.flatten(1, 2)
         else:
-            carry, cores = {"memory": batch["memory"][:, :, 0]}, []
-            for t in range(batch["obs"].shape[2]):
-                if t:
-                    carry = policy.restarted(batch["first"][:, :, t], carry)
-                one, carry = policy.core(batch["obs"][:, :, t], carry)
-                cores.append(one)
-            core = torch.stack(cores, 2).flatten(1, 2)
-        return policy.outputs(core), policy.critic(core).squeeze(-1)
+            core, _ = policy.core(batch["obs"], {})
+        outputs = policy.outputs(core)
+        values = policy.critic(core).squeeze(-1)
+        log_prob, entropy = policy.log_prob(outputs, action)
+        return values, log_prob, entropy
+
+    def _replay_memory(self, batch: dict[str, Tensor]) -> Tensor:
+        """What actor and critic see of env copies' whole rollouts, [S, copies · T, F]."""
+        carry = {"memory": batch["memory"][:, :, 0]}
+        cores = []
+        for t in range(batch["obs"].shape[2]):
+            if t > 0:
+                carry = self.policy.restarted(batch["first"][:, :, t], carry)
+            core, carry = self.policy.core(batch["obs"][:, :, t], carry)
+            cores.append(core)
+        return torch.stack(cores, 2).flatten(1, 2)
+
+
+def check_minibatches(config: LearnerConfig, num_envs: int) -> None:
+    """ConfigError where a rollout cannot be cut into equal minibatches that can be learnt from."""
+    steps = num_envs * config.rollout_steps
+    rows = steps
+    what = f"num_envs={num_envs} times agent.rollout_steps={config.rollout_steps}"
+    if config.recurrent:
+        rows = num_envs
+        what = f"num_envs={num_envs}"
+    key = f"agent.minibatches={config.minibatches}"
+    if rows % config.minibatches:
+        raise ConfigError(f"{key}: does not divide {what}.")
+    if config.normalise_advantage and steps < 2 * config.minibatches:
+        raise ConfigError(f"{key}: leaves one row each, whose advantage cannot be normalised.")
+
+
+def compute_gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    *,
+    discount: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantages [S, N, T] (Schulman et al. 2016, eq. 16), all arguments [S, N, T].
+
+        δ_t = r_t + γ V(s_{t+1}) − V(s_t)        A_t = δ_t + γ λ A_{t+1}
+
+    `next_values` are those of the observations before any autoreset: behind a terminal state the
+    value is 0, and a truncated episode is bootstrapped. `ended`: terminated or truncated; the sum
+    stops there, and at the end of the rollout.
+    """
+    deltas = rewards + discount * next_values * ~terminated - values
+    decays = discount * gae_lambda * ~ended
+    advantage = torch.zeros_like(deltas[..., 0])
+    advantages = []
+    for delta, decay in zip(reversed(deltas.unbind(-1)), reversed(decays.unbind(-1)), strict=True):
+        advantage = delta + decay * advantage
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1], -1)

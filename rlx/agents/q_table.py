@@ -1,4 +1,7 @@
-"""Tabular control on Discrete observations: Q-learning (Watkins 1989), SARSA (Rummery & Niranjan 1994), expected SARSA."""
+"""Tabular control on Discrete observations.
+
+Q-learning (Watkins 1989), SARSA (Rummery & Niranjan 1994), expected SARSA (van Seijen et al. 2009).
+"""
 
 import copy
 from dataclasses import dataclass
@@ -10,8 +13,8 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Positive, Share, choice
 from rlx.nn.exploration import EpsilonGreedy
-from rlx.nn.networks import polyak_update
 from rlx.nn.schedules import linear
+from rlx.nn.seed_axis import polyak_update, rows_at
 
 TARGETS = ("q_learning", "sarsa", "expected_sarsa")
 
@@ -21,19 +24,25 @@ class Config:
     """One table and its exploration."""
 
     target: str
-    """What the next state is worth: q_learning: its best action; sarsa: the action taken there; expected_sarsa: the mean over
-    the ε-greedy policy (van Seijen et al. 2009)."""
+    """Whose value the next state has: that of its best action (`q_learning`), of the action that is
+    taken there (`sarsa`), or the mean over the ε-greedy policy (`expected_sarsa`).
+    """
     discount: Share
+    """Factor by which a reward one step later is worth less."""
     learning_rate: Positive
+    """Share of its error by which an entry moves, at the first decision."""
     learning_rate_end: float
+    """The learning rate from `learning_rate_steps` decisions on."""
     learning_rate_steps: Count
     """Decisions, per seed, over which the learning rate falls linearly."""
     initial_value: float
-    """Of every entry; above what can be earned it makes greedy play explore."""
+    """First value of every entry; above what can be earned it makes greedy play explore."""
     average_tau: Share
     """Weight of the learning table, per step, in the running average that acts greedily."""
     epsilon_start: Share
+    """Probability of a random action at the first decision."""
     epsilon_end: Share
+    """Probability of a random action from `epsilon_steps` decisions on."""
     epsilon_steps: Count
     """Decisions, per seed, over which exploration falls linearly."""
 
@@ -62,10 +71,8 @@ class TablePolicy(Policy):
         return self.values(obs)
 
     def values(self, obs: Tensor) -> Tensor:
-        """[S, B, A] of `obs` [S, B]."""
-        return (
-            self.table.flatten(0, 1).index_select(0, self.rows(obs).flatten()).view(*obs.shape, -1)
-        )
+        """Action values [S, B, A] of `obs` [S, B]."""
+        return rows_at(self.table.flatten(0, 1), self.rows(obs))
 
     def rows(self, obs: Tensor) -> Tensor:
         """Rows [S, B] of `obs` in the flat table [S · O, A]."""
@@ -74,32 +81,41 @@ class TablePolicy(Policy):
 
 
 class QTable(Agent):
-    """Every env copy learns from each of its steps; copies that meet in an entry move it by the mean of their errors."""
+    """A table that every env copy learns from at each of its steps.
+
+    Copies that meet in an entry move it by the mean of their errors.
+    """
 
     config_type = Config
     policy_type = TablePolicy
     observations = (spaces.Discrete,)
 
     policy: TablePolicy
+    # SARSA's step before, [S, N] each, which waits for the action that follows it.
     obs: Tensor
     action: Tensor
     reward: Tensor
     pending: Tensor
+    """Whether there is such a step."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
         self.config = config
         self.online = TablePolicy(config, spec, seeds)
         self.policy = copy.deepcopy(self.online)
-        exploration = config.epsilon_start, config.epsilon_end, config.epsilon_steps
-        self.explore = EpsilonGreedy(*exploration, seeds, "q", spec.rules)
-        nothing = torch.zeros(len(seeds), num_envs, dtype=torch.int64, device=seeds.device)
-        self.register_buffer(
-            "obs", nothing
-        )  # SARSA: the step before, which waits for the action that follows it
-        self.register_buffer("action", nothing.clone())
-        self.register_buffer("reward", nothing.float())
-        self.register_buffer("pending", nothing.bool())
+        self.explore = EpsilonGreedy(
+            config.epsilon_start,
+            config.epsilon_end,
+            config.epsilon_steps,
+            seeds,
+            "q",
+            spec.rules,
+        )
+        zeros = torch.zeros(len(seeds), num_envs, dtype=torch.int64, device=seeds.device)
+        self.register_buffer("obs", zeros)
+        self.register_buffer("action", zeros.clone())
+        self.register_buffer("reward", zeros.float())
+        self.register_buffer("pending", zeros.bool())
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -107,45 +123,60 @@ class QTable(Agent):
 
     @torch.no_grad()
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        t, config = transition, self.config
-        last = t.terminated | t.truncated
-        goes_on = config.discount * (~t.terminated).float()
-        if config.target == "sarsa":
-            next_value = self.online.values(t.obs).gather(-1, t.action.unsqueeze(-1)).squeeze(-1)
-            error = self._learn(
-                self.obs, self.action, self.reward + config.discount * next_value, self.pending
-            )
-            # Nothing follows the last step: where it was cut short, the mean over what could.
-            self._learn(t.obs, t.action, t.reward + goes_on * self._expected(t.next_obs), last)
-            self.obs, self.action, self.reward, self.pending = t.obs, t.action, t.reward, ~last
+        if self.config.target == "sarsa":
+            error = self._sarsa(transition)
         else:
-            next_value = (
-                self.online.values(t.next_obs).amax(-1)
-                if config.target == "q_learning"
-                else self._expected(t.next_obs)
-            )
-            error = self._learn(
-                t.obs, t.action, t.reward + goes_on * next_value, torch.ones_like(last)
-            )
-        polyak_update(self.policy, self.online, config.average_tau)
+            error = self._one_step(transition)
+        polyak_update(self.policy, self.online, self.config.average_tau)
         return {"loss/td": error}
+
+    def _one_step(self, t: Transition) -> Tensor:
+        """Learn from a step by itself; returns the mean absolute error [S]."""
+        if self.config.target == "q_learning":
+            next_value = self.online.values(t.next_obs).amax(-1)
+        else:
+            next_value = self._expected(t.next_obs)
+        discount = self.config.discount * (~t.terminated).float()
+        target = t.reward + discount * next_value
+        return self._learn(t.obs, t.action, target, torch.ones_like(t.terminated))
+
+    def _sarsa(self, t: Transition) -> Tensor:
+        """Learn from the step before, now that its next action is known, and from final steps.
+
+        Returns the mean absolute error [S] of the former.
+        """
+        discount = self.config.discount
+        next_value = self.online.values(t.obs).gather(-1, t.action.unsqueeze(-1)).squeeze(-1)
+        target = self.reward + discount * next_value
+        error = self._learn(self.obs, self.action, target, self.pending)
+        # No action follows the last step: where it was cut short, the mean over what could.
+        last = t.terminated | t.truncated
+        not_done = discount * (~t.terminated).float()
+        self._learn(t.obs, t.action, t.reward + not_done * self._expected(t.next_obs), last)
+        self.obs = t.obs
+        self.action = t.action
+        self.reward = t.reward
+        self.pending = ~last
+        return error
 
     def _expected(self, obs: Tensor) -> Tensor:
         """Mean value [S, N] over the ε-greedy policy."""
-        q, epsilon = self.online.values(obs), self.explore.epsilon().unsqueeze(1)
+        q = self.online.values(obs)
+        epsilon = self.explore.epsilon().unsqueeze(1)
         return epsilon * q.mean(-1) + (1 - epsilon) * q.amax(-1)
 
     def _learn(self, obs: Tensor, action: Tensor, target: Tensor, where: Tensor) -> Tensor:
-        """Move the entries towards `target` ([S, N] each) where `where`; returns the mean absolute error [S]."""
-        config, table = self.config, self.online.table.view(-1)
+        """Move entries towards `target` where `where` ([S, N] each).
+
+        Returns the mean absolute error [S].
+        """
+        config = self.config
+        table = self.online.table.view(-1)
         index = (self.online.rows(obs) * self.online.table.shape[-1] + action).flatten()
         error = (target - table[index].view_as(target)) * where
-        met = (
-            torch.zeros_like(table)
-            .index_add_(0, index, where.flatten().to(table.dtype))[index]
-            .view_as(target)
-        )
+        visits = torch.zeros_like(table).index_add_(0, index, where.flatten().to(table.dtype))
+        met = visits[index].view_as(target).clamp(min=1)  # copies that share the entry
         progress = self.explore.decisions / config.learning_rate_steps
         rate = linear(config.learning_rate, config.learning_rate_end, progress)
-        table.index_add_(0, index, (rate.unsqueeze(1) * error / met.clamp(min=1)).flatten())
+        table.index_add_(0, index, (rate.unsqueeze(1) * error / met).flatten())
         return error.abs().mean(1)

@@ -1,12 +1,13 @@
-"""Self-play for games of two players in turn: two Q-learners play each other and a league of their past selves.
+"""Self-play for games of two players in turn: two Q-learners and a league of their past selves.
 
-Every ply is a step, seen by the player to move. What comes after it is the other's, so the discount is negative: a position is
-worth to me what it is not to them (negamax; Littman 1994), and n-step returns alternate by themselves. Both learn from all plies.
+Every ply is a step, seen by the player to move. The next one is the opponent's, so the discount is
+negative: a position is worth to one player what it costs the other (negamax; Littman 1994), and the
+signs of n-step returns alternate. Both learners learn from all plies.
 """
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from gymnasium import spaces
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Index, Share
-from rlx.nn.networks import MLP, polyak_update
+from rlx.nn.networks import MLP
 from rlx.nn.rng import Streams, pick, pick_allowed
 from rlx.nn.schedules import UpdateSchedule, linear
+from rlx.nn.seed_axis import polyak_update
 from rlx.q_learning import FORBIDDEN, LearnerConfig, QLearner
 
 LEARNERS = 2
@@ -37,92 +39,106 @@ class Config(LearnerConfig):
     """Keys that changed nothing, of older runs."""
 
     league: Count
-    """Past selves kept."""
+    """How many past selves are kept."""
     league_every: Count
-    """Minibatches between two that join it, each in the place of the oldest."""
+    """Minibatches after which a learner's present self replaces the oldest past one."""
     league_games: Share
     """Share of the games in which one side is a past self."""
     opening: Index
-    """Plies, at most, that a game begins with at random."""
+    """Most random plies that a game begins with."""
     lookahead: Count
-    """Plies, its own move among them, that the greedy player looks ahead; learners play and learn with 1."""
+    """Plies, its own move among them, that the greedy player looks ahead; learners look 1 ahead."""
     mirror: bool
-    """Learn from the mirror images, left to right, of every other game copy's boards."""
+    """Every other env copy learns from the mirror images, left to right, of its boards."""
 
 
 class BoardNet(nn.Module):
-    """Action values [S, B, A] of boards [S, B, *O], flat or not; moves against the rules are `FORBIDDEN`. An action is shown to the
-    network as the board with its stone, so that all actions share what is learnt of one."""
+    """Boards [S, B, *O], flat or not → action values [S, B, A]; of illegal moves `FORBIDDEN`.
+
+    The network sees an action as the board with its stone: so all actions share what is learnt
+    about one.
+    """
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str):
         super().__init__()
         assert spec.rules is not None and spec.observation_space.shape is not None
-        self.shape, self.rules = spec.observation_space.shape, spec.rules
+        self.shape = spec.observation_space.shape
+        self.rules = spec.rules
         self.features = int(torch.Size(self.shape).numel())
         self.net = MLP(self.features, config.hidden, 1, Streams(seeds, name))
 
     def forward(self, obs: Tensor) -> Tensor:
         board = obs.flatten(2).unflatten(2, self.shape)
         legal = self.rules.legal(board)
-        return (
-            self.net(self.rules.after(board).flatten(3).flatten(1, 2))
-            .view_as(legal)
-            .masked_fill(~legal, FORBIDDEN)
-        )
+        after = self.rules.after(board).flatten(3)  # [S, B, A, F]
+        values = self.net(after.flatten(1, 2)).view_as(legal)
+        return values.masked_fill(~legal, FORBIDDEN)
 
     def taken(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Values [S, B] of legal actions [S, B]."""
+        """Values [S, B] of legal actions [S, B] on flat boards [S, B, F]."""
         after = self.rules.after(obs.unflatten(2, self.shape)).flatten(3)
-        return self.net(after.take_along_dim(action[..., None, None], 2).squeeze(2)).squeeze(-1)
+        board = after.take_along_dim(action[..., None, None], 2).squeeze(2)
+        return self.net(board).squeeze(-1)
 
 
 def mirrored(after: Tensor) -> Tensor:
-    """int64 [A]: which action is each one's mirror image, by what they make of the empty board, [A, *O]."""
-    return (after.flip(-1).unsqueeze(1) == after).flatten(2).all(2).long().argmax(1)
+    """int64 [A]: each action's mirror image.
+
+    `after` [A, *O]: what the actions make of the empty board.
+    """
+    same = after.flip(-1).unsqueeze(1) == after  # [A, A, *O]
+    return same.flatten(2).all(2).long().argmax(1)
 
 
 class BoardPolicy(Policy):
-    """Plays the move that is best by the learnt values of the boards `lookahead` plies on (as Tesauro's TD-Gammon did, 1995)."""
+    """Plays the best move by the learnt values of the boards `lookahead` plies on.
+
+    Tesauro's TD-Gammon (1995) played so. The carry holds, [S, B] each, the players of the game
+    (`first`, `second`), its plies so far (`ply`) and how many of them are random (`opening`).
+    """
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str = "q0"):
         super().__init__()
         self.q = BoardNet(config, spec, seeds, name)
-        self.lookahead, self.discount = config.lookahead, config.discount
+        self.lookahead = config.lookahead
+        self.discount = config.discount
 
     def initial_carry(self, batch: int) -> Carry:
-        device = next(self.parameters()).device
-        nothing = torch.zeros(
-            next(self.parameters()).shape[0], batch, dtype=torch.int64, device=device
-        )
-        return {"first": nothing, "second": nothing, "ply": nothing, "opening": nothing}
+        parameter = next(self.parameters())
+        zeros = torch.zeros(len(parameter), batch, dtype=torch.int64, device=parameter.device)
+        return {"first": zeros, "second": zeros, "ply": zeros, "opening": zeros}
 
     def act(
         self, obs: Tensor, first: Tensor, carry: Carry, choose: Choose = greedy
     ) -> tuple[Tensor, Carry]:
-        return choose(
-            "action",
-            obs,
-            Scores(lambda seen: self.scores(seen, carry, "action")),
-            torch.ones_like(first),
-        ), carry
+        scores = Scores(lambda obs: self.scores(obs, carry, "action"))
+        return choose("action", obs, scores, torch.ones_like(first)), carry
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         return self.values(obs, self.lookahead)
 
     def values(self, obs: Tensor, plies: int) -> Tensor:
-        """What the actions [S, B, A] on boards [S, B, *O] lead to within so many plies (negamax), and what is learnt of the rest."""
+        """Action values [S, B, A] on boards [S, B, *O], by a search of so many `plies` (negamax).
+
+        The boards at its end have the learnt values.
+        """
         learnt = self.q(obs)
         if plies == 1:
             return learnt
         after = self.q.rules.after(obs)
         reply = self.values(after.flip(3).flatten(1, 2), plies - 1).amax(-1).view_as(learnt)
-        reply = torch.where(reply == FORBIDDEN, 0.0, reply)  # a full board
+        # No reply is legal on a full board: a draw.
+        reply = torch.where(reply == FORBIDDEN, 0.0, reply)
         value = torch.where(self.q.rules.line(after), 1.0, -self.discount * reply)
         return torch.where(learnt == FORBIDDEN, learnt, value)
 
 
 class SelfPlay(Agent):
-    """`carry` names the players of each running game: 0 and 1 the learners, from 2 on the league. The first learner is kept."""
+    """Two learners, of whom the first is the policy that is kept.
+
+    The carry names the players of each running game: 0 and 1 are the learners, 2 and more the
+    league.
+    """
 
     config_type = Config
     policy_type = BoardPolicy
@@ -131,7 +147,9 @@ class SelfPlay(Agent):
 
     policy: BoardPolicy
     joined: Tensor
+    """Minibatches so far, int64 [S], all equal, and on the CPU: it is read without a sync."""
     decisions: Tensor
+    """Plies of each seed so far, int64 [S]."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
@@ -139,59 +157,56 @@ class SelfPlay(Agent):
         players = [BoardPolicy(config, spec, seeds, f"q{i}") for i in range(LEARNERS)]
         self.online = nn.ModuleList(players)
         self.policy = copy.deepcopy(players[0])
-        self.league = nn.ModuleList(
-            copy.deepcopy(players[i % LEARNERS]).requires_grad_(False) for i in range(config.league)
-        )
-        flat = ((players[0].q.features,), torch.float32)
-        self.learners = nn.ModuleList(
-            QLearner(
-                config,
-                player.q,
-                BoardNet(config, spec, seeds, f"target{i}"),
-                flat,
-                num_envs,
-                seeds,
-                learners=LEARNERS,
-            )
-            for i, player in enumerate(players)
-        )
+        past_selves = [copy.deepcopy(players[i % LEARNERS]) for i in range(config.league)]
+        self.league = nn.ModuleList(past_selves).requires_grad_(False)
+        net = players[0].q
+        self.learners = nn.ModuleList()
+        for i, player in enumerate(players):
+            target = BoardNet(config, spec, seeds, f"target{i}")
+            obs = ((net.features,), torch.float32)
+            learner = QLearner(config, player.q, target, obs, num_envs, seeds, learners=LEARNERS)
+            self.learners.append(learner)
         self.clock = UpdateSchedule(seeds, num_envs, config.replay_ratio, config.learning_starts)
-        self.rng, self.pairing = Streams(seeds, "minibatch"), Streams(seeds, "games")
+        self.rng = Streams(seeds, "minibatch")
+        self.pairing = Streams(seeds, "games")
         self.explore = Streams(seeds, "explore")
-        q = players[0].q
-        self.mirror = (
-            mirrored(q.rules.after(torch.zeros(q.shape, device=seeds.device)))
-            if config.mirror
-            else None
-        )
+        self.mirror: Tensor | None = None
+        """Each action's mirror image, int64 [A]."""
+        if config.mirror:
+            self.mirror = mirrored(net.rules.after(torch.zeros(net.shape, device=seeds.device)))
         self.register_buffer("decisions", torch.zeros_like(seeds))
-        self.register_buffer(
-            "joined", torch.zeros(len(seeds), dtype=torch.int64)
-        )  # on the CPU: read without a sync
+        self.register_buffer("joined", torch.zeros(len(seeds), dtype=torch.int64))
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         config = self.config
-        players = self._pair(first.shape[1])
-        now = {name: torch.where(first, value, carry[name]) for name, value in players.items()}
+        new_games = self._pair(first.shape[1])
+        games = {name: torch.where(first, new, carry[name]) for name, new in new_games.items()}
         ply = torch.where(first, 0, carry["ply"])
-        mover = torch.where(ply % 2 == 0, now["first"], now["second"])
-        values = torch.stack(
-            [player.q(obs) for player in (*self.online, *self.league)], 2
-        )  # [S, N, players, A]
-        q = values.gather(
-            2, mover.view(*mover.shape, 1, 1).expand(-1, -1, -1, values.shape[-1])
-        ).squeeze(2)
+        mover = torch.where(ply % 2 == 0, games["first"], games["second"])
+        q = self._values(obs, mover)
         which, whether = self.explore.uniform(2, q.shape[1]).unbind(1)
         random = pick_allowed(which, q != FORBIDDEN)
         progress = self.decisions / config.epsilon_steps
         epsilon = linear(config.epsilon_start, config.epsilon_end, progress)
         self.decisions += q.shape[1]
-        explores = (whether < epsilon.unsqueeze(1)) | (ply < now["opening"])
-        return torch.where(explores, random, q.argmax(-1)), now | {"ply": ply + 1}
+        explores = (whether < epsilon.unsqueeze(1)) | (ply < games["opening"])
+        action = torch.where(explores, random, q.argmax(-1))
+        return action, games | {"ply": ply + 1}
+
+    def _values(self, obs: Tensor, mover: Tensor) -> Tensor:
+        """Action values [S, N, A] by the network of the player to move, `mover` [S, N]."""
+        players = (*self.online, *self.league)
+        values = torch.stack([player.q(obs) for player in players], 2)  # [S, N, players, A]
+        index = mover.view(*mover.shape, 1, 1).expand(-1, -1, -1, values.shape[-1])
+        return values.gather(2, index).squeeze(2)
 
     def _pair(self, num_envs: int) -> Carry:
-        """New games, [S, N] each: a learner, and the other or one of the league, on random sides; plies at random."""
+        """New games, int64 [S, N] each: the players `first` and `second`, and the random plies.
+
+        One player is a learner, the other one the second learner or one of the league; who begins
+        is random.
+        """
         side, who, past, which, opening = self.pairing.uniform(num_envs, 5).unbind(-1)
         learner = pick(who, LEARNERS)
         past_self = LEARNERS + pick(which, self.config.league)
@@ -203,15 +218,33 @@ class SelfPlay(Agent):
         }
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
-        t = transition
-        learner: Any
-        obs, next_obs, action = t.obs, t.next_obs, t.action
+        self._store(transition)
+        due = self.clock.due()
+        if not due:
+            return {}
+        size = self.config.batch_size
+        for draws in self.rng.uniform(due, LEARNERS, size, dtype=torch.float64).unbind(1):
+            for i, (learner, player) in enumerate(zip(self.learners, self.online, strict=True)):
+                assert isinstance(learner, QLearner) and isinstance(player, BoardPolicy)
+                loss, q = learner.learn(player.q, draws[:, i], q_taken=player.q.taken)
+        weight = 1 - (1 - self.config.average_tau) ** due
+        polyak_update(self.policy, self.online[0], weight)
+        self._join(due)
+        return {"loss/q": loss, "q/mean": q}
+
+    def _store(self, t: Transition) -> None:
+        """Store a ply in the replays of both learners."""
+        obs = t.obs
+        next_obs = t.next_obs
+        action = t.action
         if self.mirror is not None:
-            flipped = torch.arange(action.shape[1], device=action.device) % 2 == 1
+            flipped = torch.arange(action.shape[1], device=action.device) % 2 == 1  # [N]
             action = torch.where(flipped, self.mirror[action], action)
             flipped = flipped.view(-1, *[1] * (obs.dim() - 2))
-            obs, next_obs = (torch.where(flipped, x.flip(-1), x) for x in (obs, next_obs))
+            obs = torch.where(flipped, obs.flip(-1), obs)
+            next_obs = torch.where(flipped, next_obs.flip(-1), next_obs)
         for learner in self.learners:
+            assert isinstance(learner, QLearner)
             learner.replay.add(
                 torch.ones_like(t.terminated),
                 obs=obs.flatten(2),
@@ -221,27 +254,13 @@ class SelfPlay(Agent):
                 next_obs=next_obs.flatten(2),
                 last=t.terminated | t.truncated,
             )
-        due = self.clock.due()
-        if not due:
-            return {}
-        size = self.config.batch_size
-        for draws in self.rng.uniform(due, LEARNERS, size, dtype=torch.float64).unbind(1):
-            player: Any
-            for i, (learner, player) in enumerate(zip(self.learners, self.online, strict=True)):
-                loss, q = learner.learn(player.q, draws[:, i], q_taken=player.q.taken)
-        weight = 1 - (1 - self.config.average_tau) ** due
-        polyak_update(self.policy, self.online[0], weight)
-        self._join(due)
-        return {"loss/q": loss, "q/mean": q}
 
     def _join(self, due: int) -> None:
-        """The learners' present selves take the oldest places of the league in turn."""
-        before, now = (
-            int(count) // self.config.league_every
-            for count in (self.joined[0], self.joined[0] + due)
-        )
+        """Count `due` minibatches, and let present selves replace past ones, each in its turn."""
+        minibatches = int(self.joined[0])
+        before = minibatches // self.config.league_every
+        now = (minibatches + due) // self.config.league_every
         for number in range(before, now):
-            self.league[number % self.config.league].load_state_dict(
-                self.online[number % LEARNERS].state_dict()
-            )
+            present = self.online[number % LEARNERS]
+            self.league[number % self.config.league].load_state_dict(present.state_dict())
         self.joined += due

@@ -1,4 +1,7 @@
-"""Fast gradient sign method (Goodfellow et al. 2015; on policies Huang et al. 2017, arXiv:1702.02284)."""
+"""Fast gradient sign method (Goodfellow et al. 2015).
+
+On policies: Huang et al. 2017, arXiv:1702.02284.
+"""
 
 from dataclasses import dataclass
 
@@ -14,7 +17,9 @@ class FGSM(Attack):
     """One step to a corner of the box: obs' = project(obs + radius · sign ∇ objective)."""
 
     loss: str
+    """What the step raises: `ce`, `margin`, `worst` or `q_to_zero`, as `Objective` explains."""
     target: int | None
+    """Number of the choice to steer towards, with loss=ce or margin; null: away from the clean."""
 
     def __post_init__(self) -> None:
         Objective(self.loss, self.target)
@@ -24,5 +29,5 @@ class FGSM(Attack):
             )
 
     def perturb(self, scores: Scores, obs: Tensor, budget: Budget, draw: Draw) -> Tensor:
-        slope, _, _ = Objective(self.loss, self.target).gradient(scores, obs, None)
-        return budget.project(obs + budget.radius * slope.sign(), obs)
+        gradient, _, _ = Objective(self.loss, self.target).gradient(scores, obs, None)
+        return budget.project(obs + budget.radius * gradient.sign(), obs)

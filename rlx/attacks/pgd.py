@@ -1,4 +1,7 @@
-"""Projected gradient descent on observations (Madry et al. 2018; on policies Zhang et al. 2020, arXiv:2003.08938)."""
+"""Projected gradient descent on observations (Madry et al. 2018).
+
+On policies: Zhang et al. 2020, arXiv:2003.08938.
+"""
 
 from dataclasses import dataclass
 
@@ -12,16 +15,25 @@ from rlx.config import Count
 
 @dataclass(frozen=True)
 class PGD(Attack):
-    """`steps` sign steps of `step_size` radii from each of `restarts` starts, the first of them the clean observation
-    unless `random_start`, the others random in the box. The iterate kept is the one whose decision is worst by the clean
-    scores, then the one with the highest objective."""
+    """Sign steps within the box, from one start or several.
+
+    Of all iterates the one is kept whose decision is worst by the clean scores; among equals, the
+    one with the highest objective.
+    """
 
     loss: str
+    """What the steps raise: `ce`, `margin`, `worst`, `q_to_zero` or, of continuous actions,
+    `distance`, as `Objective` explains."""
     target: int | None
+    """Number of the choice to steer towards, with loss=ce or margin; null: away from the clean."""
     steps: Count
+    """Steps from each start."""
     step_size: float
+    """Length of a step in radii."""
     restarts: Count
+    """Starts: the first is the clean observation, the others are random in the box."""
     random_start: bool
+    """Whether the first start is random too."""
 
     def __post_init__(self) -> None:
         Objective(self.loss, self.target)
@@ -31,35 +43,43 @@ class PGD(Attack):
         with torch.no_grad():
             clean = scores(obs)
         best = obs
-        best_damage = best_value = torch.full_like(clean[..., 0], -torch.inf)
+        best_damage = torch.full_like(clean[..., 0], -torch.inf)
+        best_value = best_damage
+        # The distance of an action from the clean one has no gradient at the clean observation.
+        random_start = self.random_start or self.loss == "distance"
         for restart in range(self.restarts):
-            at = obs
-            if (
-                self.random_start or restart or self.loss == "distance"
-            ):  # which has no gradient at the clean observation
+            iterate = obs
+            if random_start or restart > 0:
                 noise = draw(obs[0, 0].numel()).view(obs.shape) * 2 - 1
-                at = budget.project(obs + budget.radius * noise, obs)
-            slope, _, _ = objective.gradient(scores, at, clean)
+                iterate = budget.project(obs + budget.radius * noise, obs)
+            gradient, _, _ = objective.gradient(scores, iterate, clean)
             for step in range(1, self.steps + 1):
-                at = budget.project(at + self.step_size * budget.radius * slope.sign(), obs)
+                moved = iterate + self.step_size * budget.radius * gradient.sign()
+                iterate = budget.project(moved, obs)
                 if step < self.steps:
-                    slope, value, here = objective.gradient(scores, at, clean)
-                else:  # the last iterate is only looked at
+                    gradient, value, perturbed = objective.gradient(scores, iterate, clean)
+                else:
+                    # No step follows: the last iterate needs no gradient.
                     with torch.no_grad():
-                        here = scores(at)
-                        value = objective(here, clean)
-                damage = self._damage(scores, here, clean)
+                        perturbed = scores(iterate)
+                        value = objective(perturbed, clean)
+                damage = self._damage(scores, perturbed, clean)
                 better = (damage > best_damage) | ((damage == best_damage) & (value > best_value))
                 best_damage = torch.where(better, damage, best_damage)
                 best_value = torch.where(better, value, best_value)
-                best = torch.where(better.view(*better.shape, *[1] * (obs.dim() - 2)), at, best)
+                along_obs = better.view(*better.shape, *[1] * (obs.dim() - 2))
+                best = torch.where(along_obs, iterate, best)
         return best
 
-    def _damage(self, scores: Scores, here: Tensor, clean: Tensor) -> Tensor:
-        """How bad the decision at `here` is: clean score lost, whether it is the target, how far an action is that is really taken."""
+    def _damage(self, scores: Scores, perturbed: Tensor, clean: Tensor) -> Tensor:
+        """How bad the decision by the `perturbed` scores [S, B, A] is, [S, B].
+
+        It is what the decision loses by the `clean` scores [S, B, A]; with a target, whether it is
+        the target; of a continuous action, how far the action that is really taken has moved.
+        """
         if self.loss == "distance":
-            return (scores.decide(here) - scores.decide(clean)).square().sum(-1)
-        decision = here.argmax(-1, keepdim=True)
+            return (scores.decide(perturbed) - scores.decide(clean)).square().sum(-1)
+        decision = perturbed.argmax(-1, keepdim=True)
         if self.target is not None:
             return (decision.squeeze(-1) == self.target).to(clean.dtype)
         return clean.amax(-1) - clean.gather(-1, decision).squeeze(-1)

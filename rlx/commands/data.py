@@ -17,8 +17,11 @@ class Config:
     """The keys of data.yaml."""
 
     data: Any
+    """Folders with data.json or npz shards, or minari:<id>."""
     out: str | None
+    """Where to write it anew: minari:<id>, or a folder for npz shards; null: nowhere."""
     skip_bad: bool
+    """Leave bad shards out instead of naming the first."""
 
 
 @command("data")
@@ -27,30 +30,32 @@ def main(composed: DictConfig) -> None:
     config = build(Config, composed, "")
     if not isinstance(config.data, (str, list)):
         raise ConfigError("data: name the data set, as in: rlx data data/cartpole_mixed")
-    sets = [config.data] if isinstance(config.data, str) else [str(where) for where in config.data]
-    if config.out and len(sets) > 1:
+    names = [config.data] if isinstance(config.data, str) else [str(name) for name in config.data]
+    if config.out and len(names) > 1:
         raise ConfigError(f"out={config.out}: give one data set.")
 
     from rlx import experiment
 
-    for where in sets:
-        data = experiment.open_data(where, config.skip_bad)
-        report.start(data=where, **data.card())
+    for name in names:
+        data = experiment.open_data(name, config.skip_bad)
+        report.start(data=name, **data.card())
         if config.out:
             write(data, config.out)
             report.end(Path(config.out))
 
 
 def write(data: Any, out: str) -> None:
-    """Write `data` as `out` says: minari:<id>, or a folder of npz shards. ConfigError where shards would be written anew."""
+    """Write `data` as `out` says: minari:<id>, or a folder of npz shards.
+
+    ConfigError where the data are shards already, or cannot be written so.
+    """
     from rlx import experiment
     from rlx.data import minari, shards
-    from rlx.data.datasets import Episodes
+    from rlx.data.episodes import Episodes
 
     if not isinstance(data, Episodes):
-        raise ConfigError(
-            "out: shards keep no episodes; only data sets with them can be written in another format."
-        )
+        what = "shards keep no episodes; only data sets with them can be written in another format"
+        raise ConfigError(f"out: {what}.")
     if not out.startswith("minari:"):
         shards.write(data, Path(out), data.facts["stack"])
         return
@@ -59,6 +64,7 @@ def write(data: Any, out: str) -> None:
         what = "it is unknown in which env this set was collected"
         raise ConfigError(f"out={out}: {what}; only sets of rlx collect can be written.")
     experiment.env_spec(env)  # raises where its spaces are none of ours
-    if not minari.write(data, out.removeprefix("minari:"), experiment.make_env(env, 1, "cpu")):
+    name = out.removeprefix("minari:")
+    if not minari.write(data, name, experiment.make_env(env, 1, "cpu")):
         text = "Gymnasium cannot make it by name; recover_environment() of this set will not work"
         report.start(env=text)

@@ -1,4 +1,7 @@
-"""In a drifting env: a policy that stopped learning at some checkpoint beside the one that went on; one figure over time."""
+"""In an env that drifts: a policy that stopped learning beside the one that went on.
+
+It stopped at some checkpoint. One figure over time.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +13,7 @@ from omegaconf import DictConfig
 from rlx.command import command
 from rlx.config import Count, build
 from rlx.errors import ConfigError
+from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -19,31 +23,31 @@ class Config:
     """The keys of drift.yaml."""
 
     device: Any
+    """Where it runs: a file of conf/device."""
     run: Any
+    """A training of an env that drifts; null: the newest training."""
     checkpoint: str | None
+    """The checkpoint that is frozen; null: the last before the drift begins."""
     episodes: Count
+    """Episodes of each seed at each step."""
     outputs: str
+    """Folder of all runs."""
     trust: bool
+    """Import what the run's config names, though somebody else made the run."""
 
 
 @command("drift")
 def main(composed: DictConfig) -> None:
-    """Play, draw and print."""
+    """Plays, draws and prints."""
     config = build(Config, composed, "")
-    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
-    run, trained = runs[0], runs[0].config
+    runs = find_all(config.run, config.outputs, trusted=config.trust)
+    run = runs[0]
+    trained = run.config
     if len(runs) > 1 or not trained.env.get("drift") or trained.stop:
-        raise ConfigError(
-            f"run={run.path}: drift takes one run, of an env that drifts (env.drift), without a stop rule."
-        )
-    before = [
-        name for name in run.steps() if int(name) // trained.num_envs <= trained.env.drift.begin
-    ]
-    if config.checkpoint is None and not before:
-        raise ConfigError(
-            f"checkpoint: {run.path} has none from before the drift; it has: {', '.join(run.steps())}."
-        )
-    checkpoint = config.checkpoint or before[-1]
+        what = "drift takes one run, of an env that drifts (env.drift), without a stop rule"
+        raise ConfigError(f"run={run.path}: {what}.")
+    drift = trained.env.drift
+    checkpoint = config.checkpoint or _last_before_drift(run)
 
     from rlx import experiment
     from rlx.evaluation import SELECTION, evaluate
@@ -52,7 +56,8 @@ def main(composed: DictConfig) -> None:
 
     device = experiment.setup_device(config.device)
     policy, _, seeds = load_policies(runs, checkpoint, device)
-    output = Run.create(config.outputs, "drift", run.path.parent.name, composed)
+    source = run.path.parent.name
+    output = Run.create(config.outputs, "drift", source, composed)
     report.start(
         run=run.path,
         frozen=f"checkpoint {checkpoint}",
@@ -60,44 +65,49 @@ def main(composed: DictConfig) -> None:
         device=device,
     )
     env = experiment.evaluated_env(trained)
-    steps, order, curve = run.curve()
-    learning = curve[:, [order.index(seed) for seed in seeds]]  # [E, S]
+    steps, order, logged = run.curve()
+    learning = logged[:, [order.index(seed) for seed in seeds]]
+    figure = output.path / "drift.png"
     with output.writing():
         frozen = []
         for step in steps:
-            then = partial(experiment.make_env, env, device=device, clock=step // trained.num_envs)
-            episodes = evaluate(policy, then, len(seeds), config.episodes, SELECTION, device)
+            clock = step // trained.num_envs
+            make_env = partial(experiment.make_env, env, device=device, clock=clock)
+            episodes = evaluate(policy, make_env, len(seeds), config.episodes, SELECTION, device)
             frozen.append(episodes.returns.mean(1).cpu().numpy())
-        curves = {
+        returns = {
             "goes on learning": learning,
             f"frozen at checkpoint {checkpoint}": np.array(frozen),
         }
         estimates = {
-            label: [stats.estimate(values[:, None]) for values in curve]
-            for label, curve in curves.items()
+            label: [stats.estimate(at_step[:, None]) for at_step in values]
+            for label, values in returns.items()
         }
+        curves = [figures.Curve(label, steps, values) for label, values in estimates.items()]
+        change = f"{drift.parameter} {trained.env[drift.parameter]:g} → {drift.to:g}"
+        title = f"{source}, {len(seeds)} seeds: {change}"
+        figures.curves({title: curves}, figure, "environment steps per seed (also the env's age)")
         cells = {
-            label: [{"return": estimate.as_dict()} for estimate in row]
-            for label, row in estimates.items()
+            label: [{"return": estimate.as_dict()} for estimate in values]
+            for label, values in estimates.items()
         }
-        drift = trained.env.drift
-        title = f"{run.path.parent.name}, {len(seeds)} seeds: {drift.parameter} {trained.env[drift.parameter]:g} → {drift.to:g}"
-        lines = [figures.RobustnessCurve(label, steps, row) for label, row in cells.items()]
-        figures.robustness(
-            {title: lines},
-            output.path / "drift.png",
-            "environment steps per seed (also the env's age)",
-        )
         output.complete({"run": str(run.path), "seeds": seeds, "steps": steps, "cells": cells})
-    report.table(
-        "Greedy return in the env as it is at that step",
-        ["step", *cells],
-        [
-            [
-                f"{step:,}",
-                *(report.interval_text(row[i].iqm, row[i].ci95) for row in estimates.values()),
-            ]
-            for i, step in enumerate(steps)
-        ],
-    )
-    report.end(output.path, figure=output.path / "drift.png")
+    rows = []
+    for number, step in enumerate(steps):
+        row = [f"{step:,}"]
+        for values in estimates.values():
+            row.append(report.interval_text(values[number].iqm, values[number].ci95))
+        rows.append(row)
+    report.table("Greedy return in the env as it is at that step", ["step", *estimates], rows)
+    report.end(output.path, figure=figure)
+
+
+def _last_before_drift(run: Run) -> str:
+    """The run's last checkpoint from before the env drifts; ConfigError where there is none."""
+    steps = run.checkpoints.steps()
+    begin = run.config.env.drift.begin
+    before = [name for name in steps if int(name) // run.config.num_envs <= begin]
+    if not before:
+        text = f"{run.path} has none from before the drift; it has: {', '.join(steps)}"
+        raise ConfigError(f"checkpoint: {text}.")
+    return before[-1]

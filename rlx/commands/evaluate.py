@@ -1,15 +1,23 @@
 """Play a trained run's greedy policy on new episodes."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from rlx.command import command
 from rlx.config import Count, build
+from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlx.env import TensorEnv
+    from rlx.rollout import Episodes
 
 
 @dataclass(frozen=True)
@@ -17,88 +25,117 @@ class Config:
     """The keys of evaluate.yaml."""
 
     device: Any
+    """Where it runs: a file of conf/device."""
     run: Any
+    """Run directories, or folders with runs; null: the newest training."""
     checkpoint: str
+    """`best`, or the step of a checkpoint."""
     seeds: Any
+    """Which of the runs' seeds are played; null: all."""
     episodes: Count
+    """Episodes of each seed."""
     video: bool
+    """Whether to write the first seed's first episode as episode.gif."""
     outputs: str
+    """Folder of all runs."""
     trust: bool
+    """Import what the run's config names, though somebody else made the run."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What is said of each seed's episodes beside the return."""
+
+    key: str
+    """Its key in summary.json."""
+    column: str
+    """Its column in the printed table."""
+    form: str
+    """How a number of it is printed, as in "{:.0%}"."""
+    of: "Callable[[Episodes], Tensor]"
+    """The episodes [S, P] → its value for each seed, [S]."""
+
+
+STATISTICS = (
+    Statistic(
+        "truncation_rate",
+        "at the time limit",
+        "{:.0%}",
+        lambda episodes: episodes.truncated.double().mean(1),
+    ),
+)
+"""A new statistic is one more of these."""
 
 
 @command("evaluate")
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")
-    runs = Run.find_all(config.run, config.outputs, trusted=config.trust)
+    runs = find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
     from rlx.evaluation import REPORT, evaluate
     from rlx.policies import env_age, load_policies
-    from rlx.robustness.sweep import Visits
+    from rlx.robustness.observations import VisitCount
     from rlx.show import figures, stats
 
     device = experiment.setup_device(config.device)
     policy, _, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
     env = experiment.evaluated_env(experiment.trained(runs[0]))
     clock = env_age(runs, config.checkpoint)
+
+    def make_env(num_envs: int) -> "TensorEnv":
+        return experiment.make_env(env, num_envs, device, clock)
+
     if config.video:
         from rlx.show import video
 
-        filmed = video.camera(env, device, clock)
-    output = Run.create(config.outputs, "evaluate", runs[0].path.parent.name, composed)
+        camera = video.camera(env, device, clock)
+    source = runs[0].path.parent.name
+    output = Run.create(config.outputs, "evaluate", source, composed)
     report.start(
-        run=", ".join(str(run.path) for run in runs), seeds=f"{len(seeds)} ({report.ranges(seeds)})",
-        episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}", device=device,
-    )  # fmt: skip
+        run=", ".join(str(run.path) for run in runs),
+        seeds=f"{len(seeds)} ({report.ranges(seeds)})",
+        episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}",
+        device=device,
+    )
     report.unfinished(runs)
+    files = {}
     with output.writing():
         began = time.monotonic()
         grid = getattr(experiment.make_env(env, 1, "cpu"), "grid", None)
-        visits = Visits(grid[0] * grid[1], policy.heads[-1], device) if grid else None
-        chooser = visits.chooser if visits else None
-        episodes = evaluate(
-            policy,
-            lambda n: experiment.make_env(env, n, device, clock),
-            len(seeds),
-            config.episodes,
-            REPORT,
-            device,
-            chooser,
-        )
+        chooser = None
+        if grid is not None:
+            rows, columns = grid
+            visits = VisitCount(rows * columns, policy.heads[-1], device)
+            chooser = visits.chooser
+        episodes = evaluate(policy, make_env, len(seeds), config.episodes, REPORT, device, chooser)
         wall_s = time.monotonic() - began
+        if grid is not None:
+            files["figure"] = output.path / "visits.png"
+            per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
+            title = f"{source}: steps spent in each cell, per greedy episode"
+            figures.grid(per_episode, files["figure"], title)
+        if config.video:
+            files["video"] = output.path / "episode.gif"
+            video.film(policy, camera, 0, REPORT, files["video"])
         returns = episodes.returns.cpu().numpy()
         estimate = stats.estimate(returns)
         steps = int(episodes.lengths.sum())
-        stuck = episodes.truncated.double().mean(1)
-        files = {}
-        if visits and grid:
-            files["figure"] = output.path / "visits.png"
-            title = f"{runs[0].path.parent.name}: steps spent in each cell, per greedy episode"
-            figures.grid(
-                visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel(),
-                files["figure"],
-                title,
-            )
-        if config.video:
-            files["video"] = output.path / "episode.gif"
-            video.film(policy, filmed, 0, REPORT, files["video"])
+        values = {statistic.key: statistic.of(episodes) for statistic in STATISTICS}
         summary = {
             "run": [str(run.path) for run in runs],
             "seeds": seeds,
             "steps": steps,
             "wall_s": wall_s,
-        }
-        summary |= {
             "steps_per_s": steps / wall_s,
             "return": estimate.as_dict(),
-            "truncation_rate": stuck,
         }
-        output.complete(summary, {"returns": returns})
-    columns = {
-        "return": estimate.per_seed,
-        "at the time limit": [f"{x:.0%}" for x in stuck.tolist()],
-    }
-    report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, columns, estimate)
+        output.complete(summary | values, {"returns": returns})
+    table: dict[str, Any] = {"return": estimate.per_seed}
+    for statistic in STATISTICS:
+        numbers = values[statistic.key].tolist()
+        table[statistic.column] = [statistic.form.format(number) for number in numbers]
+    report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, table, estimate)
     report.end(output.path, wall_s, **files)
     return estimate.iqm

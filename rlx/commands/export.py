@@ -9,8 +9,11 @@ from omegaconf import DictConfig
 from rlx.command import command
 from rlx.config import build
 from rlx.errors import ConfigError
-from rlx.runs.run import Run
+from rlx.runs.finding import find
 from rlx.show import report
+
+COPIES = 4
+"""Env copies in which the file is compared with the policy."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,15 @@ class Config:
     """The keys of export.yaml."""
 
     run: Any
+    """A run directory, or a folder with runs, and the file: rlx export RUN policy.onnx."""
     checkpoint: str
+    """`best`, or the step of a checkpoint."""
     seed: int | None
+    """Which of the run's seeds; null: its first."""
     outputs: str
+    """Folder of all runs."""
     trust: bool
+    """Import what the run's config names, though somebody else made the run."""
 
 
 @command("export")
@@ -33,7 +41,7 @@ def main(composed: DictConfig) -> None:
         raise ConfigError(
             "export: name the file last, as in: rlx export outputs/train/bcq-cartpole policy.onnx"
         )
-    run = Run.find(paths[0] if len(paths) > 1 else None, config.outputs, trusted=config.trust)
+    run = find(paths[0] if len(paths) > 1 else None, config.outputs, trusted=config.trust)
     out = Path(paths[-1])
 
     from rlx import experiment
@@ -41,19 +49,25 @@ def main(composed: DictConfig) -> None:
     from rlx.policies import env_age, load_policies
 
     device = experiment.setup_device({"name": "cpu", "threads": 1})
-    policy, spec, own = load_policies([run], config.checkpoint, device)
-    if config.seed is not None and config.seed not in own:
-        raise ConfigError(f"seed={config.seed}: {run.path} has seeds {report.ranges(own)}.")
-    exported = Exported(policy, spec, row := 0 if config.seed is None else own.index(config.seed))
-    exported.write(
-        out, {"run": str(run.path), "seed": str(own[row]), "checkpoint": config.checkpoint}
-    )
+    policy, spec, seeds = load_policies([run], config.checkpoint, device)
+    seed = seeds[0] if config.seed is None else config.seed
+    if seed not in seeds:
+        raise ConfigError(f"seed={seed}: {run.path} has seeds {report.ranges(seeds)}.")
+    exported = Exported(policy, spec, seeds.index(seed))
+    facts = {"run": str(run.path), "seed": str(seed), "checkpoint": config.checkpoint}
+    exported.write(out, facts)
     clock = env_age([run], config.checkpoint)
-    env = experiment.make_env(experiment.evaluated_env(run.config), 4, device, clock)
-    worst, same, steps = compare(exported, out, env)
+    env = experiment.make_env(experiment.evaluated_env(run.config), COPIES, device, clock)
+    result = compare(exported, out, env)
     report.start(
-        run=run.path, seed=own[row], opset=OPSET, size=f"{out.stat().st_size / 1e3:,.0f} kB",
-        inputs=", ".join(exported.inputs), outputs=", ".join(exported.outputs),
-        check=f"{steps} steps of 4 copies in onnxruntime: {same:.2%} of the actions equal, scores differ by at most {worst:.1e}",
-    )  # fmt: skip
+        run=run.path,
+        seed=seed,
+        opset=OPSET,
+        size=f"{out.stat().st_size / 1e3:,.0f} kB",
+        inputs=", ".join(exported.inputs),
+        outputs=", ".join(exported.outputs),
+        check=f"{result.steps} steps of {COPIES} copies in onnxruntime: "
+        f"{result.equal:.2%} of the actions equal, "
+        f"scores differ by at most {result.difference:.1e}",
+    )
     report.end(out)

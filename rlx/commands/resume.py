@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from rlx.command import command
 from rlx.config import build
 from rlx.errors import ConfigError
+from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import report
 
@@ -44,7 +45,7 @@ class Config:
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean of the last evaluation."""
     config = build(Config, composed, "")
-    runs = Run.find_all(config.run, config.outputs, finished=False, trusted=config.trust)
+    runs = find_all(config.run, config.outputs, finished=False, trusted=config.trust)
     if len(runs) != 1:
         raise ConfigError("run: resume takes one run.")
     (run,) = runs

@@ -8,8 +8,8 @@ from rlx.command import command
 from rlx.conf import group_files
 from rlx.config import build, check_protocol, chosen, parse_seeds
 from rlx.errors import ConfigError
+from rlx.machine import require_disk
 from rlx.names import nearest
-from rlx.runs.files import require_room
 from rlx.runs.run import Run
 from rlx.show import report
 from rlx.training.config import Config
@@ -59,7 +59,7 @@ def _begun(composed: DictConfig) -> "tuple[Training, Run]":
 
     composed = validated(composed)
     training = Training(build(Config, composed, ""), name)
-    require_room(config.outputs, state.disk_size(training))
+    require_disk(config.outputs, state.disk_size(training))
     return training, Run.create(config.outputs, "train", name, composed)
 
 

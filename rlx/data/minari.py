@@ -1,4 +1,7 @@
-"""Data sets of Minari (an extra: pip install "rlx[minari]"), the public format of offline RL."""
+"""Data sets of Minari, the public format of offline RL.
+
+Minari is an extra: pip install "rlx[minari]".
+"""
 
 import copy
 import os
@@ -6,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -14,13 +17,29 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from rlx.config import load_class
+from rlx.data.episodes import Episodes
+from rlx.data.npy import one_line
+from rlx.data.writer import Writer, whole, writing
+from rlx.env import TensorEnv
+from rlx.envs.spaces import Convert, played, shown
 from rlx.errors import ConfigError
 from rlx.names import nearest
-from rlx.data.datasets import Episodes, Writer, whole, writing
-from rlx.env import Convert, TensorEnv, played, shown
 
 _AT_ONCE = 64
 """Episodes in memory while writing."""
+_NOT_ARGUMENTS = {"_target_", "max_episode_steps", "observe", "stack", "workers", "drift"}
+"""Keys of the config group that say how an env is used, not which one it is."""
+
+
+class _Original(NamedTuple):
+    """The env that a data set is of, before rlx has changed what it shows and takes."""
+
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    obs: Convert
+    """How its observations are made of the logged ones."""
+    actions: Convert
+    """How its actions are made of the logged ones."""
 
 
 def imported(name: str) -> Episodes:
@@ -28,7 +47,8 @@ def imported(name: str) -> Episodes:
 
     ConfigError if there is none, or it holds what rlx does not take.
     """
-    minari, where = _minari(), f"data=minari:{name}"
+    minari = _minari()
+    where = f"data=minari:{name}"
     folder = _folder(name, where)
     if not (folder / "data").is_dir():
         get = f"to get it: minari download {name}.{_locals(name)}"
@@ -46,8 +66,7 @@ def imported(name: str) -> Episodes:
     except ConfigError:
         raise
     except Exception as error:  # of Minari, HDF5, Arrow or Pillow, on a broken file: anything
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{where}: cannot be loaded ({text}).") from None
+        raise ConfigError(f"{where}: cannot be loaded ({one_line(error)}).") from None
     result.temporary = temporary
     return result
 
@@ -59,8 +78,8 @@ def _check_spaces_written(folder: Path, where: str) -> None:
     metadata = MinariStorage.read_raw_metadata(folder)
     for name in ("observation_space", "action_space"):
         if name not in metadata:
-            text = f"its metadata.json has no {name}"
-            raise ConfigError(f"{where}: {text}; write it with Minari 0.5.")
+            reason = f"its metadata.json has no {name}"
+            raise ConfigError(f"{where}: {reason}; write it with Minari 0.5.")
 
 
 def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
@@ -68,28 +87,40 @@ def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, n
     space, show = shown(data.observation_space)
     _check_taken(space, "observations", where)
     _check_taken(data.action_space, "actions", where)
-    begins = [getattr(own, "start", 0) for own in (data.observation_space, data.action_space)]
+    # A Discrete space may begin at another number than 0, which rlx's do not.
+    obs_start = getattr(data.observation_space, "start", 0)
+    action_start = getattr(data.action_space, "start", 0)
+    action_dtype = np.int64 if isinstance(data.action_space, spaces.Discrete) else np.float32
     for number, episode in enumerate(data.iterate_episodes()):
-        obs, action = np.asarray(episode.observations), np.asarray(episode.actions)
-        reward, ended = np.asarray(episode.rewards), np.asarray(episode.terminations)
+        obs = np.asarray(episode.observations)
+        action = np.asarray(episode.actions)
+        reward = np.asarray(episode.rewards)
+        terminated = np.asarray(episode.terminations)
         steps = len(action)
-        shapes = {
-            "observations": (obs, (steps + 1, *data.observation_space.shape)),
-            "actions": (action, (steps, *data.action_space.shape)),
-            "rewards": (reward, (steps,)),
-            "terminations": (ended, (steps,)),
-        }
-        for name, (array, shape) in shapes.items():
-            if array.shape != shape or not steps:
-                has, wanted = f"{name} {list(array.shape)}", f"{list(shape)}, one step or more"
-                raise ConfigError(f"{where}: episode {number} has {has}; expected {wanted}.")
-        if begins[0]:
-            obs = obs - begins[0]
-        kind = np.int64 if isinstance(data.action_space, spaces.Discrete) else np.float32
-        yield show(obs), (action - begins[1]).astype(kind), reward, bool(ended[-1])
+        episode_name = f"{where}: episode {number}"
+        obs_shape = (steps + 1, *data.observation_space.shape)
+        _check_shape("observations", obs, obs_shape, steps, episode_name)
+        _check_shape("actions", action, (steps, *data.action_space.shape), steps, episode_name)
+        _check_shape("rewards", reward, (steps,), steps, episode_name)
+        _check_shape("terminations", terminated, (steps,), steps, episode_name)
+        if obs_start:
+            obs = obs - obs_start
+        action = (action - action_start).astype(action_dtype)
+        yield show(obs), action, reward, bool(terminated[-1])
+
+
+def _check_shape(
+    name: str, array: np.ndarray, expected: tuple[int, ...], steps: int, where: str
+) -> None:
+    """ConfigError where an episode has no step, or an array of it another shape than expected."""
+    if array.shape != expected or not steps:
+        raise ConfigError(
+            f"{where} has {name} {list(array.shape)}; expected {list(expected)}, one step or more."
+        )
 
 
 def _check_taken(space: gymnasium.Space, what: str, where: str) -> None:
+    """ConfigError where rlx does not take such a space."""
     if isinstance(space, (spaces.Box, spaces.Discrete)):
         return
     way = "flatten the env (gymnasium.wrappers.FlattenObservation) and record it again"
@@ -104,45 +135,51 @@ def write(data: Episodes, name: str, env: TensorEnv) -> bool:
 
     Returns whether `env` can be recovered from it. ConfigError where it exists or has no such name.
     """
-    minari, where = _minari(), f"out=minari:{name}"
+    minari = _minari()
+    where = f"out=minari:{name}"
     folder = _folder(name, where)
     from minari import namespace
-    from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
-    spec = env_spec(env, data.facts["env"])
+    spec = _env_spec(env, data.facts["env"])
     original = _original(spec, env)
     if original is None:
         spec = None
-        original = (env.single_observation_space, env.single_action_space), _same, _same
-    own_spaces, back, play = original
-
-    def buffer(number: int) -> Any:
-        obs, action, reward, terminated = data.episode(number)
-        ends = np.arange(1, len(action) + 1) == len(action)
-        return EpisodeBuffer(
-            id=number,
-            observations=list(back(obs)),
-            actions=list(play(action)),
-            rewards=list(reward),
-            terminations=list(ends & terminated),
-            truncations=list(ends & (not terminated)),
-        )
-
+        original = _Original(env.single_observation_space, env.single_action_space, _same, _same)
+    own_spaces = (original.observation_space, original.action_space)
     with whole(folder, where) as partial, writing(where):
         storage = MinariStorage.new(partial / "data", *own_spaces, spec, jpeg_encoding=False)
         storage.update_metadata({"dataset_id": name, "minari_version": minari.__version__})
         for begin in range(0, data.episodes, _AT_ONCE):
             numbers = range(begin, min(begin + _AT_ONCE, data.episodes))
-            storage.update_episodes([buffer(number) for number in numbers])
-    above = name.rpartition("/")[0]
-    if above and above not in namespace.list_local_namespaces():
-        namespace.create_namespace(above)
+            storage.update_episodes([_buffer(data, number, original) for number in numbers])
+    group = name.rpartition("/")[0]
+    if group and group not in namespace.list_local_namespaces():
+        namespace.create_namespace(group)
     return spec is not None
 
 
-def env_spec(env: TensorEnv, node: Mapping[str, Any]) -> EnvSpec | None:
-    """From which `gymnasium.make` makes `env`, of the config group `node`; None where it cannot."""
+def _buffer(data: Episodes, number: int, original: _Original) -> Any:
+    """One episode of `data`, as Minari's EpisodeBuffer."""
+    from minari.data_collector import EpisodeBuffer
+
+    obs, action, reward, terminated = data.episode(number)
+    is_last = np.arange(1, len(action) + 1) == len(action)
+    return EpisodeBuffer(
+        id=number,
+        observations=list(original.obs(obs)),
+        actions=list(original.actions(action)),
+        rewards=list(reward),
+        terminations=list(is_last & terminated),
+        truncations=list(is_last & (not terminated)),
+    )
+
+
+def _env_spec(env: TensorEnv, node: Mapping[str, Any]) -> EnvSpec | None:
+    """The spec from which `gymnasium.make` makes `env`; None where it cannot.
+
+    `node`: the config group `env` that it is of.
+    """
     from rlx.envs.batched import BatchedEnv
     from rlx.envs.gym import GymEnv
 
@@ -160,7 +197,7 @@ def env_spec(env: TensorEnv, node: Mapping[str, Any]) -> EnvSpec | None:
 
 
 def _registered(node: Mapping[str, Any]) -> EnvSpec | None:
-    """Of a torch-native env, under its id at Gymnasium."""
+    """The spec of a torch-native env, under its id at Gymnasium; None where it has none."""
     from rlx.envs.tabular import Tabular
 
     kind = load_class(node, "env", object)
@@ -175,14 +212,8 @@ def _registered(node: Mapping[str, Any]) -> EnvSpec | None:
     return spec
 
 
-_NOT_ARGUMENTS = {"_target_", "max_episode_steps", "observe", "stack", "workers", "drift"}
-"""Keys of the config group that say how an env is used, not which one it is."""
-_Spaces = tuple[gymnasium.Space, gymnasium.Space]
-
-
-def _original(spec: EnvSpec | None, env: TensorEnv) -> tuple[_Spaces, Convert, Convert] | None:
-    """((observation space, action space) of the env that `spec` makes, how its observations and
-    actions are made of those of `env`); None where it is another, or no file can keep `spec`."""
+def _original(spec: EnvSpec | None, env: TensorEnv) -> _Original | None:
+    """The env that `spec` makes; None where it is not `env`, or no file can keep `spec`."""
     if spec is None:
         return None
     try:
@@ -191,24 +222,27 @@ def _original(spec: EnvSpec | None, env: TensorEnv) -> tuple[_Spaces, Convert, C
     except Exception:  # whatever anybody's env and its arguments do where they are made anew
         return None
     made.close()
-    own = (made.observation_space, made.action_space)
-    seen = (env.single_observation_space, env.single_action_space)
-    if own == seen:  # a torch-native env
-        return own, _same, _same
-    action_space, play = played(own[1])
-    if (shown(own[0])[0], action_space) != seen:
+    own_spaces = (made.observation_space, made.action_space)
+    env_spaces = (env.single_observation_space, env.single_action_space)
+    if own_spaces == env_spaces:  # a torch-native env
+        return _Original(*own_spaces, _same, _same)
+    shown_space, _ = shown(made.observation_space)
+    played_space, play = played(made.action_space)
+    if (shown_space, played_space) != env_spaces:
         return None
-    return own, _inverse(own[0]), play
+    return _Original(*own_spaces, _inverse(made.observation_space), play)
 
 
 def _inverse(raw: gymnasium.Space) -> Convert:
     """How observations of the space `raw` are made of those that `shown` makes of them."""
     shape = tuple(raw.shape or ())
-    seen = tuple(shown(raw)[0].shape or ())
+    shown_space, _ = shown(raw)
+    shown_shape = tuple(shown_space.shape or ())
+    is_image = len(shown_shape) == 3 and len(shape) > 2
     dtype = raw.dtype
 
     def back(obs: np.ndarray) -> np.ndarray:
-        if len(seen) == 3 and len(shape) > 2 and shape[-2:] != seen[-2:]:  # channels were last
+        if is_image and shape[-2:] != shown_shape[-2:]:  # channels were last
             *stack, height, width, channels = shape
             obs = np.moveaxis(obs.reshape(len(obs), *stack, channels, height, width), -3, -1)
         return obs.reshape(len(obs), *shape).astype(dtype, copy=False)
@@ -216,8 +250,8 @@ def _inverse(raw: gymnasium.Space) -> Convert:
     return back
 
 
-def _same(obs: np.ndarray) -> np.ndarray:
-    return obs
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
 
 
 def _folder(name: str, where: str) -> Path:
@@ -260,13 +294,16 @@ def _locals(name: str) -> str:
     root = get_dataset_path()
     good: list[str] = []
     broken: list[str] = []
-    for folder, inside, _ in os.walk(root):
-        inside[:] = [each for each in inside if not each.startswith(".")]
-        if "data" not in inside:
+    for folder, children, _ in os.walk(root):
+        children[:] = [child for child in children if not child.startswith(".")]
+        if "data" not in children:
             continue
-        inside.clear()
+        children.clear()
         own = Path(folder).relative_to(root).as_posix()
-        (good if _is_name(own) else broken).append(own)
+        if _is_name(own):
+            good.append(own)
+        else:
+            broken.append(own)
     text = nearest(name, sorted(good)) if good else " There is none."
     if broken:
         text += f" Broken, and best removed: {', '.join(sorted(broken))} in {root}."
@@ -274,6 +311,7 @@ def _locals(name: str) -> str:
 
 
 def _minari() -> Any:
+    """Minari itself; ConfigError where it is not installed."""
     try:
         import minari
     except ImportError as error:

@@ -5,13 +5,13 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 
 from rlx.errors import ConfigError
-from rlx.runs.files import free_memory
+from rlx.machine import free_memory
 
 NUMBERS = "biuf"
 """Kinds of dtypes that are numbers: bool, int, unsigned int, float."""
@@ -19,6 +19,8 @@ _HEAD = 1 << 16
 """Bytes that a header may take; numpy would first read as many as the file says."""
 _AT_ONCE = 1 << 26
 """Bytes of a mapped array that are looked at together."""
+MOST_ACTIONS = 1 << 16
+"""Actions of a Discrete space; larger numbers would be counted in as large a table."""
 
 
 def mapped(path: Path, where: str) -> np.ndarray:
@@ -30,42 +32,57 @@ def mapped(path: Path, where: str) -> np.ndarray:
         if not path.is_file():
             raise ValueError("there is no such file")
         with path.open("rb") as file:
-            dtype, shape, order, begin = _header(file.read(_HEAD), path.stat().st_size)
-        return np.memmap(path, dtype, "r", begin, shape, order)
+            header = _read_header(file.read(_HEAD), path.stat().st_size)
+        return np.memmap(path, header.dtype, "r", header.size, header.shape, header.order)
     except Exception as error:  # what a broken header does in numpy's parser can be anything
-        raise ConfigError(f"{where}: missing, cut or no npy file ({_text(error)}).") from None
+        raise ConfigError(f"{where}: missing, cut or no npy file ({one_line(error)}).") from None
 
 
 def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of the arrays `names` that a npz file has, read; ConfigError as for `mapped`."""
+    """Those of the arrays `names` that a npz file has, read into memory.
+
+    ConfigError if the file is missing or does not hold the numbers that it claims.
+    """
     try:
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("it is no file")
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist()}
-            own = {name: members[f"{name}.npy"] for name in names if f"{name}.npy" in members}
-            require_memory(2 * sum(member.file_size for member in own.values()), str(path))
-            return {name: _member(archive, member, name) for name, member in own.items()}
+            held = [name for name in names if f"{name}.npy" in members]
+            size = sum(members[f"{name}.npy"].file_size for name in held)
+            require_memory(2 * size, str(path))
+            return {name: _member(archive, members[f"{name}.npy"], name) for name in held}
     except ConfigError:
         raise
     except Exception as error:  # of zipfile, its decompressors or numpy's parser: anything
-        raise ConfigError(f"{path}: unreadable, perhaps truncated ({_text(error)}).") from None
+        raise ConfigError(f"{path}: unreadable, perhaps truncated ({one_line(error)}).") from None
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.ndarray:
     try:
         with archive.open(member) as file:
-            _header(file.read(_HEAD), member.file_size)
+            _read_header(file.read(_HEAD), member.file_size)
         with archive.open(member) as file:
             return npy.read_array(file, allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"'{name}': {error}") from None
 
 
-def _header(head: bytes, size: int) -> tuple[np.dtype, tuple[int, ...], Any, int]:
-    """(dtype, shape, order, where the numbers begin) of npy data of `size` bytes.
+class _Header(NamedTuple):
+    """What npy data says of its numbers."""
 
-    It begins with `head`. ValueError unless exactly the numbers that it claims follow.
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    order: Any
+    """C or F: in which order they lie."""
+    size: int
+    """Bytes before the numbers."""
+
+
+def _read_header(head: bytes, size: int) -> _Header:
+    """The header of npy data of `size` bytes that begins with `head`.
+
+    ValueError unless exactly the numbers that it claims follow.
     """
     file = io.BytesIO(head)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -77,16 +94,17 @@ def _header(head: bytes, size: int) -> tuple[np.dtype, tuple[int, ...], Any, int
         raise ValueError("it holds Python objects, which rlx does not load; save it as numbers")
     if dtype.kind not in NUMBERS:
         raise ValueError(f"it holds {dtype}, not numbers")
-    claimed, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    claimed = math.prod(shape) * dtype.itemsize
+    held = size - file.tell()
     if min(shape, default=0) < 1:
         raise ValueError(f"its shape is {list(shape)}; expected at least one row")
     if claimed != held:
         raise ValueError(f"it claims {list(shape)} {dtype}, {claimed:,} bytes, and has {held:,}")
-    return dtype, shape, "F" if fortran else "C", file.tell()
+    return _Header(dtype, shape, "F" if fortran else "C", file.tell())
 
 
-def _text(error: Exception) -> str:
-    """One line."""
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -110,13 +128,29 @@ def cast(array: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
 
 
 def check_finite(array: np.ndarray, where: str) -> None:
-    """ConfigError, with `where`, at the first row of `array` [N, ...] not finite as float32."""
+    """ConfigError, with `where`, at the first row of `array` [N, …] not finite as float32."""
     if array.dtype.kind != "f":
         return
     rows = max(1, _AT_ONCE // array[0].nbytes)
     for begin in range(0, len(array), rows):
         part = cast(array[begin : begin + rows], np.float32)
-        good = np.isfinite(part).reshape(len(part), -1).all(1)
-        if not good.all():
-            row = begin + int(np.argmin(good))
+        is_finite = np.isfinite(part).reshape(len(part), -1).all(1)
+        if not is_finite.all():
+            row = begin + int(np.argmin(is_finite))
             raise ConfigError(f"{where}: row {row:,} is not finite as float32.")
+
+
+def check_action_numbers(action: np.ndarray, where: str) -> None:
+    """ConfigError, with `where`, if a whole number [N] is no action of a Discrete space."""
+    low, high = int(action.min()), int(action.max())
+    if low < 0 or high >= MOST_ACTIONS:
+        raise ConfigError(
+            f"{where} reaches from {low} to {high}; expected 0 to {MOST_ACTIONS - 1:,}."
+        )
+
+
+def flags(array: np.ndarray, where: str) -> np.ndarray:
+    """bool [N] of numbers [N] that are 0 or 1; ConfigError, with `where`, if others are there."""
+    if not np.isin(array, (0, 1)).all():
+        raise ConfigError(f"{where} has other numbers than 0 and 1 in it.")
+    return array.astype(bool)

@@ -1,4 +1,4 @@
-"""Torch-native vector environments: a file of dynamics becomes a gymnasium.vector.VectorEnv of any number of copies."""
+"""Torch-native envs: a file of dynamics becomes a gymnasium.vector.VectorEnv of many copies."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,37 +11,58 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from rlx.agent import Rules
 from rlx.config import at_least, build
-from rlx.env import resize, spread
+from rlx.env import resize, spread_fresh
 from rlx.errors import ConfigError
 from rlx.names import nearest
 from rlx.nn.rng import stream_key, uniform
 
 
 class Dynamics(ABC):
-    """What one environment is: spaces, first states, transitions. Pure functions of tensors whose first axis is B copies."""
+    """What one env is: its spaces, its first states, its transitions, what is seen of a state.
+
+    A subclass is a frozen dataclass whose fields are the env's parameters, the keys of its config
+    group; those of type float can drift. It sets `observation_space`, `action_space` and
+    `max_episode_steps`, and defines `initial`, `transition` and `observe`. What depends on the
+    parameters (a space, `reward_threshold`, `rules`, `grid`) may be a property.
+
+    These three are pure functions of tensors whose first axis is B copies: they write into none of
+    their arguments, and no copy's result depends on another copy. All tensors of a call are on one
+    device, and the results stay there. States are [B, D], of one dtype throughout. Each `float`
+    parameter may be a tensor [B] while it drifts.
+
+    Chance comes from `draws` alone: float32 in [0, 1), uniform and independent, as many for each
+    copy as `initial_draws` and `transition_draws` say.
+    """
 
     observation_space: gymnasium.Space
+    """Of one copy: a Box of [*O], or a Discrete from 0 on."""
     action_space: gymnasium.Space
+    """Of one copy: a Discrete from 0 on, or a bounded Box [A]."""
     max_episode_steps: ClassVar[int]
+    """Steps after which an episode is truncated, unless the config says otherwise."""
     reward_threshold: ClassVar[float | None] = None
-    """Return from which the task counts as solved."""
-    rules: Any = None
-    """`rlx.agent.Rules` of a game."""
+    """The return from which the task counts as solved; None where nobody has said so."""
+    rules: Rules | None = None
+    """The rules of a game of two players; None of all else."""
     grid: tuple[int, int] | None = None
-    """(rows, columns) where the observations number the cells of a grid, row by row."""
+    """(rows, columns) where the observations number the cells of a grid, row by row, else None."""
     gymnasium_id: ClassVar[str] = ""
-    """Under which Gymnasium may know the same env, with the same state, and draw it."""
+    """The id under which Gymnasium may know the same env, with the same state, and draw it."""
     initial_draws: ClassVar[int] = 0
-    """Uniform numbers that one first state needs."""
+    """Random numbers that one first state needs; 0 where all episodes begin alike."""
     transition_draws: ClassVar[int] = 0
-    """Uniform numbers that one transition needs (0: deterministic)."""
+    """Random numbers that one transition needs; 0 where transitions are deterministic."""
     drawn: ClassVar[tuple[str, ...]] = ()
-    """Numbers that its pictures show, and that so cannot drift."""
+    """Names of parameters that its images show, and that so cannot drift."""
 
     @classmethod
     def from_keywords(cls, **parameters: Any) -> Self:
-        """What the keywords of `gymnasium.make` ask for; ConfigError names a wrong one."""
+        """The env of which the keywords of `gymnasium.make` are the parameters.
+
+        ConfigError names a keyword that is unknown or of a wrong type.
+        """
         for name, value in parameters.items():
             if isinstance(value, np.generic):
                 parameters[name] = value.item()
@@ -49,52 +70,75 @@ class Dynamics(ABC):
 
     @abstractmethod
     def initial(self, draws: Tensor) -> Tensor:
-        """First states [B, D] from uniform `draws` [B, initial_draws]."""
+        """First states [B, D] of episodes; `draws` is float32 [B, initial_draws]."""
 
     @abstractmethod
     def transition(
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(next state [B, D], reward [B], terminated bool [B]) of `state` [B, D], `action` int64 [B] or float [B, D], and `draws`."""
+        """(next state [B, D], reward float32 [B], terminated bool [B]).
+
+        `state`: [B, D]. `action`: int64 [B] of a Discrete, or of a Box the space's dtype [B, A],
+        not clipped to its bounds. `draws`: float32 [B, transition_draws]. A time limit is not the
+        env's: `terminated` is true only where the task itself has ended.
+        """
 
     @abstractmethod
     def observe(self, state: Tensor) -> Tensor:
-        """Observations [B, *O] of `state` [B, D]."""
+        """Observations of `state` [B, D]: [B, *O] in the Box's dtype, or int64 [B] of a Discrete.
+
+        It may be `state` itself.
+        """
 
 
 @dataclass(frozen=True)
 class Drift:
-    """A number of the Dynamics that changes linearly while an env copy grows older, whatever its episodes."""
+    """A parameter of a Dynamics that changes linearly with the age of an env copy.
+
+    The age is counted in steps over all its episodes.
+    """
 
     parameter: str
+    """Name of the parameter, a field of type float. Its own value is the first one."""
     to: float
-    """Its last value; the first is the Dynamics' own."""
+    """The last value of the parameter."""
     begin: int
-    """Steps of a copy after which it begins to change …"""
+    """Age, in steps, from which on the parameter changes."""
     end: int
-    """… and stops; the same: a sudden change."""
+    """Age, in steps, at which the last value is reached; as `begin`: all at once."""
 
     def __post_init__(self) -> None:
         at_least(self.end, self.begin, "env.drift.end")
 
+    def check(self, dynamics: Dynamics) -> None:
+        """ConfigError where this parameter of `dynamics` cannot drift."""
+        key = f"env.drift.parameter={self.parameter}"
+        if self.parameter in dynamics.drawn:
+            raise ConfigError(f"{key}: these images show it as it is; drift another.")
+        numbers = [
+            field.name
+            for field in fields(dynamics)  # type: ignore[arg-type]
+            if field.type in (float, "float")
+        ]
+        if self.parameter not in numbers:
+            raise ConfigError(f"{key}: no such number.{nearest(self.parameter, numbers)}")
+
     def apply(self, dynamics: Dynamics, age: Tensor) -> Dynamics:
-        """`dynamics` for copies that are `age` steps old (int64 [B]); the parameter becomes a tensor [B]."""
-        share = (
-            ((age - self.begin) / max(1, self.end - self.begin)).clamp(0, 1)
-            if self.end > self.begin
-            else (age >= self.begin).float()
-        )
+        """`dynamics` of copies of the `age` (int64 [B], steps), with a parameter float32 [B]."""
+        if self.end > self.begin:
+            progress = ((age - self.begin) / (self.end - self.begin)).clamp(0, 1)
+        else:
+            progress = (age >= self.begin).float()
         first = getattr(dynamics, self.parameter)
-        return replace(dynamics, **{self.parameter: first + (self.to - first) * share})  # type: ignore[type-var]
+        value = first + (self.to - first) * progress
+        return replace(dynamics, **{self.parameter: value})  # type: ignore[type-var]
 
 
 class BatchedEnv(VectorEnv):
-    """`num_envs` copies of some Dynamics, stepped together on one device; tensors in (arrays too), tensors out.
+    """`num_envs` copies of a Dynamics, stepped together on one device: a `TensorEnv`.
 
-    SAME_STEP autoreset, unless `autoreset_mode` says otherwise: the observation returned for a copy
-    that ended is its next episode's first, `info["final_obs"]` ([B, *O], for every copy, ended or
-    not) is the one its transition really led to, and `info["_final_obs"]` ([B]) says who ended.
-    A copy's episodes depend on its own reset seed alone, not on which other copies run beside it.
+    Actions may be tensors or arrays; all that comes back is tensors. Autoreset is SAME_STEP unless
+    `autoreset_mode` says otherwise, and `info["final_obs"]` is then of every copy, ended or not.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
@@ -112,31 +156,27 @@ class BatchedEnv(VectorEnv):
         clock: int = 0,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ):
-        """`drift`: how the dynamics change with the age of a copy, which begins at `clock` steps."""
-        if render_mode is not None:  # a TypeError: Stable-Baselines3 then tries without
-            raise TypeError(f"render_mode={render_mode!r}: this env draws no pictures.")
-        numbers = [field.name for field in fields(dynamics) if field.type in (float, "float")]  # type: ignore[arg-type]
-        if drift is not None and drift.parameter in dynamics.drawn:
-            raise ConfigError(
-                f"env.drift.parameter={drift.parameter}: these pictures show it as it is; drift another."
-            )
-        if drift is not None and drift.parameter not in numbers:
-            raise ConfigError(
-                f"env.drift.parameter={drift.parameter}: no such number.{nearest(drift.parameter, numbers)}"
-            )
+        """`drift`: how the dynamics change with the age of a copy, which begins at `clock` steps.
+
+        `max_episode_steps` None: the limit of `dynamics`.
+        """
+        if render_mode is not None:
+            # A TypeError, after which Stable-Baselines3 tries without.
+            raise TypeError(f"render_mode={render_mode!r}: this env draws no images.")
+        if drift is not None:
+            drift.check(dynamics)
         at_least(num_envs, 1, "num_envs")
-        self.dynamics, self.drift = dynamics, drift
+        self.dynamics = dynamics
+        self.drift = drift
+        self.device = torch.device(device)
         self._age = torch.full((num_envs,), clock, dtype=torch.int64, device=device)
         self._no_draws = torch.empty(num_envs, 0, dtype=torch.float32, device=device)
         self.max_episode_steps = _limit(max_episode_steps, dynamics)
-        self.device = torch.device(device)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.reward_threshold, self.rules, self.grid = (
-            dynamics.reward_threshold,
-            dynamics.rules,
-            dynamics.grid,
-        )
+        self.reward_threshold = dynamics.reward_threshold
+        self.rules = dynamics.rules
+        self.grid = dynamics.grid
         self.single_observation_space = dynamics.observation_space
         self.single_action_space = dynamics.action_space
         self._action_dtype = torch.from_numpy(np.empty(0, self.single_action_space.dtype)).dtype
@@ -153,16 +193,15 @@ class BatchedEnv(VectorEnv):
         seed: int | Sequence[int] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Tensor, dict]:
-        """First observations [B, *O]. `seed`: one integer (copy i gets seed + i) or one per copy;
-        None goes on with the copies' random streams, or begins fresh ones where there are none.
+        """First observations [B, *O] and an empty info.
 
-        `options["reset_mask"]` (bool [B]): the copies to reset; the others go on as they were.
+        `seed`: one integer (copy i gets seed + i) or one per copy; None goes on with the copies'
+        random streams, or begins fresh ones where there are none.
+        `options["reset_mask"]`: bool [B], the copies to reset; the others go on as they were.
         """
         begun = hasattr(self, "state")
-        where = self._asked_for(options)
-        if seed is None and not begun:
-            seed = _fresh()
-        if seed is not None:
+        where = self._reset_mask(options)
+        if seed is not None or not begun:
             self._seed(seed, where)
         if where is None:
             self.state = self.dynamics.initial(self._draw(self.dynamics.initial_draws))
@@ -171,36 +210,44 @@ class BatchedEnv(VectorEnv):
         else:
             self._begin(where)
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
-            self._ended = self._ended & ~where if begun else torch.zeros_like(where)
+            if begun:
+                self._ended = self._ended & ~where
+            else:
+                self._ended = torch.zeros_like(where)
         return self.dynamics.observe(self.state), {}
 
     def step(
         self,
         actions: Tensor | np.ndarray,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """(obs [B, *O], reward [B], terminated [B], truncated [B], {"final_obs": [B, *O], …}) of
-        `actions` int64 [B] (Box: [B, D]). ValueError where they do not fit the space."""
+        """(obs [B, *O], reward [B], terminated [B], truncated [B], info), as `TensorEnv.step`.
+
+        `actions`: int64 [B], or [B, A] of a Box. ValueError where they do not fit the space.
+        """
         if not hasattr(self, "state"):
             raise gymnasium.error.ResetNeeded("step before the first reset: call reset() first.")
         if self.autoreset_mode == AutoresetMode.DISABLED:
             self._refuse_ended()
         actions = self._checked(actions)
-        going_on = None
+        stepped = None
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            going_on = ~self._ended
-        draws = self._draw(self.dynamics.transition_draws, going_on)
-        dynamics = (
-            self.dynamics if self.drift is None else self.drift.apply(self.dynamics, self._age)
-        )
+            stepped = ~self._ended
+        draws = self._draw(self.dynamics.transition_draws, stepped)
+        dynamics = self.dynamics
+        if self.drift is not None:
+            dynamics = self.drift.apply(dynamics, self._age)
         self.state, reward, terminated = dynamics.transition(self.state, actions, draws)
         self._steps += 1
         self._age += 1
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
-            return self._left_ended(reward, terminated)
-        truncated = (self._steps >= self.max_episode_steps) > terminated  # one step less than & ~
-        final_obs = obs = self.dynamics.observe(self.state)
+            return self._step_without_reset(reward, terminated)
+        # a > b is a & ~b in one operation instead of two.
+        truncated = (self._steps >= self.max_episode_steps) > terminated
         ended = terminated | truncated
-        if self.device.type != "cpu" or ended.any():  # asking would make a GPU wait
+        final_obs = self.dynamics.observe(self.state)
+        obs = final_obs
+        # To ask a GPU whether any episode has ended would make it wait.
+        if self.device.type != "cpu" or ended.any():
             self._begin(ended)
             obs = self.dynamics.observe(self.state)
         info = {"final_obs": final_obs, "_final_obs": ended, "final_info": {}, "_final_info": ended}
@@ -213,24 +260,25 @@ class BatchedEnv(VectorEnv):
         resize(self, len(index))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that decides this env's future: tensors [B, …]."""
+        """Everything that decides the copies' future: tensors [B, …]."""
         names = ["state", "_steps", "_key", "_counter", "_age"]
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
             names.append("_ended")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state_dict()` was taken."""
+        """Go on from where `state_dict()` was taken."""
         for name, value in state.items():
             setattr(self, name, value.to(self.device, copy=True))
 
-    def _left_ended(
+    def _step_without_reset(
         self,
         reward: Tensor,
         terminated: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """What `step` returns where a copy that ended shows its last observation."""
-        if self.autoreset_mode == AutoresetMode.NEXT_STEP:  # this step begins the next episode
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            # For those that ended before, this step begins the next episode.
             self._begin(self._ended)
             reward = reward.masked_fill(self._ended, 0)
             terminated = terminated & ~self._ended
@@ -250,22 +298,22 @@ class BatchedEnv(VectorEnv):
         self.state = torch.where(where.unsqueeze(-1), fresh, self.state)
         self._steps.masked_fill_(where, 0)
 
-    def _seed(self, seed: int | Sequence[int], where: Tensor | None) -> None:
-        """New random streams for the copies `where` (bool [B]; None: all); of several seeds, None is a fresh one."""
-        seeds = [_fresh() if own is None else int(own) for own in spread(seed, self.num_envs)]
+    def _seed(self, seed: int | Sequence[int] | None, where: Tensor | None) -> None:
+        """New random streams for the copies `where` (bool [B]; None: all)."""
+        seeds = spread_fresh(seed, self.num_envs)
         if not (min(seeds) >= 0 and max(seeds) < 1 << 63):
-            raise ValueError(
-                f"reset: seeds from {min(seeds)} to {max(seeds)}: expected whole numbers from 0 to 2⁶³ − 1."
-            )
+            expected = "expected whole numbers from 0 to 2⁶³ − 1"
+            raise ValueError(f"reset: seeds from {min(seeds)} to {max(seeds)}: {expected}.")
         key = stream_key(torch.tensor(seeds, dtype=torch.int64, device=self.device), "env")
         if where is None:
-            self._key, self._counter = key, torch.zeros_like(key)
+            self._key = key
+            self._counter = torch.zeros_like(key)
         else:
             self._key = torch.where(where, key, self._key)
             self._counter = self._counter.masked_fill(where, 0)
 
-    def _asked_for(self, options: Mapping[str, Any] | None) -> Tensor | None:
-        """bool [B]: the copies that `reset` was asked for; None: all."""
+    def _reset_mask(self, options: Mapping[str, Any] | None) -> Tensor | None:
+        """bool [B]: the copies that `reset` is asked for; None: all."""
         given = (options or {}).get("reset_mask")
         if given is None:
             return None
@@ -287,14 +335,12 @@ class BatchedEnv(VectorEnv):
         try:
             given = torch.as_tensor(actions, device=self.device)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(
-                f"actions {actions}: expected numbers in {self.single_action_space}."
-            ) from None
+            expected = f"expected numbers in {self.single_action_space}"
+            raise ValueError(f"actions {actions}: {expected}.") from None
         if given.shape != self.action_space.shape:
             expected = f"{self.action_space.shape}, each in {self.single_action_space}"
             raise ValueError(f"actions of shape {tuple(given.shape)}: expected {expected}.")
-        fits = given.dtype == self._action_dtype
-        cast = given if fits else given.to(self._action_dtype)
+        cast = given.to(self._action_dtype)
         if self.device.type != "cpu":
             return cast
         if not self._choices:
@@ -303,17 +349,22 @@ class BatchedEnv(VectorEnv):
             return cast
         low, high = cast.aminmax()
         outside = int(low) < self._choices[0] or int(high) > self._choices[-1]
-        if outside or not (fits or torch.equal(cast.to(given.dtype), given)):
+        whole = cast is given or torch.equal(cast.to(given.dtype), given)
+        if outside or not whole:
             wrong = next(action for action in given.tolist() if action not in self._choices)
             raise ValueError(f"action {wrong}: not in {self.single_action_space}.")
         return cast
 
     def _draw(self, count: int, where: Tensor | None = None) -> Tensor:
-        """The next `count` draws of every copy; only the copies `where` advance."""
+        """The next random numbers, float32 [B, count], of every copy.
+
+        Only in the copies `where` (bool [B]; None: all) do their streams advance.
+        """
         if not count:
             return self._no_draws
         draws = uniform(self._key, self._counter, count)
-        self._counter = self._counter + (count if where is None else count * where)
+        advance = count if where is None else count * where
+        self._counter = self._counter + advance
         return draws
 
 
@@ -326,11 +377,6 @@ def _limit(given: int | None, dynamics: Dynamics) -> int:
     return int(given)
 
 
-def _fresh() -> int:
-    """A seed that nobody has had."""
-    return int(np.random.SeedSequence().generate_state(1)[0])
-
-
 def register(
     name: str,
     dynamics: type[Dynamics],
@@ -338,19 +384,21 @@ def register(
     reward_threshold: float | None = None,
     **parameters: Any,
 ) -> None:
-    """Make `dynamics` known to Gymnasium: `gymnasium.make(name)` is one copy, in NumPy, and
-    `gymnasium.make_vec(name, num_envs=…)` many, as tensors. All else is where `name` differs from
-    the class: its limit, its threshold, its parameters.
+    """Make `dynamics` known to Gymnasium under `name`.
 
-    Gymnasium keeps names, no objects: a spec can be written down and made in another process.
+    Then `gymnasium.make(name)` is one copy, in NumPy, and `gymnasium.make_vec(name, num_envs=…)`
+    are many, as tensors. The other arguments say where `name` differs from the class: its time
+    limit, its threshold, its parameters.
     """
-    local = "<locals>" in dynamics.__qualname__  # such a class can only be kept itself
-    kind = dynamics if local else f"{dynamics.__module__}:{dynamics.__qualname__}"
+    # Of the class Gymnasium keeps the name: so a spec can be saved, and made in another process.
+    kind: str | type[Dynamics] = f"{dynamics.__module__}:{dynamics.__qualname__}"
+    if "<locals>" in dynamics.__qualname__:
+        kind = dynamics  # of a class within a function no name leads back to it
     if not parameters:
         dynamics.gymnasium_id = name.removeprefix("rlx/")
     if max_episode_steps is None:
         max_episode_steps = dynamics.max_episode_steps
-    if reward_threshold is None:
+    if reward_threshold is None and not isinstance(dynamics.reward_threshold, property):
         reward_threshold = dynamics.reward_threshold
     gymnasium.register(
         name,

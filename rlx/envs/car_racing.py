@@ -1,6 +1,10 @@
-"""Gymnasium's CarRacing with the picture drawn at its own size; in gray, by 25 actions and several frames at a time if wanted."""
+"""Gymnasium's CarRacing with its image drawn at its own size, which is much faster.
+
+If wanted it is in gray, has 25 discrete actions, and plays several frames per step.
+"""
 
 import math
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -15,34 +19,37 @@ from gymnasium.utils import EzPickle
 from rlx.config import at_least
 
 SIZE = 96
-"""Rows and columns of a picture …"""
+"""Rows and columns of an image."""
 _FINE = 2
-"""… and points that are drawn for each of its pixels, along each axis."""
+"""Points that are drawn for each pixel of an image, along each axis."""
 _POINTS = SIZE * _FINE
+"""Rows and columns of the canvas."""
 _SCALE = np.array([_POINTS / car_racing.WINDOW_W, -_POINTS / car_racing.WINDOW_H])
-"""From Gymnasium's window to our points, whose rows go down."""
+"""From pixels of Gymnasium's window to points of the canvas, whose rows go down."""
 _CAR_AT = np.array([0.5, 0.75]) * _POINTS
+"""The point of the canvas where the car is."""
 _DASHBOARD = 84
-"""The first of its rows."""
+"""The first row of the dashboard in an image."""
 _TEXT = 12
-"""Rows and columns of the text in its corner."""
+"""Rows and columns of the score in the dashboard's corner."""
 _GRAY = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue (ITU-R BT.601)."""
 
 _PEDALS = ((0, 0), (0.5, 0), (1, 0), (0, 0.5), (0, 1))
-ACTIONS = np.array(
-    [(0, *pedals) for pedals in _PEDALS]
-    + [(side * steer, *pedals) for side in (-1, 1) for pedals in _PEDALS for steer in (0.5, 1)],
-    np.float32,
-)
-"""Steer, gas and brake of 25 actions: straight on, left, right; of each: roll, half and full gas, half and full brake."""
+"""Gas and brake: roll, half and full gas, half and full brake."""
+_STRAIGHT = [(0, *pedals) for pedals in _PEDALS]
+_LEFT = [(-steer, *pedals) for pedals in _PEDALS for steer in (0.5, 1)]
+_RIGHT = [(steer, *pedals) for pedals in _PEDALS for steer in (0.5, 1)]
+ACTIONS = np.array([*_STRAIGHT, *_LEFT, *_RIGHT], np.float32)
+"""float32 [25, 3]: steer, gas and brake of each discrete action."""
 
 
 class CarRacing(car_racing.CarRacing):
-    """Tracks, physics and rewards are Gymnasium's, to the bit; so are the pictures, but for where the edges of shapes fall among the
-    pixels, and for 2 of 255 by which pygame's scaling darkens Gymnasium's.
+    """Gymnasium's CarRacing, of which tracks, physics and rewards are the same to the bit.
 
-    Gymnasium draws 1000 × 800 points and shrinks them, which takes nearly all of its time.
+    So are the images, but for where the edges of shapes fall among the pixels, and for 2 of 255 by
+    which pygame's scaling darkens Gymnasium's. Gymnasium draws 1000 x 800 points and shrinks them,
+    which takes nearly all of its time.
     """
 
     def __init__(
@@ -56,8 +63,12 @@ class CarRacing(car_racing.CarRacing):
         dashboard: bool = True,
         patience: int | None = None,
     ):
-        """`continuous` false: the 25 `ACTIONS`. `repeat`: frames per step. `gray`: observations uint8 [1, 96, 96], else [3, 96, 96].
-        `dashboard` false: its rows are 0. `patience`: frames without a new tile after which the episode is cut."""
+        """The first three are Gymnasium's own, and so is `continuous`, but for the `ACTIONS`.
+
+        `repeat`: frames per step. `gray`: observations are uint8 [1, 96, 96], else [3, 96, 96].
+        `dashboard` false: the dashboard's rows are 0. `patience`: frames without a new tile after
+        which the episode is truncated; None: never.
+        """
         super().__init__(
             render_mode,
             lap_complete_percent=lap_complete_percent,
@@ -76,7 +87,9 @@ class CarRacing(car_racing.CarRacing):
             patience,
         )
         at_least(repeat, 1, "env.kwargs.repeat")
-        self.repeat, self.gray, self.dashboard = repeat, gray, dashboard
+        self.repeat = repeat
+        self.gray = gray
+        self.dashboard = dashboard
         self.patience = math.inf if patience is None else patience
         self.table = None if continuous else ACTIONS
         if self.table is not None:
@@ -88,23 +101,25 @@ class CarRacing(car_racing.CarRacing):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """As Gymnasium's, `repeat` frames on or to the episode's end."""
-        total, truncated = 0.0, False
-        if action is None:  # the first frame, for `reset`
+        if action is None:
+            # The first frame, of which `reset` asks.
             self._idle = 0
             _, _, terminated, _, info = super().step(None)  # type: ignore[arg-type]
-        else:
-            if self.table is not None and not self.action_space.contains(action):
-                raise InvalidAction(f"action {action}: not in {self.action_space}.")
-            controls = action if self.table is None else self.table[action]
-            for _ in range(self.repeat):
-                visited = self.tile_visited_count
-                _, reward, terminated, _, info = super().step(controls)
-                total += reward
-                self._idle = 0 if self.tile_visited_count > visited else self._idle + 1
-                truncated = not terminated and self._idle >= self.patience
-                if terminated or truncated:
-                    break
-        self.state = self.picture()
+            self.state = self.image()
+            return self.state, 0.0, terminated, False, info
+        if self.table is not None and not self.action_space.contains(action):
+            raise InvalidAction(f"action {action}: not in {self.action_space}.")
+        controls = action if self.table is None else self.table[action]
+        total = 0.0
+        for _ in range(self.repeat):
+            visited = self.tile_visited_count
+            _, reward, terminated, _, info = super().step(controls)
+            total += reward
+            self._idle = 0 if self.tile_visited_count > visited else self._idle + 1
+            truncated = not terminated and self._idle >= self.patience
+            if terminated or truncated:
+                break
+        self.state = self.image()
         return self.state, total, terminated, truncated, info
 
     def render(self) -> Any:
@@ -113,17 +128,19 @@ class CarRacing(car_racing.CarRacing):
             return super().render()
         return np.repeat(self.state, 3 // len(self.state), 0).transpose(1, 2, 0)
 
-    def picture(self) -> np.ndarray:
+    def image(self) -> np.ndarray:
         """The observation: uint8 [C, 96, 96]."""
         surface = self._drawn()
         if self.gray:
+            # The rounded mean of 2 x 2 points; pygame does not scale surfaces of 8 bits.
             points = pygame.surfarray.pixels2d(surface).T[..., None]
             rows = np.add(points[::2], points[1::2], dtype=np.uint16)
-            pixels = (rows[:, ::2] + rows[:, 1::2] + 2 >> 2).astype(np.uint8)
-        else:  # the same, to 1 of 255; pygame does not scale 8-bit surfaces
-            pixels = pygame.surfarray.array3d(
-                pygame.transform.smoothscale(surface, (SIZE, SIZE))
-            ).swapaxes(0, 1)
+            sums = rows[:, ::2] + rows[:, 1::2]
+            pixels = ((sums + 2) >> 2).astype(np.uint8)
+        else:
+            # The same mean, to 1 of 255.
+            small = pygame.transform.smoothscale(surface, (SIZE, SIZE))
+            pixels = pygame.surfarray.array3d(small).swapaxes(0, 1)
         if self.dashboard:
             pixels[-_TEXT:, :_TEXT] = _text(f"{self._score:04.0f}")[..., : pixels.shape[-1]]
         else:
@@ -134,106 +151,92 @@ class CarRacing(car_racing.CarRacing):
         if not super()._create_track():
             return False
         road, colours = zip(*self.road_poly, strict=True)
+        # Squares and tiles [P, 4, 2] in metres, their centres, and how far their corners reach.
         self._scenery = np.concatenate([_grass(), road])
         self._centres = self._scenery.mean(1)
         self._reach = np.abs(self._scenery - self._centres[:, None]).sum(-1).max(1, keepdims=True)
-        self._inks = [
-            self._ink(colour) for colour in [self.grass_color] * len(_grass()) + list(colours)
-        ]
+        scenery_colours = [self.grass_color] * len(_grass()) + list(colours)
+        self._inks = [self._ink(colour) for colour in scenery_colours]
         self._ground = self._ink(self.bg_color)
         self._car_inks = [self._ink(colour) for colour in _CAR_COLOURS]
         self._bar_inks = [self._ink(colour) for colour in _BAR_COLOURS]
         return True
 
     def _ink(self, colour: Any) -> tuple[int, int, int]:
-        """With what `colour` is drawn."""
-        red, green, blue = (
-            np.repeat(np.rint(_GRAY @ colour), 3).astype(int)
-            if self.gray
-            else np.asarray(colour).astype(int)
-        )
+        """Red, green and blue (0…255) with which `colour` is drawn; alike where all is gray."""
+        if self.gray:
+            level = int(np.rint(_GRAY @ colour))
+            return level, level, level
+        red, green, blue = np.asarray(colour).astype(int)
         return int(red), int(green), int(blue)
 
     def _render(self, mode: str) -> Any:
         if mode != "state_pixels":
             return super()._render(mode)
-        self._score = (
-            self.reward
-        )  # Gymnasium shows it without this frame's cost; `step` draws when it has ended
+        # Gymnasium shows the score without this frame's cost; `step` draws when it has ended.
+        self._score = self.reward
 
     def _drawn(self) -> pygame.Surface:
+        """The canvas with all that is seen now."""
         assert self.car is not None
         surface = self._canvas
         surface.fill(0)
         bodies = [*self.car.wheels, self.car.hull]
-        at, turned = (
-            np.array([body.position for body in bodies]),
-            np.array([body.angle for body in bodies]),
-        )
+        positions = np.array([body.position for body in bodies])
+        angles = np.array([body.angle for body in bodies])
+        hull = positions[-1]
         zoom = car_racing.SCALE * (0.1 * max(1 - self.t, 0) + car_racing.ZOOM * min(self.t, 1))
-        view = _rotation(-turned[-1:])[0] * (zoom * _SCALE)
-        scenery = (self._centres - at[-1]) @ view + _CAR_AT
-        visible = (
-            (np.abs(scenery - _POINTS / 2) < _POINTS / 2 + self._reach * zoom * np.abs(_SCALE))
-            .all(1)
-            .nonzero()[0]
-        )
-        car = (
-            _car([wheel.phase for wheel in self.car.wheels]) @ _rotation(turned)[_CAR_BODY]
-            + at[_CAR_BODY, None]
-        )
+        view = _rotation(-angles[-1:])[0] * (zoom * _SCALE)
+        centres = (self._centres - hull) @ view + _CAR_AT
+        reach = self._reach * zoom * np.abs(_SCALE)
+        inside = np.abs(centres - _POINTS / 2) < _POINTS / 2 + reach
+        visible = inside.all(1).nonzero()[0]
+        car = _car([wheel.phase for wheel in self.car.wheels])
+        car = car @ _rotation(angles)[_CAR_BODY] + positions[_CAR_BODY, None]
         world = np.concatenate([_FIELD, self._scenery[visible], car])
-        shapes = np.concatenate([(world - at[-1]) @ view + _CAR_AT, self._bars() * (_POINTS / 40)])
-        inks = [
-            self._ground,
-            *(self._inks[i] for i in visible.tolist()),
-            *self._car_inks,
-            *self._bar_inks,
-        ]
-        # pygame draws a shape's edge too, half a point too much on every side.
-        outwards = np.sign(shapes - shapes.mean(1, keepdims=True))
-        empty = (np.ptp(shapes, axis=1) < 1e-2).any(1).tolist()
-        corners = np.rint(shapes - 0.5 - 0.5 * outwards).astype(int).tolist()
-        for ink, polygon, nothing in zip(inks, corners, empty, strict=True):
-            if not nothing:
-                pygame.draw.polygon(surface, ink, polygon)
+        shapes = np.concatenate([(world - hull) @ view + _CAR_AT, self._bars() * (_POINTS / 40)])
+        scenery_inks = [self._inks[i] for i in visible.tolist()]
+        inks = [self._ground, *scenery_inks, *self._car_inks, *self._bar_inks]
+        self._fill(surface, shapes, inks)
         return surface
 
+    @staticmethod
+    def _fill(surface: pygame.Surface, shapes: np.ndarray, inks: Sequence[Any]) -> None:
+        """Draw `shapes` [P, 4, 2], in points of the canvas, each with its ink."""
+        # pygame draws a shape's edge too, half a point too much on every side.
+        outwards = np.sign(shapes - shapes.mean(1, keepdims=True))
+        corners = np.rint(shapes - 0.5 - 0.5 * outwards).astype(int).tolist()
+        empty = (np.ptp(shapes, axis=1) < 1e-2).any(1).tolist()
+        for ink, polygon, is_empty in zip(inks, corners, empty, strict=True):
+            if not is_empty:
+                pygame.draw.polygon(surface, ink, polygon)
+
     def _bars(self) -> np.ndarray:
-        """The dashboard and what it shows, [8, 4, 2], in 40ths of the picture."""
+        """The dashboard and its bars, [8, 4, 2], in 40ths of the image."""
         assert self.car is not None
         wheels, hull = self.car.wheels, self.car.hull
-        heights = [
-            0.02 * math.hypot(*hull.linearVelocity),
-            *(0.01 * wheel.omega for wheel in wheels),
-        ]
-        boxes = [
-            (0, 35, 40, 40),
-            *(
-                (x, 39 - height, x + 1, 39)
-                for x, height in zip((5, 7, 8, 9, 10), heights, strict=True)
-            ),
-        ]
-        boxes += [
-            (20, 36, 20 - 10 * wheels[0].joint.angle, 38),
-            (30, 36, 30 - 0.8 * hull.angularVelocity, 38),
-        ]
+        speed = 0.02 * math.hypot(*hull.linearVelocity)
+        spins = [0.01 * wheel.omega for wheel in wheels]
+        # Left, top, right and bottom of each.
+        boxes = [(0, 35, 40, 40)]
+        for left, height in zip((5, 7, 8, 9, 10), [speed, *spins], strict=True):
+            boxes.append((left, 39 - height, left + 1, 39))
+        boxes.append((20, 36, 20 - 10 * wheels[0].joint.angle, 38))
+        boxes.append((30, 36, 30 - 0.8 * hull.angularVelocity, 38))
         return np.array(boxes)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
 
 
 _LEVELS = [(level, level, level) for level in range(256)]
+"""The palette of the gray canvas."""
 _FIELD = np.array([[(1, 1), (1, -1), (-1, -1), (-1, 1)]]) * car_racing.PLAYFIELD
-_WHITE, _RED, _BLACK = (255, 255, 255), (204, 0, 0), (0, 0, 0)
-_BAR_COLOURS = [
-    _BLACK,
-    _WHITE,
-    (0, 0, 255),
-    (0, 0, 255),
-    (51, 0, 255),
-    (51, 0, 255),
-    (0, 255, 0),
-    (255, 0, 0),
-]
+"""The ground, [1, 4, 2]."""
+_WHITE = (255, 255, 255)
+_RED = (204, 0, 0)
+_BLACK = (0, 0, 0)
+_FRONT_WHEEL = (0, 0, 255)
+_REAR_WHEEL = (51, 0, 255)
+_BAR_COLOURS = [_BLACK, _WHITE, *[_FRONT_WHEEL] * 2, *[_REAR_WHEEL] * 2, (0, 255, 0), (255, 0, 0)]
+"""Of the dashboard, and of its bars: speed, wheels, steering, turning."""
 _HULL = car_dynamics.HULL_POLY3
 _QUADS = [
     car_dynamics.HULL_POLY1,
@@ -244,21 +247,31 @@ _QUADS = [
 _CAR_COLOURS = [car_dynamics.WHEEL_COLOR, car_dynamics.WHEEL_WHITE] * 4 + [_RED] * len(_QUADS)
 _CAR_BODY = np.array([0, 0, 1, 1, 2, 2, 3, 3] + [4] * len(_QUADS))
 """To which body each of the car's shapes belongs: four wheels, the hull."""
-_TYRE = [(-1, 1), (1, 1), (1, -1), (-1, -1)] * np.array(
-    [car_dynamics.WHEEL_W, car_dynamics.WHEEL_R]
-)
+_WHEEL = np.array([car_dynamics.WHEEL_W, car_dynamics.WHEEL_R])
+_TYRE = [(-1, 1), (1, 1), (1, -1), (-1, -1)] * _WHEEL
 _CAR = np.array([*[_TYRE] * 8, *_QUADS]) * car_dynamics.SIZE
+"""The car's shapes, [P, 4, 2]: of each wheel the tyre and its light stripe, then the hull."""
 
 
 def _car(phases: list[float]) -> np.ndarray:
-    """The car's shapes [P, 4, 2], each as its body has it; the wheels have turned by `phases`, as their light stripes show."""
+    """The car's shapes [P, 4, 2], each as its body has it.
+
+    The wheels have turned by `phases`, as their light stripes show.
+    """
     shapes = _CAR.copy()
-    for i, phase in enumerate(phases):
-        (s1, c1), (s2, c2) = ((math.sin(a), math.cos(a)) for a in (phase, phase + 1.2))
-        c1, c2 = (math.copysign(1, c) if s > 0 else c for s, c in ((s1, c1), (s2, c2)))
-        hidden = s1 > 0 and s2 > 0
-        shapes[2 * i + 1, :, 1] *= 0 if hidden else np.array([c1, c1, -c2, -c2])
+    for wheel, phase in enumerate(phases):
+        begin, begin_hidden = _on_wheel(phase)
+        end, end_hidden = _on_wheel(phase + 1.2)
+        stripe = np.array([begin, begin, -end, -end])
+        shapes[2 * wheel + 1, :, 1] *= 0 if begin_hidden and end_hidden else stripe
     return shapes
+
+
+def _on_wheel(angle: float) -> tuple[float, bool]:
+    """(where along a wheel, −1…1, a line on its tyre is seen, whether it is on the far side)."""
+    cos = math.cos(angle)
+    hidden = math.sin(angle) > 0
+    return (math.copysign(1, cos) if hidden else cos), hidden
 
 
 def _rotation(angle: np.ndarray) -> np.ndarray:
@@ -269,29 +282,26 @@ def _rotation(angle: np.ndarray) -> np.ndarray:
 
 @cache
 def _grass() -> np.ndarray:
-    """The lighter squares [400, 4, 2]."""
-    corner = np.stack(
-        np.meshgrid(np.arange(-20, 20, 2), np.arange(-20, 20, 2), indexing="ij"), -1
-    ).reshape(-1, 1, 2)
-    return (corner + np.array([(1, 0), (0, 0), (0, 1), (1, 1)])) * car_racing.GRASS_DIM
+    """The lighter squares of the ground, [400, 4, 2]."""
+    side = np.arange(-20, 20, 2)
+    first = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 1, 2)
+    corners = np.array([(1, 0), (0, 0), (0, 1), (1, 1)])
+    return (first + corners) * car_racing.GRASS_DIM
 
 
 @lru_cache(4096)
 def _text(text: str) -> np.ndarray:
-    """uint8 [12, 12, 3]: the picture's lower left corner."""
+    """uint8 [12, 12, 3]: the lower left corner of the image, with `text` in it."""
     pygame.font.init()
-    window = pygame.Surface(
-        (car_racing.WINDOW_W * _TEXT // SIZE, car_racing.WINDOW_H * _TEXT // SIZE), depth=24
-    )
-    written = pygame.font.Font(pygame.font.get_default_font(), 42).render(
-        text, True, _WHITE, _BLACK
-    )
-    window.blit(
-        written, written.get_rect(center=(60, window.get_height() - car_racing.WINDOW_H * 2.5 / 40))
-    )
-    return pygame.surfarray.array3d(pygame.transform.smoothscale(window, (_TEXT, _TEXT))).swapaxes(
-        0, 1
-    )
+    width = car_racing.WINDOW_W * _TEXT // SIZE
+    height = car_racing.WINDOW_H * _TEXT // SIZE
+    window = pygame.Surface((width, height), depth=24)
+    font = pygame.font.Font(pygame.font.get_default_font(), 42)
+    written = font.render(text, True, _WHITE, _BLACK)
+    middle = (60, height - car_racing.WINDOW_H * 2.5 / 40)
+    window.blit(written, written.get_rect(center=middle))
+    small = pygame.transform.smoothscale(window, (_TEXT, _TEXT))
+    return pygame.surfarray.array3d(small).swapaxes(0, 1)
 
 
 gymnasium.register(

@@ -12,19 +12,29 @@ from rlx.envs.batched import Dynamics, register
 
 _MAX_ANGLE = 12 * math.pi / 180
 _MAX_POSITION = 2.4
+_DT = 0.02
 _HIGH = np.array([2 * _MAX_POSITION, np.inf, 2 * _MAX_ANGLE, np.inf], np.float32)
 
 
 @dataclass(frozen=True)
 class CartPole(Dynamics):
-    """State [B, 4]: position (m), speed (m/s), angle from upright (rad), its speed (rad/s). A push of 10 N to the left or
-    right for 0.02 s (explicit Euler); 1 per step until the cart is 2.4 m off or the pole leans 12°."""
+    """Push the cart left (0) or right (1) so that the pole stays up; each step earns 1.
+
+    State [B, 4]: position of the cart (m), its speed (m/s), angle of the pole from upright (rad),
+    its angular speed (rad/s). A push lasts 0.02 s, one step of explicit Euler. The episode ends
+    when the cart is 2.4 m off the middle or the pole leans 12°.
+    """
 
     gravity: float = 9.8
+    """Acceleration of free fall, in m/s²."""
     cart_mass: float = 1.0
+    """Mass of the cart, in kg."""
     pole_mass: float = 0.1
+    """Mass of the pole, in kg."""
     half_length: float = 0.5
+    """Half the length of the pole, in m: how far its centre of mass is from the joint."""
     force: float = 10.0
+    """Force of a push, in N."""
 
     observation_space = spaces.Box(-_HIGH, _HIGH, dtype=np.float32)
     action_space = spaces.Discrete(2)
@@ -39,19 +49,18 @@ class CartPole(Dynamics):
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, speed, theta, spin = state.unbind(-1)
-        sin, cos, mass = theta.sin(), theta.cos(), self.cart_mass + self.pole_mass
+        sin, cos = theta.sin(), theta.cos()
+        mass = self.cart_mass + self.pole_mass
         push = (action.to(state.dtype) * 2 - 1) * self.force
+        # The accelerations of pole and cart that Florian (2007) derives, without friction.
         pull = (push + self.pole_mass * self.half_length * spin.square() * sin) / mass
-        angular = (self.gravity * sin - cos * pull) / (
-            self.half_length * (4 / 3 - self.pole_mass / mass * cos.square())
-        )
+        length = self.half_length * (4 / 3 - self.pole_mass / mass * cos.square())
+        angular = (self.gravity * sin - cos * pull) / length
         linear = pull - self.pole_mass * self.half_length / mass * angular * cos
-        x, speed, theta, spin = (
-            x + 0.02 * speed,
-            speed + 0.02 * linear,
-            theta + 0.02 * spin,
-            spin + 0.02 * angular,
-        )
+        x = x + _DT * speed
+        speed = speed + _DT * linear
+        theta = theta + _DT * spin
+        spin = spin + _DT * angular
         terminated = (x.abs() > _MAX_POSITION) | (theta.abs() > _MAX_ANGLE)
         return torch.stack([x, speed, theta, spin], -1), torch.ones_like(x), terminated
 

@@ -1,6 +1,7 @@
-"""The DeepMind Control Suite (Tassa et al. 2018), with every action dimension cut into a few values, seen in pictures or in numbers."""
+"""The DeepMind Control Suite (Tassa et al. 2018) with discrete actions, in images or in numbers."""
 
 import itertools
+import math
 import os
 from typing import Any
 
@@ -10,18 +11,25 @@ import torch
 from gymnasium import spaces
 
 from rlx.config import Count, at_least
+from rlx.env import IMAGE_SIDE
 from rlx.envs.gym import GymEnv
 from rlx.errors import ConfigError
 from rlx.names import nearest
 
+_MOST_ACTIONS = 1000
+_MOST_STEPS = 1000
+"""Control steps of an episode."""
+
 if "DISPLAY" not in os.environ:
-    os.environ.setdefault(
-        "MUJOCO_GL", "egl"
-    )  # draws without a screen; read when dm_control is imported
+    # It draws without a screen; read when dm_control is imported.
+    os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 class DMControl(gymnasium.Env):
-    """One task; `repeat` control steps for each action, one of `bins` to the number of dimensions."""
+    """One copy of a task, with the actions of its dimensions in `bins` equal steps.
+
+    The actions are all combinations of such values; each is kept for `repeat` control steps.
+    """
 
     metadata = {"render_modes": ["rgb_array"]}
 
@@ -34,39 +42,41 @@ class DMControl(gymnasium.Env):
         size: int,
         render_mode: str | None = None,
     ):
+        """The keys of conf/env/dmc.yaml."""
         try:
             from dm_control import suite
         except ImportError:
-            raise ConfigError(
-                f'env.task={task}: the Control Suite needs dm_control; install it with: pip install "rlx[dmc]"'
-            ) from None
+            install = 'install it with: pip install "rlx[dmc]"'
+            needs = f"the Control Suite needs dm_control; {install}"
+            raise ConfigError(f"env.task={task}: {needs}") from None
         names = ["-".join(pair) for pair in suite.ALL_TASKS]
         if task not in names:
             raise ConfigError(f"env.task={task}: no such task.{nearest(task, names)}")
-        for key, value, least in (("repeat", repeat, 1), ("bins", bins, 2), ("size", size, 16)):
-            at_least(value, least, f"env.{key}")
+        at_least(repeat, 1, "env.repeat")
+        at_least(bins, 2, "env.bins")
+        at_least(size, IMAGE_SIDE, "env.size")
         if not isinstance(pixels, bool):
             raise ConfigError(f"env.pixels={pixels}: expected true or false.")
         domain, _, name = task.partition("-")
-        self.env, self.repeat, self.pixels, self.size, self.render_mode = (
-            suite.load(domain, name),
-            repeat,
-            pixels,
-            size,
-            render_mode,
-        )
+        self.env = suite.load(domain, name)
+        self.repeat = repeat
+        self.pixels = pixels
+        self.size = size
+        self.render_mode = render_mode
         limits = self.env.action_spec()
         values = np.linspace(limits.minimum, limits.maximum, bins).T  # [dimensions, bins]
-        if bins ** len(values) > 1000:
-            raise ConfigError(
-                f"env.bins={bins}: {bins ** len(values):,} actions in {len(values)} dimensions; at most 1,000."
-            )
+        actions = bins ** len(values)
+        if actions > _MOST_ACTIONS:
+            dimensions = f"{actions:,} actions in {len(values)} dimensions"
+            raise ConfigError(f"env.bins={bins}: {dimensions}; at most {_MOST_ACTIONS:,}.")
         self.values = np.array(list(itertools.product(*values)))
+        """[actions, dimensions]."""
         self.action_space = spaces.Discrete(len(self.values))
         if pixels:
             self.observation_space: spaces.Box = spaces.Box(0, 255, (3, size, size), np.uint8)
         else:
-            numbers = sum(int(np.prod(spec.shape)) for spec in self.env.observation_spec().values())
+            parts = self.env.observation_spec().values()
+            numbers = sum(int(np.prod(part.shape)) for part in parts)
             self.observation_space = spaces.Box(-np.inf, np.inf, (numbers,), np.float32)
 
     def reset(
@@ -75,31 +85,32 @@ class DMControl(gymnasium.Env):
         """First observation uint8 [3, size, size] or float32 [numbers]."""
         super().reset(seed=seed)
         self.env.task._random = np.random.RandomState(int(self.np_random.integers(2**31)))
-        return self._seen(self.env.reset()), {}
+        return self._observation(self.env.reset()), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """As gymnasium.Env.step; the rewards of the repeated steps are added."""
         total = 0.0
         for _ in range(self.repeat):
-            now = self.env.step(self.values[action])
-            total += now.reward or 0.0
-            if now.last():
+            timestep = self.env.step(self.values[action])
+            total += timestep.reward or 0.0
+            if timestep.last():
                 break
-        over = bool(now.last() and now.discount == 0)
-        return self._seen(now), total, over, bool(now.last()) and not over, {}
+        ended = bool(timestep.last())
+        terminated = bool(ended and timestep.discount == 0)
+        truncated = ended and not terminated
+        return self._observation(timestep), total, terminated, truncated, {}
 
     def render(self) -> np.ndarray:
         """uint8 [480, 480, 3]."""
         return self.env.physics.render(480, 480, camera_id=0)
 
-    def _seen(self, now: Any) -> np.ndarray:
+    def _observation(self, timestep: Any) -> np.ndarray:
+        """The image uint8 [3, size, size], or the numbers float32 [numbers] of a time step."""
         if self.pixels:
-            return (
-                self.env.physics.render(self.size, self.size, camera_id=0).transpose(2, 0, 1).copy()
-            )
-        return np.concatenate([np.ravel(value) for value in now.observation.values()]).astype(
-            np.float32
-        )
+            image = self.env.physics.render(self.size, self.size, camera_id=0)
+            return image.transpose(2, 0, 1).copy()
+        parts = [np.ravel(value) for value in timestep.observation.values()]
+        return np.concatenate(parts).astype(np.float32)
 
 
 gymnasium.register(
@@ -108,14 +119,20 @@ gymnasium.register(
 
 
 class DMControlEnv(GymEnv):
-    """`num_envs` copies of a task; the interface of `rlx.envs.batched.BatchedEnv`."""
+    """`num_envs` copies of a task: a `TensorEnv`."""
 
     def __init__(
-        self, task: str, repeat: Count, bins: int, pixels: bool, size: int, num_envs: int = 1, device: torch.device | str = "cpu"
-    ):  # fmt: skip
-        """The keys of conf/env/dmc.yaml. An episode is 1000 control steps."""
+        self,
+        task: str,
+        repeat: Count,
+        bins: int,
+        pixels: bool,
+        size: int,
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+    ):
+        """The keys of conf/env/dmc.yaml."""
         self.named = f"env.task={task}"
         kwargs = {"task": task, "repeat": repeat, "bins": bins, "pixels": pixels, "size": size}
-        super().__init__(
-            f"{__name__}:rlx/DMControl-v0", num_envs, -(-1000 // repeat), kwargs, device
-        )
+        steps = math.ceil(_MOST_STEPS / repeat)
+        super().__init__(f"{__name__}:rlx/DMControl-v0", num_envs, steps, kwargs, device)

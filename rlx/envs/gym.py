@@ -1,25 +1,22 @@
 """Any Gymnasium environment as a vector env of tensors."""
 
-import importlib
-import inspect
-import sysconfig
-import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from rlx.agent import Rules
 from rlx.config import Count
-from rlx.env import played, resize, shown, spread
+from rlx.env import resize, spread
+from rlx.envs.gym_make import describe_error, find_spec, make_one, one_line
+from rlx.envs.spaces import played, shown
 from rlx.errors import ConfigError, RunError
-from rlx.names import nearest
 
 _LARGEST = float(np.finfo(np.float32).max)
 _STEP = ("observation", "reward", "terminated", "truncated", "info")
@@ -29,14 +26,33 @@ _MASKED = (
 )
 
 
-class GymEnv(VectorEnv):
-    """`num_envs` copies of `gymnasium.make(id)`, stepped one by one; the interface of `BatchedEnv`.
+@dataclass
+class _Episode:
+    """How a copy's running episode began and what was done in it.
 
-    Agents see the spaces of `rlx.env.shown` and `rlx.env.played`. What the env raises, and what it
-    returns that its spaces do not allow, is a RunError on one line that says so.
+    An env's state is out of reach, but from here its steps can be taken again, which lead to it.
+    """
+
+    generator: np.ndarray = field(default_factory=lambda: np.zeros(6, np.uint64))
+    """uint64 [6]: the state of the env's random generator before the episode's reset."""
+    seed: int | None = None
+    """The seed given to that reset, if one was."""
+    options: dict[str, Any] | None = None
+    """The options given to that reset."""
+    actions: list[np.ndarray] = field(default_factory=list)
+    """The actions since, each [*A]."""
+
+
+class GymEnv(VectorEnv):
+    """`num_envs` copies of `gymnasium.make(id)`, stepped one by one: a `TensorEnv`.
+
+    Agents see the spaces of `rlx.envs.spaces.shown` and `.played`. What the env raises, and what
+    it returns that its spaces do not allow, is a RunError on one line that says so.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
+    rules: Rules | None = None
+    grid: tuple[int, int] | None = None
     named = ""
     """Key and value by which the user chose the env: the beginning of its errors."""
 
@@ -48,31 +64,30 @@ class GymEnv(VectorEnv):
         kwargs: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
     ):
+        """The keys of conf/env/gym.yaml; `kwargs` are the arguments of `gymnasium.make`.
+
+        `max_episode_steps` None: the limit that Gymnasium knows.
+        """
         if kwargs is not None and not isinstance(kwargs, Mapping):
             expected = "expected names and values, as in env.kwargs={size: 3}"
             raise ConfigError(f"env.kwargs={kwargs}: {expected}.")
+        kwargs = kwargs or {}
         self.named = self.named or f"env.id={id}"
-        spec = _registered(str(id), self.named)
-        self.envs = [_make(spec, kwargs or {}, self.named) for _ in range(num_envs)]
-        self.render_mode = (kwargs or {}).get("render_mode")
+        spec = find_spec(str(id), self.named)
+        self.envs = [make_one(spec, kwargs, self.named) for _ in range(num_envs)]
+        self.render_mode = kwargs.get("render_mode")
         self.device = torch.device(device)
         self._limit = max_episode_steps or spec.max_episode_steps
-        own = self.envs[0].spec  # knows of a limit that the entry point has put around the env
-        self.max_episode_steps = self._limit or (own.max_episode_steps if own else None)
+        # The spec of an env knows of a limit that the entry point has put around it.
+        own_spec = self.envs[0].spec
+        self.max_episode_steps = self._limit or (own_spec.max_episode_steps if own_spec else None)
         self.reward_threshold = spec.reward_threshold
         self._obs_space = self.envs[0].observation_space
         self._action_space = self.envs[0].action_space
         self.single_observation_space, self._shown = shown(self._obs_space)
         self.single_action_space, self._played = played(self._action_space)
         resize(self, num_envs)
-        self._begun = [np.zeros(6, np.uint64)] * num_envs
-        """Per copy, the state of its random generator before the running episode's reset …"""
-        self._seeds: list[int | None] = [None] * num_envs
-        """… the seed given to that reset, if one was …"""
-        self._options: list[dict[str, Any] | None] = [None] * num_envs
-        """… its options …"""
-        self._actions: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
-        """… and the actions since: an env's state is out of reach, but these lead to it again."""
+        self._episodes = [_Episode() for _ in range(num_envs)]
         self._playing: Sequence[np.ndarray] = ()
         """The actions of the running step; no part of the episodes until all went well."""
         self._infos: list[Any] = [None] * num_envs
@@ -82,11 +97,12 @@ class GymEnv(VectorEnv):
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Tensor, dict]:  # fmt: skip
-        """First observations [B, *O].
+    ) -> tuple[Tensor, dict]:
+        """First observations [B, *O] and an empty info.
 
-        `seed`: one integer (copy i gets seed + i) or one per copy; None draws fresh ones.
-        `options` are the envs' own, but "reset_mask" (bool [B]): only these copies begin anew.
+        `seed`: one integer (copy i gets seed + i) or one per copy; None goes on with the envs'
+        random generators. `options` are the envs' own, except "reset_mask" (bool [B]): only these
+        copies begin anew.
         """
         own = dict(options or {})
         mask = own.pop("reset_mask", None)
@@ -97,7 +113,8 @@ class GymEnv(VectorEnv):
         if mask is not None:
             copies = np.flatnonzero(np.asarray(mask, bool)).tolist()
         if copies:
-            fresh = self._observed([self._begin(i, seeds[i], own) for i in copies], copies)
+            first = [self._begin_seeded(copy, seeds[copy], own) for copy in copies]
+            fresh = self._observed(first, copies)
             obs = fresh if self._last is None else self._last.cpu().numpy().copy()
             obs[copies] = fresh
             self._last = self._tensor(obs)
@@ -106,11 +123,8 @@ class GymEnv(VectorEnv):
 
     def step(
         self, actions: Tensor | np.ndarray
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
-        """(obs [B, *O], reward [B], terminated [B], truncated [B], info) of `actions`.
-
-        Info: "final_obs" [B, *O], where each transition led to; "_final_obs" [B], who began anew.
-        """
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """(obs [B, *O], reward [B], terminated [B], truncated [B], info), as `TensorEnv.step`."""
         rows = self._played(np.asarray(torch.as_tensor(actions).cpu()))
         if len(rows) != self.num_envs:
             raise ValueError(f"step: {len(rows)} actions for num_envs={self.num_envs}")
@@ -123,63 +137,77 @@ class GymEnv(VectorEnv):
                 steps.append(env.step(action))
         except (Exception, SystemExit) as error:
             raise self._raised(len(steps), error) from error
-        observed, rewarded, ended, cut, self._infos = self._columns(steps)
-        final = self._observed(observed)  # before the resets, which may write into the same arrays
-        reward = self._rewards(rewarded)
-        terminated = self._flags(ended, "terminated")
-        truncated = self._flags(cut, "truncated")
-        for past, action in zip(self._actions, self._playing, strict=True):
-            past.append(action)
-        if self._limit and max(map(len, self._actions)) >= self._limit:
-            truncated = truncated | np.array([len(past) >= self._limit for past in self._actions])
-        over = terminated | truncated
+        observed, rewards, terminations, truncations, self._infos = self._columns(steps)
+        # Before the resets, which may write into the same arrays.
+        final = self._observed(observed)
+        reward = self._rewards(rewards)
+        terminated = self._flags(terminations, "terminated")
+        truncated = self._flags(truncations, "truncated")
+        for episode, action in zip(self._episodes, self._playing, strict=True):
+            episode.actions.append(action)
+        if self._limit:
+            lengths = np.array([len(episode.actions) for episode in self._episodes])
+            truncated = truncated | (lengths >= self._limit)
+        ended = terminated | truncated
         obs = final
-        if over.any():
-            copies = np.flatnonzero(over).tolist()
+        if ended.any():
+            copies = np.flatnonzero(ended).tolist()
             obs = final.copy()
-            obs[copies] = self._observed([self._begin(i, None) for i in copies], copies)
+            obs[copies] = self._observed([self._begin(copy, None) for copy in copies], copies)
         self._last = self._tensor(obs)
-        flags = self._tensor(terminated), self._tensor(truncated & ~terminated)
-        info = {"final_obs": self._tensor(final), "_final_obs": self._tensor(over)}
-        return self._last, self._tensor(reward), *flags, info
+        info = {"final_obs": self._tensor(final), "_final_obs": self._tensor(ended)}
+        return (
+            self._last,
+            self._tensor(reward),
+            self._tensor(terminated),
+            self._tensor(truncated & ~terminated),
+            info,
+        )
 
     def render(self) -> tuple[Any, ...]:
-        """One picture uint8 [H, W, 3] per copy, where kwargs has render_mode: rgb_array."""
-        pictures = []
+        """One image uint8 [H, W, 3] per copy, where kwargs has render_mode: rgb_array."""
+        images = []
         for copy, env in enumerate(self.envs):
             try:
-                picture: Any = env.render()
+                image: Any = env.render()
             except (Exception, SystemExit) as error:
                 raise self._raised(copy, error, "render()") from error
-            if self.render_mode == "rgb_array" and np.shape(picture)[2:] != (3,):
-                what = _told(picture) if picture is None else f"shape {np.shape(picture)}"
-                wrong = f"returned {what}; expected a picture [H, W, 3]."
-                raise self._broken(copy, wrong, "render()")
-            pictures.append(picture)
-        return tuple(pictures)
+            if self.render_mode == "rgb_array" and np.shape(image)[2:] != (3,):
+                returned = "None" if image is None else f"shape {np.shape(image)}"
+                problem = f"returned {returned}; expected an image [H, W, 3]."
+                raise self._broken(copy, problem, "render()")
+            images.append(image)
+        return tuple(images)
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
-        for name in ("envs", "_begun", "_seeds", "_options", "_actions", "_infos"):
+        for name in ("envs", "_episodes", "_infos"):
             setattr(self, name, [getattr(self, name)[i] for i in index.tolist()])
         if self._last is not None:
             self._last = self._last[index]
         resize(self, len(self.envs))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """How each copy's running episode began and what was done in it, tensors [B, …]."""
-        if any(self._options):
+        """How each copy's running episode began and what was done in it.
+
+        "begun": int64 [B, 6], the state of its random generator then. "seed": int64 [B], −1 for
+        none. "played": int64 [B], its actions so far, T at most. "actions": [B, T, *A].
+        """
+        episodes = self._episodes
+        if any(episode.options for episode in episodes):
             raise RunError(f"{self.named}: episodes that began with reset options cannot be saved.")
         space: Any = self._action_space
         dtype = np.int64 if space.dtype.kind in "ui" else space.dtype
-        longest = max([len(past) for past in self._actions], default=0)
-        actions = np.zeros((self.num_envs, longest, *space.shape), dtype)
-        for row, past in zip(actions, self._actions, strict=True):
-            row[: len(past)] = np.array(past).reshape(len(past), *space.shape)
+        lengths = [len(episode.actions) for episode in episodes]
+        actions = np.zeros((self.num_envs, max(lengths, default=0), *space.shape), dtype)
+        for row, episode, length in zip(actions, episodes, lengths, strict=True):
+            row[:length] = np.array(episode.actions).reshape(length, *space.shape)
+        seeds = [-1 if episode.seed is None else episode.seed for episode in episodes]
+        generators = np.stack([episode.generator for episode in episodes])
         return {
-            "begun": torch.from_numpy(np.stack(self._begun).view(np.int64)),
-            "seed": torch.tensor([-1 if seed is None else seed for seed in self._seeds]),
-            "played": torch.tensor([len(past) for past in self._actions]),
+            "begun": torch.from_numpy(generators.view(np.int64)),
+            "seed": torch.tensor(seeds),
+            "played": torch.tensor(lengths),
             "actions": torch.from_numpy(actions),
         }
 
@@ -189,33 +217,48 @@ class GymEnv(VectorEnv):
         Exact for every env whose only chance is its `np_random`, which Gymnasium asks of all.
         """
         space: Any = self._action_space
-        begun = state["begun"].cpu().numpy().view(np.uint64)
+        generators = state["begun"].cpu().numpy().view(np.uint64)
         actions = state["actions"].cpu().numpy().astype(space.dtype)
-        episodes = zip(state["seed"].tolist(), state["played"].tolist(), strict=True)
-        newest = []
-        for i, (seed, count) in enumerate(episodes):
-            self.envs[i].unwrapped.np_random = _generator(begun[i])
-            obs = self._begin(i, None if seed < 0 else seed)
-            for action in actions[i, :count]:
-                self._playing = [action] * self.num_envs
-                try:
-                    obs, *_, self._infos[i] = self.envs[i].step(action.copy())
-                except (Exception, SystemExit) as error:
-                    raise self._raised(i, error) from error
-                self._actions[i].append(action)
-            newest.append(obs)
-        self._last = self._tensor(self._observed(newest))
+        lengths = state["played"].tolist()
+        observed = []
+        for copy, seed in enumerate(state["seed"].tolist()):
+            self.envs[copy].unwrapped.np_random = _generator(generators[copy])
+            first = self._begin(copy, None if seed < 0 else seed)
+            observed.append(self._replay(copy, first, actions[copy, : lengths[copy]]))
+        self._last = self._tensor(self._observed(observed))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the single environments."""
         for env in self.envs:
             env.close()
 
+    def _replay(self, copy: int, obs: Any, actions: np.ndarray) -> Any:
+        """Take the steps `actions` [T, *A] in a copy that showed `obs`: what it shows then."""
+        for action in actions:
+            self._playing = [action] * self.num_envs
+            try:
+                obs, *_, self._infos[copy] = self.envs[copy].step(action.copy())
+            except (Exception, SystemExit) as error:
+                raise self._raised(copy, error) from error
+            self._episodes[copy].actions.append(action)
+        return obs
+
+    def _begin_seeded(self, copy: int, seed: int | None, options: dict[str, Any]) -> Any:
+        """Reset one copy from `seed`, if there is one: its first observation.
+
+        Before its first seed an env's generator is a matter of chance. `reset` replaces it by this
+        same one, if the env passes the seed on; if it does not, its episodes depend on the seed
+        all the same, and what is saved of a run is equal from run to run.
+        """
+        if seed is not None:
+            self.envs[copy].unwrapped.np_random, _ = seeding.np_random(int(seed))
+        return self._begin(copy, seed, options)
+
     def _begin(self, copy: int, seed: int | None, options: dict[str, Any] | None = None) -> Any:
         """Reset one copy, and remember how: its first observation."""
         env: Any = self.envs[copy]
-        self._begun[copy] = _generator_state(env.unwrapped.np_random)
-        self._seeds[copy], self._options[copy], self._actions[copy] = seed, options, []
+        generator = _generator_state(env.unwrapped.np_random)
+        self._episodes[copy] = _Episode(generator, seed, options)
         self._playing = ()
         try:
             result = env.reset(seed=seed, options=options) if options else env.reset(seed=seed)
@@ -246,7 +289,7 @@ class GymEnv(VectorEnv):
         for copy, obs in zip(copies or range(self.num_envs), observed, strict=True):
             problem = self._problem(obs)
             if problem:
-                expected = f"expected {_told(self._obs_space)}"
+                expected = f"expected {one_line(self._obs_space)}"
                 raise self._broken(copy, f"returned an observation {problem}; {expected}.")
         return self._shown(np.stack([np.asarray(obs, self._obs_space.dtype) for obs in observed]))
 
@@ -271,60 +314,64 @@ class GymEnv(VectorEnv):
         return bool(np.isfinite(obs).all())
 
     def _problem(self, obs: Any) -> str | None:
-        """What is wrong with one observation."""
+        """What is wrong with one observation; None: nothing."""
         try:
             array = np.asarray(obs)
         except (TypeError, ValueError):
             return f"of type {type(obs).__name__}"
         if array.dtype.kind not in "biuf":
-            return f"{_told(obs)} of type {type(obs).__name__}"
+            return f"{one_line(obs)} of type {type(obs).__name__}"
         if array.shape != self._obs_space.shape:
             return f"of shape {array.shape}"
         if self._is_allowed(array):
             return None
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            where = np.argwhere(~np.isfinite(array))[0].tolist()
-            return f"with {array[tuple(where)]} at {where}" if where else f"{array}"
+            index = np.argwhere(~np.isfinite(array))[0].tolist()
+            return f"with {array[tuple(index)]} at {index}" if index else f"{array}"
         if array.size == 1:
             return f"{array.item()}"
         return f"of dtype {array.dtype} with values from {array.min()} to {array.max()}"
 
-    def _rewards(self, rewarded: Sequence[Any]) -> np.ndarray:
-        """float32 [B]."""
+    def _rewards(self, rewards: Sequence[Any]) -> np.ndarray:
+        """The rewards of all copies, float32 [B]; RunError where one is no finite number."""
         try:
-            rewards = np.array(rewarded, np.float64)
+            numbers = np.array(rewards, np.float64)
         except (TypeError, ValueError):
-            rewards = np.empty(0)
-        if rewards.shape != (self.num_envs,) or not (np.abs(rewards) <= _LARGEST).all():
-            rewards = np.array([self._number(copy, reward) for copy, reward in enumerate(rewarded)])
-        return rewards.astype(np.float32)
+            numbers = np.empty(0)
+        if numbers.shape != (self.num_envs,) or not (np.abs(numbers) <= _LARGEST).all():
+            numbers = np.array([self._number(copy, reward) for copy, reward in enumerate(rewards)])
+        return numbers.astype(np.float32)
 
     def _number(self, copy: int, reward: Any) -> float:
-        """A finite reward."""
+        """The reward of one copy; RunError where it is no finite number."""
         try:
             number = float(np.asarray(reward, np.float64).reshape(()))
         except (TypeError, ValueError):
             number = np.nan
         if abs(number) <= _LARGEST:
             return number
-        raise self._broken(copy, f"returned reward {_told(reward)}; expected a finite number.")
+        raise self._broken(copy, f"returned reward {one_line(reward)}; expected a finite number.")
 
     def _flags(self, flags: Sequence[Any], name: str) -> np.ndarray:
-        """bool [B]."""
+        """The flags of all copies, bool [B]; RunError where one is neither true nor false."""
         values = np.array(flags)
         if values.dtype == bool and values.shape == (self.num_envs,):
             return values
         for copy, flag in enumerate(flags):
             if np.size(flag) != 1 or flag not in (0, 1):
-                raise self._broken(copy, f"returned {name} {_told(flag)}; expected true or false.")
+                raise self._broken(
+                    copy, f"returned {name} {one_line(flag)}; expected true or false."
+                )
         return np.array([bool(flag) for flag in flags])
 
     def _raised(self, copy: int, error: Exception | SystemExit, call: str = "") -> Exception:
         """The RunError that says that `call` (else the running reset or step) raised `error`."""
         if isinstance(error, (ConfigError, RunError)):
             return error
-        masked = not call and self._is_masked(copy)
-        return self._broken(copy, f"raised {_what(error)}.{_MASKED if masked else ''}", call)
+        problem = f"raised {describe_error(error)}."
+        if not call and self._is_masked(copy):
+            problem += _MASKED
+        return self._broken(copy, problem, call)
 
     def _is_masked(self, copy: int) -> bool:
         """Whether a copy's newest info ruled out the action that it was given."""
@@ -336,111 +383,23 @@ class GymEnv(VectorEnv):
         except (TypeError, ValueError, IndexError):
             return False
 
-    def _broken(self, copy: int, what: str, call: str = "") -> RunError:
-        """The RunError of a copy that did `what` when it was called."""
-        past, seed = len(self._actions[copy]), self._seeds[copy]
+    def _broken(self, copy: int, problem: str, call: str = "") -> RunError:
+        """The RunError that says that `call` (else the running reset or step) did `problem`."""
+        episode = self._episodes[copy]
+        steps = len(episode.actions)
         if call:
-            call = f"{call} after {past} steps of an episode"
+            call = f"{call} after {steps} steps of an episode"
         elif self._playing:
-            action = _told(self._playing[copy].tolist())
-            call = f"step({action}), number {past + 1} of its episode,"
+            action = one_line(self._playing[copy].tolist())
+            call = f"step({action}), number {steps + 1} of its episode,"
+        elif episode.seed is None:
+            call = "reset()"
         else:
-            call = "reset()" if seed is None else f"reset(seed={seed})"
-        return RunError(f"{self.named}: {call} {what}")
+            call = f"reset(seed={episode.seed})"
+        return RunError(f"{self.named}: {call} {problem}")
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
-
-
-def _registered(id: str, named: str) -> EnvSpec:
-    """What Gymnasium knows of `id`; ConfigError where it knows nothing, or its module fails."""
-    module, _, name = id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except (Exception, SystemExit) as error:
-            what = f"the module {module} cannot be imported"
-            raise ConfigError(f"{named}: {what}: {_what(error)}.") from error
-    if name in gymnasium.registry:
-        return gymnasium.registry[name]
-    if not module:
-        near = nearest(name, gymnasium.registry)
-        own = f"Ids of a module of yours are written module:Id, as in env.id=myenv:{name}"
-        raise ConfigError(f"{named}: not registered with Gymnasium.{near} {own}.")
-    package = module.partition(".")[0]
-    theirs = [key for key, spec in gymnasium.registry.items() if _package(spec) == package]
-    more = nearest(name, theirs) if theirs else " Call gymnasium.register in it."
-    raise ConfigError(f"{named}: the module {module} does not register {name}.{more}")
-
-
-def _package(spec: EnvSpec) -> str:
-    """Where an env's class lies."""
-    entry: Any = spec.entry_point
-    module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
-    return module.partition(":")[0].partition(".")[0]
-
-
-def _make(spec: EnvSpec, kwargs: Mapping[str, Any], named: str) -> gymnasium.Env:
-    """One copy, without the time limit and the checks of Gymnasium, since GymEnv has its own."""
-    try:
-        env: Any = gymnasium.make(spec.id, max_episode_steps=-1, disable_env_checker=True, **kwargs)
-        generator = env.unwrapped.np_random
-        for space in (env.observation_space, env.action_space):
-            if not isinstance(space, gymnasium.Space):
-                raise TypeError(f"its spaces are {env.observation_space} and {env.action_space}")
-    except (ConfigError, RunError):
-        raise
-    except Exception as raised:
-        error: BaseException = raised
-        wrong = _wrong_argument(spec, kwargs, named) if isinstance(error, TypeError) else None
-        if wrong:
-            raise ConfigError(wrong) from error
-        if error.__cause__ and "was raised from the environment creator" in str(error):
-            error = error.__cause__  # Gymnasium has added all of kwargs to it
-        raise ConfigError(f"{named}: Gymnasium cannot make it: {_what(error)}.") from error
-    if not isinstance(getattr(generator, "bit_generator", None), np.random.PCG64):
-        expected = "expected what gymnasium.Env.reset(seed=…) makes, a PCG64"
-        raise ConfigError(f"{named}: its np_random is {_told(generator)}; {expected}.")
-    return env
-
-
-def _wrong_argument(spec: EnvSpec, kwargs: Mapping[str, Any], named: str) -> str | None:
-    """What does not fit the parameters of an env's class, if they are known."""
-    try:
-        entry: Any = spec.entry_point
-        creator = load_env_creator(entry) if isinstance(entry, str) else entry
-        parameters = inspect.signature(creator).parameters.values()
-    except (TypeError, ValueError, ImportError, AttributeError):
-        return None
-    keyed = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    names = [p.name for p in keyed]
-    given = {**spec.kwargs, **kwargs}
-    for p in keyed:
-        if p.default is p.empty and p.name not in given:
-            return f"env.kwargs.{p.name}: missing; {spec.id} needs it."
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    if "render_mode" in kwargs and "render_mode" not in names:
-        return f"{named}: cannot be drawn, since its class takes no render_mode."
-    for key in kwargs:
-        if key not in names:
-            return f"env.kwargs.{key}: {spec.id} has no such parameter.{nearest(key, names)}"
-    return None
-
-
-def _what(error: BaseException) -> str:
-    """An exception on one line, with the place in the env's own code."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    others = (sysconfig.get_paths()["stdlib"], "site-packages", "<frozen")
-    own = [frame for frame in frames if not any(other in frame.filename for other in others)]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}{place}: {_told(error)}".removesuffix(": ").rstrip(".")
-
-
-def _told(value: Any) -> str:
-    """Any value on one line."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 def _count(result: Any) -> str:
@@ -451,13 +410,14 @@ def _count(result: Any) -> str:
 
 
 def _generator_state(generator: np.random.Generator) -> np.ndarray:
-    """uint64 [6] of a PCG64, the generator of Gymnasium."""
+    """The state of a PCG64, the generator of Gymnasium, as uint64 [6]."""
     state: Any = generator.bit_generator.state
-    inner, low = state["state"], (1 << 64) - 1
+    inner = state["state"]
+    low_bits = (1 << 64) - 1
     words = [
-        inner["state"] & low,
+        inner["state"] & low_bits,
         inner["state"] >> 64,
-        inner["inc"] & low,
+        inner["inc"] & low_bits,
         inner["inc"] >> 64,
         state["has_uint32"],
         state["uinteger"],
@@ -466,10 +426,10 @@ def _generator_state(generator: np.random.Generator) -> np.ndarray:
 
 
 def _generator(words: np.ndarray) -> np.random.Generator:
-    """The inverse."""
+    """The generator whose state `_generator_state` has given as `words`, uint64 [6]."""
     state, state_high, inc, inc_high, has_uint32, uinteger = (int(word) for word in words)
     bits = np.random.PCG64()
-    inner: Any = {"state": state | state_high << 64, "inc": inc | inc_high << 64}
+    inner: Any = {"state": state | (state_high << 64), "inc": inc | (inc_high << 64)}
     bits.state = {
         "bit_generator": "PCG64",
         "state": inner,

@@ -1,4 +1,4 @@
-"""Two rooms and a door: a grid maze (after Sutton, Precup & Singh 1999), whose door makes a natural sub-goal."""
+"""Two rooms and a door, a natural sub-goal: a maze after Sutton, Precup & Singh (1999)."""
 
 from dataclasses import dataclass
 
@@ -17,20 +17,26 @@ PLAN = (
     "#...#..G#",
     "#########",
 )
-"""# wall, S start, G goal."""
+"""# is a wall, S the start, G the goal."""
 
 _WIDTH = len(PLAN[0])
 _CELLS = "".join(PLAN)
 _FREE = [i for i, cell in enumerate(_CELLS) if cell != "#"]
-_MOVES = (-_WIDTH, 1, _WIDTH, -1)  # up, right, down, left
+_MOVES = (-_WIDTH, 1, _WIDTH, -1)
+"""How far, in cells of the plan, the actions go: up, right, down, left."""
 
 
 @dataclass(frozen=True)
 class Maze(Dynamics):
-    """State [B, 1]: cell of the plan, row by row; the observation counts free cells only. Four moves, replaced by a random one
-    with probability `slip`; a wall stops a move. −0.01 per step and 1 at the goal: the shortest way, 10 moves, returns 0.9."""
+    """Find the goal in the other room: −0.01 per step, and 1 at the goal, where the episode ends.
+
+    State int64 [B, 1]: the cell of the plan, counted row by row; the observation counts free cells
+    only. The actions move up, right, down and left; a wall stops a move. The shortest way is 10
+    moves long and returns 0.9.
+    """
 
     slip: float = 0.0
+    """Probability that a random move takes the place of the action."""
 
     observation_space = spaces.Discrete(len(_FREE))
     action_space = spaces.Discrete(4)
@@ -40,16 +46,16 @@ class Maze(Dynamics):
     transition_draws = 2
 
     def initial(self, draws: Tensor) -> Tensor:
-        return torch.full(
-            (len(draws), 1), _CELLS.index("S"), dtype=torch.int64, device=draws.device
-        )
+        start = torch.tensor([[_CELLS.index("S")]], device=draws.device)
+        return start.repeat(len(draws), 1)
 
     def transition(
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         moves = torch.tensor(_MOVES, device=state.device)
         wall = torch.tensor([cell == "#" for cell in _CELLS], device=state.device)
-        action = torch.where(draws[:, 0] < self.slip, (draws[:, 1] * 4).long(), action)
+        random_action = (draws[:, 1] * 4).long()
+        action = torch.where(draws[:, 0] < self.slip, random_action, action)
         cell = state[:, 0]
         ahead = cell + moves[action]
         cell = torch.where(wall[ahead], cell, ahead)
@@ -57,7 +63,8 @@ class Maze(Dynamics):
         return cell.unsqueeze(-1), terminated.float() - 0.01, terminated
 
     def observe(self, state: Tensor) -> Tensor:
-        return torch.searchsorted(torch.tensor(_FREE, device=state.device), state[:, 0])
+        free = torch.tensor(_FREE, device=state.device)
+        return torch.searchsorted(free, state[:, 0])
 
 
 register("rlx/Maze-v0", Maze)

@@ -1,4 +1,4 @@
-"""Breakout on a board of 10 × 10, after MinAtar's (Young & Tian 2019): a ball that moves diagonally, a paddle, three rows of bricks."""
+"""Breakout on a board of 10 x 10, after MinAtar's (Young & Tian 2019)."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,25 @@ from torch import Tensor
 from rlx.envs.batched import Dynamics, register
 
 SIZE = 10
-TOP, BOTTOM = 1, 4
-"""Rows of bricks: from the one to before the other."""
+"""Rows and columns of the board."""
+TOP = 1
+"""The first row of bricks."""
+BOTTOM = 4
+"""The row below the last row of bricks."""
 
 
 @dataclass(frozen=True)
 class MiniBreakout(Dynamics):
-    """State [B, 38]: the ball's row and column, where it goes (±1 each), its last row and column, the paddle's column, whether it struck
-    bricks a step ago, the bricks. Actions: stay, left, right. A brick gives 1; when none is left the wall is built again; the ball
-    below the paddle ends the episode. The observation has a plane each for paddle, ball, its last place, bricks."""
+    """Keep a ball that moves diagonally in play: the paddle stays (0), moves left (1), right (2).
+
+    State int64 [B, 38]: the ball's row and column, where it goes down and to the right (±1 each),
+    its last row and column, the paddle's column, whether the ball struck bricks a step ago, and the
+    bricks, 1 where there is one, row by row. A broken brick earns 1; when none is left the wall is
+    built again. The episode ends when the ball falls below the paddle.
+
+    The observation [B, 4, 10, 10] has one plane each for the paddle, the ball, the ball's last
+    place and the bricks.
+    """
 
     observation_space = spaces.Box(0, 1, (4, SIZE, SIZE), np.float32)
     action_space = spaces.Discrete(3)
@@ -26,64 +36,68 @@ class MiniBreakout(Dynamics):
     initial_draws = 1
 
     def initial(self, draws: Tensor) -> Tensor:
-        right = (draws[:, 0] >= 0.5).long()
-        row, bricks = (
-            torch.full_like(right, BOTTOM - 1),
-            torch.ones(len(draws), (BOTTOM - TOP) * SIZE, dtype=torch.int64),
-        )
-        column = right * (SIZE - 1)
-        parts = [
-            row,
-            column,
-            torch.ones_like(row),
-            1 - 2 * right,
-            row,
-            column,
-            torch.full_like(row, SIZE // 2 - 1),
-            torch.zeros_like(row),
-        ]
-        return torch.cat([torch.stack(parts, -1), bricks.to(draws.device)], 1)
+        from_right = (draws[:, 0] >= 0.5).long()
+        row = torch.full_like(from_right, BOTTOM - 1)
+        column = from_right * (SIZE - 1)
+        down = torch.ones_like(row)
+        right = 1 - 2 * from_right
+        paddle = torch.full_like(row, SIZE // 2 - 1)
+        struck = torch.zeros_like(row)
+        numbers = torch.stack([row, column, down, right, row, column, paddle, struck], -1)
+        bricks = torch.ones_like(row).unsqueeze(1).repeat(1, (BOTTOM - TOP) * SIZE)
+        return torch.cat([numbers, bricks], 1)
 
     def transition(
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        row, column, down, right, _, _, paddle, struck = state[:, :8].unbind(-1)
+        old_row, old_column, down, right, _, _, paddle, struck = state[:, :8].unbind(-1)
         bricks = state[:, 8:]
-        paddle = (paddle - (action == 1).long() + (action == 2).long()).clamp(0, SIZE - 1)
-        old_row, old_column = row, column
+        step = (action == 2).long() - (action == 1).long()
+        paddle = (paddle + step).clamp(0, SIZE - 1)
+
+        # The ball is thrown back by the side walls and by the ceiling …
         column = old_column + right
         outside = (column < 0) | (column >= SIZE)
-        right, column = torch.where(outside, -right, right), column.clamp(0, SIZE - 1)
+        right = torch.where(outside, -right, right)
+        column = column.clamp(0, SIZE - 1)
         row = old_row + down
         ceiling = row < 0
-        row, down = torch.where(ceiling, 0, row), torch.where(ceiling, 1, down)
-        wall = (row >= TOP) & (row < BOTTOM)
-        place = ((row - TOP) * SIZE + column).clamp(0, bricks.shape[1] - 1).unsqueeze(1)
-        hit = wall & (bricks.gather(1, place).squeeze(1) > 0)
-        broken = hit & (struck == 0)  # in two successive steps a ball breaks one brick only
-        bricks = bricks.scatter(
-            1, place, torch.where(broken.unsqueeze(1), 0, bricks.gather(1, place))
-        )
-        row, down = torch.where(broken, old_row, row), torch.where(broken, -down, down)
+        row = torch.where(ceiling, 0, row)
+        down = torch.where(ceiling, 1, down)
+
+        # … and by bricks; in two successive steps it breaks one only.
+        in_wall = (row >= TOP) & (row < BOTTOM)
+        brick = ((row - TOP) * SIZE + column).clamp(0, bricks.shape[1] - 1).unsqueeze(1)
+        present = bricks.gather(1, brick)
+        hit = in_wall & (present.squeeze(1) > 0)
+        broken = hit & (struck == 0)
+        bricks = bricks.scatter(1, brick, torch.where(broken.unsqueeze(1), 0, present))
+        row = torch.where(broken, old_row, row)
+        down = torch.where(broken, -down, down)
+
+        # At the floor the paddle catches it, at a corner of the paddle it goes back where it came.
         floor = row == SIZE - 1
-        bricks = torch.where((floor & (bricks.sum(1) == 0)).unsqueeze(1), 1, bricks)
-        straight, corner = (
-            floor & (old_column == paddle),
-            floor & (old_column != paddle) & (column == paddle),
-        )
+        cleared = floor & (bricks.sum(1) == 0)
+        bricks = torch.where(cleared.unsqueeze(1), 1, bricks)
+        straight = floor & (old_column == paddle)
+        corner = floor & (old_column != paddle) & (column == paddle)
         caught = straight | corner
         right = torch.where(corner, -right, right)
-        row, down = torch.where(caught, old_row, row), torch.where(caught, -1, down)
-        parts = [row, column, down, right, old_row, old_column, paddle, hit.long()]
-        return torch.cat([torch.stack(parts, -1), bricks], 1), broken.float(), floor & ~caught
+        row = torch.where(caught, old_row, row)
+        down = torch.where(caught, -1, down)
+
+        numbers = [row, column, down, right, old_row, old_column, paddle, hit.long()]
+        next_state = torch.cat([torch.stack(numbers, -1), bricks], 1)
+        return next_state, broken.float(), floor & ~caught
 
     def observe(self, state: Tensor) -> Tensor:
         row, column, _, _, old_row, old_column, paddle, _ = state[:, :8].unbind(-1)
         board = torch.zeros(len(state), 4, SIZE * SIZE, device=state.device)
-        places = torch.stack(
-            [(SIZE - 1) * SIZE + paddle, row * SIZE + column, old_row * SIZE + old_column], 1
-        ).unsqueeze(2)
-        board[:, :3].scatter_(2, places, 1.0)
+        paddle_cell = (SIZE - 1) * SIZE + paddle
+        ball_cell = row * SIZE + column
+        last_cell = old_row * SIZE + old_column
+        cells = torch.stack([paddle_cell, ball_cell, last_cell], 1)
+        board[:, :3].scatter_(2, cells.unsqueeze(2), 1.0)
         board[:, 3, TOP * SIZE : BOTTOM * SIZE] = state[:, 8:].float()
         return board.unflatten(2, (SIZE, SIZE))
 

@@ -1,4 +1,4 @@
-"""Mountain car: rock an underpowered car out of a valley (Moore 1990; Gymnasium's MountainCar-v0)."""
+"""Mountain car: rock a weak car out of a valley (Moore 1990; Gymnasium's MountainCar-v0)."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,21 @@ from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
 
-_LOW, _HIGH = np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32)
+_LOW = np.array([-1.2, -0.07], np.float32)
+_HIGH = np.array([0.6, 0.07], np.float32)
 
 
 @dataclass(frozen=True)
 class MountainCar(Dynamics):
-    """State [B, 2]: position, speed. Push left, not at all or right; −1 per step until position 0.5."""
+    """Push left (0), not at all (1) or right (2): −1 per step until position 0.5 is reached.
+
+    State [B, 2]: position and speed. The height of the ground at position x is sin 3x.
+    """
 
     force: float = 0.001
+    """By how much a push changes the speed."""
     gravity: float = 0.0025
+    """By how much the steepest slope changes the speed in a step."""
 
     observation_space = spaces.Box(_LOW, _HIGH, dtype=np.float32)
     action_space = spaces.Discrete(3)
@@ -32,11 +38,14 @@ class MountainCar(Dynamics):
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, speed = state.unbind(-1)
-        speed = speed + (action.to(state.dtype) - 1) * self.force - self.gravity * torch.cos(3 * x)
+        push = (action.to(state.dtype) - 1) * self.force
+        speed = speed + push - self.gravity * torch.cos(3 * x)
         speed = speed.clamp(-0.07, 0.07)
         x = (x + speed).clamp(-1.2, 0.6)
+        # The left end of the valley is a wall.
         speed = torch.where(x <= -1.2, speed.clamp(min=0), speed)
-        return torch.stack([x, speed], -1), -torch.ones_like(x), (x >= 0.5) & (speed >= 0)
+        terminated = (x >= 0.5) & (speed >= 0)
+        return torch.stack([x, speed], -1), -torch.ones_like(x), terminated
 
     def observe(self, state: Tensor) -> Tensor:
         return state

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlx.envs.batched import BatchedEnv, Dynamics
 
 _NEVER = 2**31 - 1
-"""The time limit of one copy is Gymnasium's own, `gymnasium.wrappers.TimeLimit`."""
+"""A limit that is not reached: one copy has Gymnasium's own, `gymnasium.wrappers.TimeLimit`."""
 
 
 class SingleEnv(gymnasium.Env[Any, Any]):
@@ -29,7 +29,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         render_mode: None = None,
         **parameters: Any,
     ):
-        """`dynamics`: "module:Class", made with `parameters`."""
+        """`dynamics`: a class or "module:Class", made with `parameters`."""
         self.batch = BatchedEnv(
             make_dynamics(dynamics, **parameters),
             max_episode_steps=_NEVER,
@@ -47,7 +47,8 @@ class SingleEnv(gymnasium.Env[Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """First observation; without a seed, the random stream goes on."""
         if seed is not None:
-            seed = int(seed)  # also NumPy's, of which Gymnasium wants nothing
+            # It may be a number of NumPy's, which Gymnasium does not take.
+            seed = int(seed)
         super().reset(seed=seed)
         obs, _ = self.batch.reset(seed=seed)
         return self._first(obs), {}
@@ -66,12 +67,12 @@ class Arrays(VectorWrapper):
     """The copies of a BatchedEnv with NumPy arrays out, as Gymnasium's own vector wrappers need."""
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """As the env's."""
+        """As `BatchedEnv.reset`."""
         obs, info = self.env.reset(**kwargs)
         return _array(obs), info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As the env's."""
+        """As `BatchedEnv.step`."""
         *columns, info = self.env.step(actions)
         obs, reward, terminated, truncated = map(_array, columns)
         info = {name: _array(value) for name, value in info.items()}
@@ -88,7 +89,10 @@ def make_many(
     numpy: bool = False,
     **parameters: Any,
 ) -> VectorEnv:
-    """Copies of `dynamics`, "module:Class", made with `parameters`. `numpy`: arrays out."""
+    """Copies of `dynamics`, a class or "module:Class", made with `parameters`.
+
+    `numpy`: what they return is arrays in place of tensors.
+    """
     env = BatchedEnv(
         make_dynamics(dynamics, **parameters),
         num_envs,
@@ -101,7 +105,7 @@ def make_many(
 
 
 def make_dynamics(dynamics: str | type[Dynamics], **parameters: Any) -> Dynamics:
-    """The Dynamics of that name, or class, with `parameters`."""
+    """The Dynamics of a class or "module:Class", with `parameters`."""
     kind = resolve_name(dynamics) if isinstance(dynamics, str) else dynamics
     return kind.from_keywords(**parameters)
 

@@ -1,7 +1,8 @@
-"""Gymnasium's grids (Taxi, FrozenLake, CliffWalking, …) stepped in batches, from their own transition tables."""
+"""Gymnasium's grids (Taxi, FrozenLake, CliffWalking, …) in batches, from their own tables."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -12,98 +13,146 @@ from rlx.envs.batched import Dynamics, register
 from rlx.errors import ConfigError
 from rlx.names import nearest
 
+_MAX_STEPS = 500
+"""The time limit where Gymnasium has none, as for CliffWalking."""
+
+
+class Table(NamedTuple):
+    """The transitions of O states under A actions, each with K outcomes at most, as tensors."""
+
+    bounds: Tensor
+    """float32 [O, A, K − 1]: the cumulative probabilities of the outcomes, but for the last 1."""
+    next_state: Tensor
+    """int64 [O, A, K]."""
+    reward: Tensor
+    """float32 [O, A, K]."""
+    terminated: Tensor
+    """bool [O, A, K]."""
+    initial: Tensor
+    """float32 [O − 1]: the cumulative probabilities of first states, but for the last 1."""
+
 
 @dataclass(frozen=True)
 class Tabular(Dynamics):
-    """Any env with the transition table `P` of Gymnasium's toy_text family. State [B, 1]: the number of the state."""
+    """Any env with the transition table `P` of Gymnasium's toy_text family.
+
+    State int64 [B, 1]: the number of the state, which is the observation.
+    """
 
     id: str
+    """Its id at Gymnasium."""
     kwargs: Any
+    """Arguments of `gymnasium.make`, names and values; null: none."""
 
-    max_episode_steps = 500
-    """Where Gymnasium has no limit: it has none for CliffWalking."""
     initial_draws = 1
     transition_draws = 1
 
     def __post_init__(self) -> None:
-        if self.id not in gymnasium.registry:
-            raise ConfigError(
-                f"env.id={self.id}: not registered with Gymnasium.{nearest(self.id, gymnasium.registry)}"
-            )
-        try:
-            env = gymnasium.make(self.id, **(self.kwargs or {}))
-        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-            raise ConfigError(f"env.id={self.id}: Gymnasium cannot make it ({error}).") from None
-        model: Any = env.unwrapped
-        if not hasattr(model, "P") or not hasattr(model, "initial_state_distrib"):
-            raise ConfigError(
-                f"env.id={self.id}: has no transition table; use env=gym env.id={self.id}."
-            )
-        states, actions = int(env.observation_space.n), int(env.action_space.n)  # type: ignore[attr-defined]
-        outcomes = max(len(branch) for row in model.P.values() for branch in row.values())
-        table = np.zeros(
-            (4, states, actions, outcomes)
-        )  # probability, next state, reward, terminated
-        for state, row in model.P.items():
-            for action, branch in row.items():
-                table[:, state, action, : len(branch)] = np.array(branch, dtype=np.float64).T
-        tables = {
-            "bounds": torch.from_numpy(table[0].cumsum(-1)[..., :-1].astype(np.float32)),
-            "next": torch.from_numpy(table[1].astype(np.int64)),
-            "reward": torch.from_numpy(table[2].astype(np.float32)),
-            "terminated": torch.from_numpy(table[3].astype(bool)),
-            "initial": torch.from_numpy(
-                np.cumsum(model.initial_state_distrib)[:-1].astype(np.float32)
-            ),
-        }
-        shape = getattr(
-            model, "shape", (model.nrow, model.ncol) if hasattr(model, "nrow") else None
-        )
-        own = {
-            "observation_space": env.observation_space,
-            "action_space": env.action_space,
-            "grid": shape,
-            "_tables": {"cpu": tables},
-        }
-        own |= {"reward_threshold": env.spec.reward_threshold if env.spec else None}
-        if env.spec and env.spec.max_episode_steps:
-            own["max_episode_steps"] = env.spec.max_episode_steps
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
+        # Errors of the id and of its arguments appear here.
+        self.table(torch.device("cpu"))
 
     @classmethod
     def from_keywords(cls, table: str, **kwargs: Any) -> "Tabular":  # type: ignore[override]
         """Gymnasium's env `table`, with its own keywords."""
         return cls(table, kwargs)
 
-    def tables(self, device: torch.device) -> dict[str, Tensor]:
-        """bounds [O, A, K − 1] (cumulative probabilities of the K outcomes), next, reward, terminated [O, A, K], initial [O − 1]."""
-        kept = self._tables  # type: ignore[attr-defined]
-        if str(device) not in kept:
-            kept[str(device)] = {name: value.to(device) for name, value in kept["cpu"].items()}
-        return kept[str(device)]
+    @property
+    def observation_space(self) -> gymnasium.Space:  # type: ignore[override]
+        """That of Gymnasium's env."""
+        return self._env.observation_space
+
+    @property
+    def action_space(self) -> gymnasium.Space:  # type: ignore[override]
+        """That of Gymnasium's env."""
+        return self._env.action_space
+
+    @property
+    def max_episode_steps(self) -> int:  # type: ignore[override]
+        """That of Gymnasium's env."""
+        spec = self._env.spec
+        return (spec and spec.max_episode_steps) or _MAX_STEPS
+
+    @property
+    def reward_threshold(self) -> float | None:  # type: ignore[override]
+        """That of Gymnasium's env."""
+        spec = self._env.spec
+        return spec.reward_threshold if spec else None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:  # type: ignore[override]
+        """The rows and columns of Gymnasium's env, where it says them."""
+        model: Any = self._env.unwrapped
+        if hasattr(model, "shape"):
+            return model.shape
+        return (model.nrow, model.ncol) if hasattr(model, "nrow") else None
+
+    @cached_property
+    def _env(self) -> gymnasium.Env:
+        """Gymnasium's env; ConfigError where there is none, or none with a table."""
+        key = f"env.id={self.id}"
+        if self.id not in gymnasium.registry:
+            near = nearest(self.id, gymnasium.registry)
+            raise ConfigError(f"{key}: not registered with Gymnasium.{near}")
+        try:
+            env = gymnasium.make(self.id, **(self.kwargs or {}))
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+            raise ConfigError(f"{key}: Gymnasium cannot make it ({error}).") from None
+        if not hasattr(env.unwrapped, "P") or not hasattr(env.unwrapped, "initial_state_distrib"):
+            raise ConfigError(f"{key}: has no transition table; use env=gym env.id={self.id}.")
+        return env
+
+    @cached_property
+    def _tables(self) -> dict[str, Table]:
+        """The table on each device where it was wanted."""
+        return {"cpu": _read(self._env)}
+
+    def table(self, device: torch.device) -> Table:
+        """The transitions, on `device`."""
+        tables = self._tables
+        if str(device) not in tables:
+            tables[str(device)] = Table(*(value.to(device) for value in tables["cpu"]))
+        return tables[str(device)]
 
     def initial(self, draws: Tensor) -> Tensor:
-        return torch.searchsorted(
-            self.tables(draws.device)["initial"], draws[:, 0].contiguous(), right=True
-        ).unsqueeze(-1)
+        bounds = self.table(draws.device).initial
+        return torch.searchsorted(bounds, draws[:, 0].contiguous(), right=True).unsqueeze(-1)
 
     def transition(
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        tables, place = self.tables(state.device), (state[:, 0], action)
-        outcome = (draws >= tables["bounds"][place]).sum(-1)
-        return (
-            tables["next"][*place, outcome].unsqueeze(-1),
-            tables["reward"][*place, outcome],
-            tables["terminated"][*place, outcome],
-        )
+        table = self.table(state.device)
+        number = state[:, 0]
+        outcome = (draws >= table.bounds[number, action]).sum(-1)
+        index = (number, action, outcome)
+        return table.next_state[index].unsqueeze(-1), table.reward[index], table.terminated[index]
 
     def observe(self, state: Tensor) -> Tensor:
         return state[:, 0]
 
 
+def _read(env: gymnasium.Env) -> Table:
+    """The transition table of an env of Gymnasium's toy_text family."""
+    model: Any = env.unwrapped
+    states, actions = int(env.observation_space.n), int(env.action_space.n)  # type: ignore[attr-defined]
+    outcomes = max(len(branch) for row in model.P.values() for branch in row.values())
+    # Of each outcome its probability, next state, reward, and whether it ends the episode.
+    columns = np.zeros((4, states, actions, outcomes))
+    for state, row in model.P.items():
+        for action, branch in row.items():
+            columns[:, state, action, : len(branch)] = np.array(branch, dtype=np.float64).T
+    probability, next_state, reward, terminated = columns
+    bounds = probability.cumsum(-1)[..., :-1]
+    initial = np.cumsum(model.initial_state_distrib)[:-1]
+    return Table(
+        torch.from_numpy(bounds.astype(np.float32)),
+        torch.from_numpy(next_state.astype(np.int64)),
+        torch.from_numpy(reward.astype(np.float32)),
+        torch.from_numpy(terminated.astype(bool)),
+        torch.from_numpy(initial.astype(np.float32)),
+    )
+
+
 for _spec in list(gymnasium.registry.values()):
     if _spec.name != "Blackjack" and str(_spec.entry_point).startswith("gymnasium.envs.toy_text."):
-        _known = (_spec.max_episode_steps, _spec.reward_threshold)
-        register(f"rlx/{_spec.id}", Tabular, *_known, table=_spec.id)
+        _steps = _spec.max_episode_steps or _MAX_STEPS
+        register(f"rlx/{_spec.id}", Tabular, _steps, _spec.reward_threshold, table=_spec.id)

@@ -1,4 +1,4 @@
-"""Partial observation: any env through a narrower window, or with a memory of the last observations."""
+"""Partial observation: any env with some components hidden, or its last observations stacked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,30 +9,34 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from rlx.agent import Rules
 from rlx.config import at_least
 from rlx.env import TensorEnv, resize
 from rlx.errors import ConfigError
 from rlx.nn.encoders import is_image
-from rlx.nn.networks import along
+from rlx.nn.seed_axis import along
 
 
 class View(VectorEnv):
-    """`env` of which the components `observe` of a flat Box observation are seen (None: all), the last `stack` times in a row.
+    """`env` as a `TensorEnv` that shows some components of its observations, several at once.
 
-    Observations are [B, stack · components], or images [B, stack · C, H, W], the oldest first; an episode begins with its first
-    observation repeated.
+    Observations are the last `stack` ones of `env`, the oldest first: [B, stack · components], or
+    images [B, stack · C, H, W]. An episode begins with its first observation repeated.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    rules: Rules | None = None
+    grid: tuple[int, int] | None = None
 
     def __init__(self, env: TensorEnv, observe: Sequence[int] | None, stack: int):
+        """`observe`: the components of a flat observation that are seen; None: all."""
         space = env.single_observation_space
-        if not isinstance(space, gymnasium.spaces.Box) or not (
-            len(space.shape) == 1 or (is_image(space.shape) and observe is None)
-        ):
-            raise ConfigError(
-                f"env.observe, env.stack: need observations of one axis, env.stack also takes images; this env has {space}."
-            )
+        flat = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
+        image = isinstance(space, gymnasium.spaces.Box) and is_image(space.shape)
+        if not flat and not (image and observe is None):
+            expected = "need observations of one axis, env.stack also takes images"
+            raise ConfigError(f"env.observe, env.stack: {expected}; this env has {space}.")
+        assert isinstance(space, gymnasium.spaces.Box)
         known = list(range(space.shape[0]))
         self.components = known if observe is None else _components(observe, known)
         if not isinstance(stack, int):
@@ -40,22 +44,25 @@ class View(VectorEnv):
         at_least(stack, 1, "env.stack")
         if len(set(self.components)) < len(self.components):
             raise ConfigError("env.observe: names a component twice.")
-        self.env, self.stack = env, stack
-        low, high = (
-            np.concatenate([bound[self.components]] * stack) for bound in (space.low, space.high)
-        )
-        self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=space.dtype)  # type: ignore[arg-type]
+        self.env = env
+        self.stack = stack
+        dtype: Any = space.dtype
+        low = np.concatenate([space.low[self.components]] * stack)
+        high = np.concatenate([space.high[self.components]] * stack)
+        self.single_observation_space = gymnasium.spaces.Box(low, high, dtype=dtype)
         self.single_action_space = env.single_action_space
-        self.max_episode_steps, self.reward_threshold = env.max_episode_steps, env.reward_threshold
+        self.max_episode_steps = env.max_episode_steps
+        self.reward_threshold = env.reward_threshold
         self.past: Tensor
+        """The last observations, [B, stack, components] or [B, stack, C, H, W]."""
         resize(self, self.env.num_envs)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict]:
-        """First observations [B, stack · components]."""
+        """First observations [B, stack · components], as `TensorEnv.reset`."""
         obs, info = self.env.reset(seed=seed, options=options)
-        past: Tensor = self._repeated(obs)
+        past = self._repeated(obs)
         mask = (options or {}).get("reset_mask")
         if mask is not None:
             begun = along(torch.as_tensor(mask, device=past.device), past)
@@ -68,7 +75,8 @@ class View(VectorEnv):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """As `TensorEnv.step`."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
-        final = torch.cat([self.past[:, 1:], info["final_obs"][:, None, self.components]], 1)
+        newest = info["final_obs"][:, None, self.components]
+        final = torch.cat([self.past[:, 1:], newest], 1)
         ended = along(terminated | truncated, final)
         self.past = torch.where(ended, self._repeated(obs), final)
         info = {**info, "final_obs": final.flatten(1, 2)}
@@ -85,16 +93,18 @@ class View(VectorEnv):
         return self.env.state_dict() | {"past": self.past}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state_dict()` was taken."""
-        self.env.load_state_dict({name: value for name, value in state.items() if name != "past"})
+        """Go on from where `state_dict()` was taken."""
+        inner = {name: value for name, value in state.items() if name != "past"}
+        self.env.load_state_dict(inner)
         self.past = state["past"].clone()
 
     def _repeated(self, obs: Tensor) -> Tensor:
+        """The observations `obs` [B, *O] in place of all the last ones."""
         return torch.stack([obs[:, self.components]] * self.stack, 1)
 
 
 def _components(observe: Any, known: list[int]) -> list[int]:
-    """The numbers `observe` as a list; ConfigError where they are not some of `known`."""
+    """The components `observe` as a list; ConfigError where they are not some of `known`."""
     numbers = list(observe) if isinstance(observe, Sequence) else [observe]
     whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
     if not numbers or not whole or not set(numbers) <= set(known):

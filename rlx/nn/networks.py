@@ -1,10 +1,8 @@
 """Layers with a seed axis: S independent networks of one shape, evaluated and trained as one."""
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +10,12 @@ from torch import Tensor, nn
 from rlx.errors import ConfigError
 from rlx.nn.rng import Streams
 
-M = TypeVar("M", bound=nn.Module)
-
 
 class SeedLinear(nn.Module):
-    """S affine maps side by side: [S, B, in] → [S, B, out]. `weight` is [S, in, out], `bias` [S, 1, out] or None."""
+    """S affine maps side by side: [S, B, inputs] → [S, B, outputs].
+
+    `weight` is [S, inputs, outputs], `bias` [S, 1, outputs] or None.
+    """
 
     def __init__(self, inputs: int, outputs: int, rng: Streams, bias: bool = True):
         super().__init__()
@@ -25,15 +24,16 @@ class SeedLinear(nn.Module):
         self.bias = nn.Parameter((rng.uniform(1, outputs) * 2 - 1) * bound) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            torch.bmm(x, self.weight)
-            if self.bias is None
-            else torch.baddbmm(self.bias, x, self.weight)
-        )
+        if self.bias is None:
+            return torch.bmm(x, self.weight)
+        return torch.baddbmm(self.bias, x, self.weight)
 
 
 class MLP(nn.Module):
-    """Fully connected network [S, B, inputs] → [S, B, outputs], with `activation` (ReLU in place) between its layers."""
+    """Fully connected network: [S, B, inputs] → [S, B, outputs].
+
+    `activation` (by default ReLU, in place) stands between its layers.
+    """
 
     def __init__(
         self,
@@ -55,8 +55,12 @@ class MLP(nn.Module):
 
 
 class SeedConv(nn.Module):
-    """S convolutions side by side: [S, B, in, H, W] → [S, B, out, H', W']. `weight` is [S, out, in, k, k], `bias` [S, out] or
-    None: before batch normalisation it has no effect and no gradient but noise, which Adam would make steps of."""
+    """S convolutions side by side: [S, B, inputs, H, W] → [S, B, outputs, H', W'].
+
+    `weight` is [S, outputs, inputs, kernel, kernel], `bias` [S, outputs] or None. Before batch
+    normalisation leave the bias out: there it has no effect, and its gradient is only rounding
+    noise, which Adam would turn into full steps.
+    """
 
     def __init__(
         self,
@@ -69,45 +73,54 @@ class SeedConv(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        self.stride, self.padding, fan_in = stride, padding, inputs * kernel**2
-        self.weight = nn.Parameter(
-            (rng.uniform(outputs, inputs, kernel, kernel) * 2 - 1) / math.sqrt(fan_in)
-        )
-        self.bias = (
-            nn.Parameter((rng.uniform(outputs) * 2 - 1) / math.sqrt(fan_in)) if bias else None
-        )
+        self.stride = stride
+        self.padding = padding
+        root = math.sqrt(inputs * kernel**2)  # nn.Conv2d's own initialisation
+        weight = rng.uniform(outputs, inputs, kernel, kernel)
+        self.weight = nn.Parameter((weight * 2 - 1) / root)
+        self.bias = nn.Parameter((rng.uniform(outputs) * 2 - 1) / root) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":  # a grouped convolution is a third slower there
-            each = zip(
-                x, self.weight, [None] * len(x) if self.bias is None else self.bias, strict=True
-            )
-            return torch.stack(
-                [
-                    nn.functional.conv2d(one, weight, bias, self.stride, self.padding)
-                    for one, weight, bias in each
-                ]
-            )
+        if x.device.type == "cpu":
+            return self._one_by_one(x)
         seeds = len(x)
         bias = None if self.bias is None else self.bias.flatten()
-        side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · in, H, W]
+        weight = self.weight.flatten(0, 1)
+        side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · inputs, H, W]
         y = nn.functional.conv2d(
-            side_by_side, self.weight.flatten(0, 1), bias, self.stride, self.padding, groups=seeds
+            side_by_side, weight, bias, self.stride, self.padding, groups=seeds
         )
         return y.unflatten(1, (seeds, -1)).transpose(0, 1)
+
+    def _one_by_one(self, x: Tensor) -> Tensor:
+        """One seed after another: a grouped convolution takes a third longer on a CPU."""
+        biases = [None] * len(x) if self.bias is None else self.bias
+        images = [
+            nn.functional.conv2d(image, weight, bias, self.stride, self.padding)
+            for image, weight, bias in zip(x, self.weight, biases, strict=True)
+        ]
+        return torch.stack(images)
 
 
 @torch.no_grad()
 def scale_for_relu(net: nn.Module) -> None:
-    """Begin its convolutions with weights that neither shrink nor swell what passes ReLU layers, for depth (He et al. 2015)."""
+    """Scale the first weights of all convolutions in `net` for ReLU (He et al. 2015).
+
+    With them the activations neither shrink nor grow with the depth.
+    """
     for layer in net.modules():
         if isinstance(layer, SeedConv):
             layer.weight.mul_(math.sqrt(6))
 
 
 class SeedBatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) of each seed's channels x [S, B, C, H, W] or [S, B, C]: by the batch's own moments where
-    `training`, else by running ones (the biased variance, unlike torch)."""
+    """Batch normalisation (Ioffe & Szegedy 2015) of each seed's channels.
+
+    Input and output are [S, B, C, H, W] or [S, B, C]. In training mode it goes by the moments of
+    the batch, else by running ones (whose variance is the biased one, unlike torch's). It starts
+    in evaluation mode, since a policy's decision must not depend on the rest of its batch: a
+    learning step switches the mode on and off.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -115,28 +128,30 @@ class SeedBatchNorm(nn.Module):
     def __init__(self, channels: int, seeds: Tensor):
         super().__init__()
         shape = (len(seeds), 1, channels, 1, 1)
-        self.scale, self.shift = (
-            nn.Parameter(torch.full(shape, value, device=seeds.device)) for value in (1.0, 0.0)
-        )
+        self.scale = nn.Parameter(torch.ones(shape, device=seeds.device))
+        self.shift = nn.Parameter(torch.zeros(shape, device=seeds.device))
         self.register_buffer("mean", torch.zeros(shape, device=seeds.device))
         self.register_buffer("variance", torch.ones(shape, device=seeds.device))
-        self.eval()  # a policy's decisions do not depend on the batch; the learning step says otherwise
+        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
             return self(x[..., None, None])[..., 0, 0]
         if not self.training:
             return (x - self.mean) * ((self.variance + 1e-5).rsqrt() * self.scale) + self.shift
-        side_by_side = x.transpose(0, 1).flatten(
-            1, 2
-        )  # [B, S · C, H, W]: torch's own kernel, twice as fast as the formula
+        # torch's own kernel is twice as fast as the formula.
+        side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · C, H, W]
         y, mean, inverse = torch.native_batch_norm(
             side_by_side, self.scale.flatten(), self.shift.flatten(), None, None, True, 0.0, 1e-5
         )
-        with torch.no_grad():
-            self.mean.lerp_(mean.view_as(self.mean), 0.1)
-            self.variance.lerp_((inverse**-2 - 1e-5).view_as(self.variance), 0.1)
+        self._update(mean, inverse**-2 - 1e-5)
         return y.unflatten(1, (len(x), -1)).transpose(0, 1)
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running moments towards those of a batch, [S · C] each."""
+        self.mean.lerp_(mean.view_as(self.mean), 0.1)
+        self.variance.lerp_(variance.view_as(self.variance), 0.1)
 
 
 class ConvNet(nn.Module):
@@ -151,8 +166,11 @@ class ConvNet(nn.Module):
         seeds: Tensor,
         rng: Streams,
     ):
-        """`shape` (C, H, W) of an image, which is divided by `scale`; `layers`: [channels, kernel, stride] each. ConfigError
-        where the image is too small."""
+        """`shape`: (C, H, W) of an image; `layers`: [channels, kernel, stride] of each.
+
+        Images are divided by `scale`. With `batch_norm` they are normalised before the first
+        layer, and behind every convolution. ConfigError where the image is too small.
+        """
         super().__init__()
         self.scale = scale
         channels, height, width = shape
@@ -162,14 +180,13 @@ class ConvNet(nn.Module):
             if batch_norm:
                 parts.append(SeedBatchNorm(outputs, seeds))
             parts.append(nn.ReLU())
-            channels, height, width = (
-                outputs,
-                (height - kernel) // stride + 1,
-                (width - kernel) // stride + 1,
-            )
+            channels = outputs
+            height = (height - kernel) // stride + 1
+            width = (width - kernel) // stride + 1
             if min(height, width) < 1:
+                given = [list(layer) for layer in layers]
                 raise ConfigError(
-                    f"agent.conv={[list(layer) for layer in layers]}: nothing is left of an image of {list(shape)}."
+                    f"agent.conv={given}: nothing is left of an image of {list(shape)}."
                 )
         self.layers = nn.Sequential(*parts)
         self.features = channels * height * width
@@ -179,27 +196,29 @@ class ConvNet(nn.Module):
 
 
 class SeedGRU(nn.Module):
-    """S gated recurrent units (Cho et al. 2014, torch's form): x [S, B, inputs], h [S, B, units] → h' [S, B, units]."""
+    """S gated recurrent units (Cho et al. 2014, in torch's form) side by side.
+
+    Inputs x [S, B, inputs] and state h [S, B, units] → the next state [S, B, units].
+    """
 
     def __init__(self, inputs: int, units: int, rng: Streams):
         super().__init__()
-        self.input, self.hidden = (
-            SeedLinear(inputs, 3 * units, rng),
-            SeedLinear(units, 3 * units, rng),
-        )
+        self.input = SeedLinear(inputs, 3 * units, rng)
+        self.hidden = SeedLinear(units, 3 * units, rng)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (
-            self.input(x).chunk(3, -1),
-            self.hidden(h).chunk(3, -1),
-        )
+        reset_x, update_x, new_x = self.input(x).chunk(3, -1)
+        reset_h, update_h, new_h = self.hidden(h).chunk(3, -1)
         update = torch.sigmoid(update_x + update_h)
         new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
         return new.lerp(h, update)
 
 
 class RunningNorm(nn.Module):
-    """Mean and variance of all that a seed has seen, [S, 1, F] (Chan et al. 1979's update by batches)."""
+    """Mean and variance [S, 1, F] of all rows that each seed was given, to normalise by.
+
+    Each update merges the moments of a batch (Chan et al. 1979).
+    """
 
     mean: Tensor
     variance: Tensor
@@ -209,15 +228,19 @@ class RunningNorm(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(len(seeds), 1, features, device=seeds.device))
         self.register_buffer("variance", torch.ones_like(self.mean))
+        # Nearly no rows: the first batch's moments replace the initial ones.
         self.register_buffer("count", torch.full((len(seeds), 1, 1), 1e-4, device=seeds.device))
 
     @torch.no_grad()
-    def see(self, x: Tensor) -> None:
-        """Count the rows x [S, B, F] in."""
-        total, off = self.count + x.shape[1], x.mean(1, keepdim=True) - self.mean
-        spread = self.variance * self.count + x.var(1, correction=0, keepdim=True) * x.shape[1]
-        self.variance.copy_((spread + off.square() * self.count * x.shape[1] / total) / total)
-        self.mean += off * x.shape[1] / total
+    def update(self, x: Tensor) -> None:
+        """Merge the rows x [S, B, F] into the moments."""
+        rows = x.shape[1]
+        total = self.count + rows
+        shift = x.mean(1, keepdim=True) - self.mean
+        # Sums of squared distances, from the old mean and from the batch's own.
+        squares = self.variance * self.count + x.var(1, correction=0, keepdim=True) * rows
+        self.variance.copy_((squares + shift.square() * self.count * rows / total) / total)
+        self.mean += shift * rows / total
         self.count.copy_(total)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -226,96 +249,24 @@ class RunningNorm(nn.Module):
 
 
 class QNetwork(nn.Module):
-    """Action values [S, B, inputs] → [S, B, A]; `dueling` splits them into value and advantage (Wang et al. 2016, eq. 9)."""
+    """Features [S, B, inputs] → action values [S, B, A].
+
+    `dueling` splits them into the state's value and the actions' advantages (Wang et al. 2016,
+    equation 9).
+    """
 
     def __init__(
         self, inputs: int, hidden: Sequence[int], actions: int, dueling: bool, rng: Streams
     ):
         super().__init__()
         self.dueling = dueling
-        self.body = MLP(inputs, hidden, actions + dueling, rng)
+        outputs = 1 + actions if dueling else actions
+        self.body = MLP(inputs, hidden, outputs, rng)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.body(x)
         if not self.dueling:
             return out
-        value, advantage = out[..., :1], out[..., 1:]
+        value = out[..., :1]
+        advantage = out[..., 1:]
         return value + advantage - advantage.mean(-1, keepdim=True)
-
-
-def per_seed_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm of each seed's slice of all `tensors` ([S, …] each) together: [S]."""
-    return torch.stack([t.flatten(1).square().sum(1) for t in tensors]).sum(0).sqrt()
-
-
-@torch.no_grad()
-def polyak_update(target: nn.Module, online: nn.Module, tau: float | Tensor) -> None:
-    """Move `target` by the share `tau` of its distance towards `online` (Polyak & Juditsky 1992).
-
-    `tau`: one number, or [S], one of each seed; n updates of weight τ are one of 1 − (1 − τ)^n.
-    Moments of normalisation move too.
-    """
-    old = (*target.parameters(), *target.buffers())
-    new = (*online.parameters(), *online.buffers())
-    for slow, fast in zip(old, new, strict=True):
-        slow.lerp_(fast, along(tau, slow) if isinstance(tau, Tensor) else tau)
-
-
-def along(per_seed: Tensor, like: Tensor) -> Tensor:
-    """View [S] as [S, 1, …, 1] so that it broadcasts over `like` [S, …]."""
-    return per_seed.view(-1, *[1] * (like.dim() - 1))
-
-
-def rows_at(x: Tensor, index: Tensor) -> Tensor:
-    """x [M, …] at an index of any shape [*]: [*, …]. Several times faster than indexing with a tensor."""
-    return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
-
-
-def rows_within(x: Tensor, index: Tensor) -> Tensor:
-    """x [*, L, …] at `index` [*, K], which counts within each L: [*, K, …]."""
-    lead, length = index.shape[:-1], x.shape[index.dim() - 1]
-    first = torch.arange(lead.numel(), device=index.device).view(*lead, 1) * length
-    return rows_at(x.flatten(0, index.dim() - 1), first + index)
-
-
-def take(module: M, index: Tensor) -> M:
-    """A copy of `module` with only the seeds `index` (int64 [S']), in that order: every parameter and buffer [S, …] → [S', …]."""
-    return _rebuild(module, lambda tensors: tensors[0][index.to(tensors[0].device)], [])
-
-
-def concatenate(modules: Sequence[M]) -> M:
-    """Modules of one structure side by side along the seed axis: S = sum of theirs."""
-    return _rebuild(modules[0], torch.cat, modules[1:])
-
-
-def concatenated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the same names along their first axis; a shorter second axis is filled with 0 (GymEnv's actions so far)."""
-    result = {}
-    for name, tensor in first.items():
-        if name not in second and name.startswith("log.metrics."):
-            continue  # all seeds of one stopped before they learnt
-        pair = [tensor, second[name]]
-        if pair[0].dim() > 1 and pair[0].shape[1] != pair[1].shape[1]:
-            width = max(t.shape[1] for t in pair)
-            pair = [
-                torch.cat([t, t.new_zeros(len(t), width - t.shape[1], *t.shape[2:])], 1)
-                for t in pair
-            ]
-        result[name] = torch.cat(pair)
-    return result
-
-
-def _rebuild(first: M, combine, others: Sequence[M]) -> M:
-    result = copy.deepcopy(first)
-    rest = [dict(other.named_modules()) for other in others]
-    for path, module in result.named_modules():
-        for name, value in module._parameters.items():
-            if value is not None:
-                data = combine([value.data, *(getattr(other[path], name).data for other in rest)])
-                module._parameters[name] = nn.Parameter(data, requires_grad=value.requires_grad)
-        for name, value in module._buffers.items():
-            if value is not None:
-                module._buffers[name] = combine(
-                    [value, *(getattr(other[path], name) for other in rest)]
-                )
-    return result

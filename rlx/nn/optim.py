@@ -1,7 +1,8 @@
-"""torch's optimisers over parameters [S, …]: every seed has its own clock and can sit a step out.
+"""torch's optimisers over parameters [S, …]: each seed has its own clock and can sit a step out.
 
-Their state is kept flat, [S, P] for the P numbers of one seed's parameters: one pass over memory where a list of tensors
-needs one per tensor. torch's fused kernels have one clock for all seeds, and so are of no use here.
+Their state is kept flat, [S, P] for the P numbers of one seed's parameters: one pass over memory
+where a list of tensors needs one per tensor. torch's fused kernels have one clock for all seeds,
+and so are of no use here.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rlx.nn.networks import along, per_seed_norm
+from rlx.nn.seed_axis import along, per_seed_norm
 
 
 class Adam(nn.Module):
@@ -32,20 +33,18 @@ class Adam(nn.Module):
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor
     ) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
-        gradient, on = _flat(gradients), where.to(self.mean.dtype)
-        self.count += on
-        self.mean.lerp_(gradient, (0.1 * on).unsqueeze(1))
-        self.square.lerp_(gradient * gradient, (0.001 * on).unsqueeze(1))
-        mean_bias, square_bias = 1 - 0.9**self.count, (1 - 0.999**self.count).sqrt()
-        eps = torch.where(
-            where, self.eps * square_bias, 1.0
-        )  # 0/0 where a seed has yet to take its first step
+        gradient = _flat(gradients)
+        moving = where.to(self.mean.dtype)
+        self.count += moving
+        self.mean.lerp_(gradient, (0.1 * moving).unsqueeze(1))
+        self.square.lerp_(gradient * gradient, (0.001 * moving).unsqueeze(1))
+        mean_bias = 1 - 0.9**self.count
+        square_bias = (1 - 0.999**self.count).sqrt()
+        # Before a seed's first step both biases are 0; these two keep 0 / 0 out of the step.
+        eps = torch.where(where, self.eps * square_bias, 1.0)
         slowness = torch.where(where, mean_bias / square_bias / self.learning_rate, torch.inf)
-        _descend(
-            parameters,
-            self.mean,
-            _root(self.square).add_(eps.unsqueeze(1)).mul_(slowness.unsqueeze(1)),
-        )
+        denominator = _root(self.square).add_(eps.unsqueeze(1)).mul_(slowness.unsqueeze(1))
+        _descend(parameters, self.mean, denominator)
 
 
 class RMSprop(nn.Module):
@@ -63,10 +62,12 @@ class RMSprop(nn.Module):
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor
     ) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
-        gradient, on = _flat(gradients), where.to(self.square.dtype)
-        self.square.lerp_(gradient * gradient, (0.01 * on).unsqueeze(1))
-        slowness = 1 / (self.learning_rate * on)  # infinite where a seed sits out
-        _descend(parameters, gradient, _root(self.square).add_(1e-8).mul_(slowness.unsqueeze(1)))
+        gradient = _flat(gradients)
+        moving = where.to(self.square.dtype)
+        self.square.lerp_(gradient * gradient, (0.01 * moving).unsqueeze(1))
+        slowness = 1 / (self.learning_rate * moving)  # infinite where a seed sits out
+        denominator = _root(self.square).add_(1e-8).mul_(slowness.unsqueeze(1))
+        _descend(parameters, gradient, denominator)
 
 
 class SGD(nn.Module):
@@ -84,12 +85,11 @@ class SGD(nn.Module):
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor
     ) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
-        on = where.unsqueeze(1)
-        self.momentum.copy_(torch.where(on, 0.9 * self.momentum + _flat(gradients), self.momentum))
-        slowness = (1 / (self.learning_rate * where.to(self.momentum.dtype))).unsqueeze(
-            1
-        )  # infinite where a seed sits out
-        _descend(parameters, self.momentum, slowness.expand_as(self.momentum))
+        momentum = 0.9 * self.momentum + _flat(gradients)
+        self.momentum.copy_(torch.where(where.unsqueeze(1), momentum, self.momentum))
+        moving = where.to(self.momentum.dtype)
+        slowness = 1 / (self.learning_rate * moving)  # infinite where a seed sits out
+        _descend(parameters, self.momentum, slowness.unsqueeze(1).expand_as(self.momentum))
 
 
 Optimizer = Adam | RMSprop | SGD
@@ -135,14 +135,18 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _root(square: Tensor) -> Tensor:
-    """Its square root. torch.sqrt takes 5 to 10 times longer on a CPU where its input is 0 (dead units); rsqrt does not."""
+    """Its square root, elementwise.
+
+    On a CPU torch.sqrt takes 5 to 10 times longer where its input is 0, as of dead units; rsqrt
+    does not.
+    """
     return square.add(1e-30).rsqrt_().mul_(square)
 
 
 def _descend(parameters: Sequence[Tensor], numerator: Tensor, denominator: Tensor) -> None:
     """parameters −= numerator / denominator ([S, P] each)."""
     sizes = [parameter[0].numel() for parameter in parameters]
-    for parameter, n, d in zip(
-        parameters, numerator.split(sizes, 1), denominator.split(sizes, 1), strict=True
-    ):
-        parameter.addcdiv_(n.view_as(parameter), d.view_as(parameter), value=-1)
+    numerators = numerator.split(sizes, 1)
+    denominators = denominator.split(sizes, 1)
+    for parameter, above, below in zip(parameters, numerators, denominators, strict=True):
+        parameter.addcdiv_(above.view_as(parameter), below.view_as(parameter), value=-1)

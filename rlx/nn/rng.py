@@ -1,10 +1,12 @@
-"""Counter-based random numbers: one stream per seed, the same numbers on every device and in every batch.
+"""Counter-based random numbers: one stream per seed, the same on every device, in every batch.
 
-A draw is a pure function of (key, counter): SplitMix64 (Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) in counter
-mode, the idea of Random123 (Salmon et al. 2011). The whole state of a stream is two integers, so seed 7 of 10 is seed 7
-alone, saving is exact, and nothing waits for the host.
+A draw is a pure function of (key, counter): SplitMix64 (Steele, Lea & Flood 2014,
+doi:10.1145/2660193.2660195) in counter mode, the idea of Random123 (Salmon et al. 2011). The whole
+state of a stream is two integers, so seed 7 of 10 is seed 7 alone, saving is exact, and nothing
+waits for the host.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 
 def _signed(bits: int) -> int:
-    """A 64-bit pattern as int64: torch has no unsigned arithmetic, but its int64 wraps the same way."""
+    """A 64-bit pattern as int64: torch has no unsigned arithmetic, but int64 wraps the same way."""
     return (bits + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
@@ -28,7 +30,10 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def mix64(x: Tensor) -> Tensor:
-    """SplitMix64's output function, a bijection of int64 in which every input bit flips half of the output bits."""
+    """SplitMix64's output function, elementwise: a bijection of int64.
+
+    Every bit of the input flips about half of the bits of the output.
+    """
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
     return x ^ _shift(x, 31)
@@ -42,7 +47,7 @@ def stream_key(seed: Tensor, name: str) -> Tensor:
 def uniform(key: Tensor, counter: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """[*key.shape, count] in [0, 1): draws `counter` … `counter + count − 1` of every key's stream.
 
-    Multiples of 2^-24 in float32, of 2^-53 in float64: what indices are drawn by (`pick`).
+    They are multiples of 2^-24 in float32, of 2^-53 in float64 (which `pick` needs for indices).
     """
     number = counter.unsqueeze(-1) + torch.arange(1, count + 1, device=key.device)
     bits = mix64(key.unsqueeze(-1) + number * _WEYL)
@@ -52,23 +57,27 @@ def uniform(key: Tensor, counter: Tensor, count: int, dtype: torch.dtype = torch
 
 
 def pick(draws: Tensor, count: Tensor | int) -> Tensor:
-    """int64 [*]: which of `count` things (int64, broadcasting) uniform `draws` [*] mean; 0 of none.
+    """int64 [*]: which of `count` things uniform `draws` [*] choose; 0 where there are none.
 
-    All are equally likely up to 2^-53 · `count`. A float32 product would be off by 2^-24 · `count`:
-    of 12 million rows some came twice as often as others, of 20 million a fifth never. The product
-    stays below `count`, since no float64 below 1 times an integer is rounded up to it.
+    `count` is int64 and broadcasts. With float64 draws all things are equally likely up to
+    2^-53 · `count`. A float32 product would be off by 2^-24 · `count`: of 12 million rows some came
+    twice as often as others, of 20 million a fifth never. The product stays below `count`, since no
+    float64 below 1 times an integer is rounded up to it.
     """
     return (draws.double() * count).long()
 
 
 def pick_allowed(draws: Tensor, allowed: Tensor) -> Tensor:
-    """int64 [*]: which of the `allowed` things (bool [*, n]) uniform `draws` [*] mean; 0 of none."""
+    """int64 [*]: which of the `allowed` things (bool [*, n]) uniform `draws` [*] choose.
+
+    It is 0 where none is allowed.
+    """
     rank = pick(draws, allowed.sum(-1))
     return (allowed.cumsum(-1) > rank.unsqueeze(-1)).to(torch.int8).argmax(-1)
 
 
 def categorical(draws: Tensor, probability: Tensor) -> Tensor:
-    """int64 [*]: which of n things uniform `draws` [*] mean, by their `probability` [*, n]."""
+    """int64 [*]: which of n things uniform `draws` [*] choose, by their `probability` [*, n]."""
     return (draws.unsqueeze(-1) >= probability.cumsum(-1)[..., :-1]).sum(-1)
 
 
@@ -78,7 +87,10 @@ def seed_tensor(seeds: Sequence[int], device: torch.device | str = "cpu") -> Ten
 
 
 class Streams(nn.Module):
-    """One random stream per seed under a common name; its state (`key`, `counter`, both [S]) saves with the module."""
+    """One random stream per seed, under a common name.
+
+    Its state, `key` and `counter` (both int64 [S]), is saved with the module.
+    """
 
     key: Tensor
     counter: Tensor
@@ -89,16 +101,18 @@ class Streams(nn.Module):
         self.register_buffer("counter", torch.zeros_like(seeds))
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[S, *shape] in [0, 1), as the function `uniform`, and the streams advance."""
-        count = 1
-        for size in shape:
-            count *= size
+        """[S, *shape] in [0, 1): the streams' next numbers, as of the function `uniform`."""
+        count = math.prod(shape)
         draws = uniform(self.key, self.counter, count, dtype)
         self.counter += count
         return draws.view(-1, *shape)
 
 
 def reset_seeds(seeds: Tensor, num_envs: int, name: str) -> Tensor:
-    """Env reset seeds [S, copies], integers in [0, 2^31): another unrelated set for each seed and `name`."""
+    """int64 [S, num_envs] in [0, 2^31), to reset envs with.
+
+    Each seed and each `name` has an unrelated set of its own.
+    """
     key = stream_key(seeds, name).unsqueeze(1)
-    return _shift(mix64(key + torch.arange(1, num_envs + 1, device=seeds.device) * _WEYL), 33)
+    number = torch.arange(1, num_envs + 1, device=seeds.device)
+    return _shift(mix64(key + number * _WEYL), 33)

@@ -1,5 +1,10 @@
-"""Files: text and tensors that are whole or absent, their checksums, the room for them."""
+"""Files and folders that are whole or absent, tensors in files, and their checksums.
 
+A file or folder `NAME` is written as `.NAME.partial` beside it and then renamed. Where a folder
+replaces another, that one is called `.NAME.former` until the new one has the name.
+"""
+
+import difflib
 import hashlib
 import json
 import math
@@ -15,15 +20,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def beside(path: Path, what: str) -> Path:
+    """The hidden name `.NAME.what` beside `path`."""
+    return path.with_name(f".{path.name}.{what}")
+
+
 def write(file: Path, text: str) -> None:
     """Put `text` into `file`, whole or not at all."""
-    aside = file.with_name(f".{file.name}.partial")
-    aside.write_text(text)
-    aside.replace(file)
+    partial = beside(file, "partial")
+    partial.write_text(text)
+    partial.replace(file)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """As `write`."""
+    """Put `content` into `file` as JSON, whole or not at all."""
     write(file, json.dumps(plain(content), indent=1) + "\n")
 
 
@@ -41,7 +51,7 @@ def plain(value: Any) -> Any:
 
 
 def numbers(value: Any) -> Any:
-    """The inverse of `plain` where all values are numbers, words and truths: null is NaN."""
+    """The inverse of `plain` where all values are numbers, texts and booleans: null is NaN."""
     if isinstance(value, dict):
         return {key: numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -57,32 +67,40 @@ def save_tensors(tensors: "dict[str, Tensor]", file: Path) -> None:
 
 
 def load_tensors(path: Path, checksum: str | None) -> "dict[str, Tensor]":
-    """The tensors of a safetensors file; ConfigError where it is missing, truncated or of another checksum."""
+    """The tensors of a safetensors file.
+
+    ConfigError where it is missing, truncated or of another checksum.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(path)
-        if sha256(path) != checksum:
-            raise ConfigError(f"{path}: damaged; its checksum is not the one in state.json.")
-        return tensors
+        is_intact = sha256(path) == checksum
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{path}: unreadable, perhaps truncated ({error}).") from None
+    if not is_intact:
+        raise ConfigError(f"{path}: damaged; its checksum is not the one in state.json.")
+    return tensors
 
 
 def _separate(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """Contiguous tensors of which no two share memory, as safetensors wants them; copies no more than it must."""
-    seen: set[int] = set()
-    result = {}
+    """The tensors, contiguous and no two in the same memory, as safetensors wants them.
+
+    Only those that are not are copied.
+    """
+    addresses: set[int] = set()
+    separate = {}
     for name, tensor in tensors.items():
         tensor = tensor.contiguous()
-        result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return result
+        address = tensor.data_ptr()
+        separate[name] = tensor.clone() if address in addresses else tensor
+        addresses.add(address)
+    return separate
 
 
 def sha256(file: Path) -> str:
-    """Its checksum, in hexadecimal digits."""
+    """The checksum of a file, in hexadecimal digits."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -96,39 +114,67 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def free_memory() -> float:
-    """Bytes; infinitely many where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return math.inf
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+def make_aside(path: Path) -> Path:
+    """A new, empty folder beside `path`, to be filled and then renamed to `path`."""
+    partial = beside(path, "partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a crash
+    partial.mkdir(parents=True)
+    return partial
 
 
-def require_room(root: str, size: int) -> None:
-    """ConfigError where the disk of `root` has not `size` bytes free."""
-    existing = next(
-        folder
-        for folder in (Path(root).absolute(), *Path(root).absolute().parents)
-        if folder.exists()
-    )
-    free = shutil.disk_usage(existing).free
-    if size > free:
-        raise ConfigError(
-            f"outputs={root}: checkpoints of this run take {size / 1e9:,.1f} GB of disk, and {free / 1e9:,.1f} GB are free."
-        )
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder is on the disk, with all that is in it."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def replace_folder(partial: Path, path: Path) -> None:
+    """Give the folder `partial` the name `path`; the folder of that name, if any, is deleted.
+
+    A crash between the two renames leaves no `path`; `put_back` gives one of the two its name.
+    """
+    former = beside(path, "former")
+    if path.exists():
+        shutil.rmtree(former, ignore_errors=True)  # of a crash
+        path.rename(former)
+    partial.rename(path)
+    sync(path.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def put_back(path: Path) -> None:
+    """Give a folder that lost the name `path` to a crash in `replace_folder` its name again.
+
+    That is the replacement where it is a run, which is whole; else the folder that was replaced.
+    """
+    if path.exists():
+        return
+    partial = beside(path, "partial")
+    former = beside(path, "former")
+    if (partial / "meta.json").exists():
+        partial.rename(path)
+    elif former.exists():
+        former.rename(path)
+
+
+def inside(run: Path, path: Path) -> Path:
+    """`path`, which must lie in the folder `run`, links followed; ConfigError where it does not."""
+    if not path.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"{run}: {path} leads out of the run.")
+    return path
 
 
 def nearest_path(path: Path) -> str:
-    """What to say of a `path` that does not exist: which one may have been meant."""
-    import difflib
-
+    """The end of an error message about a `path` that does not exist: the one probably meant."""
     if path.exists():
         return " It is a file."
-    parent = next(p for p in path.parents if p.is_dir())
+    parent = next(folder for folder in path.parents if folder.is_dir())
     missing, *rest = path.relative_to(parent).parts
-    close = difflib.get_close_matches(missing, [p.name for p in parent.iterdir()], n=1)
+    names = [child.name for child in parent.iterdir()]
+    close = difflib.get_close_matches(missing, names, n=1)
     if not close:
         return f" '{parent}' exists, '{missing}' in it does not."
-    whole = Path(parent, close[0], *rest)
-    return f" Did you mean '{whole if whole.exists() else parent / close[0]}'?"
+    meant = Path(parent, close[0], *rest)
+    if not meant.exists():
+        meant = parent / close[0]
+    return f" Did you mean '{meant}'?"

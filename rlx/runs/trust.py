@@ -10,52 +10,59 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rlx.conf import user_dir
 
 OWN = ("rlx.agents.", "rlx.envs.", "rlx.attacks.")
-"""Where rlx's own classes lie."""
+"""The beginnings of the names of rlx's own classes."""
 
 
 def signature(text: str) -> str | None:
     """The signature of `text` by this user's secret; None where no secret can be kept."""
     secret = _secret()
-    return None if secret is None else hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+    if secret is None:
+        return None
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
 
 
 def is_signed(text: str, given: object) -> bool:
     """Whether `given` is this user's signature of `text`."""
     own = signature(text)
-    return (
-        own is not None
-        and isinstance(given, str)
-        and hmac.compare_digest(own.encode(), given.encode())
-    )
+    if own is None or not isinstance(given, str):
+        return False
+    return hmac.compare_digest(own.encode(), given.encode())
 
 
 def imports(config: Any) -> Iterator[str]:
-    """What a config makes Python import beside rlx: each `_target_`, and modules of Gymnasium ids."""
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            if key == "_target_":
-                if not str(value).startswith(OWN):
-                    yield str(value)
-            elif key == "id" and isinstance(value, str) and ":" in value:
-                if not value.startswith(OWN):
-                    yield value.partition(":")[0]
-            else:
-                yield from imports(value)
+    """What a config makes Python import, rlx's own classes left out.
+
+    That is each `_target_`, and the modules of Gymnasium ids ("module:Env-v0").
+    """
     if isinstance(config, list):
         for value in config:
+            yield from imports(value)
+    if not isinstance(config, Mapping):
+        return
+    for key, value in config.items():
+        if key == "_target_":
+            if not str(value).startswith(OWN):
+                yield str(value)
+        elif key == "id" and isinstance(value, str) and ":" in value:
+            if not value.startswith(OWN):
+                yield value.partition(":")[0]
+        else:
             yield from imports(value)
 
 
 def own_imports() -> set[str]:
     """What the files of the user's conf/ name: classes, and modules of Gymnasium ids."""
     folder = user_dir()
-    text = "\n".join(file.read_text() for file in folder.rglob("*.yaml")) if folder else ""
+    if folder is None:
+        return set()
+    text = "\n".join(file.read_text() for file in folder.rglob("*.yaml"))
     targets = re.findall(r"^\s*_target_:\s*['\"]?([\w.:]+)", text, re.MULTILINE)
     modules = re.findall(r"^\s*id:\s*['\"]?([\w.]+):", text, re.MULTILINE)
     return {*targets, *modules}
@@ -67,17 +74,20 @@ def _secret() -> bytes | None:
     file = Path(home, "rlx", "secret")
     try:
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_name(f".secret.{os.getpid()}")
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as opened:
-                opened.write(secrets.token_bytes(32))
-            try:
-                os.link(aside, file)  # the first of two processes wins
-            except FileExistsError:
-                pass
-            finally:
-                aside.unlink()
+            _make_secret(file)
         return file.read_bytes()
     except OSError:
         return None
+
+
+def _make_secret(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".secret.{os.getpid()}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(secrets.token_bytes(32))
+    try:
+        with suppress(FileExistsError):
+            os.link(aside, file)  # the first of two processes wins
+    finally:
+        aside.unlink()

@@ -1,4 +1,7 @@
-"""What a person sees: chosen settings, progress, tables. Lines without decoration where the output is no terminal."""
+"""What a command prints while it runs: chosen settings, progress, tables.
+
+Where the output is no terminal, these are lines without decoration.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
     from rlx.show.stats import Estimate
 
 COVERAGE = {2: 50, 3: 74, 4: 88}
-"""Percent of 95 % bootstrap intervals of so few seeds that hold the truth (of normal returns; 90 of 5 seeds, 94 of 10)."""
+"""Number of seeds → percent of their 95 % bootstrap intervals that hold the truth.
+
+Of normal returns; it is 90 % of 5 seeds and 94 % of 10.
+"""
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -26,14 +32,14 @@ if not console.is_terminal:
 
 
 def start(**facts: object) -> None:
-    """What was chosen, one line each."""
+    """Print what was chosen, or what is to be known: a line for each of `facts`."""
     width = max([8, *map(len, facts)])
     for key, value in facts.items():
         console.print(f"{key:<{width}} {value}", markup=False)
 
 
 def end(path: Path, wall_s: float | None = None, **files: Path) -> None:
-    """Where the results are; the last line is the run directory alone."""
+    """Print how long it took and where the results are; the last line is `path` alone."""
     if wall_s is not None:
         console.print(f"{'took':<8} {duration(wall_s)}", markup=False)
     for key, value in files.items():
@@ -42,29 +48,30 @@ def end(path: Path, wall_s: float | None = None, **files: Path) -> None:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """As in "0–3, 7" for 0, 1, 2, 3, 7."""
-    runs: list[list[int]] = []
+    """Whole numbers in words, as in "0–3, 7" for 0, 1, 2, 3, 7."""
+    spans: list[list[int]] = []
     for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
         else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+            spans.append([number, number])
+    return ", ".join(f"{low}" if low == high else f"{low}–{high}" for low, high in spans)
 
 
 def duration(seconds: float) -> str:
-    """As in "2 min 5 s"."""
+    """A duration in words, as in "2 min 5 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return " ".join(
-        f"{n} {unit}"
-        for n, unit in ((hours, "h"), (minutes, "min"), (rest, "s"))
-        if n or unit == "s"
-    )
+    parts = []
+    if hours:
+        parts.append(f"{hours} h")
+    if minutes:
+        parts.append(f"{minutes} min")
+    return " ".join([*parts, f"{rest} s"])
 
 
 def unfinished(runs: "Sequence[Run]") -> None:
-    """Say so where a run is played that has not come to its end."""
+    """Warn of runs that are played though they have not come to their end."""
     for run in runs:
         status = run.unfinished()
         if status is not None:
@@ -72,7 +79,10 @@ def unfinished(runs: "Sequence[Run]") -> None:
 
 
 class Progress:
-    """A bar on a terminal; evaluations are lines above it, and all there is elsewhere."""
+    """How far a command is: a bar on a terminal, with a line above it for each evaluation.
+
+    Elsewhere the lines are all there is.
+    """
 
     def __init__(
         self,
@@ -82,10 +92,16 @@ class Progress:
         unit: str = "steps",
         quarters: bool = False,
     ):
-        """From `begin` to `total`; `threshold`: the return from which a seed counts as solved; `quarters`: where there is no bar,
-        a line at each quarter."""
+        """From `begin` to `total` steps, or whatever `unit` they are.
+
+        `threshold`: the return from which a seed counts as solved. `quarters`: print a line at each
+        quarter of the way where there is no bar.
+        """
+        self.total = total
+        self.begin = begin
+        self.threshold = threshold
+        self.unit = unit
         self.quarters = quarters
-        self.total, self.begin, self.threshold, self.unit = total, begin, threshold, unit
         self.live = RichProgress(
             TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
             BarColumn(bar_width=None),
@@ -96,8 +112,8 @@ class Progress:
             expand=True,
             disable=not console.is_terminal,
         )
-        self.done = 0
-        self.last = begin
+        self.stopped_seeds = 0
+        self.step = begin
 
     def __enter__(self) -> "Progress":
         self.began = time.monotonic()
@@ -109,66 +125,75 @@ class Progress:
         self.live.stop()
 
     def steps_per_s(self, step: int) -> float:
-        """In this process, of one seed."""
+        """Steps of one seed per second, in this process."""
         return (step - self.begin) / max(time.monotonic() - self.began, 1e-9)
 
+    def seconds_left(self, step: int) -> float:
+        """How long the rest takes if it goes on as fast as so far."""
+        return max(self.total - step, 0) / max(self.steps_per_s(step), 1e-9)
+
     def update(self, step: int) -> None:
-        """Move the bar."""
+        """Move the bar to `step`. Without one, print a line at a quarter if these are asked for."""
         if not self.live.disable:
             self.live.update(self.task, completed=step)
-        elif self.quarters and 4 * step // self.total > 4 * self.last // self.total:
-            seconds = (self.total - step) / max(self.steps_per_s(step), 1e-9)
-            console.print(f"{step / self.total:>8.0%} done, {duration(seconds)} left", markup=False)
-        self.last = step
+        elif self.quarters and 4 * step // self.total > 4 * self.step // self.total:
+            remaining = duration(self.seconds_left(step))
+            console.print(f"{step / self.total:>8.0%} done, {remaining} left", markup=False)
+        self.step = step
 
     def evaluated(self, step: int, mean: "Tensor", best: "Tensor") -> None:
-        """Show an evaluation's returns [S'] and those of the weights kept [S]: interquartile means."""
+        """Print an evaluation: interquartile means over seeds.
+
+        `mean` are the returns of the seeds that still learn, [S'], `best` those of the weights kept
+        of every seed, [S].
+        """
         from rlx.show.stats import iqm
 
-        now = mean.cpu().numpy()
-        text = f"{step:>9,}  return {number(float(iqm(now)))}"
+        now = float(iqm(mean.cpu().numpy()))
+        parts = [f"{step:>9,}", f"return {number(now)}"]
         if bool(best.isfinite().all()):
-            text += f"  kept {number(float(iqm(best.cpu().numpy())))} (worst {number(float(best.min()))})"
+            kept = float(iqm(best.cpu().numpy()))
+            parts.append(f"kept {number(kept)} (worst {number(float(best.min()))})")
         if self.threshold is not None:
-            text += f"  {int((best >= self.threshold).sum())}/{len(best)} solved"
-        text += f"  {self.done} stopped" if self.done else ""
-        text += f"  {self.steps_per_s(step):,.0f} {self.unit}/s each"
+            parts.append(f"{int((best >= self.threshold).sum())}/{len(best)} solved")
+        if self.stopped_seeds:
+            parts.append(f"{self.stopped_seeds} stopped")
+        parts.append(f"{self.steps_per_s(step):,.0f} {self.unit}/s each")
         if self.live.disable:
-            remaining = max(self.total - step, 0) / max(self.steps_per_s(step), 1e-9)
-            text += f"  {duration(remaining)} left"
-        console.print(text, markup=False)
+            parts.append(f"{duration(self.seconds_left(step))} left")
+        console.print("  ".join(parts), markup=False)
 
     def stopped(self, seeds: int) -> None:
-        """Count seeds whose stop rule was met."""
-        self.done += seeds
+        """Note that the stop rule of so many more seeds was met."""
+        self.stopped_seeds += seeds
 
 
 def per_seed(
     title: str, seeds: Sequence[int], columns: Mapping[str, Any], estimate: "Estimate"
 ) -> None:
-    """A table with one line per seed, and the estimate over them."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("seed", justify="right")
+    """Print a table with one line for each seed, and the `estimate` over them.
+
+    `columns`: name → a value for each seed.
+    """
+    result = Table(title=title, title_justify="left")
+    result.add_column("seed", justify="right")
     for name in columns:
-        table.add_column(name, justify="right")
+        result.add_column(name, justify="right")
     for i, seed in enumerate(seeds):
-        table.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
-    console.print(table)
-    what = (
-        "one seed: no interval"
-        if len(seeds) == 1
-        else f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
-    )
+        result.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
+    console.print(result)
+    what = f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
+    if len(seeds) == 1:
+        what = "one seed: no interval"
     console.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} ({what})")
     few(len(seeds))
 
 
 def few(seeds: int) -> None:
-    """Say so where an interval is of too few seeds."""
+    """Warn of an interval of too few seeds."""
     if 1 < seeds < 5:
-        start(
-            warning=f"an interval of {seeds} seeds is too narrow: it covers the truth in {COVERAGE[seeds]} % of all cases"
-        )
+        share = f"it covers the truth in {COVERAGE[seeds]} % of all cases"
+        start(warning=f"an interval of {seeds} seeds is too narrow: {share}")
 
 
 def interval_text(value: float, ci95: tuple[float, float]) -> str:
@@ -176,36 +201,35 @@ def interval_text(value: float, ci95: tuple[float, float]) -> str:
     low, high = ci95
     if np.isnan(value):
         return "–"
-    return number(value) if np.isnan(low) else f"{number(value)} [{number(low)}, {number(high)}]"
+    if np.isnan(low):
+        return number(value)
+    return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def number(value: float) -> str:
     """Three significant digits, more only before the point."""
-    return (
-        f"{value:.0f}"
-        if abs(value) >= 99.95
-        else f"{value:.1f}"
-        if abs(value) >= 10
-        else f"{value:.3g}"
-    )
+    if abs(value) >= 99.95:
+        return f"{value:.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.3g}"
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Any table."""
+    """Print a table. Words stay as they are, numbers are rounded as by `number`."""
     result = Table(title=title, title_justify="left")
     for name in header:
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        result.add_row(*map(_cell, row))
+        result.add_row(*(_cell(value) for value in row))
+    # A table that is wider than the console is not cut: a file or a pager shows it whole.
     whole = console.measure(result, options=console.options.update(width=1000)).maximum
     console.print(result, width=max(console.width, whole), crop=False)
 
 
 def _cell(value: Any) -> str:
-    return (
-        value
-        if isinstance(value, str)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else number(float(value))
-    )
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return number(float(value))

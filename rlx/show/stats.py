@@ -1,17 +1,24 @@
-"""Statistics over training seeds, the unit of replication: interquartile means, bootstrap intervals, robustness curves.
+"""Statistics over training seeds, the unit of replication.
 
-Agarwal et al. 2021 (arXiv:2108.13264) for the interquartile mean. All seeds play the same episodes, from the same start states, so
-that cells can be compared; seeds and episodes are crossed, and the bootstrap draws both (Owen 2007, doi:10.1214/07-AOAS122): what is
-hard about a start state is hard for every seed, and does not average out over them.
+They are interquartile means (Agarwal et al. 2021, arXiv:2108.13264), bootstrap intervals and
+robustness curves. All seeds play the same episodes, from the same start states, so that cells can
+be compared; seeds and episodes are crossed, and the bootstrap draws both (Owen 2007,
+doi:10.1214/07-AOAS122): what is hard about a start state is hard for every seed, and does not
+average out over them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEVEL = 95.0
+"""Percent of the resamples within an interval."""
+TAILS = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)
+"""The percentiles that are the ends of an interval."""
 
 Array = NDArray[np.float64]
 
@@ -24,109 +31,142 @@ def iqm(values: Array, axis: int = 0) -> Array:
 
 
 class Bootstrap:
-    """Resamples of S seeds and of the P episodes that all of them played: the same ones at every call, so that all cells of a study
-    are resampled alike."""
+    """Resamples of S seeds and of the P episodes that all of them played.
+
+    They are the same at every call, so that all cells of a study are resampled alike.
+    """
 
     def __init__(self, seeds: int, episodes: int, resamples: int = RESAMPLES, rng: int = 0):
         generator = np.random.default_rng(rng)
         self.seeds = generator.integers(seeds, size=(resamples, seeds))
-        self.weights = (
-            generator.multinomial(episodes, np.full(episodes, 1 / episodes), resamples) / episodes
-        )
+        """The seeds of each resample, [resamples, S]."""
+        counts = generator.multinomial(episodes, np.full(episodes, 1 / episodes), resamples)
+        self.weights = counts / episodes
+        """The weight of each episode in its mean, [resamples, P]."""
 
     def iqms(self, returns: Array) -> Array:
-        """Interquartile means [resamples] of `returns` [S, P]: mean over resampled episodes, then over resampled seeds."""
-        return iqm(np.take_along_axis(self.weights @ returns.T, self.seeds, 1), axis=1)
+        """The interquartile mean of `returns` [S, P] in each resample, [resamples].
+
+        It is over the resampled seeds, of their means over the resampled episodes.
+        """
+        means = self.weights @ returns.T
+        return iqm(np.take_along_axis(means, self.seeds, 1), axis=1)
 
 
 def interval(resampled: Array) -> Array:
     """95 % percentile interval [2, …] of statistics [resamples, …]."""
-    tail = (100 - LEVEL) / 2
-    return np.percentile(resampled, [tail, 100 - tail], axis=0)
+    return np.percentile(resampled, TAILS, axis=0)
+
+
+NO_INTERVAL = (float("nan"), float("nan"))
+"""Of one seed, from which nothing follows about another one."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A return over seeds."""
+    """The return of S seeds."""
 
     per_seed: Array
-    """Mean over episodes, [S]."""
+    """The mean over each seed's episodes, [S]."""
     iqm: float
+    """The interquartile mean over seeds."""
     ci95: tuple[float, float]
-    """Bootstrap interval of the interquartile mean; NaN with one seed, from which nothing follows about another."""
+    """The bootstrap interval of `iqm`; NaN with one seed, which says nothing about others."""
 
     def as_dict(self) -> dict[str, object]:
+        """The estimate as summary.json has it."""
         return {"per_seed": self.per_seed, "iqm": self.iqm, "ci95": self.ci95}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Estimate":
+        """The estimate that `as_dict` gave."""
+        low, high = values["ci95"]
+        return cls(np.array(values["per_seed"], dtype=np.float64), values["iqm"], (low, high))
 
 
 def estimate(returns: Array, bootstrap: Bootstrap | None = None) -> Estimate:
-    """Of `returns` [S, P]: S seeds, P episodes each."""
+    """The estimate of `returns` [S, P]: S seeds, P episodes of each."""
     per_seed = returns.mean(1)
-    low, high = np.nan, np.nan
-    if len(returns) > 1:
-        low, high = interval((bootstrap or Bootstrap(*returns.shape)).iqms(returns))
-    return Estimate(per_seed, float(iqm(per_seed)), (float(low), float(high)))
+    value = float(iqm(per_seed))
+    if len(returns) == 1:
+        return Estimate(per_seed, value, NO_INTERVAL)
+    if bootstrap is None:
+        bootstrap = Bootstrap(*returns.shape)
+    low, high = interval(bootstrap.iqms(returns))
+    return Estimate(per_seed, value, (float(low), float(high)))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What one attack did as its radius grew. `score` is (J(eps) − random) / (clean − random): 1 unharmed, 0 as good as random."""
+    """What one attack did as its radius grew over a grid of E radii."""
 
     score: Array
-    """[E]."""
+    """(J(eps) − random) / (clean − random), [E]: 1 is unharmed, 0 is as good as random play."""
     area: float
-    """Mean score over the grid's range (trapezoids), so 1 is full robustness."""
+    """The mean score over the range of the grid (by trapezoids), so that 1 is full robustness."""
     area_ci95: tuple[float, float]
+    """The bootstrap interval of `area`."""
     critical_eps: float
-    """Smallest radius, interpolated, where the score is at most ½; infinite if it never is, minus infinity if it already is
-    at the first radius of a grid that does not begin at 0."""
+    """The smallest radius, interpolated, where the score is at most ½.
+
+    It is infinite if there is none, and minus infinity if the score is that low at the first radius
+    of a grid that does not begin at 0.
+    """
     critical_eps_ci95: tuple[float, float]
+    """The bootstrap interval of `critical_eps`."""
     undefined: float
-    """Share of the resamples in which clean play is no better than random play. They have no score, and both intervals are
-    those of the others."""
+    """The share of the resamples in which clean play is no better than random play.
+
+    They have no score, and both intervals are those of the others.
+    """
 
 
 def curve(returns: Array, clean: Array, random: float, eps: Array, bootstrap: Bootstrap) -> Curve:
-    """Of `returns` [S, E, P] at radii `eps` [E], with `clean` returns [S, P] and the mean `random` return."""
-    per_cell = iqm(returns.mean(2))
-    score = _score(per_cell, float(iqm(clean.mean(1))), random)
-    if len(returns) < 2:
-        nothing = (np.nan, np.nan)
-        return Curve(score, float(_area(score, eps)), nothing, _critical(score, eps), nothing, 0.0)
+    """The curve of `returns` [S, E, P] at the radii `eps` [E].
+
+    `clean` are the returns [S, P] without an attack, `random` the mean return of random play.
+    """
+    score = _score(iqm(returns.mean(2)), float(iqm(clean.mean(1))), random)
+    area = float(_area(score, eps))
+    critical = _critical(score, eps)
+    if len(returns) == 1:
+        return Curve(score, area, NO_INTERVAL, critical, NO_INTERVAL, 0.0)
     resampled = np.stack([bootstrap.iqms(returns[:, e]) for e in range(len(eps))], 1)
     scores = _score(resampled, bootstrap.iqms(clean)[:, None], random)
     defined = ~np.isnan(scores[:, 0])
-    scores = scores[defined] if defined.any() else scores
-    areas = _area(scores, eps)
-    critical = np.array([_critical(s, eps) for s in scores])
+    if defined.any():
+        scores = scores[defined]
+    area_low, area_high = interval(_area(scores, eps))
+    criticals = np.array([_critical(resample, eps) for resample in scores])
     # Percentiles by order: an infinite critical radius has no interpolation with a finite one.
-    tail = (100 - LEVEL) / 2
-    low, high = np.percentile(critical, [tail, 100 - tail], method="closest_observation")
-    area_low, area_high = interval(areas)
-    area_ci95, critical_ci95 = (float(area_low), float(area_high)), (float(low), float(high))
+    low, high = np.percentile(criticals, TAILS, method="closest_observation")
     return Curve(
-        score,
-        float(_area(score, eps)),
-        area_ci95,
-        _critical(score, eps),
-        critical_ci95,
-        float(1 - defined.mean()),
+        score=score,
+        area=area,
+        area_ci95=(float(area_low), float(area_high)),
+        critical_eps=critical,
+        critical_eps_ci95=(float(low), float(high)),
+        undefined=float(1 - defined.mean()),
     )
 
 
 def _score(returns: Array, clean: float | Array, random: float) -> Array:
+    """Where `returns` lie between random play, 0, and clean play, 1."""
     span = np.asarray(clean - random)
     # An agent no better than random has no robustness to lose.
-    return np.where(span > 0, (returns - random) / np.where(span > 0, span, 1.0), np.nan)
+    positive = span > 0
+    return np.where(positive, (returns - random) / np.where(positive, span, 1.0), np.nan)
 
 
 def _area(score: Array, eps: Array) -> Array:
+    """The mean of `score` [..., E] over the range of `eps` [E], [...]."""
     if len(eps) == 1:
         return score[..., 0]
     return np.trapezoid(score, eps, axis=-1) / (eps[-1] - eps[0])
 
 
 def _critical(score: Array, eps: Array, level: float = 0.5) -> float:
+    """The smallest radius where `score` [E] is at most `level`; see `Curve.critical_eps`."""
     if np.isnan(score).any():
         return float("nan")
     below = np.flatnonzero(score <= level)

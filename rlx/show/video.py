@@ -1,7 +1,7 @@
-"""A greedy episode as an animated picture."""
+"""A greedy episode as an animated GIF."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,84 +18,96 @@ from rlx.envs.gym import GymEnv
 from rlx.envs.view import View
 from rlx.errors import ConfigError
 from rlx.nn.encoders import is_image
-from rlx.nn.networks import take
+from rlx.nn.seed_axis import take
 from rlx.rollout import rollout
 
 FRAMES_PER_S = 25
 
 
 def camera(node: Mapping[str, Any], device: torch.device, clock: int) -> "Camera":
-    """On the env `node`; ConfigError where nothing can be drawn."""
+    """A camera on the env of the config `node`; ConfigError where nothing can be drawn.
+
+    `clock`: the env's age, as `make_env` takes it.
+    """
     if "id" in node:
         node = {**node, "kwargs": {**(node["kwargs"] or {}), "render_mode": "rgb_array"}}
     return Camera(experiment.make_env(node, 1, device, clock))
 
 
 def film(policy: Policy, env: "Camera", row: int, reset_seed: int, path: Path) -> None:
-    """The episode from `reset_seed` of the policy's seed `row`, as a GIF at `path`."""
-    filmed: Any = env
+    """Write the episode from `reset_seed` of the policy's seed at `row` as a GIF at `path`."""
     device = next(policy.parameters()).device
-    rollout(
-        take(policy, torch.tensor([row], device=device)),
-        filmed,
-        torch.tensor([[reset_seed]], device=device),
-    )
+    policy = take(policy, torch.tensor([row], device=device))
+    filmed: Any = env
+    rollout(policy, filmed, torch.tensor([[reset_seed]], device=device))
     save(env.frames, path)
 
 
 def save(frames: Sequence[np.ndarray], path: Path) -> None:
-    """Frames uint8 [H, W, 3] as a GIF."""
+    """Write frames uint8 [H, W, 3] as a GIF."""
     from PIL import Image
 
     first, *rest = (Image.fromarray(frame).quantize(128) for frame in frames)
-    first.save(path, save_all=True, append_images=rest, duration=1000 // FRAMES_PER_S, loop=0)
+    milliseconds = 1000 // FRAMES_PER_S
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
 class Camera:
-    """An env of one copy that notes a picture of every step of its first episode."""
+    """An env of one copy that keeps an image of every step of its first episode."""
 
     def __init__(self, env: TensorEnv):
-        self.env, self.frames, self.on = env, list[np.ndarray](), True
+        self.env = env
         self.keep = env.keep
-        self.draw: Any
-        inner: Any = env.env if isinstance(env, View) else env
-        space = env.single_observation_space
-        own = getattr(getattr(inner, "dynamics", None), "gymnasium_id", None)
-        if isinstance(inner, GymEnv):
-            self.draw = lambda obs: inner.render()[0]
-        elif isinstance(space, Box) and is_image(space.shape):
-            self.draw = _enlarged
-        elif own in gymnasium.registry:
-            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no window
-            twin: Any = gymnasium.make(own, render_mode="rgb_array").unwrapped
-            twin.reset()
-
-            def draw(obs: Tensor) -> np.ndarray:
-                twin.state = inner.state[0].double().cpu().numpy()
-                return twin.render()
-
-            self.draw = draw
-        else:
-            raise ConfigError("video: this env draws no pictures.")
+        self.frames: list[np.ndarray] = []
+        """The images so far, uint8 [H, W, 3] each."""
+        self.filming = True
+        """Whether the first episode is still running."""
+        self.draw = _drawing(env)
+        """The observation [1, *O] → the image of the env's state, uint8 [H, W, 3]."""
 
     def reset(self, **options: Any) -> tuple[Tensor, dict]:
-        """As the env's."""
+        """Reset the env, and keep the first image."""
         obs, info = self.env.reset(**options)
         self.frames.append(self.draw(obs))
         return obs, info
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """As the env's."""
+        """Step the env, and keep an image if the first episode goes on."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
-        self.on = self.on and not bool(terminated[0] | truncated[0])
-        if self.on:
+        self.filming = self.filming and not bool(terminated[0] | truncated[0])
+        if self.filming:
             self.frames.append(self.draw(obs))
         return obs, reward, terminated, truncated, info
 
 
+def _drawing(env: TensorEnv) -> Callable[[Tensor], np.ndarray]:
+    """How `env` is drawn, as `Camera.draw`; ConfigError where there is no way."""
+    inner: Any = env.env if isinstance(env, View) else env
+    space = env.single_observation_space
+    gymnasium_id = getattr(getattr(inner, "dynamics", None), "gymnasium_id", None)
+    if isinstance(inner, GymEnv):
+        return lambda obs: inner.render()[0]
+    if isinstance(space, Box) and is_image(space.shape):
+        return _enlarged
+    if gymnasium_id not in gymnasium.registry:
+        raise ConfigError("video: this env draws no images.")
+    # Gymnasium's env of the same equations draws the state of ours.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no window
+    twin: Any = gymnasium.make(gymnasium_id, render_mode="rgb_array").unwrapped
+    twin.reset()
+
+    def draw(obs: Tensor) -> np.ndarray:
+        twin.state = inner.state[0].double().cpu().numpy()
+        return twin.render()
+
+    return draw
+
+
 def _enlarged(obs: Tensor) -> np.ndarray:
-    """The newest channel or three of images [1, C, H, W], four times as large."""
+    """The newest channel, or three of them, of images [1, C, H, W], four times as large."""
     channels = 3 if obs.shape[1] == 3 else 1
     image = obs[0, -channels:].cpu().numpy()
-    image = image if image.dtype == np.uint8 else (255 * image).astype(np.uint8)
-    return np.repeat(image, 3 // channels, 0).transpose(1, 2, 0).repeat(4, 0).repeat(4, 1)
+    if image.dtype != np.uint8:
+        image = (255 * image).astype(np.uint8)
+    image = np.repeat(image, 3 // channels, axis=0)
+    return image.transpose(1, 2, 0).repeat(4, axis=0).repeat(4, axis=1)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlx.config import build, parse_seeds
 from rlx.errors import ConfigError
 from rlx.experiment import trained, validated
-from rlx.nn.networks import concatenated
+from rlx.nn.seed_axis import concatenated
 from rlx.runs.run import Run
 from rlx.show import report
 from rlx.training import state
@@ -75,7 +75,7 @@ class _Growth:
         """A finished run of the new seeds, in a folder of the run: found, resumed or begun."""
         config = self._config_of(self.new)
         for younger in self.run.growing():
-            if not younger.steps():
+            if not younger.checkpoints.steps():
                 younger.delete()  # killed before its first checkpoint
             elif younger.config == config:
                 if younger.meta()["status"] != "completed":
@@ -131,9 +131,12 @@ class _Growth:
 
     def _join_checkpoints(self, joined: Run, younger: Run, last: int) -> None:
         """Save the policies at those steps before `last` at which both runs have one."""
-        for name in sorted(set(self.run.steps()) & set(younger.steps())):
+        for name in sorted(set(self.run.checkpoints.steps()) & set(younger.checkpoints.steps())):
             if int(name) >= last:
                 continue
-            seeds = self.run.counters(name)["seeds"] + younger.counters(name)["seeds"]
-            policy = concatenated(self.run.load(name), younger.load(name))
-            joined.save(name, {"step": int(name), "seeds": seeds}, policy)
+            seeds = (
+                self.run.checkpoints.counters(name)["seeds"]
+                + younger.checkpoints.counters(name)["seeds"]
+            )
+            policy = concatenated(self.run.checkpoints.load(name), younger.checkpoints.load(name))
+            joined.checkpoints.save(name, {"step": int(name), "seeds": seeds}, policy)

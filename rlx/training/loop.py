@@ -17,8 +17,8 @@ from rlx.config import build, parse_seeds
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import SELECTION, evaluate
-from rlx.nn.networks import take
 from rlx.nn.rng import reset_seeds, seed_tensor
+from rlx.nn.seed_axis import take
 from rlx.runs.run import Run
 from rlx.show import report
 from rlx.training import journal, result, state, stopping
@@ -147,7 +147,7 @@ class Training:
                 raise Interrupted(self.signal, message) from None
             except (RunError, OSError) as error:
                 stands = "no checkpoint had been saved yet"
-                if output.steps():
+                if output.checkpoints.steps():
                     stands = f"the last checkpoint stands: {go_on}"
                 raise RunError(f"{error}; {stands}") from None
 
@@ -331,13 +331,13 @@ class Training:
         self._save_kept()  # first: a checkpoint without it would not be resumed to write it
         parts = self.journal.due(self.agent, self.step)
         former = {name: self.part_sums[name] for name in self.journal.parts if name not in parts}
-        self.part_sums = self.output.save(
+        self.part_sums = self.output.checkpoints.save(
             f"{self.step:09d}",
             counters,
             self.agent.policy.state_dict(),
             state.tensors(self),
-            parts,
-            former,
+            parts=parts,
+            former_parts=former,
         )
         self.saved = self.step
         self.saved_at = time.monotonic()
@@ -346,7 +346,7 @@ class Training:
     def _save_kept(self) -> None:
         """The kept weights, as the checkpoint "best"."""
         facts = {"seeds": self.seeds} | self.kept.facts()
-        self.output.save("best", facts, self.kept.policy.state_dict())
+        self.output.checkpoints.save("best", facts, self.kept.policy.state_dict())
         self.kept.changed = False
 
     def _elapsed(self) -> float:

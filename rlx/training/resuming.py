@@ -27,7 +27,7 @@ def resumed(run: Run, config: DictConfig) -> Resumed:
 
     ConfigError where there is none, or where it does not fit the config.
     """
-    counters, policy, saved, warnings = run.load_newest()
+    counters, policy, saved, warnings = run.newest()
     try:
         file = run.path / "checkpoints" / f"{counters['step']:09d}" / "agent.safetensors"
         running = len(counters["seeds"])
@@ -40,7 +40,7 @@ def resumed(run: Run, config: DictConfig) -> Resumed:
                 f"the checkpoint {found}."
             )
         training = Training(build(Config, config, ""), run.path.parent.name)
-        state.load(training, counters, policy, saved, run.parts(counters["replay"]))
+        state.load(training, counters, policy, saved, run.checkpoints.parts(counters["replay"]))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{run.path}: the newest checkpoint does not fit the run's config "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlx.errors import ConfigError
-from rlx.nn.networks import concatenated
+from rlx.nn.seed_axis import concatenated
 from rlx.training import journal
 
 if TYPE_CHECKING:

@@ -1,0 +1,32 @@
+"""Try an agent or an env, yours or rlx's, against everything that rlx asks of it."""
+
+from collections.abc import Iterable
+
+from omegaconf import DictConfig
+
+from rlx.command import command
+from rlx.errors import ConfigError
+from rlx.show import report
+
+
+@command("check")
+def main(composed: DictConfig) -> None:
+    """Prints what holds; ConfigError at the first thing that does not."""
+    agent, env = composed.get("agent"), composed.get("env")
+    if agent is None and env is None:
+        raise ConfigError("rlx check: name what to try, as in agent=mine, env=mine, or both.")
+
+    from rlx.api import compose
+    from rlx.check import agent_checks, env_checks, fitting
+
+    if env is not None:
+        _tell("env", env_checks(env))
+    if agent is not None:
+        where = compose("train", env=fitting(agent)).env if env is None else env
+        _tell("agent", agent_checks(agent, where))
+
+
+def _tell(what: str, held: Iterable[str]) -> None:
+    """One line for each thing that holds."""
+    for sentence in held:
+        report.start(**{what: f"ok: {sentence}"})

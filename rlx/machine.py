@@ -1,0 +1,30 @@
+"""What the machine has room for: free memory and free disk."""
+
+import math
+import shutil
+from pathlib import Path
+
+from rlx.errors import ConfigError
+
+
+def free_memory() -> float:
+    """Free bytes of memory; infinitely many where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return math.inf
+    available = next(line for line in lines if line.startswith("MemAvailable"))
+    kibibytes = int(available.split()[1])
+    return kibibytes * 1024
+
+
+def require_disk(root: str, size: int) -> None:
+    """ConfigError where the disk of the folder `root` has not `size` bytes free."""
+    folder = Path(root).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if size > free:
+        raise ConfigError(
+            f"outputs={root}: checkpoints of this run take {size / 1e9:,.1f} GB of disk, "
+            f"and {free / 1e9:,.1f} GB are free."
+        )

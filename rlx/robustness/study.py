@@ -1,0 +1,212 @@
+"""What a sweep found: a cell for every mode and radius, a curve for every mode."""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlx.robustness.sweep import Played
+from rlx.show import stats
+
+
+def _shown(column: str, words: str) -> Any:
+    """A field of `Cell` that the printed table shows as a share, under `column`, at the last eps.
+
+    `words` say in the table's title what it is.
+    """
+    return dataclasses.field(metadata={"column": column, "words": words})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What an attack did in one mode at one radius.
+
+    summary.json, robustness.csv and the printed table are made of these fields, so that a new
+    statistic is a field and its value in `Cell.of`.
+    """
+
+    attack: str
+    """Name of the attack."""
+    head: str
+    """Name of the mode: a head, or what several heads at once are called."""
+    eps: float
+    """The radius."""
+    returns: stats.Estimate
+    """Undiscounted return; the key `return`, and its interval three columns."""
+    score: float
+    """(return − random) / (clean − random); NaN where clean play is no better than random play."""
+    flip_rate: float = _shown("flipped", "decisions flipped")
+    """Share of the attacked heads' decisions that the perturbation changed."""
+    flip_rate_per_head: Mapping[str, float]
+    """The same of each attacked head alone."""
+    truncation_rate: float = _shown("stuck", "episodes stuck at the time limit")
+    """Share of the episodes that ended at the time limit."""
+
+    @classmethod
+    def of(
+        cls,
+        played: Played,
+        number: int,
+        *,
+        attack: str,
+        head: str,
+        eps: float,
+        score: float,
+        bootstrap: stats.Bootstrap,
+    ) -> "Cell":
+        """Of the episodes that were `played` at the radius with this `number`, which is `eps`."""
+        flips = {name: int(counts[:, number].sum()) for name, counts in played.flips.items()}
+        decisions = {name: int(played.decisions[name][:, number].sum()) for name in flips}
+        return cls(
+            attack=attack,
+            head=head,
+            eps=eps,
+            returns=stats.estimate(played.returns[:, number], bootstrap),
+            score=score,
+            flip_rate=sum(flips.values()) / max(1, sum(decisions.values())),
+            flip_rate_per_head={name: flips[name] / max(1, decisions[name]) for name in flips},
+            truncation_rate=float(played.truncated[:, number].mean()),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The cell as summary.json has it."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, stats.Estimate):
+                values["return"] = value.as_dict()
+            else:
+                values[field.name] = value
+        return values
+
+    def row(self) -> dict[str, Any]:
+        """The cell as robustness.csv has it: one number a column."""
+        row: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, stats.Estimate):
+                row["iqm"] = value.iqm
+                row["ci95_low"], row["ci95_high"] = value.ci95
+            elif not isinstance(value, Mapping):
+                row[field.name] = value
+        return row
+
+    def shares(self) -> list[str]:
+        """What the printed table shows of the cell, as in ["12%", "0%"]; see `columns`."""
+        return [f"{getattr(self, field.name):.0%}" for field in self._shown_fields()]
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """The columns of `shares`."""
+        return [field.metadata["column"] for field in cls._shown_fields()]
+
+    @classmethod
+    def words(cls) -> str:
+        """What the `shares` are, for the table's title."""
+        return ", ".join(field.metadata["words"] for field in cls._shown_fields())
+
+    @classmethod
+    def _shown_fields(cls) -> list[dataclasses.Field]:
+        return [field for field in dataclasses.fields(cls) if field.metadata]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one attack did to some policies at growing radii."""
+
+    attack: str
+    """Name of the attack."""
+    eps: Sequence[float]
+    """The E radii."""
+    clean: stats.Estimate
+    """Return of the greedy policies without an attack."""
+    random: float
+    """Mean return of random play."""
+    cells: Mapping[str, Sequence[Cell]]
+    """A cell for each of the E radii, by mode."""
+    curves: Mapping[str, stats.Curve]
+    """What summarises the cells of a mode, by mode."""
+
+    @classmethod
+    def of(
+        cls,
+        attack: str,
+        eps: Sequence[float],
+        clean: np.ndarray,
+        random: float,
+        played: Mapping[str, Played],
+    ) -> "Study":
+        """Of the episodes that were `played`, by mode.
+
+        `clean`: the returns [S, P] of the same episodes without an attack; `random`: the mean
+        return of random play.
+        """
+        bootstrap = stats.Bootstrap(*clean.shape)
+        cells = {}
+        curves = {}
+        for mode, episodes in played.items():
+            curve = stats.curve(episodes.returns, clean, random, np.array(eps), bootstrap)
+            curves[mode] = curve
+            cells[mode] = [
+                Cell.of(
+                    episodes,
+                    number,
+                    attack=attack,
+                    head=mode,
+                    eps=radius,
+                    score=float(curve.score[number]),
+                    bootstrap=bootstrap,
+                )
+                for number, radius in enumerate(eps)
+            ]
+        return cls(attack, eps, stats.estimate(clean, bootstrap), random, cells, curves)
+
+    def summary(self) -> dict[str, Any]:
+        """The study as summary.json has it."""
+        curves = self.curves.items()
+        return {
+            "eps": list(self.eps),
+            "clean": self.clean.as_dict(),
+            "random": self.random,
+            "cells": [cell.as_dict() for cells in self.cells.values() for cell in cells],
+            "area": {mode: curve.area for mode, curve in curves},
+            "area_ci95": {mode: curve.area_ci95 for mode, curve in curves},
+            "critical_eps": {mode: self._within_grid(curve.critical_eps) for mode, curve in curves},
+            "critical_eps_ci95": {
+                mode: [self._within_grid(bound) for bound in curve.critical_eps_ci95]
+                for mode, curve in curves
+            },
+            "undefined_resamples": {mode: curve.undefined for mode, curve in curves},
+        }
+
+    def write_csv(self, path: Path) -> None:
+        """A row for each cell."""
+        rows = [cell.row() for cells in self.cells.values() for cell in cells]
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def critical_text(self, mode: str) -> str:
+        """The critical radius and its interval, as in "0.013 [0.011, >0.03]"."""
+        curve = self.curves[mode]
+        low, high = curve.critical_eps_ci95
+        if math.isnan(low):
+            return self._text(curve.critical_eps)
+        return f"{self._text(curve.critical_eps)} [{self._text(low)}, {self._text(high)}]"
+
+    def _text(self, critical: float) -> str:
+        """A critical radius in three digits."""
+        value = self._within_grid(critical)
+        return value if isinstance(value, str) else f"{value:.3g}"
+
+    def _within_grid(self, critical: float) -> float | str:
+        """A critical radius; where it is infinite, on which side of the grid it lies."""
+        if not math.isinf(critical):
+            return critical
+        return f">{self.eps[-1]:g}" if critical > 0 else f"≤{self.eps[0]:g}"

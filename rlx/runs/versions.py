@@ -1,0 +1,42 @@
+"""What a run was made with: the versions of rlx and its packages, and the machine."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import rlx
+
+PACKAGES = ("torch", "gymnasium", "numpy", "hydra-core")
+
+
+def versions() -> dict[str, Any]:
+    """What meta.json says of rlx, Python, the machine and the packages."""
+    return {
+        "rlx": rlx.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of rlx's source, "+" appended where it was changed; None outside a checkout."""
+    checkout = Path(rlx.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        commit = _git(checkout, "rev-parse", "--short", "HEAD")
+        changes = _git(checkout, "status", "--porcelain", "--", "rlx", "conf")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+" if changes else commit
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    finished = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    return finished.stdout.strip()
