@@ -23,11 +23,11 @@ import yaml
 
 from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
-from rlx.threat import LOSSES, Attack, Budget
+from rlx.command import composed
 from rlx.conf import group_files
 from rlx.config import build, load_class
 from rlx.errors import ConfigError
-from rlx.command import composed
+from rlx.threat import LOSSES, Attack, Budget
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

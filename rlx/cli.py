@@ -326,7 +326,7 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
     unknown = unknown or re.search(r"Key '([^']+)' is not in struct", text)
     if unknown:
         return _unknown_key(unknown[1], command, line)
-    # Of OmegaConf's messages, the part that speaks of its own objects.
+    # OmegaConf's messages end with lines about its own objects, which say nothing to a user.
     text = re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text)
     return text.replace("\n\n", "\n")
 
@@ -338,7 +338,8 @@ def _unknown_option(group: str, option: str) -> str:
     if group == "env" and is_id:
         plain = re.sub(r"\W|_", "", option.rpartition("-")[0].lower())
         own = [f" rlx's own: env={name}." for name in names if name.replace("_", "") == plain]
-        return f"env={option}: no such option.{''.join(own)} An id of Gymnasium: env=gym env.id={option}"
+        gymnasium = f"An id of Gymnasium: env=gym env.id={option}"
+        return f"env={option}: no such option.{''.join(own)} {gymnasium}"
     message = f"{group}={option}: no such option.{nearest(option, names)}"
     if 1 < len(names) <= 20 and closest(option, names):
         message += f" All: {', '.join(names)}."

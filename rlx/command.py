@@ -46,28 +46,7 @@ class Command:
             sweep.check_all(self.check)
         sweep.run_all()
 
-    def composed(name: str, overrides: Sequence[str]) -> DictConfig:
-    """The composed conf/`name`.yaml, outside of a command; raises Hydra's errors.
-
-    `chosen` says of it what it says within a command.
-    """
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-
-    GlobalHydra.instance().clear()
-    folder = user_dir()
-    search = [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
-    with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
-        config = hydra.compose(name, [*overrides, *search], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]
-    rename_keys(config)
-    return config
-
-
-def _once(self) -> None:
+    def _once(self) -> None:
         """Do the task.
 
         Its errors pass Hydra by, which would print lines of its own about them.
@@ -95,7 +74,10 @@ def _is_sweep() -> bool:
 
 
 def _compose(name: str, task: Task) -> None:
-    """Let Hydra compose conf/`name`.yaml with sys.argv and call `task` on it, in a sweep on each."""
+    """Let Hydra compose conf/`name`.yaml with sys.argv and call `task` on what comes out.
+
+    In a sweep it is called on each combination.
+    """
     import hydra
 
     def renamed(composed: DictConfig) -> float | None:
@@ -206,3 +188,24 @@ def _overrides() -> str:
     for override in HydraConfig.get().overrides.task:
         words.append(override.lstrip("+").replace("\\:", ":"))  # Hydra escapes 0:5
     return " ".join(shlex.quote(word) for word in words)
+
+
+def composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """The composed conf/`name`.yaml, outside of a command; raises Hydra's errors.
+
+    `chosen` says of it what it says within a command.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    GlobalHydra.instance().clear()
+    folder = user_dir()
+    search = [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
+    with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = hydra.compose(name, [*overrides, *search], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    rename_keys(config)
+    return config

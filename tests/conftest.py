@@ -112,7 +112,7 @@ def rlx(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory):
-    """A folder with two short hDQN runs on Acrobot (3 seeds) and one DQN run on CartPole (2 seeds)."""
+    """A folder of short runs: two hDQN on Acrobot (3 and 2 seeds), one DQN on CartPole (2)."""
     root = tmp_path_factory.mktemp("runs")
     acrobot = "env.max_episode_steps=100"
     for extra in (
@@ -163,35 +163,34 @@ ENVS = {
     "chain": (),
     "pendulum": (),
     "gym": ("env.id=CartPole-v1",),
-}
-ENVS |= {
     "tic_tac_toe": ("env.opponent=self",),
     "cartpole_frames": (),
     "mini_breakout": ("env.max_episode_steps=20",),
 }
+"""Envs of every kind, and overrides that make their episodes short."""
 
 
 def fits(agent: str, env: str) -> bool:
     """Whether the agent can learn in the env."""
     kind = load_class(compose("train", f"agent={agent}").agent, "agent", Agent)
     spec = env_spec(compose("train", f"env={env}", *ENVS[env]).env)
-    image = len(spec.observation_space.shape or ()) == 3
+    is_image = len(spec.observation_space.shape or ()) == 3
     if issubclass(kind, OfflineAgent):  # tests/test_bcq.py
         return False
     if kind.games or spec.rules is not None:
         return kind.games and spec.rules is not None
-    if image:  # agents with convolutions, each with one of the two
+    if is_image:  # agents with convolutions, each with one of the two
         return (agent, env) in (
             ("dqn", "cartpole_frames"),
             ("ppo", "cartpole_frames"),
             ("efficientzero", "mini_breakout"),
         )
-    return isinstance(spec.observation_space, kind.observations) and isinstance(
-        spec.action_space, kind.actions
-    )
+    observes = isinstance(spec.observation_space, kind.observations)
+    return observes and isinstance(spec.action_space, kind.actions)
 
 
 PAIRS = [(agent, env) for agent in AGENTS for env in ENVS if fits(agent, env)]
+"""Every agent in every env that it can learn in."""
 SMALL = {
     "learning_starts": 32,
     "hidden": "[16]",
@@ -199,8 +198,6 @@ SMALL = {
     "buffer_size": 400,
     "epsilon_steps": 500,
     "rollout_steps": 16,
-}
-SMALL |= {
     "latent": 8,
     "lstm": 8,
     "projection": 16,
@@ -208,14 +205,13 @@ SMALL |= {
     "reanalyse": 0.25,
     "head": 8,
     "batch_size": 8,
-}
-SMALL |= {
     "conv": "[[4,8,8]]",
     "anneal_steps": 600,
     "epochs": 2,
     "minibatches": 2,
     "initial_value": 0.1,
 }
+"""Values of keys with which an agent learns soon and quickly."""
 
 
 def stop_rule(window: int, solved: int) -> str:
@@ -229,9 +225,7 @@ def stop_rule(window: int, solved: int) -> str:
 def small(agent: str, **changes: object) -> list[str]:
     """Overrides that make an agent learn soon and quickly: those of its own keys."""
     keys = compose("train", f"agent={agent}").agent
-    slow = (
-        {"replay_ratio": 0.1} if "simulations" in keys else {}
-    )  # a learner step is a hundred of the others'
-    return [
-        f"agent.{key}={value}" for key, value in (SMALL | slow | changes).items() if key in keys
-    ]
+    values = SMALL | changes
+    if "simulations" in keys and "replay_ratio" not in changes:
+        values["replay_ratio"] = 0.1  # a learner step is a hundred of the others'
+    return [f"agent.{key}={value}" for key, value in values.items() if key in keys]

@@ -149,11 +149,8 @@ def test_every_command_line_can_be_typed(page, folder):
         assert command in known, words
         if set(rest) & {"--help", "--cfg"}:
             rest = [word for word in rest if word not in ("--help", "--cfg", "job")]
-        typed = [
-            one
-            for one in cli._overrides(cli.to_hydra(command, rest))
-            if not one.startswith("hydra")
-        ]
+        line = cli.to_hydra(command, rest)
+        typed = [word for word in cli._overrides(line) if not word.startswith("hydra")]
         for overrides in combinations(typed + own_sweep(typed)):
             config = OmegaConf.create(composed(command, overrides))
             if command == "train":

@@ -25,17 +25,14 @@ def test_batched_equals_one_by_one(agent, env, composed):
     same = 0
     for s in range(3):
         for b in range(7):
-            alone = rollout(
-                take(policy, torch.tensor([s])),
-                make_env(config.env, 1, CPU),
-                reset[s : s + 1, b : b + 1],
-            )
+            one = take(policy, torch.tensor([s]))
+            alone = rollout(one, make_env(config.env, 1, CPU), reset[s : s + 1, b : b + 1])
             pairs = [
                 (alone.returns, together.returns),
                 (alone.lengths, together.lengths),
                 (alone.truncated, together.truncated),
             ]
-            same += all(bool(one[0, 0] == many[s, b]) for one, many in pairs)
+            same += all(bool(played[0, 0] == batched[s, b]) for played, batched in pairs)
     assert same >= 19, "of 21; a tie of two values may be broken by rounding"
 
 
@@ -48,7 +45,7 @@ def test_evaluation_repeats_and_the_adapter_agrees_with_the_native_env(composed)
     )
     assert torch.equal(first.returns, again.returns) and first.returns.std() > 0
     adapter = composed("train", "agent=dqn", "env=gym", "env.id=CartPole-v1")
-    theirs = evaluate(policy, lambda n: make_env(adapter.env, n, CPU), 2, 20, REPORT, CPU)
+    adapted = evaluate(policy, lambda n: make_env(adapter.env, n, CPU), 2, 20, REPORT, CPU)
     # Other start states, the same physics: an untrained policy's means agree within their error.
-    error = (first.returns.var(1) / 20 + theirs.returns.var(1) / 20).sqrt() + 0.1
-    assert ((first.returns.mean(1) - theirs.returns.mean(1)).abs() < 4 * error).all()
+    error = (first.returns.var(1) / 20 + adapted.returns.var(1) / 20).sqrt() + 0.1
+    assert ((first.returns.mean(1) - adapted.returns.mean(1)).abs() < 4 * error).all()

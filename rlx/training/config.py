@@ -17,7 +17,10 @@ class Config:
     device: Any
     """What computes: one of conf/device, with its keys."""
     protocol: str | None
-    """`fast`, or `source` for the settings of the work that an agent comes from."""
+    """`corrected`, or `source`: as the source study did it, mistakes included.
+
+    null: there are no settings of a source study.
+    """
     seeds: Any
     """A count, a range or a list: trained together, each as if alone."""
     steps: Count
