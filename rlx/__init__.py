@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlx.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from rlx.api import AttackRun, TrainedRun, attack, load, train
-    from rlx.check import check_agent, check_env
+    from rlx.api import AttackRun, TrainedRun, attack, check_agent, check_env, load, train
 
 __version__ = "0.1.0"
 
@@ -27,12 +26,9 @@ __all__ = [
     "train",
 ]
 
-_FROM = {"check_agent": "rlx.check", "check_env": "rlx.check"}
-"""Where the names lie that are no part of rlx.api."""
-
 
 def __getattr__(name: str) -> Any:
     """The names above, imported when first asked for: torch takes a second."""
     if name not in __all__:
         raise AttributeError(f"module 'rlx' has no attribute '{name}'")
-    return getattr(importlib.import_module(_FROM.get(name, "rlx.api")), name)
+    return getattr(importlib.import_module("rlx.api"), name)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from rlx.agent import Policy
+    from rlx.agent import Agent, Policy
 
 
 def train(**overrides: object) -> "TrainedRun":
@@ -77,6 +77,34 @@ def load(
     found = find(str(path), "outputs", "train", trusted=trust)
     name = f"{checkpoint:09d}" if isinstance(checkpoint, int) else checkpoint
     return TrainedRun(found, checkpoint=name, seed=seed)
+
+
+def check_agent(agent: "str | type[Agent]", env: str | None = None, **keys: object) -> None:
+    """Try an agent as `rlx check` does; ConfigError with what was expected where it fails.
+
+    `agent`: a name of conf/agent, yours or rlx's, or a class with all its `keys`. `env`: a name of
+    conf/env; None: one of rlx's small ones that fits.
+    """
+    from rlx.checks.agents import agent_checks, fitting
+
+    if isinstance(agent, str):
+        node = {**compose("train", agent=agent).agent, **keys}
+    else:
+        node = {"_target_": f"{agent.__module__}:{agent.__qualname__}", **keys}
+    for _ in agent_checks(node, compose("train", env=env or fitting(node)).env):
+        pass
+
+
+def check_env(env: str, **keys: object) -> None:
+    """Try an env as `rlx check` does; ConfigError with what was expected where it fails.
+
+    `env`: a name of conf/env, yours or rlx's, with `keys` changed.
+    """
+    from rlx.checks.envs import env_checks
+
+    overrides = {f"env.{name}": value for name, value in keys.items()}
+    for _ in env_checks(compose("train", env=env, **overrides).env):
+        pass
 
 
 class _Finished:

@@ -13,7 +13,7 @@ from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env
 from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
-from rlx.training.vector_step import vector_step
+from rlx.vector_step import vector_step
 
 CPU = torch.device("cpu")
 

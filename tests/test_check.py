@@ -7,7 +7,8 @@ import torch
 from conftest import AGENTS, ENVS, compose, small
 
 from rlx.agents.dqn import DQN, QPolicy
-from rlx.check import agent_checks, env_checks, fitting
+from rlx.checks.agents import agent_checks, fitting
+from rlx.checks.envs import env_checks
 from rlx.envs.cartpole import CartPole
 from rlx.errors import ConfigError
 

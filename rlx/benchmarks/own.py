@@ -14,7 +14,7 @@ from rlx.benchmarks.timing import wait
 from rlx.nn.networks import MLP
 from rlx.nn.rng import Streams, seed_tensor
 from rlx.threat import Budget
-from rlx.training.vector_step import vector_step
+from rlx.vector_step import vector_step
 
 
 class Training:

@@ -17,7 +17,8 @@ def main(composed: DictConfig) -> None:
         raise ConfigError("rlx check: name what to try, as in agent=mine, env=mine, or both.")
 
     from rlx.api import compose
-    from rlx.check import agent_checks, env_checks, fitting
+    from rlx.checks.agents import agent_checks, fitting
+    from rlx.checks.envs import env_checks
 
     if env is not None:
         _tell("env", env_checks(env))

@@ -24,7 +24,7 @@ from rlx.show import report
 from rlx.training import journal, result, state, stopping
 from rlx.training.kept import Kept
 from rlx.training.log import Log
-from rlx.training.vector_step import vector_step
+from rlx.vector_step import vector_step
 
 if TYPE_CHECKING:
     from rlx.training.config import Config

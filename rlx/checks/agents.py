@@ -1,7 +1,6 @@
-"""The contract tests, for anybody's agent or env: what agent.py and env.py ask, tried out.
+"""What agent.py asks of an agent, tried out: `rlx check agent=mine`.
 
-`rlx check agent=mine env=mine` prints them one by one; from Python they are `check_agent` and
-`check_env`. A run itself asks only for shapes (rlx/contract.py): these here take seconds.
+A run itself looks at shapes alone (rlx/contract.py); these checks take seconds.
 """
 
 import copy
@@ -9,19 +8,19 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from rlx import contract, experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec, Transition, greedy
+from rlx.checks.envs import random_elements
 from rlx.config import load_class
 from rlx.data.datasets import Data
-from rlx.env import TensorEnv
 from rlx.errors import ConfigError
 from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
+from rlx.vector_step import vector_step
 
 SEEDS = (3, 5, 8)
 NUM_ENVS = 4
@@ -73,31 +72,15 @@ class _Loop:
         self.first = torch.ones(self.shape, dtype=torch.bool)
         self.carry = self.agent.policy.initial_carry(NUM_ENVS)
 
-    def step(self) -> tuple[Transition, dict[str, Tensor]]:
+    def step(self) -> tuple[Transition | None, dict[str, Tensor]]:
         """One vector step, or of an offline agent one minibatch; the transition and the metrics."""
-        action, self.carry = self.agent.act(self.obs, self.first, self.carry)
-        contract.check_action(self.agent, action, torch.Size(self.shape))
-        result = self.env.step(action.flatten(0, 1))
-        obs, reward, terminated, truncated, info = result
-        transition = Transition(
-            obs=self.obs,
-            action=action,
-            reward=reward.unflatten(0, self.shape),
-            next_obs=info["final_obs"].unflatten(0, self.shape),
-            terminated=terminated.unflatten(0, self.shape),
-            truncated=truncated.unflatten(0, self.shape),
-            carry=self.carry,
-        )
-        metrics = self.update(transition)
-        self.obs = obs.unflatten(0, self.shape)
-        self.first = transition.terminated | transition.truncated
-        return transition, metrics
-
-    def update(self, transition: Transition) -> dict[str, Tensor]:
-        """Let the agent learn."""
         if isinstance(self.agent, OfflineAgent):
-            return self.agent.learn()
-        return self.agent.update(transition)
+            return None, self.agent.learn()
+        done = vector_step(self.agent, self.env, self.obs, self.first, self.carry)
+        self.obs = done.obs
+        self.first = done.first
+        self.carry = done.transition.carry
+        return done.transition, done.metrics
 
     def learn(self, name: str) -> None:
         """Step until the agent has learnt once; ConfigError where it does not."""
@@ -127,9 +110,9 @@ class _RandomData(Data):
         """Random rows [S, B, …], the same for the same `draws`."""
         shape = draws.shape
         return {
-            "obs": _random(self.spec.observation_space, draws),
-            "next_obs": _random(self.spec.observation_space, (draws * 7).frac()),
-            "action": _random(self.spec.action_space, (draws * 11).frac()),
+            "obs": random_elements(self.spec.observation_space, draws),
+            "next_obs": random_elements(self.spec.observation_space, (draws * 7).frac()),
+            "action": random_elements(self.spec.action_space, (draws * 11).frac()),
             "reward": draws.to(torch.float32),
             "discount": torch.full(shape, discount),
         }
@@ -141,18 +124,6 @@ class _RandomData(Data):
     def card(self) -> dict[str, Any]:
         """It has no facts."""
         return {}
-
-
-def _random(space: spaces.Space, draws: Tensor) -> Tensor:
-    """Elements [S, B, …] of `space`, by uniform `draws` [S, B]."""
-    if isinstance(space, spaces.Discrete):
-        return (draws * int(space.n)).long()
-    size = torch.Size(space.shape or ())
-    factors = torch.arange(1, size.numel() + 1, dtype=draws.dtype)
-    values = (draws.unsqueeze(-1) * factors).frac().unflatten(-1, size)
-    if np.issubdtype(space.dtype, np.integer):
-        return (values * 256).to(torch.uint8)
-    return values.to(torch.float32)
 
 
 def _check_heads(loop: _Loop) -> None:
@@ -217,27 +188,25 @@ def _check_apart(loop: _Loop) -> None:
     learnt = 0
     for _ in range(STEPS):
         transition, metrics = loop.step()
-        changed = transition.reward.clone()
-        changed[0] += 1.0
-        action, _ = other.agent.act(transition.obs, other.first, other.carry)
-        if not torch.equal(action[1:], transition.action[1:]):
-            break
-        other.update(_with_reward(transition, changed))
-        other.first, other.carry = loop.first, loop.carry
+        if transition is None:
+            other.step()
+        else:
+            other.agent.act(transition.obs, other.first, other.carry)
+            reward = transition.reward.clone()
+            reward[0] += 1.0
+            other.agent.update(dataclasses.replace(transition, reward=reward))
+            other.first = loop.first
+            other.carry = loop.carry
         learnt += bool(metrics)
         if learnt == 3:
             break
+    changed = other.agent.state_dict()
     for name, value in loop.agent.state_dict().items():
-        if not torch.equal(value[1:], other.agent.state_dict()[name][1:]):
+        if not torch.equal(value[1:], changed[name][1:]):
             raise ConfigError(
                 f"agent: '{name}' of one seed depends on what another seed has seen; nothing may "
                 "mix the seed axis: losses are means within a seed, summed over seeds."
             )
-
-
-def _with_reward(transition: Transition, reward: Tensor) -> Transition:
-    """`transition` with another `reward` [S, N]."""
-    return dataclasses.replace(transition, reward=reward)
 
 
 def _check_state(loop: _Loop, node: Mapping[str, Any]) -> None:
@@ -253,7 +222,7 @@ def _check_state(loop: _Loop, node: Mapping[str, Any]) -> None:
     for _ in range(20):
         one, _ = loop.step()
         two, _ = twin.step()
-        if not torch.equal(one.action, two.action):
+        if one is not None and two is not None and not torch.equal(one.action, two.action):
             raise ConfigError(
                 "agent: made anew from its state_dict it acts otherwise; what decides its future "
                 "must be parameters and buffers."
@@ -277,131 +246,6 @@ def _check_take(loop: _Loop) -> None:
             f"[2, {NUM_ENVS}, …]."
         )
     take(loop.agent, torch.tensor([1, 2]))
-
-
-def env_checks(node: Mapping[str, Any]) -> Iterator[str]:
-    """Try the env of the config group `env`.
-
-    Yields a sentence about each thing that holds. Raises ConfigError, with what was expected, at
-    the first that does not.
-    """
-    spec = experiment.env_spec(node)
-    contract.check_env(experiment.make_env(node, 1, "cpu"), spec)
-    yield "observations, rewards and flags have the shapes and types of the contract"
-    script = _Script(node, spec)
-    _check_same(script.play(), script.play(), "two plays from the same reset seeds differ")
-    yield "the same reset seeds and actions give the same episodes"
-    _check_same(
-        [row[1:] for row in script.play()],
-        script.play(keep=torch.arange(1, NUM_ENVS)),
-        "copies that go on alone go on otherwise",
-    )
-    yield "copies can be dropped; the others go on as they would have"
-    _check_same(
-        script.play(),
-        script.play(reload=True),
-        "from its state_dict it goes on otherwise",
-    )
-    yield "its state can be saved and loaded at any step"
-    _check_ends(script)
-    yield "episodes end by themselves or at the time limit, and begin anew in the same step"
-
-
-class _Script:
-    """One play of an env, from fixed reset seeds by fixed random actions."""
-
-    def __init__(self, node: Mapping[str, Any], spec: Spec):
-        self.node = node
-        self.spec = spec
-        self.steps = 40
-        draws = torch.rand(self.steps, NUM_ENVS, generator=torch.Generator().manual_seed(0))
-        self.actions = _random(spec.action_space, draws)
-        if isinstance(spec.action_space, spaces.Box):
-            low, high = (
-                torch.from_numpy(x) for x in (spec.action_space.low, spec.action_space.high)
-            )
-            self.actions = low + self.actions * (high - low)
-
-    def begin(self) -> tuple[TensorEnv, Tensor]:
-        """A new env of `NUM_ENVS` copies, and its first observations."""
-        env = experiment.make_env(self.node, NUM_ENVS, "cpu")
-        obs, _ = env.reset(seed=list(range(7, 7 + NUM_ENVS)))
-        return env, obs
-
-    def play(self, keep: Tensor | None = None, reload: bool = False) -> list[Tensor]:
-        """Observations, rewards and flags of every step, [B, …] each.
-
-        `keep`: go on with these copies alone from the middle on, and before it show theirs.
-        `reload`: go on from the middle in an env made anew, from the state of this one.
-        """
-        env, obs = self.begin()
-        rows = [obs if keep is None else obs[keep]]
-        for step, actions in enumerate(self.actions):
-            if keep is not None and step == self.steps // 2:
-                env.keep(keep)
-            if reload and step == self.steps // 2:
-                state = copy.deepcopy(env.state_dict())
-                env, _ = self.begin()
-                env.load_state_dict(state)
-            dropped = keep is not None and step >= self.steps // 2
-            given = actions[keep] if keep is not None and dropped else actions
-            obs, reward, terminated, truncated, info = env.step(given)
-            for row in (obs, reward, terminated, truncated, info["final_obs"]):
-                rows.append(row[keep] if keep is not None and not dropped else row)
-        return rows
-
-
-def _check_same(one: list[Tensor], other: list[Tensor], what: str) -> None:
-    """ConfigError unless two plays are the same, but for rounding."""
-    for number, (a, b) in enumerate(zip(one, other, strict=True)):
-        if not torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5):
-            raise ConfigError(f"env: {what}, at step {max(0, number - 1) // 5}.")
-
-
-def _check_ends(script: _Script) -> None:
-    """Play until an episode has ended, and see that the next one has begun in the same step."""
-    env, obs = script.begin()
-    limit = min(script.spec.max_episode_steps, LONGEST)
-    for step in range(limit):
-        actions = script.actions[step % script.steps]
-        obs, _, terminated, truncated, info = env.step(actions)
-        over = terminated | truncated
-        if bool((terminated & truncated).any()):
-            raise ConfigError("env: a step was both terminated and truncated.")
-        if not torch.equal(obs[~over], info["final_obs"][~over]):
-            raise ConfigError("env: 'final_obs' of a running episode is not its observation.")
-        if bool(over.any()):
-            return
-    if limit == script.spec.max_episode_steps:
-        raise ConfigError(f"env: no episode was truncated at the time limit of {limit} steps.")
-
-
-def check_agent(agent: str | type[Agent], env: str | None = None, **keys: object) -> None:
-    """Try an agent as `rlx check` does; ConfigError with what was expected where it fails.
-
-    `agent`: a name of conf/agent, yours or rlx's, or a class with all its `keys`. `env`: a name of
-    conf/env; None: one of rlx's small ones that fits.
-    """
-    from rlx.api import compose
-
-    if isinstance(agent, str):
-        node = {**compose("train", agent=agent).agent, **keys}
-    else:
-        node = {"_target_": f"{agent.__module__}:{agent.__qualname__}", **keys}
-    for _ in agent_checks(node, compose("train", env=env or fitting(node)).env):
-        pass
-
-
-def check_env(env: str, **keys: object) -> None:
-    """Try an env as `rlx check` does; ConfigError with what was expected where it fails.
-
-    `env`: a name of conf/env, yours or rlx's, with `keys` changed.
-    """
-    from rlx.api import compose
-
-    overrides = {f"env.{name}": value for name, value in keys.items()}
-    for _ in env_checks(compose("train", env=env, **overrides).env):
-        pass
 
 
 def fitting(node: Mapping[str, Any]) -> str:

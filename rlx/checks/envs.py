@@ -1,0 +1,128 @@
+"""What env.py asks of an env, tried out: `rlx check env=mine`."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlx import contract, experiment
+from rlx.agent import Spec
+from rlx.env import TensorEnv
+from rlx.errors import ConfigError
+
+NUM_ENVS = 4
+LONGEST = 2_000
+"""Steps within which an episode of the env that is checked should end."""
+
+
+def env_checks(node: Mapping[str, Any]) -> Iterator[str]:
+    """Try the env of the config group `env`.
+
+    Yields a sentence about each thing that holds. Raises ConfigError, with what was expected, at
+    the first that does not.
+    """
+    spec = experiment.env_spec(node)
+    contract.check_env(experiment.make_env(node, 1, "cpu"), spec)
+    yield "observations, rewards and flags have the shapes and types of the contract"
+    script = _Script(node, spec)
+    _check_same(script.play(), script.play(), "two plays from the same reset seeds differ")
+    yield "the same reset seeds and actions give the same episodes"
+    _check_same(
+        [row[1:] for row in script.play()],
+        script.play(keep=torch.arange(1, NUM_ENVS)),
+        "copies that go on alone go on otherwise",
+    )
+    yield "copies can be dropped; the others go on as they would have"
+    _check_same(
+        script.play(),
+        script.play(reload=True),
+        "from its state_dict it goes on otherwise",
+    )
+    yield "its state can be saved and loaded at any step"
+    _check_ends(script)
+    yield "episodes end by themselves or at the time limit, and begin anew in the same step"
+
+
+class _Script:
+    """One play of an env, from fixed reset seeds by fixed random actions."""
+
+    def __init__(self, node: Mapping[str, Any], spec: Spec):
+        self.node = node
+        self.spec = spec
+        self.steps = 40
+        draws = torch.rand(self.steps, NUM_ENVS, generator=torch.Generator().manual_seed(0))
+        self.actions = random_elements(spec.action_space, draws)
+        if isinstance(spec.action_space, spaces.Box):
+            low, high = (
+                torch.from_numpy(x) for x in (spec.action_space.low, spec.action_space.high)
+            )
+            self.actions = low + self.actions * (high - low)
+
+    def begin(self) -> tuple[TensorEnv, Tensor]:
+        """A new env of `NUM_ENVS` copies, and its first observations."""
+        env = experiment.make_env(self.node, NUM_ENVS, "cpu")
+        obs, _ = env.reset(seed=list(range(7, 7 + NUM_ENVS)))
+        return env, obs
+
+    def play(self, keep: Tensor | None = None, reload: bool = False) -> list[Tensor]:
+        """Observations, rewards and flags of every step, [B, …] each.
+
+        `keep`: go on with these copies alone from the middle on, and before it show theirs.
+        `reload`: go on from the middle in an env made anew, from the state of this one.
+        """
+        env, obs = self.begin()
+        rows = [obs if keep is None else obs[keep]]
+        for step, actions in enumerate(self.actions):
+            if keep is not None and step == self.steps // 2:
+                env.keep(keep)
+            if reload and step == self.steps // 2:
+                state = copy.deepcopy(env.state_dict())
+                env, _ = self.begin()
+                env.load_state_dict(state)
+            dropped = keep is not None and step >= self.steps // 2
+            given = actions[keep] if keep is not None and dropped else actions
+            obs, reward, terminated, truncated, info = env.step(given)
+            for row in (obs, reward, terminated, truncated, info["final_obs"]):
+                rows.append(row[keep] if keep is not None and not dropped else row)
+        return rows
+
+
+def _check_same(one: list[Tensor], other: list[Tensor], what: str) -> None:
+    """ConfigError unless two plays are the same, but for rounding."""
+    for number, (a, b) in enumerate(zip(one, other, strict=True)):
+        if not torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5):
+            raise ConfigError(f"env: {what}, at step {max(0, number - 1) // 5}.")
+
+
+def _check_ends(script: _Script) -> None:
+    """Play until an episode has ended, and see that the next one has begun in the same step."""
+    env, obs = script.begin()
+    limit = min(script.spec.max_episode_steps, LONGEST)
+    for step in range(limit):
+        actions = script.actions[step % script.steps]
+        obs, _, terminated, truncated, info = env.step(actions)
+        over = terminated | truncated
+        if bool((terminated & truncated).any()):
+            raise ConfigError("env: a step was both terminated and truncated.")
+        if not torch.equal(obs[~over], info["final_obs"][~over]):
+            raise ConfigError("env: 'final_obs' of a running episode is not its observation.")
+        if bool(over.any()):
+            return
+    if limit == script.spec.max_episode_steps:
+        raise ConfigError(f"env: no episode was truncated at the time limit of {limit} steps.")
+
+
+def random_elements(space: spaces.Space, draws: Tensor) -> Tensor:
+    """Elements [S, B, …] of `space`, by uniform `draws` [S, B]."""
+    if isinstance(space, spaces.Discrete):
+        return (draws * int(space.n)).long()
+    size = torch.Size(space.shape or ())
+    factors = torch.arange(1, size.numel() + 1, dtype=draws.dtype)
+    values = (draws.unsqueeze(-1) * factors).frac().unflatten(-1, size)
+    if np.issubdtype(space.dtype, np.integer):
+        return (values * 256).to(torch.uint8)
+    return values.to(torch.float32)
