@@ -1,4 +1,7 @@
-"""What somebody's agent or env returns, checked once before a run is written: the words of agent.py and env.py, enforced."""
+"""The words of agent.py and env.py, enforced: shapes and types of what somebody's class returns.
+
+A run looks at them before it is written; rlx/checks/ tries out what a class does with them.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +15,10 @@ from rlx.errors import ConfigError, RunError
 
 
 def check_policy(agent: Agent, obs: Tensor, spec: Spec) -> None:
-    """Let `agent` act greedily on first observations `obs` [S, N, *O]: actions as the action space has them, and a carry."""
+    """Let `agent` act greedily on first observations `obs` [S, N, *O].
+
+    ConfigError unless it gives actions as the action space has them, and a carry.
+    """
     shape = obs.shape[:2]
     first = torch.ones(shape, dtype=torch.bool, device=obs.device)
     with torch.no_grad():
@@ -27,36 +33,33 @@ def check_policy(agent: Agent, obs: Tensor, spec: Spec) -> None:
     for name, value in carry.items():
         if not isinstance(value, Tensor) or value.shape[:2] != shape:
             raise ConfigError(
-                f"{what}'s carry '{name}' is {_shown(value)}; expected a tensor that starts with {list(shape)}."
+                f"{what}'s carry '{name}' is {_shown(value)}; "
+                f"expected a tensor that starts with {list(shape)}."
             )
 
 
 def check_env(env: Any, spec: Spec) -> None:
-    """Reset and step `env`, one copy: shapes, kinds, numbers, and how many of them."""
+    """Reset and step `env`, one copy; ConfigError unless shapes and types are those of `spec`."""
     what = f"env: {getattr(env, 'name', type(getattr(env, 'dynamics', env)).__name__)}"
-    space = spec.observation_space
-    kinds: tuple[torch.dtype, ...] = (torch.int64, torch.int32)
-    wanted: tuple[int, ...] = (1,)
-    if isinstance(space, spaces.Box):
-        kinds, wanted = (torch.from_numpy(space.low).dtype,), (1, *space.shape)
+    shape, dtypes = _one_observation(spec.observation_space)
 
     def observation(name: str, value: Any) -> None:
-        _expect(f"{what}'s {name}", value, wanted, kinds)
+        _expect(f"{what}'s {name}", value, shape, dtypes)
         if value.is_floating_point() and not value.isfinite().all():
             raise ConfigError(f"{what}'s {name} holds a number that is not finite.")
 
     action = torch.zeros(1, *(spec.action_space.shape or ()), dtype=torch.int64)
     if isinstance(spec.action_space, spaces.Box):
-        low, high = (
-            torch.from_numpy(bound) for bound in (spec.action_space.low, spec.action_space.high)
-        )
+        low = torch.from_numpy(spec.action_space.low)
+        high = torch.from_numpy(spec.action_space.high)
         action = action.float().clamp(low, high)
     observation("first observation", _called(f"{what}'s reset", lambda: env.reset(seed=0))[0])
     result = _called(f"{what}'s step", lambda: env.step(action))
     if not isinstance(result, tuple) or len(result) != 5:
         count = len(result) if isinstance(result, tuple) else type(result).__name__
         raise ConfigError(
-            f"{what}'s step returned {count} values; expected obs, reward, terminated, truncated, info."
+            f"{what}'s step returned {count} values; "
+            "expected obs, reward, terminated, truncated, info."
         )
     obs, reward, terminated, truncated, info = result
     observation("observation", obs)
@@ -67,9 +70,17 @@ def check_env(env: Any, spec: Spec) -> None:
         _expect(f"{what}'s '{name}'", flag, (1,), (torch.bool,))
     if "final_obs" not in info:
         raise ConfigError(
-            f"{what}'s info lacks 'final_obs', the observation that a step led to before any autoreset."
+            f"{what}'s info lacks 'final_obs', "
+            "the observation that a step led to before any autoreset."
         )
     observation("final_obs", info["final_obs"])
+
+
+def _one_observation(space: spaces.Space) -> tuple[tuple[int, ...], tuple[torch.dtype, ...]]:
+    """(shape [1, *O], dtypes that it may have) of an observation of one env copy."""
+    if isinstance(space, spaces.Box):
+        return (1, *space.shape), (torch.from_numpy(space.low).dtype,)
+    return (1,), (torch.int64, torch.int32)
 
 
 def check_action(agent: Agent, action: Tensor, shape: torch.Size) -> None:
@@ -85,12 +96,13 @@ def check_metrics(agent: Agent, metrics: Mapping[str, Tensor], shape: torch.Size
     for name, value in metrics.items():
         if not isinstance(value, Tensor) or value.shape != shape[:1]:
             raise RunError(
-                f"{what}.update's metric '{name}' is {_shown(value)}; expected a tensor [{shape[0]}], one number a seed"
+                f"{what}.update's metric '{name}' is {_shown(value)}; "
+                f"expected a tensor [{shape[0]}], one number a seed"
             )
 
 
 def _called(what: str, call: Callable[[], Any]) -> Any:
-    """What `call` returns; ConfigError with what it raises, but for errors that blame somebody already."""
+    """What `call` returns; ConfigError with what it raises, unless that blames somebody already."""
     try:
         return call()
     except (ConfigError, RunError):

@@ -54,39 +54,6 @@ class Shown:
     """Processes that the copies of a Gymnasium env are shared out among."""
 
 
-def validated(composed: Mapping[str, Any]) -> DictConfig:
-    """A training's config with every value of the type that its key has; raises ConfigError.
-
-    What is saved, compared and read from here on holds no `200k` and no text where a number
-    belongs.
-    """
-    from rlx.agent import Agent
-    from rlx.training.config import Config
-    from rlx.training.stopping import Config as Stop
-
-    config = typed(Config, composed, "")
-    for group in ("agent", "env", "eval_env", "device"):
-        config[group] = convert({} if config[group] is None else config[group], dict, group)
-
-    agent = load_class(config["agent"], "agent", Agent)
-    target = config["agent"]["_target_"]
-    config["agent"] = {"_target_": target, **typed(agent.config_type, config["agent"], "agent")}
-
-    config["env"] = typed_env(config["env"])
-    eval_env = {**config["eval_env"], "_target_": config["env"]["_target_"]}
-    config["eval_env"] = typed_env(eval_env, "eval_env", partial=True)
-    del config["eval_env"]["_target_"]
-
-    config["device"] = typed(Device, config["device"], "device")
-    if config["stop"]:
-        config["stop"] = typed(Stop, convert(config["stop"], dict, "stop"), "stop")
-    else:
-        config["stop"] = None
-    if config["data"] and not config["data"].startswith("minari:"):
-        config["data"] = str(Path(config["data"]).absolute())  # a run may be resumed from elsewhere
-    return OmegaConf.create(config)
-
-
 def trained(run: "Run") -> DictConfig:
     """A run's config, without the keys that its agent has had and has no more."""
     from rlx.agent import Agent

@@ -1,4 +1,4 @@
-"""What somebody's agent or env returns is checked before anything is written, in the contracts' own words."""
+"""What somebody's agent or env returns is checked before anything is written."""
 
 import sys
 import textwrap
@@ -73,8 +73,8 @@ def test_what_an_agent_returns_is_checked(case, rlx, tmp_path, monkeypatch):
 
 DYNAMICS = {
     "observe(self, state): return state.double()": "observation is float64",
-    "observe(self, state): return state[:, :2]": "observation is float32 [1, 2]; expected float32 [1, 4]",
-    "initial(self, draws): return draws * float('nan')": "observation holds a number that is not finite",
+    "observe(self, state): return state[:, :2]": "float32 [1, 2]; expected float32 [1, 4]",
+    "initial(self, draws): return draws * float('nan')": "holds a number that is not finite",
     "transition(self, s, a, d): return s, s[:, 0], s[:, 0]": "Mine's step raised",
     "transition(self, s, a, d): return s, s[:, 0] * float('nan'), s[:, 0] > 9": "reward is nan",
 }

@@ -18,10 +18,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from rlx import cli, conf
+from rlx.command import composed
 from rlx.conf import group_files
 from rlx.config import build
-from rlx.experiment import validated
-from rlx.help import commands, composed
+from rlx.help import commands
+from rlx.training.config import validated
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

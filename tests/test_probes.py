@@ -21,9 +21,9 @@ from rlx.agents.q_table import TablePolicy
 from rlx.agents.self_play import BoardPolicy
 from rlx.config import build, load_class
 from rlx.data.writer import Writer
-from rlx.experiment import make_env, validated
+from rlx.experiment import make_env
 from rlx.nn.rng import seed_tensor
-from rlx.training.config import Config
+from rlx.training.config import Config, validated
 from rlx.training.loop import Training
 
 SEEDS = 2

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import compose
 
-from rlx.experiment import validated
 from rlx.help import all_keys
+from rlx.training.config import validated
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"

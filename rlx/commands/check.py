@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from omegaconf import DictConfig
 
 from rlx.command import command
+from rlx.command import composed as composed_config
 from rlx.errors import ConfigError
 from rlx.show import report
 
@@ -16,14 +17,13 @@ def main(composed: DictConfig) -> None:
     if agent is None and env is None:
         raise ConfigError("rlx check: name what to try, as in agent=mine, env=mine, or both.")
 
-    from rlx.api import compose
     from rlx.checks.agents import agent_checks, fitting
     from rlx.checks.envs import env_checks
 
     if env is not None:
         _tell("env", env_checks(env))
     if agent is not None:
-        where = compose("train", env=fitting(agent)).env if env is None else env
+        where = composed_config("train", [f"env={fitting(agent)}"]).env if env is None else env
         _tell("agent", agent_checks(agent, where))
 
 

@@ -90,7 +90,8 @@ def main(composed: DictConfig) -> float:
     if config.video:
         from rlx.show import video
 
-        camera = video.camera(env, device, clock)
+        filmed = experiment.make_env(video.drawing(env), 1, device, clock)
+        camera = video.Camera(filmed)
     source = runs[0].path.parent.name
     output = Run.create(config.outputs, "evaluate", source, composed)
     report.start(

@@ -76,7 +76,8 @@ def _changes(config: Config) -> dict[str, Any]:
 
 def _go_on(run: Run, changes: dict[str, Any]) -> float:
     """Take up the run, which is locked, with some keys changed."""
-    from rlx.experiment import trained, validated
+    from rlx.experiment import trained
+    from rlx.training.config import validated
     from rlx.training.resuming import resumed
 
     saved = validated(trained(run))

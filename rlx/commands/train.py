@@ -24,7 +24,7 @@ def check(composed: DictConfig) -> None:
     check_protocol(config.protocol)
     settings()
 
-    from rlx.experiment import validated
+    from rlx.training.config import validated
     from rlx.training.loop import Training
 
     one_seed = validated(composed)
@@ -53,8 +53,8 @@ def _begun(composed: DictConfig) -> "tuple[Training, Run]":
     name = run_name(config)
     report.start(train=name, settings=settings())
 
-    from rlx.experiment import validated
     from rlx.training import state
+    from rlx.training.config import validated
     from rlx.training.loop import Training
 
     composed = validated(composed)

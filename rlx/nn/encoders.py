@@ -69,7 +69,7 @@ class Differences(nn.Module):
 
 
 def is_image(shape: Sequence[int] | None) -> bool:
-    """Whether observations of this shape are images [C, H, W]: of IMAGE_SIDE pixels and more a side.
+    """Whether observations of this shape are images [C, H, W], of IMAGE_SIDE pixels a side or more.
 
     Others are flattened.
     """

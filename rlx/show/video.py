@@ -11,7 +11,6 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from rlx import experiment
 from rlx.agent import Policy
 from rlx.env import TensorEnv
 from rlx.envs.gym import GymEnv
@@ -24,14 +23,11 @@ from rlx.rollout import rollout
 FRAMES_PER_S = 25
 
 
-def camera(node: Mapping[str, Any], device: torch.device, clock: int) -> "Camera":
-    """A camera on the env of the config `node`; ConfigError where nothing can be drawn.
-
-    `clock`: the env's age, as `make_env` takes it.
-    """
-    if "id" in node:
-        node = {**node, "kwargs": {**(node["kwargs"] or {}), "render_mode": "rgb_array"}}
-    return Camera(experiment.make_env(node, 1, device, clock))
+def drawing(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config group `node` of an env, so that the env draws images of itself where it can."""
+    if "id" not in node:
+        return node
+    return {**node, "kwargs": {**(node["kwargs"] or {}), "render_mode": "rgb_array"}}
 
 
 def film(policy: Policy, env: "Camera", row: int, reset_seed: int, path: Path) -> None:

@@ -1,9 +1,14 @@
 """What a training is: the keys of conf/train.yaml."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rlx.config import Count, NonNegative, choice, parse_seeds
+from omegaconf import DictConfig, OmegaConf
+
+from rlx.config import Count, NonNegative, choice, convert, load_class, parse_seeds, typed
+from rlx.experiment import Device, typed_env
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,35 @@ class Config:
     def __post_init__(self) -> None:
         parse_seeds(self.seeds)
         choice(self.keep, ("best", "newest"), "keep")
+
+
+def validated(composed: Mapping[str, Any]) -> DictConfig:
+    """A training's config with every value of the type that its key has; raises ConfigError.
+
+    What is saved, compared and read from here on holds no `200k` and no text where a number
+    belongs.
+    """
+    from rlx.agent import Agent
+    from rlx.training import stopping
+
+    config = typed(Config, composed, "")
+    for group in ("agent", "env", "eval_env", "device"):
+        config[group] = convert({} if config[group] is None else config[group], dict, group)
+
+    agent = load_class(config["agent"], "agent", Agent)
+    target = config["agent"]["_target_"]
+    config["agent"] = {"_target_": target, **typed(agent.config_type, config["agent"], "agent")}
+
+    config["env"] = typed_env(config["env"])
+    eval_env = {**config["eval_env"], "_target_": config["env"]["_target_"]}
+    config["eval_env"] = typed_env(eval_env, "eval_env", partial=True)
+    del config["eval_env"]["_target_"]
+
+    config["device"] = typed(Device, config["device"], "device")
+    if config["stop"]:
+        config["stop"] = typed(stopping.Config, convert(config["stop"], dict, "stop"), "stop")
+    else:
+        config["stop"] = None
+    if config["data"] and not config["data"].startswith("minari:"):
+        config["data"] = str(Path(config["data"]).absolute())  # a run may be resumed from elsewhere
+    return OmegaConf.create(config)

@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlx.config import build, parse_seeds
 from rlx.errors import ConfigError
-from rlx.experiment import trained, validated
+from rlx.experiment import trained
 from rlx.nn.seed_axis import concatenated
 from rlx.runs.run import Run
 from rlx.show import report
 from rlx.training import state
-from rlx.training.config import Config
+from rlx.training.config import Config, validated
 from rlx.training.loop import Training
 from rlx.training.resuming import resumed
 
