@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
@@ -83,7 +84,7 @@ def pages() -> dict[Path, dict[str, str]]:
 
 def agent_parts(name: str) -> dict[str, str]:
     """The parts `use`, `keys` and `tuned` of an agent's page."""
-    node = composed("train", [f"agent={name}", "tuned=none"])["agent"]
+    node = unresolved("train", [f"agent={name}", "tuned=none"])["agent"]
     kind: Any = load_class(node, "agent", Agent)
     return {
         "use": table(["question", "answer"], agent_use(name, kind)),
@@ -94,12 +95,18 @@ def agent_parts(name: str) -> dict[str, str]:
 
 def attack_parts(name: str) -> dict[str, str]:
     """The parts `use` and `keys` of an attack's page."""
-    node = composed("attack", [f"attack={name}"])["attack"]
+    node = unresolved("attack", [f"attack={name}"])["attack"]
     kind: Any = load_class(node, "attack", Attack)
     return {
         "use": table(["question", "answer"], attack_use(kind, node)),
         "keys": keys("attack", kind, node),
     }
+
+
+def unresolved(command: str, overrides: list[str]) -> dict[str, Any]:
+    """The composed config of a command as plain values, its interpolations as they are written."""
+    config: Any = OmegaConf.to_container(composed(command, overrides))
+    return config
 
 
 # Can I use it?
@@ -138,7 +145,7 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
 
 def fit(name: str, kind: Any, overrides: list[str]) -> tuple[str, tuple[str, ...], list[str]]:
     """("yes" or "no", heads, entries of the carry) of an agent in the env of `overrides`."""
-    config = composed("train", [f"agent={name}", "tuned=none", *overrides])
+    config = unresolved("train", [f"agent={name}", "tuned=none", *overrides])
     try:
         policy = make_policy(kind, config["agent"], experiment.env_spec(config["env"]))
     except ConfigError:

@@ -6,7 +6,7 @@ run = rlx.train(agent="dqn", env="cartpole", seeds=2, steps=20_000)
 env = run.make_env()
 obs, _ = env.reset(seed=0)
 action = run.policy.act(obs)
-study = rlx.attack(run, eps="0:0.1:0.05")
+study = rlx.attack(run, eps="0:0.1:0.05", scale="std")
 study.figure()
 """
 
@@ -55,7 +55,7 @@ def attack(run: "TrainedRun | str | Path", **overrides: object) -> "AttackRun":
     from rlx.commands.attack import attack as task
 
     path = run.path if isinstance(run, TrainedRun) else run
-    return AttackRun(task(compose("attack", run=[str(path)], **overrides)))
+    return AttackRun(task(compose("attack", str(path), **overrides)))
 
 
 def load(
@@ -88,10 +88,10 @@ def check_agent(agent: "str | type[Agent]", env: str | None = None, **keys: obje
     from rlx.checks.agents import agent_checks, fitting
 
     if isinstance(agent, str):
-        node = {**compose("train", agent=agent).agent, **keys}
+        node = plain(compose("check", agent=agent).agent) | keys
     else:
         node = {"_target_": f"{agent.__module__}:{agent.__qualname__}", **keys}
-    for _ in agent_checks(node, compose("train", env=env or fitting(node)).env):
+    for _ in agent_checks(node, compose("check", env=env or fitting(node)).env):
         pass
 
 
@@ -103,7 +103,7 @@ def check_env(env: str, **keys: object) -> None:
     from rlx.checks.envs import env_checks
 
     overrides = {f"env.{name}": value for name, value in keys.items()}
-    for _ in env_checks(compose("train", env=env, **overrides).env):
+    for _ in env_checks(compose("check", env=env, **overrides).env):
         pass
 
 
@@ -289,13 +289,13 @@ class GymPolicy:
         return np.concatenate(self._frames)
 
 
-def compose(command: str, **overrides: object) -> DictConfig:
-    """The config that `rlx <command> key=value …` would get. Raises ConfigError."""
+def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
+    """The config that `rlx <command> run … key=value …` would get. Raises ConfigError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     words = [f"{key}={_word(value)}" for key, value in overrides.items()]
-    line = cli.to_hydra(command, words)
+    line = cli.to_hydra(command, [*runs, *words])
     try:
         return composed(command, [word for word in line if "=" in word])
     except (HydraException, OmegaConfBaseException) as error:
