@@ -98,12 +98,13 @@ class Objective:
     """What a gradient attack raises, row by row.
 
     The losses are
-    `ce`         the cross-entropy of softmax(scores) against the clean choice,
-    `margin`     the best other score minus that of the clean choice,
-    `worst`      minus the cross-entropy against the choice with the lowest clean score,
-    `q_to_zero`  the smooth-L1 distance of the scores to zero (the source study's),
-    `distance`   the squared distance of a continuous action from the clean one ("maximal action
-                 difference", Zhang et al. 2020).
+
+    - `ce`: the cross-entropy of softmax(scores) against the clean choice,
+    - `margin`: the best other score minus that of the clean choice,
+    - `worst`: minus the cross-entropy against the choice with the lowest clean score,
+    - `q_to_zero`: the smooth-L1 distance of the scores to zero (the source study's),
+    - `distance`: the squared distance of a continuous action from the clean one ("maximal action
+      difference", Zhang et al. 2020).
 
     The cross-entropy is log(1 + exp(r)), with r the log-odds against the choice. It is r that is
     raised: the direction is the same, and the gradient does not vanish in rounding where the choice

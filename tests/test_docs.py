@@ -17,6 +17,7 @@ from conftest import AGENTS, ENVS, PAIRS, TINY, small
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+import rlx as package
 from rlx import cli, conf
 from rlx.command import composed
 from rlx.conf import group_files
@@ -156,7 +157,7 @@ def test_every_command_line_can_be_typed(page, folder):
             config = OmegaConf.create(composed(command, overrides))
             if command == "train":
                 validated(config)
-            else:
+            elif command != "check":  # which has no keys of its own
                 kind: Any = import_module(f"rlx.commands.{command}").Config
                 for key in OmegaConf.missing_keys(config):
                     OmegaConf.update(config, key, "x")
@@ -171,9 +172,10 @@ SHORT = {"train": (*TINY, "seeds=1"), "attack": ("episodes=2",)}
 )
 def test_marked_blocks_run(page, folder, rlx):
     folder(page)
+    script: dict[str, Any] = {}  # the Python blocks of a page are one script
     for marked, language, block in blocks(page.read_text()):
         if marked and language == "python":
-            exec(compile(block, str(page), "exec"), {})
+            exec(compile(block, str(page), "exec"), script)
         elif marked:
             for command, *rest in command_lines(block):
                 result = rlx(command, *rest, *SHORT.get(command, ()))
@@ -260,6 +262,18 @@ def test_every_logged_metric_is_explained(agent, rlx):
     )
     metrics = set(last) - {"step", "seed"}
     assert len(metrics) > 4 and {metric for metric in metrics if f"`{metric}`" not in told} == set()
+
+
+def test_the_python_face_is_documented_whole():
+    page = (ROOT / "docs/api.md").read_text()
+    listed = re.findall(r"^\.\. auto(?:function|class|exception):: rlx\.(\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(package.__all__)
+    assert [name for name in package.__all__ if not own_docstring(getattr(package, name))] == []
+
+
+def own_docstring(thing: Any) -> str | None:
+    """The docstring that a function or a class itself has; an inherited one does not count."""
+    return vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__
 
 
 # README
