@@ -25,7 +25,7 @@ from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
 from rlx.command import composed
 from rlx.conf import group_files
-from rlx.config import build, load_class
+from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError
 from rlx.threat import LOSSES, Attack, Budget
 
@@ -83,7 +83,7 @@ def pages() -> dict[Path, dict[str, str]]:
 
 def agent_parts(name: str) -> dict[str, str]:
     """The parts `use`, `keys` and `tuned` of an agent's page."""
-    node = composed("train", [f"agent={name}", "tuned=none"])["agent"]
+    node = plain(composed("train", [f"agent={name}", "tuned=none"]).agent)
     kind: Any = load_class(node, "agent", Agent)
     return {
         "use": table(["question", "answer"], agent_use(name, kind)),
@@ -94,7 +94,7 @@ def agent_parts(name: str) -> dict[str, str]:
 
 def attack_parts(name: str) -> dict[str, str]:
     """The parts `use` and `keys` of an attack's page."""
-    node = composed("attack", [f"attack={name}"])["attack"]
+    node = plain(composed("attack", [f"attack={name}"]).attack)
     kind: Any = load_class(node, "attack", Attack)
     return {
         "use": table(["question", "answer"], attack_use(kind, node)),
