@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
@@ -109,6 +110,8 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
     """Rows of (question, answer): tried out, by making a policy for an env of each kind."""
     fits = {what: fit(name, kind, overrides) for what, overrides in KINDS.items()}
     rows = [[what, answer] for what, (answer, _, _) in fits.items()]
+    if all(answer == "no" for _, answer in rows):
+        raise ConfigError(f"agent={name}: fits none of the envs that it was tried in.")
     heads = [head for _, found, _ in fits.values() for head in found]
     names = list(dict.fromkeys(heads))
     carries = sorted({entry for _, _, carry in fits.values() for entry in carry})
@@ -139,8 +142,10 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
 def fit(name: str, kind: Any, overrides: list[str]) -> tuple[str, tuple[str, ...], list[str]]:
     """("yes" or "no", heads, entries of the carry) of an agent in the env of `overrides`."""
     config = composed("train", [f"agent={name}", "tuned=none", *overrides])
+    node: Any = OmegaConf.to_container(config.agent)
+    spec = experiment.env_spec(config.env)
     try:
-        policy = make_policy(kind, config["agent"], experiment.env_spec(config["env"]))
+        policy = make_policy(kind, node, spec)
     except ConfigError:
         return "no", (), []
     return "yes", policy.heads, list(policy.initial_carry(1))
