@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
-from rlx.command import composed
+from rlx.command import compose_config
 from rlx.conf import group_files
 from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError
@@ -84,7 +84,7 @@ def pages() -> dict[Path, dict[str, str]]:
 
 def agent_parts(name: str) -> dict[str, str]:
     """The parts `use`, `keys` and `tuned` of an agent's page."""
-    node = plain(composed("train", [f"agent={name}", "tuned=none"]).agent)
+    node = plain(compose_config("train", [f"agent={name}", "tuned=none"]).agent)
     kind: Any = load_class(node, "agent", Agent)
     return {
         "use": table(["question", "answer"], agent_use(name, kind)),
@@ -95,7 +95,7 @@ def agent_parts(name: str) -> dict[str, str]:
 
 def attack_parts(name: str) -> dict[str, str]:
     """The parts `use` and `keys` of an attack's page."""
-    node = plain(composed("attack", [f"attack={name}"]).attack)
+    node = plain(compose_config("attack", [f"attack={name}"]).attack)
     kind: Any = load_class(node, "attack", Attack)
     return {
         "use": table(["question", "answer"], attack_use(kind, node)),
@@ -141,7 +141,7 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
 
 def fit(name: str, kind: Any, overrides: list[str]) -> tuple[str, tuple[str, ...], list[str]]:
     """("yes" or "no", heads, entries of the carry) of an agent in the env of `overrides`."""
-    config = composed("train", [f"agent={name}", "tuned=none", *overrides])
+    config = compose_config("train", [f"agent={name}", "tuned=none", *overrides])
     node: Any = OmegaConf.to_container(config.agent)
     spec = experiment.env_spec(config.env)
     try:

@@ -21,7 +21,7 @@ from gymnasium.wrappers import TimeLimit
 from omegaconf import DictConfig
 
 from rlx import cli, conf
-from rlx.command import composed
+from rlx.command import compose_config
 from rlx.config import load_class, plain
 from rlx.errors import ConfigError
 from rlx.runs.finding import command_of, find
@@ -328,7 +328,7 @@ def compose(command: str, **overrides: object) -> DictConfig:
     words = [f"{key}={_word(value)}" for key, value in overrides.items()]
     line = cli.to_hydra(command, words)
     try:
-        return composed(command, [word for word in line if "=" in word])
+        return compose_config(command, [word for word in line if "=" in word])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(cli.explain(error, command, line)) from None
 

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from rlx import cli, conf
-from rlx.command import composed
+from rlx.command import compose_config
 from rlx.conf import group_files
 from rlx.config import build
 from rlx.help import commands
@@ -153,7 +153,7 @@ def test_every_command_line_can_be_typed(page, folder):
         line = cli.to_hydra(command, rest)
         typed = [word for word in cli._overrides(line) if not word.startswith("hydra")]
         for overrides in combinations(typed + own_sweep(typed)):
-            config = OmegaConf.create(composed(command, overrides))
+            config = OmegaConf.create(compose_config(command, overrides))
             if command == "train":
                 validated(config)
             else:

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 
 from omegaconf import DictConfig
 
-from rlx.command import command
-from rlx.command import composed as composed_config
+from rlx.command import command, compose_config
 from rlx.errors import ConfigError
-from rlx.show import report
+from rlx.show import console
 
 
 @command("check")
@@ -23,11 +22,11 @@ def main(composed: DictConfig) -> None:
     if env is not None:
         _tell("env", env_checks(env))
     if agent is not None:
-        where = composed_config("train", [f"env={fitting(agent)}"]).env if env is None else env
+        where = compose_config("train", [f"env={fitting(agent)}"]).env if env is None else env
         _tell("agent", agent_checks(agent, where))
 
 
 def _tell(what: str, held: Iterable[str]) -> None:
     """One line for each thing that holds."""
     for sentence in held:
-        report.start(**{what: f"ok: {sentence}"})
+        console.facts(**{what: f"ok: {sentence}"})
