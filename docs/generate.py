@@ -24,9 +24,9 @@ from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
-from rlx.command import composed
+from rlx.command import compose_config
 from rlx.conf import group_files
-from rlx.config import build, load_class
+from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError
 from rlx.threat import LOSSES, Attack, Budget
 
@@ -84,7 +84,8 @@ def pages() -> dict[Path, dict[str, str]]:
 
 def agent_parts(name: str) -> dict[str, str]:
     """The parts `use`, `keys` and `tuned` of an agent's page."""
-    node = unresolved("train", [f"agent={name}", "tuned=none"])["agent"]
+    config = compose_config("train", [f"agent={name}", "tuned=none"])
+    node: Any = OmegaConf.to_container(config.agent)  # ${steps} is shown as it is written
     kind: Any = load_class(node, "agent", Agent)
     return {
         "use": table(["question", "answer"], agent_use(name, kind)),
@@ -95,18 +96,12 @@ def agent_parts(name: str) -> dict[str, str]:
 
 def attack_parts(name: str) -> dict[str, str]:
     """The parts `use` and `keys` of an attack's page."""
-    node = unresolved("attack", [f"attack={name}"])["attack"]
+    node = plain(compose_config("attack", [f"attack={name}"]).attack)
     kind: Any = load_class(node, "attack", Attack)
     return {
         "use": table(["question", "answer"], attack_use(kind, node)),
         "keys": keys("attack", kind, node),
     }
-
-
-def unresolved(command: str, overrides: list[str]) -> dict[str, Any]:
-    """The composed config of a command as plain values, its interpolations as they are written."""
-    config: Any = OmegaConf.to_container(composed(command, overrides))
-    return config
 
 
 # Can I use it?
@@ -116,6 +111,8 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
     """Rows of (question, answer): tried out, by making a policy for an env of each kind."""
     fits = {what: fit(name, kind, overrides) for what, overrides in KINDS.items()}
     rows = [[what, answer] for what, (answer, _, _) in fits.items()]
+    if all(answer == "no" for _, answer in rows):
+        raise ConfigError(f"agent={name}: fits none of the envs that it was tried in.")
     heads = [head for _, found, _ in fits.values() for head in found]
     names = list(dict.fromkeys(heads))
     carries = sorted({entry for _, _, carry in fits.values() for entry in carry})
@@ -145,9 +142,11 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
 
 def fit(name: str, kind: Any, overrides: list[str]) -> tuple[str, tuple[str, ...], list[str]]:
     """("yes" or "no", heads, entries of the carry) of an agent in the env of `overrides`."""
-    config = unresolved("train", [f"agent={name}", "tuned=none", *overrides])
+    config = compose_config("train", [f"agent={name}", "tuned=none", *overrides])
+    node: Any = OmegaConf.to_container(config.agent)
+    spec = experiment.env_spec(config.env)
     try:
-        policy = make_policy(kind, config["agent"], experiment.env_spec(config["env"]))
+        policy = make_policy(kind, node, spec)
     except ConfigError:
         return "no", (), []
     return "yes", policy.heads, list(policy.initial_carry(1))

@@ -20,8 +20,8 @@ import numpy as np
 from gymnasium.wrappers import TimeLimit
 from omegaconf import DictConfig
 
-from rlx import cli
-from rlx.command import composed
+from rlx import cli, conf
+from rlx.command import compose_config
 from rlx.config import load_class, plain
 from rlx.errors import ConfigError
 from rlx.runs.finding import command_of, find
@@ -82,29 +82,60 @@ def load(
 def check_agent(agent: "str | type[Agent]", env: str | None = None, **keys: object) -> None:
     """Try an agent as `rlx check` does; ConfigError with what was expected where it fails.
 
-    `agent`: a name of conf/agent, yours or rlx's, or a class with all its `keys`. `env`: a name of
+    `agent`: a name of conf/agent, yours or rlx's, or a class. `keys` are its settings; the others
+    are those of its YAML file, or of the file of the class that it derives from. `env`: a name of
     conf/env; None: one of rlx's small ones that fits.
     """
     from rlx.checks.agents import agent_checks, fitting
 
-    if isinstance(agent, str):
-        node = plain(compose("check", agent=agent).agent) | keys
-    else:
-        node = {"_target_": f"{agent.__module__}:{agent.__qualname__}", **keys}
-    for _ in agent_checks(node, compose("check", env=env or fitting(node)).env):
+    name = agent if isinstance(agent, str) else _option("agent", agent)
+    node = plain(compose("train", agent=name).agent) if name else {}
+    node |= keys
+    if not isinstance(agent, str):
+        node["_target_"] = _target(agent)
+    for _ in agent_checks(node, compose("train", env=env or fitting(node)).env):
         pass
 
 
-def check_env(env: str, **keys: object) -> None:
+def check_env(env: str | type, **keys: object) -> None:
     """Try an env as `rlx check` does; ConfigError with what was expected where it fails.
 
-    `env`: a name of conf/env, yours or rlx's, with `keys` changed.
+    `env`: a name of conf/env, yours or rlx's, or a class: a Dynamics, or a VectorEnv of tensors.
+    `keys` are its parameters.
     """
     from rlx.checks.envs import env_checks
 
-    overrides = {f"env.{name}": value for name, value in keys.items()}
-    for _ in env_checks(compose("check", env=env, **overrides).env):
+    node = dict(keys)
+    if isinstance(env, str):
+        node = plain(compose("train", env=env).env) | node
+    else:
+        node["_target_"] = _target(env)
+    for _ in env_checks(node):
         pass
+
+
+def _target(kind: type) -> str:
+    """A class as `_target_` names it."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _option(group: str, kind: type) -> str | None:
+    """The option of a config group that names `kind`, or else the nearest class it derives from."""
+    files = conf.group_files(group)
+    named = {str(_read_target(file)).replace(":", "."): name for name, file in files.items()}
+    for base in kind.__mro__:
+        name = named.get(f"{base.__module__}.{base.__qualname__}")
+        if name is not None:
+            return name
+    return None
+
+
+def _read_target(file: Path) -> object:
+    """What a YAML file says of `_target_`; None: nothing."""
+    import yaml
+
+    node = yaml.safe_load(file.read_text())
+    return node.get("_target_") if isinstance(node, dict) else None
 
 
 class _Finished:
@@ -180,7 +211,7 @@ class TrainedRun(_Finished):
         if issubclass(kind, Dynamics):
             apart = ("_target_", "observe", "stack", "workers", "drift", "max_episode_steps")
             own = {name: value for name, value in node.items() if name not in apart}
-            single: gymnasium.Env = SingleEnv(kind, **own, **kwargs)
+            single: gymnasium.Env = SingleEnv(kind(**own), **kwargs)
             return TimeLimit(single, limit)
         if not issubclass(kind, GymEnv):
             raise ConfigError(f"make_env: {kind.__name__} exists as a batch of envs alone.")
@@ -278,7 +309,7 @@ class GymPolicy:
                 f"act: obs has the shape {obs.shape}; expected {self.observation_space.shape}, "
                 "one observation of the env"
             )
-        frame = self._shown(obs[None])[0]
+        frame = np.asarray(self._shown(obs[None])[0])
         if self._observe is not None:
             frame = frame[self._observe]
         if self._stack == 1:
@@ -297,7 +328,7 @@ def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
     words = [f"{key}={_word(value)}" for key, value in overrides.items()]
     line = cli.to_hydra(command, [*runs, *words])
     try:
-        return composed(command, [word for word in line if "=" in word])
+        return compose_config(command, [word for word in line if "=" in word])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(cli.explain(error, command, line)) from None
 

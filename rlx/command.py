@@ -154,12 +154,12 @@ class Sweep:
 
     def _run(self, composed: DictConfig) -> float | None:
         """One combination. A failure is told at once, and the next one goes on."""
-        from rlx.show import report
+        from rlx.show import console
 
         overrides = _overrides()
         self.begun += 1
         number = f"{self.begun} of {len(self.planned)}" if self.planned else str(self.begun)
-        report.start(sweep=f"{number}: {overrides}")
+        console.facts(sweep=f"{number}: {overrides}")
         try:
             return self.task(composed)
         except (ConfigError, RunError) as error:  # Hydra would print a line of its own about it
@@ -190,7 +190,7 @@ def _overrides() -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
-def composed(name: str, overrides: Sequence[str]) -> DictConfig:
+def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """The composed conf/`name`.yaml, outside of a command; raises Hydra's errors.
 
     `chosen` says of it what it says within a command.

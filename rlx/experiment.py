@@ -102,11 +102,11 @@ def typed_env(node: Mapping[str, Any], key: str = "env", partial: bool = False) 
 
 
 def make_env(
-    node: Mapping[str, Any], num_envs: int, device: "torch.device | str", clock: int = 0
+    node: Mapping[str, Any], num_envs: int, device: "torch.device | str", age: int = 0
 ) -> "TensorEnv":
     """`num_envs` copies of the env of the config group `env`.
 
-    As the keys `observe` and `stack` show it, in `workers` processes. `clock`: for a drifting env,
+    As the keys `observe` and `stack` show it, in `workers` processes. `age`: for a drifting env,
     how many steps each copy is old.
     """
     params = typed_env(node)
@@ -114,7 +114,7 @@ def make_env(
     stack = params.pop("stack")
     workers = params.pop("workers")
     _require_room(num_envs, stack)
-    env = _whole_env(params, num_envs, device, clock, workers)
+    env = _whole_env(params, num_envs, device, age, workers)
     if observe is None and stack == 1:
         return env
     from rlx.envs.view import View
@@ -148,7 +148,7 @@ def _with_optional(kind: Any, **params: Any) -> "TensorEnv":
 
 
 def _whole_env(
-    params: dict[str, Any], num_envs: int, device: "torch.device | str", clock: int, workers: int
+    params: dict[str, Any], num_envs: int, device: "torch.device | str", age: int, workers: int
 ) -> "TensorEnv":
     """A Dynamics, or a VectorEnv class of anybody's, with its typed parameters."""
     from gymnasium.vector import VectorEnv
@@ -174,7 +174,7 @@ def _whole_env(
     drift = params.pop("drift", None)
     if drift:
         drift = Drift(**drift)
-    return BatchedEnv(env(**params), num_envs, limit, device, drift=drift or None, clock=clock)
+    return BatchedEnv(env(**params), num_envs, limit, device, drift=drift or None, age=age)
 
 
 def env_spec(node: Mapping[str, Any]) -> "Spec":

@@ -164,3 +164,19 @@ def test_a_broken_env_is_told_what_is_wrong(name):
     node["_target_"] = f"{__name__}.{name}"
     with pytest.raises(ConfigError, match=ENV_FAULTS[name]):
         list(env_checks(node))
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_command_says_what_holds(agent, rlx):
+    result = rlx("check", f"agent={agent}", *small(agent))
+    assert result.code == 0, result.err
+    assert result.out.count("agent    ok: ") >= 7
+
+
+def test_the_command_names_what_does_not(rlx):
+    result = rlx("check", "env=cartpole", f"env._target_={__name__}.Random")
+    assert result.code == 2 and ENV_FAULTS["Random"] in result.err
+    assert result.out.count("env      ok: ") == 1
+    assert "name what to try" in rlx("check").err
+    late = rlx("check", "agent=dqn", "agent.learning_starts=20000")
+    assert late.code == 2 and "learnt nothing in 8,000 steps" in late.err

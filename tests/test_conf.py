@@ -22,6 +22,7 @@ from rlx.data.writer import Writer
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env, setup_device
 from rlx.nn.rng import seed_tensor
+from rlx.runs.run import Run
 from rlx.show import figures
 from rlx.threat import Attack
 from rlx.training.loop import Training
@@ -338,3 +339,23 @@ def test_drift_draws_the_policy_that_learns_beside_the_one_that_stopped(rlx, mon
     assert returns[learning] == means
     assert returns[frozen][0] == means[0], "the same weights, env and episodes"
     assert returns[frozen][1] != means[1]
+
+
+def test_old_names_of_keys_work_with_a_warning(rlx, tmp_path):
+    """On the command line, in a user's YAML, and in the config of a run made before."""
+    short = [word for word in TINY if not word.startswith("num_envs=")]
+    learn = ("agent=dqn", "env=cartpole", "agent.hidden=[8]", "seeds=1", *short)
+    typed = rlx("train", *learn, "copies=2")
+    assert typed.code == 0 and "copies is called num_envs now" in typed.err
+    assert Run(typed.run).config.num_envs == 2
+    settings = tmp_path / "conf" / "experiment"
+    settings.mkdir(parents=True)
+    (settings / "old.yaml").write_text("# @package _global_\ncopies: 3\n")
+    written = rlx("train", *learn, "experiment=old")
+    assert written.code == 0, written.err
+    assert Run(written.run).config.num_envs == 3
+    file = typed.run / "config.yaml"
+    file.write_text(file.read_text().replace("num_envs: 2", "copies: 2"))
+    assert rlx("evaluate", typed.run, "episodes=2").code == 0
+    assert rlx("resume", typed.run, "steps=900").code == 0
+    assert Run(typed.run).config.num_envs == 2

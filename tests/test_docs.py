@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 import rlx as package
 from rlx import cli, conf
-from rlx.command import composed
+from rlx.command import compose_config
 from rlx.conf import group_files
 from rlx.config import build
 from rlx.help import commands
@@ -154,7 +154,7 @@ def test_every_command_line_can_be_typed(page, folder):
         line = cli.to_hydra(command, rest)
         typed = [word for word in cli._overrides(line) if not word.startswith("hydra")]
         for overrides in combinations(typed + own_sweep(typed)):
-            config = OmegaConf.create(composed(command, overrides))
+            config = OmegaConf.create(compose_config(command, overrides))
             if command == "train":
                 validated(config)
             elif command != "check":  # which has no keys of its own

@@ -288,7 +288,7 @@ def test_a_view_shows_some_components_and_remembers(composed):
 
 def test_a_drifting_number_follows_its_line_and_the_physics_follow_it(composed):
     drift = "+env.drift={parameter: half_length, to: 2.5, begin: 10, end: 30}"
-    old = make_env(composed("train", "env=cartpole", drift).env, 4, CPU, clock=20)
+    old = make_env(composed("train", "env=cartpole", drift).env, 4, CPU, age=20)
     half = make_env(composed("train", "env=cartpole", "env.half_length=1.5").env, 4, CPU)
     for env in (old, half):
         env.reset(seed=0)

@@ -142,7 +142,9 @@ class DQN(Agent):
             action=transition.action,
             reward=transition.reward,
             discount=self.config.discount * (~terminal).float(),
-            next_obs=transition.next_obs,  # of images, the next row holds it
+            # Images are not kept twice: the next row holds it. At a truncation none does; such a
+            # row is drawn again, and if it must be shown it ends as if terminated.
+            next_obs=transition.next_obs,
             last=last,
         )
         due = self.clock.due()

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlx.config import parse_seeds
 from rlx.errors import ConfigError
 from rlx.runs.run import Run
-from rlx.show import report, stats
+from rlx.show import console, stats
 
 STEPS = 100_000
 """Decisions per game."""
@@ -157,15 +157,15 @@ def _print(kind: str, returns: dict[str, list[float]]) -> None:
         rows.append([game, len(values), mean, own_score, published, published_score])
     title = f"Atari: {kind}; normalised: 0 as random, 1 as a human"
     header = ["game", "seeds", "return", "normalised", "EfficientZero", "normalised"]
-    report.table(title, header, rows)
+    console.table(title, header, rows)
     own_means = summarise([normalised(game, values) for game, values in returns.items()])
     published_means = summarise(
         [normalised(game, [SCORES[game].efficientzero]) for game in returns]
     )
     for name, (value, ci95) in own_means.items():
-        text = f"{report.interval_text(value, ci95)}  published "
-        text += f"{report.number(published_means[name][0])}, {len(returns)} of 26 games"
-        report.start(**{name: text})
+        text = f"{console.interval_text(value, ci95)}  published "
+        text += f"{console.number(published_means[name][0])}, {len(returns)} of 26 games"
+        console.facts(**{name: text})
 
 
 def is_benchmark(runs: Sequence[Run]) -> bool:

@@ -12,7 +12,7 @@ from rlx.command import command
 from rlx.config import Count, build, check_protocol, choice, chosen, load_class, parse_grid
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import report
+from rlx.show import console
 
 if TYPE_CHECKING:
     import gymnasium
@@ -88,10 +88,10 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     policy, spec, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
     modes = chosen_modes(attack, policy.heads, config.modes)
     env = experiment.evaluated_env(experiment.trained(runs[0]))
-    clock = env_age(runs, config.checkpoint)
+    age = env_age(runs, config.checkpoint)
 
     def make_env(num_envs: int) -> "TensorEnv":
-        return experiment.make_env(env, num_envs, device, clock)
+        return experiment.make_env(env, num_envs, device, age)
 
     # Errors before anything is written.
     unit_scale(config.scale, spec.observation_space, lambda: np.ones(1))
@@ -144,7 +144,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
         returns = {mode: episodes.returns for mode, episodes in played.items()}
         output.complete(study.summary() | facts, returns)
     _print(study, len(seeds))
-    report.end(output.path, wall_s, **files)
+    console.result(output.path, wall_s, **files)
     return output, study
 
 
@@ -158,15 +158,15 @@ def _header(
 ) -> None:
     """Say what is attacked, how, and how many episodes that takes."""
     total = len(seeds) * len(eps) * len(modes) * config.episodes
-    report.start(
+    console.facts(
         run=", ".join(str(run.path) for run in runs),
-        seeds=f"{len(seeds)} ({report.ranges(seeds)})",
+        seeds=f"{len(seeds)} ({console.ranges(seeds)})",
         attack=f"{chosen('attack')}, protocol {config.protocol}, modes {', '.join(modes)}",
         eps=f"{len(eps)} radii from {eps[0]:g} to {eps[-1]:g}, in units of {config.scale}",
         episodes=f"{config.episodes} per seed, radius and mode: {total:,} in all",
         device=device,
     )
-    report.unfinished(runs)
+    console.warn_of_unfinished(runs)
 
 
 def chosen_modes(attack: "Attack", heads: Sequence[str], wanted: Any) -> "dict[str, Mode]":
@@ -183,7 +183,7 @@ def _warn_of_small_radii(eps: Sequence[float], scale: np.ndarray, space: "gymnas
     small = [radius for radius in eps if 0 < radius * scale.max() < 1]
     if small and np.issubdtype(space.dtype, np.integer):
         text = f"eps up to {max(small):g} is less than one gray level, and changes no image"
-        report.start(warning=text)
+        console.warning(text)
 
 
 def _print(study: "Study", seeds: int) -> None:
@@ -195,15 +195,15 @@ def _print(study: "Study", seeds: int) -> None:
         row = [f"{radius:g}"]
         for cells in study.cells.values():
             estimate = cells[number].returns
-            row.append(report.interval_text(estimate.iqm, estimate.ci95))
+            row.append(console.interval_text(estimate.iqm, estimate.ci95))
         rows.append(row)
     title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
-    report.table(title, ["eps", *study.cells], rows)
+    console.table(title, ["eps", *study.cells], rows)
     _warn_of_undefined_scores(max(curve.undefined for curve in study.curves.values()))
-    report.few(seeds)
+    console.warn_of_few_seeds(seeds)
     rows = []
     for mode, curve in study.curves.items():
-        area = report.interval_text(curve.area, curve.area_ci95)
+        area = console.interval_text(curve.area, curve.area_ci95)
         shares = study.cells[mode][-1].shares()
         rows.append([mode, area, study.critical_text(mode), *shares])
     title = (
@@ -211,14 +211,14 @@ def _print(study: "Study", seeds: int) -> None:
         f"to 1, clean play ({study.clean.iqm:.4g}). Critical eps: half the score is lost. "
         f"At eps {study.eps[-1]:g}: {Cell.words()}"
     )
-    report.table(title, ["attacked", "area", "critical eps", *Cell.columns()], rows)
+    console.table(title, ["attacked", "area", "critical eps", *Cell.columns()], rows)
 
 
 def _warn_of_undefined_scores(share: float) -> None:
     """Say so where clean play is no better than random play in a `share` of the resamples."""
     what = "clean play is no better than random play: there is nothing to lose, and no score"
     if share == 1:
-        report.start(warning=what)
+        console.warning(what)
     elif share > 0:
         text = f"in {share:.1%} of the resamples {what}; the intervals leave them out"
-        report.start(warning=text)
+        console.warning(text)

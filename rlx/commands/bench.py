@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rlx.command import command
 from rlx.config import Count, Positive, build, chosen, load_class
 from rlx.errors import ConfigError
-from rlx.show import report
+from rlx.show import console
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def _compare_with_peers(config: Config, spec: "Spec", device: "torch.device") ->
         )
     agent = build(kind.config_type, config.agent, "agent")
     threads = config.device["threads"]
-    report.start(
+    console.facts(
         agent=f"{name} on {env_id}, network {agent.hidden}",
         device=f"{device}, {threads} thread(s); the others on the CPU, one thread",
     )
@@ -104,7 +104,7 @@ def _compare_with_peers(config: Config, spec: "Spec", device: "torch.device") ->
         attacks[what] = steps_per_s(batched.step, config.seconds)
         rows += _with_ratios(attacks, "{:.3g}")
     title = "Environment steps per second, summed over seeds"
-    report.table(title, ["what", "steps/s", "ratio"], rows)
+    console.table(title, ["what", "steps/s", "ratio"], rows)
     return max(training.values()) / next(iter(training.values()))
 
 
@@ -137,9 +137,9 @@ def _time_efficientzero(config: Config, spec: "Spec", device: "torch.device") ->
             ]
         )
     threads = config.device["threads"]
-    report.start(device=f"{device}, {threads} thread(s), {config.num_envs} env copies per seed")
+    console.facts(device=f"{device}, {threads} thread(s), {config.num_envs} env copies per seed")
     header = ["seeds", "learner step", "search", "value targets", "training", "act"]
-    report.table("EfficientZero, milliseconds", [*header, "env steps/s per seed"], rows)
+    console.table("EfficientZero, milliseconds", [*header, "env steps/s per seed"], rows)
     return 1e3 / times.learner_step
 
 
@@ -149,7 +149,7 @@ def _time_car_racing(config: Config) -> float:
 
     speeds = frames_per_s(config.env, config.num_envs, config.seconds)
     rows = _with_ratios(speeds, "{:.3g}")
-    report.table("CarRacing, frames per second", ["what", "frames/s", "ratio"], rows)
+    console.table("CarRacing, frames per second", ["what", "frames/s", "ratio"], rows)
     gymnasium, gray, *_ = speeds.values()
     return gray / gymnasium
 

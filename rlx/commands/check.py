@@ -4,16 +4,17 @@ from collections.abc import Iterable
 
 from omegaconf import DictConfig
 
-from rlx.command import command
-from rlx.command import composed as composed_config
+from rlx.command import command, compose_config
+from rlx.config import plain
 from rlx.errors import ConfigError
-from rlx.show import report
+from rlx.show import console
 
 
 @command("check")
 def main(composed: DictConfig) -> None:
     """Prints what holds; ConfigError at the first thing that does not."""
-    agent, env = composed.get("agent"), composed.get("env")
+    agent = composed.get("agent")
+    env = composed.get("env")
     if agent is None and env is None:
         raise ConfigError("rlx check: name what to try, as in agent=mine, env=mine, or both.")
 
@@ -21,13 +22,14 @@ def main(composed: DictConfig) -> None:
     from rlx.checks.envs import env_checks
 
     if env is not None:
-        _tell("env", env_checks(env))
+        _tell("env", env_checks(plain(env)))
     if agent is not None:
-        where = composed_config("train", [f"env={fitting(agent)}"]).env if env is None else env
-        _tell("agent", agent_checks(agent, where))
+        if env is None:
+            env = compose_config("train", [f"env={fitting(agent)}"]).env
+        _tell("agent", agent_checks(plain(agent), plain(env)))
 
 
 def _tell(what: str, held: Iterable[str]) -> None:
     """One line for each thing that holds."""
     for sentence in held:
-        report.start(**{what: f"ok: {sentence}"})
+        console.facts(**{what: f"ok: {sentence}"})

@@ -13,7 +13,7 @@ from rlx.config import Count, Share, build, parse_grid
 from rlx.errors import ConfigError
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import report
+from rlx.show import console
 
 if TYPE_CHECKING:
     import torch
@@ -82,12 +82,12 @@ def main(composed: DictConfig) -> None:
         for number, source in enumerate(sources):
             steps = config.steps / len(sources)
             text = _play(source, number, steps, env, config, device, writer)
-            report.start(source=text)
+            console.facts(source=text)
             texts.append(text)
         frames_env = {key: value for key, value in env.items() if key != "stack"}
         data = writer.close(frames_env, stack, texts)
-    report.start(**data.card(), took=report.duration(time.monotonic() - began))
-    report.end(writer.out)
+    console.facts(**data.card(), took=console.duration(time.monotonic() - began))
+    console.result(writer.out)
 
 
 def _parse_mix(mix: Any) -> list[float]:
@@ -116,7 +116,7 @@ def _sources(runs: Sequence[Run], mix: Sequence[float], device: "torch.device") 
     checkpoints = list(dict.fromkeys(wanted))
     if len(checkpoints) < len(wanted):
         text = f"{len(wanted)} places, but {len(checkpoints)} checkpoints, in equal shares"
-        report.start(mix=text)
+        console.facts(mix=text)
     sources = []
     for run, checkpoint in checkpoints:
         policy, _, seeds = load_policies([run], checkpoint, device)
@@ -156,8 +156,8 @@ def _play(
     keys = seed_tensor(source.seeds, device)
     name = f"collect {config.seed} {number}"
     resets = reset_seeds(keys, config.num_envs, name)
-    clock = env_age([source.run], source.checkpoint)
-    envs = experiment.make_env(env, resets.numel(), device, clock)
+    age = env_age([source.run], source.checkpoint)
+    envs = experiment.make_env(env, resets.numel(), device, age)
     rng = Streams(keys, f"{name} explore")
     choose = exploring(config.epsilon, rng, envs.rules)
     before = writer.transitions

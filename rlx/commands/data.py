@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rlx.command import command
 from rlx.config import build
 from rlx.errors import ConfigError
-from rlx.show import report
+from rlx.show import console
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ def main(composed: DictConfig) -> None:
 
     for name in names:
         data = experiment.open_data(name, config.skip_bad)
-        report.start(data=name, **data.card())
+        console.facts(data=name, **data.card())
         if config.out:
             write(data, config.out)
-            report.end(Path(config.out))
+            console.result(Path(config.out))
 
 
 def write(data: Any, out: str) -> None:
@@ -67,4 +67,4 @@ def write(data: Any, out: str) -> None:
     name = out.removeprefix("minari:")
     if not minari.write(data, name, experiment.make_env(env, 1, "cpu")):
         text = "Gymnasium cannot make it by name; recover_environment() of this set will not work"
-        report.start(env=text)
+        console.facts(env=text)

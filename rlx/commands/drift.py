@@ -15,7 +15,7 @@ from rlx.config import Count, build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import report
+from rlx.show import console
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def main(composed: DictConfig) -> None:
     policy, _, seeds = load_policies(runs, checkpoint, device)
     source = run.path.parent.name
     output = Run.create(config.outputs, "drift", source, composed)
-    report.start(
+    console.facts(
         run=run.path,
         frozen=f"checkpoint {checkpoint}",
         episodes=f"{config.episodes} per seed and step",
@@ -71,8 +71,8 @@ def main(composed: DictConfig) -> None:
     with output.writing():
         frozen = []
         for step in steps:
-            clock = step // trained.num_envs
-            make_env = partial(experiment.make_env, env, device=device, clock=clock)
+            age = step // trained.num_envs
+            make_env = partial(experiment.make_env, env, device=device, age=age)
             episodes = evaluate(policy, make_env, len(seeds), config.episodes, SELECTION, device)
             frozen.append(episodes.returns.mean(1).cpu().numpy())
         returns = {
@@ -97,10 +97,10 @@ def main(composed: DictConfig) -> None:
     for number, step in enumerate(steps):
         row = [f"{step:,}"]
         for values in estimates.values():
-            row.append(report.interval_text(values[number].iqm, values[number].ci95))
+            row.append(console.interval_text(values[number].iqm, values[number].ci95))
         rows.append(row)
-    report.table("Greedy return in the env as it is at that step", ["step", *estimates], rows)
-    report.end(output.path, figure=figure)
+    console.table("Greedy return in the env as it is at that step", ["step", *estimates], rows)
+    console.result(output.path, figure=figure)
 
 
 def _last_before_drift(run: Run) -> str:

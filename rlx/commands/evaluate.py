@@ -11,7 +11,7 @@ from rlx.command import command
 from rlx.config import Count, build
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import report
+from rlx.show import console
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,25 +82,25 @@ def main(composed: DictConfig) -> float:
     device = experiment.setup_device(config.device)
     policy, _, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
     env = experiment.evaluated_env(experiment.trained(runs[0]))
-    clock = env_age(runs, config.checkpoint)
+    age = env_age(runs, config.checkpoint)
 
     def make_env(num_envs: int) -> "TensorEnv":
-        return experiment.make_env(env, num_envs, device, clock)
+        return experiment.make_env(env, num_envs, device, age)
 
     if config.video:
         from rlx.show import video
 
-        filmed = experiment.make_env(video.drawing(env), 1, device, clock)
+        filmed = experiment.make_env(video.drawing(env), 1, device, age)
         camera = video.Camera(filmed)
     source = runs[0].path.parent.name
     output = Run.create(config.outputs, "evaluate", source, composed)
-    report.start(
+    console.facts(
         run=", ".join(str(run.path) for run in runs),
-        seeds=f"{len(seeds)} ({report.ranges(seeds)})",
+        seeds=f"{len(seeds)} ({console.ranges(seeds)})",
         episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}",
         device=device,
     )
-    report.unfinished(runs)
+    console.warn_of_unfinished(runs)
     files = {}
     with output.writing():
         began = time.monotonic()
@@ -137,6 +137,6 @@ def main(composed: DictConfig) -> float:
     for statistic in STATISTICS:
         numbers = values[statistic.key].tolist()
         table[statistic.column] = [statistic.form.format(number) for number in numbers]
-    report.per_seed(f"Greedy return over {config.episodes} episodes", seeds, table, estimate)
-    report.end(output.path, wall_s, **files)
+    console.per_seed(f"Greedy return over {config.episodes} episodes", seeds, table, estimate)
+    console.result(output.path, wall_s, **files)
     return estimate.iqm

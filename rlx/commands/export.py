@@ -10,7 +10,7 @@ from rlx.command import command
 from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find
-from rlx.show import report
+from rlx.show import console
 
 COPIES = 4
 """Env copies in which the file is compared with the policy."""
@@ -52,14 +52,14 @@ def main(composed: DictConfig) -> None:
     policy, spec, seeds = load_policies([run], config.checkpoint, device)
     seed = seeds[0] if config.seed is None else config.seed
     if seed not in seeds:
-        raise ConfigError(f"seed={seed}: {run.path} has seeds {report.ranges(seeds)}.")
+        raise ConfigError(f"seed={seed}: {run.path} has seeds {console.ranges(seeds)}.")
     exported = Exported(policy, spec, seeds.index(seed))
     facts = {"run": str(run.path), "seed": str(seed), "checkpoint": config.checkpoint}
     exported.write(out, facts)
-    clock = env_age([run], config.checkpoint)
-    env = experiment.make_env(experiment.evaluated_env(run.config), COPIES, device, clock)
+    age = env_age([run], config.checkpoint)
+    env = experiment.make_env(experiment.evaluated_env(run.config), COPIES, device, age)
     result = compare(exported, out, env)
-    report.start(
+    console.facts(
         run=run.path,
         seed=seed,
         opset=OPSET,
@@ -70,4 +70,4 @@ def main(composed: DictConfig) -> None:
         f"{result.equal:.2%} of the actions equal, "
         f"scores differ by at most {result.difference:.1e}",
     )
-    report.end(out)
+    console.result(out)

@@ -14,7 +14,7 @@ from rlx.config import build, choice
 from rlx.errors import ConfigError
 from rlx.runs.finding import command_of, find_all, named
 from rlx.runs.run import Run
-from rlx.show import report, stats
+from rlx.show import console, stats
 
 APART = ("outputs", "device", "checkpoint_every", "checkpoint_seconds")
 """Keys that change nothing about a result, and so tell no run from another."""
@@ -59,7 +59,7 @@ def _finished(runs: Sequence[Run]) -> list[Run]:
         if status is None:
             finished.append(run)
         else:
-            report.start(**{"left out": f"{run.path}: {status}"})
+            console.facts(**{"left out": f"{run.path}: {status}"})
     if not finished:
         raise ConfigError(
             f"run: none of the {len(runs)} runs is finished (of a training, rlx resume goes on)."
@@ -91,11 +91,11 @@ def _compare_trainings(runs: Sequence[Run], config: Config, composed: DictConfig
         title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
         header = ["run", "return", "seeds", "solved", "steps", "took"]
         rows = [_row(result, run) for result, run in zip(results, runs, strict=True)]
-        report.table(title, header, rows)
+        console.table(title, header, rows)
         if atari100k.is_benchmark(runs):
             atari100k.table(runs)
         output.complete({"run": [str(run.path) for run in runs], "labels": labels})
-    report.end(output.path, table=table, figure=figure)
+    console.result(output.path, table=table, figure=figure)
 
 
 def _result(label: str, run: Run) -> dict[str, Any]:
@@ -125,11 +125,11 @@ def _row(result: dict[str, Any], run: Run) -> list[str]:
         solved = f"{count} (from {threshold:g})"
     return [
         result["label"],
-        report.interval_text(result["iqm"], (result["ci95_low"], result["ci95_high"])),
+        console.interval_text(result["iqm"], (result["ci95_low"], result["ci95_high"])),
         str(result["seeds"]),
         solved,
         f"{result['steps']:,}",
-        report.duration(result["wall_s"]),
+        console.duration(result["wall_s"]),
     ]
 
 
@@ -206,9 +206,11 @@ def _compare_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) 
             rows.append([str(seed), *(f"{value:.1f} ({rank:g})" for value, rank in pairs)])
         header = ["seed", *(f"{curve.label} at {curve.x[-1]:g}" for curve in curves)]
         what = "Return per seed at the largest radius, and the agent's rank (1: most robust)"
-        report.table(f"{what}, {mode} attacked", header, rows)
+        console.table(f"{what}, {mode} attacked", header, rows)
         for label, value in zip(labels[1:], correlations[1:], strict=True):
-            report.start(ranks=f"'{labels[0]}' against '{label}': Spearman correlation {value:.2f}")
+            console.facts(
+                ranks=f"'{labels[0]}' against '{label}': Spearman correlation {value:.2f}"
+            )
         summary = {
             "run": [str(run.path) for run in runs],
             "labels": labels,
@@ -218,7 +220,7 @@ def _compare_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) 
             "spearman_with_first": correlations,
         }
         output.complete(summary)
-    report.end(output.path, figure=figure)
+    console.result(output.path, figure=figure)
 
 
 def _common_mode(summaries: Sequence[dict[str, Any]]) -> str:

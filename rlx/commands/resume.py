@@ -10,7 +10,7 @@ from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import report
+from rlx.show import console
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main(composed: DictConfig) -> float:
             f"seeds={config.seeds}: seeds are added by themselves; "
             f"give {', '.join(changes)} in another rlx resume."
         )
-    report.start(resume=run.path)
+    console.facts(resume=run.path)
     if config.seeds is not None:
         from rlx.training import growing
 
@@ -83,7 +83,7 @@ def _go_on(run: Run, changes: dict[str, Any]) -> float:
     saved = validated(trained(run))
     for key, value in changes.items():
         if value != saved[key]:
-            report.start(**{key: f"{saved[key]} → {value}"})
+            console.facts(**{key: f"{saved[key]} → {value}"})
             saved[key] = value
     saved = validated(saved)
     training, warnings = resumed(run, saved)
@@ -94,12 +94,12 @@ def _go_on(run: Run, changes: dict[str, Any]) -> float:
             f"add for example steps={2 * training.step} or more seeds=, or name another run."
         )
     for warning in warnings:
-        report.start(warning=warning)
+        console.warning(warning)
     annealed = saved.agent.get("anneal_steps", steps)
     if steps > annealed:
-        report.start(
+        console.facts(
             warning=f"agent.anneal_steps={annealed}: from that step on the learning rate stays at "
             "agent.learning_rate_end"
         )
-    report.start(resumes=f"at step {training.step:,}")
+    console.facts(resumes=f"at step {training.step:,}")
     return training.run(run, saved)

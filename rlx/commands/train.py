@@ -11,7 +11,7 @@ from rlx.errors import ConfigError
 from rlx.machine import require_disk
 from rlx.names import nearest
 from rlx.runs.run import Run
-from rlx.show import report
+from rlx.show import console
 from rlx.training.config import Config
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _begun(composed: DictConfig) -> "tuple[Training, Run]":
     config = build(Config, composed, "")
     check_protocol(config.protocol)
     name = run_name(config)
-    report.start(train=name, settings=settings())
+    console.facts(train=name, settings=settings())
 
     from rlx.training import state
     from rlx.training.config import validated

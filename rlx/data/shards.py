@@ -31,7 +31,7 @@ from rlx.data.npy import (
 from rlx.data.writer import whole, writing
 from rlx.errors import ConfigError
 from rlx.nn.rng import pick, stream_key, uniform
-from rlx.show import report
+from rlx.show import console
 
 ARRAYS = ("states", "actions", "next_states", "rewards", "dones")
 """Names of the arrays in a shard."""
@@ -78,7 +78,7 @@ class Shards(Data):
             error = self._error(file, facts)
             if not skip_bad:
                 raise ConfigError(f"{error} skip_bad=true goes on without it.")
-            report.start(skipped=error)
+            console.facts(skipped=error)
         self.files = list(good)
         self._add_up(list(good.values()))
         if self.dones > self.transitions / 2:

@@ -153,10 +153,10 @@ class BatchedEnv(VectorEnv):
         device: torch.device | str = "cpu",
         render_mode: None = None,
         drift: Drift | None = None,
-        clock: int = 0,
+        age: int = 0,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ):
-        """`drift`: how the dynamics change with the age of a copy, which begins at `clock` steps.
+        """`drift`: how the dynamics change with the age of a copy, which begins at `age` steps.
 
         `max_episode_steps` None: the limit of `dynamics`.
         """
@@ -169,7 +169,7 @@ class BatchedEnv(VectorEnv):
         self.dynamics = dynamics
         self.drift = drift
         self.device = torch.device(device)
-        self._age = torch.full((num_envs,), clock, dtype=torch.int64, device=device)
+        self._age = torch.full((num_envs,), age, dtype=torch.int64, device=device)
         self._no_draws = torch.empty(num_envs, 0, dtype=torch.float32, device=device)
         self.max_episode_steps = _limit(max_episode_steps, dynamics)
         self.autoreset_mode = AutoresetMode(autoreset_mode)

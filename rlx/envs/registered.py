@@ -25,11 +25,11 @@ class SingleEnv(gymnasium.Env[Any, Any]):
 
     def __init__(
         self,
-        dynamics: str | type[Dynamics],
+        dynamics: str | type[Dynamics] | Dynamics,
         render_mode: None = None,
         **parameters: Any,
     ):
-        """`dynamics`: a class or "module:Class", made with `parameters`."""
+        """`dynamics`: a class or "module:Class", made with `parameters`, or made already."""
         self.batch = BatchedEnv(
             make_dynamics(dynamics, **parameters),
             max_episode_steps=_NEVER,
@@ -104,8 +104,10 @@ def make_many(
     return Arrays(env) if numpy else env
 
 
-def make_dynamics(dynamics: str | type[Dynamics], **parameters: Any) -> Dynamics:
-    """The Dynamics of a class or "module:Class", with `parameters`."""
+def make_dynamics(dynamics: str | type[Dynamics] | Dynamics, **parameters: Any) -> Dynamics:
+    """The Dynamics of that name, or class, with `parameters`; or what is made already."""
+    if isinstance(dynamics, Dynamics):
+        return dynamics
     kind = resolve_name(dynamics) if isinstance(dynamics, str) else dynamics
     return kind.from_keywords(**parameters)
 

@@ -1,8 +1,8 @@
-"""torch's optimisers over parameters [S, …]: each seed has its own clock and can sit a step out.
+"""torch's optimisers over parameters [S, …]: a seed counts its own steps and can sit a step out.
 
 Their state is kept flat, [S, P] for the P numbers of one seed's parameters: one pass over memory
-where a list of tensors needs one per tensor. torch's fused kernels have one clock for all seeds,
-and so are of no use here.
+where a list of tensors needs one per tensor. torch's fused kernels have one step count for all
+seeds, and so are of no use here.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from rlx.env import TensorEnv
 from rlx.evaluation import REPORT, MakeEnv
 from rlx.robustness.attacker import Attacker
 from rlx.rollout import Episodes, rollout
-from rlx.show import report
+from rlx.show import console
 from rlx.threat import Attack, Budget, Mode
 
 
@@ -92,7 +92,7 @@ def sweep(
     radii = torch.tensor(eps, dtype=torch.float32, device=device)[radius]
     width = max(1, max_num_envs // len(seeds))
     chunks: list[Chunk] = []
-    with report.Progress(len(columns), unit="columns", quarters=True) as progress:
+    with console.Progress(len(columns), unit="columns", quarters=True) as progress:
         for chunk in columns.split(width):
             reset_seeds = (REPORT + episode[chunk]).expand(len(seeds), -1)
             attacker = Attacker(

@@ -14,7 +14,7 @@ from rlx.errors import ConfigError
 from rlx.experiment import trained
 from rlx.nn.seed_axis import concatenated
 from rlx.runs.run import Run
-from rlx.show import report
+from rlx.show import console
 from rlx.training import state
 from rlx.training.config import Config, validated
 from rlx.training.loop import Training
@@ -44,8 +44,8 @@ def grow(run: Run, seeds: object) -> float:
         new = [seed for seed in wanted if seed not in own]
         if not new:
             raise ConfigError(f"seeds={seeds}: {run.path} has them all.")
-        has = report.ranges(own)
-        report.start(grows=f"{run.path}: seeds {has}, now {report.ranges(new)} as well")
+        has = console.ranges(own)
+        console.facts(grows=f"{run.path}: seeds {has}, now {console.ranges(new)} as well")
         argument = str(seeds).replace(" ", "")
         go_on = f"rlx resume {shlex.quote(str(run.path))} seeds={argument}"
         growth = _Growth(run, saved, own, new, go_on)
@@ -97,7 +97,7 @@ class _Growth:
         self._join_checkpoints(joined, younger, training.step)
         result = training.run(joined, go_on=self.go_on)
         joined.replaces(self.run)
-        report.end(self.run.path)
+        console.result(self.run.path)
         return result
 
     def _config_of(self, seeds: Sequence[int]) -> DictConfig:
@@ -112,8 +112,8 @@ class _Growth:
         with younger.lock():
             training, warnings = resumed(younger, config)
             for warning in warnings:
-                report.start(warning=warning)
-            report.start(resumes=f"at step {training.step:,}")
+                console.warning(warning)
+            console.facts(resumes=f"at step {training.step:,}")
             training.run(younger, config, self.go_on)
 
     def _whole(self, run: Run, config: DictConfig) -> Training:

@@ -20,7 +20,7 @@ from rlx.evaluation import SELECTION, evaluate
 from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
 from rlx.runs.run import Run
-from rlx.show import report
+from rlx.show import console
 from rlx.training import journal, result, state, stopping
 from rlx.training.kept import Kept
 from rlx.training.log import Log
@@ -132,7 +132,7 @@ class Training:
             if reopen is not None:
                 output.reopen(reopen, self.step, self.evaluated)
             try:
-                with report.Progress(
+                with console.Progress(
                     self.config.steps, self.step, self.threshold, self.unit
                 ) as progress:
                     self._learn(progress)
@@ -154,13 +154,13 @@ class Training:
     def _header(self) -> None:
         """Print what will be trained, on what, and what it takes."""
         config = self.config
-        seeds = f"{len(self.seeds)} ({report.ranges(self.seeds)})"
+        seeds = f"{len(self.seeds)} ({console.ranges(self.seeds)})"
         size = f"up to {state.disk_size(self) / 1e6:,.0f} MB on disk"
         if self.data is None:
             seeds += f", {self.num_envs} env copies each"
             size = f"replay {journal.size(self.agent) / 1e6:,.0f} MB in memory; {size}"
         steps = f"{config.steps:,} {self.unit} per seed"
-        report.start(
+        console.facts(
             run=self.output.path,
             agent=f"{self.name}, protocol {config.protocol}",
             seeds=seeds,
@@ -169,11 +169,11 @@ class Training:
             size=size,
         )
         if self.data is not None:
-            report.start(data=config.data, **self.data.card())
+            console.facts(data=config.data, **self.data.card())
             for difference in self.differences:
-                report.start(differs=difference)
+                console.facts(differs=difference)
 
-    def _learn(self, progress: report.Progress) -> None:
+    def _learn(self, progress: console.Progress) -> None:
         """The loop.
 
         Each turn begins between two vector steps, where a run can be saved and taken up again.
@@ -198,7 +198,7 @@ class Training:
             self._save()
         self._close(progress)
 
-    def _close(self, progress: report.Progress) -> None:
+    def _close(self, progress: console.Progress) -> None:
         """Do what only the end of a run asks for.
 
         The checkpoint of its last step does not know of it: a run that goes on from there must be
@@ -228,7 +228,7 @@ class Training:
         self.step += self.num_envs
         return self.log.add(done.transition.reward, done.first, done.metrics, self.step)
 
-    def _apply_stop_rule(self, returns: Tensor, progress: report.Progress) -> None:
+    def _apply_stop_rule(self, returns: Tensor, progress: console.Progress) -> None:
         """Keep the weights of the seeds that stop now, and go on without them."""
         assert self.stop is not None
         stopped, solved = self.stop.ended(self.first[:, 0].cpu(), returns[:, 0].cpu())
@@ -272,7 +272,7 @@ class Training:
         self.journal = journal.Journal()
         self.part_sums = {}
 
-    def _evaluate(self, progress: report.Progress) -> None:
+    def _evaluate(self, progress: console.Progress) -> None:
         """Play greedily, log the returns, keep the weights that are the best so far."""
         seeds = self._running_seeds()
         self.log.check(seeds, self.obs)

@@ -6,7 +6,7 @@ import torch
 
 from rlx.evaluation import REPORT, evaluate
 from rlx.rollout import Episodes
-from rlx.show import figures, report, stats
+from rlx.show import console, figures, stats
 
 if TYPE_CHECKING:
     from rlx.training.loop import Training
@@ -41,8 +41,8 @@ def finish(training: "Training", wall_s: float) -> float:
     _table(training, summary, estimate)
     _warnings(training)
     saving = f"{training.saving_s:.1f} s for checkpoints"
-    report.start(saving=f"{saving}, {training.saving_s / wall_s:.1%} of the time")
-    report.end(run.path, figure=figure, wall_s=wall_s)
+    console.facts(saving=f"{saving}, {training.saving_s / wall_s:.1%} of the time")
+    console.result(run.path, figure=figure, wall_s=wall_s)
     # A seed that stopped before its first evaluation has the value by which it stopped.
     last = torch.where(training.last.isnan(), training.kept.value, training.last)
     return float(stats.iqm(last.numpy()))
@@ -87,16 +87,16 @@ def _table(training: "Training", summary: dict[str, Any], estimate: stats.Estima
         when = "last evaluation"
     played = f"Greedy return over {training.config.final_episodes} new episodes"
     title = f"{played}, weights kept at each seed's {when}"
-    report.per_seed(title, training.seeds, columns, estimate)
+    console.per_seed(title, training.seeds, columns, estimate)
 
 
 def _warnings(training: "Training") -> None:
     """Print what did not go as its settings were meant."""
     for warning in training.agent.warnings():
-        report.start(warning=warning)
+        console.warning(warning)
     if not training.log.metrics:
         steps = f"{training.step:,} {training.unit}"
-        report.start(
+        console.facts(
             warning=f"nothing was learnt within {steps}; "
             "see agent.learning_starts or agent.rollout_steps"
         )

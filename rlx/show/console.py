@@ -26,25 +26,30 @@ COVERAGE = {2: 50, 3: 74, 4: 88}
 Of normal returns; it is 90 % of 5 seeds and 94 % of 10.
 """
 
-console = Console(highlight=False, soft_wrap=True)
-if not console.is_terminal:
-    console.width = 200
+terminal = Console(highlight=False, soft_wrap=True)
+if not terminal.is_terminal:
+    terminal.width = 200
 
 
-def start(**facts: object) -> None:
-    """Print what was chosen, or what is to be known: a line for each of `facts`."""
-    width = max([8, *map(len, facts)])
-    for key, value in facts.items():
-        console.print(f"{key:<{width}} {value}", markup=False)
+def facts(**values: object) -> None:
+    """Print what was chosen, or what is to be known: a line for each of `values`."""
+    width = max([8, *map(len, values)])
+    for key, value in values.items():
+        terminal.print(f"{key:<{width}} {value}", markup=False)
 
 
-def end(path: Path, wall_s: float | None = None, **files: Path) -> None:
+def warning(text: str) -> None:
+    """Print what a reader of the numbers should know."""
+    facts(warning=text)
+
+
+def result(path: Path, wall_s: float | None = None, **files: Path) -> None:
     """Print how long it took and where the results are; the last line is `path` alone."""
     if wall_s is not None:
-        console.print(f"{'took':<8} {duration(wall_s)}", markup=False)
+        terminal.print(f"{'took':<8} {duration(wall_s)}", markup=False)
     for key, value in files.items():
-        console.print(f"{key:<8} {value}", markup=False)
-    console.print(str(path), markup=False)
+        terminal.print(f"{key:<8} {value}", markup=False)
+    terminal.print(str(path), markup=False)
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -70,12 +75,12 @@ def duration(seconds: float) -> str:
     return " ".join([*parts, f"{rest} s"])
 
 
-def unfinished(runs: "Sequence[Run]") -> None:
+def warn_of_unfinished(runs: "Sequence[Run]") -> None:
     """Warn of runs that are played though they have not come to their end."""
     for run in runs:
         status = run.unfinished()
         if status is not None:
-            start(warning=f"{run.path} is not finished: {status}")
+            warning(f"{run.path} is not finished: {status}")
 
 
 class Progress:
@@ -108,9 +113,9 @@ class Progress:
             TextColumn("{task.percentage:3.0f} %"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
+            console=terminal,
             expand=True,
-            disable=not console.is_terminal,
+            disable=not terminal.is_terminal,
         )
         self.stopped_seeds = 0
         self.step = begin
@@ -138,7 +143,7 @@ class Progress:
             self.live.update(self.task, completed=step)
         elif self.quarters and 4 * step // self.total > 4 * self.step // self.total:
             remaining = duration(self.seconds_left(step))
-            console.print(f"{step / self.total:>8.0%} done, {remaining} left", markup=False)
+            terminal.print(f"{step / self.total:>8.0%} done, {remaining} left", markup=False)
         self.step = step
 
     def evaluated(self, step: int, mean: "Tensor", best: "Tensor") -> None:
@@ -161,7 +166,7 @@ class Progress:
         parts.append(f"{self.steps_per_s(step):,.0f} {self.unit}/s each")
         if self.live.disable:
             parts.append(f"{duration(self.seconds_left(step))} left")
-        console.print("  ".join(parts), markup=False)
+        terminal.print("  ".join(parts), markup=False)
 
     def stopped(self, seeds: int) -> None:
         """Note that the stop rule of so many more seeds was met."""
@@ -181,19 +186,19 @@ def per_seed(
         result.add_column(name, justify="right")
     for i, seed in enumerate(seeds):
         result.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
-    console.print(result)
+    terminal.print(result)
     what = f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
     if len(seeds) == 1:
         what = "one seed: no interval"
-    console.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} ({what})")
-    few(len(seeds))
+    terminal.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} ({what})")
+    warn_of_few_seeds(len(seeds))
 
 
-def few(seeds: int) -> None:
+def warn_of_few_seeds(seeds: int) -> None:
     """Warn of an interval of too few seeds."""
     if 1 < seeds < 5:
         share = f"it covers the truth in {COVERAGE[seeds]} % of all cases"
-        start(warning=f"an interval of {seeds} seeds is too narrow: {share}")
+        warning(f"an interval of {seeds} seeds is too narrow: {share}")
 
 
 def interval_text(value: float, ci95: tuple[float, float]) -> str:
@@ -223,8 +228,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
     for row in rows:
         result.add_row(*(_cell(value) for value in row))
     # A table that is wider than the console is not cut: a file or a pager shows it whole.
-    whole = console.measure(result, options=console.options.update(width=1000)).maximum
-    console.print(result, width=max(console.width, whole), crop=False)
+    whole = terminal.measure(result, options=terminal.options.update(width=1000)).maximum
+    terminal.print(result, width=max(terminal.width, whole), crop=False)
 
 
 def _cell(value: Any) -> str:
