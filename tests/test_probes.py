@@ -14,7 +14,7 @@ from rlx.agent import Agent, OfflineAgent, Policy, Spec
 from rlx.agents.actenv import ActEnv, ActPolicy
 from rlx.agents.bcq import BCQPolicy
 from rlx.agents.dqn import QPolicy
-from rlx.agents.efficientzero import Planner
+from rlx.agents.efficientzero import SearchPolicy
 from rlx.agents.hdqn import GoalPolicy
 from rlx.agents.ppo import ActorCritic
 from rlx.agents.q_table import TablePolicy
@@ -127,7 +127,7 @@ def _value_of_the_action_taken(policy: BCQPolicy, obs):
 
 
 @values.register
-def _value_head(policy: Planner, obs):
+def _value_head(policy: SearchPolicy, obs):
     return policy.model.values(obs)
 
 

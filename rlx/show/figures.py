@@ -87,6 +87,8 @@ def curves(panels: Mapping[str, Sequence[Curve]], x: str, random: float | None =
 
 def _draw(axes: "Axes", curve: Curve, number: int) -> None:
     """The curve with this `number` among those of its panel."""
+    if len(curve.x) == 0:  # of a run that was never evaluated
+        return
     colour = COLOURS[number % len(COLOURS)]
     # Equal curves cover each other; where the upper one has gaps, the lower one stays visible.
     style = LINE_STYLES[number % len(LINE_STYLES)]
