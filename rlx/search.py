@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlx.nn.rng import uniform
+from rlx.nn.seed_axis import along
 
 TIE = 1e-6
 """Scores that differ by less are equal, and one of them is drawn."""
@@ -171,7 +172,7 @@ class Tree:
         self.fresh[place] = fresh
         for name in output.memory:
             pool = self.latent[name][number]
-            pool.masked_fill_(fresh.view(*self.shape, *[1] * (pool.dim() - 2)), 0.0)
+            pool.masked_fill_(along(fresh.view(self.shape), pool), 0.0)
 
     def backup(self, number: int, edges: Tensor, passed: Tensor, discount: float) -> None:
         """Add the value of node `number` to the edges of its path from the root.

@@ -495,7 +495,7 @@ def test_retired_keys_are_ignored_in_saved_runs_and_only_there(kind, tmp_path):
 
 def test_the_schedule_waits_for_its_steps():
     schedule = UpdateSchedule(seed_tensor([1, 2]), 4, 0.5, 12)
-    assert [schedule.due() for _ in range(5)] == [0, 0, 2, 2, 2] and schedule.steps == 20
+    assert [schedule.advance() for _ in range(5)] == [0, 0, 2, 2, 2] and schedule.steps == 20
 
 
 @pytest.mark.parametrize("agent", [name for name in ONLINE if "learning_starts" in keys_of(name)])

@@ -142,7 +142,7 @@ class Network(nn.Module):
         rng = Streams(seeds, name)
         self.normalise = config.normalise
         self.actions = spec.actions
-        self.encoder = ObsEncoder(spec.observation_space, False, seeds)
+        self.encoder = ObsEncoder(spec.observation_space, seeds)
         # The action joins behind the first layer.
         sizes = [(self.encoder.features, config.obs_units)]
         width = config.obs_units + spec.actions
@@ -403,7 +403,7 @@ class ActEnv(Agent):
             action=transition.action,
         )
         self.steps += transition.reward.shape[1]
-        due = self.clock.due()
+        due = self.clock.advance()
         if not due:
             return {}
         where = self.memory.rated().sum(1) > 0

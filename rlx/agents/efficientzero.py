@@ -188,7 +188,7 @@ class SearchPolicy(Policy):
         if isinstance(space, spaces.Box) and len(space.shape) == 3:
             self.model = ImageModel(space, sizes, supports, seeds, rng, config.one_hot_actions)
         else:
-            encoder = ObsEncoder(space, config.scale_obs, seeds)
+            encoder = ObsEncoder(space, seeds, scaled=config.scale_obs)
             self.model = VectorModel(encoder, sizes, supports, seeds, rng)
         self.search_settings = config.search_settings(noise=False)
 
@@ -352,7 +352,7 @@ class EfficientZero(Agent):
     def update(self, transition: Transition) -> dict[str, Tensor]:
         self._store(transition)
         metrics: dict[str, Tensor] = {}
-        for _ in range(self.clock.due()):
+        for _ in range(self.clock.advance()):
             metrics = self.learn()
         return metrics
 

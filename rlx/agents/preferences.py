@@ -75,7 +75,7 @@ class RewardModel(nn.Module):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        self.encoder = ObsEncoder(spec.observation_space, False, seeds)
+        self.encoder = ObsEncoder(spec.observation_space, seeds)
         self.norm = RunningNorm(self.encoder.features, seeds)
         discrete = isinstance(spec.action_space, spaces.Discrete)
         self.choices = spec.actions if discrete else 0
