@@ -19,14 +19,16 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.config import Count, Index, NonNegative, Positive, Range, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.augmentation import augment
+from rlx.nn.buffers import add_buffers
 from rlx.nn.encoders import ObsEncoder, obs_field
 from rlx.nn.exploration import random_choice
 from rlx.nn.optim import SGD, Adam, descend
 from rlx.nn.rng import Streams, categorical, uniform
 from rlx.nn.schedules import UpdateSchedule
 from rlx.nn.seed_axis import rows_within
-from rlx.replay import Replay, TargetCache, add_buffers
+from rlx.replay import Replay
 from rlx.search import SearchOutput, Settings, draws_needed, search
+from rlx.target_cache import TargetCache
 from rlx.world_model import ImageModel, Sizes, Support, VectorModel, WorldModel
 
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
