@@ -79,6 +79,7 @@ class QLearner(nn.Module):
     """
 
     updates: Tensor
+    """Updates of each seed so far, int64 [S]."""
 
     def __init__(
         self,
@@ -130,19 +131,25 @@ class QLearner(nn.Module):
         network: nn.Module,
         draws: Tensor,
         where: Tensor | None = None,
-        q_taken: Callable[[Tensor, Tensor], Tensor] | None = None,
+        value_of_taken: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Learn from one minibatch; returns (loss [S], mean value of the actions taken [S]).
 
         `draws`: float64 [S, batch_size], uniform, choose the minibatch. `where`: bool [S], the
-        seeds that learn; None: all. `q_taken`: (obs [S, B, *O], action [S, B]) → the network's
-        values [S, B] of those actions, where that is cheaper than the values of all actions.
+        seeds that learn; None: all. `value_of_taken`: (obs [S, B, *O], action [S, B]) → the
+        network's values [S, B] of those actions, where that is cheaper than those of all actions.
         """
         if where is None:
             where = torch.ones(len(draws), dtype=torch.bool, device=draws.device)
         batch = self.replay.sample(draws, self.config.n_steps)
         target = self._target(network, batch)
-        q = self._q_taken(network, batch["obs"], batch["action"], q_taken)
+        # Batch normalisation goes by the minibatch's moments here, and only here.
+        network.train()
+        if value_of_taken is None:
+            q = _values_of_taken(network, batch["obs"], batch["action"])
+        else:
+            q = value_of_taken(batch["obs"], batch["action"])
+        network.eval()
         # Huber's loss; its mean within each seed, [S].
         loss = nn.functional.smooth_l1_loss(q, target, reduction="none").mean(1)
         descend(
@@ -164,22 +171,6 @@ class QLearner(nn.Module):
         best = chooser.argmax(-1, keepdim=True)
         return batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
 
-    def _q_taken(
-        self,
-        network: nn.Module,
-        obs: Tensor,
-        action: Tensor,
-        q_taken: Callable[[Tensor, Tensor], Tensor] | None,
-    ) -> Tensor:
-        """Values [S, B] of the actions that were taken, differentiable in the network."""
-        network.train()  # batch normalisation goes by the batch here, and only here
-        if q_taken is not None:
-            q = q_taken(obs, action)
-        else:
-            q = network(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        network.eval()
-        return q
-
     @torch.no_grad()
     def _update_target(self, network: nn.Module, where: Tensor) -> None:
         """Count an update of the seeds `where`, and move the target of those where it is due."""
@@ -187,6 +178,11 @@ class QLearner(nn.Module):
         due = where & (self.updates % self.config.target_every == 0)
         dtype = next(network.parameters()).dtype
         polyak_update(self.target, network, self.config.target_tau * due.to(dtype))
+
+
+def _values_of_taken(network: nn.Module, obs: Tensor, action: Tensor) -> Tensor:
+    """The network's values [S, B] of the actions [S, B] that were taken, differentiable in it."""
+    return network(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
 
 class Legal(nn.Sequential):

@@ -1,20 +1,18 @@
-"""Experience replay: one ring of transitions per seed and env copy, and a cache of its targets."""
+"""Experience replay: one ring of transitions per seed and env copy."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rlx import machine
 from rlx.errors import ConfigError
+from rlx.nn.buffers import Fields, add_buffers
 from rlx.nn.rng import pick
-from rlx.nn.seed_axis import rows_at, rows_within
+from rlx.nn.seed_axis import rows_at
 
-Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""Name → (shape, dtype) of one row."""
 REDRAWS = 2
-"""How often a row that is no transition is drawn anew; 53 bits do not last for many more."""
+"""How often a row that is not usable is drawn anew; 53 bits do not last for many more."""
 
 
 class Rows(NamedTuple):
@@ -43,8 +41,8 @@ class Replay(nn.Module):
     them on top of each other. Each ring then holds k − 1 rows more, which are not drawn, so that
     the oldest row that is drawn still has all its frames.
 
-    All state are buffers. A checkpoint does not hold the rings but the rows stored since the last
-    one (`rows`, `restore`).
+    Its whole state are buffers. A checkpoint does not hold the rings but the rows that were stored
+    since the checkpoint before (`rows`, `restore`).
     """
 
     written: Tensor
@@ -97,7 +95,7 @@ class Replay(nn.Module):
 
     @property
     def size(self) -> Tensor:
-        """Rows that each ring holds, int64 [S, N], those among them that are drawn no more."""
+        """Rows that each ring holds, int64 [S, N], with those that are drawn no more."""
         return self.written.clamp(max=self.slots - 1)
 
     def stored(self) -> Tensor:
@@ -152,11 +150,15 @@ class Replay(nn.Module):
         newest = self.written.gather(1, env) - 1
         age = (newest - place).remainder(self.slots)
         offset = torch.arange(length, device=slot.device)
+        # Behind the newest row it is repeated.
         row = newest.unsqueeze(-1) - (age.unsqueeze(-1) - offset).clamp(min=0)
         index = ring + row.remainder(self.slots)
-        stacked = {} if self.stack is None else {"obs": self._stacked(ring, row, self.stack)}
-        others = [name for name in self.fields if name not in stacked]
-        batch = {name: self._rows(name, index) for name in others} | stacked
+        fields = list(self.fields)
+        batch = {}
+        if self.stack is not None:
+            fields.remove("obs")
+            batch["obs"] = self._stacked(ring, row, self.stack)
+        batch |= {name: self._rows(name, index) for name in fields}
         last = batch["last"].long()
         same_episode = last.cumsum(-1) == last
         batch["alive"] = (offset <= age.unsqueeze(-1)) & same_episode
@@ -171,7 +173,9 @@ class Replay(nn.Module):
         are the numbers of each ring's first row and of the one behind its last.
         """
         oldest = self.written - self.size
-        since = oldest if since is None else torch.maximum(since, oldest)
+        if since is None:
+            since = oldest
+        since = torch.maximum(since, oldest)
         index = self._slots_of(since, self.written)
         numbers = {"since": since, "until": self.written.clone()}
         return numbers | {name: self._rows(name, index) for name in self.fields}
@@ -189,12 +193,15 @@ class Replay(nn.Module):
         They are among the oldest `counts` (int64 [S, N]) of those that may be drawn of each ring.
         """
         num_envs = self.written.shape[1]
+        # All these rows of a seed are numbered through, ring after ring.
         ends = counts.cumsum(1)
+        starts = ends - counts
         number = pick(draws, ends[:, -1:])
         env = torch.searchsorted(ends, number, right=True).clamp_(max=num_envs - 1)
-        # Number of a ring's oldest row, less the count of those in the rings before it.
-        first = (self.written - self.drawn).clamp(min=0) + counts - ends
-        return Rows(self._rings_of(env), number + first.gather(1, env), self.written.gather(1, env))
+        # The row `number` is the (number − start)-th from its ring's oldest one on.
+        oldest = (self.written - self.drawn).clamp(min=0)
+        row = number + (oldest - starts).gather(1, env)
+        return Rows(self._rings_of(env), row, self.written.gather(1, env))
 
     def _chains(self, rows: Rows, n_steps: int) -> dict[str, Tensor]:
         """`reward`, `discount` and `next_obs` [S, B, …] of chains of `n_steps` from `rows` on."""
@@ -215,50 +222,80 @@ class Replay(nn.Module):
         }
 
     def _sample_frames(self, draws: Tensor, n_steps: int, stack: int) -> dict[str, Tensor]:
-        """As `sample`, where the next observation is the next row's.
+        """What `sample` returns, where an observation's next one is that of the next row.
 
-        A row that has none and would bootstrap from it (the newest one, and the last before a
-        truncation) is no transition: another is drawn by the digits that are left of its draw, and
-        chains end before it. The few that are none even so end as if terminated.
+        A ring of two episodes, a and b, of which the time limit cut the first:
+
+            row                 0     1     2     3     4
+            obs                 a0    a1    b0    b1    b2
+            last                no    yes   no    no    no
+            next observation    a1    –     b1    b2    –
+
+        Row 1 shows no next observation, since a2 was not stored, and row 4, the newest, none yet.
+        Rows that would bootstrap from it are not usable: others are drawn in their place, and
+        chains end before them. Those that are still in the batch then have the discount 0, as if
+        they were terminal. A row that is terminal needs no next observation, and is usable.
         """
-        # The newest row of a ring is no transition yet, unless it is terminal.
+        rows = self._draw_usable(draws)
+        reward, discount, final = self._frame_chains(rows, n_steps)
+        next_row = (final + 1).minimum(rows.written - 1)
+        return {
+            "action": self._rows("action", rows.ring + rows.row.remainder(self.slots)),
+            "obs": self._stacked(rows.ring, rows.row, stack),
+            "reward": reward,
+            "discount": discount,
+            "next_obs": self._stacked(rows.ring, next_row, stack),
+        }
+
+    def _draw_usable(self, draws: Tensor) -> Rows:
+        """The rows that `draws` [S, B] choose, and others where those are not usable.
+
+        A draw says which of n rows it is by the whole part of n · draw; what is behind the point is
+        uniform too, and is the next draw.
+        """
         number = torch.arange(self.written.numel(), device=draws.device)
         newest = self._ring(number) + (self.written.flatten() - 1).remainder(self.slots)
+        # The newest row of a ring is usable only if it is terminal.
         bootstraps = (self._rows("discount", newest) != 0).view_as(self.written)
         counts = (self.written.clamp(max=self.drawn) - bootstraps.long()).clamp(min=0)
         total = counts.sum(1, keepdim=True)
         rows = self._pick(draws, counts)
         for _ in range(REDRAWS):
             draws = (draws.double() * total).frac()
+            redrawn = self._pick(draws, counts)
             usable = self._usable(rows)
-            again = self._pick(draws, counts)
-            rows = Rows(*(torch.where(usable, *pair) for pair in zip(rows, again, strict=True)))
-        usable = self._usable(rows)
+            rows = Rows(
+                ring=torch.where(usable, rows.ring, redrawn.ring),
+                row=torch.where(usable, rows.row, redrawn.row),
+                written=torch.where(usable, rows.written, redrawn.written),
+            )
+        return rows
+
+    def _frame_chains(self, rows: Rows, n_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(reward, discount, number of the last row) [S, B] of chains of usable rows."""
         ring, row, written = rows
+        usable = self._usable(rows)
         reward = torch.zeros(row.shape, device=row.device)
         discount = torch.ones_like(reward)
-        end = row
+        final = row
         alive = torch.ones_like(usable)
         for i in range(n_steps):
             step = (row + i).minimum(written - 1)
             index = ring + step.remainder(self.slots)
-            if i:
+            if i > 0:
                 before = ring + (step - 1).remainder(self.slots)
                 continued = ~self._rows("last", before) & (row + i < written)
                 alive = alive & continued & self._usable(Rows(ring, step, written))
             reward = reward + torch.where(alive, discount * self._rows("reward", index), 0.0)
             discount = torch.where(alive, discount * self._rows("discount", index), discount)
-            end = torch.where(alive, step, end)
-        return {
-            "action": self._rows("action", ring + row.remainder(self.slots)),
-            "obs": self._stacked(ring, row, stack),
-            "reward": reward,
-            "discount": discount * usable,
-            "next_obs": self._stacked(ring, (end + 1).minimum(written - 1), stack),
-        }
+            final = torch.where(alive, step, final)
+        return reward, discount * usable, final
 
     def _usable(self, rows: Rows) -> Tensor:
-        """bool [S, B]: which rows are terminal, or followed by one of the same episode."""
+        """bool [S, B]: which rows are terminal, or followed by one of the same episode.
+
+        So it is where frames are stored once, as `_sample_frames` says.
+        """
         index = rows.ring + rows.row.remainder(self.slots)
         followed = ~self._rows("last", index) & (rows.row + 1 < rows.written)
         return (self._rows("discount", index) == 0) | followed
@@ -266,8 +303,8 @@ class Replay(nn.Module):
     def _stacked(self, ring: Tensor, row: Tensor, stack: int) -> Tensor:
         """The `stack` frames up to the rows `row` [*] of the rings at `ring`: [*, stack · C, …].
 
-        An episode's first frame is repeated where there are fewer. The frames of rows that may be
-        drawn are all still there.
+        An episode's first frame is repeated where the episode has fewer. The frames of rows that
+        may be drawn are all still there.
         """
         rows = [row]
         same_episode = torch.ones_like(row, dtype=torch.bool)
@@ -284,7 +321,8 @@ class Replay(nn.Module):
         since = since.flatten()
         counts = until.flatten() - since
         ring = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        within = torch.arange(len(ring), device=counts.device) - (counts.cumsum(0) - counts)[ring]
+        starts = counts.cumsum(0) - counts
+        within = torch.arange(len(ring), device=counts.device) - starts[ring]
         return self._ring(ring) + (since[ring] + within).remainder(self.slots)
 
     def _rings_of(self, env: Tensor) -> Tensor:
@@ -299,86 +337,3 @@ class Replay(nn.Module):
     def _rows(self, name: str, index: Tensor) -> Tensor:
         """A field of the rows in the flat slots `index` [*]: [*, …]."""
         return rows_at(getattr(self, name).flatten(0, 2), index)
-
-
-class TargetCache(nn.Module):
-    """Outputs [S, slots, F] of a target network for the rows of a replay.
-
-    They are computed again only when the network has changed, of which its `version` tells.
-    """
-
-    said: Tensor
-    """The outputs, float32 [S, slots, F]. Runs hold them by this name."""
-    version: Tensor
-    """Version of the network that each is of, int64 [S, slots]; −1: of none."""
-
-    def __init__(self, seeds: int, slots: int, features: int, device: torch.device, setting: str):
-        """ConfigError, which names the `setting`, as in `add_buffers`."""
-        super().__init__()
-        fields = {"said": ((features,), torch.float32), "version": ((), torch.int64)}
-        add_buffers(self, (seeds, slots), fields, device, setting)
-        self.version.fill_(-1)
-
-    def invalidate(self, slot: Tensor) -> None:
-        """Forget the outputs of the rows in `slot` [S, N], which are others now."""
-        self.version.scatter_(1, slot, -1)
-
-    def get(
-        self, network: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor, version: int
-    ) -> Tensor:
-        """Outputs [S, B, K, F] of the rows in `slot` [S, B, K], which hold `obs` [S, B, K, *O].
-
-        `network` ([S, R, *O] → [S, R, F]) computes those that are not of its `version`.
-        """
-        flat = slot.flatten(1)
-        old = self.version.gather(1, flat) != version
-        # A sync with the device; to compute what need not be would cost more.
-        most = int(old.sum(1).max())
-        if most:
-            # A seed with fewer old ones computes some again.
-            row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :most]
-            output = network(rows_within(obs.flatten(1, 2), row))
-            self.put(flat.gather(1, row), output, version)
-        index = flat.unsqueeze(-1).expand(-1, -1, self.said.shape[-1])
-        return self.said.gather(1, index).unflatten(1, slot.shape[1:])
-
-    def put(self, slot: Tensor, output: Tensor, version: int) -> None:
-        """Keep the `output` [S, R, F] of the rows in `slot` [S, R]."""
-        self.said.scatter_(1, slot.unsqueeze(-1).expand_as(output), output)
-        self.version.scatter_(1, slot, version)
-
-
-def add_buffers(
-    module: nn.Module,
-    size: Sequence[int],
-    fields: Fields,
-    device: torch.device | str,
-    setting: str,
-    *,
-    modules: int = 1,
-) -> None:
-    """Register a buffer of zeros [*size, *shape] in `module` for each of `fields`.
-
-    ConfigError, which names the `setting` ("agent.buffer_size=50000") that decides how large they
-    are, where those of so many `modules` do not fit into the free memory. That must be asked
-    before: a system promises more zeros than it has room for, and kills the process that writes to
-    them.
-    """
-    device = torch.device(device)
-    rows = torch.Size(size).numel()
-    row_bytes = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in fields.values())
-    needed = modules * rows * row_bytes
-    free = free_memory(device)
-    if needed > free:
-        what = "GPU memory" if device.type == "cuda" else "memory"
-        raise ConfigError(
-            f"{setting}: takes {needed / 1e9:,.1f} GB of {what} for all seeds, and "
-            f"{free / 1e9:,.1f} GB are free; make it smaller, or train fewer seeds at once."
-        )
-    for name, (shape, dtype) in fields.items():
-        module.register_buffer(name, torch.zeros(*size, *shape, dtype=dtype, device=device))
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that are free on a device; infinite where the system does not tell."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.free_memory()

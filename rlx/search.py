@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlx.nn.rng import uniform
+from rlx.nn.seed_axis import along
 
 TIE = 1e-6
 """Scores that differ by less are equal, and one of them is drawn."""
@@ -80,7 +81,7 @@ class Model(Protocol):
     """What the search asks of a network: one step within it."""
 
     def __call__(self, latent: dict[str, Tensor], action: Tensor) -> RecurrentOutput:
-        """The step from `latent` (name → [S, B, …]) by `action` [S, B]."""
+        """The model's step from `latent` (name → [S, B, …]) by `action` [S, B]."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Tree:
         self.fresh[place] = fresh
         for name in output.memory:
             pool = self.latent[name][number]
-            pool.masked_fill_(fresh.view(*self.shape, *[1] * (pool.dim() - 2)), 0.0)
+            pool.masked_fill_(along(fresh.view(self.shape), pool), 0.0)
 
     def backup(self, number: int, edges: Tensor, passed: Tensor, discount: float) -> None:
         """Add the value of node `number` to the edges of its path from the root.
@@ -295,16 +296,15 @@ def _walk(
     """
     place = tree.base
     edge = tree.base
-    mean = torch.zeros_like(tree.low)
+    mean: Tensor | None = None
     inside = torch.ones_like(place, dtype=torch.bool)
     edges: list[Tensor] = []
     passed: list[Tensor] = []
     # No path is longer than the tree has nodes: asked first, since `any` waits for the device.
     while len(edges) < number and inside.any():
-        at_root = not edges
         if settings.gumbel is None:
-            action, mean = _puct(tree, place, mean, at_root, settings, ties)
-        elif at_root:
+            action, mean = _puct(tree, place, mean, settings, ties)
+        elif not edges:
             action = _gumbel(tree, place, settings, gumbel, schedule[number - 1])
         else:
             action = _improved(tree, place, settings)
@@ -341,26 +341,35 @@ def _summary(tree: Tree, settings: Settings, gumbel: Tensor) -> SearchOutput:
 
 
 def _puct(
-    tree: Tree, place: Tensor, mean: Tensor, at_root: bool, settings: Settings, draws: Tensor
+    tree: Tree, place: Tensor, mean_above: Tensor | None, settings: Settings, draws: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """MuZero's choice at the nodes `place` [R]: (action [R], value of unvisited actions [R, 1]).
+    """MuZero's choice at the nodes `place` [R]: (action [R], mean value of actions [R, 1]).
 
-    `mean` [R, 1] is the second result at the node above: an unvisited action is worth the mean of
-    the visited ones and of that (Ye et al. 2021).
+    `mean_above` is the mean value at the node above; None: the nodes are the roots. `draws`
+    [R or 1, A] break ties. Of its N visits, n(a) with the action a, a node gives an action the
+    score (Schrittwieser et al. 2020, appendix B)
+
+        Q(a) + P(a) · √N / (1 + n(a)) · (c_init + log((N + c_base + 1) / c_base))
+
+    with Q by the tree's range. Where n(a) is 0, the mean value stands for Q(a): the mean of the Q
+    of all visited actions and, below the root, of the mean value of the node above (Ye et al. 2021).
     """
     q = tree.q[place]
     visits = tree.visits[place]
     visited = visits > 0
     count = visited.sum(1, keepdim=True)
-    terms = count.clamp(min=1) if at_root else 1 + count
-    mean = (mean + q.sum(1, keepdim=True)) / terms
+    if mean_above is None:
+        mean = q.sum(1, keepdim=True) / count.clamp(min=1)
+    else:
+        mean = (mean_above + q.sum(1, keepdim=True)) / (1 + count)
     total = visits.sum(1, keepdim=True) + int(settings.first_visit_by_prior)
     exploration = ((total + settings.c_base + 1) / settings.c_base).log() + settings.c_init
     weight = exploration * total.sqrt() / (visits + 1)
     values = tree.normalised(torch.where(visited, q, mean), settings.value_floor)
     score = values + tree.prior[place] * weight
     best = score >= score.amax(1, keepdim=True) - TIE
-    return (best * (1 + draws)).argmax(1), mean
+    # Among the best, the largest draw decides; 1 + draw is above the 0 of the others.
+    return torch.where(best, 1 + draws, 0.0).argmax(1), mean
 
 
 def _completed(tree: Tree, place: Tensor, settings: Settings) -> Tensor:
@@ -374,8 +383,8 @@ def _completed(tree: Tree, place: Tensor, settings: Settings) -> Tensor:
     visited = visits > 0
     prior = torch.where(visited, tree.prior[place], 0.0)
     total = visits.sum(1)
-    known = (prior * q).sum(1) / prior.sum(1).clamp(min=1e-12)
-    mixed = (tree.value[place] + total * known) / (1 + total)
+    visited_mean = (prior * q).sum(1) / prior.sum(1).clamp(min=1e-12)
+    mixed = (tree.value[place] + total * visited_mean) / (1 + total)
     values = tree.normalised(torch.where(visited, q, mixed.unsqueeze(1)), settings.value_floor)
     scale = (settings.c_visit + visits.amax(1, keepdim=True)) * settings.c_scale
     return tree.logits[place] + scale * values
@@ -396,17 +405,18 @@ def _improved(tree: Tree, place: Tensor, settings: Settings) -> Tensor:
 
 _TRIES = 8
 _NOISE_DRAWS = 2 * _TRIES + 1
-"""Random numbers per action before the first simulation."""
+"""Random numbers per action before the first simulation: `_gamma`'s, of which Gumbel needs one."""
 
 
 def _gamma(shape: float, draws: Tensor) -> Tensor:
     """Gamma variates [*] of a `shape` below 1, from uniform `draws` [17, *].
 
     By the rejection method of Marsaglia & Tsang (2000): of its tries, of which 19 in 20 succeed,
-    the first good one of eight is taken.
+    the first good one of eight is taken. It needs a shape of 1 or more: G of the shape α + 1 is
+    drawn, and with a uniform U, G · U^(1/α) has the shape α (their section 6).
     """
     normal = torch.erfinv(draws[:_TRIES].clamp(1e-6, 1 - 1e-6) * 2 - 1) * math.sqrt(2)
-    d = shape + 1 - 1 / 3
+    d = (shape + 1) - 1 / 3
     cube = (1 + normal / math.sqrt(9 * d)) ** 3
     positive = cube.clamp(min=1e-12)
     bound = 0.5 * normal**2 + d - d * cube + d * positive.log()

@@ -4,6 +4,7 @@ They are the representation, the dynamics, the value prefix, the predictions of 
 and SimSiam's heads.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,13 +43,14 @@ class SeedLSTM(nn.Module):
         self.gates = SeedLinear(inputs + units, 4 * units, rng)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The next (h, c)."""
-        admit, keep, new, show = self.gates(torch.cat([x, h], -1)).chunk(4, -1)
-        c = torch.sigmoid(keep) * c + torch.sigmoid(admit) * torch.tanh(new)
-        return torch.sigmoid(show) * torch.tanh(c), c
+        """The next (h, c), [S, B, units] each."""
+        gates = self.gates(torch.cat([x, h], -1))
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, -1)
+        c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * torch.tanh(candidate)
+        return torch.sigmoid(output_gate) * torch.tanh(c), c
 
 
-def stack(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> nn.Sequential:
+def layer_norm_mlp(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> nn.Sequential:
     """Linear layers of these sizes; layer normalisation and ReLU follow each but the last."""
     parts: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes[:-1]):
@@ -56,8 +58,8 @@ def stack(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> nn.Sequential:
     return nn.Sequential(*parts, SeedLinear(sizes[-2], sizes[-1], rng))
 
 
-def zeroed(head: nn.Sequential) -> nn.Sequential:
-    """`head`, whose last layer is set to 0: so every outcome begins equally likely."""
+def zero_last_layer(head: nn.Sequential) -> nn.Sequential:
+    """Set the last layer of `head` to 0 and return it: so every outcome begins equally likely."""
     with torch.no_grad():
         for parameter in head[-1].parameters():
             parameter.zero_()
@@ -67,12 +69,14 @@ def zeroed(head: nn.Sequential) -> nn.Sequential:
 class Support(nn.Module):
     """Real numbers as distributions over `bins` places, evenly spread between ±`limit`.
 
-    They are spread so after h(x) = sign(x)(√(|x| + 1) − 1) + 0.001 x (Pohlen et al. 2018), which
-    squashes large numbers.
+    They are spread so after h(x) = sign(x)(√(|x| + 1) − 1) + 0.001 x (Pohlen et al. 2018,
+    proposition A.2), which squashes large numbers.
     """
 
     places: Tensor
+    """[S, 1, bins]."""
     EPS = 1e-3
+    """Least slope of h: so its inverse does not blow errors up without bound."""
 
     def __init__(self, limit: float, bins: int, seeds: Tensor):
         super().__init__()
@@ -81,22 +85,22 @@ class Support(nn.Module):
         places = torch.linspace(-limit, limit, bins, device=seeds.device)
         self.register_buffer("places", places.expand(len(seeds), 1, -1).contiguous())
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """h(x)."""
+    def squash(self, x: Tensor) -> Tensor:
+        """The squashed numbers h(x), elementwise."""
         return x.sign() * ((x.abs() + 1).sqrt() - 1) + self.EPS * x
 
-    def unscaled(self, y: Tensor) -> Tensor:
-        """x of y = h(x)."""
+    def unsquash(self, y: Tensor) -> Tensor:
+        """The numbers x of which y = h(x), elementwise (Pohlen et al. 2018, proposition A.2)."""
         root = ((1 + 4 * self.EPS * (y.abs() + 1 + self.EPS)).sqrt() - 1) / (2 * self.EPS)
         return y.sign() * (root.square() - 1)
 
     def end(self) -> float:
         """The largest number that it can tell from larger ones."""
-        return float(self.unscaled(torch.tensor(self.limit, dtype=torch.float64)))
+        return float(self.unsquash(torch.tensor(self.limit, dtype=torch.float64)))
 
     def two_hot(self, x: Tensor) -> Tensor:
         """[S, B, …] → [S, B, …, bins]: weights on the two places beside h(x), whose mean it is."""
-        h = self.scaled(x).clamp(-self.limit, self.limit)
+        h = self.squash(x).clamp(-self.limit, self.limit)
         position = (h + self.limit) * ((self.bins - 1) / (2 * self.limit))
         # The largest number lies on the last place, and is the upper neighbour's.
         low = position.floor().clamp(max=self.bins - 2)
@@ -106,8 +110,8 @@ class Support(nn.Module):
         return weights.scatter_(-1, index, 1 - share).scatter_(-1, index + 1, share)
 
     def decode(self, logits: Tensor) -> Tensor:
-        """[S, B, bins] → [S, B]: the expected place, back from h."""
-        return self.unscaled((logits.softmax(-1) * self.places).sum(-1))
+        """[S, B, bins] → [S, B]: the mean of the places by `logits`, unsquashed."""
+        return self.unsquash((logits.softmax(-1) * self.places).sum(-1))
 
 
 @dataclass(frozen=True)
@@ -173,14 +177,14 @@ class WorldModel(nn.Module):
         raise NotImplementedError
 
     def begin(self, obs: Tensor) -> dict[str, Tensor]:
-        """The latent of observations [S, B, *O]."""
+        """Latents of observations [S, B, *O]: their states, and a memory of zeros."""
         latent = {"state": self.represent(obs)}
         for name in self.memory:
             latent[name] = latent["state"].new_zeros(*obs.shape[:2], self.units)
         return latent
 
     def advance(self, latent: dict[str, Tensor], action: Tensor) -> dict[str, Tensor]:
-        """The next latent by `action` [S, B].
+        """The latent that `action` [S, B] leads to from `latent`.
 
         Half of the gradient flows back through a state (Schrittwieser et al. 2020, appendix G).
         """
@@ -206,6 +210,7 @@ class WorldModel(nn.Module):
         return self._output(latent, self.prefix_support.decode(self.prefix_head(latent["h"])))
 
     def _output(self, latent: dict[str, Tensor], prefix: Tensor) -> RecurrentOutput:
+        """What the search is told of `latent`, with the value `prefix` [S, B]."""
         shared = self.shared(latent["state"])
         value = self.value_support.decode(self.value_head(shared))
         return RecurrentOutput(latent, prefix, value, self.policy_head(shared), self.memory)
@@ -225,22 +230,31 @@ class VectorModel(WorldModel):
         seeds: Tensor,
         rng: Streams,
     ):
-        latent, head, projection = sizes.latent, sizes.head, sizes.projection
+        latent = sizes.latent
+        head = sizes.head
+        projection = sizes.projection
         super().__init__(sizes, latent, supports, rng)
-        value, prefix = supports
+        value_support, prefix_support = supports
         self.represent = nn.Sequential(
             encoder,
-            stack([encoder.features, latent, latent], seeds, rng),
+            layer_norm_mlp([encoder.features, latent, latent], seeds, rng),
             SeedLayerNorm(latent, seeds),
         )
-        self.step = stack([latent + sizes.actions, latent, latent], seeds, rng)
+        self.step = layer_norm_mlp([latent + sizes.actions, latent, latent], seeds, rng)
         self.after = SeedLayerNorm(latent, seeds)
-        self.reduce = self.shared = nn.Identity()
-        self.prefix_head = zeroed(stack([sizes.lstm, head, prefix.bins], seeds, rng))
-        self.value_head = zeroed(stack([latent, latent, head, value.bins], seeds, rng))
-        self.policy_head = zeroed(stack([latent, latent, head, sizes.actions], seeds, rng))
-        self.project = stack([latent, projection, projection], seeds, rng)
-        self.predict = stack([projection, projection, projection], seeds, rng)
+        self.reduce = nn.Identity()
+        self.shared = nn.Identity()
+        self.prefix_head = zero_last_layer(
+            layer_norm_mlp([sizes.lstm, head, prefix_support.bins], seeds, rng)
+        )
+        self.value_head = zero_last_layer(
+            layer_norm_mlp([latent, latent, head, value_support.bins], seeds, rng)
+        )
+        self.policy_head = zero_last_layer(
+            layer_norm_mlp([latent, latent, head, sizes.actions], seeds, rng)
+        )
+        self.project = layer_norm_mlp([latent, projection, projection], seeds, rng)
+        self.predict = layer_norm_mlp([projection, projection, projection], seeds, rng)
 
     def dynamics(self, state: Tensor, one_hot: Tensor) -> Tensor:
         return self.after(state + self.step(torch.cat([state, one_hot], -1)))
@@ -303,17 +317,20 @@ class ImageModel(WorldModel):
         one_hot: bool,
     ):
         """`one_hot`: an action is a constant plane of 0 or 1 for each of A; else one of a / A."""
-        channels, *pixels = space.shape
-        large = min(pixels) >= 64
+        channels, height, width = space.shape
+        large = min(height, width) >= 64
         if large:
-            pixels = [-(-side // 16) for side in pixels]  # rounded up
-        area = pixels[0] * pixels[1]
-        latent, head, projection = sizes.latent, sizes.head, sizes.projection
+            height = math.ceil(height / 16)
+            width = math.ceil(width / 16)
+        area = height * width
+        latent = sizes.latent
+        head = sizes.head
+        projection = sizes.projection
         thin = max(1, latent // 4)
         super().__init__(sizes, thin * area, supports, rng)
         self.one_hot = one_hot
         planes = sizes.actions if one_hot else 1
-        value, prefix = supports
+        value_support, prefix_support = supports
         scaled = Scaled(255.0 if space.dtype == np.uint8 else 1.0)
         tower = large_tower if large else small_tower
         self.represent = nn.Sequential(scaled, *tower(channels, latent, seeds, rng))
@@ -322,27 +339,27 @@ class ImageModel(WorldModel):
             SeedBatchNorm(latent, seeds),
         )
         self.go = Residual(latent, latent, 1, seeds, rng)
-        self.reduce = flat(latent, thin, seeds, rng)
+        self.reduce = flatten_head(latent, thin, seeds, rng)
         self.shared = Residual(latent, latent, 1, seeds, rng)
         self.prefix_head = nn.Sequential(
             norm_relu(sizes.lstm, seeds),
-            zeroed(dense_head([sizes.lstm, head, prefix.bins], seeds, rng)),
+            zero_last_layer(batch_norm_mlp([sizes.lstm, head, prefix_support.bins], seeds, rng)),
         )
         self.value_head = nn.Sequential(
-            flat(latent, thin, seeds, rng),
-            zeroed(dense_head([thin * area, head, value.bins], seeds, rng)),
+            flatten_head(latent, thin, seeds, rng),
+            zero_last_layer(batch_norm_mlp([thin * area, head, value_support.bins], seeds, rng)),
         )
         self.policy_head = nn.Sequential(
-            flat(latent, thin, seeds, rng),
-            zeroed(dense_head([thin * area, head, sizes.actions], seeds, rng)),
+            flatten_head(latent, thin, seeds, rng),
+            zero_last_layer(batch_norm_mlp([thin * area, head, sizes.actions], seeds, rng)),
         )
         self.project = nn.Sequential(
             nn.Flatten(2),
-            *dense([latent * area, projection, projection], seeds, rng),
+            *batch_norm_layers([latent * area, projection, projection], seeds, rng),
             SeedLinear(projection, projection, rng, bias=False),
             SeedBatchNorm(projection, seeds),
         )
-        self.predict = dense_head([projection, projection // 2, projection], seeds, rng)
+        self.predict = batch_norm_mlp([projection, projection // 2, projection], seeds, rng)
 
     def dynamics(self, state: Tensor, one_hot: Tensor) -> Tensor:
         if not self.one_hot:
@@ -381,7 +398,7 @@ def large_tower(channels: int, latent: int, seeds: Tensor, rng: Streams) -> list
     ]
 
 
-def flat(planes: int, thin: int, seeds: Tensor, rng: Streams) -> nn.Sequential:
+def flatten_head(planes: int, thin: int, seeds: Tensor, rng: Streams) -> nn.Sequential:
     """Layers from states [S, B, planes, H, W] to vectors [S, B, thin · H · W]."""
     return nn.Sequential(
         SeedConv(planes, thin, 1, 1, rng, bias=False),
@@ -390,7 +407,7 @@ def flat(planes: int, thin: int, seeds: Tensor, rng: Streams) -> nn.Sequential:
     )
 
 
-def dense(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> list[nn.Module]:
+def batch_norm_layers(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> list[nn.Module]:
     """Linear layers, each followed by batch normalisation and ReLU."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
@@ -398,6 +415,8 @@ def dense(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> list[nn.Module]:
     return layers
 
 
-def dense_head(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> nn.Sequential:
-    """As `dense`, with a plain linear layer at the end."""
-    return nn.Sequential(*dense(sizes[:-1], seeds, rng), SeedLinear(sizes[-2], sizes[-1], rng))
+def batch_norm_mlp(sizes: Sequence[int], seeds: Tensor, rng: Streams) -> nn.Sequential:
+    """Linear layers of these sizes; batch normalisation and ReLU follow each but the last."""
+    return nn.Sequential(
+        *batch_norm_layers(sizes[:-1], seeds, rng), SeedLinear(sizes[-2], sizes[-1], rng)
+    )

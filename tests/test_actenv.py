@@ -8,11 +8,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy
 
 from rlx.agent import Transition
-from rlx.agents.actenv import RatedMemory, better
+from rlx.agents.actenv import better
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent
 from rlx.nn.rng import seed_tensor
 from rlx.nn.seed_axis import take
+from rlx.rated_memory import RatedMemory
 
 SMALL = (
     "agent.learning_starts=8",

@@ -12,21 +12,23 @@ from gymnasium import spaces
 from omegaconf import OmegaConf
 from test_agents import Learner
 
-from rlx import replay
 from rlx.agent import OfflineAgent, Spec, Transition
 from rlx.agents import bcq, dqn, hdqn, preferences, self_play
-from rlx.agents.actenv import ActEnv, RatedMemory
+from rlx.agents.actenv import ActEnv
 from rlx.config import build, load_class
 from rlx.data.datasets import Data
 from rlx.data.writer import Writer
 from rlx.errors import ConfigError
 from rlx.evaluation import evaluate_random
 from rlx.experiment import env_spec, make_agent, make_env, trained
+from rlx.nn import buffers
 from rlx.nn.exploration import exploring
 from rlx.nn.rng import Streams, pick, pick_allowed, seed_tensor, uniform
 from rlx.nn.schedules import UpdateSchedule
+from rlx.rated_memory import RatedMemory
 from rlx.replay import Replay
 from rlx.runs.run import Run
+from rlx.target_cache import TargetCache
 from rlx.world_model import Support
 
 CPU = torch.device("cpu")
@@ -284,8 +286,8 @@ def test_agents_draw_rows_by_53_bits(agent, monkeypatch):
         dtypes.add(draws.dtype)
         return pick(draws, count)
 
-    where = f"rlx.agents.{agent}" if agent in ("actenv", "preferences") else "rlx.replay"
-    monkeypatch.setattr(f"{where}.pick", spied)
+    modules = {"actenv": "rlx.rated_memory", "preferences": "rlx.agents.preferences"}
+    monkeypatch.setattr(f"{modules.get(agent, 'rlx.replay')}.pick", spied)
     more = {"queries": 8, "first_queries": 4, "round_steps": 16, "segment_steps": 4}
     env = HOME.get(agent, ("env=cartpole",))
     learner = Learner(compose("train", f"agent={agent}", *env, *small(agent, **more)), [3], 4)
@@ -495,7 +497,7 @@ def test_retired_keys_are_ignored_in_saved_runs_and_only_there(kind, tmp_path):
 
 def test_the_schedule_waits_for_its_steps():
     schedule = UpdateSchedule(seed_tensor([1, 2]), 4, 0.5, 12)
-    assert [schedule.due() for _ in range(5)] == [0, 0, 2, 2, 2] and schedule.steps == 20
+    assert [schedule.advance() for _ in range(5)] == [0, 0, 2, 2, 2] and schedule.steps == 20
 
 
 @pytest.mark.parametrize("agent", [name for name in ONLINE if "learning_starts" in keys_of(name)])
@@ -529,7 +531,7 @@ RESPONSIBLE = {"ppo": "rollout_steps", "a2c": "rollout_steps", "preferences": "r
 @pytest.mark.parametrize("agent", [name for name in ONLINE if name != "q_table"])
 def test_what_does_not_fit_into_memory_is_refused(agent, monkeypatch):
     key = RESPONSIBLE.get(agent, "buffer_size")
-    monkeypatch.setattr(replay, "free_memory", lambda device: 1e4)
+    monkeypatch.setattr(buffers, "free_memory", lambda device: 1e4)
     config = home(agent, f"agent.{key}=4000")
     refused = rf"^agent\.{key}=4000: takes .* GB of memory .* are free"
     with pytest.raises(ConfigError, match=refused):
@@ -545,11 +547,11 @@ def test_each_large_part_is_asked_for_by_its_key(monkeypatch):
         config = home(agent, change)
         with pytest.raises(ConfigError, match=rf"^agent\.{key}="):
             make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 4)
-    monkeypatch.setattr(replay, "free_memory", lambda device: 399)
+    monkeypatch.setattr(buffers, "free_memory", lambda device: 399)
     with pytest.raises(ConfigError, match=r"^agent\.buffer_size=7: takes"):
-        replay.TargetCache(2, 10, 3, CPU, "agent.buffer_size=7")  # 2 · 10 · (3 · 4 + 8) bytes
-    monkeypatch.setattr(replay, "free_memory", lambda device: 400)
-    cache = replay.TargetCache(2, 10, 3, CPU, "agent.buffer_size=7")
+        TargetCache(2, 10, 3, CPU, "agent.buffer_size=7")  # 2 · 10 · (3 · 4 + 8) bytes
+    monkeypatch.setattr(buffers, "free_memory", lambda device: 400)
+    cache = TargetCache(2, 10, 3, CPU, "agent.buffer_size=7")
     assert cache.version.unique().tolist() == [-1]
 
 
@@ -560,7 +562,7 @@ def test_two_learners_must_fit_together(agent, monkeypatch):
     rings = [module for module in whole.modules() if isinstance(module, Replay)]
     sizes = [sum(getattr(ring, name).nbytes for name in ring.fields) for ring in rings]
     assert len(sizes) == 2
-    monkeypatch.setattr(replay, "free_memory", lambda device: 0.99 * sum(sizes))
+    monkeypatch.setattr(buffers, "free_memory", lambda device: 0.99 * sum(sizes))
     with pytest.raises(ConfigError, match="agent.buffer_size=400: takes"):
         make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 4)
 

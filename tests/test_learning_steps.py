@@ -261,7 +261,7 @@ def test_minibatches_are_due_as_often_as_the_ratio_says(num_envs, ratio):
     schedule = UpdateSchedule(seed_tensor(SEEDS), num_envs, float(ratio))
     total = 0
     for tick in range(1, 3000):
-        due = schedule.due()
+        due = schedule.advance()
         assert math.floor(num_envs * ratio) <= due <= math.ceil(num_envs * ratio)
         total += due
         assert total == math.floor(tick * num_envs * ratio), "never early, never late"
@@ -269,8 +269,8 @@ def test_minibatches_are_due_as_often_as_the_ratio_says(num_envs, ratio):
 
 def test_a_schedule_continues_where_it_was_saved():
     whole, again = (UpdateSchedule(seed_tensor(SEEDS), 3, 0.1) for _ in range(2))
-    first = [whole.due() for _ in range(17)]
+    first = [whole.advance() for _ in range(17)]
     again.load_state_dict(whole.state_dict())
-    rest = [whole.due() for _ in range(83)]
-    assert [again.due() for _ in range(83)] == rest
+    rest = [whole.advance() for _ in range(83)]
+    assert [again.advance() for _ in range(83)] == rest
     assert sum(first) + sum(rest) == 30

@@ -13,7 +13,7 @@ from rlx.nn.exploration import EpsilonGreedy
 from rlx.nn.networks import QNetwork
 from rlx.nn.rng import Streams
 from rlx.nn.schedules import UpdateSchedule
-from rlx.nn.seed_axis import polyak_update
+from rlx.nn.seed_axis import along, polyak_update
 from rlx.q_learning import LearnerConfig, Legal, QLearner
 
 
@@ -65,7 +65,7 @@ class QPolicy(Policy):
         if self.past is None:
             return choose("action", obs, Scores(self.q), deciding), carry
         repeated = obs.unsqueeze(2).float().expand(-1, -1, *self.past)
-        past = torch.where(first.view(*first.shape, 1, 1, 1, 1), repeated, carry["past"])
+        past = torch.where(along(first, repeated), repeated, carry["past"])
         # The carry takes the image that the decision was taken on: an attack may have perturbed it.
         newest = obs
 
@@ -147,7 +147,7 @@ class DQN(Agent):
             next_obs=transition.next_obs,
             last=last,
         )
-        due = self.clock.due()
+        due = self.clock.advance()
         if not due:
             return {}
         for draws in self.rng.uniform(due, self.config.batch_size, dtype=torch.float64).unbind(1):

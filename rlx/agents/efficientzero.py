@@ -19,17 +19,21 @@ from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, gr
 from rlx.config import Count, Index, NonNegative, Positive, Range, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.augmentation import augment
+from rlx.nn.buffers import add_buffers
 from rlx.nn.encoders import ObsEncoder, obs_field
 from rlx.nn.exploration import random_choice
 from rlx.nn.optim import SGD, Adam, descend
 from rlx.nn.rng import Streams, categorical, uniform
 from rlx.nn.schedules import UpdateSchedule
 from rlx.nn.seed_axis import rows_within
-from rlx.replay import Replay, TargetCache, add_buffers
+from rlx.replay import Replay
 from rlx.search import SearchOutput, Settings, draws_needed, search
+from rlx.target_cache import TargetCache
 from rlx.world_model import ImageModel, Sizes, Support, VectorModel, WorldModel
 
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
+STALE_SHARE = 0.3
+"""Share of `buffer_size`: by so many environment steps of age a return loses a reward."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +189,11 @@ class SearchPolicy(Policy):
             projection=config.projection,
         )
         self.model: WorldModel
+        # Not `is_image`, as for other agents: small boards of planes are images to this model too.
         if isinstance(space, spaces.Box) and len(space.shape) == 3:
             self.model = ImageModel(space, sizes, supports, seeds, rng, config.one_hot_actions)
         else:
-            encoder = ObsEncoder(space, config.scale_obs, seeds)
+            encoder = ObsEncoder(space, seeds, scaled=config.scale_obs)
             self.model = VectorModel(encoder, sizes, supports, seeds, rng)
         self.search_settings = config.search_settings(noise=False)
 
@@ -243,6 +248,22 @@ class Unrolled(NamedTuple):
     """Logits [S, B, K, bins]."""
 
 
+class Returns(NamedTuple):
+    """The n-step returns of B rows and of the K behind each, while they are summed.
+
+    A return is `value` + `scale` · the target network's value of the row `end`.
+    """
+
+    value: Tensor
+    """[S, B, K + 1]: the discounted rewards so far."""
+    scale: Tensor
+    """[S, B, K + 1]: the discount of the value behind them; 0 behind a terminal state."""
+    end: Tensor
+    """int64 [S, B, K + 1]: the row behind the last reward, as a place in the window."""
+    running: Tensor
+    """bool [S, B, K + 1]: whether the episode goes on."""
+
+
 class EfficientZero(Agent):
     """Acts by searches with noise, and learns its model from rows drawn by priority.
 
@@ -259,6 +280,10 @@ class EfficientZero(Agent):
     """int64 [S]: minibatches learnt, on the CPU."""
     largest: Tensor
     """[S, 2]: largest value and largest value prefix that it was to learn."""
+    valued: TargetCache | None
+    """The target network's values of the replay's rows; None: they are asked for anew."""
+    searched: TargetCache | None
+    """Policies and values of the target network's searches from the replay's rows, or None."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
@@ -284,8 +309,8 @@ class EfficientZero(Agent):
         # On the CPU: read without a sync.
         self.register_buffer("updates", torch.zeros(len(seeds), dtype=torch.int64))
         self.settings = config.search_settings(noise=True)
-        self.valued: TargetCache | None = None
-        self.searched: TargetCache | None = None
+        self.valued = None
+        self.searched = None
         if config.cache:
             rows = num_envs * slots
             self.valued = TargetCache(len(seeds), rows, 1, seeds.device, setting)
@@ -352,7 +377,7 @@ class EfficientZero(Agent):
     def update(self, transition: Transition) -> dict[str, Tensor]:
         self._store(transition)
         metrics: dict[str, Tensor] = {}
-        for _ in range(self.clock.due()):
+        for _ in range(self.clock.advance()):
             metrics = self.learn()
         return metrics
 
@@ -442,12 +467,12 @@ class EfficientZero(Agent):
                 forgotten = {name: torch.zeros_like(latent[name]) for name in model.memory}
                 latent = latent | forgotten
         state = torch.stack(states, 2)
-        shared = _each(model.shared, state)
+        shared = _flattened(model.shared, state)
         return Unrolled(
             state=state,
-            value=_each(model.value_head, shared),
-            policy=_each(model.policy_head, shared),
-            prefix=_each(model.prefix_head, torch.stack(memories, 2)),
+            value=_flattened(model.value_head, shared),
+            policy=_flattened(model.policy_head, shared),
+            prefix=_flattened(model.prefix_head, torch.stack(memories, 2)),
         )
 
     def _losses(
@@ -463,11 +488,11 @@ class EfficientZero(Agent):
         alive = batch["alive"][..., :steps].float()
         # Behind a terminal state the value is 0, and is learnt once.
         terminal = alive[..., :-1] * batch["terminated"][..., : steps - 1]
-        valued = torch.cat([alive[..., :1], alive[..., 1:].maximum(terminal)], -1)
+        value_mask = torch.cat([alive[..., :1], alive[..., 1:].maximum(terminal)], -1)
         value = model.value_support.two_hot(targets.value)
         prefix = model.prefix_support.two_hot(targets.prefix)
         losses = {
-            "value": valued * _cross_entropy(unrolled.value, value),
+            "value": value_mask * _cross_entropy(unrolled.value, value),
             "policy": alive * _cross_entropy(unrolled.policy, targets.policy),
             "prefix": alive[..., :-1] * _cross_entropy(unrolled.prefix, prefix),
         }
@@ -483,8 +508,8 @@ class EfficientZero(Agent):
         """
         model = self.policy.model
         with torch.no_grad():
-            observed = _each(lambda obs: model.project(model.represent(obs)), obs)
-        predicted = _each(lambda state: model.predict(model.project(state)), state)
+            observed = _flattened(lambda obs: model.project(model.represent(obs)), obs)
+        predicted = _flattened(lambda state: model.predict(model.project(state)), state)
         return nn.functional.cosine_similarity(predicted, observed, -1, 1e-5)
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
@@ -548,34 +573,46 @@ class EfficientZero(Agent):
         return slot, weight / weight.amax(1, keepdim=True)
 
     def value_targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """n-step returns [S, B, K + 1] of the rows of `batch`, by the target network's values."""
-        config = self.config
-        steps = config.unroll + 1
+        """n-step returns [S, B, K + 1] of the rows of `batch`, by the target network's values.
+
+        Of one row, whose episode's stored rows from it on have the `rewards`, `terminated` and
+        `values`, the return of n steps is
+
+            def n_step_return(rewards, terminated, values, n, discount):
+                total = 0.0
+                for i in range(n):
+                    if terminated[i]:
+                        return total + discount**i * rewards[i]
+                    if i + 1 == len(rewards):  # the episode was cut, or the log ends
+                        return total + discount**i * values[i]
+                    total += discount**i * rewards[i]
+                return total + discount**n * values[n]
+        """
+        steps = self.config.unroll + 1
         alive = batch["alive"]
         horizon = self._horizon(batch["age"]).unsqueeze(-1)
         running = alive[..., :steps]
-        # Each return is Σ discount^i reward, and `scale` times the value of the row `end`.
-        end = torch.arange(steps, device=alive.device).expand_as(running)
         value = torch.zeros(running.shape, device=alive.device)
-        scale = torch.ones_like(value)
+        returns = Returns(
+            value=value,
+            scale=torch.ones_like(value),
+            end=torch.arange(steps, device=alive.device).expand_as(running),
+            running=running,
+        )
         weight = 1.0
-        for i in range(config.n_steps):
-            reward = batch["reward"][..., i : i + steps]
-            terminated = batch["terminated"][..., i : i + steps]
-            next_alive = alive[..., i + 1 : i + 1 + steps]
-            used = running & (i < horizon)
-            not_done = used & next_alive
-            terminal = used & terminated
-            # Behind a terminal state there is nothing. Where an episode was cut, or the log ends,
-            # the last row's own value stands in, and its reward is not counted.
-            value = value + torch.where(not_done | terminal, weight * reward, 0.0)
-            weight *= config.discount
-            end = end + not_done
-            scale = torch.where(not_done, weight, scale)
-            scale = torch.where(terminal, 0.0, scale)
-            running = running & next_alive
-        bootstrap = self._values(batch["slot"].gather(2, end), rows_within(batch["obs"], end))
-        return torch.where(alive[..., :steps], value + scale * bootstrap, 0.0)
+        for i in range(self.config.n_steps):
+            returns = _add_step(
+                returns,
+                weighted_reward=weight * batch["reward"][..., i : i + steps],
+                terminated=batch["terminated"][..., i : i + steps],
+                next_alive=alive[..., i + 1 : i + 1 + steps],
+                within_horizon=i < horizon,
+                next_weight=weight * self.config.discount,
+            )
+            weight *= self.config.discount
+        end_slot = batch["slot"].gather(2, returns.end)
+        bootstrap = self._values(end_slot, rows_within(batch["obs"], returns.end))
+        return torch.where(running, returns.value + returns.scale * bootstrap, 0.0)
 
     def _horizon(self, age: Tensor) -> Tensor:
         """n of the n-step returns of rows of this `age` ([S, B], in steps of their env copy).
@@ -586,8 +623,9 @@ class EfficientZero(Agent):
         if not config.off_policy_correction:
             return torch.full_like(age, config.n_steps)
         env_steps = age * self.replay.written.shape[1]
-        shorter = config.n_steps - env_steps // int(0.3 * config.buffer_size)
-        return shorter.clamp(1, config.n_steps)
+        # At least 1, of however small a buffer.
+        steps_per_reward = max(1, int(STALE_SHARE * config.buffer_size))
+        return (config.n_steps - env_steps // steps_per_reward).clamp(1, config.n_steps)
 
     def policy_targets(self, batch: dict[str, Tensor]) -> Tensor:
         """The policies of searches [S, B, K + 1, A] from the rows of `batch`.
@@ -601,7 +639,7 @@ class EfficientZero(Agent):
         if fresh:
             slot = batch["slot"][:, :fresh, :steps]
             obs = batch["obs"][:, :fresh, :steps]
-            policy[:, :fresh] = self._searched(slot, obs)[..., :-1]
+            policy[:, :fresh] = self._target_searches(slot, obs)[..., :-1]
         return policy
 
     def _prefixes(self, reward: Tensor) -> Tensor:
@@ -612,32 +650,44 @@ class EfficientZero(Agent):
     def _values(self, slot: Tensor, obs: Tensor) -> Tensor:
         """The target network's values [S, B, K] of the rows in `slot` [S, B, K]."""
         if self.config.bootstrap == "search":
-            return self._searched(slot, obs)[..., -1]
-        return self._asked(self.valued, self._target_values, slot, obs).squeeze(-1)
+            return self._target_searches(slot, obs)[..., -1]
+        return self._cached(self.valued, self._target_values, slot, obs).squeeze(-1)
 
-    def _searched(self, slot: Tensor, obs: Tensor) -> Tensor:
-        """The target network's searches from the rows in `slot` [S, B, K]: [S, B, K, A + 1]."""
-        return self._asked(self.searched, self._target_search, slot, obs)
+    def _target_searches(self, slot: Tensor, obs: Tensor) -> Tensor:
+        """Policies and values [S, B, K, A + 1] of searches with the target network.
+
+        They begin at the rows in `slot` [S, B, K], whose observations `obs` [S, B, K, *O] are.
+        """
+        return self._cached(self.searched, self._search_target, slot, obs)
 
     def _target_values(self, obs: Tensor) -> Tensor:
         """The target network's values [S, R, 1] of observations [S, R, *O]."""
         return self.target.values(obs).unsqueeze(-1)
 
-    def _target_search(self, obs: Tensor) -> Tensor:
-        """Policy and value [S, R, A + 1] of searches with the target network."""
+    def _search_target(self, obs: Tensor) -> Tensor:
+        """Policy and value [S, R, A + 1] of searches from observations [S, R, *O]."""
         if self.searched is None:
             output = self._search(self.target, obs, self.again)
         else:
             output = search_without_noise(self.target, obs, self.policy.search_settings)
         return torch.cat([output.policy, output.value.unsqueeze(-1)], -1)
 
-    def _asked(
-        self, cache: TargetCache | None, who: Callable[[Tensor], Tensor], slot: Tensor, obs: Tensor
+    def _cached(
+        self,
+        cache: TargetCache | None,
+        network: Callable[[Tensor], Tensor],
+        slot: Tensor,
+        obs: Tensor,
     ) -> Tensor:
-        """`who` on the rows in `slot`, as in `TargetCache.get`."""
+        """What `network` says [S, B, K, F] of the rows in `slot` [S, B, K], by the `cache`.
+
+        `network` ([S, R, *O] → [S, R, F]) is the target network, or a search with it; the rows hold
+        `obs` [S, B, K, *O].
+        """
         if cache is None:
-            return _each(who, obs)
-        return cache.get(who, slot, obs, int(self.updates[0]) // self.config.target_every)
+            return _flattened(network, obs)
+        version = int(self.updates[0]) // self.config.target_every
+        return cache.get(network, slot, obs, version)
 
     def warnings(self) -> list[str]:
         largest_value, largest_prefix = self.largest.amax(0).tolist()
@@ -648,24 +698,57 @@ class EfficientZero(Agent):
         ]
 
 
+def _add_step(
+    returns: Returns,
+    *,
+    weighted_reward: Tensor,
+    terminated: Tensor,
+    next_alive: Tensor,
+    within_horizon: Tensor,
+    next_weight: float,
+) -> Returns:
+    """The `returns` with the next step's reward, where they take one.
+
+    `weighted_reward`: [S, B, K + 1], discounted; `terminated`: whether the step led to a terminal
+    state; `next_alive`: whether the row behind it is stored and of the same episode;
+    `within_horizon`: whether the return takes so many rewards; `next_weight`: the discount of what
+    comes behind the step.
+    """
+    used = returns.running & within_horizon
+    not_done = used & next_alive
+    terminal = used & terminated
+    # Where an episode was cut, or the log ends, the reward of the last row is not counted: that
+    # row's own value stands for it.
+    value = returns.value + torch.where(not_done | terminal, weighted_reward, 0.0)
+    scale = torch.where(not_done, next_weight, returns.scale)
+    return Returns(
+        value=value,
+        scale=torch.where(terminal, 0.0, scale),
+        end=returns.end + not_done,
+        running=returns.running & next_alive,
+    )
+
+
 def _beyond(support: Support, name: str, what: str, largest: float) -> list[str]:
     """A warning where a support is too narrow for the `largest` number that it was to hold."""
     end = support.end()
-    if largest <= end * 1.001:  # more than rounding
+    # What is less than a thousandth above the end is rounding.
+    if largest <= end * 1.001:
         return []
-    limit = math.ceil(float(support.scaled(torch.tensor(largest))))
-    bins = 1 + math.ceil((support.bins - 1) * limit / support.limit)  # as fine as before
+    limit = math.ceil(float(support.squash(torch.tensor(largest))))
+    # As fine as before.
+    bins = 1 + math.ceil((support.bins - 1) * limit / support.limit)
     return [
         f"agent.{name}_limit={support.limit:g}: {what} up to ±{largest:.4g} were cut to "
         f"±{end:.4g}; set agent.{name}_limit={limit} agent.{name}_bins={bins}"
     ]
 
 
-def _each(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`module` on [S, B, K, …] as on [S, B · K, …]."""
+def _flattened(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The result [S, B, K, …] of `module`, which knows only [S, R, …], on x [S, B, K, …]."""
     return module(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """[…] of distributions […, n]."""
+    """The cross-entropy [*] of distributions: `logits` [*, n] beside probabilities [*, n]."""
     return -(target * logits.log_softmax(-1)).sum(-1)

@@ -19,7 +19,7 @@ from rlx.nn.exploration import EpsilonGreedy
 from rlx.nn.networks import QNetwork
 from rlx.nn.rng import Streams
 from rlx.nn.schedules import UpdateSchedule
-from rlx.nn.seed_axis import polyak_update
+from rlx.nn.seed_axis import along, polyak_update
 from rlx.q_learning import LearnerConfig, Legal, QLearner
 
 
@@ -80,7 +80,7 @@ class GoalEncoder(nn.Module):
         super().__init__()
         self.goals = goals
         self.one_hot = config.goal_encoding == "one_hot"
-        self.obs = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
+        self.obs = ObsEncoder(spec.observation_space, seeds, scaled=config.scale_obs)
         self.features = self.obs.features + (goals if self.one_hot else 1)
 
     def forward(self, joint: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def goal_count(config: Config, spec: Spec) -> int:
 
 def meta_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module:
     """Observations [S, B, *O] → goal values [S, B, G]."""
-    encoder = ObsEncoder(spec.observation_space, config.scale_obs, seeds)
+    encoder = ObsEncoder(spec.observation_space, seeds, scaled=config.scale_obs)
     return _network(config, spec, encoder, goal_count(config, spec), seeds, name)
 
 
@@ -272,7 +272,7 @@ class HDQN(Agent):
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         self._store(transition)
-        due = self.clock.due()
+        due = self.clock.advance()
         if not due:
             return {}
         # The meta-controller stores when goals end: it may have too little when the controller
@@ -292,49 +292,54 @@ class HDQN(Agent):
             "q/controller": q,
         }
 
-    def _store(self, t: Transition) -> None:
+    def _store(self, transition: Transition) -> None:
         """Store a step for the controller, and for the meta-controller the goals that it ends."""
-        last = t.terminated | t.truncated
-        terminal = t.terminated if self.config.bootstrap_truncated else last
+        last = transition.terminated | transition.truncated
+        terminal = transition.terminated if self.config.bootstrap_truncated else last
         not_done = (~terminal).float()
-        reached = self.policy.reached(t.carry["goal"], t.action, t.next_obs)
-        ended = reached | last | self.policy.given_up(t.carry["clock"])
-        self._store_step(t, reached, ended, not_done)
-        self._store_goals(t, ended, not_done)
+        goal = transition.carry["goal"]
+        reached = self.policy.reached(goal, transition.action, transition.next_obs)
+        ended = reached | last | self.policy.given_up(transition.carry["clock"])
+        self._store_step(transition, reached, ended, not_done)
+        self._store_goals(transition, ended, not_done)
         self.finished = self.finished | ended.any(1)
 
-    def _store_step(self, t: Transition, reached: Tensor, ended: Tensor, not_done: Tensor) -> None:
-        """The controller's transition: its reward is whether the goal was `reached`."""
-        goal = t.carry["goal"]
+    def _store_step(
+        self, transition: Transition, reached: Tensor, ended: Tensor, not_done: Tensor
+    ) -> None:
+        """Store the controller's transition, whose reward is whether the goal was `reached`."""
+        goal = transition.carry["goal"]
         if self.config.goal_terminates:
             not_done = not_done * (~reached).float()
         self.controller.replay.add(
             torch.ones_like(ended),
-            obs=join(goal, t.obs),
-            action=t.action,
+            obs=join(goal, transition.obs),
+            action=transition.action,
             reward=reached.float(),
             discount=self.config.controller_discount * not_done,
-            next_obs=join(goal, t.next_obs),
-            last=ended,  # the next row pursues another goal
+            next_obs=join(goal, transition.next_obs),
+            # The next row pursues another goal.
+            last=ended,
         )
 
-    def _store_goals(self, t: Transition, ended: Tensor, not_done: Tensor) -> None:
+    def _store_goals(self, transition: Transition, ended: Tensor, not_done: Tensor) -> None:
         """Add the step to the running goals, and store those that `ended`."""
         config = self.config
-        begins = t.carry["deciding"]
-        begins_obs = begins.view(*begins.shape, *[1] * (t.obs.dim() - 2))
-        self.start_obs = torch.where(begins_obs, t.obs.to(self.start_obs.dtype), self.start_obs)
-        elapsed = torch.where(begins, 1.0, self.goal_discount)  # γ^i after i steps of this goal
+        begins = transition.carry["deciding"]
+        obs = transition.obs.to(self.start_obs.dtype)
+        self.start_obs = torch.where(along(begins, obs), obs, self.start_obs)
+        # γ^i after i steps of this goal.
+        elapsed = torch.where(begins, 1.0, self.goal_discount)
         weight = elapsed if config.discount_within_goal else 1.0
-        self.goal_reward = torch.where(begins, 0.0, self.goal_reward) + weight * t.reward
+        self.goal_reward = torch.where(begins, 0.0, self.goal_reward) + weight * transition.reward
         self.goal_discount = elapsed * config.discount
         discount = self.goal_discount if config.discount_within_goal else config.discount
         self.meta.replay.add(
             ended,
             obs=self.start_obs,
-            action=t.carry["goal"],
+            action=transition.carry["goal"],
             reward=self.goal_reward,
             discount=not_done * discount,
-            next_obs=t.next_obs,
-            last=t.terminated | t.truncated,
+            next_obs=transition.next_obs,
+            last=transition.terminated | transition.truncated,
         )

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, NonNegative, Positive, Share, choice
 from rlx.errors import ConfigError
+from rlx.nn.buffers import Fields, add_buffers
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.nn.networks import MLP, RunningNorm, SeedGRU, scale_for_relu
 from rlx.nn.optim import OPTIMIZERS, descend
 from rlx.nn.rng import Streams, categorical
 from rlx.nn.seed_axis import rows_at
-from rlx.replay import Fields, add_buffers
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
 

@@ -15,12 +15,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from rlx.agent import Agent, Carry, Spec, Transition
 from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
 from rlx.config import Count, NonNegative, Positive, Range, at_least
+from rlx.nn.buffers import add_buffers
 from rlx.nn.encoders import ObsEncoder, check_no_image
 from rlx.nn.networks import MLP, RunningNorm
 from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams, pick
 from rlx.nn.seed_axis import rows_within
-from rlx.replay import add_buffers
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RewardModel(nn.Module):
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
-        self.encoder = ObsEncoder(spec.observation_space, False, seeds)
+        self.encoder = ObsEncoder(spec.observation_space, seeds)
         self.norm = RunningNorm(self.encoder.features, seeds)
         discrete = isinstance(spec.action_space, spaces.Discrete)
         self.choices = spec.actions if discrete else 0

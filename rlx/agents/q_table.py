@@ -91,12 +91,14 @@ class QTable(Agent):
     observations = (spaces.Discrete,)
 
     policy: TablePolicy
-    # SARSA's step before, [S, N] each, which waits for the action that follows it.
     obs: Tensor
+    """int64 [S, N]: observation of SARSA's step before, which waits for its next action."""
     action: Tensor
+    """int64 [S, N]: action of that step."""
     reward: Tensor
+    """[S, N]: reward of that step."""
     pending: Tensor
-    """Whether there is such a step."""
+    """bool [S, N]: whether there is such a step."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
@@ -130,32 +132,35 @@ class QTable(Agent):
         polyak_update(self.policy, self.online, self.config.average_tau)
         return {"loss/td": error}
 
-    def _one_step(self, t: Transition) -> Tensor:
+    def _one_step(self, transition: Transition) -> Tensor:
         """Learn from a step by itself; returns the mean absolute error [S]."""
         if self.config.target == "q_learning":
-            next_value = self.online.values(t.next_obs).amax(-1)
+            next_value = self.online.values(transition.next_obs).amax(-1)
         else:
-            next_value = self._expected(t.next_obs)
-        discount = self.config.discount * (~t.terminated).float()
-        target = t.reward + discount * next_value
-        return self._learn(t.obs, t.action, target, torch.ones_like(t.terminated))
+            next_value = self._expected(transition.next_obs)
+        discount = self.config.discount * (~transition.terminated).float()
+        target = transition.reward + discount * next_value
+        everywhere = torch.ones_like(transition.terminated)
+        return self._learn(transition.obs, transition.action, target, everywhere)
 
-    def _sarsa(self, t: Transition) -> Tensor:
+    def _sarsa(self, transition: Transition) -> Tensor:
         """Learn from the step before, now that its next action is known, and from final steps.
 
         Returns the mean absolute error [S] of the former.
         """
         discount = self.config.discount
-        next_value = self.online.values(t.obs).gather(-1, t.action.unsqueeze(-1)).squeeze(-1)
+        next_action = transition.action.unsqueeze(-1)
+        next_value = self.online.values(transition.obs).gather(-1, next_action).squeeze(-1)
         target = self.reward + discount * next_value
         error = self._learn(self.obs, self.action, target, self.pending)
         # No action follows the last step: where it was cut short, the mean over what could.
-        last = t.terminated | t.truncated
-        not_done = discount * (~t.terminated).float()
-        self._learn(t.obs, t.action, t.reward + not_done * self._expected(t.next_obs), last)
-        self.obs = t.obs
-        self.action = t.action
-        self.reward = t.reward
+        last = transition.terminated | transition.truncated
+        not_done = discount * (~transition.terminated).float()
+        final_target = transition.reward + not_done * self._expected(transition.next_obs)
+        self._learn(transition.obs, transition.action, final_target, last)
+        self.obs = transition.obs
+        self.action = transition.action
+        self.reward = transition.reward
         self.pending = ~last
         return error
 
@@ -168,15 +173,16 @@ class QTable(Agent):
     def _learn(self, obs: Tensor, action: Tensor, target: Tensor, where: Tensor) -> Tensor:
         """Move entries towards `target` where `where` ([S, N] each).
 
-        Returns the mean absolute error [S].
+        Env copies that share an entry move it by the mean of their errors. Returns the mean
+        absolute error [S].
         """
         config = self.config
         table = self.online.table.view(-1)
         index = (self.online.rows(obs) * self.online.table.shape[-1] + action).flatten()
         error = (target - table[index].view_as(target)) * where
         visits = torch.zeros_like(table).index_add_(0, index, where.flatten().to(table.dtype))
-        met = visits[index].view_as(target).clamp(min=1)  # copies that share the entry
+        sharing = visits[index].view_as(target).clamp(min=1)
         progress = self.explore.decisions / config.learning_rate_steps
         rate = linear(config.learning_rate, config.learning_rate_end, progress)
-        table.index_add_(0, index, (rate.unsqueeze(1) * error / met).flatten())
+        table.index_add_(0, index, (rate.unsqueeze(1) * error / sharing).flatten())
         return error.abs().mean(1)

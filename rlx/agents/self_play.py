@@ -18,7 +18,7 @@ from rlx.config import Count, Index, Share
 from rlx.nn.networks import MLP
 from rlx.nn.rng import Streams, pick, pick_allowed
 from rlx.nn.schedules import UpdateSchedule, linear
-from rlx.nn.seed_axis import polyak_update
+from rlx.nn.seed_axis import along, polyak_update
 from rlx.q_learning import FORBIDDEN, LearnerConfig, QLearner
 
 LEARNERS = 2
@@ -185,12 +185,12 @@ class SelfPlay(Agent):
         ply = torch.where(first, 0, carry["ply"])
         mover = torch.where(ply % 2 == 0, games["first"], games["second"])
         q = self._values(obs, mover)
-        which, whether = self.explore.uniform(2, q.shape[1]).unbind(1)
-        random = pick_allowed(which, q != FORBIDDEN)
+        action_draw, explore_draw = self.explore.uniform(2, q.shape[1]).unbind(1)
+        random = pick_allowed(action_draw, q != FORBIDDEN)
         progress = self.decisions / config.epsilon_steps
         epsilon = linear(config.epsilon_start, config.epsilon_end, progress)
         self.decisions += q.shape[1]
-        explores = (whether < epsilon.unsqueeze(1)) | (ply < games["opening"])
+        explores = (explore_draw < epsilon.unsqueeze(1)) | (ply < games["opening"])
         action = torch.where(explores, random, q.argmax(-1))
         return action, games | {"ply": ply + 1}
 
@@ -207,60 +207,62 @@ class SelfPlay(Agent):
         One player is a learner, the other one the second learner or one of the league; who begins
         is random.
         """
-        side, who, past, which, opening = self.pairing.uniform(num_envs, 5).unbind(-1)
-        learner = pick(who, LEARNERS)
-        past_self = LEARNERS + pick(which, self.config.league)
-        other = torch.where(past < self.config.league_games, past_self, 1 - learner)
+        draws = self.pairing.uniform(num_envs, 5)
+        side_draw, learner_draw, league_draw, past_self_draw, opening_draw = draws.unbind(-1)
+        learner = pick(learner_draw, LEARNERS)
+        past_self = LEARNERS + pick(past_self_draw, self.config.league)
+        opponent = torch.where(league_draw < self.config.league_games, past_self, 1 - learner)
+        learner_begins = side_draw < 0.5
         return {
-            "first": torch.where(side < 0.5, learner, other),
-            "second": torch.where(side < 0.5, other, learner),
-            "opening": pick(opening, self.config.opening + 1),
+            "first": torch.where(learner_begins, learner, opponent),
+            "second": torch.where(learner_begins, opponent, learner),
+            "opening": pick(opening_draw, self.config.opening + 1),
         }
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         self._store(transition)
-        due = self.clock.due()
+        due = self.clock.advance()
         if not due:
             return {}
         size = self.config.batch_size
         for draws in self.rng.uniform(due, LEARNERS, size, dtype=torch.float64).unbind(1):
             for i, (learner, player) in enumerate(zip(self.learners, self.online, strict=True)):
                 assert isinstance(learner, QLearner) and isinstance(player, BoardPolicy)
-                loss, q = learner.learn(player.q, draws[:, i], q_taken=player.q.taken)
+                loss, q = learner.learn(player.q, draws[:, i], value_of_taken=player.q.taken)
         weight = 1 - (1 - self.config.average_tau) ** due
         polyak_update(self.policy, self.online[0], weight)
-        self._join(due)
+        self._update_league(due)
         return {"loss/q": loss, "q/mean": q}
 
-    def _store(self, t: Transition) -> None:
+    def _store(self, transition: Transition) -> None:
         """Store a ply in the replays of both learners."""
-        obs = t.obs
-        next_obs = t.next_obs
-        action = t.action
+        obs = transition.obs
+        next_obs = transition.next_obs
+        action = transition.action
         if self.mirror is not None:
             flipped = torch.arange(action.shape[1], device=action.device) % 2 == 1  # [N]
             action = torch.where(flipped, self.mirror[action], action)
-            flipped = flipped.view(-1, *[1] * (obs.dim() - 2))
+            flipped = along(flipped, obs[0])  # [N, 1, …]
             obs = torch.where(flipped, obs.flip(-1), obs)
             next_obs = torch.where(flipped, next_obs.flip(-1), next_obs)
         for learner in self.learners:
             assert isinstance(learner, QLearner)
             learner.replay.add(
-                torch.ones_like(t.terminated),
+                torch.ones_like(transition.terminated),
                 obs=obs.flatten(2),
                 action=action,
-                reward=t.reward,
-                discount=-self.config.discount * (~t.terminated).float(),
+                reward=transition.reward,
+                discount=-self.config.discount * (~transition.terminated).float(),
                 next_obs=next_obs.flatten(2),
-                last=t.terminated | t.truncated,
+                last=transition.terminated | transition.truncated,
             )
 
-    def _join(self, due: int) -> None:
+    def _update_league(self, due: int) -> None:
         """Count `due` minibatches, and let present selves replace past ones, each in its turn."""
         minibatches = int(self.joined[0])
-        before = minibatches // self.config.league_every
-        now = (minibatches + due) // self.config.league_every
-        for number in range(before, now):
+        replaced = minibatches // self.config.league_every
+        replaced_now = (minibatches + due) // self.config.league_every
+        for number in range(replaced, replaced_now):
             present = self.online[number % LEARNERS]
             self.league[number % self.config.league].load_state_dict(present.state_dict())
         self.joined += due

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.config import Count
+from rlx.nn.seed_axis import along
 from rlx.threat import Attack, Budget, Draw, Objective
 
 
@@ -67,8 +68,7 @@ class PGD(Attack):
                 better = (damage > best_damage) | ((damage == best_damage) & (value > best_value))
                 best_damage = torch.where(better, damage, best_damage)
                 best_value = torch.where(better, value, best_value)
-                along_obs = better.view(*better.shape, *[1] * (obs.dim() - 2))
-                best = torch.where(along_obs, iterate, best)
+                best = torch.where(along(better, obs), iterate, best)
         return best
 
     def _damage(self, scores: Scores, perturbed: Tensor, clean: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ class ObsEncoder(nn.Module):
     """
 
     scale: Tensor
+    """[S, 1, F]: what each number of the input is multiplied by."""
 
-    def __init__(self, space: gymnasium.Space, scaled: bool, seeds: Tensor):
+    def __init__(self, space: gymnasium.Space, seeds: Tensor, *, scaled: bool = False):
         super().__init__()
         self.features = obs_features(space)
         self.discrete = isinstance(space, gymnasium.spaces.Discrete)
@@ -100,7 +101,7 @@ def make_encoder(
     """
     shape = space.shape
     if shape is None or not is_image(shape):
-        return ObsEncoder(space, scaled, seeds)
+        return ObsEncoder(space, seeds, scaled=scaled)
     channels, *size = shape
     scale = 255.0 if space.dtype == np.uint8 else 1.0
     net = ConvNet((stack * channels, *size), conv, batch_norm, scale, seeds, rng)

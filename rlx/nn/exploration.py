@@ -25,6 +25,7 @@ class EpsilonGreedy(nn.Module):
     """
 
     decisions: Tensor
+    """Decisions of each seed so far, int64 [S]."""
 
     def __init__(
         self,
@@ -44,14 +45,16 @@ class EpsilonGreedy(nn.Module):
         self.register_buffer("decisions", torch.zeros_like(seeds))
 
     def epsilon(self) -> Tensor:
-        """Its current value, [S]."""
+        """Probability [S] of a random choice at the next decision."""
         return linear(self.start, self.end, self.decisions / self.steps)
 
     def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        """Choose as a `Choose` does, and count the decisions."""
         q = scores(obs)
-        which, whether = self.rng.uniform(2, q.shape[1]).unbind(1)
-        random = random_choice(which, q.shape[-1], obs, self.rules)
-        choice = torch.where(whether < self.epsilon().unsqueeze(1), random, q.argmax(-1))
+        choice_draw, explore_draw = self.rng.uniform(2, q.shape[1]).unbind(1)
+        random = random_choice(choice_draw, q.shape[-1], obs, self.rules)
+        explores = explore_draw < self.epsilon().unsqueeze(1)
+        choice = torch.where(explores, random, q.argmax(-1))
         self.decisions += deciding.sum(1)
         return choice
 
@@ -65,14 +68,16 @@ def exploring(epsilon: float, rng: Streams, rules: Rules | None = None) -> Choos
     def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         values = scores(obs)
         numbers = values.shape[-1] if scores.bounds else 1
-        whether, *which = rng.uniform(1 + numbers, values.shape[1]).unbind(1)
+        explore_draw, *choice_draws = rng.uniform(1 + numbers, values.shape[1]).unbind(1)
+        explores = explore_draw < epsilon
         best = scores.best(obs, values)
         if scores.bounds:
             low, high = scores.bounds
-            random = low + torch.stack(which, -1) * (high - low)
-            return torch.where(whether.unsqueeze(-1) < epsilon, random, best)
-        own_rules = rules if head == "action" else None  # other heads choose other things
-        random = random_choice(which[0], values.shape[-1], obs, own_rules)
-        return torch.where(whether < epsilon, random, best)
+            random = low + torch.stack(choice_draws, -1) * (high - low)
+            return torch.where(explores.unsqueeze(-1), random, best)
+        # The rules are about actions; what other heads choose they do not know.
+        head_rules = rules if head == "action" else None
+        random = random_choice(choice_draws[0], values.shape[-1], obs, head_rules)
+        return torch.where(explores, random, best)
 
     return choose

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from rlx.errors import ConfigError
 from rlx.nn.rng import Streams
 
+EPS = 1e-5
+"""What batch normalisation adds to a variance before it takes the root; torch's default."""
+MOMENTUM = 0.1
+"""Weight of a batch in the running moments of batch normalisation; torch's default."""
+
 
 class SeedLinear(nn.Module):
     """S affine maps side by side: [S, B, inputs] → [S, B, outputs].
@@ -19,7 +24,7 @@ class SeedLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rng: Streams, bias: bool = True):
         super().__init__()
-        bound = 1 / math.sqrt(inputs)  # nn.Linear's own initialisation
+        bound = 1 / math.sqrt(inputs)  # as nn.Linear begins
         self.weight = nn.Parameter((rng.uniform(inputs, outputs) * 2 - 1) * bound)
         self.bias = nn.Parameter((rng.uniform(1, outputs) * 2 - 1) * bound) if bias else None
 
@@ -75,7 +80,7 @@ class SeedConv(nn.Module):
         super().__init__()
         self.stride = stride
         self.padding = padding
-        root = math.sqrt(inputs * kernel**2)  # nn.Conv2d's own initialisation
+        root = math.sqrt(inputs * kernel**2)  # as nn.Conv2d begins
         weight = rng.uniform(outputs, inputs, kernel, kernel)
         self.weight = nn.Parameter((weight * 2 - 1) / root)
         self.bias = nn.Parameter((rng.uniform(outputs) * 2 - 1) / root) if bias else None
@@ -110,6 +115,7 @@ def scale_for_relu(net: nn.Module) -> None:
     """
     for layer in net.modules():
         if isinstance(layer, SeedConv):
+            # With n inputs, U(−1/√n, 1/√n) has the variance 1 / (3 n); it shall be 2 / n.
             layer.weight.mul_(math.sqrt(6))
 
 
@@ -123,7 +129,9 @@ class SeedBatchNorm(nn.Module):
     """
 
     mean: Tensor
+    """[S, 1, C, 1, 1]: running mean of each channel."""
     variance: Tensor
+    """[S, 1, C, 1, 1]: running variance of each channel."""
 
     def __init__(self, channels: int, seeds: Tensor):
         super().__init__()
@@ -138,20 +146,21 @@ class SeedBatchNorm(nn.Module):
         if x.dim() == 3:
             return self(x[..., None, None])[..., 0, 0]
         if not self.training:
-            return (x - self.mean) * ((self.variance + 1e-5).rsqrt() * self.scale) + self.shift
+            return (x - self.mean) * ((self.variance + EPS).rsqrt() * self.scale) + self.shift
         # torch's own kernel is twice as fast as the formula.
         side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, S · C, H, W]
         y, mean, inverse = torch.native_batch_norm(
-            side_by_side, self.scale.flatten(), self.shift.flatten(), None, None, True, 0.0, 1e-5
+            side_by_side, self.scale.flatten(), self.shift.flatten(), None, None, True, 0.0, EPS
         )
-        self._update(mean, inverse**-2 - 1e-5)
+        # `inverse` is 1 / √(variance + EPS).
+        self._update(mean, inverse**-2 - EPS)
         return y.unflatten(1, (len(x), -1)).transpose(0, 1)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running moments towards those of a batch, [S · C] each."""
-        self.mean.lerp_(mean.view_as(self.mean), 0.1)
-        self.variance.lerp_(variance.view_as(self.variance), 0.1)
+        self.mean.lerp_(mean.view_as(self.mean), MOMENTUM)
+        self.variance.lerp_(variance.view_as(self.variance), MOMENTUM)
 
 
 class ConvNet(nn.Module):
@@ -221,8 +230,11 @@ class RunningNorm(nn.Module):
     """
 
     mean: Tensor
+    """[S, 1, F]."""
     variance: Tensor
+    """[S, 1, F]."""
     count: Tensor
+    """[S, 1, 1]: rows so far."""
 
     def __init__(self, features: int, seeds: Tensor):
         super().__init__()

@@ -12,17 +12,33 @@ from torch import Tensor, nn
 
 from rlx.nn.seed_axis import along, per_seed_norm
 
+BETA1 = 0.9
+"""Share that Adam's running mean of gradients keeps of itself in a step."""
+BETA2 = 0.999
+"""Share that Adam's running mean of squared gradients keeps of itself in a step."""
+ALPHA = 0.99
+"""Share that RMSprop's running mean of squared gradients keeps of itself in a step."""
+EPS = 1e-8
+"""What is added to the root of squared gradients, before a gradient is divided by it."""
+MOMENTUM = 0.9
+"""Share that SGD's velocity keeps of itself in a step."""
+
 
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, algorithm 1) with torch's defaults."""
 
+    learning_rate: float | Tensor
+    """The step size: one number, or one of each seed, [S]."""
     count: Tensor
+    """[S]: steps that each seed has made."""
     mean: Tensor
+    """[S, P]: running mean of the gradients."""
     square: Tensor
+    """[S, P]: running mean of the squared gradients."""
 
-    def __init__(self, parameters: Sequence[Tensor], learning_rate: float, eps: float = 1e-8):
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float, eps: float = EPS):
         super().__init__()
-        self.learning_rate: float | Tensor = learning_rate  # or [S]
+        self.learning_rate = learning_rate
         self.eps = eps
         self.register_buffer("count", torch.zeros(len(parameters[0]), device=parameters[0].device))
         self.register_buffer("mean", torch.zeros_like(_flat(parameters)))
@@ -34,27 +50,32 @@ class Adam(nn.Module):
     ) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
         gradient = _flat(gradients)
-        moving = where.to(self.mean.dtype)
-        self.count += moving
-        self.mean.lerp_(gradient, (0.1 * moving).unsqueeze(1))
-        self.square.lerp_(gradient * gradient, (0.001 * moving).unsqueeze(1))
-        mean_bias = 1 - 0.9**self.count
-        square_bias = (1 - 0.999**self.count).sqrt()
-        # Before a seed's first step both biases are 0; these two keep 0 / 0 out of the step.
+        mask = where.to(self.mean.dtype)
+        self.count += mask
+        self.mean.lerp_(gradient, ((1 - BETA1) * mask).unsqueeze(1))
+        self.square.lerp_(gradient * gradient, ((1 - BETA2) * mask).unsqueeze(1))
+        mean_bias = 1 - BETA1**self.count
+        square_bias = (1 - BETA2**self.count).sqrt()
+        inverse_rate = mean_bias / square_bias / self.learning_rate
+        # A seed that sits out divides by infinity. Before its first step both its biases are 0:
+        # these two keep 0 / 0 out of the step.
         eps = torch.where(where, self.eps * square_bias, 1.0)
-        slowness = torch.where(where, mean_bias / square_bias / self.learning_rate, torch.inf)
-        denominator = _root(self.square).add_(eps.unsqueeze(1)).mul_(slowness.unsqueeze(1))
-        _descend(parameters, self.mean, denominator)
+        inverse_rate = torch.where(where, inverse_rate, torch.inf)
+        denominator = _root(self.square).add_(eps.unsqueeze(1)).mul_(inverse_rate.unsqueeze(1))
+        _subtract_ratio(parameters, self.mean, denominator)
 
 
 class RMSprop(nn.Module):
     """RMSprop (Tieleman & Hinton 2012) in torch's form and with its defaults."""
 
+    learning_rate: float | Tensor
+    """The step size: one number, or one of each seed, [S]."""
     square: Tensor
+    """[S, P]: running mean of the squared gradients."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
         super().__init__()
-        self.learning_rate: float | Tensor = learning_rate  # or [S]
+        self.learning_rate = learning_rate
         self.register_buffer("square", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()
@@ -63,21 +84,25 @@ class RMSprop(nn.Module):
     ) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
         gradient = _flat(gradients)
-        moving = where.to(self.square.dtype)
-        self.square.lerp_(gradient * gradient, (0.01 * moving).unsqueeze(1))
-        slowness = 1 / (self.learning_rate * moving)  # infinite where a seed sits out
-        denominator = _root(self.square).add_(1e-8).mul_(slowness.unsqueeze(1))
-        _descend(parameters, gradient, denominator)
+        mask = where.to(self.square.dtype)
+        self.square.lerp_(gradient * gradient, ((1 - ALPHA) * mask).unsqueeze(1))
+        # Infinite where a seed sits out.
+        inverse_rate = 1 / (self.learning_rate * mask)
+        denominator = _root(self.square).add_(EPS).mul_(inverse_rate.unsqueeze(1))
+        _subtract_ratio(parameters, gradient, denominator)
 
 
 class SGD(nn.Module):
     """Stochastic gradient descent with momentum 0.9, in torch's form."""
 
+    learning_rate: float | Tensor
+    """The step size: one number, or one of each seed, [S]."""
     momentum: Tensor
+    """[S, P]: the velocity, a decaying sum of the gradients."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
         super().__init__()
-        self.learning_rate: float | Tensor = learning_rate  # or [S]
+        self.learning_rate = learning_rate
         self.register_buffer("momentum", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()
@@ -85,11 +110,12 @@ class SGD(nn.Module):
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor
     ) -> None:
         """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
-        momentum = 0.9 * self.momentum + _flat(gradients)
+        momentum = MOMENTUM * self.momentum + _flat(gradients)
         self.momentum.copy_(torch.where(where.unsqueeze(1), momentum, self.momentum))
-        moving = where.to(self.momentum.dtype)
-        slowness = 1 / (self.learning_rate * moving)  # infinite where a seed sits out
-        _descend(parameters, self.momentum, slowness.unsqueeze(1).expand_as(self.momentum))
+        mask = where.to(self.momentum.dtype)
+        # Infinite where a seed sits out.
+        inverse_rate = (1 / (self.learning_rate * mask)).unsqueeze(1)
+        _subtract_ratio(parameters, self.momentum, inverse_rate.expand_as(self.momentum))
 
 
 Optimizer = Adam | RMSprop | SGD
@@ -130,12 +156,12 @@ def descend(
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    """[S, P] of tensors [S, …]."""
+    """All `tensors` [S, …] side by side, [S, P]: the P numbers of each seed."""
     return torch.cat([tensor.detach().flatten(1) for tensor in tensors], 1)
 
 
 def _root(square: Tensor) -> Tensor:
-    """Its square root, elementwise.
+    """The square root of `square` [S, P], elementwise.
 
     On a CPU torch.sqrt takes 5 to 10 times longer where its input is 0, as of dead units; rsqrt
     does not.
@@ -143,10 +169,10 @@ def _root(square: Tensor) -> Tensor:
     return square.add(1e-30).rsqrt_().mul_(square)
 
 
-def _descend(parameters: Sequence[Tensor], numerator: Tensor, denominator: Tensor) -> None:
-    """parameters −= numerator / denominator ([S, P] each)."""
+def _subtract_ratio(parameters: Sequence[Tensor], numerator: Tensor, denominator: Tensor) -> None:
+    """Subtract `numerator` / `denominator`, [S, P] each, from `parameters` [S, …] in place."""
     sizes = [parameter[0].numel() for parameter in parameters]
-    numerators = numerator.split(sizes, 1)
-    denominators = denominator.split(sizes, 1)
-    for parameter, above, below in zip(parameters, numerators, denominators, strict=True):
-        parameter.addcdiv_(above.view_as(parameter), below.view_as(parameter), value=-1)
+    dividends = numerator.split(sizes, 1)
+    divisors = denominator.split(sizes, 1)
+    for parameter, dividend, divisor in zip(parameters, dividends, divisors, strict=True):
+        parameter.addcdiv_(dividend.view_as(parameter), divisor.view_as(parameter), value=-1)

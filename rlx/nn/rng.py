@@ -93,7 +93,9 @@ class Streams(nn.Module):
     """
 
     key: Tensor
+    """int64 [S]: which stream it is."""
     counter: Tensor
+    """int64 [S]: numbers drawn so far."""
 
     def __init__(self, seeds: Tensor, name: str):
         super().__init__()

@@ -17,13 +17,13 @@ class UpdateSchedule(nn.Module):
     """
 
     ticks: Tensor
+    """Vector steps so far, int64 [S], all equal, and on the CPU: it is read without a sync."""
 
     def __init__(self, seeds: Tensor, num_envs: int, replay_ratio: float, learning_starts: int = 0):
         super().__init__()
         self.num_envs = num_envs
         self.learning_starts = learning_starts
         self.per_tick = num_envs * replay_ratio
-        # int64 [S], all equal, and always on the CPU: it is read without a sync.
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))
 
     @property
@@ -31,8 +31,8 @@ class UpdateSchedule(nn.Module):
         """Environment steps that each seed has made."""
         return int(self.ticks[0]) * self.num_envs
 
-    def due(self) -> int:
-        """Advance by one vector step, and say how many minibatches are due now."""
+    def advance(self) -> int:
+        """Count one vector step; returns how many minibatches are due after it."""
         before = int(self.ticks[0])
         self.ticks += 1
         if self.steps < self.learning_starts:

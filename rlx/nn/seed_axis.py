@@ -10,9 +10,9 @@ from torch import Tensor, nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def along(per_seed: Tensor, like: Tensor) -> Tensor:
-    """View [S] as [S, 1, …, 1], so that it broadcasts over `like` [S, …]."""
-    return per_seed.view(-1, *[1] * (like.dim() - 1))
+def along(x: Tensor, like: Tensor) -> Tensor:
+    """View x [*] as [*, 1, …, 1], so that it broadcasts over `like` [*, …]."""
+    return x.view(*x.shape, *[1] * (like.dim() - x.dim()))
 
 
 def rows_at(x: Tensor, index: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def rows_within(x: Tensor, index: Tensor) -> Tensor:
 
 def per_seed_norm(tensors: Iterable[Tensor]) -> Tensor:
     """[S]: Euclidean norm of each seed's slice of all `tensors` ([S, …] each) together."""
-    return torch.stack([t.flatten(1).square().sum(1) for t in tensors]).sum(0).sqrt()
+    return torch.stack([tensor.flatten(1).square().sum(1) for tensor in tensors]).sum(0).sqrt()
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlx.agent import Choose, Policy, Scores, Spec
 from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
+from rlx.nn.seed_axis import along
 from rlx.threat import Attack, Budget, Mode
 
 FLIP_SHARE = 0.05
@@ -184,7 +185,7 @@ class Chooser:
         sensor = self.attacker.sensors[head]
         scale = self.attacker.scale
         key = self.key[head]
-        radius = self.radius[head].view(*key.shape, *[1] * scale.dim()) * scale
+        radius = along(self.radius[head], obs) * scale
         budget = Budget.of(self.attacker.space, radius)
 
         def draw(count: int) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Choose, Scores, greedy
+from rlx.nn.seed_axis import along
 
 
 class VisitCount:
@@ -50,7 +51,7 @@ class ObservationSpread:
     def choose(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         """Choose greedily, and note the observations `obs` [S, B, *O] of the copies that decide."""
         if head == self.head:
-            weight = deciding.double().view(*deciding.shape, *[1] * (obs.dim() - 2))
+            weight = along(deciding.double(), obs)
             self.count = self.count + weight.sum()
             self.sum = self.sum + (obs * weight).sum((0, 1))
             self.square_sum = self.square_sum + (obs.double().square() * weight).sum((0, 1))
