@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, open_dict
 
-from rlx.conf import conf_dir, sweeps_of, user_dir
+from rlx.conf import conf_dir, group_files, sweeps_of, user_dir
 from rlx.config import rename_keys
 from rlx.errors import ConfigError, Interrupted, RunError
 
@@ -188,6 +188,28 @@ def _overrides() -> str:
     for override in HydraConfig.get().overrides.task:
         words.append(override.lstrip("+").replace("\\:", ":"))  # Hydra escapes 0:5
     return " ".join(shlex.quote(word) for word in words)
+
+
+def chosen(group: str) -> str:
+    """The option of a config group that the running command was given, as in "cartpole"."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def check_protocol(protocol: str | None) -> None:
+    """ConfigError where protocol=source was asked for and no preset says what it means here.
+
+    `protocol`: the key as it was composed. conf/protocol/source.yaml sets it to null, and the
+    preset of a source study sets it to `source`: null is left where there is no such preset.
+    """
+    if protocol is None:
+        wanted = chosen("preset@_global_").removesuffix("-source")
+        presets = [name for name in group_files("preset") if name.endswith("-source")]
+        known = ", ".join(preset.removesuffix("-source") for preset in presets)
+        raise ConfigError(
+            f"protocol=source: no settings for {wanted}. There are some for: {known}."
+        )
 
 
 def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:

@@ -1,6 +1,6 @@
 """From YAML nodes to frozen dataclasses.
 
-Errors name the key, the value, what was expected and the nearest valid name.
+Every error names the key, the value, what was expected and the nearest valid name.
 """
 
 import dataclasses
@@ -13,19 +13,15 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from rlx.conf import group_files, options_with, renamed
+from rlx.conf import options_with, renamed
 from rlx.errors import ConfigError
 from rlx.names import nearest
 
 T = TypeVar("T")
-
-MOST = 100_000
-"""Seeds, or radii, in one list."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +55,6 @@ Count = Annotated[int, Range(1)]
 """A whole number from 1 on, as a batch size."""
 Index = Annotated[int, Range(0)]
 """A whole number from 0 on, as the number of a choice or of steps before something."""
-
-
-def chosen(group: str) -> str:
-    """Which option of a config group the running command was given."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return str(HydraConfig.get().runtime.choices[group])
-
-
-def check_protocol(protocol: str | None) -> None:
-    """ConfigError where protocol=source was asked for and no preset says what it means here."""
-    if protocol is None:
-        wanted = chosen("preset@_global_").removesuffix("-source")
-        presets = [name for name in group_files("preset") if name.endswith("-source")]
-        have = ", ".join(preset.removesuffix("-source") for preset in presets)
-        raise ConfigError(f"protocol=source: no settings for {wanted}. There are some for: {have}.")
 
 
 def rename_keys(config: DictConfig) -> list[str]:
@@ -299,92 +279,3 @@ def load_class(node: Mapping[str, Any], key: str, base: type[T]) -> type[T]:
         expected = f"{base.__module__}.{base.__qualname__}"
         raise ConfigError(f"{key}._target_={target}: expected a subclass of {expected}.")
     return found
-
-
-def parse_grid(value: object, key: str) -> list[float]:
-    """Radii from "start:stop:step" (the end included), "a/b", one number, or a list of these.
-
-    "0:0.03:0.0025" is 13 numbers: inside they are exact fractions. Raises ConfigError on an empty,
-    falling, negative or infinite grid.
-    """
-    radii: list[Fraction] = []
-    for part in _items(value):
-        numbers = [_fraction(text, key, value) for text in str(part).split(":")]
-        if len(numbers) == 1:
-            radii += numbers
-        elif len(numbers) == 3:
-            start, stop, step = numbers
-            if step <= 0 or stop < start:
-                raise ConfigError(
-                    f"{key}={value}: '{part}' is empty; "
-                    "write start:stop:step with start ≤ stop and step > 0."
-                )
-            count = int((stop - start) / step) + 1
-            _check_count(count, f"{key}={value}", "radii")
-            radii += [start + i * step for i in range(count)]
-        else:
-            raise ConfigError(
-                f"{key}={value}: expected start:stop:step, a number or a list of numbers; "
-                f"'{part}' is neither."
-            )
-    if not radii:
-        raise ConfigError(
-            f"{key}={value}: the grid is empty; write for example {key}=0:0.03:0.0025."
-        )
-    if min(radii) < 0:
-        raise ConfigError(f"{key}={value}: a radius cannot be negative.")
-    return [float(radius) for radius in sorted(set(radii))]
-
-
-def parse_seeds(value: object, key: str = "seeds") -> list[int]:
-    """Seeds from a count (10 → 0…9), a half-open range as in Python ("5:8" → 5, 6, 7), or a list.
-
-    A list holds seeds and ranges. Raises ConfigError.
-    """
-    seeds: list[int] = []
-    for part in _items(value):
-        try:
-            numbers = [int(text) for text in str(part).split(":")]
-        except ValueError:
-            raise ConfigError(
-                f"{key}={value}: '{part}' is not a count, a range like 0:10 or a list."
-            ) from None
-        if len(numbers) > 2:
-            raise ConfigError(f"{key}={value}: expected a count, a range like 0:10 or a list.")
-        if len(numbers) == 1 and _is_list(value):
-            seeds += numbers
-            continue
-        first, end = numbers if len(numbers) == 2 else (0, numbers[0])
-        _check_count(end - first, f"{key}={value}", "seeds")
-        seeds += range(first, end)
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"{key}={value}: expected at least one seed, none negative and none twice."
-        )
-    return seeds
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or OmegaConf.is_list(value)
-
-
-def _items(value: Any) -> list[Any]:
-    """Those of a list; anything else alone."""
-    return list(value) if _is_list(value) else [value]
-
-
-def _check_count(count: int, what: str, things: str) -> None:
-    """ConfigError where a list would be too long to be meant, before it is made."""
-    if count > MOST:
-        raise ConfigError(f"{what}: {count:,} {things}; at most {MOST:,}.")
-
-
-def _fraction(text: str, key: str, value: object) -> Fraction:
-    """`text` as an exact number; ConfigError where it is none."""
-    try:
-        return Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
-        raise ConfigError(
-            f"{key}={value}: '{text}' is not a number; "
-            f"write for example {key}=0:0.03:0.0025 or {key}=8/255."
-        ) from None

@@ -37,6 +37,7 @@ def _commit() -> str | None:
 
 
 def _git(checkout: Path, *arguments: str) -> str:
+    """What a git command prints in the folder `checkout`; raises where it fails."""
     command = ["git", *arguments]
     finished = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
     return finished.stdout.strip()
