@@ -106,6 +106,11 @@ def _env_parts(node: Mapping[str, Any], key: str) -> _EnvParts:
     return _EnvParts(target, kind, common, batch, parameters, is_vector_env)
 
 
+def class_parameters(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What the class of the config group `env` is constructed with."""
+    return _env_parts(node, "env").parameters
+
+
 def _pop_all(values: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     """Those of `keys` that `values` has, with what they hold; they are removed from `values`."""
     return {key: values.pop(key) for key in keys if key in values}
