@@ -59,11 +59,11 @@ Index = Annotated[int, Range(0)]
 
 def rename_keys(config: DictConfig) -> list[str]:
     """Give keys of earlier versions their names of today, in place; returns the old names."""
-    old = [key for key in renamed() if key in config]
+    old_names = [key for key in renamed() if key in config]
     with open_dict(config):
-        for key in old:
+        for key in old_names:
             config[renamed()[key]] = config.pop(key)
-    return old
+    return old_names
 
 
 def plain(node: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def typed(
 ) -> dict[str, Any]:
     """The arguments of `kind` (a dataclass, or any class with annotated parameters) from `node`.
 
-    `given`: parameters that the caller passes itself. `beside`: keys of `node` that others read,
-    for the error message. `partial`: leave out what `node` does not say. Raises ConfigError.
+    `given`: parameters that the caller passes itself. `beside`: keys beside these that error
+    messages may suggest. `partial`: leave out keys that `node` does not have. Raises ConfigError.
     """
     if not isinstance(node, Mapping | DictConfig):
         raise ConfigError(f"{key}={node}: expected keys with values.")
@@ -104,8 +104,8 @@ def typed(
     prefix = f"{key}." if key else ""
     for name in values:
         if name not in parameters and not open_ended:
-            meant = _meant(key, name, [*parameters, *beside])
-            raise ConfigError(f"{prefix}{name}: unknown key.{meant}")
+            hint = _hint(key, name, [*parameters, *beside])
+            raise ConfigError(f"{prefix}{name}: unknown key.{hint}")
     for name, parameter in parameters.items():
         if partial and name not in values:
             continue
@@ -118,16 +118,16 @@ def typed(
 
 
 class _Parameter(NamedTuple):
-    """A parameter of something that is called."""
+    """A parameter of a class or function."""
 
     hint: Any
-    """Its type; Any where it has none."""
+    """The annotated type; Any where there is no annotation."""
     default: Any
-    """`inspect.Parameter.empty` where it has none."""
+    """The default value; `inspect.Parameter.empty` where there is none."""
 
 
 def _parameters(kind: Callable[..., Any]) -> tuple[dict[str, _Parameter], bool]:
-    """What `kind` is made of, by name, and whether it takes any other keyword too."""
+    """The parameters of `kind` by name, and whether it takes any other keyword too."""
     function = kind.__init__ if isinstance(kind, type) else kind  # type: ignore[misc]
     annotated = kind if dataclasses.is_dataclass(kind) else function
     hints = typing.get_type_hints(annotated, include_extras=True)
@@ -141,22 +141,25 @@ def _parameters(kind: Callable[..., Any]) -> tuple[dict[str, _Parameter], bool]:
     return found, open_ended
 
 
-def _meant(key: str, name: str, names: list[str]) -> str:
-    """What to say of an unknown key: the nearest of `names`, or the options that have it."""
+def _hint(key: str, name: str, names: list[str]) -> str:
+    """The end of the message about the unknown key `name` of the config group at `key`.
+
+    It names the nearest of `names`, or else the options of the group that have such a key.
+    """
     prefix = f"{key}." if key else ""
-    near = nearest(f"{prefix}{name}", [f"{prefix}{other}" for other in names])
+    near = nearest(f"{prefix}{name}", [f"{prefix}{known}" for known in names])
     if near.startswith(" Did you mean"):
         return near
-    others = options_with(key, name) if key else []
-    if others:
-        return f" It is a key of {', '.join(f'{key}={option}' for option in others[:3])}."
+    options = options_with(key, name) if key else []
+    if options:
+        return f" It is a key of {', '.join(f'{key}={option}' for option in options[:3])}."
     return near
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type `hint` has it: 200k and 1e6 are whole numbers.
+    """`value` as a value of the type `hint`; ConfigError where it has none.
 
-    ConfigError where it cannot be.
+    200k and 1e6 are whole numbers.
     """
     if hint is Any:
         return value
@@ -185,7 +188,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _whole(value: Any, key: str) -> Any:
-    """A number, or text like 200k, as a whole number; anything else as it is."""
+    """A number, or text like 200k, as a whole number; any other value unchanged."""
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+)([kM])", value)
         if match:
@@ -200,7 +203,7 @@ def _whole(value: Any, key: str) -> Any:
 
 
 def _convert_union(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the first of several types that takes it."""
+    """`value` as a value of the first type of the union `hint` that can be made of it."""
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     optional = len(options) < len(typing.get_args(hint))
     if value is None and optional:
@@ -212,7 +215,7 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
 
 
 def _convert_ranged(value: Any, hint: Any, key: str) -> Any:
-    """`value` as an annotated type has it, within the ranges of the annotation."""
+    """`value` as a value of the annotated type `hint`, within the ranges of the annotation."""
     kind, *ranges = typing.get_args(hint)
     number = convert(value, kind, key)
     for allowed in ranges:
@@ -222,7 +225,7 @@ def _convert_ranged(value: Any, hint: Any, key: str) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """What a value of the type `hint` is, in words: "a whole number, at least 1"."""
+    """The type `hint` in words, as in "a whole number, at least 1"."""
     names = {
         int: "a whole number",
         float: "a number",

@@ -1,6 +1,6 @@
 """The words of agent.py and env.py, enforced: shapes and types of what somebody's class returns.
 
-A run looks at them before it is written; rlx/checks/ tries out what a class does with them.
+A run checks these before its first file is written; rlx/checks/ tries out how a class behaves.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,14 +84,14 @@ def _one_observation(space: spaces.Space) -> tuple[tuple[int, ...], tuple[torch.
 
 
 def check_action(agent: Agent, action: Tensor, shape: torch.Size) -> None:
-    """RunError where an agent's exploring actions [S, N, …] are of another shape."""
+    """RunError unless an agent's exploring `action` is [S, N, …], with [S, N] = `shape`."""
     if not isinstance(action, Tensor) or action.shape[:2] != shape:
         what = f"agent: {type(agent).__name__}.act's action is {_shown(action)}"
         raise RunError(f"{what}; expected a tensor that starts with {list(shape)}")
 
 
 def check_metrics(agent: Agent, metrics: Mapping[str, Tensor], shape: torch.Size) -> None:
-    """RunError where an agent's metrics are not name → [S]."""
+    """RunError unless an agent's metrics are name → [S], with [S, N] = `shape`."""
     what = f"agent: {type(agent).__name__}"
     for name, value in metrics.items():
         if not isinstance(value, Tensor) or value.shape != shape[:1]:
@@ -102,7 +102,10 @@ def check_metrics(agent: Agent, metrics: Mapping[str, Tensor], shape: torch.Size
 
 
 def _called(what: str, call: Callable[[], Any]) -> Any:
-    """What `call` returns; ConfigError with what it raises, unless that blames somebody already."""
+    """What `call` returns; where it raises, a ConfigError that says so.
+
+    ConfigError and RunError pass: they say already what is wrong.
+    """
     try:
         return call()
     except (ConfigError, RunError):
@@ -112,7 +115,7 @@ def _called(what: str, call: Callable[[], Any]) -> Any:
 
 
 def _expect(what: str, value: Any, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...]) -> None:
-    """ConfigError unless `value` is a tensor of this shape and one of these kinds."""
+    """ConfigError unless `value` is a tensor of this shape and one of the dtypes `kinds`."""
     if (
         not isinstance(value, Tensor)
         or tuple(value.shape) != tuple(shape)
@@ -123,7 +126,7 @@ def _expect(what: str, value: Any, shape: tuple[int, ...], kinds: tuple[torch.dt
 
 
 def _shown(value: Any) -> str:
-    """Kind and shape of a tensor; of anything else its type."""
+    """The dtype and shape of a tensor, or the type of any other value, as text."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
