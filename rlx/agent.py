@@ -1,4 +1,4 @@
-"""What every agent is: a Policy that decides, and an Agent that trains it.
+"""The contract of agents: a Policy that decides, and an Agent that trains it.
 
 Shapes: S seeds, N env copies of each, B any batch, *O an observation, A choices, D numbers of a
 continuous action. Every tensor starts with the seed axis; one seed is S = 1.
@@ -81,7 +81,7 @@ def greedy(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
 
 
 class Rules(Protocol):
-    """What the players of a game of two know beforehand.
+    """The rules of a game of two players, which the players know beforehand.
 
     An observation [..., *O] has two planes: the stones of the player to move, then the other's.
     """
@@ -98,7 +98,7 @@ class Rules(Protocol):
 
 @dataclass(frozen=True)
 class Spec:
-    """What an agent may know of an environment."""
+    """The facts about an env that an agent may know."""
 
     observation_space: gymnasium.Space
     """The space of one observation, *O: a Box, or Discrete."""
@@ -197,7 +197,7 @@ class Agent(nn.Module, ABC):
     """
 
     policy: Policy
-    """What decides when it is evaluated."""
+    """The policy that decides when the agent is evaluated."""
 
     @abstractmethod
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

@@ -134,7 +134,7 @@ def _option(group: str, kind: type) -> str | None:
 
 
 def _read_target(file: Path) -> object:
-    """What a YAML file says of `_target_`; None: nothing."""
+    """The `_target_` of a YAML file; None where it has none."""
     import yaml
 
     node = yaml.safe_load(file.read_text())

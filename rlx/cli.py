@@ -50,16 +50,16 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
-    command, *rest = arguments
+    command, *words = arguments
     if command == "--version":
         print(f"rlx {rlx.__version__}")
         return 0
     if command == "--completion":
-        return _install_completion(rest)
+        return _install_completion(words)
     if command not in known:
         raise ConfigError(f"rlx {command}: unknown command.{nearest(command, known)}")
-    line = to_hydra(command, rest)
-    if {"-h", "--help"} & set(rest):
+    line = to_hydra(command, words)
+    if {"-h", "--help"} & set(words):
         return _help(command, line)
     if any(word.startswith("run=[") for word in line) and not takes_runs(command):
         raise ConfigError(

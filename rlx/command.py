@@ -1,4 +1,7 @@
-"""What every command is wrapped in: composing by Hydra, one run or a sweep, failures, signals."""
+"""The wrapper of every command: composing by Hydra, a single run or a sweep, and failures.
+
+It also knows the options that the running command was given (`chosen`).
+"""
 
 import functools
 import shlex
@@ -15,7 +18,7 @@ from rlx.config import rename_keys
 from rlx.errors import ConfigError, Interrupted, RunError
 
 Task = Callable[[DictConfig], float | None]
-"""What a command does with its composed config; a sweeper gets the number that it returns."""
+"""The work of a command on its composed config; a sweeper gets the number that it returns."""
 Check = Callable[[DictConfig], None]
 """Raises what is wrong with a composed config, and writes nothing."""
 
@@ -94,7 +97,7 @@ class Failure(NamedTuple):
     error: ConfigError | RunError
 
     def tell(self) -> None:
-        """Print it on one line."""
+        """Print the failure on one line."""
         print(f"rlx: {self.error}  ({self.overrides})", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What a user types, in Hydra's grammar, and what Hydra's errors about it mean."""
+"""A user's command line in Hydra's grammar, and Hydra's errors about it in plain words."""
 
 import itertools
 import re
@@ -175,7 +175,7 @@ def _make_importable(folders: list[Path]) -> None:
 
 
 def _as_key_value(command: str, flag: str, words: Iterator[str]) -> str:
-    """What to say of a `flag` that is none of Hydra's: rlx's values are key=value.
+    """The message about a `flag` that is none of Hydra's: rlx's values are key=value.
 
     `words`: the words behind the flag.
     """
@@ -210,7 +210,7 @@ def _upsert(override: str, groups: set[str], swept: set[str]) -> str:
 
 
 def explain(error: Exception, command: str, line: list[str]) -> str:
-    """What an error of Hydra's or OmegaConf's means, with the nearest valid name.
+    """The message about an error of Hydra's or OmegaConf's, with the nearest valid name.
 
     `line`: the command line as `to_hydra` returned it.
     """
@@ -240,7 +240,7 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
 
 
 def _unknown_option(group: str, option: str) -> str:
-    """What to say of an option that its config group has not."""
+    """The message about an option that its config group does not have."""
     names = list(conf.group_files(group))
     is_id = "/" in option or re.search(r"-v\d+$", option)
     if group == "env" and is_id:
@@ -255,7 +255,7 @@ def _unknown_option(group: str, option: str) -> str:
 
 
 def _unknown_key(key: str, command: str, line: list[str]) -> str:
-    """What to say of a key that the command's config has not."""
+    """The message about a key that the command's config does not have."""
     group = key.partition(".")[0]
     if command == "resume" and group in own_keys("train"):
         may_change = sorted(own_keys(command) - {"run", "outputs", "trust"})

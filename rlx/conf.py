@@ -1,4 +1,4 @@
-"""Where config files lie: in rlx's own conf/, and in a folder of the user's."""
+"""The folders of config files: rlx's own conf/, and a folder of the user's."""
 
 from functools import cache
 from pathlib import Path
@@ -73,7 +73,7 @@ def options_with(group: str, key: str) -> list[str]:
 
 @cache
 def synonyms() -> dict[str, list[str]]:
-    """What other libraries call a key, in lower case → rlx's keys, from conf/help/synonyms.yaml."""
+    """Other libraries' names of keys, in lower case → rlx's keys, from conf/help/synonyms.yaml."""
     table: dict[str, Any] = yaml.safe_load(Path(conf_dir(), "help/synonyms.yaml").read_text())
     result: dict[str, list[str]] = {}
     for key, words in table.items():

@@ -1,4 +1,4 @@
-"""What rlx asks of an environment: a gymnasium.vector.VectorEnv of tensors."""
+"""The contract of envs: a gymnasium.vector.VectorEnv of tensors."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""What a composed config means: the validated agent, env, data and device of a run."""
+"""From a composed config to the agent, env, data and device of a run."""
 
 import os
 from collections.abc import Mapping
@@ -82,11 +82,11 @@ class _EnvParts:
     kind: Any
     """The class: a Dynamics, or anybody's VectorEnv, whose keyword arguments cannot be checked."""
     common: dict[str, Any]
-    """Those of the keys of `CommonEnvConfig` that are there."""
+    """The keys of `CommonEnvConfig` that are there."""
     batch: dict[str, Any]
     """The keys `drift` and `max_episode_steps` of a Dynamics, which BatchedEnv takes."""
     parameters: dict[str, Any]
-    """All other keys: what the class is constructed with."""
+    """All other keys: the keyword arguments of the class."""
     is_vector_env: bool
     """Whether the class makes a batch of copies itself."""
 
@@ -107,12 +107,12 @@ def _env_parts(node: Mapping[str, Any], key: str) -> _EnvParts:
 
 
 def class_parameters(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What the class of the config group `env` is constructed with."""
+    """The keyword arguments for the class of the config group `env`."""
     return _env_parts(node, "env").parameters
 
 
 def _pop_all(values: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    """Those of `keys` that `values` has, with what they hold; they are removed from `values`."""
+    """Remove `keys` from `values`; returns those that were there, with their values."""
     return {key: values.pop(key) for key in keys if key in values}
 
 

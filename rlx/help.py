@@ -1,4 +1,4 @@
-"""What `rlx --help` and `rlx <command> --help` print, and the names of all keys."""
+"""The texts of `rlx --help` and `rlx <command> --help`, and the names of all keys."""
 
 import ast
 import pkgutil

@@ -1,4 +1,4 @@
-"""What the machine has room for: free memory and free disk."""
+"""The machine's free memory and free disk."""
 
 import math
 import shutil

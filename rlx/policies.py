@@ -33,7 +33,7 @@ class Loaded(NamedTuple):
 
     policy: Policy
     spec: Spec
-    """What the policy was told of its env."""
+    """The facts about the env that the policy was made with."""
     seeds: list[int]
     """The seed of each row of the policy's seed axis."""
 
@@ -45,7 +45,7 @@ class Opened:
     policy: Policy
     """The policies of all runs, side by side along the seed axis."""
     spec: Spec
-    """What the policies were told of their env."""
+    """The facts about the env that the policies were made with."""
     seeds: list[int]
     """The seed of each row of the policy's seed axis."""
     env: dict[str, Any]

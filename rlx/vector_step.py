@@ -13,7 +13,7 @@ class VectorStep(NamedTuple):
     """The outcome of a step of N env copies per seed."""
 
     transition: Transition
-    """What the agent learnt from; the next step begins with its carry."""
+    """The transition that the agent learnt from; the next step begins with its carry."""
     obs: Tensor
     """[S, N, *O]: the observations that the next step begins with.
 

@@ -1,4 +1,4 @@
-"""What agent.py asks of an agent, tried out: `rlx check agent=mine`.
+"""Checks that an agent does all that agent.py asks of it: `rlx check agent=mine`.
 
 A run itself looks at shapes alone (rlx/contract.py); these checks take seconds.
 """

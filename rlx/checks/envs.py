@@ -1,4 +1,4 @@
-"""What env.py asks of an env, tried out: `rlx check env=mine`."""
+"""Checks that an env does all that env.py asks of it: `rlx check env=mine`."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ def env_checks(node: Mapping[str, Any]) -> Iterator[str]:
 
 
 class _Script:
-    """One play of an env, from fixed reset seeds by fixed random actions."""
+    """Plays of an env from fixed reset seeds, by fixed random actions."""
 
     def __init__(self, node: Mapping[str, Any], spec: Spec):
         self.node = node
@@ -84,7 +84,7 @@ class _Script:
         return rows
 
     def play_some(self, copies: Tensor) -> list[Tensor]:
-        """What `play` returns, of `copies` (int64 [B']) alone: [B', …] each.
+        """The rows of `play` of the copies `copies` (int64 [B']) alone, [B', …] each.
 
         From the middle on the env has no other copies.
         """

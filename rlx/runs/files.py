@@ -170,12 +170,12 @@ def nearest_path(path: Path) -> str:
     if path.exists():
         return " It is a file."
     parent = next(folder for folder in path.parents if folder.is_dir())
-    missing, *rest = path.relative_to(parent).parts
+    missing, *names_below = path.relative_to(parent).parts
     names = [child.name for child in parent.iterdir()]
     close = difflib.get_close_matches(missing, names, n=1)
     if not close:
         return f" '{parent}' exists, '{missing}' in it does not."
-    meant = Path(parent, close[0], *rest)
+    meant = Path(parent, close[0], *names_below)
     if not meant.exists():
         meant = parent / close[0]
     return f" Did you mean '{meant}'?"

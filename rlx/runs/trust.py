@@ -1,7 +1,7 @@
-"""Which runs were made here: a signature of each run's config, as Jupyter signs notebooks.
+"""Signatures of runs' configs, as Jupyter signs notebooks: they tell the runs that were made here.
 
-A run that somebody else made is data. What it names is imported only where it is rlx's own, where
-the user's conf/ names it too, where the run carries this user's signature, or by trust=true.
+A run that somebody else made is data. A class that it names is imported only where it is rlx's own,
+where the user's conf/ names it too, where the run carries this user's signature, or by trust=true.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def is_signed(text: str, given: object) -> bool:
 
 
 def imports(config: Any) -> Iterator[str]:
-    """What a config makes Python import, rlx's own classes left out.
+    """The names that a config makes Python import, those of rlx's own classes left out.
 
     These are the classes that `_target_` names, and the modules of Gymnasium ids ("module:Env-v0").
     """
@@ -58,7 +58,7 @@ def imports(config: Any) -> Iterator[str]:
 
 
 def users_imports() -> set[str]:
-    """What the files of the user's conf/ name: classes, and modules of Gymnasium ids."""
+    """The names in the files of the user's conf/: classes, and modules of Gymnasium ids."""
     folder = user_dir()
     if folder is None:
         return set()

@@ -1,4 +1,4 @@
-"""What a training is: the keys of conf/train.yaml."""
+"""The config of a training: the keys of conf/train.yaml, and their types."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Config:
     """The keys of train.yaml."""
 
     agent: Any
-    """What learns: one of conf/agent, with its keys."""
+    """The agent that learns: a file of conf/agent, with its keys."""
     env: Any
-    """What it learns in: one of conf/env, with its keys."""
+    """The env that the agent learns in: a file of conf/env, with its keys."""
     device: Any
-    """What computes: one of conf/device, with its keys."""
+    """The device that computes: a file of conf/device, with its keys."""
     protocol: str | None
     """`corrected`, or `source`: as the source study did it, mistakes included.
 

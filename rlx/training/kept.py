@@ -62,7 +62,7 @@ class Kept:
         self.value[rows] = value.cpu()[where].double()
 
     def facts(self) -> dict[str, Any]:
-        """What state.json and the summary say of the weights: name → [S]."""
+        """The facts about the weights in state.json and in the summary: name → [S]."""
         return {"step": self.step, "value": self.value, "solved": self.solved}
 
     def state_dict(self) -> dict[str, Tensor]:

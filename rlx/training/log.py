@@ -1,4 +1,4 @@
-"""What a run notes of its learning between two evaluations."""
+"""The returns and metrics that a run notes between two evaluations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -53,10 +53,10 @@ class Log:
             "reward": self.running.sum(1) + self.sum,
             "observation": obs.flatten(1).float().sum(1),
         }
-        for what, total in totals.items():
+        for quantity, total in totals.items():
             if not total.isfinite().all():
                 row = int(torch.nonzero(~total.isfinite())[0])
-                raise RunError(f"env: gave a {what} that is not finite to seed {seeds[row]}")
+                raise RunError(f"env: gave a {quantity} that is not finite to seed {seeds[row]}")
         if (self.bad > 0).any():
             row = int(torch.nonzero(self.bad)[0])
             step = int(self.bad[row])

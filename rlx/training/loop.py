@@ -51,7 +51,7 @@ class Training:
         self.num_envs = config.num_envs
         """N: env copies of each seed."""
         self.unit = "steps"
-        """What `step` counts: "steps" of the env, or "minibatches" of a data set."""
+        """The unit of `step`: "steps" of the env, or "minibatches" of a data set."""
         self.data = experiment.open_data(config.data, config.skip_bad) if config.data else None
         """The data set of an offline agent; None: the agent acts in the env."""
         self.differences: list[str] = []
