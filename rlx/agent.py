@@ -1,4 +1,4 @@
-"""What every agent is: a Policy that decides, and an Agent that trains it.
+"""The contract of agents: a Policy that decides, and an Agent that trains it.
 
 Shapes: S seeds, N env copies of each, B any batch, *O an observation, A choices, D numbers of a
 continuous action. Every tensor starts with the seed axis; one seed is S = 1.
@@ -18,18 +18,21 @@ Carry = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Scores:
-    """What one decision is taken by, as a differentiable function of the observation [S, B, *O].
+    """The numbers by which a decision is taken, as a differentiable function of `obs` [S, B, *O].
 
     Discrete choices have preferences [S, B, A], of which the highest is chosen. A continuous action
     (a Box of D numbers) is its own score, [S, B, D].
     """
 
     function: Callable[[Tensor], Tensor]
-    """The observation → its scores."""
+    """The observations [S, B, *O] → their scores."""
     bounds: tuple[Tensor, Tensor] | None = None
     """The lowest and the highest continuous action, broadcasting over [S, B, D]; None: discrete."""
     choice: Callable[[Tensor], Tensor] | None = None
-    """The observation → the choice [S, B], where a search decides and not the highest score."""
+    """The observations [S, B, *O] → the choice int64 [S, B], where a search decides.
+
+    None: the highest score decides.
+    """
 
     @property
     def continuous(self) -> bool:
@@ -41,7 +44,10 @@ class Scores:
         return self.function(obs)
 
     def best(self, obs: Tensor, scores: Tensor | None = None) -> Tensor:
-        """The choice at `obs`; `scores` are those of `obs`, where the caller has them already."""
+        """The choice at `obs` [S, B, *O], int64 [S, B] or float [S, B, D].
+
+        `scores`: the scores of `obs`, where the caller has them already.
+        """
         if self.choice is not None:
             return self.choice(obs)
         if scores is None:
@@ -49,9 +55,10 @@ class Scores:
         return self.decide(scores)
 
     def decide(self, scores: Tensor) -> Tensor:
-        """The choice int64 [S, B] by `scores` [S, B, A], the first among equals.
+        """The choice int64 [S, B] with the highest of `scores` [S, B, A], the first among equals.
 
-        Of a continuous action: the action float [S, B, D] itself, cut to its bounds.
+        The scores [S, B, D] of a continuous action are the action itself: they are cut to its
+        bounds, float [S, B, D].
         """
         if self.bounds is None:
             return scores.argmax(-1)
@@ -69,12 +76,12 @@ false where an earlier choice still stands; what is returned there is ignored.
 
 
 def greedy(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-    """Choose the best-scored choice."""
+    """The choice [S, B] with the best score, or the continuous action [S, B, D]."""
     return scores.best(obs)
 
 
 class Rules(Protocol):
-    """What the players of a game of two know beforehand.
+    """The rules of a game of two players, which the players know beforehand.
 
     An observation [..., *O] has two planes: the stones of the player to move, then the other's.
     """
@@ -91,24 +98,24 @@ class Rules(Protocol):
 
 @dataclass(frozen=True)
 class Spec:
-    """What an agent may know of an environment."""
+    """The facts about an env that an agent may know."""
 
     observation_space: gymnasium.Space
     """The space of one observation, *O: a Box, or Discrete."""
     action_space: gymnasium.Space
     """The space of one action: Discrete, or a Box of one axis."""
     max_episode_steps: int
-    """The time limit."""
+    """The time limit of an episode, in steps."""
     reward_threshold: float | None = None
-    """Return from which the task counts as solved, if it says; for people, not for learning."""
+    """Return from which the task counts as solved, for people, not for learning; None: unknown."""
     rules: Rules | None = None
     """The rules of a game of two players in turn; None: the env is no such game."""
     stack: int = 1
-    """How many observations the env shows at once, along the first axis, the newest last."""
+    """The number of observations that the env shows at once, along the first axis, newest last."""
 
     @property
     def actions(self) -> int:
-        """Number of discrete actions."""
+        """The number of discrete actions."""
         assert isinstance(self.action_space, gymnasium.spaces.Discrete)
         return int(self.action_space.n)
 
@@ -120,11 +127,11 @@ class Transition:
     obs: Tensor
     """The observation that was acted on, [S, N, *O]."""
     action: Tensor
-    """int64 [S, N], or float [S, N, D]."""
+    """The action, int64 [S, N] or float [S, N, D]."""
     reward: Tensor
-    """float32 [S, N]."""
+    """The reward, float32 [S, N]."""
     next_obs: Tensor
-    """Where the transition led, before any autoreset, [S, N, *O]."""
+    """The observation that the step led to, before any autoreset, [S, N, *O]."""
     terminated: Tensor
     """Whether the episode ended in a terminal state, bool [S, N]."""
     truncated: Tensor
@@ -190,11 +197,11 @@ class Agent(nn.Module, ABC):
     """
 
     policy: Policy
-    """What decides when it is evaluated."""
+    """The policy that decides when the agent is evaluated."""
 
     @abstractmethod
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """As `Policy.act`, exploring."""
+        """The exploring action for `obs` [S, N, *O], and the next carry; else as `Policy.act`."""
 
     @abstractmethod
     def update(self, transition: Transition) -> dict[str, Tensor]:
@@ -204,9 +211,9 @@ class Agent(nn.Module, ABC):
         """
 
     def warnings(self) -> list[str]:
-        """What it met that its settings do not fit: a sentence each, with the key to change.
+        """Sentences about what the agent met that its settings do not fit, with the key to change.
 
-        It asks the device; a run calls it once, at its end.
+        Reading this from the device makes it wait: a run calls this once, at its end.
         """
         return []
 

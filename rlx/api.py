@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
-import numpy as np
 from gymnasium.wrappers import TimeLimit
 from omegaconf import DictConfig
 
-from rlx import cli, conf
+from rlx import conf
 from rlx.command import compose_config
+from rlx.command_line import explain, to_hydra
 from rlx.config import load_class, plain
 from rlx.errors import ConfigError
 from rlx.runs.finding import command_of, find
 from rlx.runs.run import Run
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
 
-    from rlx.agent import Agent, Policy
+    from rlx.agent import Agent
+    from rlx.gym_policy import GymPolicy
 
 
 def train(**overrides: object) -> "TrainedRun":
@@ -120,7 +120,10 @@ def _target(kind: type) -> str:
 
 
 def _option(group: str, kind: type) -> str | None:
-    """The option of a config group that names `kind`, or else the nearest class it derives from."""
+    """The option of a config group that names `kind`, or the nearest class it derives from.
+
+    None where there is no such option.
+    """
     files = conf.group_files(group)
     named = {str(_read_target(file)).replace(":", "."): name for name, file in files.items()}
     for base in kind.__mro__:
@@ -131,7 +134,7 @@ def _option(group: str, kind: type) -> str | None:
 
 
 def _read_target(file: Path) -> object:
-    """What a YAML file says of `_target_`; None: nothing."""
+    """The `_target_` of a YAML file; None where it has none."""
     import yaml
 
     node = yaml.safe_load(file.read_text())
@@ -139,7 +142,7 @@ def _read_target(file: Path) -> object:
 
 
 class _Finished:
-    """What all runs have."""
+    """A finished run of any command: its folder, config and result."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -186,6 +189,7 @@ class TrainedRun(_Finished):
     @cached_property
     def policy(self) -> "GymPolicy":
         """The policy of one seed, which takes and gives NumPy. It acts greedily."""
+        from rlx.gym_policy import GymPolicy
         from rlx.policies import load_policy
 
         policy, _, seeds = load_policy(self.run, self.checkpoint)
@@ -209,9 +213,8 @@ class TrainedRun(_Finished):
         kind = load_class(node, "env", object)
         limit = experiment.env_spec(node).max_episode_steps
         if issubclass(kind, Dynamics):
-            apart = ("_target_", "observe", "stack", "workers", "drift", "max_episode_steps")
-            own = {name: value for name, value in node.items() if name not in apart}
-            single: gymnasium.Env = SingleEnv(kind(**own), **kwargs)
+            parameters = experiment.class_parameters(node)
+            single: gymnasium.Env = SingleEnv(kind(**parameters), **kwargs)
             return TimeLimit(single, limit)
         if not issubclass(kind, GymEnv):
             raise ConfigError(f"make_env: {kind.__name__} exists as a batch of envs alone.")
@@ -252,85 +255,17 @@ class AttackRun(_Finished):
         return figure(self.summary, self.path.parent.name, self.config.scale)
 
 
-class GymPolicy:
-    """A trained policy in a Gymnasium env: NumPy observations in, actions of the env out.
-
-    It remembers what the policy remembers (the goal of a hierarchy, a recurrent state, stacked
-    observations) from one `act` to the next, until `reset`.
-    """
-
-    def __init__(self, policy: "Policy", row: int, env: Mapping[str, Any]):
-        """The seed number `row` of `policy`, in the env of the config group `env`."""
-        import torch
-
-        from rlx import experiment
-        from rlx.envs.spaces import played, shown
-        from rlx.nn.seed_axis import take
-
-        self._policy = take(policy, torch.tensor([row])).requires_grad_(False)
-        inner: Any = experiment.make_env({**env, "observe": None, "stack": 1}, 1, "cpu")
-        copies = getattr(inner, "envs", None)
-        own = copies[0] if copies else inner
-        self.observation_space: gymnasium.Space = (
-            own.observation_space if copies else inner.single_observation_space
-        )
-        self.action_space: gymnasium.Space = (
-            own.action_space if copies else inner.single_action_space
-        )
-        _, self._shown = shown(self.observation_space)
-        _, self._played = played(self.action_space)
-        self._observe: list[int] | None = env.get("observe")
-        self._stack = int(env.get("stack", 1))
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin a new episode: forget what was remembered."""
-        self._carry: dict[str, torch.Tensor] | None = None
-        self._frames: list[np.ndarray] = []
-
-    def act(self, obs: Any) -> Any:
-        """The greedy action at `obs`, an observation as the Gymnasium env gives it.
-
-        Call `reset` when an episode begins. Raises ValueError where `obs` has another shape.
-        """
-        import torch
-
-        shown = torch.from_numpy(self._stacked(np.asarray(obs)))[None, None]
-        first = torch.full((1, 1), self._carry is None)
-        carry = self._policy.initial_carry(1) if self._carry is None else self._carry
-        with torch.no_grad():
-            action, self._carry = self._policy.act(shown, first, carry)
-        return self._played(action[0].numpy())[0]
-
-    def _stacked(self, obs: np.ndarray) -> np.ndarray:
-        """`obs` as the policy sees it: converted, the observed components, the last of them."""
-        if obs.shape != (self.observation_space.shape or ()):
-            raise ValueError(
-                f"act: obs has the shape {obs.shape}; expected {self.observation_space.shape}, "
-                "one observation of the env"
-            )
-        frame = np.asarray(self._shown(obs[None])[0])
-        if self._observe is not None:
-            frame = frame[self._observe]
-        if self._stack == 1:
-            return frame
-        if not self._frames:
-            self._frames = [frame] * self._stack
-        self._frames = [*self._frames[1:], frame]
-        return np.concatenate(self._frames)
-
-
 def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
     """The config that `rlx <command> run … key=value …` would get. Raises ConfigError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     words = [f"{key}={_word(value)}" for key, value in overrides.items()]
-    line = cli.to_hydra(command, [*runs, *words])
+    line = to_hydra(command, [*runs, *words])
     try:
         return compose_config(command, [word for word in line if "=" in word])
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(cli.explain(error, command, line)) from None
+        raise ConfigError(explain(error, command, line)) from None
 
 
 def _word(value: object) -> str:

@@ -1,4 +1,7 @@
-"""What every command is wrapped in: composing by Hydra, one run or a sweep, failures, signals."""
+"""The wrapper of every command: composing by Hydra, a single run or a sweep, and failures.
+
+It also knows the options that the running command was given (`chosen`).
+"""
 
 import functools
 import shlex
@@ -10,18 +13,18 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, open_dict
 
-from rlx.conf import conf_dir, sweeps_of, user_dir
+from rlx.conf import conf_dir, group_files, sweeps_of, user_dir
 from rlx.config import rename_keys
 from rlx.errors import ConfigError, Interrupted, RunError
 
 Task = Callable[[DictConfig], float | None]
-"""What a command does with its composed config; a sweeper gets the number that it returns."""
+"""The work of a command on its composed config; a sweeper gets the number that it returns."""
 Check = Callable[[DictConfig], None]
 """Raises what is wrong with a composed config, and writes nothing."""
 
 
 def command(name: str, check: Check | None = None) -> Callable[[Task], "Command"]:
-    """Decorator of a command's task, which gets the composed conf/`name`.yaml.
+    """A decorator of a command's task, which gets the composed conf/`name`.yaml.
 
     With `check`, a sweep looks at all its combinations before the first of them begins.
     """
@@ -37,7 +40,7 @@ class Command:
     task: Task
 
     def __call__(self) -> None:
-        """One run or a sweep; raises what fails."""
+        """Do the task for a single run or for a sweep; raises what fails."""
         if not _is_sweep():
             self._once()
             return
@@ -47,9 +50,9 @@ class Command:
         sweep.run_all()
 
     def _once(self) -> None:
-        """Do the task.
+        """Do the task for a single run.
 
-        Its errors pass Hydra by, which would print lines of its own about them.
+        Its errors are carried past Hydra, which would print lines of its own about them.
         """
         errors: list[ConfigError | RunError] = []
 
@@ -74,9 +77,9 @@ def _is_sweep() -> bool:
 
 
 def _compose(name: str, task: Task) -> None:
-    """Let Hydra compose conf/`name`.yaml with sys.argv and call `task` on what comes out.
+    """Let Hydra compose conf/`name`.yaml with sys.argv and call `task` on the config.
 
-    In a sweep it is called on each combination.
+    In a sweep, `task` is called on the config of each combination.
     """
     import hydra
 
@@ -94,7 +97,7 @@ class Failure(NamedTuple):
     error: ConfigError | RunError
 
     def tell(self) -> None:
-        """Print it on one line."""
+        """Print the failure on one line."""
         print(f"rlx: {self.error}  ({self.overrides})", file=sys.stderr, flush=True)
 
 
@@ -105,20 +108,22 @@ class Sweep:
         self.name = name
         self.task = task
         self.planned: list[str] = []
-        """The overrides of each combination, where a check has looked at them."""
+        """The overrides of each combination that a check has looked at."""
         self.begun = 0
-        """How many of them have begun."""
+        """The number of combinations that have begun."""
         self.failures: list[Failure] = []
 
     def check_all(self, check: Check) -> None:
         """Compose and check every combination; ConfigError with all that is wrong."""
         if any(argument.startswith("hydra/sweeper=") for argument in sys.argv):
-            return  # it decides by results what comes next
+            return  # such a sweeper decides by results what comes next
         argv = sys.argv
-        launcher = ("hydra/launcher=", "hydra.launcher.")  # checks run here, one after the other
-        own = [argument for argument in argv if not argument.startswith(launcher)]
-        with tempfile.TemporaryDirectory(prefix="rlx-") as folder:  # Hydra writes what it sweeps
-            sys.argv = [*own, f"hydra.sweep.dir='{folder}'"]
+        # Checks run in this process, one after the other, whatever launches the runs.
+        launcher = ("hydra/launcher=", "hydra.launcher.")
+        arguments = [argument for argument in argv if not argument.startswith(launcher)]
+        # Hydra writes a file about each sweep.
+        with tempfile.TemporaryDirectory(prefix="rlx-") as folder:
+            sys.argv = [*arguments, f"hydra.sweep.dir='{folder}'"]
             try:
                 _compose(self.name, functools.partial(self._check, check))
             finally:
@@ -130,14 +135,15 @@ class Sweep:
             raise ConfigError(f"{count}; none was begun.")
 
     def run_all(self) -> None:
-        """Do the task for every combination, and then raise what failed, all of it.
+        """Do the task for every combination; then tell and raise all that failed.
 
-        Exit code 2 where nothing but configs were wrong.
+        The exit code is 2 where nothing but configs were wrong.
         """
         _compose(self.name, self._run)
         if not self.failures:
             return
-        for failure in self.failures:  # once more: they may be far above
+        # Told once more: the first time may be far above.
+        for failure in self.failures:
             failure.tell()
         summary = RunError(f"{len(self.failures)} of {self.begun} combinations failed.")
         summary.code = min(failure.error.code for failure in self.failures)
@@ -153,7 +159,7 @@ class Sweep:
             self.failures.append(Failure(overrides, error))
 
     def _run(self, composed: DictConfig) -> float | None:
-        """One combination. A failure is told at once, and the next one goes on."""
+        """Do the task for a combination. A failure is told at once, and the sweep goes on."""
         from rlx.show import console
 
         overrides = _overrides()
@@ -162,7 +168,8 @@ class Sweep:
         console.facts(sweep=f"{number}: {overrides}")
         try:
             return self.task(composed)
-        except (ConfigError, RunError) as error:  # Hydra would print a line of its own about it
+        except (ConfigError, RunError) as error:
+            # Raised here, Hydra would print a line of its own about it.
             failure = Failure(overrides, error)
             failure.tell()
             self.failures.append(failure)
@@ -173,11 +180,11 @@ class Sweep:
 
     def _not_begun(self) -> list[str]:
         """Commands that go on with what was not begun."""
-        rest = self.planned[self.begun :]
-        if not rest:
+        remaining = self.planned[self.begun :]
+        if not remaining:
             return []
-        commands = [f"{sys.argv[0]} {overrides}" for overrides in rest]
-        return [f"rlx: not begun, {len(rest)} of {len(self.planned)}:", *commands]
+        commands = [f"{sys.argv[0]} {overrides}" for overrides in remaining]
+        return [f"rlx: not begun, {len(remaining)} of {len(self.planned)}:", *commands]
 
 
 def _overrides() -> str:
@@ -190,10 +197,32 @@ def _overrides() -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
+def chosen(group: str) -> str:
+    """The option of a config group that the running command was given, as in "cartpole"."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def check_protocol(protocol: str | None) -> None:
+    """ConfigError where protocol=source was asked for and no preset says what it means here.
+
+    `protocol`: the key as it was composed. conf/protocol/source.yaml sets it to null, and the
+    preset of a source study sets it to `source`: null is left where there is no such preset.
+    """
+    if protocol is None:
+        wanted = chosen("preset@_global_").removesuffix("-source")
+        presets = [name for name in group_files("preset") if name.endswith("-source")]
+        known = ", ".join(preset.removesuffix("-source") for preset in presets)
+        raise ConfigError(
+            f"protocol=source: no settings for {wanted}. There are some for: {known}."
+        )
+
+
 def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """The composed conf/`name`.yaml, outside of a command; raises Hydra's errors.
 
-    `chosen` says of it what it says within a command.
+    Afterwards `chosen` answers for this config, as it does within a command.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra

@@ -1,4 +1,4 @@
-"""Where config files lie: rlx's own conf/, and the user's beside it."""
+"""The folders of config files: rlx's own conf/, and a folder of the user's."""
 
 from functools import cache
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 import rlx
 
 _user: list[Path] = []
-"""The user's folder of config groups, or nothing."""
+"""The user's folder of config groups; empty where there is none."""
 
 
 def conf_dir() -> str:
@@ -23,7 +23,7 @@ def conf_dir() -> str:
 
 
 def use(folder: Path | None) -> None:
-    """Let a user's folder of config groups count from now on; None: no such folder."""
+    """Let the options in a user's `folder` count from now on; None: only rlx's."""
     _user[:] = [] if folder is None else [folder.absolute()]
 
 
@@ -53,12 +53,12 @@ def sweeps_of(experiment: str) -> set[str]:
 
 
 def options_with(group: str, key: str) -> list[str]:
-    """The options of a group whose own file has `key`, sorted.
+    """The options of a group whose file has `key`, sorted.
 
-    Those that ask the user for it come first.
+    Options that leave it to the user to set the key (???) come first.
     """
     asking = []
-    others = []
+    setting = []
     for option, file in group_files(group).items():
         keys = yaml.safe_load(file.read_text()) or {}
         keys = keys.get(group, keys) if isinstance(keys, dict) else {}
@@ -67,13 +67,13 @@ def options_with(group: str, key: str) -> list[str]:
         if keys[key] == "???":
             asking.append(option)
         else:
-            others.append(option)
-    return asking + others
+            setting.append(option)
+    return asking + setting
 
 
 @cache
 def synonyms() -> dict[str, list[str]]:
-    """What other libraries call a key, in lower case → rlx's keys, from conf/help/synonyms.yaml."""
+    """Other libraries' names of keys, in lower case → rlx's keys, from conf/help/synonyms.yaml."""
     table: dict[str, Any] = yaml.safe_load(Path(conf_dir(), "help/synonyms.yaml").read_text())
     result: dict[str, list[str]] = {}
     for key, words in table.items():

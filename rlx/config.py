@@ -1,6 +1,6 @@
 """From YAML nodes to frozen dataclasses.
 
-Errors name the key, the value, what was expected and the nearest valid name.
+Every error names the key, the value, what was expected and the nearest valid name.
 """
 
 import dataclasses
@@ -13,19 +13,15 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from rlx.conf import group_files, options_with, renamed
+from rlx.conf import options_with, renamed
 from rlx.errors import ConfigError
 from rlx.names import nearest
 
 T = TypeVar("T")
-
-MOST = 100_000
-"""Seeds, or radii, in one list."""
 
 
 @dataclass(frozen=True)
@@ -61,29 +57,13 @@ Index = Annotated[int, Range(0)]
 """A whole number from 0 on, as the number of a choice or of steps before something."""
 
 
-def chosen(group: str) -> str:
-    """Which option of a config group the running command was given."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return str(HydraConfig.get().runtime.choices[group])
-
-
-def check_protocol(protocol: str | None) -> None:
-    """ConfigError where protocol=source was asked for and no preset says what it means here."""
-    if protocol is None:
-        wanted = chosen("preset@_global_").removesuffix("-source")
-        presets = [name for name in group_files("preset") if name.endswith("-source")]
-        have = ", ".join(preset.removesuffix("-source") for preset in presets)
-        raise ConfigError(f"protocol=source: no settings for {wanted}. There are some for: {have}.")
-
-
 def rename_keys(config: DictConfig) -> list[str]:
     """Give keys of earlier versions their names of today, in place; returns the old names."""
-    old = [key for key in renamed() if key in config]
+    old_names = [key for key in renamed() if key in config]
     with open_dict(config):
-        for key in old:
+        for key in old_names:
             config[renamed()[key]] = config.pop(key)
-    return old
+    return old_names
 
 
 def plain(node: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
@@ -112,8 +92,8 @@ def typed(
 ) -> dict[str, Any]:
     """The arguments of `kind` (a dataclass, or any class with annotated parameters) from `node`.
 
-    `given`: parameters that the caller passes itself. `beside`: keys of `node` that others read,
-    for the error message. `partial`: leave out what `node` does not say. Raises ConfigError.
+    `given`: parameters that the caller passes itself. `beside`: keys beside these that error
+    messages may suggest. `partial`: leave out keys that `node` does not have. Raises ConfigError.
     """
     if not isinstance(node, Mapping | DictConfig):
         raise ConfigError(f"{key}={node}: expected keys with values.")
@@ -124,8 +104,8 @@ def typed(
     prefix = f"{key}." if key else ""
     for name in values:
         if name not in parameters and not open_ended:
-            meant = _meant(key, name, [*parameters, *beside])
-            raise ConfigError(f"{prefix}{name}: unknown key.{meant}")
+            hint = _hint(key, name, [*parameters, *beside])
+            raise ConfigError(f"{prefix}{name}: unknown key.{hint}")
     for name, parameter in parameters.items():
         if partial and name not in values:
             continue
@@ -138,16 +118,16 @@ def typed(
 
 
 class _Parameter(NamedTuple):
-    """A parameter of something that is called."""
+    """A parameter of a class or function."""
 
     hint: Any
-    """Its type; Any where it has none."""
+    """The annotated type; Any where there is no annotation."""
     default: Any
-    """`inspect.Parameter.empty` where it has none."""
+    """The default value; `inspect.Parameter.empty` where there is none."""
 
 
 def _parameters(kind: Callable[..., Any]) -> tuple[dict[str, _Parameter], bool]:
-    """What `kind` is made of, by name, and whether it takes any other keyword too."""
+    """The parameters of `kind` by name, and whether it takes any other keyword too."""
     function = kind.__init__ if isinstance(kind, type) else kind  # type: ignore[misc]
     annotated = kind if dataclasses.is_dataclass(kind) else function
     hints = typing.get_type_hints(annotated, include_extras=True)
@@ -161,22 +141,25 @@ def _parameters(kind: Callable[..., Any]) -> tuple[dict[str, _Parameter], bool]:
     return found, open_ended
 
 
-def _meant(key: str, name: str, names: list[str]) -> str:
-    """What to say of an unknown key: the nearest of `names`, or the options that have it."""
+def _hint(key: str, name: str, names: list[str]) -> str:
+    """The end of the message about the unknown key `name` of the config group at `key`.
+
+    It names the nearest of `names`, or else the options of the group that have such a key.
+    """
     prefix = f"{key}." if key else ""
-    near = nearest(f"{prefix}{name}", [f"{prefix}{other}" for other in names])
+    near = nearest(f"{prefix}{name}", [f"{prefix}{known}" for known in names])
     if near.startswith(" Did you mean"):
         return near
-    others = options_with(key, name) if key else []
-    if others:
-        return f" It is a key of {', '.join(f'{key}={option}' for option in others[:3])}."
+    options = options_with(key, name) if key else []
+    if options:
+        return f" It is a key of {', '.join(f'{key}={option}' for option in options[:3])}."
     return near
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type `hint` has it: 200k and 1e6 are whole numbers.
+    """`value` as a value of the type `hint`; ConfigError where it has none.
 
-    ConfigError where it cannot be.
+    200k and 1e6 are whole numbers.
     """
     if hint is Any:
         return value
@@ -205,7 +188,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _whole(value: Any, key: str) -> Any:
-    """A number, or text like 200k, as a whole number; anything else as it is."""
+    """A number, or text like 200k, as a whole number; any other value unchanged."""
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+)([kM])", value)
         if match:
@@ -220,7 +203,7 @@ def _whole(value: Any, key: str) -> Any:
 
 
 def _convert_union(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the first of several types that takes it."""
+    """`value` as a value of the first type of the union `hint` that can be made of it."""
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     optional = len(options) < len(typing.get_args(hint))
     if value is None and optional:
@@ -232,7 +215,7 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
 
 
 def _convert_ranged(value: Any, hint: Any, key: str) -> Any:
-    """`value` as an annotated type has it, within the ranges of the annotation."""
+    """`value` as a value of the annotated type `hint`, within the ranges of the annotation."""
     kind, *ranges = typing.get_args(hint)
     number = convert(value, kind, key)
     for allowed in ranges:
@@ -242,7 +225,7 @@ def _convert_ranged(value: Any, hint: Any, key: str) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """What a value of the type `hint` is, in words: "a whole number, at least 1"."""
+    """The type `hint` in words, as in "a whole number, at least 1"."""
     names = {
         int: "a whole number",
         float: "a number",
@@ -299,92 +282,3 @@ def load_class(node: Mapping[str, Any], key: str, base: type[T]) -> type[T]:
         expected = f"{base.__module__}.{base.__qualname__}"
         raise ConfigError(f"{key}._target_={target}: expected a subclass of {expected}.")
     return found
-
-
-def parse_grid(value: object, key: str) -> list[float]:
-    """Radii from "start:stop:step" (the end included), "a/b", one number, or a list of these.
-
-    "0:0.03:0.0025" is 13 numbers: inside they are exact fractions. Raises ConfigError on an empty,
-    falling, negative or infinite grid.
-    """
-    radii: list[Fraction] = []
-    for part in _items(value):
-        numbers = [_fraction(text, key, value) for text in str(part).split(":")]
-        if len(numbers) == 1:
-            radii += numbers
-        elif len(numbers) == 3:
-            start, stop, step = numbers
-            if step <= 0 or stop < start:
-                raise ConfigError(
-                    f"{key}={value}: '{part}' is empty; "
-                    "write start:stop:step with start ≤ stop and step > 0."
-                )
-            count = int((stop - start) / step) + 1
-            _check_count(count, f"{key}={value}", "radii")
-            radii += [start + i * step for i in range(count)]
-        else:
-            raise ConfigError(
-                f"{key}={value}: expected start:stop:step, a number or a list of numbers; "
-                f"'{part}' is neither."
-            )
-    if not radii:
-        raise ConfigError(
-            f"{key}={value}: the grid is empty; write for example {key}=0:0.03:0.0025."
-        )
-    if min(radii) < 0:
-        raise ConfigError(f"{key}={value}: a radius cannot be negative.")
-    return [float(radius) for radius in sorted(set(radii))]
-
-
-def parse_seeds(value: object, key: str = "seeds") -> list[int]:
-    """Seeds from a count (10 → 0…9), a half-open range as in Python ("5:8" → 5, 6, 7), or a list.
-
-    A list holds seeds and ranges. Raises ConfigError.
-    """
-    seeds: list[int] = []
-    for part in _items(value):
-        try:
-            numbers = [int(text) for text in str(part).split(":")]
-        except ValueError:
-            raise ConfigError(
-                f"{key}={value}: '{part}' is not a count, a range like 0:10 or a list."
-            ) from None
-        if len(numbers) > 2:
-            raise ConfigError(f"{key}={value}: expected a count, a range like 0:10 or a list.")
-        if len(numbers) == 1 and _is_list(value):
-            seeds += numbers
-            continue
-        first, end = numbers if len(numbers) == 2 else (0, numbers[0])
-        _check_count(end - first, f"{key}={value}", "seeds")
-        seeds += range(first, end)
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"{key}={value}: expected at least one seed, none negative and none twice."
-        )
-    return seeds
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or OmegaConf.is_list(value)
-
-
-def _items(value: Any) -> list[Any]:
-    """Those of a list; anything else alone."""
-    return list(value) if _is_list(value) else [value]
-
-
-def _check_count(count: int, what: str, things: str) -> None:
-    """ConfigError where a list would be too long to be meant, before it is made."""
-    if count > MOST:
-        raise ConfigError(f"{what}: {count:,} {things}; at most {MOST:,}.")
-
-
-def _fraction(text: str, key: str, value: object) -> Fraction:
-    """`text` as an exact number; ConfigError where it is none."""
-    try:
-        return Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
-        raise ConfigError(
-            f"{key}={value}: '{text}' is not a number; "
-            f"write for example {key}=0:0.03:0.0025 or {key}=8/255."
-        ) from None

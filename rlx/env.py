@@ -1,4 +1,4 @@
-"""What rlx asks of an environment: a gymnasium.vector.VectorEnv of tensors."""
+"""The contract of envs: a gymnasium.vector.VectorEnv of tensors."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -24,15 +24,15 @@ class TensorEnv(Protocol):
     """
 
     num_envs: int
-    """B."""
+    """The number B of copies."""
     single_observation_space: gymnasium.Space
-    """Of one copy: Box, or Discrete from 0 on."""
+    """The observation space of one copy: Box, or Discrete from 0 on."""
     single_action_space: gymnasium.Space
-    """Of one copy: Discrete from 0 on, or a bounded Box of one axis."""
+    """The action space of one copy: Discrete from 0 on, or a bounded Box of one axis."""
     reward_threshold: float | None
     """The return from which the task counts as solved; None where nobody has said so."""
     rules: Rules | None
-    """The rules of a game of two players; None of all else."""
+    """The rules of a game of two players; None where the env is no such game."""
     grid: tuple[int, int] | None
     """(rows, columns) where the observations number the cells of a grid, row by row, else None."""
 
@@ -60,7 +60,7 @@ class TensorEnv(Protocol):
         """
 
     def keep(self, index: Tensor) -> None:
-        """Go on with the copies `index` (int64 [B']) only, in that order."""
+        """Go on with the copies `index` (int64 [B']) alone, in that order."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides the copies' future: tensors [B, …]."""
@@ -70,7 +70,7 @@ class TensorEnv(Protocol):
 
 
 def resize(env: VectorEnv, num_envs: int) -> None:
-    """Let `env` have so many copies: set its number and its batched spaces."""
+    """Let `env` have `num_envs` copies: set their number and the batched spaces."""
     env.num_envs = num_envs
     env.observation_space = batch_space(env.single_observation_space, num_envs)
     env.action_space = batch_space(env.single_action_space, num_envs)
@@ -90,9 +90,11 @@ def spread(seed: int | Sequence[int] | None, num_envs: int) -> Sequence[int | No
 
 
 def spread_fresh(seed: int | Sequence[int] | None, num_envs: int) -> list[int]:
-    """As `spread`, with a seed of the operating system's entropy where a copy has none."""
-    return [_fresh() if own is None else int(own) for own in spread(seed, num_envs)]
+    """One seed for each copy, as by `spread`; a copy that has none gets a random one."""
+    seeds = spread(seed, num_envs)
+    return [_fresh() if copy_seed is None else int(copy_seed) for copy_seed in seeds]
 
 
 def _fresh() -> int:
+    """A seed from the operating system's entropy."""
     return int(np.random.SeedSequence().generate_state(1)[0])

@@ -18,15 +18,19 @@ from rlx.rollout import Episodes, rollout
 SELECTION = 1_000_000
 """First reset seed of the episodes by which a checkpoint is chosen."""
 REPORT = 2_000_000
-"""First reset seed of the episodes that are reported: others than those chosen by."""
+"""First reset seed of the episodes that are reported; no checkpoint is chosen by these."""
 
 MakeEnv = Callable[[int], TensorEnv]
-"""Number of copies → env on the run's device."""
+"""A function of the number of copies, which returns these on the run's device."""
 
 
-def episode_seeds(first: int, episodes: int, seeds: int, device: torch.device) -> Tensor:
-    """int64 [S, episodes]: reset seeds from `first` on, the same for each of S = `seeds`."""
-    return torch.arange(first, first + episodes, device=device).expand(seeds, -1)
+def episode_seeds(first_reset_seed: int, episodes: int, seeds: int, device: torch.device) -> Tensor:
+    """int64 [S, episodes]: the reset seeds of episodes, the same for each of S = `seeds`.
+
+    They count up from `first_reset_seed`.
+    """
+    end = first_reset_seed + episodes
+    return torch.arange(first_reset_seed, end, device=device).expand(seeds, -1)
 
 
 def evaluate(
@@ -34,22 +38,26 @@ def evaluate(
     make_env: MakeEnv,
     seeds: int,
     episodes: int,
-    first: int,
+    first_reset_seed: int,
     device: torch.device,
     chooser: Callable[[Tensor], Choose] | None = None,
 ) -> Episodes:
-    """[S, episodes] of a policy of S = `seeds`, from reset seed `first` on.
+    """Play a policy of S = `seeds` on episodes [S, episodes], from `first_reset_seed` on.
 
-    Greedy, or as `chooser` says (see `rollout`).
+    It chooses greedily, or as `chooser` says (see `rollout`).
     """
     env = make_env(seeds * episodes)
-    return rollout(policy, env, episode_seeds(first, episodes, seeds, device), chooser)
+    resets = episode_seeds(first_reset_seed, episodes, seeds, device)
+    return rollout(policy, env, resets, chooser)
 
 
 def evaluate_random(
     policy: Policy, make_env: MakeEnv, episodes: int, device: torch.device
 ) -> Episodes:
-    """[1, episodes] of uniformly random (legal) choices: the zero of every robustness score."""
+    """Play episodes [1, episodes] by uniformly random (legal) choices.
+
+    Their mean return is the zero of every robustness score.
+    """
     seed_0 = torch.zeros(1, dtype=torch.int64, device=device)
     env = make_env(episodes)
     rng = Streams(seed_0, "random policy")

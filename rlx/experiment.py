@@ -1,4 +1,4 @@
-"""What a composed config means: the validated agent, env, data and device of a run."""
+"""From a composed config to the agent, env, data and device of a run."""
 
 import os
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Keys that every env takes beside its own."""
+class CommonEnvConfig:
+    """Keys of the config group `env` that every env takes beside those of its class."""
 
     observe: list[int] | None = None
     """Components of a flat observation that are seen; null: all."""
@@ -54,8 +54,13 @@ class Shown:
     """Processes that the copies of a Gymnasium env are shared out among."""
 
 
-def trained(run: "Run") -> DictConfig:
-    """A run's config, without the keys that its agent has had and has no more."""
+_COMMON_KEYS = [field.name for field in fields(CommonEnvConfig)]
+_BATCH_KEYS = ["drift", "max_episode_steps"]
+"""Keys of the config group `env` that BatchedEnv takes, around a class of dynamics."""
+
+
+def training_config(run: "Run") -> DictConfig:
+    """The config of a training, without the keys that its agent had once and has no more."""
     from rlx.agent import Agent
 
     config = run.config
@@ -68,37 +73,90 @@ def trained(run: "Run") -> DictConfig:
     return config
 
 
+@dataclass(frozen=True)
+class _EnvParts:
+    """The keys of the config group `env`, by who takes them."""
+
+    target: str
+    """`_target_`, which names the class."""
+    kind: Any
+    """The class: a Dynamics, or anybody's VectorEnv, whose keyword arguments cannot be checked."""
+    common: dict[str, Any]
+    """The keys of `CommonEnvConfig` that are there."""
+    batch: dict[str, Any]
+    """The keys `drift` and `max_episode_steps` of a Dynamics, which BatchedEnv takes."""
+    parameters: dict[str, Any]
+    """All other keys: the keyword arguments of the class."""
+    is_vector_env: bool
+    """Whether the class makes a batch of copies itself."""
+
+
+def _env_parts(node: Mapping[str, Any], key: str) -> _EnvParts:
+    """The config group `env`, at `key`, taken apart; ConfigError where it names no class."""
+    from gymnasium.vector import VectorEnv
+
+    parameters = plain(node)
+    kind = load_class(parameters, key, object)
+    target = parameters.pop("_target_")
+    common = _pop_all(parameters, _COMMON_KEYS)
+    batch = {}
+    is_vector_env = issubclass(kind, VectorEnv)
+    if not is_vector_env:
+        batch = _pop_all(parameters, _BATCH_KEYS)
+    return _EnvParts(target, kind, common, batch, parameters, is_vector_env)
+
+
+def class_parameters(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments for the class of the config group `env`."""
+    return _env_parts(node, "env").parameters
+
+
+def _pop_all(values: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """Remove `keys` from `values`; returns those that were there, with their values."""
+    return {key: values.pop(key) for key in keys if key in values}
+
+
 def typed_env(node: Mapping[str, Any], key: str = "env", partial: bool = False) -> dict[str, Any]:
     """The config group `env`, at `key`, every value of its type.
 
     `partial`: only the keys that `node` has.
     """
-    from gymnasium.vector import VectorEnv
+    from rlx.envs.batched import Dynamics
 
-    from rlx.envs.batched import Drift, Dynamics
+    parts = _env_parts(node, key)
+    common = typed(CommonEnvConfig, parts.common, key, partial=partial)
+    result = {"_target_": parts.target, **common}
+    given: tuple[str, ...] = ("num_envs", "device")
+    beside = _COMMON_KEYS
+    if not parts.is_vector_env:
+        load_class({"_target_": parts.target}, key, Dynamics)
+        result |= _typed_batch(parts.batch, key, partial)
+        given = ()
+        beside = [*_COMMON_KEYS, *_BATCH_KEYS]
+    parameters = typed(
+        parts.kind, parts.parameters, key, given=given, beside=beside, partial=partial
+    )
+    return result | parameters
 
-    parameters = plain(node)
-    env = load_class(parameters, key, object)
-    target = parameters.pop("_target_")
-    beside = [field.name for field in fields(Shown)]
-    shown = {name: parameters.pop(name) for name in beside if name in parameters}
-    result = {"_target_": target, **typed(Shown, shown, key, partial=partial)}
-    if issubclass(env, VectorEnv):
-        given = ("num_envs", "device")
-        return result | typed(env, parameters, key, given=given, beside=beside, partial=partial)
 
-    dynamics = load_class({"_target_": target}, key, Dynamics)
-    beside += ["drift", "max_episode_steps"]
-    drift = parameters.pop("drift", None)
-    limit = parameters.pop("max_episode_steps", None)
+def _typed_batch(batch: dict[str, Any], key: str, partial: bool) -> dict[str, Any]:
+    """The keys that BatchedEnv takes, of the config group at `key`, every value of its type.
+
+    Keys that are null are left out.
+    """
+    from rlx.envs.batched import Drift
+
+    result: dict[str, Any] = {}
+    drift = batch.get("drift")
     if drift is not None:
         drift = convert(drift, dict, f"{key}.drift")
         result["drift"] = typed(Drift, drift, f"{key}.drift", partial=partial)
+    limit = batch.get("max_episode_steps")
     if limit is not None:
         limit = convert(limit, int, f"{key}.max_episode_steps")
         at_least(limit, 1, f"{key}.max_episode_steps")
         result["max_episode_steps"] = limit
-    return result | typed(dynamics, parameters, key, beside=beside, partial=partial)
+    return result
 
 
 def make_env(
@@ -106,25 +164,26 @@ def make_env(
 ) -> "TensorEnv":
     """`num_envs` copies of the env of the config group `env`.
 
-    As the keys `observe` and `stack` show it, in `workers` processes. `age`: for a drifting env,
-    how many steps each copy is old.
+    Their observations are as the keys `observe` and `stack` show them, and they run in `workers`
+    processes. `age`: how many steps old each copy of a drifting env is.
     """
-    params = typed_env(node)
-    observe = params.pop("observe")
-    stack = params.pop("stack")
-    workers = params.pop("workers")
-    _require_room(num_envs, stack)
-    env = _whole_env(params, num_envs, device, age, workers)
-    if observe is None and stack == 1:
+    parts = _env_parts(typed_env(node), "env")
+    common = CommonEnvConfig(**parts.common)
+    _require_room(num_envs, common.stack)
+    if parts.is_vector_env:
+        env = _make_vector_env(parts, num_envs, device, common.workers)
+    else:
+        env = _make_batched_env(parts, num_envs, device, age, common.workers)
+    if common.observe is None and common.stack == 1:
         return env
     from rlx.envs.view import View
 
-    return View(env, observe, stack)
+    return View(env, common.observe, common.stack)
 
 
 def _require_room(num_envs: int, stack: int) -> None:
-    """ConfigError where so many copies cannot be, before any memory is taken for them."""
-    least = 64.0 * num_envs * stack  # bytes: some numbers of each
+    """ConfigError where the memory has no room for so many copies, before any is taken."""
+    least = 64.0 * num_envs * stack  # bytes: each copy has at least some numbers
     free = free_memory()
     if least > free:
         raise ConfigError(
@@ -139,7 +198,7 @@ _OPTIONAL = ("max_episode_steps", "reward_threshold", "rules", "grid")
 
 
 def _with_optional(kind: Any, **params: Any) -> "TensorEnv":
-    """A VectorEnv of anybody's, with all attributes of the contract."""
+    """A VectorEnv of anybody's class `kind`, with all attributes of the contract."""
     env = kind(**params)
     for name in _OPTIONAL:
         if not hasattr(env, name):
@@ -147,34 +206,35 @@ def _with_optional(kind: Any, **params: Any) -> "TensorEnv":
     return env
 
 
-def _whole_env(
-    params: dict[str, Any], num_envs: int, device: "torch.device | str", age: int, workers: int
+def _make_vector_env(
+    parts: _EnvParts, num_envs: int, device: "torch.device | str", workers: int
 ) -> "TensorEnv":
-    """A Dynamics, or a VectorEnv class of anybody's, with its typed parameters."""
-    from gymnasium.vector import VectorEnv
+    """Copies of a VectorEnv, in as many processes as there are copies at most."""
+    make = partial(_with_optional, parts.kind, **parts.parameters)
+    if min(workers, num_envs) == 1:
+        return make(num_envs=num_envs, device=device)
+    from rlx.envs.workers import Workers
 
+    return Workers(make, num_envs, workers, device)
+
+
+def _make_batched_env(
+    parts: _EnvParts, num_envs: int, device: "torch.device | str", age: int, workers: int
+) -> "TensorEnv":
+    """Copies of a Dynamics; ConfigError where `workers` asks for processes, which it has not."""
     from rlx.envs.batched import BatchedEnv, Drift
 
-    # The keyword arguments of a class of anybody's cannot be checked.
-    env: Any = load_class(params, "env", object)
-    params = {name: value for name, value in params.items() if name != "_target_"}
-    if issubclass(env, VectorEnv):
-        make = partial(_with_optional, env, **params)
-        if min(workers, num_envs) == 1:
-            return make(num_envs=num_envs, device=device)
-        from rlx.envs.workers import Workers
-
-        return Workers(make, num_envs, workers, device)
     if workers != 1:
         raise ConfigError(
             f"env.workers={workers}: this env steps all copies as one tensor; "
             "processes are for envs of Gymnasium."
         )
-    limit = params.pop("max_episode_steps", None)
-    drift = params.pop("drift", None)
-    if drift:
-        drift = Drift(**drift)
-    return BatchedEnv(env(**params), num_envs, limit, device, drift=drift or None, age=age)
+    drift = None
+    if parts.batch.get("drift"):
+        drift = Drift(**parts.batch["drift"])
+    dynamics = parts.kind(**parts.parameters)
+    limit = parts.batch.get("max_episode_steps")
+    return BatchedEnv(dynamics, num_envs, limit, device, drift=drift, age=age)
 
 
 def env_spec(node: Mapping[str, Any]) -> "Spec":
@@ -187,10 +247,10 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     action_space = env.single_action_space
     problem = refused(obs_space, action_space, str(node.get("id")))
     if problem is not None:
-        what, way = problem
+        reason, remedy = problem
         if "id" in node:
-            raise ConfigError(f"env.id={node['id']}: {what} {way}")
-        raise ConfigError(f"env: {node['_target_']} {what}")
+            raise ConfigError(f"env.id={node['id']}: {reason} {remedy}")
+        raise ConfigError(f"env: {node['_target_']} {reason}")
     limit = env.max_episode_steps
     if not limit:
         raise ConfigError("env.max_episode_steps: this env has no time limit of its own; set one.")
@@ -204,50 +264,50 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
     )
 
 
-def evaluated_spec(spec: "Spec", node: Mapping[str, Any]) -> "Spec":
+def eval_spec(spec: "Spec", node: Mapping[str, Any]) -> "Spec":
     """The spec of the env `node` in which an agent of `spec` is evaluated.
 
-    ConfigError where its spaces are others.
+    ConfigError where the spaces of the two differ.
     """
-    evaluated = env_spec(node)
-    _require_space("observations", evaluated.observation_space, spec.observation_space)
-    _require_space("actions", evaluated.action_space, spec.action_space)
-    return evaluated
+    result = env_spec(node)
+    _require_space("observations", result.observation_space, spec.observation_space)
+    _require_space("actions", result.action_space, spec.action_space)
+    return result
 
 
 def _require_space(what: str, space: "gymnasium.Space", learnt: "gymnasium.Space") -> None:
     """ConfigError where eval_env has another space than the env in which the agent learns."""
     if space != learnt:
         raise ConfigError(
-            f"eval_env: has {what} {named(space)}; the agent learns with {named(learnt)}."
+            f"eval_env: has {what} {space_text(space)}; the agent learns with {space_text(learnt)}."
         )
 
 
-def named(space: "gymnasium.Space") -> str:
-    """A space on one line."""
+def space_text(space: "gymnasium.Space") -> str:
+    """A space as text, on one line."""
     return " ".join(str(space).split())
 
 
-def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config group `env` as a run is evaluated and attacked in.
+def eval_env_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config group `env` of the env in which a run is evaluated and attacked.
 
-    That is with the keys of `eval_env`, nested ones too.
+    Keys of `eval_env`, nested ones too, replace those of `env`.
     """
     merged = OmegaConf.merge(plain(config["env"]), plain(config["eval_env"]))
     return typed_env(merged)  # type: ignore[arg-type]
 
 
-def same_env(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the envs of two runs' configs, as they are evaluated, are one.
+def same_env(config: Mapping[str, Any], other_config: Mapping[str, Any]) -> bool:
+    """Whether two runs are evaluated in the same env, by their configs.
 
-    In how many processes or threads they run says nothing.
+    The numbers of processes and threads may differ: the env is the same in any number of them.
     """
-    first = evaluated_env(one)
-    second = evaluated_env(other)
+    env = eval_env_config(config)
+    other_env = eval_env_config(other_config)
     for key in ("workers", "threads"):
-        first.pop(key, None)
-        second.pop(key, None)
-    return first == second
+        env.pop(key, None)
+        other_env.pop(key, None)
+    return env == other_env
 
 
 def setup_device(node: Mapping[str, Any]) -> "torch.device":
@@ -281,7 +341,7 @@ def make_agent(
 ) -> "Agent":
     """The agent of the config group `agent`, on the device of `seeds` (int64 [S]).
 
-    An offline one learns from `data`. ConfigError where the agent and the env do not fit.
+    An offline agent learns from `data`. ConfigError where agent, env and data do not fit.
     """
     from rlx.agent import Agent, OfflineAgent
 
@@ -313,16 +373,16 @@ def _require_fit(
     space: "gymnasium.Space",
     kinds: tuple[type["gymnasium.Space"], ...],
 ) -> None:
-    """ConfigError where the env's observations or actions are none that the agent takes."""
+    """ConfigError where the agent cannot take the env's observations, or its actions (`what`)."""
     if not isinstance(space, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ConfigError(
-            f"agent: {agent.__name__} needs {names} {what}; this env has {named(space)}."
+            f"agent: {agent.__name__} needs {names} {what}; this env has {space_text(space)}."
         )
 
 
 def open_data(where: str, skip_bad: bool = False) -> "Data":
-    """The data set `where`: a folder of ours or of npz shards, or minari:<id>.
+    """The data set `where`: a folder of rlx's or of npz shards, or minari:<id>.
 
     ConfigError, with the file, where something is wrong. `skip_bad`: leave bad shards out instead.
     """

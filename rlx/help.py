@@ -1,4 +1,4 @@
-"""What `rlx --help` and `rlx <command> --help` print, and the names of all keys."""
+"""The texts of `rlx --help` and `rlx <command> --help`, and the names of all keys."""
 
 import ast
 import pkgutil
@@ -13,9 +13,9 @@ from rlx.conf import conf_dir, conf_dirs, group_files
 
 
 def commands() -> dict[str, str]:
-    """Every file in rlx/commands: its name → the first line of its docstring.
+    """The commands of rlx, name → the first line of the docstring of its file.
 
-    They are read without importing any: torch alone takes seconds.
+    The files in rlx/commands are read and not imported: torch alone takes seconds.
     """
     found = {}
     for folder in rlx.commands.__path__:
@@ -44,9 +44,9 @@ def usage() -> str:
 
 
 def command_usage(command: str, overrides: list[str]) -> str:
-    """The text of `rlx <command> --help`: its keys, with the values that this command line uses.
+    """The text of `rlx <command> --help`: the keys, with the values that this command line uses.
 
-    Of groups that the line names, their keys too. Raises Hydra's errors where the line is wrong.
+    The keys of groups that the line names are shown too. Raises Hydra's errors where it is wrong.
     """
     text = _command_file(command)
     defaults = ""
@@ -63,9 +63,9 @@ def command_usage(command: str, overrides: list[str]) -> str:
         lines += ["", f"{group}: {', '.join(files)}"]
         if group in named and isinstance(config.get(group), dict):
             option = named[group]
-            own = "\n".join(path.read_text() for path in _parents(files, option))
+            texts = "\n".join(path.read_text() for path in _parents(files, option))
             lines += ["", f"{group}={option}, as this command line has it:"]
-            lines += _group_lines(own, config[group])
+            lines += _group_lines(texts, config[group])
     if len(conf_dirs()) > 1:
         lines += ["", f"(Options of {conf_dirs()[1]} are among them.)"]
     lines += [
@@ -129,7 +129,7 @@ def _dotted(config: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _parents(files: dict[str, Path], option: str) -> list[Path]:
-    """The files of an option and of those that its defaults name, these first."""
+    """The files of the options that an option's defaults name, then its own file."""
     if option not in files:
         return []
     before = []
@@ -151,10 +151,7 @@ def _with_values(text: str, config: dict[str, Any]) -> str:
 
 
 def _group_lines(text: str, values: dict[str, Any]) -> list[str]:
-    """One line for each of a group's `values`, under its comment.
-
-    That is the comment that the YAML `text` has above the key.
-    """
+    """A line for each of a group's `values`, under the comment above its key in the YAML `text`."""
     comments: dict[str, list[str]] = {}
     above: list[str] = []
     for line in text.splitlines():
@@ -174,6 +171,6 @@ def _group_lines(text: str, values: dict[str, Any]) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    """`value` as YAML has it on one line."""
+    """`value` as YAML, on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.strip().removesuffix("...").strip()

@@ -1,4 +1,4 @@
-"""What the machine has room for: free memory and free disk."""
+"""The machine's free memory and free disk."""
 
 import math
 import shutil
@@ -19,7 +19,7 @@ def free_memory() -> float:
 
 
 def require_disk(root: str, size: int) -> None:
-    """ConfigError where the disk of the folder `root` has not `size` bytes free."""
+    """ConfigError unless the disk of the folder `root` has `size` bytes free."""
     folder = Path(root).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from rlx.conf import synonyms
 
 SHOWN = 20
-"""So many names are listed where none is near; more would fill the screen."""
+"""The most names that are listed where none is near; more would fill the screen."""
 
 
 def nearest(word: object, choices: Iterable[object]) -> str:
-    """The end of an error message: the one of `choices` that was probably meant by `word`.
+    """The end of an error message, with the name of `choices` that `word` probably meant.
 
-    Where none is near, all of them, unless they are many.
+    Where no name is near, it lists all of them, unless they are many.
     """
     names = [str(choice) for choice in choices]
     meant = closest(str(word), names)
@@ -24,10 +24,10 @@ def nearest(word: object, choices: Iterable[object]) -> str:
 
 
 def closest(word: str, names: Sequence[str]) -> str | None:
-    """Which of `names` was probably meant by `word`, if any.
+    """The name of `names` that `word` probably meant; None where none is near.
 
-    In this order: the same name in another group or case, what another library calls so, the
-    same name but for some letters (of dotted names: in the same group, then anywhere).
+    Tried in this order: the same name in another group or case; a name that another library calls
+    `word`; the same name but for some letters (of dotted names: in the same group, then anywhere).
     """
     group, _, last = word.lower().rpartition(".")
     same = [name for name in names if _last(name) == last]
@@ -51,7 +51,10 @@ def _last(name: str) -> str:
 
 
 def _synonym(word: str, names: Sequence[str]) -> str | None:
-    """Which of `names` another library calls `word` (in lower case), with or without its group."""
+    """The name of `names` that another library calls `word`, with or without its group.
+
+    `word` is in lower case. None where there is no such name.
+    """
     group, _, last = word.rpartition(".")
     for key in [*synonyms().get(word, ()), *synonyms().get(last, ())]:
         _, dot, end = key.rpartition(".")
@@ -62,6 +65,9 @@ def _synonym(word: str, names: Sequence[str]) -> str | None:
 
 
 def _similar(word: str, spellings: dict[str, str], cutoff: float = 0.6) -> str | None:
-    """The name of the spelling most like `word`; None where none is as like as `cutoff`."""
+    """The name whose spelling is most like `word`; None where the likeness is below `cutoff`.
+
+    `spellings`: spelling → name.
+    """
     near = difflib.get_close_matches(word, spellings, n=1, cutoff=cutoff)
     return spellings[near[0]] if near else None

@@ -1,17 +1,27 @@
 """The policies of runs on disk: what evaluating, attacking and exporting begin with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from rlx.agent import Agent, Policy, Spec
-from rlx.config import build, load_class, parse_seeds
+from rlx.config import build, load_class
+from rlx.env import TensorEnv
 from rlx.errors import ConfigError
-from rlx.experiment import env_spec, evaluated_env, evaluated_spec, same_env, trained
+from rlx.experiment import (
+    env_spec,
+    eval_env_config,
+    eval_spec,
+    make_env,
+    same_env,
+    training_config,
+)
+from rlx.grids import parse_seeds
 from rlx.names import nearest
 from rlx.nn.rng import seed_tensor
 from rlx.nn.seed_axis import concatenate, take
@@ -19,12 +29,48 @@ from rlx.runs.run import Run
 
 
 class Loaded(NamedTuple):
-    """A policy, and what it is of."""
+    """A policy from disk, of one run or of several."""
 
     policy: Policy
     spec: Spec
+    """The facts about the env that the policy was made with."""
     seeds: list[int]
-    """Of the rows of the policy's seed axis."""
+    """The seed of each row of the policy's seed axis."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The policies of runs, and the env in which these are evaluated and attacked."""
+
+    policy: Policy
+    """The policies of all runs, side by side along the seed axis."""
+    spec: Spec
+    """The facts about the env that the policies were made with."""
+    seeds: list[int]
+    """The seed of each row of the policy's seed axis."""
+    env: dict[str, Any]
+    """The config group `env`, with the keys of `eval_env`."""
+    age: int
+    """How many steps old the env's copies are; 0 unless the env drifts."""
+    device: torch.device
+    """The device of the policy and of the env's copies."""
+
+    def make_env(self, num_envs: int) -> TensorEnv:
+        """`num_envs` copies of the env, on the device and of the age of the runs."""
+        return make_env(self.env, num_envs, self.device, self.age)
+
+
+def open_runs(
+    runs: Sequence[Run], checkpoint: str, device: torch.device, seeds: object = None
+) -> Opened:
+    """The policies of `runs` at `checkpoint`, and their env.
+
+    `seeds` picks some of the runs' seeds; None: all. ConfigError where the runs differ in agent,
+    env or the age of a drifting env, or have a seed twice.
+    """
+    policy, spec, chosen_seeds = load_policies(runs, checkpoint, device, seeds)
+    env = eval_env_config(training_config(runs[0]))
+    return Opened(policy, spec, chosen_seeds, env, env_age(runs, checkpoint), device)
 
 
 def load_policies(
@@ -32,39 +78,40 @@ def load_policies(
 ) -> Loaded:
     """The policies of several runs of one agent and env, side by side along the seed axis.
 
-    `seeds` picks some of theirs; None: all. ConfigError where a seed comes twice: it would be
-    counted as two independent ones.
+    `seeds` picks some of the runs' seeds; None: all. ConfigError where a seed comes twice: it would
+    be counted as two independent seeds.
     """
     _require_same(runs)
     loaded = [load_policy(run, checkpoint) for run in runs]
-    owners: dict[int, Path] = {}
-    for run, one in zip(runs, loaded, strict=True):
-        for seed in one.seeds:
-            if seed in owners:
+    run_of_seed: dict[int, Path] = {}
+    for run, (_, _, run_seeds) in zip(runs, loaded, strict=True):
+        for seed in run_seeds:
+            if seed in run_of_seed:
                 raise ConfigError(
-                    f"run={run.path}: seed {seed} is also in {owners[seed]}; "
+                    f"run={run.path}: seed {seed} is also in {run_of_seed[seed]}; "
                     "it would count as two independent seeds."
                 )
-            owners[seed] = run.path
-    policy = concatenate([one.policy for one in loaded])
-    own = list(owners)
-    if seeds is not None:
-        chosen = parse_seeds(seeds)
-        unknown = sorted(set(chosen) - set(own))
-        if unknown:
-            paths = ", ".join(str(run.path) for run in runs)
-            raise ConfigError(f"seeds={seeds}: {unknown} not in {paths}, which has {own}.")
-        policy = take(policy, torch.tensor([own.index(seed) for seed in chosen]))
-        own = chosen
-    return Loaded(policy.to(device), loaded[0].spec, own)
+            run_of_seed[seed] = run.path
+    policy = concatenate([policy for policy, _, _ in loaded])
+    all_seeds = list(run_of_seed)
+    spec = loaded[0].spec
+    if seeds is None:
+        return Loaded(policy.to(device), spec, all_seeds)
+    picked = parse_seeds(seeds)
+    unknown = sorted(set(picked) - set(all_seeds))
+    if unknown:
+        paths = ", ".join(str(run.path) for run in runs)
+        raise ConfigError(f"seeds={seeds}: {unknown} not in {paths}, which has {all_seeds}.")
+    rows = torch.tensor([all_seeds.index(seed) for seed in picked])
+    return Loaded(take(policy, rows).to(device), spec, picked)
 
 
 def load_policy(run: Run, checkpoint: str) -> Loaded:
     """The policy of one run, on the CPU. ConfigError where it does not fit its config."""
-    config = trained(run)
+    config = training_config(run)
     spec = env_spec(config.env)
-    evaluated_spec(spec, evaluated_env(config))
-    # A stop rule may have taken some out.
+    eval_spec(spec, eval_env_config(config))
+    # Not all of the config's seeds: a stop rule may have taken some out.
     seeds = [int(seed) for seed in run.checkpoints.counters(checkpoint)["seeds"]]
     if not seeds:
         raise ConfigError(
@@ -84,8 +131,8 @@ def check_tensors(
 ) -> None:
     """ConfigError where `saved`, of `file`, are not the tensors of the policy that `config` makes.
 
-    `seeds`: their number. The policy is made without memory: what a config asks for may not fit
-    into any, while a file holds what it is long.
+    `seeds`: the number of seeds. The policy is made on the meta device, without memory: what a
+    config asks for may be larger than any memory, while a file holds no more than its length.
     """
     with torch.device("meta"):
         outline = _make_policy(config, spec, seed_tensor(range(seeds), "meta"))
@@ -102,7 +149,7 @@ def check_tensors(
 def env_age(runs: Sequence[Run], checkpoint: str) -> int:
     """How old, in steps, the env copies of runs are at a checkpoint; 0 unless their env drifts.
 
-    ConfigError where they differ: policies of several ages are judged in several envs.
+    ConfigError where the runs differ in it: they would be evaluated in different envs.
     """
     ages = [_env_age(run, checkpoint) for run in runs]
     for run, age in zip(runs, ages, strict=True):
@@ -115,11 +162,13 @@ def env_age(runs: Sequence[Run], checkpoint: str) -> int:
 
 
 def _env_age(run: Run, checkpoint: str) -> int:
+    """How old, in steps, the env copies of a run are at a checkpoint."""
     config = run.config
     if not config.env.get("drift"):
         return 0
     step = run.checkpoints.counters(checkpoint)["step"]
-    if isinstance(step, list):  # of each seed, in "best"
+    if isinstance(step, list):
+        # The checkpoint "best" has a step of each seed.
         step = max(step)
     return step // int(config.num_envs)
 

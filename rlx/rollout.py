@@ -15,17 +15,17 @@ CHECK_EVERY = 8
 """Steps between two looks at which copies are done: looking makes a GPU wait."""
 
 SHRINK_BELOW = 0.75
-"""The batch shrinks when at most this share of it would be left: shrinking copies all that is."""
+"""The batch shrinks when at most this share of it would stay: shrinking copies all that stays."""
 
 
 @dataclass
 class Episodes:
-    """What was played: tensors [S, B], one episode per copy."""
+    """Episodes that were played, one on each of S·B env copies: tensors [S, B]."""
 
     returns: Tensor
     """float64 [S, B]: undiscounted sums of rewards."""
     lengths: Tensor
-    """int64 [S, B]: steps."""
+    """int64 [S, B]: numbers of steps."""
     truncated: Tensor
     """bool [S, B]: whether the episode ended at the time limit."""
 
@@ -73,11 +73,11 @@ class _Batch:
         shape = reset_seeds.shape
         device = reset_seeds.device
         copies = shape.numel()
-        # Of all copies, in the flat order of their ids.
+        # The episodes of all copies, in the flat order of their ids.
         self.returns = torch.zeros(copies, dtype=torch.float64, device=device)
         self.lengths = torch.zeros(copies, dtype=torch.int64, device=device)
         self.truncated = torch.zeros(copies, dtype=torch.bool, device=device)
-        # Of those that still play.
+        # The state of the copies that still play, [S', B', …].
         self.ids = torch.arange(copies, device=device).view(shape)
         self.alive = torch.ones(shape, dtype=torch.bool, device=device)
         self.first = torch.ones(shape, dtype=torch.bool, device=device)
@@ -87,7 +87,7 @@ class _Batch:
         self.obs = obs.unflatten(0, shape)
 
     def step(self) -> None:
-        """Play one step on every copy; those that are done play on, and it does not count."""
+        """Play one step on every copy; what copies that are done play on does not count."""
         shape = self.ids.shape
         action, self.carry = self.policy.act(self.obs, self.first, self.carry, self._choose)
         obs, reward, terminated, truncated, _ = self.env.step(action.flatten(0, 1))
@@ -100,7 +100,7 @@ class _Batch:
         self.alive = self.alive & ~self.first
 
     def _choose(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-        """As asked for; a copy that is done decides nothing."""
+        """Choose as `chooser` says; a copy that is done decides nothing."""
         return self.choose(head, obs, scores, deciding & self.alive)
 
     def _count(self, reward: Tensor, truncated: Tensor) -> None:
@@ -108,14 +108,15 @@ class _Batch:
         ids = self.ids.flatten()
         self.returns.index_add_(0, ids, (reward.double() * self.alive).flatten())
         self.lengths.index_add_(0, ids, self.alive.flatten().long())
-        cut = self.truncated[self.ids] | (truncated & self.alive)
-        self.truncated.index_copy_(0, ids, cut.flatten())
+        truncated_so_far = self.truncated[self.ids] | (truncated & self.alive)
+        self.truncated.index_copy_(0, ids, truncated_so_far.flatten())
 
     def shrink(self, alive: Tensor, width: int) -> None:
-        """Drop copies that are done, where it is worth it.
+        """Drop copies that are done, where the batch becomes enough smaller.
 
-        `alive`: int64 [S'], how many copies of a seed are. Each seed that has any keeps `width`
-        copies, the most that one needs: those alive, in their order, then some that are done.
+        `alive`: int64 [S'], how many copies of each seed still play. Every seed that has such a
+        copy keeps `width` copies, the most that any seed needs: those that still play, in their
+        order, then some that are done.
         """
         rows = torch.nonzero(alive).squeeze(1)
         if len(rows) * width > SHRINK_BELOW * self.ids.numel():
@@ -134,9 +135,9 @@ class _Batch:
 
     def episodes(self) -> Episodes:
         """All episodes; RunError where one has a reward that is not finite."""
-        wrong = torch.nonzero(~self.returns.isfinite())
-        if len(wrong):
-            seed = int(self.reset_seeds.flatten()[wrong[0]])
+        not_finite = torch.nonzero(~self.returns.isfinite())
+        if len(not_finite):
+            seed = int(self.reset_seeds.flatten()[not_finite[0]])
             where = f"in the episode of reset seed {seed}"
             raise RunError(f"env: gave a reward that is not finite {where}")
         shape = self.reset_seeds.shape

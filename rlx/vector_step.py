@@ -10,22 +10,25 @@ from rlx.env import TensorEnv
 
 
 class VectorStep(NamedTuple):
-    """What a step of N env copies per seed led to."""
+    """The outcome of a step of N env copies per seed."""
 
     transition: Transition
-    """What the agent learnt from; its carry is that of the next step."""
+    """The transition that the agent learnt from; the next step begins with its carry."""
     obs: Tensor
-    """[S, N, *O]: what the next step begins with, the first of a new episode where one ended."""
+    """[S, N, *O]: the observations that the next step begins with.
+
+    Where an episode ended, it is the first of a new one.
+    """
     first: Tensor
     """bool [S, N]: whether an episode begins with `obs`."""
     metrics: dict[str, Tensor]
-    """Name → [S], of what was learnt; empty when nothing was."""
+    """The metrics of what was learnt, name → [S]; empty where nothing was learnt."""
 
 
 def vector_step(
     agent: Agent, env: TensorEnv, obs: Tensor, first: Tensor, carry: Carry
 ) -> VectorStep:
-    """Act, step, learn: one step of all S·N copies of `env`, from `obs`, `first` and `carry` on.
+    """Act, step and learn: one step of all S·N copies of `env`, from `obs`, `first` and `carry`.
 
     RunError where the agent's actions or metrics have a wrong shape.
     """

@@ -14,6 +14,7 @@ from rlx.agents.dqn import DQN
 from rlx.envs.cartpole import CartPole
 from rlx.evaluation import REPORT
 from rlx.experiment import make_env
+from rlx.gym_policy import GymPolicy
 from rlx.policies import load_policy
 
 TINY_KEYS = {key: int(value) for key, _, value in (word.partition("=") for word in TINY)}
@@ -31,7 +32,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def episode(policy: "rlx.api.GymPolicy", env: gymnasium.Env, seed: int) -> tuple[float, list]:
+def episode(policy: GymPolicy, env: gymnasium.Env, seed: int) -> tuple[float, list]:
     """(return, actions) of an episode from this reset seed."""
     obs, _ = env.reset(seed=seed)
     policy.reset()

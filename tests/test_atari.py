@@ -9,7 +9,7 @@ from test_resume import fingerprint
 
 from rlx.envs import atari
 from rlx.errors import ConfigError
-from rlx.experiment import evaluated_env, make_env
+from rlx.experiment import eval_env_config, make_env
 from rlx.nn.seed_axis import concatenated
 
 ale_py = pytest.importorskip("ale_py")
@@ -127,7 +127,7 @@ def test_lives_and_clipping_are_the_learners_alone(make, composed):
     assert reward.max() >= 10 and lost[:until].any() and not over[:until].any()
     config = composed("train", "env=pong")
     assert config.env.life_loss and config.env.clip_rewards
-    assert not evaluated_env(config)["life_loss"] and not evaluated_env(config)["clip_rewards"]
+    assert not eval_env_config(config)["life_loss"] and not eval_env_config(config)["clip_rewards"]
 
 
 @pytest.mark.parametrize("steps", [17, 60])

@@ -15,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 from test_resume import fingerprint
 
 from rlx.envs.car_racing import ACTIONS, CarRacing
-from rlx.experiment import evaluated_env, make_env
+from rlx.experiment import eval_env_config, make_env
 
 DARKER = 2
 """By how much of 255 pygame's scaling darkens Gymnasium's images; a machine without SSE may not."""
@@ -118,7 +118,7 @@ def test_ppo_trains_on_it_and_goes_on_exactly(rlx):
 def test_evaluation_changes_only_the_keys_it_names(composed):
     config = composed("train", "agent=ppo", "env=car_racing")
     assert config.env.kwargs.patience == 150
-    assert evaluated_env(config)["kwargs"] == dict(config.env.kwargs) | {"patience": None}
+    assert eval_env_config(config)["kwargs"] == dict(config.env.kwargs) | {"patience": None}
 
 
 OTHERS = {

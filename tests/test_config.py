@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from rlx.config import build, parse_grid, parse_seeds
+from rlx.config import build
 from rlx.errors import ConfigError
+from rlx.grids import parse_grid, parse_seeds
 
 
 def test_grid_includes_its_end_exactly():

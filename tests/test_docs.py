@@ -18,8 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import rlx as package
-from rlx import cli, conf
+from rlx import conf
 from rlx.command import compose_config
+from rlx.command_line import config_overrides, to_hydra
 from rlx.conf import group_files
 from rlx.config import build
 from rlx.help import commands
@@ -151,8 +152,8 @@ def test_every_command_line_can_be_typed(page, folder):
         assert command in known, words
         if set(rest) & {"--help", "--cfg"}:
             rest = [word for word in rest if word not in ("--help", "--cfg", "job")]
-        line = cli.to_hydra(command, rest)
-        typed = [word for word in cli._overrides(line) if not word.startswith("hydra")]
+        line = to_hydra(command, rest)
+        typed = [word for word in config_overrides(line) if not word.startswith("hydra")]
         for overrides in combinations(typed + own_sweep(typed)):
             config = OmegaConf.create(compose_config(command, overrides))
             if command == "train":

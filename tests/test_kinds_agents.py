@@ -20,7 +20,7 @@ from rlx.data.datasets import Data
 from rlx.data.writer import Writer
 from rlx.errors import ConfigError
 from rlx.evaluation import evaluate_random
-from rlx.experiment import env_spec, make_agent, make_env, trained
+from rlx.experiment import env_spec, make_agent, make_env, training_config
 from rlx.nn import buffers
 from rlx.nn.exploration import exploring
 from rlx.nn.rng import Streams, pick, pick_allowed, seed_tensor, uniform
@@ -482,7 +482,7 @@ def test_retired_keys_are_ignored_in_saved_runs_and_only_there(kind, tmp_path):
     old = node | dict.fromkeys(kind.retired, 1)
     whole = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     run = Run.create(str(tmp_path), "train", "old", whole | {"agent": old})
-    assert trained(run).agent == node
+    assert training_config(run).agent == node
     with pytest.raises(ConfigError, match="unknown key"):
         build(kind, old, "agent")
     with pytest.raises(ConfigError, match="agent.stacks: unknown key"):

@@ -131,8 +131,8 @@ def test_rows_written_in_parts_are_the_replay_again():
         where = torch.rand(2, 3, generator=torch.Generator().manual_seed(t)) < 0.6
         whole.add(where, **{name: getattr(source, name)[:, :, t] for name in source.fields})
         if t % 7 == 6:
-            parts += journal.due(agent, t).items()
-    parts += journal.due(agent, 40).items()
+            parts += journal.take_new_parts(agent, t).items()
+    parts += journal.take_new_parts(agent, 40).items()
     assert 1 < len(journal.parts) < len(parts) == 6, "what was overwritten has expired"
     again = filled(steps=0)[0]
     for name, rows in parts:
@@ -141,7 +141,7 @@ def test_rows_written_in_parts_are_the_replay_again():
     before, after = whole.rows(None), again.rows(None)
     assert len(before["reward"]) == 2 * 30
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert journal.due(agent, 41) == {}, "nothing new"
+    assert journal.take_new_parts(agent, 41) == {}, "nothing new"
 
 
 def test_a_replay_larger_than_the_memory_is_refused_with_the_numbers():

@@ -419,6 +419,18 @@ def test_what_a_crash_leaves_behind_does_no_harm(rlx):
     assert rlx("evaluate", run, "episodes=2").code == 0
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_kept_weights_that_a_crash_left_under_a_hidden_name_are_found(named, rlx, tiny_runs):
+    (run,) = (tiny_runs / "train/dqn-cartpole").iterdir()
+    copied = Path(shutil.copytree(run, Path("outputs/train/dqn-cartpole") / run.name))
+    best = copied / "checkpoints/best"
+    paths = [copied] if named else []
+    for command in (("evaluate",), ("attack", "eps=0", "scale=std")):
+        best.rename(best.with_name(".best.former"))  # killed between two renames
+        assert rlx(*command, *paths, "episodes=2").code == 0
+        assert best.is_dir() and not best.with_name(".best.former").exists()
+
+
 def test_best_weights_are_on_disk_before_the_checkpoint_that_counts_on_them(rlx, monkeypatch):
     saved, save = [], Checkpoints.save
     monkeypatch.setattr(

@@ -11,8 +11,8 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from rlx.config import parse_seeds
 from rlx.errors import ConfigError
+from rlx.grids import parse_seeds
 from rlx.runs.run import Run
 from rlx.show import console, stats
 

@@ -1,4 +1,4 @@
-"""What agent.py asks of an agent, tried out: `rlx check agent=mine`.
+"""Checks that an agent does all that agent.py asks of it: `rlx check agent=mine`.
 
 A run itself looks at shapes alone (rlx/contract.py); these checks take seconds.
 """
@@ -26,8 +26,6 @@ SEEDS = (3, 5, 8)
 NUM_ENVS = 4
 STEPS = 2_000
 """Vector steps after which an agent that has learnt nothing is said to learn nothing."""
-LONGEST = 2_000
-"""Steps within which an episode of the env that is checked should end."""
 
 
 def agent_checks(node: Mapping[str, Any], env: Mapping[str, Any]) -> Iterator[str]:
@@ -73,7 +71,10 @@ class _Loop:
         self.carry = self.agent.policy.initial_carry(NUM_ENVS)
 
     def step(self) -> tuple[Transition | None, dict[str, Tensor]]:
-        """One vector step, or of an offline agent one minibatch; the transition and the metrics."""
+        """Make one vector step; returns its transition and the metrics.
+
+        An offline agent learns from one minibatch instead, and there is no transition.
+        """
         if isinstance(self.agent, OfflineAgent):
             return None, self.agent.learn()
         done = vector_step(self.agent, self.env, self.obs, self.first, self.carry)
@@ -108,21 +109,23 @@ class _RandomData(Data):
         self, number: int, draws: Tensor, n_steps: int, discount: float
     ) -> dict[str, Tensor]:
         """Random rows [S, B, …], the same for the same `draws`."""
-        shape = draws.shape
+        # The fraction of a multiple of a uniform number is uniform too, and looks unrelated to it.
+        next_draws = (draws * 7).frac()
+        action_draws = (draws * 11).frac()
         return {
             "obs": random_elements(self.spec.observation_space, draws),
-            "next_obs": random_elements(self.spec.observation_space, (draws * 7).frac()),
-            "action": random_elements(self.spec.action_space, (draws * 11).frac()),
+            "next_obs": random_elements(self.spec.observation_space, next_draws),
+            "action": random_elements(self.spec.action_space, action_draws),
             "reward": draws.to(torch.float32),
-            "discount": torch.full(shape, discount),
+            "discount": torch.full(draws.shape, discount),
         }
 
     def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
-        """It fits every env."""
+        """Nothing: random steps fit every env."""
         return []
 
     def card(self) -> dict[str, Any]:
-        """It has no facts."""
+        """Nothing is to be said of random steps."""
         return {}
 
 
@@ -153,15 +156,17 @@ def _check_heads(loop: _Loop) -> None:
 
 
 def _check_gradient(loop: _Loop) -> bool:
-    """Whether observations have a neighbourhood; then every head's scores have a gradient."""
+    """Whether observations are such that small changes of them make sense.
+
+    If so, every head's scores must have a gradient; ConfigError where they have none.
+    """
     policy = loop.agent.policy
     if not isinstance(loop.spec.observation_space, spaces.Box) or loop.spec.rules is not None:
         return False
     obs = loop.obs.float()
     _, carry = policy.act(loop.obs, loop.first, policy.initial_carry(NUM_ENVS))
     for head in policy.heads:
-        at = obs.clone().requires_grad_()
-        scores = policy.scores(at, carry, head)
+        scores = policy.scores(obs.clone().requires_grad_(), carry, head)
         what = f"agent: {type(policy).__name__}.scores of '{head}'"
         if scores.shape[:2] != loop.shape or scores.dim() != 3:
             raise ConfigError(
@@ -183,24 +188,26 @@ def _check_seed_axis(loop: _Loop) -> None:
 
 
 def _check_apart(loop: _Loop) -> None:
-    """Let the first seed see other rewards: nothing may change in the other seeds."""
-    other = copy.deepcopy(loop)
+    """Let the first seed see other rewards in a copy: the other seeds may not differ from it."""
+    twin = copy.deepcopy(loop)
     learnt = 0
     for _ in range(STEPS):
         transition, metrics = loop.step()
         if transition is None:
-            other.step()
+            twin.step()
         else:
-            other.agent.act(transition.obs, other.first, other.carry)
+            # Only its random streams and memory matter here, which acting moves on: the twin learns
+            # from the loop's own action.
+            twin.agent.act(transition.obs, twin.first, twin.carry)
             reward = transition.reward.clone()
             reward[0] += 1.0
-            other.agent.update(dataclasses.replace(transition, reward=reward))
-            other.first = loop.first
-            other.carry = loop.carry
+            twin.agent.update(dataclasses.replace(transition, reward=reward))
+            twin.first = loop.first
+            twin.carry = loop.carry
         learnt += bool(metrics)
         if learnt == 3:
             break
-    changed = other.agent.state_dict()
+    changed = twin.agent.state_dict()
     for name, value in loop.agent.state_dict().items():
         if not torch.equal(value[1:], changed[name][1:]):
             raise ConfigError(
@@ -220,9 +227,11 @@ def _check_state(loop: _Loop, node: Mapping[str, Any]) -> None:
             f"agent: its state_dict does not fit an agent made anew: {error}"
         ) from None
     for _ in range(20):
-        one, _ = loop.step()
-        two, _ = twin.step()
-        if one is not None and two is not None and not torch.equal(one.action, two.action):
+        transition, _ = loop.step()
+        twin_transition, _ = twin.step()
+        if transition is None or twin_transition is None:
+            continue
+        if not torch.equal(transition.action, twin_transition.action):
             raise ConfigError(
                 "agent: made anew from its state_dict it acts otherwise; what decides its future "
                 "must be parameters and buffers."
@@ -234,12 +243,12 @@ def _check_state(loop: _Loop, node: Mapping[str, Any]) -> None:
 
 
 def _check_take(loop: _Loop) -> None:
-    """The last two seeds alone act as they did among the others."""
+    """The last two seeds can be taken out, and act alone."""
     policy = loop.agent.policy
     _, carry = policy.act(loop.obs, loop.first, loop.carry)
     part = take(policy, torch.tensor([1, 2]))
-    rows = {name: value[1:] for name, value in carry.items()}
-    action, _ = part.act(loop.obs[1:], loop.first[1:], rows)
+    part_carry = {name: value[1:] for name, value in carry.items()}
+    action, _ = part.act(loop.obs[1:], loop.first[1:], part_carry)
     if action.shape[:2] != (2, NUM_ENVS):
         raise ConfigError(
             f"agent: of two seeds taken out of it the action is {list(action.shape)}; expected "

@@ -1,4 +1,4 @@
-"""What env.py asks of an env, tried out: `rlx check env=mine`."""
+"""Checks that an env does all that env.py asks of it: `rlx check env=mine`."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from rlx.errors import ConfigError
 
 NUM_ENVS = 4
 LONGEST = 2_000
-"""Steps within which an episode of the env that is checked should end."""
+"""Steps that are played at most while an end of an episode is waited for."""
 
 
 def env_checks(node: Mapping[str, Any]) -> Iterator[str]:
@@ -33,7 +33,7 @@ def env_checks(node: Mapping[str, Any]) -> Iterator[str]:
     yield "the same reset seeds and actions give the same episodes"
     _check_same(
         [row[1:] for row in script.play()],
-        script.play(keep=torch.arange(1, NUM_ENVS)),
+        script.play_some(torch.arange(1, NUM_ENVS)),
         "copies that go on alone go on otherwise",
     )
     yield "copies can be dropped; the others go on as they would have"
@@ -48,18 +48,18 @@ def env_checks(node: Mapping[str, Any]) -> Iterator[str]:
 
 
 class _Script:
-    """One play of an env, from fixed reset seeds by fixed random actions."""
+    """Plays of an env from fixed reset seeds, by fixed random actions."""
 
     def __init__(self, node: Mapping[str, Any], spec: Spec):
         self.node = node
         self.spec = spec
         self.steps = 40
+        self.middle = self.steps // 2
         draws = torch.rand(self.steps, NUM_ENVS, generator=torch.Generator().manual_seed(0))
         self.actions = random_elements(spec.action_space, draws)
         if isinstance(spec.action_space, spaces.Box):
-            low, high = (
-                torch.from_numpy(x) for x in (spec.action_space.low, spec.action_space.high)
-            )
+            low = torch.from_numpy(spec.action_space.low)
+            high = torch.from_numpy(spec.action_space.high)
             self.actions = low + self.actions * (high - low)
 
     def begin(self) -> tuple[TensorEnv, Tensor]:
@@ -68,33 +68,46 @@ class _Script:
         obs, _ = env.reset(seed=list(range(7, 7 + NUM_ENVS)))
         return env, obs
 
-    def play(self, keep: Tensor | None = None, reload: bool = False) -> list[Tensor]:
-        """Observations, rewards and flags of every step, [B, …] each.
+    def play(self, reload: bool = False) -> list[Tensor]:
+        """The first observations, then what `_record` returns of every step, [B, …] each.
 
-        `keep`: go on with these copies alone from the middle on, and before it show theirs.
-        `reload`: go on from the middle in an env made anew, from the state of this one.
+        `reload`: from the middle on in an env made anew, from the state of the first env.
         """
         env, obs = self.begin()
-        rows = [obs if keep is None else obs[keep]]
+        rows = [obs]
         for step, actions in enumerate(self.actions):
-            if keep is not None and step == self.steps // 2:
-                env.keep(keep)
-            if reload and step == self.steps // 2:
+            if reload and step == self.middle:
                 state = copy.deepcopy(env.state_dict())
                 env, _ = self.begin()
                 env.load_state_dict(state)
-            dropped = keep is not None and step >= self.steps // 2
-            given = actions[keep] if keep is not None and dropped else actions
-            obs, reward, terminated, truncated, info = env.step(given)
-            for row in (obs, reward, terminated, truncated, info["final_obs"]):
-                rows.append(row[keep] if keep is not None and not dropped else row)
+            rows += _record(env, actions)
+        return rows
+
+    def play_some(self, copies: Tensor) -> list[Tensor]:
+        """The rows of `play` of the copies `copies` (int64 [B']) alone, [B', …] each.
+
+        From the middle on the env has no other copies.
+        """
+        env, obs = self.begin()
+        rows = [obs[copies]]
+        for actions in self.actions[: self.middle]:
+            rows += [row[copies] for row in _record(env, actions)]
+        env.keep(copies)
+        for actions in self.actions[self.middle :]:
+            rows += _record(env, actions[copies])
         return rows
 
 
-def _check_same(one: list[Tensor], other: list[Tensor], what: str) -> None:
+def _record(env: TensorEnv, actions: Tensor) -> list[Tensor]:
+    """Step `env`; returns observations, rewards, both flags and final observations, [B, …] each."""
+    obs, reward, terminated, truncated, info = env.step(actions)
+    return [obs, reward, terminated, truncated, info["final_obs"]]
+
+
+def _check_same(rows: list[Tensor], other_rows: list[Tensor], what: str) -> None:
     """ConfigError unless two plays are the same, but for rounding."""
-    for number, (a, b) in enumerate(zip(one, other, strict=True)):
-        if not torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5):
+    for number, (row, other_row) in enumerate(zip(rows, other_rows, strict=True)):
+        if not torch.allclose(row.double(), other_row.double(), rtol=1e-4, atol=1e-5):
             raise ConfigError(f"env: {what}, at step {max(0, number - 1) // 5}.")
 
 
@@ -105,12 +118,12 @@ def _check_ends(script: _Script) -> None:
     for step in range(limit):
         actions = script.actions[step % script.steps]
         obs, _, terminated, truncated, info = env.step(actions)
-        over = terminated | truncated
+        ended = terminated | truncated
         if bool((terminated & truncated).any()):
             raise ConfigError("env: a step was both terminated and truncated.")
-        if not torch.equal(obs[~over], info["final_obs"][~over]):
+        if not torch.equal(obs[~ended], info["final_obs"][~ended]):
             raise ConfigError("env: 'final_obs' of a running episode is not its observation.")
-        if bool(over.any()):
+        if bool(ended.any()):
             return
     if limit == script.spec.max_episode_steps:
         raise ConfigError(f"env: no episode was truncated at the time limit of {limit} steps.")

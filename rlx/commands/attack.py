@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx.command import command
-from rlx.config import Count, build, check_protocol, choice, chosen, load_class, parse_grid
+from rlx.command import check_protocol, chosen, command
+from rlx.config import Count, build, choice, load_class
+from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import console
@@ -87,7 +88,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     device = experiment.setup_device(config.device)
     policy, spec, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
     modes = chosen_modes(attack, policy.heads, config.modes)
-    env = experiment.evaluated_env(experiment.trained(runs[0]))
+    env = experiment.eval_env_config(experiment.training_config(runs[0]))
     age = env_age(runs, config.checkpoint)
 
     def make_env(num_envs: int) -> "TensorEnv":

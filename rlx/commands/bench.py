@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from rlx.command import command
-from rlx.config import Count, Positive, build, chosen, load_class
+from rlx.command import chosen, command
+from rlx.config import Count, Positive, build, load_class
 from rlx.errors import ConfigError
 from rlx.show import console
 

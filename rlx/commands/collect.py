@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.config import Count, Share, build, parse_grid
+from rlx.config import Count, Share, build
 from rlx.errors import ConfigError
+from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import console
@@ -69,7 +70,7 @@ def main(composed: DictConfig) -> None:
     from rlx import experiment
     from rlx.data.writer import Writer
 
-    env = experiment.evaluated_env(experiment.trained(runs[0]))
+    env = experiment.eval_env_config(experiment.training_config(runs[0]))
     for run in runs:
         if not experiment.same_env(run.config, runs[0].config):
             raise ConfigError(f"run={run.path}: its env differs from that of {runs[0].path}.")

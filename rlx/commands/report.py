@@ -12,7 +12,7 @@ from rlx.benchmarks import atari100k
 from rlx.command import command
 from rlx.config import build, choice
 from rlx.errors import ConfigError
-from rlx.runs.finding import command_of, find_all, named
+from rlx.runs.finding import command_of, find_all, run_paths
 from rlx.runs.run import Run
 from rlx.show import console, stats
 
@@ -40,7 +40,7 @@ def main(composed: DictConfig) -> None:
         raise ConfigError(
             "run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B"
         )
-    if command_of(named(config.run)[0]) == "train":
+    if command_of(run_paths(config.run)[0]) == "train":
         runs = _finished(find_all(config.run, config.outputs, "train"))
         _compare_trainings(runs, config, composed)
     else:

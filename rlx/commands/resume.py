@@ -76,11 +76,11 @@ def _changes(config: Config) -> dict[str, Any]:
 
 def _go_on(run: Run, changes: dict[str, Any]) -> float:
     """Take up the run, which is locked, with some keys changed."""
-    from rlx.experiment import trained
+    from rlx.experiment import training_config
     from rlx.training.config import validated
     from rlx.training.resuming import resumed
 
-    saved = validated(trained(run))
+    saved = validated(training_config(run))
     for key, value in changes.items():
         if value != saved[key]:
             console.facts(**{key: f"{saved[key]} → {value}"})

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from rlx.command import command
+from rlx.command import check_protocol, chosen, command
 from rlx.conf import group_files
-from rlx.config import build, check_protocol, chosen, parse_seeds
+from rlx.config import build
 from rlx.errors import ConfigError
+from rlx.grids import parse_seeds
 from rlx.machine import require_disk
 from rlx.names import nearest
 from rlx.runs.run import Run

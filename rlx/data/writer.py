@@ -15,7 +15,7 @@ from rlx.data.episodes import Episodes
 from rlx.data.facts import FORMAT
 from rlx.data.npy import cast, check_finite
 from rlx.errors import ConfigError
-from rlx.runs.files import beside, make_aside, sync, sync_folder
+from rlx.runs.files import hidden_sibling, make_aside, sync, sync_folder
 
 
 class Writer:
@@ -131,7 +131,7 @@ def whole(out: Path, key: str) -> Iterator[Path]:
             partial.rename(target)
             sync(target.parent)
     except BaseException:
-        shutil.rmtree(beside(target, "partial"), ignore_errors=True)
+        shutil.rmtree(hidden_sibling(target, "partial"), ignore_errors=True)
         for folder in missing:  # made for it, the innermost first
             with suppress(OSError):
                 folder.rmdir()

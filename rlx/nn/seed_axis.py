@@ -70,8 +70,6 @@ def concatenated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> d
     """
     result = {}
     for name, tensor in first.items():
-        if name not in second and name.startswith("log.metrics."):
-            continue  # all seeds of one stopped before they learnt
         pair = [tensor, second[name]]
         if tensor.dim() > 1:
             width = max(part.shape[1] for part in pair)

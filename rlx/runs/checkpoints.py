@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlx.errors import ConfigError, RunError
 from rlx.runs.files import (
-    beside,
+    hidden_sibling,
     inside,
     load_tensors,
     make_aside,
@@ -47,9 +47,9 @@ class Newest(NamedTuple):
     agent: "dict[str, Tensor]"
     """The state_dict of the policy."""
     training: "dict[str, Tensor]"
-    """The state of all else."""
+    """The state of all that is neither policy nor replay."""
     warnings: list[str]
-    """One for each newer checkpoint that is damaged."""
+    """A sentence about each newer checkpoint that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Checkpoints:
 
     @property
     def _top(self) -> Path:
+        """The folder of all checkpoints."""
         return self.run / "checkpoints"
 
     def steps(self) -> list[str]:
@@ -70,7 +71,7 @@ class Checkpoints:
         return sorted(names, key=int)
 
     def resumable(self) -> list[str]:
-        """Names of those that hold all that going on needs, in the order of their steps."""
+        """Names of the checkpoints that hold all that going on needs, in the order of steps."""
         return [name for name in self.steps() if self._training_file(name).is_file()]
 
     def has(self, name: str) -> bool:
@@ -158,13 +159,13 @@ class Checkpoints:
         parts: "Mapping[str, dict[str, Tensor]] | None" = None,
         former_parts: Mapping[str, str] | None = None,
     ) -> dict[str, str]:
-        """Write checkpoint `name`, whole or not at all; one of that name is replaced.
+        """Write checkpoint `name`, whole or not at all; a checkpoint of that name is replaced.
 
         `training` and the replay are needed only to go on: they are large, and only those of the
         newest two checkpoints stay on disk. `parts`: the new parts of the replay, by name;
-        `former_parts`: the checksums of those that it needs as well and that are on disk. Returns
-        the checksums of all its parts. RunError where there is no room; the former checkpoint of
-        that name stands.
+        `former_parts`: the checksums of the parts on disk that it needs as well. Returns the
+        checksums of all its parts. RunError where there is no room: the former checkpoint of that
+        name stands.
         """
         from safetensors import SafetensorError
 
@@ -196,7 +197,7 @@ class Checkpoints:
         for name, rows in parts.items():
             file = self._part(name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = beside(file, "partial")
+            partial = hidden_sibling(file, "partial")
             save_tensors(rows, partial)
             sums[name] = sha256(partial)
             sync(partial)
@@ -205,8 +206,8 @@ class Checkpoints:
         return sums
 
     def _clear_partial(self, final: Path) -> None:
-        """Remove what could not be written to the end; the former checkpoint has its name again."""
-        shutil.rmtree(beside(final, "partial"), ignore_errors=True)
+        """Remove what could not be written; the former checkpoint gets its name again."""
+        shutil.rmtree(hidden_sibling(final, "partial"), ignore_errors=True)
         for partial in self.run.glob("replay/*/.*.partial"):
             partial.unlink()
         put_back(final)
@@ -214,8 +215,8 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete what only going on needs from all but the newest two checkpoints.
 
-        Those that do not last go as a whole, and so does every part of a replay that neither of
-        the newest two needs.
+        Of these, checkpoints that do not last are deleted as a whole. So is every part of a replay
+        that neither of the newest two needs.
         """
         names = self.resumable()
         older, newest = names[:-2], names[-2:]
@@ -237,13 +238,14 @@ class Checkpoints:
         """Remove a checkpoint from disk."""
         shutil.rmtree(self._top / name)
 
-    def put_back(self) -> None:
-        """Give those that a crash left between two renames their names again."""
-        for former in self._top.glob(".*.former"):
-            name = former.name.removeprefix(".").removesuffix(".former")
-            put_back(self._top / name)
+    def misplaced(self) -> list[Path]:
+        """The paths of checkpoints that a crash left between two renames, under hidden names."""
+        formers = self._top.glob(".*.former")
+        names = [former.name.removeprefix(".").removesuffix(".former") for former in formers]
+        return [self._top / name for name in names if not (self._top / name).exists()]
 
     def _training_file(self, name: str) -> Path:
+        """The file of a checkpoint that only going on needs."""
         return self._top / name / "training.safetensors"
 
     def _part(self, name: str) -> Path:
@@ -279,4 +281,5 @@ def _check_state(state: Mapping[str, Any]) -> None:
 
 
 def _is_counter(value: object) -> bool:
+    """Whether `value` is a whole number that can count steps."""
     return type(value) is int and 0 <= value < 1 << 62

@@ -20,42 +20,42 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def beside(path: Path, what: str) -> Path:
-    """The hidden name `.NAME.what` beside `path`."""
-    return path.with_name(f".{path.name}.{what}")
+def hidden_sibling(path: Path, role: str) -> Path:
+    """The hidden name `.NAME.role` beside `path`, whose name is NAME."""
+    return path.with_name(f".{path.name}.{role}")
 
 
 def write(file: Path, text: str) -> None:
     """Put `text` into `file`, whole or not at all."""
-    partial = beside(file, "partial")
+    partial = hidden_sibling(file, "partial")
     partial.write_text(text)
     partial.replace(file)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Put `content` into `file` as JSON, whole or not at all."""
-    write(file, json.dumps(plain(content), indent=1) + "\n")
+    write(file, json.dumps(to_json(content), indent=1) + "\n")
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON has it, without NaN: null says that there is no such number."""
+def to_json(value: Any) -> Any:
+    """`value` as JSON can hold it: null stands for NaN and infinity, a list for a tensor."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return to_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def numbers(value: Any) -> Any:
-    """The inverse of `plain` where all values are numbers, texts and booleans: null is NaN."""
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`, where all values are numbers, texts and booleans: null is NaN."""
     if isinstance(value, dict):
-        return {key: numbers(item) for key, item in value.items()}
+        return {key: from_json(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [numbers(item) for item in value]
+        return [from_json(item) for item in value]
     return math.nan if value is None else value
 
 
@@ -87,7 +87,7 @@ def load_tensors(path: Path, checksum: str | None) -> "dict[str, Tensor]":
 def _separate(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """The tensors, contiguous and no two in the same memory, as safetensors wants them.
 
-    Only those that are not are copied.
+    Only tensors that are not so already are copied.
     """
     addresses: set[int] = set()
     separate = {}
@@ -116,8 +116,8 @@ def sync(path: Path) -> None:
 
 def make_aside(path: Path) -> Path:
     """A new, empty folder beside `path`, to be filled and then renamed to `path`."""
-    partial = beside(path, "partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a crash
+    partial = hidden_sibling(path, "partial")
+    shutil.rmtree(partial, ignore_errors=True)  # a crash may have left it
     partial.mkdir(parents=True)
     return partial
 
@@ -133,9 +133,9 @@ def replace_folder(partial: Path, path: Path) -> None:
 
     A crash between the two renames leaves no `path`; `put_back` gives one of the two its name.
     """
-    former = beside(path, "former")
+    former = hidden_sibling(path, "former")
     if path.exists():
-        shutil.rmtree(former, ignore_errors=True)  # of a crash
+        shutil.rmtree(former, ignore_errors=True)  # a crash may have left it
         path.rename(former)
     partial.rename(path)
     sync(path.parent)
@@ -143,14 +143,15 @@ def replace_folder(partial: Path, path: Path) -> None:
 
 
 def put_back(path: Path) -> None:
-    """Give a folder that lost the name `path` to a crash in `replace_folder` its name again.
+    """Mend what a crash in `replace_folder` left: no folder `path`, but two with hidden names.
 
-    That is the replacement where it is a run, which is whole; else the folder that was replaced.
+    A replacement that is a run is whole, and gets the name `path`. Any other may lack files: then
+    the folder that was to be replaced gets its name again.
     """
     if path.exists():
         return
-    partial = beside(path, "partial")
-    former = beside(path, "former")
+    partial = hidden_sibling(path, "partial")
+    former = hidden_sibling(path, "former")
     if (partial / "meta.json").exists():
         partial.rename(path)
     elif former.exists():
@@ -165,16 +166,16 @@ def inside(run: Path, path: Path) -> Path:
 
 
 def nearest_path(path: Path) -> str:
-    """The end of an error message about a `path` that does not exist: the one probably meant."""
+    """The end of an error message about a `path` that does not exist: the path probably meant."""
     if path.exists():
         return " It is a file."
     parent = next(folder for folder in path.parents if folder.is_dir())
-    missing, *rest = path.relative_to(parent).parts
+    missing, *names_below = path.relative_to(parent).parts
     names = [child.name for child in parent.iterdir()]
     close = difflib.get_close_matches(missing, names, n=1)
     if not close:
         return f" '{parent}' exists, '{missing}' in it does not."
-    meant = Path(parent, close[0], *rest)
+    meant = Path(parent, close[0], *names_below)
     if not meant.exists():
         meant = parent / close[0]
     return f" Did you mean '{meant}'?"

@@ -4,9 +4,10 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from rlx.errors import ConfigError
-from rlx.runs.files import beside, nearest_path, put_back
+from rlx.runs.files import hidden_sibling, nearest_path, put_back
 from rlx.runs.run import Run
 
 
@@ -17,16 +18,17 @@ def find(
     finished: bool = True,
     trusted: bool = False,
 ) -> Run:
-    """The run at `path`, or the newest (finished) one below it; None means below `root`/`command`.
+    """The run at `path`, or the newest run below it; None means below `root`/`command`.
 
-    `finished`: whether a folder is searched for completed runs only. ConfigError where there is
-    none, or the run was made by another command.
+    `finished`: whether a folder is searched for completed runs only. `trusted`: what the run's
+    config names may be imported. ConfigError where there is no such run, or where another command
+    made it.
     """
     top = Path(path) if path is not None else Path(root) / command
     recover(top)
     if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
         run = Run(top, trusted)
-        run.check_links()
+        _make_ready(run)
         maker = run.meta()["command"]
         if maker != command:
             raise ConfigError(f"run={path}: made by rlx {maker}; this takes runs of rlx {command}.")
@@ -45,22 +47,24 @@ def find_all(
     finished: bool = True,
     trusted: bool = False,
 ) -> list[Run]:
-    """One run for each of `paths` (null, one path or a list of them), found as `find` does."""
+    """The runs at `paths` (null, one path or a list of them), each found as by `find`."""
     if paths is None:
         return [find(None, root, command, finished, trusted)]
-    return [find(path, root, command, finished, trusted) for path in named(paths)]
+    return [find(path, root, command, finished, trusted) for path in run_paths(paths)]
 
 
-def named(paths: object) -> list[str]:
+def run_paths(paths: object) -> list[str]:
     """The run directories that a user named; ConfigError unless it is a text or a list of texts."""
-    names = [paths] if isinstance(paths, str) else paths
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+    if isinstance(paths, str):
+        return [paths]
+    is_list = isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
+    if not is_list:
         raise ConfigError(f"run={paths}: expected a run directory, or a list of them.")
-    return names
+    return cast(list[str], paths)
 
 
 def command_of(path: str) -> str | None:
-    """Which command made the run at `path` or the newest one below it; None where there is none."""
+    """The command that made the run at `path` or the newest run below it; None: there is none."""
     for folder in _newest_first(Path(path)):
         with suppress(ConfigError):
             return Run(folder).meta()["command"]
@@ -68,32 +72,40 @@ def command_of(path: str) -> str | None:
 
 
 def recover(path: Path) -> None:
-    """Put a run back that a crash left between two renames, unless a process is between them."""
+    """Mend a run that a crash left between two renames, unless a process is between them now."""
     path = path.absolute()
     if not path.name or path.exists():
         return
-    former = beside(path, "former")
+    former = hidden_sibling(path, "former")
     if former.is_dir():
         with suppress(ConfigError), Run(former).lock():
             put_back(path)
-            shutil.rmtree(former, ignore_errors=True)  # where its replacement was put in its place
+            # It is still there if it was the replacement that got the name.
+            shutil.rmtree(former, ignore_errors=True)
+
+
+def _make_ready(run: Run) -> None:
+    """ConfigError where a link leads out of the run; then mend what a crash left in it."""
+    run.check_links()
+    run.put_back()
 
 
 def _find_newest(top: Path, command: str, finished: bool, trusted: bool) -> Run:
-    """The newest run of `command` below `top` that is finished, or else that can go on."""
+    """The newest run of `command` below `top`: completed or, unless `finished`, able to go on."""
     unreadable = ""
     for folder in _newest_first(top):
         run = Run(folder, trusted)
         try:
             meta = run.meta()
-        except ConfigError as error:  # of another run than the one that is looked for, perhaps
+        except ConfigError as error:
+            # Perhaps it is not the run that is looked for.
             unreadable = f" {error}"
             continue
         if meta["command"] != command:
             continue
         if finished and meta["status"] != "completed":
             continue
-        run.check_links()
+        _make_ready(run)
         # A run that was stopped before its first checkpoint is none to go on with.
         if finished or run.checkpoints.resumable():
             return run
@@ -102,9 +114,9 @@ def _find_newest(top: Path, command: str, finished: bool, trusted: bool) -> Run:
 
 
 def _newest_first(top: Path) -> list[Path]:
-    """The runs at and below `top`, those within a run that grows left out.
+    """The runs at and below `top`; runs within a run, of seeds to be added to it, are left out.
 
-    What crashes left of some is put back.
+    What crashes left of some runs is put back.
     """
     runs = []
     for folder, names, files in os.walk(top):

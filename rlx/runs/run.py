@@ -29,7 +29,16 @@ from rlx.config import rename_keys
 from rlx.errors import ConfigError
 from rlx.runs import trust
 from rlx.runs.checkpoints import Checkpoints, Newest
-from rlx.runs.files import beside, inside, numbers, plain, replace_folder, write, write_json
+from rlx.runs.files import (
+    from_json,
+    hidden_sibling,
+    inside,
+    put_back,
+    replace_folder,
+    to_json,
+    write,
+    write_json,
+)
 from rlx.runs.versions import versions
 
 if TYPE_CHECKING:
@@ -46,7 +55,10 @@ class Run:
     """An existing run directory."""
 
     def __init__(self, path: Path, trusted: bool = False):
-        """`trusted`: what its config names may be imported, whoever made the run."""
+        """The run in the folder `path`.
+
+        `trusted`: what its config names may be imported, whoever made the run.
+        """
         self.path = path
         self.trusted = trusted
         self._locked = False
@@ -75,17 +87,25 @@ class Run:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Its checkpoints on disk."""
+        """The run's checkpoints on disk."""
         return Checkpoints(self.path)
 
     def newest(self) -> Newest:
-        """The newest checkpoint that is whole; ConfigError where none is.
-
-        Checkpoints that a crash left between two renames are put back first.
-        """
-        with suppress(ConfigError), self.lock():  # whoever holds the lock is between two renames
-            self.checkpoints.put_back()
+        """The newest checkpoint that is whole; ConfigError where none is."""
+        self.put_back()
         return self.checkpoints.newest()
+
+    def put_back(self) -> None:
+        """Give checkpoints that a crash left between two renames their names again.
+
+        Nothing is done while another process writes the run, and may be between two renames, or
+        where this one may not write.
+        """
+        if not self.checkpoints.misplaced():
+            return
+        with suppress(ConfigError, OSError), self.lock():
+            for path in self.checkpoints.misplaced():
+                put_back(path)
 
     def check_links(self) -> None:
         """ConfigError where a link in the run leads out of it: neither to be read nor written."""
@@ -93,30 +113,30 @@ class Run:
             if path.is_symlink():
                 inside(self.path, path)
 
-    def growing(self) -> "list[Run]":
-        """Runs inside this one, of seeds that shall be added to it."""
+    def runs_of_new_seeds(self) -> "list[Run]":
+        """The runs inside this run's folder that train seeds to be added to it."""
         inside(self.path, self.path / "growing")
         metas = sorted(self.path.glob("growing/train/*/*/meta.json"))
         return [Run(inside(self.path, meta.parent), self.trusted) for meta in metas]
 
     def delete(self) -> None:
-        """Remove it from disk."""
+        """Remove the run from disk."""
         shutil.rmtree(self.path)
 
-    def replaces(self, other: "Run") -> None:
-        """Take the place of `other` on disk; `other` is deleted.
+    def take_place_of(self, former: "Run") -> None:
+        """Get the path of the run `former`, which is deleted.
 
-        What a crash leaves of the two, `recover` (rlx/runs/finding.py) puts back.
+        `recover` (rlx/runs/finding.py) puts back what a crash leaves of the two.
         """
-        partial = beside(other.path, "partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a crash
+        partial = hidden_sibling(former.path, "partial")
+        shutil.rmtree(partial, ignore_errors=True)  # a crash may have left it
         self.path.rename(partial)
-        replace_folder(partial, other.path)
-        self.path = other.path
+        replace_folder(partial, former.path)
+        self.path = former.path
 
     @property
     def config(self) -> DictConfig:
-        """The config as it was resolved when the run was made, in today's names of the keys.
+        """The config as it was resolved when the run was made, with the keys' names of today.
 
         ConfigError where it cannot be read, asks for a resolver, or names what may not be imported.
         """
@@ -145,9 +165,9 @@ class Run:
         """ConfigError where a config of somebody else names code that is not the user's own."""
         if self.trusted or trust.is_signed(text, self.meta().get("signature")):
             return
-        own = trust.own_imports()
+        users_imports = trust.users_imports()
         for name in trust.imports(config):
-            if name not in own:
+            if name not in users_imports:
                 raise ConfigError(
                     f"{file}: names {name}, which is neither rlx's nor in your conf/, and the run "
                     f"was not made by you on this machine. If you trust its code, add trust=true."
@@ -186,7 +206,7 @@ class Run:
         write_json(file, meta | facts)
 
     def unfinished(self) -> str | None:
-        """Why it has no result yet, as in "failed (no space left)"; None where it is completed."""
+        """Why the run has no result yet, as in "failed (no space left)"; None: it has a result."""
         meta = self.meta()
         if meta["status"] == "completed":
             return None
@@ -206,7 +226,7 @@ class Run:
             text = file.read_text() if file.exists() else ""
             whole_lines = text.split("\n")[:-1]  # a crash may have cut the last one
             for line in whole_lines:
-                row = numbers(json.loads(line))
+                row = from_json(json.loads(line))
                 if not {"step", "seed", "return/mean"} <= set(row):
                     raise ValueError("step, seed and return/mean are expected")
                 rows.append(row)
@@ -215,10 +235,10 @@ class Run:
         return rows
 
     def curve(self) -> "tuple[list[int], list[int], np.ndarray]":
-        """(steps [E], seeds [S], greedy returns [E, S]) of its evaluations while it learnt.
+        """(steps [E], seeds [S], greedy returns [E, S]) of the evaluations while the run learnt.
 
         A seed that has stopped keeps its last value: it must not leave the others to be averaged
-        alone. One that stopped before its first evaluation has the value by which it stopped.
+        alone. A seed that stopped before its first evaluation has the value by which it stopped.
         """
         import numpy as np
 
@@ -228,7 +248,7 @@ class Run:
         best_seeds = best.get("seeds", [])
         logged_seeds = sorted({row["seed"] for row in rows})
         seeds = list(dict.fromkeys([*best_seeds, *logged_seeds]))
-        value_at_stop = dict(zip(seeds, numbers(best.get("value", [])), strict=False))
+        value_at_stop = dict(zip(seeds, from_json(best.get("value", [])), strict=False))
         logged = {(row["step"], row["seed"]): row["return/mean"] for row in rows}
         values = np.empty((len(steps), len(seeds)))
         for column, seed in enumerate(seeds):
@@ -240,10 +260,10 @@ class Run:
                 values[line, column] = value
         return steps, seeds, values
 
-    def reopen(self, config: DictConfig, step: int, evaluated: int) -> None:
-        """Take a run up again at `step` with a (changed) config.
+    def rewind(self, config: DictConfig, step: int, evaluated: int) -> None:
+        """Take the run back to `step`, from where it goes on with `config`, perhaps changed.
 
-        Later checkpoints, which are damaged, and metrics beyond the step `evaluated` are deleted.
+        Metrics beyond the step `evaluated` are deleted, and later checkpoints, all of them damaged.
         ConfigError where a later checkpoint is whole: another process has gone on.
         """
         checkpoints = self.checkpoints
@@ -263,9 +283,9 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by whoever reads and then writes the run; ConfigError where another process has it.
+        """The lock of whoever reads and then writes the run; ConfigError where it is taken.
 
-        A Run that holds it already goes on holding it.
+        A Run that holds the lock already goes on holding it.
         """
         import fcntl  # not on Windows
 
@@ -300,7 +320,7 @@ class Run:
     def complete(
         self, summary: Mapping[str, Any], returns: "Mapping[str, np.ndarray] | None" = None
     ) -> None:
-        """Write the result: summary.json, the returns that it is of (returns.npz), the status."""
+        """Write the result: `summary` to summary.json, its `returns` to returns.npz, the status."""
         import numpy as np
 
         if returns is not None:
@@ -310,12 +330,12 @@ class Run:
         self.write_meta(status="completed", wall_s=summary.get("wall_s"), error=None)
 
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json, NaN where it has null; ConfigError where there is none."""
+        """The content of summary.json, NaN where it has null; ConfigError where it is missing."""
         file = self.path / "summary.json"
         if not file.is_file():
             raise ConfigError(f"{self.path}: has no result; the run is {self.unfinished()}.")
         try:
-            return dict(numbers(json.loads(file.read_text())))
+            return dict(from_json(json.loads(file.read_text())))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{file}: not valid JSON ({error}).") from None
 
@@ -323,4 +343,4 @@ class Run:
 def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Rows as lines of metrics.jsonl."""
     for row in rows:
-        yield json.dumps(plain(row)) + "\n"
+        yield json.dumps(to_json(row)) + "\n"

@@ -1,7 +1,7 @@
-"""Which runs were made here: a signature of each run's config, as Jupyter signs notebooks.
+"""Signatures of runs' configs, as Jupyter signs notebooks: they tell the runs that were made here.
 
-A run that somebody else made is data. What it names is imported only where it is rlx's own, where
-the user's conf/ names it too, where the run carries this user's signature, or by trust=true.
+A run that somebody else made is data. A class that it names is imported only where it is rlx's own,
+where the user's conf/ names it too, where the run carries this user's signature, or by trust=true.
 """
 
 import hashlib
@@ -30,16 +30,16 @@ def signature(text: str) -> str | None:
 
 def is_signed(text: str, given: object) -> bool:
     """Whether `given` is this user's signature of `text`."""
-    own = signature(text)
-    if own is None or not isinstance(given, str):
+    expected = signature(text)
+    if expected is None or not isinstance(given, str):
         return False
-    return hmac.compare_digest(own.encode(), given.encode())
+    return hmac.compare_digest(expected.encode(), given.encode())
 
 
 def imports(config: Any) -> Iterator[str]:
-    """What a config makes Python import, rlx's own classes left out.
+    """The names that a config makes Python import, those of rlx's own classes left out.
 
-    That is each `_target_`, and the modules of Gymnasium ids ("module:Env-v0").
+    These are the classes that `_target_` names, and the modules of Gymnasium ids ("module:Env-v0").
     """
     if isinstance(config, list):
         for value in config:
@@ -57,8 +57,8 @@ def imports(config: Any) -> Iterator[str]:
             yield from imports(value)
 
 
-def own_imports() -> set[str]:
-    """What the files of the user's conf/ name: classes, and modules of Gymnasium ids."""
+def users_imports() -> set[str]:
+    """The names in the files of the user's conf/: classes, and modules of Gymnasium ids."""
     folder = user_dir()
     if folder is None:
         return set()
@@ -81,6 +81,7 @@ def _secret() -> bytes | None:
 
 
 def _make_secret(file: Path) -> None:
+    """Write new random bytes to `file`, which nobody else may read."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".secret.{os.getpid()}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -1,4 +1,4 @@
-"""What a run was made with: the versions of rlx and its packages, and the machine."""
+"""The versions of rlx and its packages, and the machine, that a run was made with."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "gymnasium", "numpy", "hydra-core")
 
 
 def versions() -> dict[str, Any]:
-    """What meta.json says of rlx, Python, the machine and the packages."""
+    """The part of meta.json about rlx, Python, the machine and the packages."""
     return {
         "rlx": rlx.__version__,
         "commit": _commit(),
@@ -37,6 +37,7 @@ def _commit() -> str | None:
 
 
 def _git(checkout: Path, *arguments: str) -> str:
+    """The output of a git command in the folder `checkout`; raises where it fails."""
     command = ["git", *arguments]
     finished = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
     return finished.stdout.strip()

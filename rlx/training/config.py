@@ -1,4 +1,4 @@
-"""What a training is: the keys of conf/train.yaml."""
+"""The config of a training: the keys of conf/train.yaml, and their types."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlx.config import Count, NonNegative, choice, convert, load_class, parse_seeds, typed
+from rlx.config import Count, NonNegative, choice, convert, load_class, typed
 from rlx.experiment import Device, typed_env
+from rlx.grids import parse_seeds
 
 
 @dataclass(frozen=True)
@@ -16,18 +17,18 @@ class Config:
     """The keys of train.yaml."""
 
     agent: Any
-    """What learns: one of conf/agent, with its keys."""
+    """The agent that learns: a file of conf/agent, with its keys."""
     env: Any
-    """What it learns in: one of conf/env, with its keys."""
+    """The env that the agent learns in: a file of conf/env, with its keys."""
     device: Any
-    """What computes: one of conf/device, with its keys."""
+    """The device that computes: a file of conf/device, with its keys."""
     protocol: str | None
     """`corrected`, or `source`: as the source study did it, mistakes included.
 
     null: there are no settings of a source study.
     """
     seeds: Any
-    """A count, a range or a list: trained together, each as if alone."""
+    """A count, a range or a list of seeds: trained together, each as if alone."""
     steps: Count
     """Environment steps per seed; of an offline agent, minibatches."""
     num_envs: Count
@@ -37,7 +38,7 @@ class Config:
     eval_episodes: Count
     """Episodes of an evaluation while learning, by which the best weights are kept."""
     final_episodes: Count
-    """Episodes, others than those, on which the kept weights are reported at the end."""
+    """Episodes, new ones, on which the kept weights are reported at the end."""
     eval_env: Any
     """Keys of env that differ in evaluations, and when the run is attacked."""
     checkpoint_every: Count
@@ -70,27 +71,44 @@ def validated(composed: Mapping[str, Any]) -> DictConfig:
     What is saved, compared and read from here on holds no `200k` and no text where a number
     belongs.
     """
-    from rlx.agent import Agent
-    from rlx.training import stopping
-
     config = typed(Config, composed, "")
     for group in ("agent", "env", "eval_env", "device"):
         config[group] = convert({} if config[group] is None else config[group], dict, group)
-
-    agent = load_class(config["agent"], "agent", Agent)
-    target = config["agent"]["_target_"]
-    config["agent"] = {"_target_": target, **typed(agent.config_type, config["agent"], "agent")}
-
+    config["agent"] = _typed_agent(config["agent"])
     config["env"] = typed_env(config["env"])
-    eval_env = {**config["eval_env"], "_target_": config["env"]["_target_"]}
-    config["eval_env"] = typed_env(eval_env, "eval_env", partial=True)
-    del config["eval_env"]["_target_"]
-
+    config["eval_env"] = _typed_eval_env(config["eval_env"], config["env"])
     config["device"] = typed(Device, config["device"], "device")
-    if config["stop"]:
-        config["stop"] = typed(stopping.Config, convert(config["stop"], dict, "stop"), "stop")
-    else:
-        config["stop"] = None
-    if config["data"] and not config["data"].startswith("minari:"):
-        config["data"] = str(Path(config["data"]).absolute())  # a run may be resumed from elsewhere
+    config["stop"] = _typed_stop(config["stop"])
+    config["data"] = _absolute_data(config["data"])
     return OmegaConf.create(config)
+
+
+def _typed_agent(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The config group `agent`, every value of its type."""
+    from rlx.agent import Agent
+
+    agent = load_class(node, "agent", Agent)
+    return {"_target_": node["_target_"], **typed(agent.config_type, node, "agent")}
+
+
+def _typed_eval_env(node: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
+    """The config group `eval_env`, every value of its type: some keys of the group `env`."""
+    result = typed_env({**node, "_target_": env["_target_"]}, "eval_env", partial=True)
+    del result["_target_"]
+    return result
+
+
+def _typed_stop(node: object) -> dict[str, Any] | None:
+    """The settings of the stop rule, every value of its type; None where there is none."""
+    from rlx.training import stopping
+
+    if not node:
+        return None
+    return typed(stopping.Config, convert(node, dict, "stop"), "stop")
+
+
+def _absolute_data(data: str | None) -> str | None:
+    """The data set as it is found from any folder: a run may be resumed from another one."""
+    if not data or data.startswith("minari:"):
+        return data
+    return str(Path(data).absolute())

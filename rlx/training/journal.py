@@ -1,6 +1,6 @@
-"""How replays are kept on disk.
+"""How replays are kept on disk, in parts.
 
-Every checkpoint adds a part with the rows stored since the last one, and old parts expire.
+Every checkpoint adds a part with the rows stored since the last checkpoint, and old parts expire.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from rlx.replay import Replay
 
 @dataclass(frozen=True)
 class Part:
-    """One file: rows of one replay. Counts are int64 [S, N], on the CPU."""
+    """A file with rows of a replay. Its counts are int64 [S, N], on the CPU."""
 
     replay: str
     """Path of the replay within the agent."""
     since: Tensor
-    """Rows stored in each ring before this part."""
+    """int64 [S, N]: rows stored in each ring before this part."""
     until: Tensor
-    """Rows stored in each ring with this part."""
+    """int64 [S, N]: rows stored in each ring up to the end of this part."""
 
 
 class Journal:
@@ -33,10 +33,11 @@ class Journal:
     def __init__(self) -> None:
         self.parts: dict[str, Part] = {}
 
-    def due(self, agent: nn.Module, step: int) -> dict[str, dict[str, Tensor]]:
-        """The parts to write at `step`, name → tensors.
+    def take_new_parts(self, agent: nn.Module, step: int) -> dict[str, dict[str, Tensor]]:
+        """Add the rows stored since the last call to the journal; returns them, name → tensors.
 
-        From now on they belong to the journal, and parts that hold no row still in use do not.
+        The caller writes them to the disk, at `step`. Parts of which no row is in use any more
+        leave the journal.
         """
         new_parts = {}
         for path, replay in replays(agent).items():
@@ -79,14 +80,14 @@ def ring_names(agent: nn.Module) -> set[str]:
 
 
 def size(agent: nn.Module) -> int:
-    """Bytes of the replays."""
+    """Bytes that all replays of the agent take in memory."""
     return sum(_bytes(replay) for replay in replays(agent).values())
 
 
 def disk_size(agent: nn.Module, between: int, steps: int) -> float:
-    """Bytes of parts on disk at most.
+    """Bytes that the parts of the agent's replays take on disk at most.
 
-    `between`: environment steps between checkpoints of a run of `steps`.
+    `between`: environment steps between two checkpoints of a run of `steps`.
     """
     total = 0.0
     for replay in replays(agent).values():
@@ -105,5 +106,5 @@ def restore(agent: nn.Module, name: str, rows: Mapping[str, Tensor]) -> None:
 
 
 def _bytes(replay: Replay) -> int:
-    """Bytes of one replay."""
+    """Bytes that a replay takes in memory."""
     return sum(tensor.nbytes for tensor in replay.state_dict().values())

@@ -1,4 +1,4 @@
-"""The weights that a run keeps: each seed's own, from its best evaluation or from its stop."""
+"""The weights that a run keeps of each seed, from its best evaluation or from its stop."""
 
 import copy
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ from rlx.agent import Policy
 
 
 class Kept:
-    """The weights that a run keeps of each of S seeds, each from a step of its own."""
+    """The weights that a run keeps of S seeds; those of two seeds may be from different steps."""
 
     def __init__(self, policy: Policy, seeds: int):
         self.policy = copy.deepcopy(policy).requires_grad_(False)
         self.step = torch.zeros(seeds, dtype=torch.int64)
-        """int64 [S]: the step from which a seed's weights are."""
+        """int64 [S]: the step at which a seed had these weights."""
         self.value = torch.full((seeds,), -torch.inf, dtype=torch.float64)
-        """float64 [S]: the return by which they were kept."""
+        """float64 [S]: the return by which a seed's weights were kept; −∞ before the first."""
         self.solved = torch.zeros(seeds, dtype=torch.bool)
         """bool [S]: whether the stop rule counted the seed as solved."""
         self.changed = True
-        """Whether the disk may hold others."""
+        """Whether the weights have changed since they were last saved."""
 
     def improve(self, policy: Policy, value: Tensor, step: int) -> None:
-        """Keep `policy` in the seeds where it is the best so far, the later one among equals.
+        """Keep the weights of `policy` in the seeds where they are the best so far.
 
-        `value`: [S], the returns of its greedy evaluation.
+        `value`: [S], the returns of the policy's greedy evaluation. Among equals the later wins.
         """
         better = value >= self.value
         device = next(policy.parameters()).device
@@ -45,10 +45,10 @@ class Kept:
         solved: Tensor,
         value: Tensor,
     ) -> None:
-        """Keep a `policy` of S' seeds where `where` (bool [S']) is true.
+        """Keep the weights of a `policy` of S' seeds where `where` (bool [S']) is true.
 
-        `running`: int64 [S'], which of the S seeds they are. `solved` (bool [S']) and `value`
-        ([S']) are noted with it.
+        `running`: int64 [S'], the rows of these seeds among all S. `solved` (bool [S']) and `value`
+        ([S']) are noted with the weights.
         """
         self.changed = True
         rows = running[where]
@@ -62,11 +62,11 @@ class Kept:
         self.value[rows] = value.cpu()[where].double()
 
     def facts(self) -> dict[str, Any]:
-        """What state.json and the summary say of the weights: [S] each."""
+        """The facts about the weights in state.json and in the summary: name → [S]."""
         return {"step": self.step, "value": self.value, "solved": self.solved}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors [S, …]."""
+        """The weights and the facts about them: tensors [S, …] by name."""
         policy = self.policy.state_dict()
         return self.facts() | {f"policy.{name}": value for name, value in policy.items()}
 

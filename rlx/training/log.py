@@ -1,4 +1,4 @@
-"""What a run notes of its learning between two evaluations."""
+"""The returns and metrics that a run notes between two evaluations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,19 +18,20 @@ class Log:
         self.running = torch.zeros(shape, device=device)
         """[S, N]: returns so far of the running episodes."""
         self.sum = torch.zeros(seeds, device=device)
-        """[S]: sum of the returns of the episodes that ended since the last rows."""
+        """[S]: sum of the returns of the episodes that ended since `rows` was last called."""
         self.count = torch.zeros(seeds, device=device)
-        """[S]: number of those episodes."""
+        """[S]: number of the episodes that ended since `rows` was last called."""
         self.bad = torch.zeros(seeds, dtype=torch.int64, device=device)
-        """int64 [S]: the first step at which a metric was not finite, else 0."""
+        """int64 [S]: the first step at which a metric was not finite; 0: all have been."""
         self.metrics: dict[str, Tensor] = {}
-        """Name → [S], each as it was last."""
+        """The newest value of each metric, name → [S]."""
 
     def add(self, reward: Tensor, ended: Tensor, metrics: dict[str, Tensor], step: int) -> Tensor:
-        """Count one vector step, which reached `step`.
+        """Count a vector step, after which each seed has made `step` steps.
 
-        `reward` [S, N], `ended` (bool [S, N]): of the copies; `metrics`: name → [S]. Returns the
-        returns so far [S, N] of the running episodes, those that ended included.
+        `reward`: [S, N], of the env copies; `ended`: bool [S, N], whether their episodes ended;
+        `metrics`: name → [S]. Returns [S, N], the returns so far of the running episodes, those
+        that ended included.
         """
         returns = self.running + reward
         self.sum = self.sum + torch.where(ended, returns, 0.0).sum(1)
@@ -52,10 +53,10 @@ class Log:
             "reward": self.running.sum(1) + self.sum,
             "observation": obs.flatten(1).float().sum(1),
         }
-        for what, total in totals.items():
+        for quantity, total in totals.items():
             if not total.isfinite().all():
                 row = int(torch.nonzero(~total.isfinite())[0])
-                raise RunError(f"env: gave a {what} that is not finite to seed {seeds[row]}")
+                raise RunError(f"env: gave a {quantity} that is not finite to seed {seeds[row]}")
         if (self.bad > 0).any():
             row = int(torch.nonzero(self.bad)[0])
             step = int(self.bad[row])
@@ -66,9 +67,9 @@ class Log:
     def rows(
         self, step: int, seeds: list[int], episodes: Episodes, steps_per_s: float
     ) -> list[dict[str, Any]]:
-        """One row per seed for metrics.jsonl; starts a new count of training returns.
+        """A row of metrics.jsonl for each seed; starts a new count of training returns.
 
-        `episodes`: [S, B], of the evaluation at `step`.
+        `episodes`: [S, B], those of the evaluation at `step`.
         """
         train = (self.sum / self.count).tolist()
         self.sum = torch.zeros_like(self.sum)
@@ -95,9 +96,9 @@ class Log:
         self.load_state_dict({name: value[index] for name, value in self.state_dict().items()})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors [S, …]."""
-        own = {"running": self.running, "sum": self.sum, "count": self.count, "bad": self.bad}
-        return own | {f"metrics.{name}": value for name, value in self.metrics.items()}
+        """The counts and the newest metrics: tensors [S, …] by name."""
+        counts = {"running": self.running, "sum": self.sum, "count": self.count, "bad": self.bad}
+        return counts | {f"metrics.{name}": value for name, value in self.metrics.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue where `state_dict()` was taken."""

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from rlx import contract, experiment
 from rlx.agent import OfflineAgent
-from rlx.config import build, parse_seeds
+from rlx.config import build
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import SELECTION, evaluate
+from rlx.grids import parse_seeds
 from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
 from rlx.runs.run import Run
@@ -41,52 +42,59 @@ class Training:
         self.config = config
         self.name = name
         self.seeds = parse_seeds(config.seeds)
-        stop = _stop_rule(config)
+        stop_config = _stop_config(config)
         self.device = experiment.setup_device(config.device)
         self.spec = experiment.env_spec(config.env)
-        self.eval_env = experiment.evaluated_env({"env": config.env, "eval_env": config.eval_env})
-        self.threshold = experiment.evaluated_spec(self.spec, self.eval_env).reward_threshold
-        """Return from which a seed counts as solved, if the env says."""
+        self.eval_env = experiment.eval_env_config({"env": config.env, "eval_env": config.eval_env})
+        self.threshold = experiment.eval_spec(self.spec, self.eval_env).reward_threshold
+        """Return from which a seed counts as solved; None where the env names none."""
         self.num_envs = config.num_envs
+        """N: env copies of each seed."""
         self.unit = "steps"
+        """The unit of `step`: "steps" of the env, or "minibatches" of a data set."""
         self.data = experiment.open_data(config.data, config.skip_bad) if config.data else None
+        """The data set of an offline agent; None: the agent acts in the env."""
         self.differences: list[str] = []
-        """What distinguishes the env that the data set was made in."""
+        """Sentences that say how the env of the data set differs from this one."""
         self.fingerprint: str | None = None
-        """Of the data set."""
+        """Fingerprint of the data set, by which resuming knows it again."""
         if self.data is not None:
             self._fit_data()
 
-        one_process = {**config.env, "workers": 1}
-        contract.check_env(experiment.make_env(one_process, 1, "cpu"), self.spec)
+        self._check_env()
         seeds = seed_tensor(self.seeds, self.device)
         shape = (len(seeds), self.num_envs)
         self.agent = experiment.make_agent(config.agent, self.spec, seeds, self.num_envs, self.data)
-        # An offline agent's env is never stepped.
-        env = config.env if self.data is None else one_process
-        self.env = experiment.make_env(env, len(seeds) * self.num_envs, self.device)
+        self.env = self._make_learning_env()
+        """S'·N env copies in which the agent learns."""
         resets = reset_seeds(seeds, self.num_envs, "env")
         obs, _ = self.env.reset(seed=resets.flatten().tolist())
         self.obs = obs.unflatten(0, shape)
-        """[S', N, *O]: S' seeds still learn."""
+        """[S', N, *O]: the observations that the next step begins with; S' seeds still learn."""
         contract.check_policy(self.agent, self.obs, self.spec)
         self.first = torch.ones(shape, dtype=torch.bool, device=self.device)
         """bool [S', N]: whether an episode begins with `obs`."""
         self.carry = self.agent.policy.initial_carry(self.num_envs)
-
+        """Tensors [S', N, …]: the policy's memory of the running episodes."""
         self.running = torch.arange(len(seeds), device=self.device)
         """int64 [S']: rows of `seeds` that still learn."""
+
         self.last = torch.full((len(seeds),), torch.nan, dtype=torch.float64)
-        """float64 [S]: every seed's last evaluation."""
-        self.stop = stopping.StopRule(stop, len(seeds)) if stop else None
+        """float64 [S]: mean return of every seed's last evaluation; NaN before the first."""
+        self.stop = stopping.StopRule(stop_config, len(seeds)) if stop_config else None
+        """The stop rule; None: every seed learns for all steps."""
         self.kept = Kept(self.agent.policy, len(seeds))
+        """The weights that the run keeps of every seed."""
         drifts = bool(config.env.get("drift"))
         self.keeps_newest = config.keep == "newest" or self.agent.keeps_newest or drifts
-        """Whether the newest weights are kept: in a drifting env the best were so in another."""
+        """Whether the newest weights are kept instead of the best.
+
+        In an env that drifts, the best evaluation was one in another env.
+        """
         self.log = Log(shape, self.device)
         self.journal = journal.Journal()
         self.part_sums: dict[str, str] = {}
-        """Checksums of the journal's parts."""
+        """Checksums of the journal's parts, by name."""
         self.step = 0
         """Environment steps made by each seed that still learns."""
         self.evaluated = 0
@@ -94,13 +102,21 @@ class Training:
         self.saved = 0
         """The step of the last checkpoint."""
         self.wall_s = 0.0
-        """Seconds spent before this process."""
+        """Seconds that the run took in earlier processes."""
+
+        # All below is of this process alone; `run` begins with it.
+        self.output: Run
+        """The run directory that `run` fills."""
+        self.began = 0.0
+        """When `run` began, by the monotonic clock, in seconds."""
+        self.saved_at = 0.0
+        """When the last checkpoint was saved, by the monotonic clock, in seconds."""
         self.saving_s = 0.0
-        """Seconds spent on checkpoints in this process."""
+        """Seconds spent on checkpoints."""
         self.signal = 0
-        """Number of the signal that told it to stop."""
+        """Number of the signal that told the run to stop; 0: none has."""
         self.interruptible = False
-        """Whether a signal ends it at once, instead of before the next vector step."""
+        """Whether a signal ends the run at once, instead of before the next vector step."""
 
     def _fit_data(self) -> None:
         """Learn from the data set instead of the env; ConfigError where it does not fit the env."""
@@ -112,16 +128,35 @@ class Training:
         self.num_envs = 1
         self.unit = "minibatches"
 
+    def _check_env(self) -> None:
+        """ConfigError where the env does not return what its contract asks for."""
+        env = experiment.make_env(self._one_process(), 1, "cpu")
+        contract.check_env(env, self.spec)
+
+    def _make_learning_env(self) -> TensorEnv:
+        """All env copies that the agent learns in, not yet reset."""
+        config = self.config.env
+        if self.data is not None:
+            # An offline agent's env is never stepped.
+            config = self._one_process()
+        return experiment.make_env(config, len(self.seeds) * self.num_envs, self.device)
+
+    def _one_process(self) -> dict[str, Any]:
+        """The config group `env` without processes beside this one."""
+        return {**self.config.env, "workers": 1}
+
     def make_env(self, num_envs: int) -> TensorEnv:
-        """Copies of the env to evaluate in, as old as those it learns from."""
+        """`num_envs` copies of the env to evaluate in, as old as those that the agent learns in."""
         return experiment.make_env(self.eval_env, num_envs, self.device, self.step // self.num_envs)
 
-    def run(self, output: Run, reopen: DictConfig | None = None, go_on: str | None = None) -> float:
+    def run(
+        self, output: Run, resumed_config: DictConfig | None = None, go_on: str | None = None
+    ) -> float:
         """Train, evaluate, save, report; returns the interquartile mean of the last evaluation.
 
-        `reopen`: the config with which an earlier run goes on. `go_on`: the command that takes this
-        one up again. SIGINT and SIGTERM end it between two vector steps, also within an
-        evaluation, with a checkpoint: Interrupted.
+        `resumed_config`: the config with which an earlier run goes on; None: the run is new.
+        `go_on`: the command that takes this run up again; None: `rlx resume`. SIGINT and SIGTERM
+        end it between two vector steps, also within an evaluation, with a checkpoint: Interrupted.
         """
         self.output = output
         self.began = time.monotonic()
@@ -129,8 +164,8 @@ class Training:
         go_on = go_on or f"rlx resume {shlex.quote(str(output.path))}"
         self._header()
         with output.writing(), self._signals():
-            if reopen is not None:
-                output.reopen(reopen, self.step, self.evaluated)
+            if resumed_config is not None:
+                output.rewind(resumed_config, self.step, self.evaluated)
             try:
                 with console.Progress(
                     self.config.steps, self.step, self.threshold, self.unit
@@ -146,10 +181,10 @@ class Training:
                 message = f"interrupted at step {self.step:,}; go on with: {go_on}"
                 raise Interrupted(self.signal, message) from None
             except (RunError, OSError) as error:
-                stands = "no checkpoint had been saved yet"
+                outcome = "no checkpoint had been saved yet"
                 if output.checkpoints.steps():
-                    stands = f"the last checkpoint stands: {go_on}"
-                raise RunError(f"{error}; {stands}") from None
+                    outcome = f"the last checkpoint stands: {go_on}"
+                raise RunError(f"{error}; {outcome}") from None
 
     def _header(self) -> None:
         """Print what will be trained, on what, and what it takes."""
@@ -174,17 +209,18 @@ class Training:
                 console.facts(differs=difference)
 
     def _learn(self, progress: console.Progress) -> None:
-        """The loop.
+        """Learn until every seed has made its steps or has stopped.
 
-        Each turn begins between two vector steps, where a run can be saved and taken up again.
+        Each turn of the loop begins between two vector steps, where a run can be saved and taken up
+        again.
         """
         config = self.config
         while len(self.running):
-            if self._due(config.eval_every) and self.evaluated < self.step:
+            if self._passed(config.eval_every) and self.evaluated < self.step:
                 self._evaluate(progress)
             at_end = self.step >= config.steps
-            due = at_end or self._due(config.checkpoint_every) or self._long_ago()
-            if due and self.saved < self.step:
+            must_save = at_end or self._passed(config.checkpoint_every) or self._last_save_is_old()
+            if must_save and self.saved < self.step:
                 self._save()
             if self.signal:
                 raise KeyboardInterrupt
@@ -199,10 +235,10 @@ class Training:
         self._close(progress)
 
     def _close(self, progress: console.Progress) -> None:
-        """Do what only the end of a run asks for.
+        """Evaluate and keep weights as only the end of a run asks for.
 
-        The checkpoint of its last step does not know of it: a run that goes on from there must be
-        as if it had never ended.
+        The checkpoint of the last step was saved before, and does not know of this: a run that goes
+        on from there must be as if it had never ended.
         """
         if len(self.running) and self.evaluated < self.step:
             self._evaluate(progress)
@@ -286,7 +322,8 @@ class Training:
                 SELECTION,
                 self.device,
             )
-        except RunError:  # the env's fault: what was learnt is whole
+        except RunError:
+            # It is the env's fault: what was learnt is whole.
             self.interruptible = False
             self._save()
             raise
@@ -295,6 +332,7 @@ class Training:
         self.last[self.running.cpu()] = mean
         if self.stop is None:
             if self.keeps_newest:
+                # The newest weights win over the kept ones, whatever return these had.
                 self.kept.value.fill_(-torch.inf)
             self.kept.improve(self.agent.policy, mean, self.step)
         self.output.log(self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step)))
@@ -305,17 +343,17 @@ class Training:
         """The seeds that still learn."""
         return [self.seeds[row] for row in self.running.tolist()]
 
-    def _due(self, every: int) -> bool:
+    def _passed(self, every: int) -> bool:
         """Whether the last vector step passed a multiple of `every`."""
         return self.step // every > (self.step - self.num_envs) // every
 
-    def _long_ago(self) -> bool:
+    def _last_save_is_old(self) -> bool:
         """Whether the last checkpoint is older than `checkpoint_seconds`."""
         seconds = self.config.checkpoint_seconds
         return seconds is not None and time.monotonic() - self.saved_at >= seconds
 
     def _save(self) -> None:
-        """A checkpoint of now, and the kept weights."""
+        """Save the kept weights, and a checkpoint of this step."""
         config = self.config
         seeds = self._running_seeds()
         self.log.check(seeds, self.obs)
@@ -326,25 +364,30 @@ class Training:
             "wall_s": self._elapsed(),
             "seeds": seeds,
             "data": self.fingerprint,
-            "lasting": self._due(config.checkpoint_every) or self.step >= config.steps,
+            "lasting": self._passed(config.checkpoint_every) or self.step >= config.steps,
         }
-        self._save_kept()  # first: a checkpoint without it would not be resumed to write it
-        parts = self.journal.due(self.agent, self.step)
-        former = {name: self.part_sums[name] for name in self.journal.parts if name not in parts}
+        # In this order: a crash between the two leaves kept weights that are newer than the last
+        # checkpoint, and going on from that writes them again. In the other order it would leave a
+        # checkpoint whose kept weights are missing or older than itself.
+        self._save_kept()
+        parts = self.journal.take_new_parts(self.agent, self.step)
+        former_parts = {
+            name: self.part_sums[name] for name in self.journal.parts if name not in parts
+        }
         self.part_sums = self.output.checkpoints.save(
             f"{self.step:09d}",
             counters,
             self.agent.policy.state_dict(),
             state.tensors(self),
             parts=parts,
-            former_parts=former,
+            former_parts=former_parts,
         )
         self.saved = self.step
         self.saved_at = time.monotonic()
         self.saving_s += self.saved_at - began
 
     def _save_kept(self) -> None:
-        """The kept weights, as the checkpoint "best"."""
+        """Save the kept weights as the checkpoint "best"."""
         facts = {"seeds": self.seeds} | self.kept.facts()
         self.output.checkpoints.save("best", facts, self.kept.policy.state_dict())
         self.kept.changed = False
@@ -355,15 +398,16 @@ class Training:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM are handled by `_on_signal` meanwhile."""
-        former = {}
-        with suppress(ValueError):  # not the main thread: some sweepers' launchers
+        """Let `_on_signal` handle SIGINT and SIGTERM within the context."""
+        former_handlers = {}
+        # ValueError: not in the main thread, where some sweepers' launchers run.
+        with suppress(ValueError):
             for number in (signal.SIGINT, signal.SIGTERM):
-                former[number] = signal.signal(number, self._on_signal)
+                former_handlers[number] = signal.signal(number, self._on_signal)
         try:
             yield
         finally:
-            for number, handler in former.items():
+            for number, handler in former_handlers.items():
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -373,8 +417,11 @@ class Training:
             raise KeyboardInterrupt
 
 
-def _stop_rule(config: "Config") -> stopping.Config | None:
-    """The settings of the stop rule, if there is one; ConfigError where it cannot be followed."""
+def _stop_config(config: "Config") -> stopping.Config | None:
+    """The settings of the stop rule; None where there is none.
+
+    ConfigError where the rule cannot be followed.
+    """
     if not config.stop:
         return None
     stop = build(stopping.Config, config.stop, "stop")

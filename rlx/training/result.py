@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def finish(training: "Training", wall_s: float) -> float:
-    """Evaluate, save, and report.
+    """Evaluate the kept weights of a training, save its result and print it.
 
-    Returns the interquartile mean of the last evaluation while it learnt. `wall_s`: seconds that
-    the run has taken.
+    `wall_s`: seconds that the run has taken. Returns the interquartile mean of the last evaluation
+    while it learnt.
     """
     episodes = evaluate(
         training.kept.policy,
@@ -72,7 +72,7 @@ def _summary(
 
 
 def _table(training: "Training", summary: dict[str, Any], estimate: stats.Estimate) -> None:
-    """Print a line for each seed."""
+    """Print the result of each seed on a line."""
     kept = training.kept
     columns: dict[str, Any] = {
         "return": estimate.per_seed,
@@ -91,7 +91,7 @@ def _table(training: "Training", summary: dict[str, Any], estimate: stats.Estima
 
 
 def _warnings(training: "Training") -> None:
-    """Print what did not go as its settings were meant."""
+    """Print what the run met that its settings do not fit."""
     for warning in training.agent.warnings():
         console.warning(warning)
     if not training.log.metrics:

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from rlx.config import build, parse_seeds
+from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec
+from rlx.grids import parse_seeds
 from rlx.policies import check_tensors
 from rlx.runs.run import Run
 from rlx.training import state
@@ -19,13 +20,13 @@ class Resumed(NamedTuple):
 
     training: Training
     warnings: list[str]
-    """One for each checkpoint that is damaged."""
+    """A sentence about each newer checkpoint that is damaged."""
 
 
 def resumed(run: Run, config: DictConfig) -> Resumed:
-    """Read the newest whole checkpoint of `run`; `config`: its own, or a changed one.
+    """Read the newest whole checkpoint of `run`; `config`: the run's config, perhaps changed.
 
-    ConfigError where there is none, or where it does not fit the config.
+    ConfigError where there is no such checkpoint, or where it does not fit the config.
     """
     counters, policy, saved, warnings = run.newest()
     try:

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 
 
 def tensors(training: "Training") -> dict[str, Tensor]:
-    """Everything but the policy and the replays, which a checkpoint holds beside it.
+    """The state of a training as tensors [S, …] under dotted names.
 
-    Tensors [S, …] under dotted names.
+    The policy and the replays are left out: a checkpoint holds these in other files.
     """
     agent = training.agent
-    apart = {f"policy.{name}" for name in agent.policy.state_dict()}
-    apart |= journal.ring_names(agent)
+    left_out = {f"policy.{name}" for name in agent.policy.state_dict()}
+    left_out |= journal.ring_names(agent)
+    agent_state = {
+        name: value for name, value in agent.state_dict().items() if name not in left_out
+    }
     parts: dict[str, Mapping[str, Tensor]] = {
-        "agent": {name: value for name, value in agent.state_dict().items() if name not in apart},
+        "agent": agent_state,
         "env": training.env.state_dict(),
         "loop": {
             "obs": training.obs,
@@ -52,8 +55,8 @@ def load(
 ) -> None:
     """Make a new training what it was at a checkpoint.
 
-    `counters`: of state.json; `policy` and `saved`: the tensors of the two files; `parts`: those of
-    the replays, in order. ConfigError where they do not fit.
+    `counters`: the content of state.json; `policy` and `saved`: the tensors of the checkpoint's two
+    files; `parts`: the parts of the replays, in order. ConfigError where they do not fit.
     """
     data = training.data
     if data is not None and not data.is_of(counters.get("data")):
@@ -70,8 +73,9 @@ def load(
     training.running = loop["running"]
     training.last = loop["last"].cpu()
     training.carry = _part(saved, "carry", device)
-    own = _part(saved, "agent", device)
-    _load_agent(training, own | {f"policy.{name}": value for name, value in policy.items()})
+    agent = _part(saved, "agent", device)
+    agent |= {f"policy.{name}": value for name, value in policy.items()}
+    _load_agent(training, agent)
     for name, rows in parts:
         journal.restore(training.agent, name, rows)
         training.journal.add(name, rows)
@@ -90,10 +94,16 @@ def load(
 def join(whole: "Training", first: "Training", second: "Training") -> None:
     """Make a new training `whole` of two that are at the same step: the seeds of both in a row.
 
-    With a stop rule, the one that ended earlier has no seeds that still learn.
+    With a stop rule, the training that ended earlier has no seeds that still learn.
     """
     policy = concatenated(first.agent.policy.state_dict(), second.agent.policy.state_dict())
-    saved = concatenated(tensors(first), tensors(second))
+    first_tensors = tensors(first)
+    second_tensors = tensors(second)
+    for name in first_tensors.keys() - second_tensors.keys():
+        if name.startswith("log.metrics."):
+            # All seeds of `second` stopped before they learnt: it has no metrics.
+            del first_tensors[name]
+    saved = concatenated(first_tensors, second_tensors)
     saved["loop.running"] = torch.cat([first.running, second.running + len(first.seeds)])
     counters = {
         "step": max(first.step, second.step),
@@ -103,9 +113,11 @@ def join(whole: "Training", first: "Training", second: "Training") -> None:
         "data": whole.fingerprint,
     }
     load(whole, counters, policy, saved, ())
+    # `load` reads replays from the parts on disk, which a new run does not have. Both agents are in
+    # memory with theirs, so that the whole state_dict, replays included, can be put side by side.
     agent = concatenated(first.agent.state_dict(), second.agent.state_dict())
     whole.agent.load_state_dict(agent)
-    whole.saved = -1  # nowhere yet
+    whole.saved = -1  # `whole` is on no disk yet
 
 
 def disk_size(training: "Training") -> int:
@@ -113,14 +125,14 @@ def disk_size(training: "Training") -> int:
     steps = training.config.steps
     between = training.config.checkpoint_every
     policy = _bytes(training.agent.policy.state_dict())
-    rest = _bytes(tensors(training))
-    # Three of what only going on needs: one is being written.
-    checkpoints = (steps // between + 5) * policy + 3 * rest
+    training_state = _bytes(tensors(training))
+    # The newest two checkpoints have the state of the training, and so has the one being written.
+    checkpoints = (steps // between + 5) * policy + 3 * training_state
     return int(checkpoints + journal.disk_size(training.agent, between, steps))
 
 
 def _part(saved: Mapping[str, Tensor], part: str, device: torch.device) -> dict[str, Tensor]:
-    """The tensors whose names begin with `part`, without it, on the device."""
+    """The tensors whose names begin with `part` and a dot, on the device, without that prefix."""
     prefix = f"{part}."
     values = {}
     for name, value in saved.items():
@@ -130,19 +142,23 @@ def _part(saved: Mapping[str, Tensor], part: str, device: torch.device) -> dict[
 
 
 def _load_agent(training: "Training", saved: dict[str, Tensor]) -> None:
-    """Load an agent's tensors but for its replays; ConfigError where others are expected."""
+    """Load an agent's tensors `saved`, which lack its replays; these stay as they are.
+
+    ConfigError where the agent has other tensors.
+    """
     agent = training.agent.state_dict()
     rings = {name: agent[name] for name in journal.ring_names(training.agent)}
     saved = saved | rings
-    odd = sorted(saved.keys() ^ agent.keys())
-    if odd:
-        which = "has an unknown" if odd[0] in saved else "lacks"
+    unmatched = sorted(saved.keys() ^ agent.keys())
+    if unmatched:
+        verb = "has an unknown" if unmatched[0] in saved else "lacks"
         raise ConfigError(
-            f"run: its checkpoint {which} '{odd[0]}'; it is of another version of this agent "
+            f"run: its checkpoint {verb} '{unmatched[0]}'; it is of another version of this agent "
             "and cannot be resumed."
         )
     training.agent.load_state_dict(saved)
 
 
 def _bytes(values: Mapping[str, Tensor]) -> int:
+    """Bytes that some tensors take in memory."""
     return sum(tensor.nbytes for tensor in values.values())

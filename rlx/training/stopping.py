@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Config:
-    """Counts are training episodes of a seed."""
+    """The settings of the stop rule. Counts are training episodes of a seed."""
 
     window: int
     """Episodes whose returns are averaged."""
@@ -34,9 +34,9 @@ class StopRule:
     def __init__(self, config: Config, seeds: int):
         self.config = config
         self.returns = torch.zeros(seeds, config.window, dtype=torch.float64)
-        """float64 [S, window]: the last returns, in a ring."""
+        """float64 [S, window]: each seed's last returns, in a ring."""
         self.episodes = torch.zeros(seeds, dtype=torch.int64)
-        """int64 [S]: episodes so far."""
+        """int64 [S]: each seed's episodes so far."""
 
     def mean(self) -> Tensor:
         """[S]: average of the last `window` returns, or of all where there are fewer."""
@@ -45,7 +45,8 @@ class StopRule:
     def ended(self, finished: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
         """(stopped, solved), bool [S] each, after the episodes that ended just now.
 
-        `finished`: bool [S], the seeds in which one ended; `returns`: [S], theirs.
+        `finished`: bool [S], whether an episode of the seed ended; `returns`: [S], the returns of
+        these episodes.
         """
         config = self.config
         slot = (self.episodes % config.window).unsqueeze(1)
@@ -61,7 +62,7 @@ class StopRule:
         return solved | given_up, solved
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors [S, …]."""
+        """The returns and the counts of episodes: tensors [S, …] by name."""
         return {"returns": self.returns, "episodes": self.episodes}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

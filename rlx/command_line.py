@@ -1,0 +1,266 @@
+"""A user's command line in Hydra's grammar, and Hydra's errors about it in plain words."""
+
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlx import conf
+from rlx.errors import ConfigError
+from rlx.help import all_keys, own_keys, takes_runs
+from rlx.names import closest, nearest
+
+QUIET = (
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=outputs/sweeps/${now:%Y%m%d-%H%M%S-%f}",
+    "hydra.sweep.subdir=.",
+)
+"""rlx makes its own run directories and messages; Hydra only composes."""
+
+FLAGS = (
+    "-m",
+    "--multirun",
+    "-r",
+    "--run",
+    "-h",
+    "--help",
+    "--hydra-help",
+    "--resolve",
+    "--version",
+)
+"""Hydra's flags that stand alone."""
+WITH_VALUE = (
+    "-cd",
+    "--config-dir",
+    "-cn",
+    "--config-name",
+    "-cp",
+    "--config-path",
+    "-c",
+    "--cfg",
+    "-i",
+    "--info",
+    "-p",
+    "--package",
+    "-sc",
+)
+"""Hydra's flags that stand before a value."""
+
+
+def config_overrides(line: list[str]) -> list[str]:
+    """The words of a command line for Hydra that say what the config is."""
+    words = []
+    for word in line:
+        is_paths = word.startswith(("run=[", "data=["))
+        if "=" in word and word not in QUIET and not is_paths:
+            words.append(word)
+    return words
+
+
+def to_hydra(command: str, arguments: list[str]) -> list[str]:
+    """The command line of an rlx command as Hydra takes it; ConfigError where it has no meaning.
+
+    Paths become run=[…] (of rlx data: data=[…]), flags go to the front, as Hydra 1.3 takes none
+    between overrides, and dotted keys need no +: what they may be is checked where they are read.
+    """
+    groups = own_keys(command)
+    swept = _swept(arguments)
+    paths = []
+    flags = []
+    overrides = list(QUIET)
+    words = iter(arguments)
+    for word in words:
+        if word in WITH_VALUE:
+            flags += [word, next(words, "")]
+        elif word in FLAGS:
+            flags.append(word)
+        elif word.startswith("-"):
+            raise ConfigError(_as_key_value(command, word, words))
+        elif _is_override(word):
+            overrides.append(_upsert(_renamed(_as_path(word)), groups, swept))
+        else:
+            paths.append(word)
+    if paths:
+        key = "data" if command == "data" else "run"
+        quoted = ",".join(_quoted(path) for path in paths)
+        overrides.append(f"{key}=[{quoted}]")
+    if {"-c", "--cfg"} & set(flags):
+        # Hydra prints a config or sweeps, not both.
+        flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    flags += use_conf(flags)
+    return flags + overrides
+
+
+def _swept(arguments: list[str]) -> set[str]:
+    """Keys over which a named experiment sweeps; ++ would not replace them."""
+    swept = set()
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "experiment":
+            swept |= conf.sweeps_of(value)
+    return swept
+
+
+def _quoted(text: str) -> str:
+    r"""`text` in single quotes, as a word of Hydra's grammar.
+
+    There a backslash means itself, but before a quote it means that the quote is text, and two
+    before a quote mean one. So a quote in `text` gets a backslash, and backslashes right before any
+    quote are doubled: it's → 'it\'s', it\'s → 'it\\\'s', C:\runs\ → 'C:\runs\\'.
+    """
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    text = re.sub(r"(\\+)$", r"\1\1", text)
+    return f"'{text}'"
+
+
+def _as_path(override: str) -> str:
+    """`override`, its value quoted where it is a folder with characters of Hydra's grammar."""
+    key, _, value = override.partition("=")
+    if key in ("outputs", "out") and re.search(r"[^\w./-]", value) and value[0] not in "'\"":
+        return f"{key}={_quoted(value)}"
+    return override
+
+
+def _renamed(override: str) -> str:
+    """`override` with the key's name of today, and a warning where it had an earlier one."""
+    key, equals, value = override.partition("=")
+    new = conf.renamed().get(key)
+    if new is None:
+        return override
+    print(f"rlx: {key} is called {new} now; the old name goes in the next version", file=sys.stderr)
+    return f"{new}{equals}{value}"
+
+
+def use_conf(words: list[str]) -> list[str]:
+    """Let the config folder that `words` name count, or conf/ where the user stands.
+
+    Returns the flags that Hydra needs for it. Modules that the folder's files name are found beside
+    it, and in the folder where the user stands.
+    """
+    named = _config_dir(words)
+    folder = named or _conf_here()
+    conf.use(folder)
+    _make_importable([Path.cwd()] if folder is None else [folder.absolute().parent, Path.cwd()])
+    if folder is None or named is not None:
+        return []
+    return ["--config-dir", str(folder)]
+
+
+def _config_dir(words: list[str]) -> Path | None:
+    """The folder behind --config-dir in `words`, the last as for Hydra; None: there is none."""
+    folder = None
+    for flag, value in itertools.pairwise(words):
+        if flag in ("-cd", "--config-dir"):
+            folder = Path(value)
+    return folder
+
+
+def _conf_here() -> Path | None:
+    """The folder conf/ where the user stands; None where there is none but rlx's."""
+    folder = Path.cwd() / "conf"
+    if folder.is_dir() and str(folder) != conf.conf_dir():
+        return folder
+    return None
+
+
+def _make_importable(folders: list[Path]) -> None:
+    """Let Python find modules in `folders`, behind all others."""
+    for folder in folders:
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+
+
+def _as_key_value(command: str, flag: str, words: Iterator[str]) -> str:
+    """The message about a `flag` that is none of Hydra's: rlx's values are key=value.
+
+    `words`: the words behind the flag.
+    """
+    key, equals, value = flag.lstrip("-").partition("=")
+    if not equals:
+        value = next(words, "…")
+    key = key.replace("-", "_")
+    known = closest(key, all_keys(command, [])) or key
+    return f"{flag}: rlx takes key=value; write {known}={value}"
+
+
+def _is_override(word: str) -> bool:
+    """Whether `word` is key=value or ~key, and not the path of something that exists."""
+    if Path(word).exists():
+        return False
+    if word.startswith("~"):
+        return True
+    return re.match(r"(hydra/)?[+~]*[\w@.:-]*[\w@:-]=", word) is not None
+
+
+def _upsert(override: str, groups: set[str], swept: set[str]) -> str:
+    """`override` with ++ before a dotted key below one of the command's `groups`.
+
+    Hydra then adds the key where it is not there yet. Keys over which an experiment sweeps
+    (`swept`) stay as they are.
+    """
+    key = override.partition("=")[0]
+    group, dot, _ = key.partition(".")
+    if dot and group in groups and key not in swept:
+        return f"++{override}"
+    return override
+
+
+def explain(error: Exception, command: str, line: list[str]) -> str:
+    """The message about an error of Hydra's or OmegaConf's, with the nearest valid name.
+
+    `line`: the command line as `to_hydra` returned it.
+    """
+    text = str(error).strip()
+    if "Config group override must be a string" in text:
+        empty = [word for word in line if re.fullmatch(r"\w+=(null|None|)", word)]
+        subject = empty[0] if empty else text
+        return f"{subject}: a group takes one of its names (tuned=none: no tuned settings)."
+    ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text)
+    if ambiguous:
+        key = ambiguous[1].lstrip("+")
+        value = ambiguous[2].lstrip("+")
+        sweep = f"rlx {command} -m {key}={value}"
+        return (
+            f"{key}={value}: several values. A list is {key}=[{value}]; a sweep over them: {sweep}"
+        )
+    not_found = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    if not_found:
+        return _unknown_option(not_found[1], not_found[2])
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    unknown = unknown or re.search(r"Key '([^']+)' is not in struct", text)
+    if unknown:
+        return _unknown_key(unknown[1], command, line)
+    # OmegaConf's messages end with lines about its own objects, which say nothing to a user.
+    text = re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text)
+    return text.replace("\n\n", "\n")
+
+
+def _unknown_option(group: str, option: str) -> str:
+    """The message about an option that its config group does not have."""
+    names = list(conf.group_files(group))
+    is_id = "/" in option or re.search(r"-v\d+$", option)
+    if group == "env" and is_id:
+        plain = re.sub(r"\W|_", "", option.rpartition("-")[0].lower())
+        ours = [f" rlx's own: env={name}." for name in names if name.replace("_", "") == plain]
+        gymnasium = f"An id of Gymnasium: env=gym env.id={option}"
+        return f"env={option}: no such option.{''.join(ours)} {gymnasium}"
+    message = f"{group}={option}: no such option.{nearest(option, names)}"
+    if 1 < len(names) <= 20 and closest(option, names):
+        message += f" All: {', '.join(names)}."
+    return message
+
+
+def _unknown_key(key: str, command: str, line: list[str]) -> str:
+    """The message about a key that the command's config does not have."""
+    group = key.partition(".")[0]
+    if command == "resume" and group in own_keys("train"):
+        may_change = sorted(own_keys(command) - {"run", "outputs", "trust"})
+        return f"{key}: may not change when a run is resumed. These may: {', '.join(may_change)}."
+    all_of = f"All keys: rlx {command} --help"
+    if group in ("agent", "env", "eval_env") and takes_runs(command):
+        return f"{key}: the run's own; rlx {command} takes it as it was trained. {all_of}"
+    return f"{key}: unknown key.{nearest(key, all_keys(command, config_overrides(line)))} {all_of}"
