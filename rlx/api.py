@@ -264,7 +264,7 @@ class GymPolicy:
         import torch
 
         from rlx import experiment
-        from rlx.envs.spaces import played, shown
+        from rlx.envs.spaces import agent_actions, agent_observations
         from rlx.nn.seed_axis import take
 
         self._policy = take(policy, torch.tensor([row])).requires_grad_(False)
@@ -277,8 +277,8 @@ class GymPolicy:
         self.action_space: gymnasium.Space = (
             own.action_space if copies else inner.single_action_space
         )
-        _, self._shown = shown(self.observation_space)
-        _, self._played = played(self.action_space)
+        _, self._shown = agent_observations(self.observation_space)
+        _, self._played = agent_actions(self.action_space)
         self._observe: list[int] | None = env.get("observe")
         self._stack = int(env.get("stack", 1))
         self.reset()

@@ -21,6 +21,7 @@ from rlx.config import (
 )
 from rlx.errors import ConfigError
 from rlx.machine import free_memory
+from rlx.names import one_line
 
 if TYPE_CHECKING:
     import gymnasium
@@ -219,13 +220,8 @@ def _require_space(what: str, space: "gymnasium.Space", learnt: "gymnasium.Space
     """ConfigError where eval_env has another space than the env in which the agent learns."""
     if space != learnt:
         raise ConfigError(
-            f"eval_env: has {what} {named(space)}; the agent learns with {named(learnt)}."
+            f"eval_env: has {what} {one_line(space)}; the agent learns with {one_line(learnt)}."
         )
-
-
-def named(space: "gymnasium.Space") -> str:
-    """A space on one line."""
-    return " ".join(str(space).split())
 
 
 def evaluated_env(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,7 +313,7 @@ def _require_fit(
     if not isinstance(space, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ConfigError(
-            f"agent: {agent.__name__} needs {names} {what}; this env has {named(space)}."
+            f"agent: {agent.__name__} needs {names} {what}; this env has {one_line(space)}."
         )
 
 

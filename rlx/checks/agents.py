@@ -117,7 +117,7 @@ class _RandomData(Data):
             "discount": torch.full(shape, discount),
         }
 
-    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+    def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
         """It fits every env."""
         return []
 

@@ -38,7 +38,7 @@ class Data(ABC):
         """
 
     @abstractmethod
-    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+    def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
         """Show observations as the env of this `spec`, the config group `env`, does.
 
         Returns the settings in which the env of the data differs, one line each. ConfigError where

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Spec
+from rlx.data.compatibility import IDENTITY, check_actions, differences, obs_dtype
 from rlx.data.datasets import Data, histogram
 from rlx.data.facts import read_facts
-from rlx.data.fitting import IDENTITY, check_actions, differences, obs_dtype
 from rlx.data.npy import (
     cast,
     check_action_numbers,
@@ -117,8 +117,8 @@ class Episodes(Data):
             raise ConfigError(f"{where}: {dtype} [N]; expected {expected}.")
         check_action_numbers(self.action, where)
 
-    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
-        """As `Data.fit`; the env's `stack` is taken over."""
+    def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+        """As `Data.adapt_to`; the env's `stack` is taken over."""
         where = f"data={self.source or self.folder}"
         found = differences(self.facts["env"], env)
         for key, logged, own in found:

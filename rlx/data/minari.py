@@ -18,10 +18,10 @@ from gymnasium.envs.registration import EnvSpec
 
 from rlx.config import load_class
 from rlx.data.episodes import Episodes
-from rlx.data.npy import one_line
-from rlx.data.writer import Writer, whole, writing
+from rlx.data.npy import in_words
+from rlx.data.writer import Writer, disk_errors, new_folder
 from rlx.env import TensorEnv
-from rlx.envs.spaces import Convert, played, shown
+from rlx.envs.spaces import Convert, agent_actions, agent_observations
 from rlx.errors import ConfigError
 from rlx.names import nearest
 
@@ -66,7 +66,7 @@ def imported(name: str) -> Episodes:
     except ConfigError:
         raise
     except Exception as error:  # of Minari, HDF5, Arrow or Pillow, on a broken file: anything
-        raise ConfigError(f"{where}: cannot be loaded ({one_line(error)}).") from None
+        raise ConfigError(f"{where}: cannot be loaded ({in_words(error)}).") from None
     result.temporary = temporary
     return result
 
@@ -84,7 +84,7 @@ def _check_spaces_written(folder: Path, where: str) -> None:
 
 def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
     """(obs [T + 1, *O], action [T, *A], reward [T], terminated) of each episode, as it is shown."""
-    space, show = shown(data.observation_space)
+    space, show = agent_observations(data.observation_space)
     _check_taken(space, "observations", where)
     _check_taken(data.action_space, "actions", where)
     # A Discrete space may begin at another number than 0, which rlx's do not.
@@ -147,7 +147,7 @@ def write(data: Episodes, name: str, env: TensorEnv) -> bool:
         spec = None
         original = _Original(env.single_observation_space, env.single_action_space, _same, _same)
     own_spaces = (original.observation_space, original.action_space)
-    with whole(folder, where) as partial, writing(where):
+    with new_folder(folder, where) as partial, disk_errors(where):
         storage = MinariStorage.new(partial / "data", *own_spaces, spec, jpeg_encoding=False)
         storage.update_metadata({"dataset_id": name, "minari_version": minari.__version__})
         for begin in range(0, data.episodes, _AT_ONCE):
@@ -226,8 +226,8 @@ def _original(spec: EnvSpec | None, env: TensorEnv) -> _Original | None:
     env_spaces = (env.single_observation_space, env.single_action_space)
     if own_spaces == env_spaces:  # a torch-native env
         return _Original(*own_spaces, _same, _same)
-    shown_space, _ = shown(made.observation_space)
-    played_space, play = played(made.action_space)
+    shown_space, _ = agent_observations(made.observation_space)
+    played_space, play = agent_actions(made.action_space)
     if (shown_space, played_space) != env_spaces:
         return None
     return _Original(*own_spaces, _inverse(made.observation_space), play)
@@ -236,7 +236,7 @@ def _original(spec: EnvSpec | None, env: TensorEnv) -> _Original | None:
 def _inverse(raw: gymnasium.Space) -> Convert:
     """How observations of the space `raw` are made of those that `shown` makes of them."""
     shape = tuple(raw.shape or ())
-    shown_space, _ = shown(raw)
+    shown_space, _ = agent_observations(raw)
     shown_shape = tuple(shown_space.shape or ())
     is_image = len(shown_shape) == 3 and len(shape) > 2
     dtype = raw.dtype

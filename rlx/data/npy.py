@@ -12,6 +12,7 @@ from numpy.lib import format as npy
 
 from rlx.errors import ConfigError
 from rlx.machine import free_memory
+from rlx.names import one_line
 
 NUMBERS = "biuf"
 """Kinds of dtypes that are numbers: bool, int, unsigned int, float."""
@@ -35,7 +36,7 @@ def mapped(path: Path, where: str) -> np.ndarray:
             header = _read_header(file.read(_HEAD), path.stat().st_size)
         return np.memmap(path, header.dtype, "r", header.size, header.shape, header.order)
     except Exception as error:  # what a broken header does in numpy's parser can be anything
-        raise ConfigError(f"{where}: missing, cut or no npy file ({one_line(error)}).") from None
+        raise ConfigError(f"{where}: missing, cut or no npy file ({in_words(error)}).") from None
 
 
 def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -55,7 +56,7 @@ def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     except ConfigError:
         raise
     except Exception as error:  # of zipfile, its decompressors or numpy's parser: anything
-        raise ConfigError(f"{path}: unreadable, perhaps truncated ({one_line(error)}).") from None
+        raise ConfigError(f"{path}: unreadable, perhaps truncated ({in_words(error)}).") from None
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.ndarray:
@@ -103,9 +104,9 @@ def _read_header(head: bytes, size: int) -> _Header:
     return _Header(dtype, shape, "F" if fortran else "C", file.tell())
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def in_words(error: Exception) -> str:
+    """The text of an error on one line, or its type where it has no text."""
+    return one_line(error) or type(error).__name__
 
 
 def require_memory(size: int, where: str) -> None:

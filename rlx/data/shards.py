@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Spec
+from rlx.data.compatibility import check_actions, obs_dtype
 from rlx.data.datasets import Data, histogram
 from rlx.data.episodes import Episodes
-from rlx.data.fitting import check_actions, obs_dtype
 from rlx.data.npy import (
     MOST_ACTIONS,
     archived,
@@ -28,7 +28,7 @@ from rlx.data.npy import (
     require_memory,
     shown_dtype,
 )
-from rlx.data.writer import whole, writing
+from rlx.data.writer import disk_errors, new_folder
 from rlx.errors import ConfigError
 from rlx.nn.rng import pick, stream_key, uniform
 from rlx.show import console
@@ -110,8 +110,8 @@ class Shards(Data):
         self.low = min(facts.low for facts in shards)
         self.high = max(facts.high for facts in shards)
 
-    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
-        """As `Data.fit`; shards do not say in which env they were collected."""
+    def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+        """As `Data.adapt_to`; shards do not say in which env they were collected."""
         space: Any = spec.observation_space
         where = f"data={self.folder}"
         bounds = (self.low, self.high)
@@ -281,7 +281,7 @@ def write(data: Episodes, out: Path, stack: int, rows: int = 4096) -> None:
     rows_at_once = min(rows, data.transitions)
     size = 4 * rows_at_once * stack * data.obs[0].nbytes
     require_memory(size, f"out={out}: stacks of {stack}")
-    with whole(out, f"out={out}") as folder:
+    with new_folder(out, f"out={out}") as folder:
         for shard, begin in enumerate(range(0, data.transitions, rows)):
             number = np.arange(begin, min(begin + rows, data.transitions))
             episode = data.episode_of(number)
@@ -293,5 +293,5 @@ def write(data: Episodes, out: Path, stack: int, rows: int = 4096) -> None:
                 "rewards": data.reward[number],
                 "dones": data.terminated[episode] & is_last,
             }
-            with writing(f"out={out}"):
+            with disk_errors(f"out={out}"):
                 np.savez_compressed(folder / f"{shard:05d}.npz", **arrays)

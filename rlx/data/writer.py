@@ -35,7 +35,7 @@ class Writer:
         self.source = source
         self.key = f"{source}, a copy of it" if source else f"out={out}"
         self._open = ExitStack()
-        self.partial = self._open.enter_context(whole(self.out, self.key))
+        self.partial = self._open.enter_context(new_folder(self.out, self.key))
         self.arrays: dict[str, _GrowingArray] = {}
         self.transitions = 0
         self.episodes = 0
@@ -62,7 +62,7 @@ class Writer:
             where = f"{self.source or 'the env'}: {name} of episode {self.episodes}"
             check_finite(rows[name], where)
         self.episodes += 1
-        with writing(self.key):
+        with disk_errors(self.key):
             for name, values in rows.items():
                 if name not in self.arrays:
                     self.arrays[name] = _GrowingArray(self.partial / f"{name}.npy", values)
@@ -71,7 +71,7 @@ class Writer:
     def close(self, env: Mapping[str, Any], stack: int, sources: list[str]) -> Episodes:
         """Finish the data set, and open it. The arguments go to data.json."""
         facts = {"format": FORMAT, "env": env, "stack": stack, "sources": sources}
-        with writing(self.key):
+        with disk_errors(self.key):
             for array in self.arrays.values():
                 array.close()
             (self.partial / "data.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -113,7 +113,7 @@ class _GrowingArray:
 
 
 @contextmanager
-def whole(out: Path, key: str) -> Iterator[Path]:
+def new_folder(out: Path, key: str) -> Iterator[Path]:
     """An empty folder to write in: it takes the name `out` at the end, and is removed on any error.
 
     `key`: what errors call `out`. ConfigError where it exists or cannot be made.
@@ -123,10 +123,10 @@ def whole(out: Path, key: str) -> Iterator[Path]:
     target = Path(os.path.abspath(out))
     missing = [folder for folder in target.parents if not os.path.lexists(folder)]
     try:
-        with writing(key):
+        with disk_errors(key):
             partial = make_aside(target)
         yield partial
-        with writing(key):
+        with disk_errors(key):
             sync_folder(partial)
             partial.rename(target)
             sync(target.parent)
@@ -139,7 +139,7 @@ def whole(out: Path, key: str) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(key: str) -> Iterator[None]:
+def disk_errors(key: str) -> Iterator[None]:
     """ConfigError, with the `key` that is to be changed, where a disk is full or closed to us."""
     try:
         yield

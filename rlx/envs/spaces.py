@@ -16,7 +16,7 @@ _MOST_ACTIONS = 1000
 """More discrete actions than this are too many for a network to tell apart."""
 
 
-def shown(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
+def agent_observations(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
     """(the space that agents see, how observations [B, *O] of `space` become those [B, *O'] of it).
 
     A Box becomes float32, of one axis at least. Images become channels first: H x W x C, stacks of
@@ -44,7 +44,7 @@ def shown(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
     return spaces.Box(convert(low[None])[0], convert(high[None])[0], dtype=dtype), convert
 
 
-def played(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
+def agent_actions(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
     """(the space that agents act in, how actions [B, *A] of it become those of an env's `space`).
 
     A Box becomes float32. The env is given actions of its own dtype within its bounds; where these

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from rlx.agent import Spec
 from rlx.errors import ConfigError
+from rlx.names import flatten_keys
 from rlx.nn.encoders import is_image
 
 IDENTITY = (
@@ -30,7 +31,7 @@ class Difference(NamedTuple):
     key: str
     logged: Any
     """Its value in the data."""
-    own: Any
+    wanted: Any
     """Its value in the env that learns."""
 
 
@@ -39,21 +40,12 @@ def differences(logged: Mapping[str, Any], env: Mapping[str, Any]) -> list[Diffe
     if not logged:
         return []
     # As it is: an interpolation in somebody's file is not for us to resolve.
-    flat_logged = _flat(logged)
-    flat_own = _flat(OmegaConf.to_container(OmegaConf.create(dict(env)), resolve=True))
-    keys = sorted((flat_logged.keys() | flat_own.keys()) - _NOT_LOGGED)
-    pairs = [Difference(key, flat_logged.get(key), flat_own.get(key)) for key in keys]
-    return [pair for pair in pairs if pair.logged != pair.own]
-
-
-def _flat(node: Any, prefix: str = "env") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    if not isinstance(node, Mapping):
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, item in node.items():
-        flat |= _flat(item, f"{prefix}.{key}")
-    return flat
+    flat_logged = flatten_keys(logged, "env")
+    resolved = OmegaConf.to_container(OmegaConf.create(dict(env)), resolve=True)
+    flat_env = flatten_keys(resolved, "env")
+    keys = sorted((flat_logged.keys() | flat_env.keys()) - _NOT_LOGGED)
+    pairs = [Difference(key, flat_logged.get(key), flat_env.get(key)) for key in keys]
+    return [pair for pair in pairs if pair.logged != pair.wanted]
 
 
 def obs_dtype(
