@@ -53,12 +53,12 @@ def obs_dtype(
     dtype: np.dtype,
     shape: tuple[int, ...],
     bounds: Callable[[], tuple[float, float]],
-    where: str,
+    location: str,
 ) -> np.dtype:
     """The dtype in which observations are those of the env; ConfigError where they are not.
 
     `dtype`: of the observations in the data; `shape`: of one, as the env would show it; `bounds`:
-    gives the lowest and the highest of their numbers; `where`: what errors call the data.
+    gives the lowest and the highest of their numbers; `location`: what errors call the data.
     """
     space: Any = spec.observation_space
     wanted = np.dtype(space.dtype)
@@ -82,7 +82,7 @@ def _within(bounds: tuple[float, float], low: float, high: float) -> bool:
     return low <= bounds[0] and bounds[1] <= high
 
 
-def check_actions(action: np.ndarray, spec: Spec, where: str) -> None:
+def check_actions(action: np.ndarray, spec: Spec, location: str) -> None:
     """ConfigError where one of the actions [N, …] is none of the env's."""
     space = spec.action_space
     if isinstance(space, gymnasium.spaces.Discrete):

@@ -48,17 +48,17 @@ def imported(name: str) -> Episodes:
     ConfigError if there is none, or it holds what rlx does not take.
     """
     minari = _minari()
-    where = f"data=minari:{name}"
-    folder = _folder(name, where)
+    location = f"data=minari:{name}"
+    folder = _folder(name, location)
     if not (folder / "data").is_dir():
         get = f"to get it: minari download {name}.{_locals(name)}"
         raise ConfigError(f"{where}: no such local data set; {get}")
     temporary = tempfile.TemporaryDirectory(prefix="rlx-")
     try:
-        _check_spaces_written(folder / "data", where)
+        _check_spaces_written(folder / "data", location)
         data = minari.load_dataset(name)
         with Writer(f"{temporary.name}/data", source=f"minari:{name}") as writer:
-            for episode in _episodes(data, where):
+            for episode in _episodes(data, location):
                 writer.add(*episode)
             if not writer.episodes:
                 raise ConfigError(f"{where}: has no episodes.")
@@ -71,7 +71,7 @@ def imported(name: str) -> Episodes:
     return result
 
 
-def _check_spaces_written(folder: Path, where: str) -> None:
+def _check_spaces_written(folder: Path, location: str) -> None:
     """ConfigError where Minari would make the env that a set names: anybody's code."""
     from minari.dataset.minari_storage import MinariStorage
 
@@ -82,11 +82,13 @@ def _check_spaces_written(folder: Path, where: str) -> None:
             raise ConfigError(f"{where}: {reason}; write it with Minari 0.5.")
 
 
-def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
+def _episodes(
+    data: Any, location: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
     """(obs [T + 1, *O], action [T, *A], reward [T], terminated) of each episode, as it is shown."""
     space, show = agent_observations(data.observation_space)
-    _check_taken(space, "observations", where)
-    _check_taken(data.action_space, "actions", where)
+    _check_taken(space, "observations", location)
+    _check_taken(data.action_space, "actions", location)
     # A Discrete space may begin at another number than 0, which rlx's do not.
     obs_start = getattr(data.observation_space, "start", 0)
     action_start = getattr(data.action_space, "start", 0)
@@ -110,7 +112,7 @@ def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, n
 
 
 def _check_shape(
-    name: str, array: np.ndarray, expected: tuple[int, ...], steps: int, where: str
+    name: str, array: np.ndarray, expected: tuple[int, ...], steps: int, location: str
 ) -> None:
     """ConfigError where an episode has no step, or an array of it another shape than expected."""
     if array.shape != expected or not steps:
@@ -119,7 +121,7 @@ def _check_shape(
         )
 
 
-def _check_taken(space: gymnasium.Space, what: str, where: str) -> None:
+def _check_taken(space: gymnasium.Space, what: str, location: str) -> None:
     """ConfigError where rlx does not take such a space."""
     if isinstance(space, (spaces.Box, spaces.Discrete)):
         return
@@ -136,8 +138,8 @@ def write(data: Episodes, name: str, env: TensorEnv) -> bool:
     Returns whether `env` can be recovered from it. ConfigError where it exists or has no such name.
     """
     minari = _minari()
-    where = f"out=minari:{name}"
-    folder = _folder(name, where)
+    location = f"out=minari:{name}"
+    folder = _folder(name, location)
     from minari import namespace
     from minari.dataset.minari_storage import MinariStorage
 
@@ -147,7 +149,7 @@ def write(data: Episodes, name: str, env: TensorEnv) -> bool:
         spec = None
         original = _Original(env.single_observation_space, env.single_action_space, _same, _same)
     own_spaces = (original.observation_space, original.action_space)
-    with new_folder(folder, where) as partial, disk_errors(where):
+    with new_folder(folder, location) as partial, disk_errors(location):
         storage = MinariStorage.new(partial / "data", *own_spaces, spec, jpeg_encoding=False)
         storage.update_metadata({"dataset_id": name, "minari_version": minari.__version__})
         for begin in range(0, data.episodes, _AT_ONCE):
@@ -254,7 +256,7 @@ def _same(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _folder(name: str, where: str) -> Path:
+def _folder(name: str, location: str) -> Path:
     """Where Minari keeps the set `name`; ConfigError where it could not read what lies there."""
     from minari.storage.datasets_root_dir import get_dataset_path
 

@@ -24,10 +24,10 @@ MOST_ACTIONS = 1 << 16
 """Actions of a Discrete space; larger numbers would be counted in as large a table."""
 
 
-def mapped(path: Path, where: str) -> np.ndarray:
+def mapped(path: Path, location: str) -> np.ndarray:
     """The array of a npy file, mapped into memory and not read.
 
-    ConfigError, with `where`, if the file is missing or does not hold the numbers that it claims.
+    ConfigError, with `location`, if the file is missing or does not hold the numbers that it claims.
     """
     try:
         if not path.is_file():
@@ -109,16 +109,19 @@ def in_words(error: Exception) -> str:
     return one_line(error) or type(error).__name__
 
 
-def require_memory(size: int, where: str) -> None:
-    """ConfigError, with `where`, unless `size` bytes are free."""
+def require_memory(size: int, location: str) -> None:
+    """ConfigError, with `location`, unless `size` bytes are free."""
     free = free_memory()
     if size > free:
         sizes = f"{size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
         raise ConfigError(f"{where}: reading it takes {sizes}; write it in smaller parts.")
 
 
-def shown_dtype(dtype: np.dtype) -> np.dtype:
-    """What numbers of this dtype are cast to: float32, or integers in this machine's byte order."""
+def batch_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype that logged numbers of `dtype` have in a batch.
+
+    It is float32 for floats; integers keep theirs, in this machine's byte order.
+    """
     return np.dtype(np.float32) if dtype.kind == "f" else dtype.newbyteorder("=")
 
 
@@ -128,8 +131,8 @@ def cast(array: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
         return array.astype(dtype, copy=False)
 
 
-def check_finite(array: np.ndarray, where: str) -> None:
-    """ConfigError, with `where`, at the first row of `array` [N, …] not finite as float32."""
+def check_finite(array: np.ndarray, location: str) -> None:
+    """ConfigError, with `location`, at the first row of `array` [N, …] not finite as float32."""
     if array.dtype.kind != "f":
         return
     rows = max(1, _AT_ONCE // array[0].nbytes)
@@ -141,8 +144,8 @@ def check_finite(array: np.ndarray, where: str) -> None:
             raise ConfigError(f"{where}: row {row:,} is not finite as float32.")
 
 
-def check_action_numbers(action: np.ndarray, where: str) -> None:
-    """ConfigError, with `where`, if a whole number [N] is no action of a Discrete space."""
+def check_action_numbers(action: np.ndarray, location: str) -> None:
+    """ConfigError, with `location`, if a whole number [N] is no action of a Discrete space."""
     low, high = int(action.min()), int(action.max())
     if low < 0 or high >= MOST_ACTIONS:
         raise ConfigError(
@@ -150,8 +153,8 @@ def check_action_numbers(action: np.ndarray, where: str) -> None:
         )
 
 
-def flags(array: np.ndarray, where: str) -> np.ndarray:
-    """bool [N] of numbers [N] that are 0 or 1; ConfigError, with `where`, if others are there."""
+def flags(array: np.ndarray, location: str) -> np.ndarray:
+    """bool [N] of numbers [N] that are 0 or 1; ConfigError, with `location`, if others are there."""
     if not np.isin(array, (0, 1)).all():
         raise ConfigError(f"{where} has other numbers than 0 and 1 in it.")
     return array.astype(bool)

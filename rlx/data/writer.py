@@ -25,7 +25,7 @@ class Writer:
     """
 
     def __init__(self, out: str, source: str | None = None):
-        """`source`: what errors call the set, where `out` would tell nobody anything.
+        """`source`: the name of the set in errors, where `out` would tell nobody anything.
 
         ConfigError where the folder `out` exists or cannot be made.
         """
@@ -59,8 +59,8 @@ class Writer:
         }
         self.transitions += len(action)
         for name in ("obs", "action", "reward"):
-            where = f"{self.source or 'the env'}: {name} of episode {self.episodes}"
-            check_finite(rows[name], where)
+            location = f"{self.source or 'the env'}: {name} of episode {self.episodes}"
+            check_finite(rows[name], location)
         self.episodes += 1
         with disk_errors(self.key):
             for name, values in rows.items():
@@ -86,7 +86,7 @@ class _GrowingArray:
     """
 
     def __init__(self, path: Path, like: np.ndarray):
-        """`like`: rows [N, …] of the shape and dtype that all others have; they are not written."""
+        """`like`: rows [N, …] of the file's shape and dtype; they are not written."""
         self.file = path.open("wb")
         self.rows = 0
         self.row_shape = like.shape[1:]
@@ -116,7 +116,8 @@ class _GrowingArray:
 def new_folder(out: Path, key: str) -> Iterator[Path]:
     """An empty folder to write in: it takes the name `out` at the end, and is removed on any error.
 
-    `key`: what errors call `out`. ConfigError where it exists or cannot be made.
+    `key`: the setting that errors name, such as "out=set". ConfigError where `out` exists or cannot
+    be made.
     """
     if os.path.lexists(out):
         raise ConfigError(f"{key}: exists already; choose another name or delete it.")
@@ -132,7 +133,7 @@ def new_folder(out: Path, key: str) -> Iterator[Path]:
             sync(target.parent)
     except BaseException:
         shutil.rmtree(beside(target, "partial"), ignore_errors=True)
-        for folder in missing:  # made for it, the innermost first
+        for folder in missing:  # parents that were made for it, the innermost first
             with suppress(OSError):
                 folder.rmdir()
         raise
@@ -140,7 +141,7 @@ def new_folder(out: Path, key: str) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(key: str) -> Iterator[None]:
-    """ConfigError, with the `key` that is to be changed, where a disk is full or closed to us."""
+    """Within it an error of the disk is a ConfigError that names `key`, the setting to change."""
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte

@@ -146,7 +146,7 @@ class BatchedEnv(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
     _ended: Tensor
-    """bool [B]: the copies whose episode is over; absent in SAME_STEP, which resets them at once."""
+    """bool [B]: whose episode is over. SAME_STEP, which resets these at once, does without it."""
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class BatchedEnv(VectorEnv):
             setattr(self, name, value.to(self.device, copy=True))
 
     def _transition(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(reward [B], terminated [B]) of `actions` in all copies, which then have their next state.
+        """(reward [B], terminated [B]) of `actions`; all copies are in their next state then.
 
         Only in the copies of `mask` (bool [B]; None: all) do the random streams advance.
         """
