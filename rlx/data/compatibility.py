@@ -58,7 +58,7 @@ def obs_dtype(
     """The dtype in which observations are those of the env; ConfigError where they are not.
 
     `dtype`: of the observations in the data; `shape`: of one, as the env would show it; `bounds`:
-    gives the lowest and the highest of their numbers; `location`: what errors call the data.
+    gives the lowest and the highest of their numbers; `location`: the name of the data in errors.
     """
     space: Any = spec.observation_space
     wanted = np.dtype(space.dtype)
@@ -74,7 +74,7 @@ def obs_dtype(
         fits = dtype == wanted or (is_whole and _within(bounds(), limits.min, limits.max))
     if not fits or shape != space.shape:
         logged = f"{dtype} {list(shape)}"
-        raise ConfigError(f"{where}: its observations are {logged}; this env has {space}.")
+        raise ConfigError(f"{location}: its observations are {logged}; this env has {space}.")
     return wanted
 
 
@@ -92,4 +92,4 @@ def check_actions(action: np.ndarray, spec: Spec, location: str) -> None:
         fits = action.shape[1:] == space.shape
     if not fits:
         logged = f"{action.dtype} {list(action.shape[1:])} up to {action.max()}"
-        raise ConfigError(f"{where}: its actions are {logged}; this env has {space}.")
+        raise ConfigError(f"{location}: its actions are {logged}; this env has {space}.")

@@ -85,7 +85,7 @@ class Episodes(Data):
         array = mapped(self.folder / f"{name}.npy", self._location(name))
         has_axes = name in ("obs", "action")
         if array.dtype.kind not in _KINDS[name] or (array.ndim != 1 and not has_axes):
-            raise ConfigError(f"{self._where(name)}: holds {array.dtype} {list(array.shape)}.")
+            raise ConfigError(f"{self._location(name)}: holds {array.dtype} {list(array.shape)}.")
         return array
 
     def _lengths(self, array: np.ndarray) -> np.ndarray:
@@ -96,14 +96,14 @@ class Episodes(Data):
         rows = self.transitions
         # Each number is looked at, since a sum of large ones may overflow.
         if length.min() < 1 or length.max() > rows or length.sum() != rows:
-            raise ConfigError(f"{where}: does not add up to the {rows:,} rows of action.npy.")
+            raise ConfigError(f"{location}: does not add up to the {rows:,} rows of action.npy.")
         return length
 
     def _check_rows(self, name: str, array: np.ndarray, expected: int) -> None:
         rows = len(array)
         if rows != expected:
             location = self._location(name)
-            raise ConfigError(f"{where}: {rows:,} rows where {expected:,} were expected.")
+            raise ConfigError(f"{location}: {rows:,} rows where {expected:,} were expected.")
 
     def _check_numbers(self) -> None:
         check_finite(self.obs, self._location("obs"))
@@ -115,7 +115,7 @@ class Episodes(Data):
         dtype = self.action.dtype
         if dtype.kind == "f":
             expected = "whole numbers [N], or numbers [N, D] of a Box space"
-            raise ConfigError(f"{where}: {dtype} [N]; expected {expected}.")
+            raise ConfigError(f"{location}: {dtype} [N]; expected {expected}.")
         check_action_numbers(self.action, location)
 
     def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
@@ -124,7 +124,9 @@ class Episodes(Data):
         found = differences(self.facts["env"], env)
         for key, logged, wanted in found:
             if key in IDENTITY:
-                raise ConfigError(f"{where}: collected with {key}={logged}; this env has {wanted}.")
+                raise ConfigError(
+                    f"{location}: collected with {key}={logged}; this env has {wanted}."
+                )
         stack = env.get("stack", 1)
         shape = self.obs.shape[1:]
         if shape:

@@ -27,7 +27,8 @@ MOST_ACTIONS = 1 << 16
 def mapped(path: Path, location: str) -> np.ndarray:
     """The array of a npy file, mapped into memory and not read.
 
-    ConfigError, with `location`, if the file is missing or does not hold the numbers that it claims.
+    `location`: the name of the array in errors. ConfigError if the file is missing or does not hold
+    the numbers that it claims.
     """
     try:
         if not path.is_file():
@@ -35,8 +36,8 @@ def mapped(path: Path, location: str) -> np.ndarray:
         with path.open("rb") as file:
             header = _read_header(file.read(_HEAD), path.stat().st_size)
         return np.memmap(path, header.dtype, "r", header.size, header.shape, header.order)
-    except Exception as error:  # what a broken header does in numpy's parser can be anything
-        raise ConfigError(f"{where}: missing, cut or no npy file ({in_words(error)}).") from None
+    except Exception as error:  # numpy's parser raises anything at a broken header
+        raise ConfigError(f"{location}: missing, cut or no npy file ({in_words(error)}).") from None
 
 
 def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -114,7 +115,7 @@ def require_memory(size: int, location: str) -> None:
     free = free_memory()
     if size > free:
         sizes = f"{size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
-        raise ConfigError(f"{where}: reading it takes {sizes}; write it in smaller parts.")
+        raise ConfigError(f"{location}: reading it takes {sizes}; write it in smaller parts.")
 
 
 def batch_dtype(dtype: np.dtype) -> np.dtype:
@@ -141,7 +142,7 @@ def check_finite(array: np.ndarray, location: str) -> None:
         is_finite = np.isfinite(part).reshape(len(part), -1).all(1)
         if not is_finite.all():
             row = begin + int(np.argmin(is_finite))
-            raise ConfigError(f"{where}: row {row:,} is not finite as float32.")
+            raise ConfigError(f"{location}: row {row:,} is not finite as float32.")
 
 
 def check_action_numbers(action: np.ndarray, location: str) -> None:
@@ -149,12 +150,12 @@ def check_action_numbers(action: np.ndarray, location: str) -> None:
     low, high = int(action.min()), int(action.max())
     if low < 0 or high >= MOST_ACTIONS:
         raise ConfigError(
-            f"{where} reaches from {low} to {high}; expected 0 to {MOST_ACTIONS - 1:,}."
+            f"{location} reaches from {low} to {high}; expected 0 to {MOST_ACTIONS - 1:,}."
         )
 
 
 def flags(array: np.ndarray, location: str) -> np.ndarray:
-    """bool [N] of numbers [N] that are 0 or 1; ConfigError, with `location`, if others are there."""
+    """bool [N] of numbers [N]; ConfigError, with `location`, where one is neither 0 nor 1."""
     if not np.isin(array, (0, 1)).all():
-        raise ConfigError(f"{where} has other numbers than 0 and 1 in it.")
+        raise ConfigError(f"{location} has other numbers than 0 and 1 in it.")
     return array.astype(bool)

@@ -122,7 +122,7 @@ class Shards(Data):
             self.obs_dtype = obs_dtype(spec, self.dtype, self.shape, lambda: bounds, location)
         elif not -1 <= self.low < 0 < self.high <= 1:
             raise ConfigError(
-                f"{where}: its states reach from {self.low:g} to {self.high:g}; "
+                f"{location}: its states reach from {self.low:g} to {self.high:g}; "
                 f"images are v / 128 − 1, or uint8."
             )
         check_actions(np.arange(len(self.action_counts)), spec, location)
