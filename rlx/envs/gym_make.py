@@ -76,11 +76,11 @@ def describe_error(error: BaseException) -> str:
     env_frames = [
         frame for frame in frames if not any(part in frame.filename for part in libraries)
     ]
-    place = ""
+    location = ""
     if env_frames:
         innermost = env_frames[-1]
-        place = f" ({Path(innermost.filename).name}:{innermost.lineno})"
-    return f"{type(error).__name__}{place}: {one_line(error)}".removesuffix(": ").rstrip(".")
+        location = f" ({Path(innermost.filename).name}:{innermost.lineno})"
+    return f"{type(error).__name__}{location}: {one_line(error)}".removesuffix(": ").rstrip(".")
 
 
 def _package(spec: EnvSpec) -> str:
