@@ -92,7 +92,7 @@ class Rules(Protocol):
     def after(self, obs: Tensor) -> Tensor:
         """The boards [..., A, *O] with the stone that each action adds; unchanged if forbidden."""
 
-    def line(self, obs: Tensor) -> Tensor:
+    def has_won(self, obs: Tensor) -> Tensor:
         """Whether the player to move has won, bool [...]."""
 
 

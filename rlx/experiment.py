@@ -21,6 +21,7 @@ from rlx.config import (
 )
 from rlx.errors import ConfigError
 from rlx.machine import free_memory
+from rlx.names import one_line
 
 if TYPE_CHECKING:
     import gymnasium
@@ -279,13 +280,8 @@ def _require_space(what: str, space: "gymnasium.Space", learnt: "gymnasium.Space
     """ConfigError where eval_env has another space than the env in which the agent learns."""
     if space != learnt:
         raise ConfigError(
-            f"eval_env: has {what} {space_text(space)}; the agent learns with {space_text(learnt)}."
+            f"eval_env: has {what} {one_line(space)}; the agent learns with {one_line(learnt)}."
         )
-
-
-def space_text(space: "gymnasium.Space") -> str:
-    """A space as text, on one line."""
-    return " ".join(str(space).split())
 
 
 def eval_env_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,7 +373,7 @@ def _require_fit(
     if not isinstance(space, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ConfigError(
-            f"agent: {agent.__name__} needs {names} {what}; this env has {space_text(space)}."
+            f"agent: {agent.__name__} needs {names} {what}; this env has {one_line(space)}."
         )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from rlx import experiment
 from rlx.agent import Policy
-from rlx.envs.spaces import played, shown
+from rlx.envs.spaces import agent_actions, agent_observations
 from rlx.nn.seed_axis import take
 
 
@@ -24,8 +24,8 @@ class GymPolicy:
         """The seed in row `row` of `policy`, in the env of the config group `env`."""
         self._policy = take(policy, torch.tensor([row])).requires_grad_(False)
         self.observation_space, self.action_space = raw_spaces(env)
-        _, self._shown = shown(self.observation_space)
-        _, self._played = played(self.action_space)
+        _, self._agent_obs = agent_observations(self.observation_space)
+        _, self._env_actions = agent_actions(self.action_space)
         self._observe: list[int] | None = env.get("observe")
         self._stack = int(env.get("stack", 1))
         self.reset()
@@ -45,7 +45,7 @@ class GymPolicy:
         carry = self._policy.initial_carry(1) if self._carry is None else self._carry
         with torch.no_grad():
             action, self._carry = self._policy.act(shown_obs, first, carry)
-        return self._played(action[0].numpy())[0]
+        return self._env_actions(action[0].numpy())[0]
 
     def _stacked(self, obs: np.ndarray) -> np.ndarray:
         """`obs` as the policy sees it: converted, its observed components, the last few joined."""
@@ -54,7 +54,7 @@ class GymPolicy:
                 f"act: obs has the shape {obs.shape}; expected {self.observation_space.shape}, "
                 "one observation of the env"
             )
-        frame = np.asarray(self._shown(obs[None])[0])
+        frame = np.asarray(self._agent_obs(obs[None])[0])
         if self._observe is not None:
             frame = frame[self._observe]
         if self._stack == 1:

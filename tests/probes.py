@@ -93,7 +93,7 @@ class Probe(Dynamics):
         own = obs[..., :1, :, :] + stone.unsqueeze(-2)
         return torch.stack([own, obs[..., 1:, :, :].expand_as(own)], -3)
 
-    def line(self, obs: Tensor) -> Tensor:
+    def has_won(self, obs: Tensor) -> Tensor:
         """bool [...]: nobody ever wins by a line."""
         return torch.zeros(obs.shape[:-3], dtype=torch.bool, device=obs.device)
 

@@ -39,7 +39,7 @@ def data(tmp_path_factory):
         action = rng.choice(4, 11, p=[0.5, 0.3, 0.05, 0.15])
         writer.add(obs, action, (action == 2).astype(np.float32), number % 2 == 0)
     data = writer.close({}, 1, [])
-    data.fit(SPEC, {})
+    data.adapt_to(SPEC, {})
     return data
 
 

@@ -56,7 +56,7 @@ def everything(data, count=4000, **options):
 
 
 def test_every_transition_is_drawn_about_equally_often(made):
-    made.fit(spec(), env())
+    made.adapt_to(spec(), env())
     batch = everything(made)
     distinct, counts = np.unique(batch["obs"].numpy(), axis=0, return_counts=True)
     assert len(distinct) == 12 == made.transitions
@@ -70,7 +70,7 @@ def test_every_transition_is_drawn_about_equally_often(made):
 
 def test_only_termination_ends_bootstrapping(made):
     """Traps 1 and 6 of discrete BCQ: `done` stored inverted, time limits stored as terminal."""
-    made.fit(spec(), env())
+    made.adapt_to(spec(), env())
     batch = everything(made)
     terminal = (batch["next_obs"] == torch.tensor([0.0, 4.0])).all(1)
     assert terminal.any() and (batch["discount"][terminal] == 0).all()
@@ -80,7 +80,7 @@ def test_only_termination_ends_bootstrapping(made):
 
 
 def test_returns_of_several_steps(made):
-    made.fit(spec(), env())
+    made.adapt_to(spec(), env())
     batch = everything(made, n_steps=3, discount=0.5)
     lengths, ends = (4, 1, 7), (True, False, False)
     for (number, step), reward, discount, after in zip(
@@ -98,7 +98,7 @@ def test_returns_of_several_steps(made):
 
 
 def test_stacks_begin_with_the_first_observation_repeated(made):
-    made.fit(spec(stack=3), env(3))
+    made.adapt_to(spec(stack=3), env(3))
     batch = everything(made)
     for obs, after in zip(batch["obs"].tolist(), batch["next_obs"].tolist(), strict=True):
         number, step = obs[-2:]
@@ -110,7 +110,7 @@ def test_shards_hold_the_same(made, tmp_path):
     write(made, tmp_path / "shards", 2, rows=5)
     shards = open_data(str(tmp_path / "shards"))
     for data in (made, shards):
-        data.fit(spec(stack=2), env(2))
+        data.adapt_to(spec(stack=2), env(2))
 
     def drawn(data):
         rows = set()
@@ -129,7 +129,7 @@ def test_shards_hold_the_same(made, tmp_path):
 def test_an_epoch_visits_every_shard_as_often_as_it_has_rows(made, tmp_path):
     write(made, tmp_path / "shards", 1, rows=5)  # 5, 5 and 2 rows: 3, 3 and 1 minibatches of 2
     shards = open_data(str(tmp_path / "shards"))
-    shards.fit(spec(), env())
+    shards.adapt_to(spec(), env())
     orders = []
     for epoch in range(20):
         opened = []
@@ -151,7 +151,7 @@ def test_the_sources_scaled_images_come_back_as_they_were(tmp_path):
     }
     np.savez(tmp_path / "a.npz", rewards=np.zeros(6), dones=np.zeros(6), **arrays)
     shards = open_data(str(tmp_path))
-    shards.fit(Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9), {})
+    shards.adapt_to(Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9), {})
     obs = everything(shards)["obs"].numpy()
     assert {row.tobytes() for row in obs} == {row.tobytes() for row in pixels}
 
@@ -168,7 +168,7 @@ def test_images_of_another_scale_and_inverted_dones_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", dones=np.arange(6) == 0, **arrays)
     images = Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9)
     with pytest.raises(ConfigError, match="v / 128"):
-        open_data(str(tmp_path)).fit(images, {})
+        open_data(str(tmp_path)).adapt_to(images, {})
     np.savez(tmp_path / "a.npz", dones=np.arange(6) != 0, **arrays)
     with pytest.raises(ConfigError, match="5 of 6 rows; does it say who is not done"):
         open_data(str(tmp_path))
@@ -240,9 +240,9 @@ def test_sets_that_do_not_fit_are_refused(made, mixed, rlx):
         Spec(spaces.Discrete(5), spaces.Discrete(3), 9),
     ):
         with pytest.raises(ConfigError, match="its observations are float32"):
-            made.fit(other, env())
+            made.adapt_to(other, env())
     with pytest.raises(ConfigError, match="its actions are int64"):
-        made.fit(Spec(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), 9), env())
+        made.adapt_to(Spec(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), 9), env())
     for arguments, message in (
         (("agent=bcq", "env=cartpole"), "learns from a data set"),
         (("agent=dqn", "env=cartpole", f"data={mixed}/data"), "learns by acting"),
@@ -409,7 +409,8 @@ from gymnasium import spaces
 from rlx.agent import Spec
 from rlx.experiment import open_data
 data = open_data("{tmp_path}/big")
-data.fit(Spec(spaces.Box(0, 255, (4, 96, 96), np.uint8), spaces.Discrete(25), 9), {{"stack": 4}})
+images = spaces.Box(0, 255, (4, 96, 96), np.uint8)
+data.adapt_to(Spec(images, spaces.Discrete(25), 9), {{"stack": 4}})
 for number in range(3):
     assert data.sample(number, torch.rand(5, 64), 1, 0.9)["obs"].shape == (5, 64, 4, 96, 96)
 try:

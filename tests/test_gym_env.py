@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_resume import fingerprint
 
 from rlx.envs.gym import GymEnv
-from rlx.envs.spaces import played, shown
+from rlx.envs.spaces import agent_actions, agent_observations
 from rlx.envs.view import View
 from rlx.envs.workers import Workers
 from rlx.errors import ConfigError, RunError
@@ -394,7 +394,7 @@ SHOWN = [
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(("own", "seen"), SHOWN, ids=str)
 def test_agents_see_float32_and_channels_first(own, seen):
-    space, convert = shown(own)
+    space, convert = agent_observations(own)
     assert space == seen
     own.seed(0)
     obs = np.stack([own.sample() for _ in range(3)])
@@ -403,23 +403,23 @@ def test_agents_see_float32_and_channels_first(own, seen):
 
 def test_pixels_stay_where_they_are():
     image = np.random.default_rng(0).integers(0, 256, (2, 3, 20, 30, 4), np.uint8)
-    _, convert = shown(spaces.Box(0, 255, (3, 20, 30, 4), np.uint8))
+    _, convert = agent_observations(spaces.Box(0, 255, (3, 20, 30, 4), np.uint8))
     seen = convert(image)
     assert seen[1, 2 * 4 + 1, 5, 7] == image[1, 2, 5, 7, 1]
 
 
 def test_an_env_is_given_actions_of_its_own_space():
     actions = np.array([[2.6, -0.4], [-9.0, 0.1]], np.float32)
-    space, convert = played(spaces.Box(-5, 5, (2,), np.int64))
+    space, convert = agent_actions(spaces.Box(-5, 5, (2,), np.int64))
     assert space == spaces.Box(-5, 5, (2,)) and convert(actions).dtype == np.int64
     assert convert(actions).tolist() == [[3, 0], [-5, 0]]
     own = spaces.Box(-0.1, 0.1, (2,), np.float64)
-    space, convert = played(own)
+    space, convert = agent_actions(own)
     assert space == spaces.Box(-0.1, 0.1, (2,))
     assert convert(actions).tolist() == [[0.1, -0.1], [-0.1, 0.1]]
     # 0.1 in float32 is more than in float64.
     assert all(own.contains(row) for row in convert(space.high * [[1], [-1]]))
-    assert played(spaces.Discrete(3))[1](np.array([0, 2], np.int32)).dtype == np.int64
+    assert agent_actions(spaces.Discrete(3))[1](np.array([0, 2], np.int32)).dtype == np.int64
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.float64, np.float32])

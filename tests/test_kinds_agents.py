@@ -418,7 +418,7 @@ def logs(tmp_path_factory):
         obs, action = rng.uniform(-1, 1, (12, 4)).astype(np.float32), rng.integers(2, size=11)
         writer.add(obs, action, action.astype(np.float32), number % 2 == 0)
     data = writer.close({}, 1, [])
-    data.fit(env_spec(compose("train", "env=cartpole").env), {})
+    data.adapt_to(env_spec(compose("train", "env=cartpole").env), {})
     return data
 
 

@@ -21,7 +21,7 @@ from rlx.data.collecting import play
 from rlx.data.episodes import Episodes
 from rlx.data.minari import write as write_minari
 from rlx.data.shards import write as write_shards
-from rlx.data.writer import Writer, whole
+from rlx.data.writer import Writer, new_folder
 from rlx.errors import ConfigError
 from rlx.experiment import make_env, open_data
 
@@ -209,7 +209,7 @@ def test_floats_of_all_sizes_are_read(dtype, made, tmp_path):
     draws = torch.rand(1, 50)
     for folder in (made, tmp_path / "shards"):
         data = open_data(str(folder))
-        data.fit(SPEC, CARTPOLE)
+        data.adapt_to(SPEC, CARTPOLE)
         batch = data.sample(0, draws, 1, 0.9)
         assert batch["obs"].dtype == batch["reward"].dtype == torch.float32
         assert batch["action"].dtype == torch.int64
@@ -228,7 +228,7 @@ def test_whole_numbers_become_those_of_the_env(dtype, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     pixels = Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9)
     data = open_data(str(tmp_path))
-    data.fit(pixels, {})
+    data.adapt_to(pixels, {})
     batch = data.sample(0, torch.rand(1, 50), 1, 0.9)
     assert batch["obs"].dtype == torch.uint8
     rows = {row.tobytes() for row in states.astype(np.uint8)}
@@ -237,7 +237,7 @@ def test_whole_numbers_become_those_of_the_env(dtype, tmp_path):
     flat = {"states": rows, "next_states": rows}
     np.savez(tmp_path / "a.npz", **(arrays | flat))
     data = open_data(str(tmp_path))
-    data.fit(Spec(spaces.Box(-1, 1, (16,)), spaces.Discrete(2), 9), {})
+    data.adapt_to(Spec(spaces.Box(-1, 1, (16,)), spaces.Discrete(2), 9), {})
     assert data.sample(0, torch.rand(1, 5), 1, 0.9)["obs"].dtype == torch.float32
 
 
@@ -248,7 +248,7 @@ def test_whole_numbers_that_images_cannot_have(low, tmp_path):
     np.savez(tmp_path / "a.npz", states=states * 0, next_states=states, **zeros)
     pixels = Spec(spaces.Box(0, 255, (1, 16, 16), np.uint8), spaces.Discrete(2), 9)
     with pytest.raises(ConfigError, match="its observations are int16"):
-        open_data(str(tmp_path)).fit(pixels, {})
+        open_data(str(tmp_path)).adapt_to(pixels, {})
 
 
 def test_states_of_a_grid_are_read_from_both_formats(tmp_path):
@@ -259,8 +259,8 @@ def test_states_of_a_grid_are_read_from_both_formats(tmp_path):
     for name in ("set", "shards"):
         data = open_data(str(tmp_path / name))
         with pytest.raises(ConfigError, match="this env has Discrete"):
-            data.fit(Spec(spaces.Discrete(3), spaces.Discrete(2), 9), {})
-        data.fit(Spec(spaces.Discrete(4), spaces.Discrete(2), 9), {})
+            data.adapt_to(Spec(spaces.Discrete(3), spaces.Discrete(2), 9), {})
+        data.adapt_to(Spec(spaces.Discrete(4), spaces.Discrete(2), 9), {})
         batch = data.sample(0, torch.rand(1, 30), 1, 0.9)
         assert batch["obs"].dtype == torch.int64
         assert set(batch["obs"].flatten().tolist()) == {1, 3}
@@ -320,7 +320,7 @@ def test_an_interpolation_in_the_facts_stays_text(made, monkeypatch):
     monkeypatch.setenv("SECRET", "told")
     env = CARTPOLE | {"force": "${oc.env:SECRET}", "gravity": "${nothing}"}
     (made / "data.json").write_text(json.dumps(FACTS | {"env": env}))
-    said = open_data(str(made)).fit(SPEC, CARTPOLE | {"force": 10.0})
+    said = open_data(str(made)).adapt_to(SPEC, CARTPOLE | {"force": 10.0})
     assert any("${oc.env:SECRET} in the data" in line for line in said)
     assert "told" not in "".join(said)
 
@@ -337,7 +337,7 @@ def test_nothing_half_written_is_left(error, tmp_path):
         raise error
     assert left(tmp_path) == []
     (tmp_path / "a").mkdir()
-    with pytest.raises(error), whole(tmp_path / "a" / "set", "out=set"):
+    with pytest.raises(error), new_folder(tmp_path / "a" / "set", "out=set"):
         raise error
     assert left(tmp_path) == ["a"] and left(tmp_path / "a") == []
 
@@ -577,19 +577,19 @@ def test_spaces_that_begin_elsewhere_begin_at_0(minari_root):
     recorded("start-v0", obs_space, action_space, [5, 7, 6], [-1, 0])
     data = open_data("minari:start-v0")
     assert data.obs.tolist() == [0, 2, 1] and data.action.tolist() == [0, 1]
-    data.fit(Spec(spaces.Discrete(3), TWO, 9), {})
+    data.adapt_to(Spec(spaces.Discrete(3), TWO, 9), {})
 
 
 @pytest.mark.parametrize("shape", [(20, 24, 3), (20, 24, 1), (20, 24), (2, 20, 24, 3)])
 def test_images_come_channels_first(shape, minari_root):
-    from rlx.envs.spaces import shown
+    from rlx.envs.spaces import agent_observations
 
     space = spaces.Box(0, 255, shape, np.uint8)
     pixels = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(np.uint8)
     recorded("images-v0", space, TWO, list(pixels), ACTIONS)
     data = open_data("minari:images-v0")
-    shown_space, convert = shown(space)
-    data.fit(Spec(shown_space, TWO, 9), {})
+    shown_space, convert = agent_observations(space)
+    data.adapt_to(Spec(shown_space, TWO, 9), {})
     assert data.obs.shape[-2:] == (20, 24) and data.obs.dtype == np.uint8
     assert np.array_equal(data.obs, convert(pixels))
 
@@ -634,7 +634,7 @@ FORCE = CARTPOLE | {"force": 9.0, "max_episode_steps": 44}
 def test_the_env_of_a_set_is_recovered(env, limit, minari_root, tmp_path):
     import minari
 
-    from rlx.envs.spaces import shown
+    from rlx.envs.spaces import agent_observations
 
     if env is FORCE and gymnasium.spec("rlx/CartPole-v1").entry_point is None:
         pytest.skip("gymnasium.make does not know rlx's envs")
@@ -652,7 +652,8 @@ def test_the_env_of_a_set_is_recovered(env, limit, minari_root, tmp_path):
     assert np.array_equal(made.reset(seed=3)[0], loaded[0].observations[0])
     again = open_data("minari:rlx/own-v0")
     assert again.is_of(open_data("minari:rlx/own-v0").fingerprint)
-    assert np.array_equal(again.obs, shown(made.observation_space)[1](loaded[0].observations))
+    _, convert = agent_observations(made.observation_space)
+    assert np.array_equal(again.obs, convert(loaded[0].observations))
 
 
 WEAKER = {"parameter": "force", "to": 1.0, "begin": 1, "end": 2}

@@ -143,7 +143,7 @@ def test_looking_ahead_is_a_search_over_learnt_values(composed, game):
             after = q.rules.after(board)[action]
             if value == FORBIDDEN or plies == 1:
                 values.append(value)
-            elif bool(q.rules.line(after)):
+            elif bool(q.rules.has_won(after)):
                 values.append(1.0)
             else:
                 best = max(search(after.flip(0), plies - 1))

@@ -129,7 +129,7 @@ class BoardPolicy(Policy):
         reply = self.values(after.flip(3).flatten(1, 2), plies - 1).amax(-1).view_as(learnt)
         # No reply is legal on a full board: a draw.
         reply = torch.where(reply == FORBIDDEN, 0.0, reply)
-        value = torch.where(self.q.rules.line(after), 1.0, -self.discount * reply)
+        value = torch.where(self.q.rules.has_won(after), 1.0, -self.discount * reply)
         return torch.where(learnt == FORBIDDEN, learnt, value)
 
 

@@ -120,7 +120,7 @@ class _RandomData(Data):
             "discount": torch.full(draws.shape, discount),
         }
 
-    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+    def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
         """Nothing: random steps fit every env."""
         return []
 

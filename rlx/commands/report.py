@@ -12,6 +12,7 @@ from rlx.benchmarks import atari100k
 from rlx.command import command
 from rlx.config import build, choice
 from rlx.errors import ConfigError
+from rlx.names import flatten_keys
 from rlx.runs.finding import command_of, find_all, run_paths
 from rlx.runs.run import Run
 from rlx.show import console, stats
@@ -153,7 +154,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 def differences(configs: Sequence[DictConfig]) -> list[str]:
     """What tells each of some configs from the others, as in "agent.double=true, steps=1000"."""
-    flat = [_flat(OmegaConf.to_container(config), "") for config in configs]
+    flat = [flatten_keys(OmegaConf.to_container(config)) for config in configs]
     all_keys = dict.fromkeys(key for values in flat for key in values)
     keys = [
         key
@@ -165,16 +166,6 @@ def differences(configs: Sequence[DictConfig]) -> list[str]:
         own = [f"{key.removeprefix('agent.')}={values.get(key)}" for key in keys]
         texts.append(", ".join(own) or f"run {number}")
     return texts
-
-
-def _flat(node: Any, prefix: str) -> dict[str, Any]:
-    """Nested keys as one level: {"agent": {"double": True}} becomes {"agent.double": True}."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    values = {}
-    for name, inner in node.items():
-        values.update(_flat(inner, f"{prefix}.{name}".lstrip(".")))
-    return values
 
 
 def _compare_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:

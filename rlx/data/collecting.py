@@ -15,7 +15,7 @@ class _Step(NamedTuple):
     """One step of one env copy."""
 
     obs: np.ndarray
-    """The observation before it, [*O]."""
+    """The observation before the step, [*O]."""
     action: Any
     reward: float
 
@@ -46,7 +46,7 @@ def play(
     while (steps_made < least).any():
         action, carry = policy.act(obs.unflatten(0, shape), first, carry, choose)
         action = action.flatten(0, 1)
-        own_obs = _newest(obs, stack)
+        newest_obs = _newest(obs, stack)
         obs, reward, terminated, truncated, info = env.step(action)
         ended = terminated | truncated
         first = ended.view(shape)
@@ -56,7 +56,7 @@ def play(
         has_ended = ended.tolist()
         has_terminated = terminated.tolist()
         for i in np.flatnonzero(steps_made < least):
-            episodes[i].append(_Step(own_obs[i], actions[i], rewards[i]))
+            episodes[i].append(_Step(newest_obs[i], actions[i], rewards[i]))
             if not has_ended[i]:
                 continue
             returns.append(_write(episodes[i], final_obs[i], has_terminated[i], writer))

@@ -22,9 +22,9 @@ class Data(ABC):
     """Logged transitions. A subclass reads one format; it sets the two attributes."""
 
     transitions: int
-    """How many there are."""
+    """The number of transitions."""
     files: list[Path]
-    """All files that they are read from."""
+    """All files that the transitions are read from."""
 
     @abstractmethod
     def sample(
@@ -38,16 +38,16 @@ class Data(ABC):
         """
 
     @abstractmethod
-    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
-        """Show observations as the env of this `spec`, the config group `env`, does.
+    def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+        """From now on sample observations as the env of this `spec` shows them.
 
-        Returns the settings in which the env of the data differs, one line each. ConfigError where
-        it is another env.
+        `env`: the config group of that env. Returns the settings in which the env of the data
+        differs, one line for each. ConfigError where the data are of another env.
         """
 
     @abstractmethod
     def card(self) -> dict[str, Any]:
-        """Facts about the data, name → value, in the order in which they are told."""
+        """Facts about the data, name → value, in the order in which they are printed."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -58,7 +58,7 @@ class Data(ABC):
     def is_of(self, fingerprint: object) -> bool:
         """Whether `fingerprint`, as saved in a checkpoint, is that of this data.
 
-        Runs of rlx 0.1.0 saved one of the card alone: it has no prefix.
+        Runs of rlx 0.1.0 saved a checksum of the card alone, which has no prefix.
         """
         if isinstance(fingerprint, str) and ":" not in fingerprint:
             return fingerprint == hashlib.sha256(json.dumps(self.card()).encode()).hexdigest()

@@ -10,7 +10,7 @@ reward.npy       [N] float32
 length.npy       [E] int64     transitions of each episode
 terminated.npy   [E] bool      whether it ended by itself; else it was cut
 
-Files of others may have other dtypes of numbers; they are cast where they are read.
+Files that others have written may have other dtypes of numbers; they are cast in a batch.
 """
 
 from collections.abc import Mapping
@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Spec
+from rlx.data.compatibility import IDENTITY, check_actions, differences, obs_dtype
 from rlx.data.datasets import Data, histogram
 from rlx.data.facts import read_facts
-from rlx.data.fitting import IDENTITY, check_actions, differences, obs_dtype
 from rlx.data.npy import (
+    batch_dtype,
     cast,
     check_action_numbers,
     check_finite,
     flags,
     mapped,
     require_memory,
-    shown_dtype,
 )
 from rlx.errors import ConfigError
 from rlx.nn.rng import pick
@@ -40,14 +40,14 @@ from rlx.nn.rng import pick
 ARRAYS = ("obs", "action", "reward", "length", "terminated")
 """Names of the npy files."""
 _KINDS = {"obs": "iuf", "action": "iuf", "reward": "biuf", "length": "iu", "terminated": "biuf"}
-"""Kinds of dtypes that each of the arrays may have."""
+"""Array → the kinds of dtypes that it may have."""
 
 
 class Episodes(Data):
     """A data set in our own format, above."""
 
     def __init__(self, folder: Path, source: str | None = None):
-        """`source`: what errors call the set, where `folder` would tell nobody anything.
+        """`source`: the name of the set in errors, where `folder` would tell nobody anything.
 
         ConfigError, with the file, where one is missing, cut or has other numbers than it should.
         """
@@ -70,68 +70,71 @@ class Episodes(Data):
         self._check_rows("obs", self.obs, self.transitions + self.episodes)
         self._check_rows("reward", self.reward, self.transitions)
         self._check_rows("terminated", arrays["terminated"], self.episodes)
-        self.terminated = flags(arrays["terminated"], self._where("terminated"))
+        self.terminated = flags(arrays["terminated"], self._location("terminated"))
         self._check_numbers()
-        self.dtype = shown_dtype(self.obs.dtype)
-        """Of the observations, as they are shown."""
+        self.obs_dtype = batch_dtype(self.obs.dtype)
+        """The dtype of observations in a batch."""
         self._action_dtype = np.dtype(np.int64 if self.action.ndim == 1 else np.float32)
 
-    def _where(self, name: str) -> str:
-        """What errors call one of the arrays."""
+    def _location(self, name: str) -> str:
+        """The name of one of the arrays in errors."""
         return f"{self.source}, {name}" if self.source else str(self.folder / f"{name}.npy")
 
     def _mapped(self, name: str) -> np.ndarray:
         """One of the arrays; ConfigError where it has other numbers, or axes, than it should."""
-        array = mapped(self.folder / f"{name}.npy", self._where(name))
+        array = mapped(self.folder / f"{name}.npy", self._location(name))
         has_axes = name in ("obs", "action")
         if array.dtype.kind not in _KINDS[name] or (array.ndim != 1 and not has_axes):
-            raise ConfigError(f"{self._where(name)}: holds {array.dtype} {list(array.shape)}.")
+            raise ConfigError(f"{self._location(name)}: holds {array.dtype} {list(array.shape)}.")
         return array
 
     def _lengths(self, array: np.ndarray) -> np.ndarray:
-        """int64 [E]: `array`, each of which is looked at: a sum of large numbers may overflow."""
-        where = self._where("length")
-        require_memory(32 * len(array), where)
+        """int64 [E]: `array`, checked; ConfigError where it does not add up to the transitions."""
+        location = self._location("length")
+        require_memory(32 * len(array), location)
         length = array.astype(np.int64)
         rows = self.transitions
+        # Each number is looked at, since a sum of large ones may overflow.
         if length.min() < 1 or length.max() > rows or length.sum() != rows:
-            raise ConfigError(f"{where}: does not add up to the {rows:,} rows of action.npy.")
+            raise ConfigError(f"{location}: does not add up to the {rows:,} rows of action.npy.")
         return length
 
     def _check_rows(self, name: str, array: np.ndarray, expected: int) -> None:
         rows = len(array)
         if rows != expected:
-            where = self._where(name)
-            raise ConfigError(f"{where}: {rows:,} rows where {expected:,} were expected.")
+            location = self._location(name)
+            raise ConfigError(f"{location}: {rows:,} rows where {expected:,} were expected.")
 
     def _check_numbers(self) -> None:
-        check_finite(self.obs, self._where("obs"))
-        check_finite(self.action, self._where("action"))
-        check_finite(self.reward, self._where("reward"))
+        check_finite(self.obs, self._location("obs"))
+        check_finite(self.action, self._location("action"))
+        check_finite(self.reward, self._location("reward"))
         if self.action.ndim > 1:
             return
-        where = self._where("action")
+        location = self._location("action")
         dtype = self.action.dtype
         if dtype.kind == "f":
             expected = "whole numbers [N], or numbers [N, D] of a Box space"
-            raise ConfigError(f"{where}: {dtype} [N]; expected {expected}.")
-        check_action_numbers(self.action, where)
+            raise ConfigError(f"{location}: {dtype} [N]; expected {expected}.")
+        check_action_numbers(self.action, location)
 
-    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
-        """As `Data.fit`; the env's `stack` is taken over."""
-        where = f"data={self.source or self.folder}"
+    def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+        """As `Data.adapt_to`; observations are stacked as many at a time as the env's."""
+        location = f"data={self.source or self.folder}"
         found = differences(self.facts["env"], env)
-        for key, logged, own in found:
+        for key, logged, wanted in found:
             if key in IDENTITY:
-                raise ConfigError(f"{where}: collected with {key}={logged}; this env has {own}.")
+                raise ConfigError(
+                    f"{location}: collected with {key}={logged}; this env has {wanted}."
+                )
         stack = env.get("stack", 1)
         shape = self.obs.shape[1:]
         if shape:
             shape = (stack * shape[0], *shape[1:])
-        self.dtype = obs_dtype(spec, self.obs.dtype, shape, self._bounds, where)
+        self.obs_dtype = obs_dtype(spec, self.obs.dtype, shape, self._bounds, location)
         self.stack = stack
-        check_actions(self.action, spec, where)
-        return [f"{key}: {logged} in the data, {own} here" for key, logged, own in found]
+        check_actions(self.action, spec, location)
+        return [f"{key}: {logged} in the data, {wanted} here" for key, logged, wanted in found]
 
     def _bounds(self) -> tuple[float, float]:
         return float(self.obs.min()), float(self.obs.max())
@@ -172,15 +175,15 @@ class Episodes(Data):
     def stacked(self, number: np.ndarray, episode: np.ndarray, stack: int) -> np.ndarray:
         """[S, B, stack · C, …]: the last `stack` observations before transition `number` [S, B].
 
-        They are of `episode` [S, B]; its first one is repeated before it. One behind its last
-        transition: those at its end.
+        They are of `episode` [S, B], whose first observation is repeated where there are fewer.
+        The number after that of an episode's last transition gives the observations at its end.
         """
         steps_back = np.arange(stack - 1, -1, -1)
         begin = self.begin[episode][..., None]
-        shown = np.maximum(number[..., None] - steps_back, begin)
+        numbers = np.maximum(number[..., None] - steps_back, begin)
         # Each episode before has one observation more than transitions.
-        rows = shown + episode[..., None]
-        obs = cast(self.obs[rows], self.dtype)  # [S, B, stack, C, …]
+        rows = numbers + episode[..., None]
+        obs = cast(self.obs[rows], self.obs_dtype)  # [S, B, stack, C, …]
         shape = self.obs.shape[1:]
         if not shape:
             return obs[..., 0]
@@ -194,7 +197,7 @@ class Episodes(Data):
         """(obs [T + 1, *O], action [T, …], reward [T], terminated) of one episode."""
         begin = self.begin[number]
         end = self.begin[number + 1]
-        obs = cast(self.obs[begin + number : end + number + 1], self.dtype)
+        obs = cast(self.obs[begin + number : end + number + 1], self.obs_dtype)
         action = cast(self.action[begin:end], self._action_dtype)
         reward = cast(self.reward[begin:end], np.float32)
         return obs, action, reward, bool(self.terminated[number])

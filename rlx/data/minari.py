@@ -18,13 +18,15 @@ from gymnasium.envs.registration import EnvSpec
 
 from rlx.config import load_class
 from rlx.data.episodes import Episodes
-from rlx.data.npy import one_line
-from rlx.data.writer import Writer, whole, writing
+from rlx.data.npy import in_words
+from rlx.data.writer import Writer, disk_errors, new_folder
 from rlx.env import TensorEnv
-from rlx.envs.spaces import Convert, played, shown
+from rlx.envs.spaces import Convert, agent_actions, agent_observations
 from rlx.errors import ConfigError
 from rlx.names import nearest
 
+_Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
+"""(obs [T + 1, *O], action [T, *A], reward [T], terminated)."""
 _AT_ONCE = 64
 """Episodes in memory while writing."""
 _NOT_ARGUMENTS = {"_target_", "max_episode_steps", "observe", "stack", "workers", "drift"}
@@ -32,14 +34,14 @@ _NOT_ARGUMENTS = {"_target_", "max_episode_steps", "observe", "stack", "workers"
 
 
 class _Original(NamedTuple):
-    """The env that a data set is of, before rlx has changed what it shows and takes."""
+    """The spaces of an env before rlx has changed them, and how data are brought back to them."""
 
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
-    obs: Convert
-    """How its observations are made of the logged ones."""
-    actions: Convert
-    """How its actions are made of the logged ones."""
+    convert_obs: Convert
+    """From logged observations to the env's."""
+    convert_actions: Convert
+    """From logged actions to the env's."""
 
 
 def imported(name: str) -> Episodes:
@@ -48,30 +50,30 @@ def imported(name: str) -> Episodes:
     ConfigError if there is none, or it holds what rlx does not take.
     """
     minari = _minari()
-    where = f"data=minari:{name}"
-    folder = _folder(name, where)
+    location = f"data=minari:{name}"
+    folder = _folder(name, location)
     if not (folder / "data").is_dir():
         get = f"to get it: minari download {name}.{_locals(name)}"
-        raise ConfigError(f"{where}: no such local data set; {get}")
+        raise ConfigError(f"{location}: no such local data set; {get}")
     temporary = tempfile.TemporaryDirectory(prefix="rlx-")
     try:
-        _check_spaces_written(folder / "data", where)
+        _check_spaces_written(folder / "data", location)
         data = minari.load_dataset(name)
         with Writer(f"{temporary.name}/data", source=f"minari:{name}") as writer:
-            for episode in _episodes(data, where):
+            for episode in _episodes(data, location):
                 writer.add(*episode)
             if not writer.episodes:
-                raise ConfigError(f"{where}: has no episodes.")
+                raise ConfigError(f"{location}: has no episodes.")
             result = writer.close({}, 1, [f"minari:{name}"])
     except ConfigError:
         raise
     except Exception as error:  # of Minari, HDF5, Arrow or Pillow, on a broken file: anything
-        raise ConfigError(f"{where}: cannot be loaded ({one_line(error)}).") from None
+        raise ConfigError(f"{location}: cannot be loaded ({in_words(error)}).") from None
     result.temporary = temporary
     return result
 
 
-def _check_spaces_written(folder: Path, where: str) -> None:
+def _check_spaces_written(folder: Path, location: str) -> None:
     """ConfigError where Minari would make the env that a set names: anybody's code."""
     from minari.dataset.minari_storage import MinariStorage
 
@@ -79,14 +81,14 @@ def _check_spaces_written(folder: Path, where: str) -> None:
     for name in ("observation_space", "action_space"):
         if name not in metadata:
             reason = f"its metadata.json has no {name}"
-            raise ConfigError(f"{where}: {reason}; write it with Minari 0.5.")
+            raise ConfigError(f"{location}: {reason}; write it with Minari 0.5.")
 
 
-def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
-    """(obs [T + 1, *O], action [T, *A], reward [T], terminated) of each episode, as it is shown."""
-    space, show = shown(data.observation_space)
-    _check_taken(space, "observations", where)
-    _check_taken(data.action_space, "actions", where)
+def _episodes(data: Any, location: str) -> Iterator[_Episode]:
+    """The episodes of a set of Minari, as agents see them."""
+    space, convert = agent_observations(data.observation_space)
+    _check_taken(space, "observations", location)
+    _check_taken(data.action_space, "actions", location)
     # A Discrete space may begin at another number than 0, which rlx's do not.
     obs_start = getattr(data.observation_space, "start", 0)
     action_start = getattr(data.action_space, "start", 0)
@@ -97,7 +99,7 @@ def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, n
         reward = np.asarray(episode.rewards)
         terminated = np.asarray(episode.terminations)
         steps = len(action)
-        episode_name = f"{where}: episode {number}"
+        episode_name = f"{location}: episode {number}"
         obs_shape = (steps + 1, *data.observation_space.shape)
         _check_shape("observations", obs, obs_shape, steps, episode_name)
         _check_shape("actions", action, (steps, *data.action_space.shape), steps, episode_name)
@@ -106,20 +108,19 @@ def _episodes(data: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, n
         if obs_start:
             obs = obs - obs_start
         action = (action - action_start).astype(action_dtype)
-        yield show(obs), action, reward, bool(terminated[-1])
+        yield convert(obs), action, reward, bool(terminated[-1])
 
 
 def _check_shape(
-    name: str, array: np.ndarray, expected: tuple[int, ...], steps: int, where: str
+    name: str, array: np.ndarray, expected: tuple[int, ...], steps: int, location: str
 ) -> None:
     """ConfigError where an episode has no step, or an array of it another shape than expected."""
     if array.shape != expected or not steps:
-        raise ConfigError(
-            f"{where} has {name} {list(array.shape)}; expected {list(expected)}, one step or more."
-        )
+        held = f"{name} {list(array.shape)}"
+        raise ConfigError(f"{location} has {held}; expected {list(expected)}, one step or more.")
 
 
-def _check_taken(space: gymnasium.Space, what: str, where: str) -> None:
+def _check_taken(space: gymnasium.Space, what: str, location: str) -> None:
     """ConfigError where rlx does not take such a space."""
     if isinstance(space, (spaces.Box, spaces.Discrete)):
         return
@@ -127,7 +128,7 @@ def _check_taken(space: gymnasium.Space, what: str, where: str) -> None:
     if what == "actions":
         way = "number the actions of the env (one Discrete) and record it again"
     kind = type(space).__name__
-    raise ConfigError(f"{where}: its {what} are {kind}; rlx takes Box and Discrete: {way}.")
+    raise ConfigError(f"{location}: its {what} are {kind}; rlx takes Box and Discrete: {way}.")
 
 
 def write(data: Episodes, name: str, env: TensorEnv) -> bool:
@@ -136,8 +137,8 @@ def write(data: Episodes, name: str, env: TensorEnv) -> bool:
     Returns whether `env` can be recovered from it. ConfigError where it exists or has no such name.
     """
     minari = _minari()
-    where = f"out=minari:{name}"
-    folder = _folder(name, where)
+    location = f"out=minari:{name}"
+    folder = _folder(name, location)
     from minari import namespace
     from minari.dataset.minari_storage import MinariStorage
 
@@ -146,9 +147,9 @@ def write(data: Episodes, name: str, env: TensorEnv) -> bool:
     if original is None:
         spec = None
         original = _Original(env.single_observation_space, env.single_action_space, _same, _same)
-    own_spaces = (original.observation_space, original.action_space)
-    with whole(folder, where) as partial, writing(where):
-        storage = MinariStorage.new(partial / "data", *own_spaces, spec, jpeg_encoding=False)
+    raw_spaces = (original.observation_space, original.action_space)
+    with new_folder(folder, location) as partial, disk_errors(location):
+        storage = MinariStorage.new(partial / "data", *raw_spaces, spec, jpeg_encoding=False)
         storage.update_metadata({"dataset_id": name, "minari_version": minari.__version__})
         for begin in range(0, data.episodes, _AT_ONCE):
             numbers = range(begin, min(begin + _AT_ONCE, data.episodes))
@@ -167,8 +168,8 @@ def _buffer(data: Episodes, number: int, original: _Original) -> Any:
     is_last = np.arange(1, len(action) + 1) == len(action)
     return EpisodeBuffer(
         id=number,
-        observations=list(original.obs(obs)),
-        actions=list(original.actions(action)),
+        observations=list(original.convert_obs(obs)),
+        actions=list(original.convert_actions(action)),
         rewards=list(reward),
         terminations=list(is_last & terminated),
         truncations=list(is_last & (not terminated)),
@@ -201,7 +202,8 @@ def _registered(node: Mapping[str, Any]) -> EnvSpec | None:
     from rlx.envs.tabular import Tabular
 
     kind = load_class(node, "env", object)
-    name = vars(kind).get("gymnasium_id")  # its own: a subclass is another env
+    # Of the class itself, not inherited: a subclass is another env.
+    name = vars(kind).get("gymnasium_id")
     arguments = {key: value for key, value in node.items() if key not in _NOT_ARGUMENTS}
     if kind is Tabular:
         name, arguments = node["id"], dict(node["kwargs"] or {})
@@ -222,54 +224,54 @@ def _original(spec: EnvSpec | None, env: TensorEnv) -> _Original | None:
     except Exception:  # whatever anybody's env and its arguments do where they are made anew
         return None
     made.close()
-    own_spaces = (made.observation_space, made.action_space)
+    raw_spaces = (made.observation_space, made.action_space)
     env_spaces = (env.single_observation_space, env.single_action_space)
-    if own_spaces == env_spaces:  # a torch-native env
-        return _Original(*own_spaces, _same, _same)
-    shown_space, _ = shown(made.observation_space)
-    played_space, play = played(made.action_space)
-    if (shown_space, played_space) != env_spaces:
+    if raw_spaces == env_spaces:  # a torch-native env
+        return _Original(*raw_spaces, _same, _same)
+    agent_obs_space, _ = agent_observations(made.observation_space)
+    agent_action_space, convert_actions = agent_actions(made.action_space)
+    if (agent_obs_space, agent_action_space) != env_spaces:
         return None
-    return _Original(*own_spaces, _inverse(made.observation_space), play)
+    return _Original(*raw_spaces, _inverse(made.observation_space), convert_actions)
 
 
-def _inverse(raw: gymnasium.Space) -> Convert:
-    """How observations of the space `raw` are made of those that `shown` makes of them."""
-    shape = tuple(raw.shape or ())
-    shown_space, _ = shown(raw)
-    shown_shape = tuple(shown_space.shape or ())
-    is_image = len(shown_shape) == 3 and len(shape) > 2
-    dtype = raw.dtype
+def _inverse(raw_space: gymnasium.Space) -> Convert:
+    """The function from observations as agents see them to those of `raw_space`."""
+    shape = tuple(raw_space.shape or ())
+    agent_space, _ = agent_observations(raw_space)
+    agent_shape = tuple(agent_space.shape or ())
+    is_image = len(agent_shape) == 3 and len(shape) > 2
+    dtype = raw_space.dtype
 
-    def back(obs: np.ndarray) -> np.ndarray:
-        if is_image and shape[-2:] != shown_shape[-2:]:  # channels were last
+    def convert(obs: np.ndarray) -> np.ndarray:
+        if is_image and shape[-2:] != agent_shape[-2:]:  # channels were last
             *stack, height, width, channels = shape
             obs = np.moveaxis(obs.reshape(len(obs), *stack, channels, height, width), -3, -1)
         return obs.reshape(len(obs), *shape).astype(dtype, copy=False)
 
-    return back
+    return convert
 
 
 def _same(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _folder(name: str, where: str) -> Path:
+def _folder(name: str, location: str) -> Path:
     """Where Minari keeps the set `name`; ConfigError where it could not read what lies there."""
     from minari.storage.datasets_root_dir import get_dataset_path
 
     try:
         root = get_dataset_path()
     except OSError as error:
-        raise ConfigError(f"{where}: Minari has no folder for its sets ({error}).") from None
+        raise ConfigError(f"{location}: Minari has no folder for its sets ({error}).") from None
     if not _is_name(name):
         rule = "letters, digits, - and _, with a version and perhaps a namespace of two or more"
         example = f"{name}-v0" if _is_name(f"{name}-v0") else "cartpole/mixed-v0"
-        raise ConfigError(f"{where}: Minari's names are {rule}, as in minari:{example}")
+        raise ConfigError(f"{location}: Minari's names are {rule}, as in minari:{example}")
     parents = Path(name).parents
     if "data" in Path(name).parts or any((root / parent / "data").exists() for parent in parents):
         reason = "Minari takes a folder with 'data' in it for a data set"
-        raise ConfigError(f"{where}: {reason}; choose another name.")
+        raise ConfigError(f"{location}: {reason}; choose another name.")
     return root / name
 
 
@@ -299,11 +301,11 @@ def _locals(name: str) -> str:
         if "data" not in children:
             continue
         children.clear()
-        own = Path(folder).relative_to(root).as_posix()
-        if _is_name(own):
-            good.append(own)
+        local_name = Path(folder).relative_to(root).as_posix()
+        if _is_name(local_name):
+            good.append(local_name)
         else:
-            broken.append(own)
+            broken.append(local_name)
     text = nearest(name, sorted(good)) if good else " There is none."
     if broken:
         text += f" Broken, and best removed: {', '.join(sorted(broken))} in {root}."

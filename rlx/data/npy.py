@@ -12,6 +12,7 @@ from numpy.lib import format as npy
 
 from rlx.errors import ConfigError
 from rlx.machine import free_memory
+from rlx.names import one_line
 
 NUMBERS = "biuf"
 """Kinds of dtypes that are numbers: bool, int, unsigned int, float."""
@@ -23,10 +24,11 @@ MOST_ACTIONS = 1 << 16
 """Actions of a Discrete space; larger numbers would be counted in as large a table."""
 
 
-def mapped(path: Path, where: str) -> np.ndarray:
+def mapped(path: Path, location: str) -> np.ndarray:
     """The array of a npy file, mapped into memory and not read.
 
-    ConfigError, with `where`, if the file is missing or does not hold the numbers that it claims.
+    `location`: the name of the array in errors. ConfigError if the file is missing or does not hold
+    the numbers that it claims.
     """
     try:
         if not path.is_file():
@@ -34,8 +36,8 @@ def mapped(path: Path, where: str) -> np.ndarray:
         with path.open("rb") as file:
             header = _read_header(file.read(_HEAD), path.stat().st_size)
         return np.memmap(path, header.dtype, "r", header.size, header.shape, header.order)
-    except Exception as error:  # what a broken header does in numpy's parser can be anything
-        raise ConfigError(f"{where}: missing, cut or no npy file ({one_line(error)}).") from None
+    except Exception as error:  # numpy's parser raises anything at a broken header
+        raise ConfigError(f"{location}: missing, cut or no npy file ({in_words(error)}).") from None
 
 
 def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -55,7 +57,7 @@ def archived(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     except ConfigError:
         raise
     except Exception as error:  # of zipfile, its decompressors or numpy's parser: anything
-        raise ConfigError(f"{path}: unreadable, perhaps truncated ({one_line(error)}).") from None
+        raise ConfigError(f"{path}: unreadable, perhaps truncated ({in_words(error)}).") from None
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.ndarray:
@@ -103,21 +105,24 @@ def _read_header(head: bytes, size: int) -> _Header:
     return _Header(dtype, shape, "F" if fortran else "C", file.tell())
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def in_words(error: Exception) -> str:
+    """The text of an error on one line, or its type where it has no text."""
+    return one_line(error) or type(error).__name__
 
 
-def require_memory(size: int, where: str) -> None:
-    """ConfigError, with `where`, unless `size` bytes are free."""
+def require_memory(size: int, location: str) -> None:
+    """ConfigError, with `location`, unless `size` bytes are free."""
     free = free_memory()
     if size > free:
         sizes = f"{size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
-        raise ConfigError(f"{where}: reading it takes {sizes}; write it in smaller parts.")
+        raise ConfigError(f"{location}: reading it takes {sizes}; write it in smaller parts.")
 
 
-def shown_dtype(dtype: np.dtype) -> np.dtype:
-    """What numbers of this dtype are cast to: float32, or integers in this machine's byte order."""
+def batch_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype that logged numbers of `dtype` have in a batch.
+
+    It is float32 for floats; integers keep theirs, in this machine's byte order.
+    """
     return np.dtype(np.float32) if dtype.kind == "f" else dtype.newbyteorder("=")
 
 
@@ -127,8 +132,8 @@ def cast(array: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
         return array.astype(dtype, copy=False)
 
 
-def check_finite(array: np.ndarray, where: str) -> None:
-    """ConfigError, with `where`, at the first row of `array` [N, …] not finite as float32."""
+def check_finite(array: np.ndarray, location: str) -> None:
+    """ConfigError, with `location`, at the first row of `array` [N, …] not finite as float32."""
     if array.dtype.kind != "f":
         return
     rows = max(1, _AT_ONCE // array[0].nbytes)
@@ -137,20 +142,20 @@ def check_finite(array: np.ndarray, where: str) -> None:
         is_finite = np.isfinite(part).reshape(len(part), -1).all(1)
         if not is_finite.all():
             row = begin + int(np.argmin(is_finite))
-            raise ConfigError(f"{where}: row {row:,} is not finite as float32.")
+            raise ConfigError(f"{location}: row {row:,} is not finite as float32.")
 
 
-def check_action_numbers(action: np.ndarray, where: str) -> None:
-    """ConfigError, with `where`, if a whole number [N] is no action of a Discrete space."""
+def check_action_numbers(action: np.ndarray, location: str) -> None:
+    """ConfigError, with `location`, if a whole number [N] is no action of a Discrete space."""
     low, high = int(action.min()), int(action.max())
     if low < 0 or high >= MOST_ACTIONS:
         raise ConfigError(
-            f"{where} reaches from {low} to {high}; expected 0 to {MOST_ACTIONS - 1:,}."
+            f"{location} reaches from {low} to {high}; expected 0 to {MOST_ACTIONS - 1:,}."
         )
 
 
-def flags(array: np.ndarray, where: str) -> np.ndarray:
-    """bool [N] of numbers [N] that are 0 or 1; ConfigError, with `where`, if others are there."""
+def flags(array: np.ndarray, location: str) -> np.ndarray:
+    """bool [N] of numbers [N]; ConfigError, with `location`, where one is neither 0 nor 1."""
     if not np.isin(array, (0, 1)).all():
-        raise ConfigError(f"{where} has other numbers than 0 and 1 in it.")
+        raise ConfigError(f"{location} has other numbers than 0 and 1 in it.")
     return array.astype(bool)

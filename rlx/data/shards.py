@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Spec
+from rlx.data.compatibility import check_actions, obs_dtype
 from rlx.data.datasets import Data, histogram
 from rlx.data.episodes import Episodes
-from rlx.data.fitting import check_actions, obs_dtype
 from rlx.data.npy import (
     MOST_ACTIONS,
     archived,
+    batch_dtype,
     cast,
     check_action_numbers,
     check_finite,
     flags,
     require_memory,
-    shown_dtype,
 )
-from rlx.data.writer import whole, writing
+from rlx.data.writer import disk_errors, new_folder
 from rlx.errors import ConfigError
 from rlx.nn.rng import pick, stream_key, uniform
 from rlx.show import console
@@ -42,14 +42,14 @@ _KINDS = {
     "rewards": "buif",
     "dones": "buif",
 }
-"""Kinds of dtypes that each of them may have."""
+"""Array → the kinds of dtypes that it may have."""
 
 
 class Shards(Data):
-    """One shard at a time is in memory.
+    """A data set in npz shards, of which one at a time is in memory.
 
-    An epoch goes through all of them in random order; from each, as many minibatches are drawn as
-    it has rows for. `dones` must be true where an episode terminated (not at time limits, which
+    An epoch goes through all shards in random order; from each shard, as many minibatches are drawn
+    as it has rows for. `dones` must be true where an episode terminated (not at time limits, which
     the format cannot tell apart). Images are uint8, or floats as v / 128 − 1.
     """
 
@@ -59,17 +59,18 @@ class Shards(Data):
         `skip_bad`: leave bad ones out instead, and say so.
         """
         self.folder = folder
-        self.opened = _Opened(Path(), {})
+        self.opened: _Opened | None = None
+        """The shard that is in memory, if one is."""
         self.scaled = False
-        """Whether images in floats are shown as uint8."""
+        """Whether the states are images in floats, which become uint8 in a batch."""
         read = {file: _read_facts(file) for file in sorted(folder.glob("*.npz"))}
         kinds = Counter(facts.kind for facts in read.values() if isinstance(facts, _Facts))
         if not kinds:
             errors = "".join(f" {error}" for error in read.values())
             raise ConfigError(f"data={folder}: no shard in it is good.{errors}")
         (self.dtype, self.shape), _ = kinds.most_common(1)[0]
-        self.shown = self.dtype
-        """Dtype of the states as they are shown."""
+        self.obs_dtype = self.dtype
+        """The dtype of observations in a batch."""
         good: dict[Path, _Facts] = {}
         for file, facts in read.items():
             if isinstance(facts, _Facts) and facts.kind == (self.dtype, self.shape):
@@ -81,14 +82,13 @@ class Shards(Data):
             console.facts(skipped=error)
         self.files = list(good)
         self._add_up(list(good.values()))
-        if self.dones > self.transitions / 2:
-            raise ConfigError(
-                f"data={folder}: 'dones' is true in {self.dones:,} of {self.transitions:,} rows; "
-                f"does it say who is not done?"
-            )
+        if self.done_count > self.transitions / 2:
+            share = f"{self.done_count:,} of {self.transitions:,} rows"
+            question = "does it say who is not done?"
+            raise ConfigError(f"data={folder}: 'dones' is true in {share}; {question}")
 
     def _error(self, file: Path, facts: "_Facts | ConfigError") -> ConfigError:
-        """What is wrong with a shard that is not good."""
+        """The error that says why the shard `file` is not good."""
         if isinstance(facts, ConfigError):
             return facts
         dtype, shape = facts.kind
@@ -97,34 +97,35 @@ class Shards(Data):
         )
 
     def _add_up(self, shards: "list[_Facts]") -> None:
-        """The facts of all good shards together."""
-        self.sizes = [int(facts.counts.sum()) for facts in shards]
+        """Set the facts of the whole set from those of its good `shards`."""
+        self.sizes = [int(facts.action_counts.sum()) for facts in shards]
+        """The number of transitions in each shard."""
         self.transitions = sum(self.sizes)
-        counts = np.zeros(MOST_ACTIONS, np.int64)
+        action_counts = np.zeros(MOST_ACTIONS, np.int64)
         for facts in shards:
-            counts[: len(facts.counts)] += facts.counts
-        self.counts = np.trim_zeros(counts, "b")
+            action_counts[: len(facts.action_counts)] += facts.action_counts
+        self.action_counts = np.trim_zeros(action_counts, "b")
         """How often each action was taken, [actions]."""
-        self.dones = sum(facts.dones for facts in shards)
-        self.rewards = sum(facts.rewards for facts in shards)
+        self.done_count = sum(facts.done_count for facts in shards)
+        self.reward_sum = sum(facts.reward_sum for facts in shards)
         self.low = min(facts.low for facts in shards)
         self.high = max(facts.high for facts in shards)
 
-    def fit(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
-        """As `Data.fit`; shards do not say in which env they were collected."""
+    def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:
+        """As `Data.adapt_to`; shards do not say in which env they were collected."""
         space: Any = spec.observation_space
-        where = f"data={self.folder}"
+        location = f"data={self.folder}"
         bounds = (self.low, self.high)
         is_image_env = space.dtype == np.uint8 and space.shape == self.shape
         self.scaled = is_image_env and self.dtype.kind == "f"
         if not self.scaled:
-            self.shown = obs_dtype(spec, self.dtype, self.shape, lambda: bounds, where)
+            self.obs_dtype = obs_dtype(spec, self.dtype, self.shape, lambda: bounds, location)
         elif not -1 <= self.low < 0 < self.high <= 1:
             raise ConfigError(
-                f"{where}: its states reach from {self.low:g} to {self.high:g}; "
+                f"{location}: its states reach from {self.low:g} to {self.high:g}; "
                 f"images are v / 128 − 1, or uint8."
             )
-        check_actions(np.arange(len(self.counts)), spec, where)
+        check_actions(np.arange(len(self.action_counts)), spec, location)
         return []
 
     def sample(
@@ -136,11 +137,11 @@ class Shards(Data):
         arrays = self._open(self._due(number, draws.shape[1]))
         rows = pick(draws, len(arrays["actions"])).cpu().numpy()
         batch = {
-            "obs": self._shown(arrays["states"][rows]),
+            "obs": self._observations(arrays["states"][rows]),
             "action": arrays["actions"][rows],
             "reward": arrays["rewards"][rows],
             "discount": (discount * ~arrays["dones"][rows]).astype(np.float32),
-            "next_obs": self._shown(arrays["next_states"][rows]),
+            "next_obs": self._observations(arrays["next_states"][rows]),
         }
         return {name: torch.from_numpy(value).to(draws.device) for name, value in batch.items()}
 
@@ -149,36 +150,39 @@ class Shards(Data):
 
         It is a function of the number alone, so that a resumed run need not remember its shard.
         """
-        minibatches = -(-np.array(self.sizes) // batch_size)  # of each shard, rounded up
+        # Minibatches of each shard: its size by that of a batch, rounded up.
+        minibatches = -(-np.array(self.sizes) // batch_size)
         epoch, number_in_epoch = divmod(number, int(minibatches.sum()))
         order = _order(epoch, len(self.files))
         ends = minibatches[order].cumsum()
         return self.files[order[np.searchsorted(ends, number_in_epoch, side="right")]]
 
     def _open(self, file: Path) -> dict[str, np.ndarray]:
-        if self.opened.file != file:
-            self.opened = _Opened(Path(), {})  # never two at a time
+        """The arrays of the shard `file`, which is in memory then."""
+        if self.opened is None or self.opened.file != file:
+            # Never two shards at a time: the old one goes before the new one is read.
+            self.opened = None
             self.opened = _Opened(file, _read(file))
         return self.opened.arrays
 
-    def _shown(self, states: np.ndarray) -> np.ndarray:
-        """States [S, B, …] as the env shows them."""
+    def _observations(self, states: np.ndarray) -> np.ndarray:
+        """States [S, B, …] as observations of the env."""
         if self.scaled:
             return np.rint(states * 128 + 128).clip(0, 255).astype(np.uint8)
-        return cast(states, self.shown)
+        return cast(states, self.obs_dtype)
 
     def card(self) -> dict[str, Any]:
         """As `Data.card`."""
-        mean_reward = self.rewards / self.transitions
-        done_share = self.dones / self.transitions
+        mean_reward = self.reward_sum / self.transitions
+        done_share = self.done_count / self.transitions
         size = sum(file.stat().st_size for file in self.files)
         return {
             "transitions": f"{self.transitions:,}, mean reward {mean_reward:.3g}",
             "shards": f"{len(self.files)}, at most {max(self.sizes):,} transitions each",
-            "ended": f"{self.dones:,} done ({done_share:.1%}); "
+            "ended": f"{self.done_count:,} done ({done_share:.1%}); "
             f"returns are unknown: shards keep no episodes",
             "obs": f"{self.dtype} {list(self.shape)}",
-            "actions": histogram(self.counts),
+            "actions": histogram(self.action_counts),
             "size": f"{size / 1e6:,.1f} MB on disk",
         }
 
@@ -199,20 +203,20 @@ def _order(epoch: int, shards: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is kept of a shard."""
+    """The facts about a shard that are kept when it is closed."""
 
     kind: tuple[np.dtype, tuple[int, ...]]
     """(dtype, shape) of one of its states."""
-    counts: np.ndarray
+    action_counts: np.ndarray
     """How often each action was taken, [actions]."""
-    dones: int
-    """Rows where `dones` is true."""
-    rewards: float
-    """Sum of the rewards."""
+    done_count: int
+    """The number of rows where `dones` is true."""
+    reward_sum: float
+    """The sum of the rewards."""
     low: float
-    """Lowest number in its states and next states."""
+    """The lowest number in its states and next states."""
     high: float
-    """Highest number in them."""
+    """The highest number in its states and next states."""
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "_Facts":
@@ -220,9 +224,9 @@ class _Facts:
         states, next_states = arrays["states"], arrays["next_states"]
         return cls(
             kind=(states.dtype, states.shape[1:]),
-            counts=np.bincount(arrays["actions"]),
-            dones=int(arrays["dones"].sum()),
-            rewards=float(arrays["rewards"].sum()),
+            action_counts=np.bincount(arrays["actions"]),
+            done_count=int(arrays["dones"].sum()),
+            reward_sum=float(arrays["rewards"].sum()),
             low=min(float(states.min()), float(next_states.min())),
             high=max(float(states.max()), float(next_states.max())),
         )
@@ -243,7 +247,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         if name not in arrays:
             raise ConfigError(f"{file}: array '{name}' is missing; it needs {', '.join(ARRAYS)}.")
         _check_array(file, name, arrays[name], arrays["states"].shape)
-    dtypes = {name: shown_dtype(array.dtype) for name, array in arrays.items()}
+    dtypes = {name: batch_dtype(array.dtype) for name, array in arrays.items()}
     dtypes["actions"] = np.dtype(np.int64)
     dtypes["rewards"] = np.dtype(np.float32)
     if dtypes["next_states"] != dtypes["states"]:
@@ -281,7 +285,7 @@ def write(data: Episodes, out: Path, stack: int, rows: int = 4096) -> None:
     rows_at_once = min(rows, data.transitions)
     size = 4 * rows_at_once * stack * data.obs[0].nbytes
     require_memory(size, f"out={out}: stacks of {stack}")
-    with whole(out, f"out={out}") as folder:
+    with new_folder(out, f"out={out}") as folder:
         for shard, begin in enumerate(range(0, data.transitions, rows)):
             number = np.arange(begin, min(begin + rows, data.transitions))
             episode = data.episode_of(number)
@@ -293,5 +297,5 @@ def write(data: Episodes, out: Path, stack: int, rows: int = 4096) -> None:
                 "rewards": data.reward[number],
                 "dones": data.terminated[episode] & is_last,
             }
-            with writing(f"out={out}"):
+            with disk_errors(f"out={out}"):
                 np.savez_compressed(folder / f"{shard:05d}.npz", **arrays)

@@ -25,7 +25,7 @@ class Writer:
     """
 
     def __init__(self, out: str, source: str | None = None):
-        """`source`: what errors call the set, where `out` would tell nobody anything.
+        """`source`: the name of the set in errors, where `out` would tell nobody anything.
 
         ConfigError where the folder `out` exists or cannot be made.
         """
@@ -35,7 +35,7 @@ class Writer:
         self.source = source
         self.key = f"{source}, a copy of it" if source else f"out={out}"
         self._open = ExitStack()
-        self.partial = self._open.enter_context(whole(self.out, self.key))
+        self.partial = self._open.enter_context(new_folder(self.out, self.key))
         self.arrays: dict[str, _GrowingArray] = {}
         self.transitions = 0
         self.episodes = 0
@@ -59,10 +59,10 @@ class Writer:
         }
         self.transitions += len(action)
         for name in ("obs", "action", "reward"):
-            where = f"{self.source or 'the env'}: {name} of episode {self.episodes}"
-            check_finite(rows[name], where)
+            location = f"{self.source or 'the env'}: {name} of episode {self.episodes}"
+            check_finite(rows[name], location)
         self.episodes += 1
-        with writing(self.key):
+        with disk_errors(self.key):
             for name, values in rows.items():
                 if name not in self.arrays:
                     self.arrays[name] = _GrowingArray(self.partial / f"{name}.npy", values)
@@ -71,7 +71,7 @@ class Writer:
     def close(self, env: Mapping[str, Any], stack: int, sources: list[str]) -> Episodes:
         """Finish the data set, and open it. The arguments go to data.json."""
         facts = {"format": FORMAT, "env": env, "stack": stack, "sources": sources}
-        with writing(self.key):
+        with disk_errors(self.key):
             for array in self.arrays.values():
                 array.close()
             (self.partial / "data.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -86,7 +86,7 @@ class _GrowingArray:
     """
 
     def __init__(self, path: Path, like: np.ndarray):
-        """`like`: rows [N, …] of the shape and dtype that all others have; they are not written."""
+        """`like`: rows [N, …] of the file's shape and dtype; they are not written."""
         self.file = path.open("wb")
         self.rows = 0
         self.row_shape = like.shape[1:]
@@ -113,34 +113,35 @@ class _GrowingArray:
 
 
 @contextmanager
-def whole(out: Path, key: str) -> Iterator[Path]:
+def new_folder(out: Path, key: str) -> Iterator[Path]:
     """An empty folder to write in: it takes the name `out` at the end, and is removed on any error.
 
-    `key`: what errors call `out`. ConfigError where it exists or cannot be made.
+    `key`: the setting that errors name, such as "out=set". ConfigError where `out` exists or cannot
+    be made.
     """
     if os.path.lexists(out):
         raise ConfigError(f"{key}: exists already; choose another name or delete it.")
     target = Path(os.path.abspath(out))
     missing = [folder for folder in target.parents if not os.path.lexists(folder)]
     try:
-        with writing(key):
+        with disk_errors(key):
             partial = make_aside(target)
         yield partial
-        with writing(key):
+        with disk_errors(key):
             sync_folder(partial)
             partial.rename(target)
             sync(target.parent)
     except BaseException:
         shutil.rmtree(hidden_sibling(target, "partial"), ignore_errors=True)
-        for folder in missing:  # made for it, the innermost first
+        for folder in missing:  # parents that were made for it, the innermost first
             with suppress(OSError):
                 folder.rmdir()
         raise
 
 
 @contextmanager
-def writing(key: str) -> Iterator[None]:
-    """ConfigError, with the `key` that is to be changed, where a disk is full or closed to us."""
+def disk_errors(key: str) -> Iterator[None]:
+    """Within it an error of the disk is a ConfigError that names `key`, the setting to change."""
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte

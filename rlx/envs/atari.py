@@ -2,10 +2,9 @@
 
 Frames and rewards are those of Mnih et al. 2015. All chance is drawn here, none in the emulator.
 
-A copy is an emulator's whole state, of 8 kB. There is one emulator for each thread, which takes up
+A copy is an emulator's whole state, of 8 kB. There is one emulator for each thread, which restores
 the state of one copy after the other: to load an emulator takes longer than 200 decisions. The
-first screen of an emulator that has taken up a state may show parts of the one before, so it is
-never used.
+first screen after a state was restored may show parts of the screen before, so it is never used.
 """
 
 import math
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 import numpy as np
@@ -27,6 +26,9 @@ from rlx.env import resize, spread_fresh
 from rlx.errors import ConfigError
 from rlx.names import nearest
 from rlx.nn.rng import stream_key, uniform
+
+if TYPE_CHECKING:
+    from ale_py import Action, ALEInterface, ALEState
 
 NOOP = 0
 """The action of pressing nothing."""
@@ -83,18 +85,20 @@ class AtariEnv(VectorEnv):
         self.device = torch.device(device)
         emulators = [_emulator(game, thread) for thread in range(threads)]
         self._emulators = [ale for ale, _ in emulators]
-        self._beginning = emulators[0][1]
+        _, self._first_state = emulators[0]
         self._pool = ThreadPoolExecutor(threads)
         self._actions = self._emulators[0].getMinimalActionSet()
-        self._fire = NOOP
+        self._fire: Action | int = NOOP
         if fire:
             self._fire = next((key for key in self._actions if key.name == "FIRE"), NOOP)
         self._pixels = self._emulators[0].getScreenDims()
-        self._rows, self._columns = (_overlaps(pixels, size) for pixels in self._pixels)
+        rows, columns = self._pixels
+        self._rows = _overlaps(rows, size)
+        self._columns = _overlaps(columns, size)
         shape = (self.channels, size, size)
         self.single_observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
         self.single_action_space = gymnasium.spaces.Discrete(len(self._actions))
-        self._games = [self._beginning] * num_envs
+        self._games = [self._first_state] * num_envs
         for name in _STATE:
             setattr(self, name, torch.zeros(num_envs, dtype=torch.int64))
         self._resize()
@@ -120,24 +124,25 @@ class AtariEnv(VectorEnv):
         self, actions: Tensor | np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """(obs, reward, terminated, truncated, info) of `actions` [B], as `TensorEnv.step`."""
-        pressed = self._stick(torch.as_tensor(actions).cpu()).tolist()
+        pressed = self._apply_stickiness(torch.as_tensor(actions).cpu()).tolist()
         rewards = np.zeros(self.num_envs, np.float32)
-        over = np.zeros(self.num_envs, bool)
+        game_over = np.zeros(self.num_envs, bool)
         lost_life = np.zeros(self.num_envs, bool)
 
-        def play(ale: Any, copy: int) -> None:
-            rewards[copy], over[copy], lost_life[copy] = self._play(ale, copy, pressed[copy])
+        def play(ale: "ALEInterface", copy: int) -> None:
+            result = self._play(ale, copy, pressed[copy])
+            rewards[copy], game_over[copy], lost_life[copy] = result
 
         self._emulate(play, range(self.num_envs))
         final_obs = self._images()
         self._steps = self._steps + 1
         limit = self._steps >= self.max_episode_steps
-        terminated = torch.from_numpy(over | lost_life if self.life_loss else over)
         # The game, unlike the learner's episode, outlasts a life.
-        game_ended = torch.from_numpy(over) | limit
+        game_ended = torch.from_numpy(game_over) | limit
         obs = self._start(game_ended) if game_ended.any() else final_obs
+        ended = game_over | lost_life if self.life_loss else game_over
+        terminated = torch.from_numpy(ended).to(self.device)
         reward = torch.from_numpy(rewards.clip(-1, 1) if self.clip_rewards else rewards)
-        terminated = terminated.to(self.device)
         truncated = limit.to(self.device) & ~terminated
         info = {"final_obs": final_obs.to(self.device), "_final_obs": terminated | truncated}
         return obs.to(self.device), reward.to(self.device), terminated, truncated, info
@@ -175,21 +180,21 @@ class AtariEnv(VectorEnv):
         self._steps = self._steps * ~where
         self._pressed = self._pressed * ~where
 
-        def begin(ale: Any, copy: int) -> None:
-            _take_up(ale, self._beginning)
+        def begin(ale: "ALEInterface", copy: int) -> None:
+            _start_from(ale, self._first_state)
             for _ in range(noops[copy]):
                 ale.act(NOOP)
             ale.act(self._fire)
-            self._show(ale, copy)
+            self._copy_to_both_screens(ale, copy)
 
         self._emulate(begin, torch.nonzero(where).squeeze(1).tolist())
         return self._images()
 
-    def _stick(self, actions: Tensor) -> Tensor:
-        """What is pressed in each frame of a decision, [B, SKIP].
+    def _apply_stickiness(self, actions: Tensor) -> Tensor:
+        """The action that is pressed in each frame of a decision, int64 [B, SKIP].
 
-        It is what the decision's `actions` [B] say or, by chance, what was pressed in the frame
-        before (sticky actions, Machado et al. 2018).
+        It is that of the decision's `actions` [B] or, by chance, the one that was pressed in the
+        frame before (sticky actions, Machado et al. 2018).
         """
         if not self.stickiness:
             return actions.unsqueeze(1).expand(-1, SKIP)
@@ -201,21 +206,23 @@ class AtariEnv(VectorEnv):
             frames.append(self._pressed)
         return torch.stack(frames, 1)
 
-    def _play(self, ale: Any, copy: int, actions: Sequence[int]) -> tuple[float, bool, bool]:
+    def _play(
+        self, ale: "ALEInterface", copy: int, actions: Sequence[int]
+    ) -> tuple[float, bool, bool]:
         """(reward, whether the game is over, whether a life is lost) after one decision of a copy.
 
-        `actions`: what is pressed in each of its frames.
+        `actions`: the action that is pressed in each of the decision's frames.
         """
         lives = ale.lives()
         reward = 0
         for frame, action in enumerate(actions):
             reward += ale.act(self._actions[action])
             if frame >= SKIP - 2:
-                self._draw(ale, self._screens[copy, frame % 2])
+                self._copy_screen(ale, self._screens[copy, frame % 2])
             if ale.game_over(with_truncation=False):
-                self._show(ale, copy)
+                self._copy_to_both_screens(ale, copy)
                 if frame == 0:
-                    # The first screen after a state was taken up, which is never used.
+                    # The first screen after a state was restored, which is never used.
                     self._screens[copy] = 0
                 return reward, True, False
         lost_life = ale.lives() < lives
@@ -223,23 +230,23 @@ class AtariEnv(VectorEnv):
             reward += ale.act(self._fire)
         return reward, False, lost_life
 
-    def _show(self, ale: Any, copy: int) -> None:
-        """Let both of the copy's screens be the present one."""
-        self._draw(ale, self._screens[copy, 0])
+    def _copy_to_both_screens(self, ale: "ALEInterface", copy: int) -> None:
+        """Write the emulator's screen into both screens of a copy."""
+        self._copy_screen(ale, self._screens[copy, 0])
         self._screens[copy, 1] = self._screens[copy, 0]
 
-    def _draw(self, ale: Any, into: np.ndarray) -> None:
-        """Write the present screen into an array, uint8 [H, W, C]."""
+    def _copy_screen(self, ale: "ALEInterface", screen: np.ndarray) -> None:
+        """Write the emulator's screen into `screen`, uint8 [H, W, C]."""
         if self.channels == 1:
-            ale.getScreenGrayscale(into[..., 0])
+            ale.getScreenGrayscale(screen[..., 0])
         else:
-            ale.getScreenRGB(into)
+            ale.getScreenRGB(screen)
 
-    def _emulate(self, work: Callable[[Any, int], None], copies: Sequence[int]) -> None:
-        """Call `work(emulator, copy)` for each of `copies`, the emulator being in its state."""
+    def _emulate(self, work: Callable[["ALEInterface", int], None], copies: Sequence[int]) -> None:
+        """Call `work(emulator, copy)` for all `copies`, with an emulator in the copy's state."""
 
-        def share(ale: Any, own_copies: Sequence[int]) -> None:
-            for copy in own_copies:
+        def work_on(ale: "ALEInterface", thread_copies: Sequence[int]) -> None:
+            for copy in thread_copies:
                 ale.restoreState(self._games[copy])
                 work(ale, copy)
                 self._games[copy] = ale.cloneState()
@@ -247,10 +254,10 @@ class AtariEnv(VectorEnv):
         threads = len(self._emulators)
         shares = [copies[thread::threads] for thread in range(threads)]
         # As a list: so it waits for all, and what one raised is raised here.
-        list(self._pool.map(share, self._emulators, shares))
+        list(self._pool.map(work_on, self._emulators, shares))
 
     def _images(self) -> Tensor:
-        """uint8 [B, C, size, size]: the brighter pixels of a copy's screens, averaged by area.
+        """uint8 [B, C, size, size]: the brighter pixels of a copy's two screens, averaged by area.
 
         Sums of whole numbers below 2²⁴ are exact in float32, so no pixel depends on the batch, the
         threads or the BLAS.
@@ -258,13 +265,15 @@ class AtariEnv(VectorEnv):
         np.maximum(self._screens[:, 0], self._screens[:, 1], out=self._bright)
         bright = torch.from_numpy(self._bright).movedim(3, 1).flatten(0, 1)  # [B · C, H, W]
         # Period by period of `_overlaps`, first along the rows and then along the columns.
-        x = (self._rows.T @ bright.unflatten(1, (-1, len(self._rows)))).flatten(1, 2)
-        x = (x.unflatten(2, (-1, len(self._columns))) @ self._columns).flatten(2)
-        x = (x / (len(self._rows) * len(self._columns))).round().to(torch.uint8)
-        return x.unflatten(0, (-1, self.channels))
+        row_periods = bright.unflatten(1, (-1, len(self._rows)))
+        short = (self._rows.T @ row_periods).flatten(1, 2)  # [B · C, size, W]
+        column_periods = short.unflatten(2, (-1, len(self._columns)))
+        sums = (column_periods @ self._columns).flatten(2)  # [B · C, size, size]
+        means = sums / (len(self._rows) * len(self._columns))
+        return means.round().to(torch.uint8).unflatten(0, (-1, self.channels))
 
     def _resize(self) -> None:
-        """Let the arrays be of as many copies as there are games."""
+        """Make the arrays anew, for as many copies as there are games."""
         resize(self, len(self._games))
         # Made once: the system takes longer to give such arrays than to fill them.
         self._screens = np.zeros((self.num_envs, 2, *self._pixels, self.channels), np.uint8)
@@ -285,12 +294,12 @@ def _overlaps(pixels: int, size: int) -> Tensor:
     return (end - begin).clamp(min=0).float()
 
 
-def _take_up(ale: Any, state: Any) -> None:
-    """Let an emulator go on from `state`, one frame later.
+def _start_from(ale: "ALEInterface", state: "ALEState") -> None:
+    """Restore `state` and play one frame.
 
-    What is left on the data bus is no part of a state, and two games show other screens until a
-    state was restored. So the first frame is played twice: the second time the bus holds what a
-    first frame leaves there.
+    The value left on the data bus is no part of a state, and two games show other screens until a
+    state was restored. So the frame is played twice: the second time the bus holds the value that
+    the first time has left there.
     """
     for _ in range(2):
         ale.restoreState(state)
@@ -298,11 +307,12 @@ def _take_up(ale: Any, state: Any) -> None:
 
 
 @cache
-def _emulator(game: str, thread: int) -> tuple[Any, Any]:
+def _emulator(game: str, thread: int) -> tuple["ALEInterface", "ALEState"]:
     """(the emulator of a thread, which all envs of the process share, the game's first state).
 
     ConfigError without ale-py, and where it does not have the game.
     """
+    # `thread` is an argument so that the cache holds one emulator for each thread.
     try:
         from ale_py import ALEInterface, LoggerMode, roms
     except ImportError:
@@ -317,7 +327,7 @@ def _emulator(game: str, thread: int) -> tuple[Any, Any]:
     # Of other games, loadROM would end the process.
     if not ALEInterface.isSupportedROM(rom):
         raise ConfigError(f"env.game={game}: not a game for one player.")
-    # It reads the data bus in play (see `_take_up`), as the only one of 104 games.
+    # Of 104 games it is the only one that reads the data bus in play (see `_start_from`).
     if game == "tic_tac_toe_3d":
         problem = "the emulator cannot save and restore this game exactly"
         raise ConfigError(f"env.game={game}: {problem}.")
@@ -326,6 +336,6 @@ def _emulator(game: str, thread: int) -> tuple[Any, Any]:
     ale.loadROM(rom)
     # Once only: in some games a later reset depends on the game before.
     ale.reset_game()
-    beginning = ale.cloneState()
-    _take_up(ale, beginning)
-    return ale, beginning
+    first_state = ale.cloneState()
+    _start_from(ale, first_state)
+    return ale, first_state

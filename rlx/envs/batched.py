@@ -18,6 +18,9 @@ from rlx.errors import ConfigError
 from rlx.names import nearest
 from rlx.nn.rng import stream_key, uniform
 
+_StepResult = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]
+"""(obs [B, *O], reward [B], terminated [B], truncated [B], info)."""
+
 
 class Dynamics(ABC):
     """What one env is: its spaces, its first states, its transitions, what is seen of a state.
@@ -54,8 +57,8 @@ class Dynamics(ABC):
     """Random numbers that one first state needs; 0 where all episodes begin alike."""
     transition_draws: ClassVar[int] = 0
     """Random numbers that one transition needs; 0 where transitions are deterministic."""
-    drawn: ClassVar[tuple[str, ...]] = ()
-    """Names of parameters that its images show, and that so cannot drift."""
+    image_parameters: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that its images show as they are; these cannot drift."""
 
     @classmethod
     def from_keywords(cls, **parameters: Any) -> Self:
@@ -113,7 +116,7 @@ class Drift:
     def check(self, dynamics: Dynamics) -> None:
         """ConfigError where this parameter of `dynamics` cannot drift."""
         key = f"env.drift.parameter={self.parameter}"
-        if self.parameter in dynamics.drawn:
+        if self.parameter in dynamics.image_parameters:
             raise ConfigError(f"{key}: these images show it as it is; drift another.")
         numbers = [
             field.name
@@ -143,7 +146,7 @@ class BatchedEnv(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
     _ended: Tensor
-    """bool [B]: whose episode is over, where no copy is reset in the step that ends it."""
+    """bool [B]: whose episode is over. SAME_STEP, which resets these at once, does without it."""
 
     def __init__(
         self,
@@ -216,10 +219,7 @@ class BatchedEnv(VectorEnv):
                 self._ended = torch.zeros_like(where)
         return self.dynamics.observe(self.state), {}
 
-    def step(
-        self,
-        actions: Tensor | np.ndarray,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, actions: Tensor | np.ndarray) -> _StepResult:
         """(obs [B, *O], reward [B], terminated [B], truncated [B], info), as `TensorEnv.step`.
 
         `actions`: int64 [B], or [B, A] of a Box. ValueError where they do not fit the space.
@@ -229,29 +229,11 @@ class BatchedEnv(VectorEnv):
         if self.autoreset_mode == AutoresetMode.DISABLED:
             self._refuse_ended()
         actions = self._checked(actions)
-        stepped = None
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            return self._finish_same_step(*self._transition(actions))
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            stepped = ~self._ended
-        draws = self._draw(self.dynamics.transition_draws, stepped)
-        dynamics = self.dynamics
-        if self.drift is not None:
-            dynamics = self.drift.apply(dynamics, self._age)
-        self.state, reward, terminated = dynamics.transition(self.state, actions, draws)
-        self._steps += 1
-        self._age += 1
-        if self.autoreset_mode != AutoresetMode.SAME_STEP:
-            return self._step_without_reset(reward, terminated)
-        # a > b is a & ~b in one operation instead of two.
-        truncated = (self._steps >= self.max_episode_steps) > terminated
-        ended = terminated | truncated
-        final_obs = self.dynamics.observe(self.state)
-        obs = final_obs
-        # To ask a GPU whether any episode has ended would make it wait.
-        if self.device.type != "cpu" or ended.any():
-            self._begin(ended)
-            obs = self.dynamics.observe(self.state)
-        info = {"final_obs": final_obs, "_final_obs": ended, "final_info": {}, "_final_info": ended}
-        return obs, reward, terminated, truncated, info
+            return self._finish_next_step(*self._transition(actions, ~self._ended))
+        return self._finish_disabled(*self._transition(actions))
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
@@ -271,26 +253,57 @@ class BatchedEnv(VectorEnv):
         for name, value in state.items():
             setattr(self, name, value.to(self.device, copy=True))
 
-    def _step_without_reset(
-        self,
-        reward: Tensor,
-        terminated: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """What `step` returns where a copy that ended shows its last observation."""
-        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            # For those that ended before, this step begins the next episode.
-            self._begin(self._ended)
-            reward = reward.masked_fill(self._ended, 0)
-            terminated = terminated & ~self._ended
-        truncated = (self._steps >= self.max_episode_steps) & ~terminated
+    def _transition(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(reward [B], terminated [B]) of `actions`; all copies are in their next state then.
+
+        Only in the copies of `mask` (bool [B]; None: all) do the random streams advance.
+        """
+        draws = self._draw(self.dynamics.transition_draws, mask)
+        dynamics = self.dynamics
+        if self.drift is not None:
+            dynamics = self.drift.apply(dynamics, self._age)
+        self.state, reward, terminated = dynamics.transition(self.state, actions, draws)
+        self._steps += 1
+        self._age += 1
+        return reward, terminated
+
+    def _finish_same_step(self, reward: Tensor, terminated: Tensor) -> _StepResult:
+        """What `step` returns where a copy whose episode ended shows the first of its next."""
+        truncated = self._truncated(terminated)
+        ended = terminated | truncated
+        final_obs = self.dynamics.observe(self.state)
+        obs = final_obs
+        # To ask a GPU whether any episode has ended would make it wait.
+        if self.device.type != "cpu" or ended.any():
+            self._begin(ended)
+            obs = self.dynamics.observe(self.state)
+        info = {"final_obs": final_obs, "_final_obs": ended, "final_info": {}, "_final_info": ended}
+        return obs, reward, terminated, truncated, info
+
+    def _finish_next_step(self, reward: Tensor, terminated: Tensor) -> _StepResult:
+        """What `step` returns where the step after an episode's last one is a reset."""
+        # Copies that ended before have made a transition, like all others; it counts for nothing.
+        self._begin(self._ended)
+        reward = reward.masked_fill(self._ended, 0)
+        terminated = terminated & ~self._ended
+        return self._finish_disabled(reward, terminated)
+
+    def _finish_disabled(self, reward: Tensor, terminated: Tensor) -> _StepResult:
+        """What `step` returns where a copy whose episode ended waits for a reset."""
+        truncated = self._truncated(terminated)
         self._ended = terminated | truncated
         return self.dynamics.observe(self.state), reward, terminated, truncated, {}
+
+    def _truncated(self, terminated: Tensor) -> Tensor:
+        """bool [B]: where the time limit has cut an episode that has not `terminated`."""
+        # a > b is a & ~b in one operation instead of two.
+        return (self._steps >= self.max_episode_steps) > terminated
 
     def _refuse_ended(self) -> None:
         """ResetNeeded where an episode that is over would be stepped on; on a GPU nobody looks."""
         if self.device.type == "cpu" and self._ended.any():
-            over = self._ended.nonzero()[:, 0].tolist()
-            raise gymnasium.error.ResetNeeded(f"episodes of copies {over} are over: reset them.")
+            copies = self._ended.nonzero()[:, 0].tolist()
+            raise gymnasium.error.ResetNeeded(f"episodes of copies {copies} are over: reset them.")
 
     def _begin(self, where: Tensor) -> None:
         """New episodes for the copies `where` (bool [B])."""

@@ -15,15 +15,17 @@ from rlx.envs.batched import Dynamics
 class Board(Dynamics):
     """A game on a board of `rows` x `columns` cells, of whose stones `in_a_row` win.
 
-    State int64 [B, 2]: bitboards of the player to move and of the other, one bit per cell: columns
-    upwards, beginning with the left one. Above each column one bit stays 0, so that no line goes on
-    in the next column. The observation [B, 2, rows, columns] shows the same two.
+    State int64 [B, 2]: the bitboard of the player to move, then that of the opponent. A bitboard
+    has one bit per cell: columns upwards, beginning with the left one. Above each column one bit
+    stays 0, so that no line goes on in the next column. The observation [B, 2, rows, columns] has
+    a plane for each bitboard, with 1 for a stone.
 
     A move that wins earns 1 and ends the game; one that is not allowed earns −1 and ends it too; a
     full board ends it with 0.
 
-    A subclass sets the class attributes, defines `moves`, `legal` and `after`, and `scores` where
-    an opponent is neither "self" nor "random". It is itself the game's `rlx.agent.Rules`.
+    A subclass sets the class attributes and defines `stone_bits`, `legal` and `after`; also
+    `scores`, where an opponent is neither "self" nor "random". It is itself the game's
+    `rlx.agent.Rules`.
     """
 
     opponent: str = "random"
@@ -49,16 +51,16 @@ class Board(Dynamics):
 
     @property
     def reward_threshold(self) -> float | None:  # type: ignore[override]
-        """That of the opponent."""
+        """The mean return from which beating the `opponent` counts as solved."""
         return self.opponents[self.opponent]
 
     @property
     def rules(self) -> "Board":  # type: ignore[override]
-        """The game itself."""
+        """The rules of the game, which are the methods of this class."""
         return self
 
     @abstractmethod
-    def moves(self, taken: Tensor) -> Tensor:
+    def stone_bits(self, taken: Tensor) -> Tensor:
         """int64 [..., A]: the bit of the stone that each action sets, 0 where it is not allowed.
 
         `taken`: int64 [...], the bits of all stones on the board.
@@ -74,17 +76,17 @@ class Board(Dynamics):
     def after(obs: Tensor) -> Tensor:
         """As `rlx.agent.Rules.after`."""
 
-    def line(self, obs: Tensor) -> Tensor:
-        """As `rlx.agent.Rules.line`."""
+    def has_won(self, obs: Tensor) -> Tensor:
+        """As `rlx.agent.Rules.has_won`."""
         stones = (obs[..., 0, :, :].flatten(-2) > 0.5).long()
         return self.won((stones << self.cells(obs.device)).sum(-1))
 
-    @abstractmethod
     def scores(self, state: Tensor) -> Tensor:
         """float32 [B, A]: how good each legal action is to an opponent that is not random.
 
         `state`: [B, 2], the opponent being the player to move.
         """
+        raise NotImplementedError(f"{type(self).__name__} has no opponent {self.opponent!r}")
 
     def initial(self, draws: Tensor) -> Tensor:
         empty = torch.zeros(len(draws), 2, dtype=torch.int64, device=draws.device)
@@ -113,42 +115,44 @@ class Board(Dynamics):
 
         The next state is as the other player sees it, who is to move.
         """
-        own, other = state.unbind(-1)
-        stone = self.moves(own | other).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        own = own | stone
-        won = self.won(own)
+        stones, opponent_stones = state.unbind(-1)
+        stone_bits = self.stone_bits(stones | opponent_stones)
+        stone = stone_bits.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        stones = stones | stone
+        won = self.won(stones)
         illegal = stone == 0
-        full = (own | other) == self.full()
+        full = (stones | opponent_stones) == self.full()
         reward = won.float() - illegal.float()
-        return torch.stack([other, own], -1), reward, won | illegal | full
+        return torch.stack([opponent_stones, stones], -1), reward, won | illegal | full
 
     def reply(self, state: Tensor, draws: Tensor) -> Tensor:
         """The opponent's actions [B]: of those with the best score, one at random.
 
         `state`: [B, 2], or [1, 2] for all. `draws`: [B], uniform in [0, 1).
         """
-        legal = self.moves(state.sum(-1)) != 0
+        legal = self.stone_bits(state.sum(-1)) != 0
         if self.opponent == "random":
             scores = torch.zeros(legal.shape, device=state.device)
         else:
             scores = self.scores(state)
         scores = torch.where(legal, scores, -torch.inf)
         best = scores == scores.amax(-1, keepdim=True)
-        # The number of the chosen one among the best, and then the first action with it.
+        # The number of the chosen action among the best ones; then the first action with it.
         number = (draws.unsqueeze(-1) * best.sum(-1, keepdim=True)).long()
         return (best.cumsum(-1) <= number).sum(-1)
 
     def won(self, stones: Tensor) -> Tensor:
         """bool, shaped as the bitboards `stones`: whether they hold a line."""
-        found = torch.zeros_like(stones)
-        for step in self.steps():
+        lines = torch.zeros_like(stones)
+        for shift in self.line_shifts():
+            # A bit stays set where the line of stones that begins there is long enough.
             line = stones
             for _ in range(self.in_a_row - 1):
-                line = stones & (line >> step)
-            found |= line
-        return found != 0
+                line = stones & (line >> shift)
+            lines |= line
+        return lines != 0
 
-    def steps(self) -> tuple[int, ...]:
+    def line_shifts(self) -> tuple[int, ...]:
         """How many bits lie between a cell and the next in a line, for each direction of lines.
 
         Upwards, to the right, and along the diagonals down and up.
@@ -158,8 +162,8 @@ class Board(Dynamics):
     def cells(self, device: torch.device) -> Tensor:
         """int64 [rows · columns]: which bit each cell is, row by row from the top left."""
         height = torch.arange(self.rows - 1, -1, -1, device=device)
-        first = torch.arange(self.columns, device=device) * (self.rows + 1)
-        return (height.unsqueeze(1) + first).flatten()
+        bottom = torch.arange(self.columns, device=device) * (self.rows + 1)
+        return (height.unsqueeze(1) + bottom).flatten()
 
     def full(self) -> int:
         """The bitboard of all cells."""

@@ -6,7 +6,7 @@ If wanted it is in gray, has 25 discrete actions, and plays several frames per s
 import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -45,11 +45,11 @@ ACTIONS = np.array([*_STRAIGHT, *_LEFT, *_RIGHT], np.float32)
 
 
 class CarRacing(car_racing.CarRacing):
-    """Gymnasium's CarRacing, of which tracks, physics and rewards are the same to the bit.
+    """Gymnasium's CarRacing, with the same tracks, physics and rewards to the bit.
 
-    So are the images, but for where the edges of shapes fall among the pixels, and for 2 of 255 by
-    which pygame's scaling darkens Gymnasium's. Gymnasium draws 1000 x 800 points and shrinks them,
-    which takes nearly all of its time.
+    The images are the same too, but for where the edges of shapes fall among the pixels, and for 2
+    of 255 by which pygame's scaling darkens Gymnasium's. Gymnasium draws 1000 x 800 points and
+    shrinks them, which takes nearly all of its time.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class CarRacing(car_racing.CarRacing):
             self._canvas.set_palette(_LEVELS)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """As Gymnasium's, `repeat` frames on or to the episode's end."""
+        """As Gymnasium's `step`, for `repeat` frames or until the episode ends."""
         if action is None:
             # The first frame, of which `reset` asks.
             self._idle = 0
@@ -123,14 +123,14 @@ class CarRacing(car_racing.CarRacing):
         return self.state, total, terminated, truncated, info
 
     def render(self) -> Any:
-        """As Gymnasium's; "state_pixels": the observation as uint8 [96, 96, 3]."""
+        """As Gymnasium's `render`; "state_pixels": the observation as uint8 [96, 96, 3]."""
         if self.render_mode != "state_pixels" or self.car is None:
             return super().render()
         return np.repeat(self.state, 3 // len(self.state), 0).transpose(1, 2, 0)
 
     def image(self) -> np.ndarray:
         """The observation: uint8 [C, 96, 96]."""
-        surface = self._drawn()
+        surface = self._draw()
         if self.gray:
             # The rounded mean of 2 x 2 points; pygame does not scale surfaces of 8 bits.
             points = pygame.surfarray.pixels2d(surface).T[..., None]
@@ -151,7 +151,8 @@ class CarRacing(car_racing.CarRacing):
         if not super()._create_track():
             return False
         road, colours = zip(*self.road_poly, strict=True)
-        # Squares and tiles [P, 4, 2] in metres, their centres, and how far their corners reach.
+        # Squares and tiles [P, 4, 2] in metres, their centres [P, 2], and how far the corners lie
+        # from the centre at most [P, 1].
         self._scenery = np.concatenate([_grass(), road])
         self._centres = self._scenery.mean(1)
         self._reach = np.abs(self._scenery - self._centres[:, None]).sum(-1).max(1, keepdims=True)
@@ -176,29 +177,44 @@ class CarRacing(car_racing.CarRacing):
         # Gymnasium shows the score without this frame's cost; `step` draws when it has ended.
         self._score = self.reward
 
-    def _drawn(self) -> pygame.Surface:
+    def _draw(self) -> pygame.Surface:
         """The canvas with all that is seen now."""
-        assert self.car is not None
         surface = self._canvas
         surface.fill(0)
-        bodies = [*self.car.wheels, self.car.hull]
-        positions = np.array([body.position for body in bodies])
-        angles = np.array([body.angle for body in bodies])
-        hull = positions[-1]
-        zoom = car_racing.SCALE * (0.1 * max(1 - self.t, 0) + car_racing.ZOOM * min(self.t, 1))
-        view = _rotation(-angles[-1:])[0] * (zoom * _SCALE)
-        centres = (self._centres - hull) @ view + _CAR_AT
-        reach = self._reach * zoom * np.abs(_SCALE)
-        inside = np.abs(centres - _POINTS / 2) < _POINTS / 2 + reach
-        visible = inside.all(1).nonzero()[0]
-        car = _car([wheel.phase for wheel in self.car.wheels])
-        car = car @ _rotation(angles)[_CAR_BODY] + positions[_CAR_BODY, None]
-        world = np.concatenate([_FIELD, self._scenery[visible], car])
-        shapes = np.concatenate([(world - hull) @ view + _CAR_AT, self._bars() * (_POINTS / 40)])
+        camera = self._camera()
+        visible = self._visible_scenery(camera)
+        world = np.concatenate([_FIELD, self._scenery[visible], self._car_shapes()])
+        bars = self._bars() * (_POINTS / 40)
+        shapes = np.concatenate([camera.points(world), bars])
         scenery_inks = [self._inks[i] for i in visible.tolist()]
         inks = [self._ground, *scenery_inks, *self._car_inks, *self._bar_inks]
         self._fill(surface, shapes, inks)
         return surface
+
+    def _camera(self) -> "_Camera":
+        """The camera now: it follows the hull, and comes nearer in the first second."""
+        assert self.car is not None
+        hull = self.car.hull
+        # As Gymnasium's: from metres to pixels of its window.
+        zoom = car_racing.SCALE * (0.1 * max(1 - self.t, 0) + car_racing.ZOOM * min(self.t, 1))
+        turn = _rotation(-np.array([hull.angle]))[0]
+        return _Camera(np.array(hull.position), zoom, turn * (zoom * _SCALE))
+
+    def _visible_scenery(self, camera: "_Camera") -> np.ndarray:
+        """int64 [V]: the squares and tiles that reach into the canvas."""
+        centres = camera.points(self._centres)
+        reach = self._reach * camera.zoom * np.abs(_SCALE)
+        inside = np.abs(centres - _POINTS / 2) < _POINTS / 2 + reach
+        return inside.all(1).nonzero()[0]
+
+    def _car_shapes(self) -> np.ndarray:
+        """The shapes of the car, [P, 4, 2], in metres of the world."""
+        assert self.car is not None
+        bodies = [*self.car.wheels, self.car.hull]
+        positions = np.array([body.position for body in bodies])
+        angles = np.array([body.angle for body in bodies])
+        shapes = _car([wheel.phase for wheel in self.car.wheels])
+        return shapes @ _rotation(angles)[_CAR_BODY] + positions[_CAR_BODY, None]
 
     @staticmethod
     def _fill(surface: pygame.Surface, shapes: np.ndarray, inks: Sequence[Any]) -> None:
@@ -217,13 +233,33 @@ class CarRacing(car_racing.CarRacing):
         wheels, hull = self.car.wheels, self.car.hull
         speed = 0.02 * math.hypot(*hull.linearVelocity)
         spins = [0.01 * wheel.omega for wheel in wheels]
-        # Left, top, right and bottom of each.
+        # Left, top, right and bottom of each bar.
         boxes = [(0, 35, 40, 40)]
         for left, height in zip((5, 7, 8, 9, 10), [speed, *spins], strict=True):
             boxes.append((left, 39 - height, left + 1, 39))
         boxes.append((20, 36, 20 - 10 * wheels[0].joint.angle, 38))
         boxes.append((30, 36, 30 - 0.8 * hull.angularVelocity, 38))
         return np.array(boxes)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
+
+
+class _Camera(NamedTuple):
+    """From metres of the world to points of the canvas.
+
+    The world is moved, so that the hull lies at 0; turned, so that the hull looks upwards; and
+    scaled, from metres to pixels of Gymnasium's window (the zoom) and from these to points of the
+    canvas (`_SCALE`). Then the hull is put at its point of the canvas, `_CAR_AT`.
+    """
+
+    hull: np.ndarray
+    """Where the hull is, [2], in metres."""
+    zoom: float
+    """Pixels of Gymnasium's window per metre."""
+    matrix: np.ndarray
+    """[2, 2]: the turn and both scales, for row vectors."""
+
+    def points(self, world: np.ndarray) -> np.ndarray:
+        """Where the places `world` [..., 2] are on the canvas, [..., 2]."""
+        return (world - self.hull) @ self.matrix + _CAR_AT
 
 
 _LEVELS = [(level, level, level) for level in range(256)]
@@ -236,7 +272,7 @@ _BLACK = (0, 0, 0)
 _FRONT_WHEEL = (0, 0, 255)
 _REAR_WHEEL = (51, 0, 255)
 _BAR_COLOURS = [_BLACK, _WHITE, *[_FRONT_WHEEL] * 2, *[_REAR_WHEEL] * 2, (0, 255, 0), (255, 0, 0)]
-"""Of the dashboard, and of its bars: speed, wheels, steering, turning."""
+"""Colours of the dashboard and of its bars: speed, four wheels, steering, turning."""
 _HULL = car_dynamics.HULL_POLY3
 _QUADS = [
     car_dynamics.HULL_POLY1,
@@ -254,7 +290,7 @@ _CAR = np.array([*[_TYRE] * 8, *_QUADS]) * car_dynamics.SIZE
 
 
 def _car(phases: list[float]) -> np.ndarray:
-    """The car's shapes [P, 4, 2], each as its body has it.
+    """The car's shapes [P, 4, 2], in metres from the middle of the body that each belongs to.
 
     The wheels have turned by `phases`, as their light stripes show.
     """

@@ -64,7 +64,7 @@ class CartPolePixels(CartPole):
     show.
     """
 
-    drawn = ("half_length",)
+    image_parameters = ("half_length",)
 
     view: str = "difference"
     """What an observation is.

@@ -36,7 +36,7 @@ class ConnectFour(Board):
     action_space = spaces.Discrete(7)
     max_episode_steps = 42
 
-    def moves(self, taken: Tensor) -> Tensor:
+    def stone_bits(self, taken: Tensor) -> Tensor:
         bottom = 1 << torch.arange(0, 49, 7, device=taken.device)
         column = 0b111111 * bottom
         # The carry of the addition ends in the column's lowest free cell.
@@ -47,41 +47,47 @@ class ConnectFour(Board):
         parts = state.split(chunk)
         return torch.cat([self.search(part[:, 0], part[:, 1], DEPTH) for part in parts])
 
-    def search(self, own: Tensor, other: Tensor, depth: int) -> Tensor:
+    def search(self, stones: Tensor, opponent_stones: Tensor, depth: int) -> Tensor:
         """float32 [..., 7]: what each action leads to when both look `depth` moves ahead (negamax).
 
-        `own` and `other`: bitboards int64 [...] of the player to move and of the other one. An
-        action that is not allowed has −inf.
+        `stones` and `opponent_stones`: bitboards int64 [...] of the player to move and of the
+        opponent. An action that is not allowed has −inf.
         """
-        stone = self.moves(own | other)
-        own = own.unsqueeze(-1) | stone
-        other = other.unsqueeze(-1)
+        stone = self.stone_bits(stones | opponent_stones)
+        stones = stones.unsqueeze(-1) | stone
+        opponent_stones = opponent_stones.unsqueeze(-1)
         if depth == 1:
-            value = self.prospects(own, other) - self.prospects(other, own)
+            chances = self.prospects(stones, opponent_stones)
+            value = chances - self.prospects(opponent_stones, stones)
         else:
-            best = self.search(other, own, depth - 1).amax(-1)
+            best = self.search(opponent_stones, stones, depth - 1).amax(-1)
             # Where no reply is allowed the board is full, a draw.
             value = -torch.where(best == -torch.inf, 0, best)
         # A win is worth the more the sooner it comes.
-        value = torch.where(self.won(own), WIN + depth, value)
+        value = torch.where(self.won(stones), WIN + depth, value)
         return torch.where(stone == 0, -torch.inf, value)
 
-    def prospects(self, own: Tensor, other: Tensor) -> Tensor:
-        """float32, shaped as the bitboards: what the lines that `own` may still fill are worth.
+    def prospects(self, stones: Tensor, opponent_stones: Tensor) -> Tensor:
+        """float32, shaped as the bitboards: what the lines that `stones` may still fill are worth.
 
-        It is a sum over the windows of four cells with none of `other`'s stones: 1 for two of
-        `own`'s stones in one, 4 for three.
+        It is a sum over the windows of four cells with no stone of the opponent: 1 for a window
+        with two of `stones`, 4 for a window with three.
         """
-        total = torch.zeros((), dtype=torch.int64, device=own.device)
+        total = torch.zeros((), dtype=torch.int64, device=stones.device)
         board = self.full()
-        for step in self.steps():
-            # A bit of these four stands for the window of cells that begins there.
-            windows = board & (board >> step) & (board >> (2 * step)) & (board >> (3 * step))
-            blocked = other | (other >> step)
-            free = windows & ~(blocked | (blocked >> (2 * step)))
-            a, b, c, d = own, own >> step, own >> (2 * step), own >> (3 * step)
-            two = (a & b) | (c & d) | ((a | b) & (c | d))
-            three = (a & b & (c | d)) | (c & d & (a | b))
+        for shift in self.line_shifts():
+            # A window is named by the bit of its first cell: bit i of `third` says whether there is
+            # a stone in the third cell of window i.
+            windows = board & (board >> shift) & (board >> (2 * shift)) & (board >> (3 * shift))
+            blocked = opponent_stones | (opponent_stones >> shift)
+            free = windows & ~(blocked | (blocked >> (2 * shift)))
+            first = stones
+            second = stones >> shift
+            third = stones >> (2 * shift)
+            fourth = stones >> (3 * shift)
+            either_half = (first | second) & (third | fourth)
+            two = (first & second) | (third & fourth) | either_half
+            three = (first & second & (third | fourth)) | (third & fourth & (first | second))
             total = total + count(free & two) + 3 * count(free & three)
         return total.float()
 
@@ -97,9 +103,9 @@ class ConnectFour(Board):
         below = torch.cat([taken[..., 1:, :], torch.ones_like(taken[..., :1, :])], -2)
         lowest_free = below - taken
         stone = lowest_free.unsqueeze(-3) * torch.eye(7, device=obs.device).unsqueeze(1)
-        own = obs[..., :1, :, :] + stone
-        other = obs[..., 1:, :, :].expand_as(stone)
-        return torch.stack([own, other], -3)
+        stones = obs[..., :1, :, :] + stone
+        opponent_stones = obs[..., 1:, :, :].expand_as(stone)
+        return torch.stack([stones, opponent_stones], -3)
 
 
 def count(bits: Tensor) -> Tensor:

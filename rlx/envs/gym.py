@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
@@ -14,16 +13,11 @@ from torch import Tensor
 from rlx.agent import Rules
 from rlx.config import Count
 from rlx.env import resize, spread
-from rlx.envs.gym_make import describe_error, find_spec, make_one, one_line
-from rlx.envs.spaces import played, shown
+from rlx.envs import gym_checks
+from rlx.envs.gym_make import find_spec, make_one
+from rlx.envs.spaces import agent_actions, agent_observations
 from rlx.errors import ConfigError, RunError
-
-_LARGEST = float(np.finfo(np.float32).max)
-_STEP = ("observation", "reward", "terminated", "truncated", "info")
-_MASKED = (
-    " Its info's action_mask rules this action out. rlx does not take masks yet: register the env "
-    "within a wrapper that makes such actions harmless (another action instead, or a penalty)."
-)
+from rlx.names import one_line
 
 
 @dataclass
@@ -46,8 +40,9 @@ class _Episode:
 class GymEnv(VectorEnv):
     """`num_envs` copies of `gymnasium.make(id)`, stepped one by one: a `TensorEnv`.
 
-    Agents see the spaces of `rlx.envs.spaces.shown` and `.played`. What the env raises, and what
-    it returns that its spaces do not allow, is a RunError on one line that says so.
+    Agents see the spaces that `rlx.envs.spaces.agent_observations` and `agent_actions` make of the
+    env's. What the env raises, and what it returns that its spaces do not allow, is a RunError on
+    one line that says so (gym_checks.py).
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
@@ -78,22 +73,23 @@ class GymEnv(VectorEnv):
         self.render_mode = kwargs.get("render_mode")
         self.device = torch.device(device)
         self._limit = max_episode_steps or spec.max_episode_steps
-        # The spec of an env knows of a limit that the entry point has put around it.
-        own_spec = self.envs[0].spec
-        self.max_episode_steps = self._limit or (own_spec.max_episode_steps if own_spec else None)
+        # The spec of a made env knows of a limit that the entry point has put around it.
+        made_spec = self.envs[0].spec
+        made_limit = made_spec.max_episode_steps if made_spec else None
+        self.max_episode_steps = self._limit or made_limit
         self.reward_threshold = spec.reward_threshold
         self._obs_space = self.envs[0].observation_space
         self._action_space = self.envs[0].action_space
-        self.single_observation_space, self._shown = shown(self._obs_space)
-        self.single_action_space, self._played = played(self._action_space)
+        self.single_observation_space, self._convert_obs = agent_observations(self._obs_space)
+        self.single_action_space, self._convert_actions = agent_actions(self._action_space)
         resize(self, num_envs)
         self._episodes = [_Episode() for _ in range(num_envs)]
-        self._playing: Sequence[np.ndarray] = ()
+        self._running_actions: Sequence[np.ndarray] = ()
         """The actions of the running step; no part of the episodes until all went well."""
         self._infos: list[Any] = [None] * num_envs
         """The newest info of each copy."""
-        self._last: Tensor | None = None
-        """The newest observations."""
+        self._newest_obs: Tensor | None = None
+        """The newest observations of all copies, [B, *O]; None before the first reset."""
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
@@ -104,46 +100,49 @@ class GymEnv(VectorEnv):
         random generators. `options` are the envs' own, except "reset_mask" (bool [B]): only these
         copies begin anew.
         """
-        own = dict(options or {})
-        mask = own.pop("reset_mask", None)
+        env_options = dict(options or {})
+        mask = env_options.pop("reset_mask", None)
         seeds = spread(seed, self.num_envs)
-        if mask is not None and self._last is None:
+        if mask is not None and self._newest_obs is None:
             raise ValueError("reset: reset_mask needs a reset of all copies before it")
         copies = list(range(self.num_envs))
         if mask is not None:
             copies = np.flatnonzero(np.asarray(mask, bool)).tolist()
         if copies:
-            first = [self._begin_seeded(copy, seeds[copy], own) for copy in copies]
-            fresh = self._observed(first, copies)
-            obs = fresh if self._last is None else self._last.cpu().numpy().copy()
-            obs[copies] = fresh
-            self._last = self._tensor(obs)
-        assert self._last is not None
-        return self._last, {}
+            first = [self._begin_seeded(copy, seeds[copy], env_options) for copy in copies]
+            first_obs = self._agent_obs(first, copies)
+            obs = first_obs
+            if self._newest_obs is not None:
+                obs = self._newest_obs.cpu().numpy().copy()
+                obs[copies] = first_obs
+            self._newest_obs = self._tensor(obs)
+        assert self._newest_obs is not None
+        return self._newest_obs, {}
 
     def step(
         self, actions: Tensor | np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """(obs [B, *O], reward [B], terminated [B], truncated [B], info), as `TensorEnv.step`."""
-        rows = self._played(np.asarray(torch.as_tensor(actions).cpu()))
+        rows = self._convert_actions(np.asarray(torch.as_tensor(actions).cpu()))
         if len(rows) != self.num_envs:
             raise ValueError(f"step: {len(rows)} actions for num_envs={self.num_envs}")
-        self._playing = list(rows)
+        self._running_actions = list(rows)
         # An env may write into its action, but what was played is kept.
-        given = self._playing if rows.ndim == 1 else list(rows.copy())
-        steps: list[Any] = []
+        env_actions = self._running_actions if rows.ndim == 1 else list(rows.copy())
+        results: list[Any] = []
         try:
-            for env, action in zip(self.envs, given, strict=True):
-                steps.append(env.step(action))
+            for env, action in zip(self.envs, env_actions, strict=True):
+                results.append(env.step(action))
         except (Exception, SystemExit) as error:
-            raise self._raised(len(steps), error) from error
-        observed, rewards, terminations, truncations, self._infos = self._columns(steps)
+            raise self._as_run_error(len(results), error) from error
+        columns = gym_checks.step_results(results, self._running_call)
+        observations, rewards, terminations, truncations, self._infos = columns
         # Before the resets, which may write into the same arrays.
-        final = self._observed(observed)
-        reward = self._rewards(rewards)
-        terminated = self._flags(terminations, "terminated")
-        truncated = self._flags(truncations, "truncated")
-        for episode, action in zip(self._episodes, self._playing, strict=True):
+        final = self._agent_obs(observations, range(self.num_envs))
+        reward = gym_checks.reward_numbers(rewards, self._running_call)
+        terminated = gym_checks.flags(terminations, "terminated", self._running_call)
+        truncated = gym_checks.flags(truncations, "truncated", self._running_call)
+        for episode, action in zip(self._episodes, self._running_actions, strict=True):
             episode.actions.append(action)
         if self._limit:
             lengths = np.array([len(episode.actions) for episode in self._episodes])
@@ -153,11 +152,12 @@ class GymEnv(VectorEnv):
         if ended.any():
             copies = np.flatnonzero(ended).tolist()
             obs = final.copy()
-            obs[copies] = self._observed([self._begin(copy, None) for copy in copies], copies)
-        self._last = self._tensor(obs)
+            first = [self._begin(copy, None) for copy in copies]
+            obs[copies] = self._agent_obs(first, copies)
+        self._newest_obs = self._tensor(obs)
         info = {"final_obs": self._tensor(final), "_final_obs": self._tensor(ended)}
         return (
-            self._last,
+            self._newest_obs,
             self._tensor(reward),
             self._tensor(terminated),
             self._tensor(truncated & ~terminated),
@@ -167,15 +167,16 @@ class GymEnv(VectorEnv):
     def render(self) -> tuple[Any, ...]:
         """One image uint8 [H, W, 3] per copy, where kwargs has render_mode: rgb_array."""
         images = []
-        for copy, env in enumerate(self.envs):
+        for env, episode in zip(self.envs, self._episodes, strict=True):
+            steps = len(episode.actions)
+            call = f"{self.named}: render() after {steps} steps of an episode"
             try:
                 image: Any = env.render()
             except (Exception, SystemExit) as error:
-                raise self._raised(copy, error, "render()") from error
+                raise gym_checks.as_run_error(error, call) from error
             if self.render_mode == "rgb_array" and np.shape(image)[2:] != (3,):
                 returned = "None" if image is None else f"shape {np.shape(image)}"
-                problem = f"returned {returned}; expected an image [H, W, 3]."
-                raise self._broken(copy, problem, "render()")
+                raise RunError(f"{call} returned {returned}; expected an image [H, W, 3].")
             images.append(image)
         return tuple(images)
 
@@ -183,8 +184,8 @@ class GymEnv(VectorEnv):
         """Go on with the copies `index` (int64 [B']) only, in that order."""
         for name in ("envs", "_episodes", "_infos"):
             setattr(self, name, [getattr(self, name)[i] for i in index.tolist()])
-        if self._last is not None:
-            self._last = self._last[index]
+        if self._newest_obs is not None:
+            self._newest_obs = self._newest_obs[index]
         resize(self, len(self.envs))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -220,12 +221,12 @@ class GymEnv(VectorEnv):
         generators = state["begun"].cpu().numpy().view(np.uint64)
         actions = state["actions"].cpu().numpy().astype(space.dtype)
         lengths = state["played"].tolist()
-        observed = []
+        observations = []
         for copy, seed in enumerate(state["seed"].tolist()):
             self.envs[copy].unwrapped.np_random = _generator(generators[copy])
             first = self._begin(copy, None if seed < 0 else seed)
-            observed.append(self._replay(copy, first, actions[copy, : lengths[copy]]))
-        self._last = self._tensor(self._observed(observed))
+            observations.append(self._replay(copy, first, actions[copy, : lengths[copy]]))
+        self._newest_obs = self._tensor(self._agent_obs(observations, range(self.num_envs)))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the single environments."""
@@ -235,11 +236,11 @@ class GymEnv(VectorEnv):
     def _replay(self, copy: int, obs: Any, actions: np.ndarray) -> Any:
         """Take the steps `actions` [T, *A] in a copy that showed `obs`: what it shows then."""
         for action in actions:
-            self._playing = [action] * self.num_envs
+            self._running_actions = [action] * self.num_envs
             try:
                 obs, *_, self._infos[copy] = self.envs[copy].step(action.copy())
             except (Exception, SystemExit) as error:
-                raise self._raised(copy, error) from error
+                raise self._as_run_error(copy, error) from error
             self._episodes[copy].actions.append(action)
         return obs
 
@@ -259,154 +260,46 @@ class GymEnv(VectorEnv):
         env: Any = self.envs[copy]
         generator = _generator_state(env.unwrapped.np_random)
         self._episodes[copy] = _Episode(generator, seed, options)
-        self._playing = ()
+        self._running_actions = ()
         try:
             result = env.reset(seed=seed, options=options) if options else env.reset(seed=seed)
         except (Exception, SystemExit) as error:
-            raise self._raised(copy, error) from error
-        if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise self._broken(copy, f"returned {_count(result)}; expected 2, (observation, info).")
-        self._infos[copy] = result[1]
-        return result[0]
+            raise self._as_run_error(copy, error) from error
+        obs, self._infos[copy] = gym_checks.reset_result(result, self._running_call(copy))
+        return obs
 
-    def _columns(self, steps: Sequence[Any]) -> list[Any]:
-        """What `env.step` of all copies returned, one list for each of the five values."""
-        for copy, result in enumerate(steps):
-            if not isinstance(result, (tuple, list)) or len(result) != len(_STEP):
-                expected = f"expected {len(_STEP)}, ({', '.join(_STEP)})"
-                raise self._broken(copy, f"returned {_count(result)}; {expected}.")
-        return [list(column) for column in zip(*steps, strict=True)]
+    def _agent_obs(self, observations: Sequence[Any], copies: Sequence[int]) -> np.ndarray:
+        """The observations of `copies` as agents see them, [B, *O]; RunError where one is wrong."""
+        stacked = gym_checks.stacked_observations(
+            observations,
+            copies,
+            self._obs_space,
+            self.single_observation_space,
+            self._running_call,
+        )
+        return self._convert_obs(stacked)
 
-    def _observed(self, observed: Sequence[Any], copies: Sequence[int] | None = None) -> np.ndarray:
-        """Observations of the `copies` (None: all), stacked as agents see them, [B, *O]."""
-        try:
-            stacked = np.stack(observed)
-            fits = stacked.shape[1:] == self._obs_space.shape and self._is_allowed(stacked)
-        except (TypeError, ValueError):
-            fits = False
-        if fits:
-            return self._shown(stacked)
-        for copy, obs in zip(copies or range(self.num_envs), observed, strict=True):
-            problem = self._problem(obs)
-            if problem:
-                expected = f"expected {one_line(self._obs_space)}"
-                raise self._broken(copy, f"returned an observation {problem}; {expected}.")
-        return self._shown(np.stack([np.asarray(obs, self._obs_space.dtype) for obs in observed]))
+    def _as_run_error(self, copy: int, error: Exception | SystemExit) -> Exception:
+        """The RunError that says that the running reset or step of `copy` raised `error`."""
+        is_masked = False
+        if self._running_actions:
+            is_masked = gym_checks.is_masked(self._infos[copy], self._running_actions[copy])
+        return gym_checks.as_run_error(error, self._running_call(copy), is_masked)
 
-    def _is_allowed(self, obs: np.ndarray) -> bool:
-        """Whether the values `obs` [..., *O] are numbers that agents can be shown as they are."""
-        if obs.dtype.kind not in "biuf":
-            return False
-        space = self.single_observation_space
-        if isinstance(space, spaces.Discrete) or space.dtype == np.uint8:
-            if obs.dtype != space.dtype:
-                with np.errstate(invalid="ignore"):
-                    if not (obs == obs.astype(space.dtype)).all():
-                        return False
-            if not isinstance(space, spaces.Discrete):
-                return True
-            return bool(((obs >= 0) & (obs < space.n)).all())
-        if obs.dtype.kind != "f":
-            return True
-        if obs.dtype.itemsize > 4:
-            with np.errstate(over="ignore"):
-                obs = obs.astype(np.float32)
-        return bool(np.isfinite(obs).all())
-
-    def _problem(self, obs: Any) -> str | None:
-        """What is wrong with one observation; None: nothing."""
-        try:
-            array = np.asarray(obs)
-        except (TypeError, ValueError):
-            return f"of type {type(obs).__name__}"
-        if array.dtype.kind not in "biuf":
-            return f"{one_line(obs)} of type {type(obs).__name__}"
-        if array.shape != self._obs_space.shape:
-            return f"of shape {array.shape}"
-        if self._is_allowed(array):
-            return None
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            index = np.argwhere(~np.isfinite(array))[0].tolist()
-            return f"with {array[tuple(index)]} at {index}" if index else f"{array}"
-        if array.size == 1:
-            return f"{array.item()}"
-        return f"of dtype {array.dtype} with values from {array.min()} to {array.max()}"
-
-    def _rewards(self, rewards: Sequence[Any]) -> np.ndarray:
-        """The rewards of all copies, float32 [B]; RunError where one is no finite number."""
-        try:
-            numbers = np.array(rewards, np.float64)
-        except (TypeError, ValueError):
-            numbers = np.empty(0)
-        if numbers.shape != (self.num_envs,) or not (np.abs(numbers) <= _LARGEST).all():
-            numbers = np.array([self._number(copy, reward) for copy, reward in enumerate(rewards)])
-        return numbers.astype(np.float32)
-
-    def _number(self, copy: int, reward: Any) -> float:
-        """The reward of one copy; RunError where it is no finite number."""
-        try:
-            number = float(np.asarray(reward, np.float64).reshape(()))
-        except (TypeError, ValueError):
-            number = np.nan
-        if abs(number) <= _LARGEST:
-            return number
-        raise self._broken(copy, f"returned reward {one_line(reward)}; expected a finite number.")
-
-    def _flags(self, flags: Sequence[Any], name: str) -> np.ndarray:
-        """The flags of all copies, bool [B]; RunError where one is neither true nor false."""
-        values = np.array(flags)
-        if values.dtype == bool and values.shape == (self.num_envs,):
-            return values
-        for copy, flag in enumerate(flags):
-            if np.size(flag) != 1 or flag not in (0, 1):
-                raise self._broken(
-                    copy, f"returned {name} {one_line(flag)}; expected true or false."
-                )
-        return np.array([bool(flag) for flag in flags])
-
-    def _raised(self, copy: int, error: Exception | SystemExit, call: str = "") -> Exception:
-        """The RunError that says that `call` (else the running reset or step) raised `error`."""
-        if isinstance(error, (ConfigError, RunError)):
-            return error
-        problem = f"raised {describe_error(error)}."
-        if not call and self._is_masked(copy):
-            problem += _MASKED
-        return self._broken(copy, problem, call)
-
-    def _is_masked(self, copy: int) -> bool:
-        """Whether a copy's newest info ruled out the action that it was given."""
-        info = self._infos[copy]
-        if not self._playing or not isinstance(info, Mapping) or "action_mask" not in info:
-            return False
-        try:
-            return not np.ravel(info["action_mask"])[int(self._playing[copy])]
-        except (TypeError, ValueError, IndexError):
-            return False
-
-    def _broken(self, copy: int, problem: str, call: str = "") -> RunError:
-        """The RunError that says that `call` (else the running reset or step) did `problem`."""
+    def _running_call(self, copy: int) -> str:
+        """The reset or step that `copy` is in, as an error begins with it."""
         episode = self._episodes[copy]
-        steps = len(episode.actions)
-        if call:
-            call = f"{call} after {steps} steps of an episode"
-        elif self._playing:
-            action = one_line(self._playing[copy].tolist())
-            call = f"step({action}), number {steps + 1} of its episode,"
+        if self._running_actions:
+            action = one_line(self._running_actions[copy].tolist())
+            call = f"step({action}), number {len(episode.actions) + 1} of its episode,"
         elif episode.seed is None:
             call = "reset()"
         else:
             call = f"reset(seed={episode.seed})"
-        return RunError(f"{self.named}: {call} {problem}")
+        return f"{self.named}: {call}"
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
-
-
-def _count(result: Any) -> str:
-    """How many values were returned."""
-    if isinstance(result, (tuple, list)):
-        return f"{len(result)} values"
-    return "None" if result is None else f"one {type(result).__name__}"
 
 
 def _generator_state(generator: np.random.Generator) -> np.ndarray:
@@ -427,7 +320,7 @@ def _generator_state(generator: np.random.Generator) -> np.ndarray:
 
 def _generator(words: np.ndarray) -> np.random.Generator:
     """The generator whose state `_generator_state` has given as `words`, uint64 [6]."""
-    state, state_high, inc, inc_high, has_uint32, uinteger = (int(word) for word in words)
+    state, state_high, inc, inc_high, has_uint32, uinteger = words.tolist()
     bits = np.random.PCG64()
     inner: Any = {"state": state | (state_high << 64), "inc": inc | (inc_high << 64)}
     bits.state = {

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from rlx.errors import ConfigError, RunError
-from rlx.names import nearest
+from rlx.names import nearest, one_line
 
 
 def find_spec(id: str, key: str) -> EnvSpec:
@@ -32,8 +32,8 @@ def find_spec(id: str, key: str) -> EnvSpec:
         return gymnasium.registry[name]
     if not module:
         near = nearest(name, gymnasium.registry)
-        own = f"Ids of a module of yours are written module:Id, as in env.id=myenv:{name}"
-        raise ConfigError(f"{key}: not registered with Gymnasium.{near} {own}.")
+        hint = f"Ids of a module of yours are written module:Id, as in env.id=myenv:{name}"
+        raise ConfigError(f"{key}: not registered with Gymnasium.{near} {hint}.")
     package = module.partition(".")[0]
     names = [name for name, spec in gymnasium.registry.items() if _package(spec) == package]
     hint = nearest(name, names) if names else " Call gymnasium.register in it."
@@ -73,15 +73,14 @@ def describe_error(error: BaseException) -> str:
     """An exception on one line: its type, where in the env's own code it was raised, its text."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     libraries = (sysconfig.get_paths()["stdlib"], "site-packages", "<frozen")
-    own = [frame for frame in frames if not any(part in frame.filename for part in libraries)]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}{place}: {one_line(error)}".removesuffix(": ").rstrip(".")
-
-
-def one_line(value: Any) -> str:
-    """Any value as text of one line, cut after 300 characters."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 300 else f"{text[:300]} …"
+    env_frames = [
+        frame for frame in frames if not any(part in frame.filename for part in libraries)
+    ]
+    location = ""
+    if env_frames:
+        innermost = env_frames[-1]
+        location = f" ({Path(innermost.filename).name}:{innermost.lineno})"
+    return f"{type(error).__name__}{location}: {one_line(error)}".removesuffix(": ").rstrip(".")
 
 
 def _package(spec: EnvSpec) -> str:

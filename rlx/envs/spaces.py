@@ -11,13 +11,15 @@ from gymnasium import spaces
 from rlx.env import IMAGE_SIDE
 
 Convert = Callable[[np.ndarray], np.ndarray]
-"""From stacked arrays [B, …] to others of as many rows."""
+"""From an array of observations or actions [B, …] to another of as many rows."""
 _MOST_ACTIONS = 1000
 """More discrete actions than this are too many for a network to tell apart."""
 
 
-def shown(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
-    """(the space that agents see, how observations [B, *O] of `space` become those [B, *O'] of it).
+def agent_observations(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
+    """(the space that agents see, a function from observations of `space` to observations of it).
+
+    `space`: that of an env. The function takes arrays [B, *O] and returns arrays [B, *O'].
 
     A Box becomes float32, of one axis at least. Images become channels first: H x W x C, stacks of
     them T x H x W x C (as T · C channels), and gray ones H x W, if they are uint8, which they stay.
@@ -28,8 +30,8 @@ def shown(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
     if not isinstance(space, spaces.Box):
         return space, np.asarray
     shape = _channels_first(space)
-    image = len(shape) == 3 and min(shape[1:]) >= IMAGE_SIDE
-    dtype = np.uint8 if image and space.dtype == np.uint8 else np.float32
+    is_image = len(shape) == 3 and min(shape[1:]) >= IMAGE_SIDE
+    dtype = np.uint8 if is_image and space.dtype == np.uint8 else np.float32
     channels_last = _is_channels_last(space.shape)
 
     def convert(obs: np.ndarray) -> np.ndarray:
@@ -44,11 +46,12 @@ def shown(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
     return spaces.Box(convert(low[None])[0], convert(high[None])[0], dtype=dtype), convert
 
 
-def played(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
-    """(the space that agents act in, how actions [B, *A] of it become those of an env's `space`).
+def agent_actions(space: gymnasium.Space) -> tuple[gymnasium.Space, Convert]:
+    """(the space that agents act in, a function from actions of it to actions of `space`).
 
-    A Box becomes float32. The env is given actions of its own dtype within its bounds; where these
-    are whole numbers, the nearest ones.
+    `space`: that of an env. The function takes arrays [B, *A]. A Box becomes float32. The env is
+    given actions of its own dtype within its bounds; where these are whole numbers, the nearest
+    ones.
     """
     dtype: Any = space.dtype
     if isinstance(space, spaces.Discrete):
@@ -133,7 +136,11 @@ def _transformed(space: gymnasium.Space) -> tuple[str, str]:
 
 
 def _transformed_choices(space: spaces.MultiDiscrete) -> tuple[str, str]:
-    """As `_transformed`: all combinations numbered, or rounded numbers where they are many."""
+    """(Python of an action of `space` as a function of `a`, Python of a simpler space of `a`).
+
+    All combinations of choices are numbered; where they are too many, `a` has a number for each
+    choice, which is rounded.
+    """
     sizes = tuple(space.nvec.tolist())
     combinations = math.prod(sizes)
     if combinations > _MOST_ACTIONS:

@@ -40,7 +40,7 @@ class Tabular(Dynamics):
     """
 
     id: str
-    """Its id at Gymnasium."""
+    """The id of the env at Gymnasium."""
     kwargs: Any
     """Arguments of `gymnasium.make`, names and values; null: none."""
 
@@ -58,24 +58,24 @@ class Tabular(Dynamics):
 
     @property
     def observation_space(self) -> gymnasium.Space:  # type: ignore[override]
-        """That of Gymnasium's env."""
+        """The observation space of Gymnasium's env: Discrete(O)."""
         return self._env.observation_space
 
     @property
     def action_space(self) -> gymnasium.Space:  # type: ignore[override]
-        """That of Gymnasium's env."""
+        """The action space of Gymnasium's env: Discrete(A)."""
         return self._env.action_space
 
     @property
     def max_episode_steps(self) -> int:  # type: ignore[override]
-        """That of Gymnasium's env."""
+        """The time limit of Gymnasium's env, or 500 steps where it has none."""
         spec = self._env.spec
         limit = spec.max_episode_steps if spec else None
         return limit or _MAX_STEPS
 
     @property
     def reward_threshold(self) -> float | None:  # type: ignore[override]
-        """That of Gymnasium's env."""
+        """The return from which Gymnasium's env counts as solved; None where it says nothing."""
         spec = self._env.spec
         return spec.reward_threshold if spec else None
 
@@ -85,7 +85,9 @@ class Tabular(Dynamics):
         model: Any = self._env.unwrapped
         if hasattr(model, "shape"):
             return model.shape
-        return (model.nrow, model.ncol) if hasattr(model, "nrow") else None
+        if hasattr(model, "nrow"):
+            return model.nrow, model.ncol
+        return None
 
     @cached_property
     def _env(self) -> gymnasium.Env:
@@ -122,9 +124,9 @@ class Tabular(Dynamics):
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         table = self.table(state.device)
-        number = state[:, 0]
-        outcome = (draws >= table.bounds[number, action]).sum(-1)
-        index = (number, action, outcome)
+        state_number = state[:, 0]
+        outcome = (draws >= table.bounds[state_number, action]).sum(-1)
+        index = (state_number, action, outcome)
         return table.next_state[index].unsqueeze(-1), table.reward[index], table.terminated[index]
 
     def observe(self, state: Tensor) -> Tensor:

@@ -27,12 +27,12 @@ class TicTacToe(Board):
     action_space = spaces.Discrete(9)
     max_episode_steps = 9
 
-    def moves(self, taken: Tensor) -> Tensor:
+    def stone_bits(self, taken: Tensor) -> Tensor:
         return (1 << self.cells(taken.device)) & ~taken.unsqueeze(-1)
 
     def scores(self, state: Tensor) -> Tensor:
-        own, other = self.observe(state).flatten(-2).unbind(-2)
-        digits = (own + 2 * other).long()
+        stones, opponent_stones = self.observe(state).flatten(-2).unbind(-2)
+        digits = (stones + 2 * opponent_stones).long()
         powers = 3 ** torch.arange(9, device=state.device)
         return outcomes(state.device)[(digits * powers).sum(-1)]
 
@@ -47,9 +47,9 @@ class TicTacToe(Board):
         free = (~(obs > 0.5).any(-3)).float()
         cells = torch.eye(9, device=obs.device).view(9, 3, 3)
         stone = free.unsqueeze(-3) * cells
-        own = obs[..., :1, :, :] + stone
-        other = obs[..., 1:, :, :].expand_as(stone)
-        return torch.stack([own, other], -3)
+        stones = obs[..., :1, :, :] + stone
+        opponent_stones = obs[..., 1:, :, :].expand_as(stone)
+        return torch.stack([stones, opponent_stones], -3)
 
 
 @cache
@@ -57,20 +57,20 @@ def outcomes(device: torch.device) -> Tensor:
     """float32 [3⁹, 9]: how each action ends under perfect play, on every board.
 
     1, 0 or −1 for the mover, −inf where the action is not allowed. The number of a board has in
-    base 3 one digit per cell, the first cell's being the least: 1 for a stone of the mover's, 2 for
-    one of the other's.
+    base 3 one digit per cell, the first cell's being the least: 1 for a stone of the mover, 2 for
+    a stone of the opponent.
     """
     powers = 3 ** torch.arange(9)
     digits = torch.arange(3**9).unsqueeze(1) // powers % 3
     game = TicTacToe("self")
-    other_stones = ((digits == 2).long() << game.cells(powers.device)).sum(1)
-    lost = game.won(other_stones)
+    opponent_stones = ((digits == 2).long() << game.cells(powers.device)).sum(1)
+    lost = game.won(opponent_stones)
     free = digits == 0
     # The board after each action, as the other player sees it: 1 and 2 exchanged, and a 2 more.
     exchanged = (digits * 2 % 3 * powers).sum(1, keepdim=True)
     moved = torch.where(free, exchanged + 2 * powers, 0)
     value = -lost.float()
-    # Each time the values are exact of boards with one stone fewer: after nine, of all.
+    # Each pass makes the values of boards with one stone fewer exact; after nine, all are.
     for _ in range(9):
         scores = torch.where(free, -value[moved], -torch.inf)
         best = torch.where(free.any(1), scores.amax(1), 0.0)
@@ -93,7 +93,7 @@ def worst_result(choose: Callable[[Tensor], Tensor]) -> float:
         state, reward, ended = game.move(state, choose(game.observe(state)))
         worst = min([worst, *reward[ended].tolist()])
         state = state[~ended]
-        row, action = torch.nonzero(game.moves(state.sum(-1)), as_tuple=True)
+        row, action = torch.nonzero(game.stone_bits(state.sum(-1)), as_tuple=True)
         state, opponent_reward, ended = game.move(state[row], action)
         worst = min([worst, *(-opponent_reward[ended]).tolist()])
         state = state[~ended].unique(dim=0)

@@ -22,6 +22,9 @@ class View(VectorEnv):
 
     Observations are the last `stack` ones of `env`, the oldest first: [B, stack · components], or
     images [B, stack · C, H, W]. An episode begins with its first observation repeated.
+
+    Two other places stack in the same way, without such an env: `rlx.api.GymPolicy` for the
+    observations of a single env, `rlx.robustness.attacker` for perturbed observations.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
@@ -29,7 +32,7 @@ class View(VectorEnv):
     grid: tuple[int, int] | None = None
 
     def __init__(self, env: TensorEnv, observe: Sequence[int] | None, stack: int):
-        """`observe`: the components of a flat observation that are seen; None: all."""
+        """`observe`: the components of a flat observation that are shown; None: all of them."""
         space = env.single_observation_space
         flat = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
         image = isinstance(space, gymnasium.spaces.Box) and is_image(space.shape)
@@ -99,7 +102,7 @@ class View(VectorEnv):
         self.past = state["past"].clone()
 
     def _repeated(self, obs: Tensor) -> Tensor:
-        """The observations `obs` [B, *O] in place of all the last ones."""
+        """[B, stack, …]: the observations `obs` [B, *O], each repeated `stack` times."""
         return torch.stack([obs[:, self.components]] * self.stack, 1)
 
 

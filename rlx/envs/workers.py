@@ -34,25 +34,26 @@ class Workers(VectorEnv):
 
     def __init__(self, make: MakeEnv, num_envs: int, workers: int, device: torch.device | str):
         # Made here first, where its errors are raised at once.
-        one = make(num_envs=1, device="cpu")
-        self.single_observation_space = one.single_observation_space
-        self.single_action_space = one.single_action_space
-        self.max_episode_steps = one.max_episode_steps
-        self.reward_threshold = one.reward_threshold
+        env = make(num_envs=1, device="cpu")
+        self.single_observation_space = env.single_observation_space
+        self.single_action_space = env.single_action_space
+        self.max_episode_steps = env.max_episode_steps
+        self.reward_threshold = env.reward_threshold
         self.device = torch.device(device)
         parts = np.array_split(np.arange(num_envs), min(workers, num_envs))
         self.rows = [part.tolist() for part in parts]
-        """Per process, which rows of the whole its copies are."""
+        """Per process, the rows that its copies have among all B copies."""
         # A fork of a process with torch in it may hang.
         context = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
         for rows in self.rows:
-            own, other = context.Pipe()
-            process = context.Process(target=_serve, args=(make, len(rows), other), daemon=True)
+            pipe, worker_pipe = context.Pipe()
+            arguments = (make, len(rows), worker_pipe)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
-            other.close()
-            self.pipes.append(own)
+            worker_pipe.close()
+            self.pipes.append(pipe)
             self.processes.append(process)
         resize(self, num_envs)
 
@@ -69,7 +70,7 @@ class Workers(VectorEnv):
             if mask is not None:
                 part_options["reset_mask"] = np.asarray(mask, bool)[rows]
             arguments.append(([seeds[row] for row in rows], part_options))
-        return self._whole(self._ask("reset", arguments)), {}
+        return self._joined(self._ask("reset", arguments)), {}
 
     def step(
         self, actions: Tensor | np.ndarray
@@ -77,7 +78,7 @@ class Workers(VectorEnv):
         """As `TensorEnv.step`."""
         array = np.asarray(torch.as_tensor(actions).cpu())
         answers = self._ask("step", [array[rows] for rows in self.rows])
-        columns = [self._whole(column) for column in zip(*answers, strict=True)]
+        columns = [self._joined(column) for column in zip(*answers, strict=True)]
         obs, reward, terminated, truncated, final = columns
         info = {"final_obs": final, "_final_obs": terminated | truncated}
         return obs, reward, terminated, truncated, info
@@ -90,13 +91,13 @@ class Workers(VectorEnv):
         new_rows: list[list[int]] = []
         kept: list[list[int]] = []
         for pipe, process, rows in zip(self.pipes, self.processes, self.rows, strict=True):
-            new = [number for number, old in enumerate(wanted) if old in rows]
-            # Of a process without copies the pipe is dropped here, and then it ends.
+            new = [new_row for new_row, row in enumerate(wanted) if row in rows]
+            # A process without copies ends, since its pipe is dropped here.
             if new:
                 pipes.append(pipe)
                 processes.append(process)
                 new_rows.append(new)
-                kept.append([rows.index(wanted[number]) for number in new])
+                kept.append([rows.index(wanted[new_row]) for new_row in new])
         self.pipes = pipes
         self.processes = processes
         self.rows = new_rows
@@ -109,9 +110,9 @@ class Workers(VectorEnv):
             {name: torch.from_numpy(array) for name, array in state.items()}
             for state in self._ask("state_dict", [None] * len(self.rows))
         ]
-        whole = reduce(concatenated, states)
-        order = self._order()
-        return {name: value[order].to(self.device) for name, value in whole.items()}
+        joined = reduce(concatenated, states)
+        positions = self._positions()
+        return {name: value[positions].to(self.device) for name, value in joined.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from where `state_dict()` was taken."""
@@ -125,9 +126,9 @@ class Workers(VectorEnv):
             pipe.close()
 
     def _ask(self, method: str, arguments: Sequence[Any]) -> list[Any]:
-        """The answers of all processes, which work at the same time, to one argument for each.
+        """The answers of all processes, which work at the same time, to a method's `arguments`.
 
-        What went wrong in one is raised here.
+        `arguments`: one for each process. An error in a process is raised here.
         """
         answers: list[tuple[Any, Exception | None]] = []
         try:
@@ -145,12 +146,16 @@ class Workers(VectorEnv):
                 raise failure
         return [answer for answer, _ in answers]
 
-    def _whole(self, parts: Sequence[np.ndarray]) -> Tensor:
-        """The rows of all processes in the order of the whole: a tensor [B, …]."""
-        return torch.from_numpy(np.concatenate(parts)[self._order()]).to(self.device)
+    def _joined(self, parts: Sequence[np.ndarray]) -> Tensor:
+        """The rows of all processes, in the order of the copies: a tensor [B, …]."""
+        return torch.from_numpy(np.concatenate(parts)[self._positions()]).to(self.device)
 
-    def _order(self) -> np.ndarray:
-        """int64 [B]: where each row of the whole is among the rows of one process after another."""
+    def _positions(self) -> np.ndarray:
+        """int64 [B]: where each copy's row is when those of one process follow those of another.
+
+        It is not always the copy's own number: after a `keep` in another order the copies of a
+        process need not follow one another.
+        """
         return np.argsort([row for rows in self.rows for row in rows])
 
 

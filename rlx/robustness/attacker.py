@@ -173,7 +173,8 @@ class Chooser:
     def _stacked(self, past: Tensor | None, frame: Tensor) -> Tensor:
         """`frame` [S', B', C, …] after its past, [S', B', stack · C, …].
 
-        An episode begins with its first observation `stack` times, all of them alike.
+        An episode begins with its first observation `stack` times, all of them alike, as in
+        `rlx.envs.view.View`.
         """
         newest = frame.unsqueeze(2)
         if past is None:

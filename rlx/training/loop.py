@@ -123,7 +123,7 @@ class Training:
         assert self.data is not None
         if self.config.env.get("drift"):
             raise ConfigError("env.drift: an offline agent's env does not grow older.")
-        self.differences = self.data.fit(self.spec, self.eval_env)
+        self.differences = self.data.adapt_to(self.spec, self.eval_env)
         self.fingerprint = self.data.fingerprint
         self.num_envs = 1
         self.unit = "minibatches"

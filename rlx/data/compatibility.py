@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from rlx.agent import Spec
 from rlx.errors import ConfigError
+from rlx.names import flatten_keys
 from rlx.nn.encoders import is_image
 
 IDENTITY = (
@@ -30,7 +31,7 @@ class Difference(NamedTuple):
     key: str
     logged: Any
     """Its value in the data."""
-    own: Any
+    wanted: Any
     """Its value in the env that learns."""
 
 
@@ -39,21 +40,12 @@ def differences(logged: Mapping[str, Any], env: Mapping[str, Any]) -> list[Diffe
     if not logged:
         return []
     # As it is: an interpolation in somebody's file is not for us to resolve.
-    flat_logged = _flat(logged)
-    flat_own = _flat(OmegaConf.to_container(OmegaConf.create(dict(env)), resolve=True))
-    keys = sorted((flat_logged.keys() | flat_own.keys()) - _NOT_LOGGED)
-    pairs = [Difference(key, flat_logged.get(key), flat_own.get(key)) for key in keys]
-    return [pair for pair in pairs if pair.logged != pair.own]
-
-
-def _flat(node: Any, prefix: str = "env") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    if not isinstance(node, Mapping):
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, item in node.items():
-        flat |= _flat(item, f"{prefix}.{key}")
-    return flat
+    flat_logged = flatten_keys(logged, "env")
+    resolved = OmegaConf.to_container(OmegaConf.create(dict(env)), resolve=True)
+    flat_env = flatten_keys(resolved, "env")
+    keys = sorted((flat_logged.keys() | flat_env.keys()) - _NOT_LOGGED)
+    pairs = [Difference(key, flat_logged.get(key), flat_env.get(key)) for key in keys]
+    return [pair for pair in pairs if pair.logged != pair.wanted]
 
 
 def obs_dtype(
@@ -61,12 +53,12 @@ def obs_dtype(
     dtype: np.dtype,
     shape: tuple[int, ...],
     bounds: Callable[[], tuple[float, float]],
-    where: str,
+    location: str,
 ) -> np.dtype:
     """The dtype in which observations are those of the env; ConfigError where they are not.
 
     `dtype`: of the observations in the data; `shape`: of one, as the env would show it; `bounds`:
-    gives the lowest and the highest of their numbers; `where`: what errors call the data.
+    gives the lowest and the highest of their numbers; `location`: the name of the data in errors.
     """
     space: Any = spec.observation_space
     wanted = np.dtype(space.dtype)
@@ -82,7 +74,7 @@ def obs_dtype(
         fits = dtype == wanted or (is_whole and _within(bounds(), limits.min, limits.max))
     if not fits or shape != space.shape:
         logged = f"{dtype} {list(shape)}"
-        raise ConfigError(f"{where}: its observations are {logged}; this env has {space}.")
+        raise ConfigError(f"{location}: its observations are {logged}; this env has {space}.")
     return wanted
 
 
@@ -90,7 +82,7 @@ def _within(bounds: tuple[float, float], low: float, high: float) -> bool:
     return low <= bounds[0] and bounds[1] <= high
 
 
-def check_actions(action: np.ndarray, spec: Spec, where: str) -> None:
+def check_actions(action: np.ndarray, spec: Spec, location: str) -> None:
     """ConfigError where one of the actions [N, …] is none of the env's."""
     space = spec.action_space
     if isinstance(space, gymnasium.spaces.Discrete):
@@ -100,4 +92,4 @@ def check_actions(action: np.ndarray, spec: Spec, where: str) -> None:
         fits = action.shape[1:] == space.shape
     if not fits:
         logged = f"{action.dtype} {list(action.shape[1:])} up to {action.max()}"
-        raise ConfigError(f"{where}: its actions are {logged}; this env has {space}.")
+        raise ConfigError(f"{location}: its actions are {logged}; this env has {space}.")
