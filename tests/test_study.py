@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from rlx import statistics
 from rlx.robustness import study
 from rlx.robustness.study import Cell, Study
 from rlx.robustness.sweep import Played
-from rlx.show import stats
 
 EPS = [0.0, 0.5, 1.0]
 SEEDS, EPISODES = 4, 3
@@ -84,7 +84,7 @@ def test_a_new_statistic_is_one_field():
         attack="fgsm",
         head="action",
         eps=0.1,
-        returns=stats.estimate(np.zeros((2, 3))),
+        returns=statistics.estimate(np.zeros((2, 3))),
         score=0.5,
         flip_rate=0.25,
         flip_rate_per_head={"action": 0.25},

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.config import Count
-from rlx.threat import Attack, Budget, Draw, Objective
+from rlx.objective import Objective
+from rlx.threat import Attack, Budget, Draw
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,10 @@ def main(composed: DictConfig) -> None:
     drift = trained.env.drift
     checkpoint = config.checkpoint or _last_before_drift(run)
 
-    from rlx import experiment
+    from rlx import experiment, statistics
     from rlx.evaluation import SELECTION, evaluate
     from rlx.policies import load_policies
-    from rlx.show import figures, stats
+    from rlx.show import figures
 
     device = experiment.setup_device(config.device)
     policy, _, seeds = load_policies(runs, checkpoint, device)
@@ -80,7 +80,7 @@ def main(composed: DictConfig) -> None:
             f"frozen at checkpoint {checkpoint}": np.array(frozen),
         }
         estimates = {
-            label: [stats.estimate(at_step[:, None]) for at_step in values]
+            label: [statistics.estimate(at_step[:, None]) for at_step in values]
             for label, values in returns.items()
         }
         curves = [figures.Curve(label, steps, values) for label, values in estimates.items()]

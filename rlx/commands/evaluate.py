@@ -73,11 +73,11 @@ def main(composed: DictConfig) -> float:
     config = build(Config, composed, "")
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
-    from rlx import experiment
+    from rlx import experiment, statistics
     from rlx.evaluation import REPORT, evaluate
     from rlx.policies import env_age, load_policies
     from rlx.robustness.observations import VisitCount
-    from rlx.show import figures, stats
+    from rlx.show import figures
 
     device = experiment.setup_device(config.device)
     policy, _, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
@@ -121,7 +121,7 @@ def main(composed: DictConfig) -> float:
             files["video"] = output.path / "episode.gif"
             video.film(policy, camera, 0, REPORT, files["video"])
         returns = episodes.returns.cpu().numpy()
-        estimate = stats.estimate(returns)
+        estimate = statistics.estimate(returns)
         steps = int(episodes.lengths.sum())
         values = {statistic.key: statistic.of(episodes) for statistic in STATISTICS}
         summary = {

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from rlx import statistics
 from rlx.benchmarks import atari100k
 from rlx.command import command
 from rlx.config import build, choice
 from rlx.errors import ConfigError
 from rlx.runs.finding import command_of, find_all, named
 from rlx.runs.run import Run
-from rlx.show import console, stats
+from rlx.show import console
 
 APART = ("outputs", "device", "checkpoint_every", "checkpoint_seconds")
 """Keys that change nothing about a result, and so tell no run from another."""
@@ -79,7 +80,7 @@ def _compare_trainings(runs: Sequence[Run], config: Config, composed: DictConfig
         panels: dict[str, list[figures.Curve]] = {}
         for label, run in zip(labels, runs, strict=True):
             steps, _, values = run.curve()
-            estimates = [stats.estimate(returns[:, None]) for returns in values]
+            estimates = [statistics.estimate(returns[:, None]) for returns in values]
             env = run.path.parent.name.partition("-")[2]
             panels.setdefault(env, []).append(figures.Curve(label, steps, estimates))
         figures.curves(panels, "environment steps per seed").savefig(figure)
@@ -101,7 +102,7 @@ def _compare_trainings(runs: Sequence[Run], config: Config, composed: DictConfig
 def _result(label: str, run: Run) -> dict[str, Any]:
     """A training's row of report.csv."""
     summary = run.summary()
-    estimate = stats.Estimate.from_dict(summary["return"])
+    estimate = statistics.Estimate.from_dict(summary["return"])
     low, high = estimate.ci95
     return {
         "run": run.path,
@@ -188,7 +189,7 @@ def _compare_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) 
     curves = []
     for label, summary in zip(labels, summaries, strict=True):
         cells = [cell for cell in summary["cells"] if cell["head"] == mode]
-        estimates = [stats.Estimate.from_dict(cell["return"]) for cell in cells]
+        estimates = [statistics.Estimate.from_dict(cell["return"]) for cell in cells]
         curves.append(figures.Curve(label, summary["eps"], estimates))
     seeds = summaries[0]["seeds"]
     agents = runs[0].path.parent.name

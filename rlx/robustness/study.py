@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlx import statistics
 from rlx.robustness.sweep import Played
-from rlx.show import stats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ class Cell:
     """Name of the mode: a head, or what several heads at once are called."""
     eps: float
     """The radius."""
-    returns: stats.Estimate
+    returns: statistics.Estimate
     """Undiscounted return; the key `return`, and its interval three columns."""
     score: float
     """(return − random) / (clean − random); NaN where clean play is no better than random play."""
@@ -60,7 +60,7 @@ class Cell:
         head: str,
         eps: float,
         score: float,
-        bootstrap: stats.Bootstrap,
+        bootstrap: statistics.Bootstrap,
     ) -> "Cell":
         """Of the episodes that were `played` at the radius with this `number`, which is `eps`."""
         flips = {name: int(counts[:, number].sum()) for name, counts in played.flips.items()}
@@ -69,7 +69,7 @@ class Cell:
             attack=attack,
             head=head,
             eps=eps,
-            returns=stats.estimate(played.returns[:, number], bootstrap),
+            returns=statistics.estimate(played.returns[:, number], bootstrap),
             score=score,
             flip_rate=sum(flips.values()) / max(1, sum(decisions.values())),
             flip_rate_per_head={name: flips[name] / max(1, decisions[name]) for name in flips},
@@ -81,7 +81,7 @@ class Cell:
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, stats.Estimate):
+            if isinstance(value, statistics.Estimate):
                 values["return"] = value.as_dict()
             else:
                 values[field.name] = value
@@ -92,7 +92,7 @@ class Cell:
         row: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, stats.Estimate):
+            if isinstance(value, statistics.Estimate):
                 row["iqm"] = value.iqm
                 row["ci95_low"], row["ci95_high"] = value.ci95
             elif not isinstance(value, Mapping):
@@ -126,13 +126,13 @@ class Study:
     """Name of the attack."""
     eps: Sequence[float]
     """The E radii."""
-    clean: stats.Estimate
+    clean: statistics.Estimate
     """Return of the greedy policies without an attack."""
     random: float
     """Mean return of random play."""
     cells: Mapping[str, Sequence[Cell]]
     """A cell for each of the E radii, by mode."""
-    curves: Mapping[str, stats.Curve]
+    curves: Mapping[str, statistics.Curve]
     """What summarises the cells of a mode, by mode."""
 
     @classmethod
@@ -149,11 +149,11 @@ class Study:
         `clean`: the returns [S, P] of the same episodes without an attack; `random`: the mean
         return of random play.
         """
-        bootstrap = stats.Bootstrap(*clean.shape)
+        bootstrap = statistics.Bootstrap(*clean.shape)
         cells = {}
         curves = {}
         for mode, episodes in played.items():
-            curve = stats.curve(episodes.returns, clean, random, np.array(eps), bootstrap)
+            curve = statistics.curve(episodes.returns, clean, random, np.array(eps), bootstrap)
             curves[mode] = curve
             cells[mode] = [
                 Cell.of(
@@ -167,7 +167,7 @@ class Study:
                 )
                 for number, radius in enumerate(eps)
             ]
-        return cls(attack, eps, stats.estimate(clean, bootstrap), random, cells, curves)
+        return cls(attack, eps, statistics.estimate(clean, bootstrap), random, cells, curves)
 
     def summary(self) -> dict[str, Any]:
         """The study as summary.json has it."""
@@ -218,14 +218,14 @@ class Study:
 def figure(summary: Mapping[str, Any], title: str, scale: object) -> "Figure":
     """Return against the radius, a curve for each mode, of a study's `summary`.
 
-    `scale`: what eps = 1 means, as of `rlx.threat.unit_scale`.
+    `scale`: what eps = 1 means, as `rlx.robustness.scale.unit_scale` explains.
     """
     from rlx.show import figures
 
     curves = []
     for mode in dict.fromkeys(cell["head"] for cell in summary["cells"]):
         cells = [cell for cell in summary["cells"] if cell["head"] == mode]
-        estimates = [stats.Estimate.from_dict(cell["return"]) for cell in cells]
+        estimates = [statistics.Estimate.from_dict(cell["return"]) for cell in cells]
         label = f"{cells[0]['attack']} on {mode}"
         curves.append(figures.Curve(label, summary["eps"], estimates))
     return figures.curves({title: curves}, figures.eps_label(scale), summary["random"])

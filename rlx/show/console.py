@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlx.runs.run import Run
-    from rlx.show.stats import Estimate
+    from rlx.statistics import Estimate
 
 COVERAGE = {2: 50, 3: 74, 4: 88}
 """Number of seeds → percent of their 95 % bootstrap intervals that hold the truth.
@@ -152,7 +152,7 @@ class Progress:
         `mean` are the returns of the seeds that still learn, [S'], `best` those of the weights kept
         of every seed, [S].
         """
-        from rlx.show.stats import iqm
+        from rlx.statistics import iqm
 
         now = float(iqm(mean.cpu().numpy()))
         parts = [f"{step:>9,}", f"return {number(now)}"]

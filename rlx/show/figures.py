@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.show.stats import Estimate, interval, iqm
+from rlx.statistics import Estimate, interval, iqm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
