@@ -1,8 +1,9 @@
 """The policies of runs on disk: what evaluating, attacking and exporting begin with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -10,8 +11,16 @@ from torch import Tensor
 
 from rlx.agent import Agent, Policy, Spec
 from rlx.config import build, load_class, parse_seeds
+from rlx.env import TensorEnv
 from rlx.errors import ConfigError
-from rlx.experiment import env_spec, evaluated_env, evaluated_spec, same_env, trained
+from rlx.experiment import (
+    env_spec,
+    evaluated_env,
+    evaluated_spec,
+    make_env,
+    same_env,
+    trained,
+)
 from rlx.names import nearest
 from rlx.nn.rng import seed_tensor
 from rlx.nn.seed_axis import concatenate, take
@@ -25,6 +34,41 @@ class Loaded(NamedTuple):
     spec: Spec
     seeds: list[int]
     """Of the rows of the policy's seed axis."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The policies of runs, and the env in which these are evaluated and attacked."""
+
+    policy: Policy
+    """The policies of all runs, side by side along the seed axis."""
+    spec: Spec
+    """What the policies were told of their env."""
+    seeds: list[int]
+    """The seed of each row of the policy's seed axis."""
+    env: dict[str, Any]
+    """The config group `env`, with the keys of `eval_env`."""
+    age: int
+    """How many steps old the env's copies are; 0 unless the env drifts."""
+    device: torch.device
+    """The device of the policy and of the env's copies."""
+
+    def make_env(self, num_envs: int) -> TensorEnv:
+        """`num_envs` copies of the env, on the device and of the age of the runs."""
+        return make_env(self.env, num_envs, self.device, self.age)
+
+
+def open_runs(
+    runs: Sequence[Run], checkpoint: str, device: torch.device, seeds: object = None
+) -> Opened:
+    """The policies of `runs` at `checkpoint`, and their env.
+
+    `seeds` picks some of the runs' seeds; None: all. ConfigError where the runs differ in agent,
+    env or the age of a drifting env, or have a seed twice.
+    """
+    policy, spec, chosen_seeds = load_policies(runs, checkpoint, device, seeds)
+    env = evaluated_env(trained(runs[0]))
+    return Opened(policy, spec, chosen_seeds, env, env_age(runs, checkpoint), device)
 
 
 def load_policies(

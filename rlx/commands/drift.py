@@ -3,8 +3,7 @@
 It stopped at some checkpoint. One figure over time.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,20 +41,21 @@ def main(composed: DictConfig) -> None:
     config = build(Config, composed, "")
     runs = find_all(config.run, config.outputs, trusted=config.trust)
     run = runs[0]
-    trained = run.config
-    if len(runs) > 1 or not trained.env.get("drift") or trained.stop:
+    training = run.config
+    if len(runs) > 1 or not training.env.get("drift") or training.stop:
         what = "drift takes one run, of an env that drifts (env.drift), without a stop rule"
         raise ConfigError(f"run={run.path}: {what}.")
-    drift = trained.env.drift
+    drift = training.env.drift
     checkpoint = config.checkpoint or _last_before_drift(run)
 
     from rlx import experiment, statistics
     from rlx.evaluation import SELECTION, evaluate
-    from rlx.policies import load_policies
+    from rlx.policies import open_runs
     from rlx.show import figures
 
     device = experiment.setup_device(config.device)
-    policy, _, seeds = load_policies(runs, checkpoint, device)
+    opened = open_runs(runs, checkpoint, device)
+    seeds = opened.seeds
     source = run.path.parent.name
     output = Run.create(config.outputs, "drift", source, composed)
     console.facts(
@@ -64,16 +64,16 @@ def main(composed: DictConfig) -> None:
         episodes=f"{config.episodes} per seed and step",
         device=device,
     )
-    env = experiment.evaluated_env(trained)
     steps, order, logged = run.curve()
     learning = logged[:, [order.index(seed) for seed in seeds]]
     figure = output.path / "drift.png"
     with output.writing():
         frozen = []
         for step in steps:
-            age = step // trained.num_envs
-            make_env = partial(experiment.make_env, env, device=device, age=age)
-            episodes = evaluate(policy, make_env, len(seeds), config.episodes, SELECTION, device)
+            aged = replace(opened, age=step // training.num_envs)
+            episodes = evaluate(
+                opened.policy, aged.make_env, len(seeds), config.episodes, SELECTION, device
+            )
             frozen.append(episodes.returns.mean(1).cpu().numpy())
         returns = {
             "goes on learning": learning,
@@ -84,7 +84,7 @@ def main(composed: DictConfig) -> None:
             for label, values in returns.items()
         }
         curves = [figures.Curve(label, steps, values) for label, values in estimates.items()]
-        change = f"{drift.parameter} {trained.env[drift.parameter]:g} → {drift.to:g}"
+        change = f"{drift.parameter} {training.env[drift.parameter]:g} → {drift.to:g}"
         title = f"{source}, {len(seeds)} seeds: {change}"
         x = "environment steps per seed (also the env's age)"
         figures.curves({title: curves}, x).savefig(figure)

@@ -16,7 +16,6 @@ from rlx.show import console
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlx.env import TensorEnv
     from rlx.rollout import Episodes
 
 
@@ -75,22 +74,18 @@ def main(composed: DictConfig) -> float:
 
     from rlx import experiment, statistics
     from rlx.evaluation import REPORT, evaluate
-    from rlx.policies import env_age, load_policies
+    from rlx.policies import open_runs
     from rlx.robustness.observations import VisitCount
     from rlx.show import figures
 
     device = experiment.setup_device(config.device)
-    policy, _, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
-    env = experiment.evaluated_env(experiment.trained(runs[0]))
-    age = env_age(runs, config.checkpoint)
-
-    def make_env(num_envs: int) -> "TensorEnv":
-        return experiment.make_env(env, num_envs, device, age)
-
+    opened = open_runs(runs, config.checkpoint, device, config.seeds)
+    policy = opened.policy
+    seeds = opened.seeds
     if config.video:
         from rlx.show import video
 
-        filmed = experiment.make_env(video.drawing(env), 1, device, age)
+        filmed = experiment.make_env(video.drawing(opened.env), 1, device, opened.age)
         camera = video.Camera(filmed)
     source = runs[0].path.parent.name
     output = Run.create(config.outputs, "evaluate", source, composed)
@@ -104,13 +99,15 @@ def main(composed: DictConfig) -> float:
     files = {}
     with output.writing():
         began = time.monotonic()
-        grid = getattr(experiment.make_env(env, 1, "cpu"), "grid", None)
+        grid = opened.make_env(1).grid
         chooser = None
         if grid is not None:
             rows, columns = grid
             visits = VisitCount(rows * columns, policy.heads[-1], device)
             chooser = visits.chooser
-        episodes = evaluate(policy, make_env, len(seeds), config.episodes, REPORT, device, chooser)
+        episodes = evaluate(
+            policy, opened.make_env, len(seeds), config.episodes, REPORT, device, chooser
+        )
         wall_s = time.monotonic() - began
         if grid is not None:
             files["figure"] = output.path / "visits.png"

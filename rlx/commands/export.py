@@ -12,7 +12,7 @@ from rlx.errors import ConfigError
 from rlx.runs.finding import find
 from rlx.show import console
 
-COPIES = 4
+NUM_ENVS = 4
 """Env copies in which the file is compared with the policy."""
 
 
@@ -46,19 +46,18 @@ def main(composed: DictConfig) -> None:
 
     from rlx import experiment
     from rlx.onnx import OPSET, Exported, compare
-    from rlx.policies import env_age, load_policies
+    from rlx.policies import open_runs
 
     device = experiment.setup_device({"name": "cpu", "threads": 1})
-    policy, spec, seeds = load_policies([run], config.checkpoint, device)
+    opened = open_runs([run], config.checkpoint, device)
+    seeds = opened.seeds
     seed = seeds[0] if config.seed is None else config.seed
     if seed not in seeds:
         raise ConfigError(f"seed={seed}: {run.path} has seeds {console.ranges(seeds)}.")
-    exported = Exported(policy, spec, seeds.index(seed))
+    exported = Exported(opened.policy, opened.spec, seeds.index(seed))
     facts = {"run": str(run.path), "seed": str(seed), "checkpoint": config.checkpoint}
     exported.write(out, facts)
-    age = env_age([run], config.checkpoint)
-    env = experiment.make_env(experiment.evaluated_env(run.config), COPIES, device, age)
-    result = compare(exported, out, env)
+    result = compare(exported, out, opened.make_env(NUM_ENVS))
     console.facts(
         run=run.path,
         seed=seed,
@@ -66,7 +65,7 @@ def main(composed: DictConfig) -> None:
         size=f"{out.stat().st_size / 1e3:,.0f} kB",
         inputs=", ".join(exported.inputs),
         outputs=", ".join(exported.outputs),
-        check=f"{result.steps} steps of {COPIES} copies in onnxruntime: "
+        check=f"{result.steps} steps of {NUM_ENVS} copies in onnxruntime: "
         f"{result.equal:.2%} of the actions equal, "
         f"scores differ by at most {result.difference:.1e}",
     )
