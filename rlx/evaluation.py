@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlx.agent import Choose, Policy
+from rlx.agent import Policy
 from rlx.env import TensorEnv
 from rlx.nn.exploration import exploring
 from rlx.nn.rng import Streams
 from rlx.nn.seed_axis import take
-from rlx.rollout import Episodes, rollout
+from rlx.rollout import Episodes, MakeChoose, rollout
 
 SELECTION = 1_000_000
 """First reset seed of the episodes by which a checkpoint is chosen."""
@@ -36,14 +36,14 @@ def evaluate(
     episodes: int,
     first: int,
     device: torch.device,
-    chooser: Callable[[Tensor], Choose] | None = None,
+    make_choose: MakeChoose | None = None,
 ) -> Episodes:
     """[S, episodes] of a policy of S = `seeds`, from reset seed `first` on.
 
-    Greedy, or as `chooser` says (see `rollout`).
+    Greedy, or as `make_choose` says (see `rollout`).
     """
     env = make_env(seeds * episodes)
-    return rollout(policy, env, episode_seeds(first, episodes, seeds, device), chooser)
+    return rollout(policy, env, episode_seeds(first, episodes, seeds, device), make_choose)
 
 
 def evaluate_random(

@@ -78,11 +78,11 @@ def test_a_new_statistic_is_one_field():
 
     @dataclass(frozen=True, kw_only=True)
     class More(Cell):
-        longest: float = study._shown("longest", "share of the longest episode")
+        longest: float = study._printed_share("longest", "share of the longest episode")
 
     cell = More(
         attack="fgsm",
-        head="action",
+        mode="action",
         eps=0.1,
         returns=statistics.estimate(np.zeros((2, 3))),
         score=0.5,
@@ -95,7 +95,7 @@ def test_a_new_statistic_is_one_field():
     assert cell.row()["longest"] == 0.75
     assert dict(zip(More.columns(), cell.shares(), strict=True)) == {
         "flipped": "25%",
-        "stuck": "100%",
+        "at the time limit": "100%",
         "longest": "75%",
     }
     assert More.words().endswith(", share of the longest episode")

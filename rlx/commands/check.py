@@ -12,7 +12,8 @@ from rlx.show import console
 @command("check")
 def main(composed: DictConfig) -> None:
     """Prints what holds; ConfigError at the first thing that does not."""
-    agent, env = composed.get("agent"), composed.get("env")
+    agent = composed.get("agent")
+    env = composed.get("env")
     if agent is None and env is None:
         raise ConfigError("rlx check: name what to try, as in agent=mine, env=mine, or both.")
 
@@ -22,11 +23,12 @@ def main(composed: DictConfig) -> None:
     if env is not None:
         _tell("env", env_checks(env))
     if agent is not None:
-        where = compose_config("train", [f"env={fitting(agent)}"]).env if env is None else env
-        _tell("agent", agent_checks(agent, where))
+        if env is None:
+            env = compose_config("train", [f"env={fitting(agent)}"]).env
+        _tell("agent", agent_checks(agent, env))
 
 
-def _tell(what: str, held: Iterable[str]) -> None:
-    """One line for each thing that holds."""
-    for sentence in held:
-        console.facts(**{what: f"ok: {sentence}"})
+def _tell(part: str, checks: Iterable[str]) -> None:
+    """Print a line for each of the `checks` of the agent or env, as soon as it is passed."""
+    for sentence in checks:
+        console.facts(**{part: f"ok: {sentence}"})

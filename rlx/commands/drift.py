@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx.command import command
+from rlx.command import RunConfig, command
 from rlx.config import Count, build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find_all
@@ -18,7 +18,7 @@ from rlx.show import console
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """The keys of drift.yaml."""
 
     device: Any
@@ -29,10 +29,6 @@ class Config:
     """The checkpoint that is frozen; null: the last before the drift begins."""
     episodes: Count
     """Episodes of each seed at each step."""
-    outputs: str
-    """Folder of all runs."""
-    trust: bool
-    """Import what the run's config names, though somebody else made the run."""
 
 
 @command("drift")

@@ -16,8 +16,11 @@ from rlx.robustness.sweep import Played
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FILE_KEYS = {"mode": "head", "returns": "return"}
+"""Fields of `Cell` whose keys in summary.json and robustness.csv differ: the files are older."""
 
-def _shown(column: str, words: str) -> Any:
+
+def _printed_share(column: str, words: str) -> Any:
     """A field of `Cell` that the printed table shows as a share, under `column`, at the last eps.
 
     `words` say in the table's title what it is.
@@ -35,19 +38,21 @@ class Cell:
 
     attack: str
     """Name of the attack."""
-    head: str
+    mode: str
     """Name of the mode: a head, or what several heads at once are called."""
     eps: float
     """The radius."""
     returns: statistics.Estimate
-    """Undiscounted return; the key `return`, and its interval three columns."""
+    """Undiscounted return: in summary.json an estimate, in robustness.csv three columns."""
     score: float
     """(return − random) / (clean − random); NaN where clean play is no better than random play."""
-    flip_rate: float = _shown("flipped", "decisions flipped")
+    flip_rate: float = _printed_share("flipped", "decisions flipped")
     """Share of the attacked heads' decisions that the perturbation changed."""
     flip_rate_per_head: Mapping[str, float]
-    """The same of each attacked head alone."""
-    truncation_rate: float = _shown("stuck", "episodes stuck at the time limit")
+    """Share of its decisions that the perturbation changed, by attacked head."""
+    truncation_rate: float = _printed_share(
+        statistics.TRUNCATION_RATE.column, f"episodes {statistics.TRUNCATION_RATE.column}"
+    )
     """Share of the episodes that ended at the time limit."""
 
     @classmethod
@@ -57,17 +62,17 @@ class Cell:
         number: int,
         *,
         attack: str,
-        head: str,
+        mode: str,
         eps: float,
         score: float,
         bootstrap: statistics.Bootstrap,
     ) -> "Cell":
-        """Of the episodes that were `played` at the radius with this `number`, which is `eps`."""
+        """The cell of the episodes that were `played` at radius `number`, which is `eps`."""
         flips = {name: int(counts[:, number].sum()) for name, counts in played.flips.items()}
         decisions = {name: int(played.decisions[name][:, number].sum()) for name in flips}
         return cls(
             attack=attack,
-            head=head,
+            mode=mode,
             eps=eps,
             returns=statistics.estimate(played.returns[:, number], bootstrap),
             score=score,
@@ -81,10 +86,8 @@ class Cell:
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, statistics.Estimate):
-                values["return"] = value.as_dict()
-            else:
-                values[field.name] = value
+            key = FILE_KEYS.get(field.name, field.name)
+            values[key] = value.as_dict() if isinstance(value, statistics.Estimate) else value
         return values
 
     def row(self) -> dict[str, Any]:
@@ -96,25 +99,25 @@ class Cell:
                 row["iqm"] = value.iqm
                 row["ci95_low"], row["ci95_high"] = value.ci95
             elif not isinstance(value, Mapping):
-                row[field.name] = value
+                row[FILE_KEYS.get(field.name, field.name)] = value
         return row
 
     def shares(self) -> list[str]:
         """What the printed table shows of the cell, as in ["12%", "0%"]; see `columns`."""
-        return [f"{getattr(self, field.name):.0%}" for field in self._shown_fields()]
+        return [f"{getattr(self, field.name):.0%}" for field in self._printed_fields()]
 
     @classmethod
     def columns(cls) -> list[str]:
         """The columns of `shares`."""
-        return [field.metadata["column"] for field in cls._shown_fields()]
+        return [field.metadata["column"] for field in cls._printed_fields()]
 
     @classmethod
     def words(cls) -> str:
         """What the `shares` are, for the table's title."""
-        return ", ".join(field.metadata["words"] for field in cls._shown_fields())
+        return ", ".join(field.metadata["words"] for field in cls._printed_fields())
 
     @classmethod
-    def _shown_fields(cls) -> list[dataclasses.Field]:
+    def _printed_fields(cls) -> list[dataclasses.Field]:
         return [field for field in dataclasses.fields(cls) if field.metadata]
 
 
@@ -144,7 +147,7 @@ class Study:
         random: float,
         played: Mapping[str, Played],
     ) -> "Study":
-        """Of the episodes that were `played`, by mode.
+        """The study of the episodes that were `played`, by mode.
 
         `clean`: the returns [S, P] of the same episodes without an attack; `random`: the mean
         return of random play.
@@ -160,7 +163,7 @@ class Study:
                     episodes,
                     number,
                     attack=attack,
-                    head=mode,
+                    mode=mode,
                     eps=radius,
                     score=float(curve.score[number]),
                     bootstrap=bootstrap,

@@ -67,7 +67,7 @@ def _summary(
         "checkpoints_s": training.saving_s,
         "return": estimate.as_dict(),
         "reward_threshold": training.threshold,
-        "truncation_rate": episodes.truncated.double().mean(1),
+        **{statistic.key: statistic.of(episodes) for statistic in statistics.STATISTICS},
         "kept": training.kept.facts(),
     }
 
@@ -75,11 +75,10 @@ def _summary(
 def _table(training: "Training", summary: dict[str, Any], estimate: statistics.Estimate) -> None:
     """Print a line for each seed."""
     kept = training.kept
-    columns: dict[str, Any] = {
-        "return": estimate.per_seed,
-        "at the time limit": [f"{rate:.0%}" for rate in summary["truncation_rate"].tolist()],
-        "kept at step": [f"{step:,}" for step in kept.step.tolist()],
-    }
+    columns: dict[str, Any] = {"return": estimate.per_seed}
+    for statistic in statistics.STATISTICS:
+        columns[statistic.column] = statistic.texts(summary[statistic.key])
+    columns["kept at step"] = [f"{step:,}" for step in kept.step.tolist()]
     when = "best evaluation"
     if training.stop is not None:
         when = "stop"
