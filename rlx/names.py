@@ -1,7 +1,8 @@
-"""The name that was probably meant, for error messages."""
+"""Names in error messages: which one was probably meant; dotted keys; a value on one line."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rlx.conf import synonyms
 
@@ -43,6 +44,26 @@ def closest(word: str, names: Sequence[str]) -> str | None:
     whole = {name.lower(): name for name in reversed(names)}
     ends = {_last(name): name for name in reversed(names)}
     return _similar(last, whole) or _similar(last, ends, cutoff=0.8)
+
+
+def flatten_keys(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones: {"agent": {"double": True}} becomes {"agent.double": True}.
+
+    `prefix`: what each dotted key begins with.
+    """
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        dotted_key = f"{prefix}.{key}" if prefix else str(key)
+        flat |= flatten_keys(value, dotted_key)
+    return flat
+
+
+def one_line(value: Any) -> str:
+    """Any value as text of one line, cut after 300 characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 def _last(name: str) -> str:
