@@ -66,7 +66,7 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
     """Draw the learning curves of `runs`, and write and print the result of each run."""
     from rlx.show import training_comparison
 
-    labels = training_comparison.labels(runs)
+    labels = training_comparison.run_labels(runs)
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     table = output.path / "report.csv"
     figure = output.path / "report.png"

@@ -20,17 +20,17 @@ IGNORED_KEYS = ("outputs", "device", "checkpoint_every", "checkpoint_seconds")
 """Keys that change nothing about a result, and so tell no run from another."""
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
+def run_labels(runs: Sequence[Run]) -> list[str]:
     """A label for each run: agent and env where these differ, and the keys that tell it apart."""
     names = [run.path.parent.name for run in runs]
     labels = list(names)
     for name in set(names):
-        same = [number for number, other in enumerate(names) if other == name]
-        if len(same) == 1:
+        numbers = [number for number, label in enumerate(names) if label == name]
+        if len(numbers) == 1:
             continue
-        texts = differences([runs[number].config for number in same])
-        for number, text in zip(same, texts, strict=True):
-            labels[number] = text if len(same) == len(runs) else f"{name} {text}"
+        settings = differences([runs[number].config for number in numbers])
+        for number, text in zip(numbers, settings, strict=True):
+            labels[number] = text if len(numbers) == len(runs) else f"{name} {text}"
     twice = {label for label in labels if labels.count(label) > 1}
     return [
         f"{label} ({run.path.name})" if label in twice else label
