@@ -60,7 +60,7 @@ class Objective:
         return self._log_odds_against(self._reference(clean), scores)
 
     def _reference(self, clean: Tensor) -> Tensor:
-        """The choice int64 [S, B] that the objective leads to, or away from."""
+        """The choice, int64 [S, B], that the objective leads to or away from."""
         if self.target is None:
             return clean.argmin(-1) if self.loss == "worst" else clean.argmax(-1)
         if self.target >= clean.shape[-1]:
@@ -75,8 +75,10 @@ class Objective:
         It is the largest difference for a margin, else the log-odds of softmax(scores).
         """
         index = reference.unsqueeze(-1)
-        others = (scores - scores.gather(-1, index)).scatter(-1, index, -torch.inf)
-        return others.amax(-1) if self.loss == "margin" else others.logsumexp(-1)
+        differences = scores - scores.gather(-1, index)
+        # No choice exceeds itself.
+        differences = differences.scatter(-1, index, -torch.inf)
+        return differences.amax(-1) if self.loss == "margin" else differences.logsumexp(-1)
 
     def gradient(
         self, scores: Scores, at: Tensor, clean: Tensor | None
@@ -86,8 +88,10 @@ class Objective:
         `clean` are the scores at the clean observations; None: `at` are the clean ones.
         """
         if scores.continuous and self.loss != "distance":
-            what = "this agent's actions are continuous: use attack=pgd attack.loss=distance"
-            raise ConfigError(f"attack.loss={self.loss}: {what}.")
+            raise ConfigError(
+                f"attack.loss={self.loss}: this agent's actions are continuous: "
+                "use attack=pgd attack.loss=distance."
+            )
         if not scores.continuous and self.loss == "distance":
             raise ConfigError(f"attack.loss={self.loss}: this agent's choices are discrete.")
         with torch.enable_grad():

@@ -59,7 +59,7 @@ Draw = Callable[[int], Tensor]
 
 
 class Mode(NamedTuple):
-    """Which heads of a policy an attack perturbs together."""
+    """The heads of a policy that an attack perturbs together."""
 
     heads: tuple[str, ...]
     """The heads that see a perturbed observation; the others see the clean one."""
@@ -81,7 +81,8 @@ class Attack(ABC):
     def modes(self, heads: Sequence[str]) -> Mapping[str, Mode]:
         """The modes of a policy with these `heads`, by name, in the order they are reported.
 
-        They are all heads at once, each with a sensor of its own, and each head alone.
+        Unless a subclass says otherwise, these are all heads at once, each with a sensor of its
+        own, and each head alone.
         """
         alone = {head: Mode((head,), shared=False) for head in heads}
         if len(heads) == 1:

@@ -123,9 +123,9 @@ def _kinds(runs: Sequence[Run]) -> dict[str, list[Run]]:
         target = config["agent"]["_target_"]
         steps = config["steps"]
         alike = [
-            other
-            for other in known
-            if other["agent"]["_target_"] == target and other["steps"] == steps
+            known_config
+            for known_config in known
+            if known_config["agent"]["_target_"] == target and known_config["steps"] == steps
         ]
         kind = str(target).rpartition(".")[2]
         if alike.index(config) > 0:

@@ -231,8 +231,8 @@ def _warn_of_small_radii(eps: Sequence[float], scale: np.ndarray, space: "gymnas
     """Warn of a radius that is too small to change an observation of whole numbers."""
     small = [radius for radius in eps if 0 < radius * scale.max() < 1]
     if small and np.issubdtype(space.dtype, np.integer):
-        text = f"eps up to {max(small):g} is less than one gray level, and changes no image"
-        console.warning(text)
+        radii = f"eps up to {max(small):g}"
+        console.warning(f"{radii} is less than one gray level, and changes no image")
 
 
 def _print(study: "Study", seeds: int) -> None:
@@ -269,5 +269,5 @@ def _warn_of_undefined_scores(share: float) -> None:
     if share == 1:
         console.warning(reason)
     elif share > 0:
-        text = f"in {share:.1%} of the resamples {reason}; the intervals leave them out"
-        console.warning(text)
+        resamples = f"in {share:.1%} of the resamples"
+        console.warning(f"{resamples} {reason}; the intervals leave them out")

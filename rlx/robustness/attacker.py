@@ -45,8 +45,8 @@ class Attacker:
     on seed, episode, head and step, so that no cell of a sweep depends on the other cells or on how
     the sweep is cut into chunks.
 
-    An attacker serves one `rollout`, which plays one episode on each copy: so nothing of it starts
-    anew where `first` is true.
+    An attacker serves one `rollout`. Nothing in it restarts where `first` is true, because
+    `rollout` plays only one episode on each copy.
     """
 
     def __init__(

@@ -19,8 +19,9 @@ def unit_scale(
     ConfigError where the space has no such scale.
     """
     if not isinstance(space, gymnasium.spaces.Box):
-        what = "needs continuous observations (a Box space)"
-        raise ConfigError(f"attack: {what}; this env has {space}.")
+        raise ConfigError(
+            f"attack: needs continuous observations (a Box space); this env has {space}."
+        )
     if isinstance(scale, str):
         choice(scale, ("bounds", "std"), "scale")
         return visited_std() if scale == "std" else _half_range(space)

@@ -110,7 +110,7 @@ def _common_mode(summaries: Sequence[dict[str, Any]]) -> str:
     modes = []
     for summary in summaries:
         modes.append(list(dict.fromkeys(cell["head"] for cell in summary["cells"])))
-    shared = [mode for mode in modes[0] if all(mode in others for others in modes)]
+    shared = [mode for mode in modes[0] if all(mode in names for names in modes)]
     if not shared:
         texts = "; ".join(", ".join(names) for names in modes)
         raise ConfigError(f"run: these attacks share no mode: {texts}.")
