@@ -28,7 +28,8 @@ from rlx.command import compose_config
 from rlx.conf import group_files
 from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError
-from rlx.threat import LOSSES, Attack, Budget
+from rlx.objective import LOSSES
+from rlx.threat import Attack, Budget
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, open_dict
 
@@ -21,6 +21,18 @@ Task = Callable[[DictConfig], float | None]
 """The work of a command on its composed config; a sweeper gets the number that it returns."""
 Check = Callable[[DictConfig], None]
 """Raises what is wrong with a composed config, and writes nothing."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The keys of every command that plays or reads trainings; a command's config adds its own."""
+
+    run: Any
+    """Run directories, or folders with runs; null: the newest training."""
+    outputs: str
+    """Folder of all runs."""
+    trust: bool
+    """Import what the run's config names, though somebody else made the run."""
 
 
 def command(name: str, check: Check | None = None) -> Callable[[Task], "Command"]:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlx.agent import Choose, Policy
+from rlx.agent import Policy
 from rlx.env import TensorEnv
 from rlx.nn.exploration import exploring
 from rlx.nn.rng import Streams
 from rlx.nn.seed_axis import take
-from rlx.rollout import Episodes, rollout
+from rlx.rollout import Episodes, MakeChoose, rollout
 
 SELECTION = 1_000_000
 """First reset seed of the episodes by which a checkpoint is chosen."""
@@ -40,15 +40,16 @@ def evaluate(
     episodes: int,
     first_reset_seed: int,
     device: torch.device,
-    chooser: Callable[[Tensor], Choose] | None = None,
+    make_choose: MakeChoose | None = None,
 ) -> Episodes:
     """Play a policy of S = `seeds` on episodes [S, episodes], from `first_reset_seed` on.
 
-    It chooses greedily, or as `chooser` says (see `rollout`).
+    Greedy, or as `make_choose` says (see `rollout`).
     """
     env = make_env(seeds * episodes)
-    resets = episode_seeds(first_reset_seed, episodes, seeds, device)
-    return rollout(policy, env, resets, chooser)
+    return rollout(
+        policy, env, episode_seeds(first_reset_seed, episodes, seeds, device), make_choose
+    )
 
 
 def evaluate_random(

@@ -31,12 +31,12 @@ class Exported(nn.Module):
     """
 
     def __init__(self, policy: Policy, spec: Spec, row: int):
-        """The seed at this `row` of the policy's seed axis."""
+        """Take the seed at this `row` of the policy's seed axis."""
         super().__init__()
         self.policy = take(policy, torch.tensor([row])).eval()
         self.space: Any = spec.observation_space
         self.memory = tuple(self.policy.initial_carry(1))
-        """Names of what the policy remembers."""
+        """The names of the tensors that the policy remembers."""
         self.inputs = ["obs"]
         if self.memory:
             self.inputs += ["first", *(f"last_{name}" for name in self.memory)]
@@ -109,8 +109,9 @@ class Exported(nn.Module):
                     dynamic_shapes=shapes,
                 )
         except ImportError as error:
-            text = f'export: not installed ({error}); pip install "rlx[onnx]".'
-            raise ConfigError(text) from None
+            raise ConfigError(
+                f'export: not installed ({error}); pip install "rlx[onnx]".'
+            ) from None
         assert program is not None
         return program
 
@@ -127,7 +128,7 @@ class Comparison(NamedTuple):
 
 
 def compare(exported: Exported, file: Path, env: TensorEnv, steps: int = STEPS) -> Comparison:
-    """Let the file and the policy decide at what the policy meets in `env`.
+    """How alike the file and the policy decide at the observations that the policy meets in `env`.
 
     RunError where they do not decide alike.
     """
@@ -146,8 +147,8 @@ def compare(exported: Exported, file: Path, env: TensorEnv, steps: int = STEPS) 
         arrays = [value.numpy() for value in inputs]
         named_inputs = dict(zip(exported.inputs, arrays, strict=True))
         file_action, *file_numbers = session.run(None, named_inputs)
-        for own, other in zip(numbers, file_numbers, strict=True):
-            differences.append(np.abs(other.astype(float) - own.numpy()).max())
+        for number, file_number in zip(numbers, file_numbers, strict=True):
+            differences.append(np.abs(file_number.astype(float) - number.numpy()).max())
         equal += int(np.isclose(file_action, action.numpy(), atol=1e-4).sum())
         count += file_action.size
         obs, _, terminated, truncated, _ = env.step(action)

@@ -11,6 +11,9 @@ from rlx.env import TensorEnv
 from rlx.errors import RunError
 from rlx.nn.seed_axis import take
 
+MakeChoose = Callable[[Tensor], Choose]
+"""How the copies `ids` choose, which are int64 [S', B'] and number the copies in the flat S·B."""
+
 CHECK_EVERY = 8
 """Steps between two looks at which copies are done: looking makes a GPU wait."""
 
@@ -35,17 +38,17 @@ def rollout(
     policy: Policy,
     env: TensorEnv,
     reset_seeds: Tensor,
-    chooser: Callable[[Tensor], Choose] | None = None,
+    make_choose: MakeChoose | None = None,
 ) -> Episodes:
     """Play one episode on each of env's S·B copies.
 
-    `reset_seeds`: int64 [S, B], from which each copy starts. `chooser(ids)` gives the way to choose
-    for the copies `ids` (int64 [S', B'], numbers in the flat S·B); None: greedily. RunError where
-    the env gives a reward that is not finite.
+    `reset_seeds`: int64 [S, B], from which each copy starts. `make_choose(ids)` gives the way
+    to choose of the copies `ids`; None: greedily. RunError where the env gives a reward that is not
+    finite.
 
     Copies that are done drop out of the batch, so that the cost is that of the steps played.
     """
-    batch = _Batch(policy, env, reset_seeds, chooser)
+    batch = _Batch(policy, env, reset_seeds, make_choose)
     while True:
         for _ in range(CHECK_EVERY):
             batch.step()
@@ -64,12 +67,12 @@ class _Batch:
         policy: Policy,
         env: TensorEnv,
         reset_seeds: Tensor,
-        chooser: Callable[[Tensor], Choose] | None,
+        make_choose: MakeChoose | None,
     ):
         self.policy = policy
         self.env = env
         self.reset_seeds = reset_seeds
-        self.chooser = chooser
+        self.make_choose = make_choose
         shape = reset_seeds.shape
         device = reset_seeds.device
         copies = shape.numel()
@@ -82,7 +85,7 @@ class _Batch:
         self.alive = torch.ones(shape, dtype=torch.bool, device=device)
         self.first = torch.ones(shape, dtype=torch.bool, device=device)
         self.carry = policy.initial_carry(shape[1])
-        self.choose = chooser(self.ids) if chooser else greedy
+        self.choose = make_choose(self.ids) if make_choose else greedy
         obs, _ = env.reset(seed=reset_seeds.flatten().tolist())
         self.obs = obs.unflatten(0, shape)
 
@@ -131,7 +134,7 @@ class _Batch:
         self.first = _at(self.first, kept)
         self.obs = _at(self.obs, kept)
         self.carry = {name: _at(value, kept) for name, value in self.carry.items()}
-        self.choose = self.chooser(self.ids) if self.chooser else greedy
+        self.choose = self.make_choose(self.ids) if self.make_choose else greedy
 
     def episodes(self) -> Episodes:
         """All episodes; RunError where one has a reward that is not finite."""

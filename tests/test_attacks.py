@@ -13,7 +13,9 @@ from rlx.attacks.pgd import PGD
 from rlx.errors import ConfigError
 from rlx.nn.networks import MLP
 from rlx.nn.rng import Streams, seed_tensor
-from rlx.threat import LOSSES, Budget, Objective, unit_scale
+from rlx.objective import LOSSES, Objective
+from rlx.robustness.scale import unit_scale
+from rlx.threat import Budget
 
 SEEDS, BATCH, FEATURES, CHOICES = 3, 200, 6, 4
 LOW, HIGH = torch.full((FEATURES,), -1.0), torch.tensor([1.0, 1, 1, 1, 2, torch.inf])

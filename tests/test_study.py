@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from rlx import statistics
 from rlx.robustness import study
 from rlx.robustness.study import Cell, Study
 from rlx.robustness.sweep import Played
-from rlx.show import stats
 
 EPS = [0.0, 0.5, 1.0]
 SEEDS, EPISODES = 4, 3
@@ -78,13 +78,13 @@ def test_a_new_statistic_is_one_field():
 
     @dataclass(frozen=True, kw_only=True)
     class More(Cell):
-        longest: float = study._shown("longest", "share of the longest episode")
+        longest: float = study._printed_share("longest", "share of the longest episode")
 
     cell = More(
         attack="fgsm",
-        head="action",
+        mode="action",
         eps=0.1,
-        returns=stats.estimate(np.zeros((2, 3))),
+        returns=statistics.estimate(np.zeros((2, 3))),
         score=0.5,
         flip_rate=0.25,
         flip_rate_per_head={"action": 0.25},
@@ -95,7 +95,7 @@ def test_a_new_statistic_is_one_field():
     assert cell.row()["longest"] == 0.75
     assert dict(zip(More.columns(), cell.shares(), strict=True)) == {
         "flipped": "25%",
-        "stuck": "100%",
+        "at the time limit": "100%",
         "longest": "75%",
     }
     assert More.words().endswith(", share of the longest episode")

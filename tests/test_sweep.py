@@ -145,7 +145,7 @@ def test_heads_share_a_sensor_in_mode_same_only(study):
 def test_visited_std_is_that_of_the_played_observations(study):
     policy, _, env = study
     spread = ObservationSpread("action")
-    evaluate(policy, env, 2, 4, REPORT, CPU, spread.chooser)
+    evaluate(policy, env, 2, 4, REPORT, CPU, spread.make_choose)
     one = env(8)
     obs = one.reset(seed=[REPORT + e for e in range(4)] * 2)[0].unflatten(0, (2, 4))
     first = torch.ones(2, 4, dtype=torch.bool)

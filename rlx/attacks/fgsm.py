@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.errors import ConfigError
-from rlx.threat import Attack, Budget, Draw, Objective
+from rlx.objective import Objective
+from rlx.threat import Attack, Budget, Draw
 
 
 @dataclass(frozen=True)

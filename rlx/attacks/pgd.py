@@ -11,7 +11,8 @@ from torch import Tensor
 from rlx.agent import Scores
 from rlx.config import Count
 from rlx.nn.seed_axis import along
-from rlx.threat import Attack, Budget, Draw, Objective
+from rlx.objective import Objective
+from rlx.threat import Attack, Budget, Draw
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from rlx import statistics
 from rlx.errors import ConfigError
 from rlx.grids import parse_seeds
 from rlx.runs.run import Run
-from rlx.show import console, stats
+from rlx.show import console
 
 STEPS = 100_000
 """Decisions per game."""
@@ -70,10 +71,10 @@ def summarise(scores: Sequence[np.ndarray]) -> dict[str, tuple[float, tuple[floa
     `scores`: one array [S] of seeds for each game. Mean and median are over games, of each game's
     mean. The bootstrap draws seeds within games (Agarwal et al. 2021).
     """
-    values = _statistics([np.asarray(game)[None] for game in scores])[0]
+    values = _averages([np.asarray(game)[None] for game in scores])[0]
     rng = np.random.default_rng(0)
-    draws = [rng.choice(game, (stats.RESAMPLES, len(game))) for game in scores]
-    low, high = stats.interval(_statistics(draws))
+    draws = [rng.choice(game, (statistics.RESAMPLES, len(game))) for game in scores]
+    low, high = statistics.interval(_averages(draws))
     if min(len(game) for game in scores) == 1:
         low, high = np.full((2, 3), np.nan)  # one seed says nothing about another
     return {
@@ -82,10 +83,10 @@ def summarise(scores: Sequence[np.ndarray]) -> dict[str, tuple[float, tuple[floa
     }
 
 
-def _statistics(scores: Sequence[np.ndarray]) -> np.ndarray:
+def _averages(scores: Sequence[np.ndarray]) -> np.ndarray:
     """Mean, median and interquartile mean, [R, 3], of R resamples of the scores [R, S] of games."""
     games = np.stack([game.mean(1) for game in scores], 1)
-    iqm = stats.iqm(np.concatenate(scores, 1), 1)
+    iqm = statistics.iqm(np.concatenate(scores, 1), 1)
     return np.stack([games.mean(1), np.median(games, 1), iqm], 1)
 
 
@@ -122,9 +123,9 @@ def _kinds(runs: Sequence[Run]) -> dict[str, list[Run]]:
         target = config["agent"]["_target_"]
         steps = config["steps"]
         alike = [
-            other
-            for other in known
-            if other["agent"]["_target_"] == target and other["steps"] == steps
+            known_config
+            for known_config in known
+            if known_config["agent"]["_target_"] == target and known_config["steps"] == steps
         ]
         kind = str(target).rpartition(".")[2]
         if alike.index(config) > 0:

@@ -12,22 +12,22 @@ from rlx.envs.car_racing import CarRacing
 
 
 def frames_per_s(node: Mapping[str, Any], num_envs: int, seconds: float) -> dict[str, float]:
-    """What was timed → its frames per second; Gymnasium's is the first, the gray image the second.
+    """The frames per second by label; Gymnasium's is the first, the gray image the second.
 
     `node` is the config of the env, of which `num_envs` copies are timed together.
     """
     rng = np.random.default_rng(0)
     speeds = {}
-    for what, env in (
+    for label, env in (
         ("Gymnasium, 1 env", gymnasium.make("CarRacing-v3")),
         ("rlx, 1 env, gray", CarRacing(continuous=True, gray=True)),
         ("rlx, 1 env, colour", CarRacing(continuous=True, gray=False)),
     ):
-        speeds[what] = _driven(env, rng, seconds)
+        speeds[label] = _driven(env, rng, seconds)
     repeat = node["kwargs"]["repeat"]
     for workers in (1, 2):
-        what = f"rlx, {num_envs} env copies, {repeat} frames a step, {workers} process(es)"
-        speeds[what] = _batched({**node, "workers": workers}, num_envs, seconds)
+        label = f"rlx, {num_envs} env copies, {repeat} frames a step, {workers} process(es)"
+        speeds[label] = _batched({**node, "workers": workers}, num_envs, seconds)
     return speeds
 
 

@@ -35,7 +35,7 @@ def measure(training: Training, learning_starts: int, seconds: float) -> Times:
     names = ("learn", "policy_targets", "value_targets", "act")
     times = watch(training.agent, names, training.device)
     speed = steps_per_s(training.step, seconds) / seeds
-    means = {name: sum(each) / len(each) for name, each in times.items()}
+    means = {name: sum(calls) / len(calls) for name, calls in times.items()}
     return Times(
         learner_step=means["learn"],
         search=means["policy_targets"],

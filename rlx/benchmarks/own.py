@@ -30,7 +30,7 @@ class Training:
         num_envs: int,
         device: torch.device,
     ):
-        """Of the configs `agent` and `env`, with the seeds 0 to `seeds` − 1."""
+        """Make the agent and env of these configs, with the seeds 0 to `seeds` − 1."""
         self.shape = (seeds, num_envs)
         self.agent = experiment.make_agent(agent, spec, seed_tensor(range(seeds), device), num_envs)
         self.env = experiment.make_env(env, seeds * num_envs, device)
@@ -57,7 +57,7 @@ class TwoHeadedAttack:
     """
 
     def __init__(self, spec: Spec, seeds: int, batch: int, device: torch.device):
-        """Of `batch` observations per seed; `spec` is Acrobot's."""
+        """Attack `batch` observations per seed; `spec` is Acrobot's."""
         assert isinstance(spec.observation_space, Box)
         keys = seed_tensor(range(seeds), device)
         self.device = device

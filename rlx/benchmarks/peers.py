@@ -1,4 +1,4 @@
-"""The same work as others do it: a plain PyTorch loop, and Stable-Baselines3."""
+"""The programs that rlx is timed against: a plain PyTorch loop, and Stable-Baselines3."""
 
 import copy
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from rlx.nn.encoders import obs_features
 
 
 class PlainDQN:
-    """The same DQN as one would write it down, in one env for one seed.
+    """The same DQN in plain PyTorch, in one env for one seed.
 
     It has Gymnasium's env, nn.Linear, torch.optim and a replay of NumPy arrays.
     """
@@ -96,7 +96,7 @@ class PlainAttack:
         self.obs = torch.randn(6)
 
     def step(self) -> int:
-        """Perturb and decide once; returns the environment steps that these are of."""
+        """Perturb the observation of one step and decide; returns 1, the steps decided."""
         shown = self._perturbed(self.goal_network)
         with torch.no_grad():
             goal = self.goal_network(shown).argmax()
@@ -138,7 +138,6 @@ class StableBaselines3:
             "device": "cpu",
             "policy_kwargs": {"net_arch": list(config.hidden)},
         }
-        rollout = 0 if name == "dqn" else config.rollout_steps * num_envs
         if name == "dqn":
             self.steps = 200
             options |= {
@@ -151,6 +150,8 @@ class StableBaselines3:
                 "gradient_steps": round(config.replay_ratio * num_envs),
             }
         else:
+            rollout = config.rollout_steps * num_envs
+            # A rollout of A2C is short: ten of them are timed at once.
             self.steps = rollout if name == "ppo" else 10 * rollout
             options |= {
                 "n_steps": config.rollout_steps,
@@ -160,13 +161,13 @@ class StableBaselines3:
             }
         if name == "ppo":
             options |= {
-                "batch_size": rollout // config.minibatches,
+                "batch_size": config.rollout_steps * num_envs // config.minibatches,
                 "n_epochs": config.epochs,
             }
         self.model = kind("MlpPolicy", self.env, **options)
 
     def step(self) -> int:
-        """Learn for some environment steps; returns how many these are."""
+        """Learn for `steps` environment steps; returns their number."""
         self.model.learn(self.steps, reset_num_timesteps=False)
         return self.steps
 

@@ -1,14 +1,15 @@
 """Attack trained policies: seeds × radii × heads × episodes in one batch."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx.command import check_protocol, chosen, command
+from rlx.command import RunConfig, check_protocol, chosen, command
 from rlx.config import Count, build, choice, load_class
 from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
@@ -18,13 +19,14 @@ from rlx.show import console
 if TYPE_CHECKING:
     import gymnasium
 
-    from rlx.env import TensorEnv
+    from rlx.policies import Opened
     from rlx.robustness.study import Study
+    from rlx.robustness.sweep import Played
     from rlx.threat import Attack, Mode
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """The keys of attack.yaml."""
 
     attack: Any
@@ -33,8 +35,6 @@ class Config:
     """Where it runs: a file of conf/device."""
     protocol: str | None
     """`corrected`, or `source` for the settings of the source study."""
-    run: Any
-    """Run directories, or folders with runs; null: the newest training."""
     checkpoint: str
     """`best`, or the step of a checkpoint."""
     seeds: Any
@@ -49,10 +49,6 @@ class Config:
     """Episodes of each seed, radius and mode."""
     max_num_envs: Count
     """Env copies that are played at once."""
-    outputs: str
-    """Folder of all runs."""
-    trust: bool
-    """Import what the run's config names, though somebody else made the run."""
 
 
 @command("attack")
@@ -68,106 +64,159 @@ def attack(composed: DictConfig) -> Run:
     return output
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a study plays: which policies, attacked how."""
+
+    runs: Sequence[Run]
+    opened: "Opened"
+    """The policies of the runs, and their env."""
+    attack: "Attack"
+    modes: "dict[str, Mode]"
+    """The modes of the attack that are played, by name."""
+    eps: Sequence[float]
+    """The radii, in units of the scale."""
+
+    @property
+    def source(self) -> str:
+        """Agent and env of the runs, as in "dqn-acrobot"."""
+        return self.runs[0].path.parent.name
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was played, and what it says."""
+
+    study: "Study"
+    played: "Mapping[str, Played]"
+    """The episodes under attack, by mode."""
+    scale: np.ndarray
+    """What eps = 1 means for each component of an observation, [*O]."""
+    wall_s: float
+    """Seconds that playing took."""
+
+
 def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
-    """Play, draw and print a study; its run directory, and what was found."""
+    """Play, draw and print a study; its run directory, and the study."""
     config = build(Config, composed, "")
+    plan = _load(config)
+    output = Run.create(config.outputs, "attack", plan.source, composed)
+    _header(config, plan)
+    with output.writing():
+        result = _play(config, plan)
+        files = _save(output, config, plan, result)
+    _print(result.study, len(plan.opened.seeds))
+    console.result(output.path, result.wall_s, **files)
+    return output, result.study
+
+
+def _load(config: Config) -> Plan:
+    """The plan of a config; ConfigError where it cannot be played, before anything is written."""
     check_protocol(config.protocol)
     eps = parse_grid(config.eps, "eps")
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
-    from rlx import experiment
-    from rlx.evaluation import REPORT, evaluate, evaluate_random
-    from rlx.policies import env_age, load_policies
-    from rlx.robustness.observations import ObservationSpread
-    from rlx.robustness.study import Study, figure
-    from rlx.robustness.sweep import probe, sweep
-    from rlx.threat import Attack, unit_scale
+    from rlx.experiment import setup_device
+    from rlx.policies import open_runs
+    from rlx.robustness.scale import unit_scale
+    from rlx.robustness.sweep import check_attackable
+    from rlx.threat import Attack
 
     kind = load_class(config.attack, "attack", Attack)
     attack = build(kind, config.attack, "attack")
-    device = experiment.setup_device(config.device)
-    policy, spec, seeds = load_policies(runs, config.checkpoint, device, config.seeds)
-    modes = chosen_modes(attack, policy.heads, config.modes)
-    env = experiment.eval_env_config(experiment.training_config(runs[0]))
-    age = env_age(runs, config.checkpoint)
-
-    def make_env(num_envs: int) -> "TensorEnv":
-        return experiment.make_env(env, num_envs, device, age)
-
-    # Errors before anything is written.
-    unit_scale(config.scale, spec.observation_space, lambda: np.ones(1))
-    probe(policy, make_env(len(seeds)), spec, attack, modes)
-    name = chosen("attack")
-    source = runs[0].path.parent.name
-    output = Run.create(config.outputs, "attack", source, composed)
-    _header(config, runs, seeds, eps, list(modes), device)
-    with output.writing():
-        began = time.monotonic()
-        spread = ObservationSpread(policy.heads[-1])
-        clean = evaluate(
-            policy, make_env, len(seeds), config.episodes, REPORT, device, spread.chooser
-        )
-        random = evaluate_random(policy, make_env, config.episodes, device)
-        scale = unit_scale(config.scale, spec.observation_space, spread.std)
-        _warn_of_small_radii(eps, scale, spec.observation_space)
-        played = sweep(
-            policy,
-            make_env,
-            spec,
-            attack,
-            modes,
-            seeds=seeds,
-            eps=eps,
-            scale=scale,
-            episodes=config.episodes,
-            max_num_envs=config.max_num_envs,
-            device=device,
-        )
-        wall_s = time.monotonic() - began
-        steps = int(sum(episodes.lengths.sum() for episodes in played.values()))
-        clean_returns = clean.returns.cpu().numpy()
-        study = Study.of(name, eps, clean_returns, float(random.returns.mean()), played)
-        files = {
-            "table": output.path / "robustness.csv",
-            "figure": output.path / "robustness.png",
-        }
-        study.write_csv(files["table"])
-        title = f"{source} under {name}, {len(seeds)} seeds × {config.episodes} episodes"
-        figure(study.summary(), title, config.scale).savefig(files["figure"])
-        facts = {
-            "run": [str(run.path) for run in runs],
-            "seeds": seeds,
-            "scale": scale,
-            "wall_s": wall_s,
-            "steps": steps,
-            "steps_per_s": steps / wall_s,
-        }
-        returns = {mode: episodes.returns for mode, episodes in played.items()}
-        output.complete(study.summary() | facts, returns)
-    _print(study, len(seeds))
-    console.result(output.path, wall_s, **files)
-    return output, study
+    device = setup_device(config.device)
+    opened = open_runs(runs, config.checkpoint, device, config.seeds)
+    modes = chosen_modes(attack, opened.policy.heads, config.modes)
+    unit_scale(config.scale, opened.spec.observation_space, lambda: np.ones(1))
+    env = opened.make_env(len(opened.seeds))
+    check_attackable(opened.policy, env, opened.spec, attack, modes)
+    return Plan(runs, opened, attack, modes, eps)
 
 
-def _header(
-    config: Config,
-    runs: Sequence[Run],
-    seeds: Sequence[int],
-    eps: Sequence[float],
-    modes: Sequence[str],
-    device: object,
-) -> None:
+def _play(config: Config, plan: Plan) -> Result:
+    """Play the policies without an attack, at random, and in every mode at every radius."""
+    from rlx.evaluation import REPORT, evaluate, evaluate_random
+    from rlx.robustness.observations import ObservationSpread
+    from rlx.robustness.scale import unit_scale
+    from rlx.robustness.study import Study
+    from rlx.robustness.sweep import sweep
+
+    opened = plan.opened
+    seeds = opened.seeds
+    space = opened.spec.observation_space
+    began = time.monotonic()
+    spread = ObservationSpread(opened.policy.heads[-1])
+    clean = evaluate(
+        opened.policy,
+        opened.make_env,
+        len(seeds),
+        config.episodes,
+        REPORT,
+        opened.device,
+        spread.make_choose,
+    )
+    random = evaluate_random(opened.policy, opened.make_env, config.episodes, opened.device)
+    scale = unit_scale(config.scale, space, spread.std)
+    _warn_of_small_radii(plan.eps, scale, space)
+    played = sweep(
+        opened.policy,
+        opened.make_env,
+        opened.spec,
+        plan.attack,
+        plan.modes,
+        seeds=seeds,
+        eps=plan.eps,
+        scale=scale,
+        episodes=config.episodes,
+        max_num_envs=config.max_num_envs,
+        device=opened.device,
+    )
+    wall_s = time.monotonic() - began
+    clean_returns = clean.returns.cpu().numpy()
+    random_return = float(random.returns.mean())
+    study = Study.of(chosen("attack"), plan.eps, clean_returns, random_return, played)
+    return Result(study, played, scale, wall_s)
+
+
+def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, Path]:
+    """Write the study's table, figure and summary; returns the files that are named at the end."""
+    from rlx.robustness.study import figure
+
+    study = result.study
+    seeds = plan.opened.seeds
+    files = {"table": output.path / "robustness.csv", "figure": output.path / "robustness.png"}
+    study.write_csv(files["table"])
+    episodes = f"{len(seeds)} seeds × {config.episodes} episodes"
+    title = f"{plan.source} under {study.attack}, {episodes}"
+    figure(study.summary(), title, config.scale).savefig(files["figure"])
+    steps = int(sum(episodes.lengths.sum() for episodes in result.played.values()))
+    facts = {
+        "run": [str(run.path) for run in plan.runs],
+        "seeds": seeds,
+        "scale": result.scale,
+        "wall_s": result.wall_s,
+        "steps": steps,
+        "steps_per_s": steps / result.wall_s,
+    }
+    returns = {mode: episodes.returns for mode, episodes in result.played.items()}
+    output.complete(study.summary() | facts, returns)
+    return files
+
+
+def _header(config: Config, plan: Plan) -> None:
     """Say what is attacked, how, and how many episodes that takes."""
-    total = len(seeds) * len(eps) * len(modes) * config.episodes
+    seeds = plan.opened.seeds
+    eps = plan.eps
+    total = len(seeds) * len(eps) * len(plan.modes) * config.episodes
     console.facts(
-        run=", ".join(str(run.path) for run in runs),
+        run=", ".join(str(run.path) for run in plan.runs),
         seeds=f"{len(seeds)} ({console.ranges(seeds)})",
-        attack=f"{chosen('attack')}, protocol {config.protocol}, modes {', '.join(modes)}",
+        attack=f"{chosen('attack')}, protocol {config.protocol}, modes {', '.join(plan.modes)}",
         eps=f"{len(eps)} radii from {eps[0]:g} to {eps[-1]:g}, in units of {config.scale}",
         episodes=f"{config.episodes} per seed, radius and mode: {total:,} in all",
-        device=device,
+        device=plan.opened.device,
     )
-    console.warn_of_unfinished(runs)
+    console.warn_of_unfinished(plan.runs)
 
 
 def chosen_modes(attack: "Attack", heads: Sequence[str], wanted: Any) -> "dict[str, Mode]":
@@ -180,11 +229,11 @@ def chosen_modes(attack: "Attack", heads: Sequence[str], wanted: Any) -> "dict[s
 
 
 def _warn_of_small_radii(eps: Sequence[float], scale: np.ndarray, space: "gymnasium.Space") -> None:
-    """Say so where a radius is too small to change an observation of whole numbers."""
+    """Warn of a radius that is too small to change an observation of whole numbers."""
     small = [radius for radius in eps if 0 < radius * scale.max() < 1]
     if small and np.issubdtype(space.dtype, np.integer):
-        text = f"eps up to {max(small):g} is less than one gray level, and changes no image"
-        console.warning(text)
+        radii = f"eps up to {max(small):g}"
+        console.warning(f"{radii} is less than one gray level, and changes no image")
 
 
 def _print(study: "Study", seeds: int) -> None:
@@ -212,14 +261,14 @@ def _print(study: "Study", seeds: int) -> None:
         f"to 1, clean play ({study.clean.iqm:.4g}). Critical eps: half the score is lost. "
         f"At eps {study.eps[-1]:g}: {Cell.words()}"
     )
-    console.table(title, ["attacked", "area", "critical eps", *Cell.columns()], rows)
+    console.table(title, ["mode", "area", "critical eps", *Cell.columns()], rows)
 
 
 def _warn_of_undefined_scores(share: float) -> None:
-    """Say so where clean play is no better than random play in a `share` of the resamples."""
-    what = "clean play is no better than random play: there is nothing to lose, and no score"
+    """Warn where clean play is no better than random play in a `share` of the resamples."""
+    reason = "clean play is no better than random play: there is nothing to lose, and no score"
     if share == 1:
-        console.warning(what)
+        console.warning(reason)
     elif share > 0:
-        text = f"in {share:.1%} of the resamples {what}; the intervals leave them out"
-        console.warning(text)
+        resamples = f"in {share:.1%} of the resamples"
+        console.warning(f"{resamples} {reason}; the intervals leave them out")

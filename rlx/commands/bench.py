@@ -28,7 +28,7 @@ class Config:
     env: Any
     """The env: a file of conf/env."""
     device: Any
-    """Where rlx runs: a file of conf/device. The others run on the CPU, on one thread."""
+    """Where rlx runs: a file of conf/device. Other programs run on the CPU, on one thread."""
     seeds: list[Count]
     """Numbers of seeds to train at once."""
     num_envs: Count
@@ -38,7 +38,7 @@ class Config:
     attack_batch: Count
     """Observations per seed that are attacked at once."""
     eval_env: Any = None
-    """A part of some envs that means nothing to this command."""
+    """Keys of `env` for evaluation, which some envs bring along; this command does not use them."""
 
 
 @command("bench")
@@ -58,7 +58,7 @@ def main(composed: DictConfig) -> float:
 
 
 def _compare_with_peers(config: Config, spec: "Spec", device: "torch.device") -> float:
-    """Prints the speed of the same work done by others and by rlx."""
+    """Print the speed of the same training in other programs and in rlx; returns the best ratio."""
     from rlx.agent import Agent
     from rlx.agents.dqn import DQN
     from rlx.agents.ppo import PPO
@@ -82,26 +82,26 @@ def _compare_with_peers(config: Config, spec: "Spec", device: "torch.device") ->
     training = {}
     if kind is DQN:
         plain = peers.PlainDQN(agent, spec, env_id)
-        what = "training, plain PyTorch loop, 1 env, 1 seed"
-        training[what] = steps_per_s(plain.step, config.seconds)
+        label = "training, plain PyTorch loop, 1 env, 1 seed"
+        training[label] = steps_per_s(plain.step, config.seconds)
     if importlib.util.find_spec("stable_baselines3"):
         sb3 = peers.StableBaselines3(name, agent, env_id, config.num_envs)
-        what = f"training, SB3, 1 seed × {config.num_envs} env copies"
-        training[what] = steps_per_s(sb3.step, config.seconds)
+        label = f"training, SB3, 1 seed × {config.num_envs} env copies"
+        training[label] = steps_per_s(sb3.step, config.seconds)
     for seeds in config.seeds:
         ours = _training(config, spec, seeds, device)
-        what = f"training, rlx, {seeds} seed(s) × {config.num_envs} env copies"
-        training[what] = steps_per_s(ours.step, config.seconds)
+        label = f"training, rlx, {seeds} seed(s) × {config.num_envs} env copies"
+        training[label] = steps_per_s(ours.step, config.seconds)
     rows = _with_ratios(training, "{:.2g}")
     if kind is DQN and env_id == "Acrobot-v1":
         seeds = max(config.seeds)
         single = peers.PlainAttack(spec)
         batched = own.TwoHeadedAttack(spec, seeds, config.attack_batch, device)
         attacks = {}
-        what = "FGSM on two heads, plain loop, one observation at a time"
-        attacks[what] = steps_per_s(single.step, config.seconds)
-        what = f"FGSM on two heads, rlx, {seeds} seeds × {config.attack_batch:,} copies"
-        attacks[what] = steps_per_s(batched.step, config.seconds)
+        label = "FGSM on two heads, plain loop, one observation at a time"
+        attacks[label] = steps_per_s(single.step, config.seconds)
+        label = f"FGSM on two heads, rlx, {seeds} seeds × {config.attack_batch:,} copies"
+        attacks[label] = steps_per_s(batched.step, config.seconds)
         rows += _with_ratios(attacks, "{:.3g}")
     title = "Environment steps per second, summed over seeds"
     console.table(title, ["what", "steps/s", "ratio"], rows)
@@ -109,7 +109,7 @@ def _compare_with_peers(config: Config, spec: "Spec", device: "torch.device") ->
 
 
 def _training(config: Config, spec: "Spec", seeds: int, device: "torch.device") -> "Training":
-    """The training that is timed, of so many seeds."""
+    """The training of `seeds` seeds that is timed."""
     from rlx.benchmarks.own import Training
 
     return Training(
@@ -118,7 +118,7 @@ def _training(config: Config, spec: "Spec", seeds: int, device: "torch.device") 
 
 
 def _time_efficientzero(config: Config, spec: "Spec", device: "torch.device") -> float:
-    """Prints what EfficientZero spends its time on; returns learner steps per second."""
+    """Print what EfficientZero spends its time on; returns learner steps per second."""
     from rlx.benchmarks.efficientzero import measure
 
     rows: list[list[Any]] = []
@@ -144,7 +144,7 @@ def _time_efficientzero(config: Config, spec: "Spec", device: "torch.device") ->
 
 
 def _time_car_racing(config: Config) -> float:
-    """Prints CarRacing's speeds; returns the ratio of the gray image's to Gymnasium's."""
+    """Print CarRacing's speeds; returns the ratio of the gray image's to Gymnasium's."""
     from rlx.benchmarks.car_racing import frames_per_s
 
     speeds = frames_per_s(config.env, config.num_envs, config.seconds)
@@ -155,6 +155,6 @@ def _time_car_racing(config: Config) -> float:
 
 
 def _with_ratios(speeds: Mapping[str, float], form: str) -> list[list[str]]:
-    """Rows of what was timed, its speed, and its ratio to the first one, written as `form`."""
+    """A row for each of the `speeds`: label, speed, and its ratio to the first, in the `form`."""
     first = next(iter(speeds.values()))
-    return [[what, f"{speed:,.0f}", form.format(speed / first)] for what, speed in speeds.items()]
+    return [[label, f"{speed:,.0f}", form.format(speed / first)] for label, speed in speeds.items()]

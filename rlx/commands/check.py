@@ -29,7 +29,7 @@ def main(composed: DictConfig) -> None:
         _tell("agent", agent_checks(plain(agent), plain(env)))
 
 
-def _tell(what: str, held: Iterable[str]) -> None:
-    """One line for each thing that holds."""
-    for sentence in held:
-        console.facts(**{what: f"ok: {sentence}"})
+def _tell(part: str, checks: Iterable[str]) -> None:
+    """Print a line for each of the `checks` of the agent or env, as soon as it is passed."""
+    for sentence in checks:
+        console.facts(**{part: f"ok: {sentence}"})

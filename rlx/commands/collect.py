@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from rlx.command import command
+from rlx.command import RunConfig, command
 from rlx.config import Count, Share, build
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
@@ -19,18 +19,16 @@ from rlx.show import console
 if TYPE_CHECKING:
     import torch
 
-    from rlx.agent import Policy
     from rlx.data.writer import Writer
+    from rlx.policies import Opened
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """The keys of collect.yaml."""
 
     device: Any
     """Where it runs: a file of conf/device."""
-    run: Any
-    """Run directories, or folders with runs; null: the newest training."""
     out: str
     """A new folder for the data set."""
     steps: Count
@@ -43,10 +41,6 @@ class Config:
     """Env copies of each seed of a run."""
     seed: int
     """Which random numbers: another seed collects other episodes."""
-    outputs: str
-    """Folder of all runs."""
-    trust: bool
-    """Import what the run's config names, though somebody else made the run."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +49,8 @@ class Source:
 
     run: Run
     checkpoint: str
-    policy: "Policy"
-    """Of all seeds of the run."""
-    seeds: Sequence[int]
+    opened: "Opened"
+    """The policies of all seeds of the run at the checkpoint, and their env."""
 
 
 @command("collect")
@@ -76,33 +69,32 @@ def main(composed: DictConfig) -> None:
             raise ConfigError(f"run={run.path}: its env differs from that of {runs[0].path}.")
     device = experiment.setup_device(config.device)
     began = time.monotonic()
-    stack = env.get("stack", 1)
     with Writer(config.out) as writer:
         sources = _sources(runs, mix, device)
-        texts = []
+        descriptions = []
         for number, source in enumerate(sources):
             steps = config.steps / len(sources)
-            text = _play(source, number, steps, env, config, device, writer)
-            console.facts(source=text)
-            texts.append(text)
-        frames_env = {key: value for key, value in env.items() if key != "stack"}
-        data = writer.close(frames_env, stack, texts)
+            description = _play(source, number, steps, config, writer)
+            console.facts(source=description)
+            descriptions.append(description)
+        env_without_stack = {key: value for key, value in env.items() if key != "stack"}
+        data = writer.close(env_without_stack, env.get("stack", 1), descriptions)
     console.facts(**data.card(), took=console.duration(time.monotonic() - began))
     console.result(writer.out)
 
 
 def _parse_mix(mix: Any) -> list[float]:
-    """Numbers from 0 to 1; ConfigError where they are others."""
-    wrong = ConfigError(
+    """The shares of a training, from 0 to 1; ConfigError where `mix` is anything else."""
+    error = ConfigError(
         f"mix={mix}: expected numbers from 0 (a run's first checkpoint) to 1 (its last), "
         "as in 0:1:0.25 or [0,1]."
     )
     try:
         shares = parse_grid(mix, "mix")
     except ConfigError:  # it speaks of radii
-        raise wrong from None
+        raise error from None
     if max(shares) > 1:
-        raise wrong
+        raise error
     return shares
 
 
@@ -111,17 +103,16 @@ def _sources(runs: Sequence[Run], mix: Sequence[float], device: "torch.device") 
 
     All are loaded at once, so that what is wrong with one is said before the first step.
     """
-    from rlx.policies import load_policies
+    from rlx.policies import open_runs
 
-    wanted = [(run, _checkpoint(run, share)) for run in runs for share in mix]
-    checkpoints = list(dict.fromkeys(wanted))
-    if len(checkpoints) < len(wanted):
-        text = f"{len(wanted)} places, but {len(checkpoints)} checkpoints, in equal shares"
-        console.facts(mix=text)
+    requested = [(run, _checkpoint(run, share)) for run in runs for share in mix]
+    checkpoints = list(dict.fromkeys(requested))
+    if len(checkpoints) < len(requested):
+        found = f"{len(checkpoints)} different ones found, in equal shares"
+        console.facts(mix=f"{len(requested)} checkpoints requested, {found}")
     sources = []
     for run, checkpoint in checkpoints:
-        policy, _, seeds = load_policies([run], checkpoint, device)
-        sources.append(Source(run, checkpoint, policy, seeds))
+        sources.append(Source(run, checkpoint, open_runs([run], checkpoint, device)))
     return sources
 
 
@@ -139,39 +130,35 @@ def _play(
     source: Source,
     number: int,
     steps: float,
-    env: dict[str, Any],
     config: Config,
-    device: "torch.device",
     writer: "Writer",
 ) -> str:
-    """Log at least `steps` transitions of a source; returns what is said of it.
+    """Log at least `steps` transitions of a source; returns a line that describes them.
 
     The `number` of the source tells its random numbers from those of the others.
     """
-    from rlx import experiment
     from rlx.data.collecting import play
     from rlx.nn.exploration import exploring
     from rlx.nn.rng import Streams, reset_seeds, seed_tensor
-    from rlx.policies import env_age
 
-    keys = seed_tensor(source.seeds, device)
+    opened = source.opened
+    keys = seed_tensor(opened.seeds, opened.device)
     name = f"collect {config.seed} {number}"
     resets = reset_seeds(keys, config.num_envs, name)
-    age = env_age([source.run], source.checkpoint)
-    envs = experiment.make_env(env, resets.numel(), device, age)
+    env = opened.make_env(resets.numel())
     rng = Streams(keys, f"{name} explore")
-    choose = exploring(config.epsilon, rng, envs.rules)
+    choose = exploring(config.epsilon, rng, env.rules)
     before = writer.transitions
     returns = play(
-        source.policy,
-        envs,
+        opened.policy,
+        env,
         resets,
         choose,
         least=math.ceil(steps / resets.numel()),
-        stack=env.get("stack", 1),
+        stack=opened.env.get("stack", 1),
         writer=writer,
     )
     mean = sum(returns) / len(returns)
-    what = f"{source.run.path.parent.name}, step {int(source.checkpoint):,}"
-    count = f"{len(returns)} episodes, {writer.transitions - before:,} transitions"
-    return f"{what}: {count}, return {mean:.1f}"
+    policy = f"{source.run.path.parent.name}, step {int(source.checkpoint):,}"
+    transitions = writer.transitions - before
+    return f"{policy}: {len(returns)} episodes, {transitions:,} transitions, return {mean:.1f}"

@@ -19,7 +19,7 @@ class Config:
     data: Any
     """Folders with data.json or npz shards, or minari:<id>."""
     out: str | None
-    """Where to write it anew: minari:<id>, or a folder for npz shards; null: nowhere."""
+    """Where to write the data set anew: minari:<id>, or a folder for npz shards; null: nowhere."""
     skip_bad: bool
     """Leave bad shards out instead of naming the first."""
 
@@ -54,17 +54,21 @@ def write(data: Any, out: str) -> None:
     from rlx.data.episodes import Episodes
 
     if not isinstance(data, Episodes):
-        what = "shards keep no episodes; only data sets with them can be written in another format"
-        raise ConfigError(f"out: {what}.")
+        raise ConfigError(
+            "out: shards keep no episodes; only data sets with them can be written in another "
+            "format."
+        )
     if not out.startswith("minari:"):
         shards.write(data, Path(out), data.facts["stack"])
         return
     env = data.facts["env"]
     if not env:
-        what = "it is unknown in which env this set was collected"
-        raise ConfigError(f"out={out}: {what}; only sets of rlx collect can be written.")
+        raise ConfigError(
+            f"out={out}: it is unknown in which env this set was collected; "
+            "only sets of rlx collect can be written."
+        )
     experiment.env_spec(env)  # raises where its spaces are none of ours
     name = out.removeprefix("minari:")
     if not minari.write(data, name, experiment.make_env(env, 1, "cpu")):
-        text = "Gymnasium cannot make it by name; recover_environment() of this set will not work"
-        console.facts(env=text)
+        remark = "Gymnasium cannot make it by name; recover_environment() of this set will not work"
+        console.facts(env=remark)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx.command import command
+from rlx.command import RunConfig, command
 from rlx.config import Count, build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find_all
@@ -18,7 +18,7 @@ from rlx.show import console
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """The keys of drift.yaml."""
 
     device: Any
@@ -29,10 +29,6 @@ class Config:
     """The checkpoint that is frozen; null: the last before the drift begins."""
     episodes: Count
     """Episodes of each seed at each step."""
-    outputs: str
-    """Folder of all runs."""
-    trust: bool
-    """Import what the run's config names, though somebody else made the run."""
 
 
 @command("drift")
@@ -48,10 +44,10 @@ def main(composed: DictConfig) -> None:
     drift = training.env.drift
     checkpoint = config.checkpoint or _last_before_drift(run)
 
-    from rlx import experiment
+    from rlx import experiment, statistics
     from rlx.evaluation import SELECTION, evaluate
     from rlx.policies import open_runs
-    from rlx.show import figures, stats
+    from rlx.show import figures
 
     device = experiment.setup_device(config.device)
     opened = open_runs(runs, checkpoint, device)
@@ -80,7 +76,7 @@ def main(composed: DictConfig) -> None:
             f"frozen at checkpoint {checkpoint}": np.array(frozen),
         }
         estimates = {
-            label: [stats.estimate(at_step[:, None]) for at_step in values]
+            label: [statistics.estimate(at_step[:, None]) for at_step in values]
             for label, values in returns.items()
         }
         curves = [figures.Curve(label, steps, values) for label, values in estimates.items()]

@@ -1,32 +1,24 @@
 """Play a trained run's greedy policy on new episodes."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx.command import command
+from rlx.command import RunConfig, command
 from rlx.config import Count, build
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import console
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from rlx.rollout import Episodes
-
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """The keys of evaluate.yaml."""
 
     device: Any
     """Where it runs: a file of conf/device."""
-    run: Any
-    """Run directories, or folders with runs; null: the newest training."""
     checkpoint: str
     """`best`, or the step of a checkpoint."""
     seeds: Any
@@ -35,35 +27,6 @@ class Config:
     """Episodes of each seed."""
     video: bool
     """Whether to write the first seed's first episode as episode.gif."""
-    outputs: str
-    """Folder of all runs."""
-    trust: bool
-    """Import what the run's config names, though somebody else made the run."""
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """What is said of each seed's episodes beside the return."""
-
-    key: str
-    """Its key in summary.json."""
-    column: str
-    """Its column in the printed table."""
-    form: str
-    """How a number of it is printed, as in "{:.0%}"."""
-    of: "Callable[[Episodes], Tensor]"
-    """The episodes [S, P] → its value for each seed, [S]."""
-
-
-STATISTICS = (
-    Statistic(
-        "truncation_rate",
-        "at the time limit",
-        "{:.0%}",
-        lambda episodes: episodes.truncated.double().mean(1),
-    ),
-)
-"""A new statistic is one more of these."""
 
 
 @command("evaluate")
@@ -72,11 +35,11 @@ def main(composed: DictConfig) -> float:
     config = build(Config, composed, "")
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
-    from rlx import experiment
+    from rlx import experiment, statistics
     from rlx.evaluation import REPORT, evaluate
     from rlx.policies import open_runs
     from rlx.robustness.observations import VisitCount
-    from rlx.show import figures, stats
+    from rlx.show import figures
 
     device = experiment.setup_device(config.device)
     opened = open_runs(runs, config.checkpoint, device, config.seeds)
@@ -100,13 +63,13 @@ def main(composed: DictConfig) -> float:
     with output.writing():
         began = time.monotonic()
         grid = opened.make_env(1).grid
-        chooser = None
+        make_choose = None
         if grid is not None:
             rows, columns = grid
             visits = VisitCount(rows * columns, policy.heads[-1], device)
-            chooser = visits.chooser
+            make_choose = visits.make_choose
         episodes = evaluate(
-            policy, opened.make_env, len(seeds), config.episodes, REPORT, device, chooser
+            policy, opened.make_env, len(seeds), config.episodes, REPORT, device, make_choose
         )
         wall_s = time.monotonic() - began
         if grid is not None:
@@ -118,9 +81,9 @@ def main(composed: DictConfig) -> float:
             files["video"] = output.path / "episode.gif"
             video.film(policy, camera, 0, REPORT, files["video"])
         returns = episodes.returns.cpu().numpy()
-        estimate = stats.estimate(returns)
+        estimate = statistics.estimate(returns)
         steps = int(episodes.lengths.sum())
-        values = {statistic.key: statistic.of(episodes) for statistic in STATISTICS}
+        values = {statistic.key: statistic.of(episodes) for statistic in statistics.STATISTICS}
         summary = {
             "run": [str(run.path) for run in runs],
             "seeds": seeds,
@@ -131,9 +94,8 @@ def main(composed: DictConfig) -> float:
         }
         output.complete(summary | values, {"returns": returns})
     table: dict[str, Any] = {"return": estimate.per_seed}
-    for statistic in STATISTICS:
-        numbers = values[statistic.key].tolist()
-        table[statistic.column] = [statistic.form.format(number) for number in numbers]
+    for statistic in statistics.STATISTICS:
+        table[statistic.column] = statistic.texts(values[statistic.key])
     console.per_seed(f"Greedy return over {config.episodes} episodes", seeds, table, estimate)
     console.result(output.path, wall_s, **files)
     return estimate.iqm

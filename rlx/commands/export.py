@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx.command import command
+from rlx.command import RunConfig, command
 from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find
@@ -17,7 +17,7 @@ NUM_ENVS = 4
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """The keys of export.yaml."""
 
     run: Any
@@ -26,10 +26,6 @@ class Config:
     """`best`, or the step of a checkpoint."""
     seed: int | None
     """Which of the run's seeds; null: its first."""
-    outputs: str
-    """Folder of all runs."""
-    trust: bool
-    """Import what the run's config names, though somebody else made the run."""
 
 
 @command("export")

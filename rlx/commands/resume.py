@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx.command import command
+from rlx.command import RunConfig, command
 from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find_all
@@ -14,13 +14,11 @@ from rlx.show import console
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """The keys of resume.yaml: a run, and what may change in it; null leaves it as it was."""
 
     run: Any
     """Run directory, or a folder with runs, of which the newest is taken; null: of all runs."""
-    outputs: str
-    """Folder of all runs."""
     seeds: Any
     """All seeds that a finished run shall have."""
     device: Any
@@ -37,8 +35,6 @@ class Config:
     """Environment steps between two checkpoints that stay."""
     checkpoint_seconds: float | None
     """Seconds after which another checkpoint is saved."""
-    trust: bool
-    """Import what the run's config names, whoever made it."""
 
 
 @command("resume")

@@ -19,10 +19,10 @@ FLIP_SHARE = 0.05
 
 @dataclass
 class Sensor:
-    """What one head of the policy sees through. Its tensors have a row for each copy, [S · B]."""
+    """What one head of the policy sees through; its tensors have a row for each copy, [S · B]."""
 
     radius: Tensor
-    """How far the attack may move an observation, in units of eps; 0 where it attacks others."""
+    """How far the attack may move an observation, in units of eps; 0 for a head not attacked."""
     key: Tensor
     """The key of each copy's random numbers, int64."""
     attacked: bool
@@ -30,11 +30,13 @@ class Sensor:
     decisions: Tensor
     """How many decisions each copy has taken, int64."""
     flips: Tensor
-    """How many of these decisions the perturbation changed, int64."""
+    """How many decisions of each copy the perturbation changed, int64."""
     draws: int = 0
     """How many random numbers were drawn with each key."""
-    shown: Tensor | None = None
-    """Of a stack of observations, those shown before: [S · B, stack − 1, C, …], the newest last."""
+    past: Tensor | None = None
+    """The observations [S · B, stack − 1, C, …] that the head was shown before, the newest last.
+
+    None before the first decision, and where the env stacks no observations."""
 
 
 class Attacker:
@@ -43,6 +45,9 @@ class Attacker:
     Each column of its batch [S, B] has a mode and a radius of its own. Random numbers depend only
     on seed, episode, head and step, so that no cell of a sweep depends on the other cells or on how
     the sweep is cut into chunks.
+
+    An attacker serves one `rollout`. Nothing in it restarts where `first` is true, because
+    `rollout` plays only one episode on each copy.
     """
 
     def __init__(
@@ -95,9 +100,9 @@ class Attacker:
                 flips=torch.zeros(reset_seeds.numel(), dtype=torch.int64, device=device),
             )
 
-    def chooser(self, ids: Tensor) -> Choose:
-        """For `rollout`: how the copies `ids` [S', B'] choose, numbers in the flat S · B."""
-        return Chooser(self, ids)
+    def make_choose(self, ids: Tensor) -> Choose:
+        """How the copies `ids` choose, for `rollout`: int64 [S', B'], numbers in the flat S · B."""
+        return AttackedChoice(self, ids)
 
     def decisions(self) -> dict[str, Tensor]:
         """How many decisions each head took, [S, B]."""
@@ -105,17 +110,17 @@ class Attacker:
         return {head: sensor.decisions.view(self.shape) for head, sensor in sensors}
 
     def flips(self) -> dict[str, Tensor]:
-        """How many of its decisions the perturbation changed, [S, B]."""
+        """How many decisions of each head the perturbation changed, [S, B]."""
         sensors = self.sensors.items()
         return {head: sensor.flips.view(self.shape) for head, sensor in sensors}
 
 
-class Chooser:
-    """How some copies [S', B'] of an attacker's batch choose.
+class AttackedChoice:
+    """The choice of some copies [S', B'] of an attacker's batch, a `Choose`.
 
     An observation passes through the methods in the order in which they are written: of a stack the
-    newest is taken, it is perturbed, the decision there is compared with the clean one, both are
-    counted, and what was shown is remembered for the next stack.
+    newest is taken, it is perturbed, the decision there is compared with the clean one, decisions
+    and flips are counted, and the observation shown is kept for the next stack.
     """
 
     def __init__(self, attacker: Attacker, ids: Tensor):
@@ -139,28 +144,28 @@ class Chooser:
             obs, scores = self._newest(sensor, obs, scores)
         clean = scores.best(obs)
         if sensor.attacked:
-            shown = self._perturbed(head, obs, scores)
-            decision = scores.best(shown)
+            shown_obs = self._perturbed(head, obs, scores)
+            decision = scores.best(shown_obs)
             flipped = self._flipped(decision, clean)
             self._count(sensor.flips, flipped & deciding)
         else:
-            shown = obs
+            shown_obs = obs
             decision = clean
         self._count(sensor.decisions, deciding)
         if self.stack > 1:
-            self._remember(sensor, shown)
+            self._remember(sensor, shown_obs)
         return decision
 
     def _newest(self, sensor: Sensor, obs: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
-        """The newest of the stacked observations `obs` [S', B', stack · C, …], and its scores.
+        """The newest observation [S', B', C, …] of the stacks `obs` [S', B', stack · C, …].
 
-        The newest one is [S', B', C, …]. Those before it stay as they were shown, perturbed or not:
-        the past can no longer be moved.
+        Its scores come with it. The observations before it stay as they were shown, perturbed or
+        not: the past can no longer be moved.
         """
         newest = obs.unflatten(2, (self.stack, -1))[:, :, -1]
         past = None
-        if sensor.shown is not None:
-            past = sensor.shown[self.ids].unflatten(0, newest.shape[:2])
+        if sensor.past is not None:
+            past = sensor.past[self.ids].unflatten(0, newest.shape[:2])
 
         def values(frame: Tensor) -> Tensor:
             return scores(self._stacked(past, frame))
@@ -168,13 +173,15 @@ class Chooser:
         def choice(frame: Tensor) -> Tensor:
             return scores.best(self._stacked(past, frame))
 
-        return newest, Scores(values, scores.bounds, None if scores.choice is None else choice)
+        if scores.choice is None:
+            return newest, Scores(values, scores.bounds)
+        return newest, Scores(values, scores.bounds, choice)
 
     def _stacked(self, past: Tensor | None, frame: Tensor) -> Tensor:
         """`frame` [S', B', C, …] after its past, [S', B', stack · C, …].
 
-        An episode begins with its first observation `stack` times, all of them alike, as in
-        `rlx.envs.view.View`.
+        `past`: [S', B', stack − 1, C, …]; None at the first decision of an episode, which begins
+        with its first observation `stack` times.
         """
         newest = frame.unsqueeze(2)
         if past is None:
@@ -182,7 +189,7 @@ class Chooser:
         return torch.cat([past, newest], 2).flatten(2, 3)
 
     def _perturbed(self, head: str, obs: Tensor, scores: Scores) -> Tensor:
-        """What `head` is shown in place of the observations `obs` [S', B', *O]."""
+        """The observations [S', B', *O] that `head` is shown in place of `obs` [S', B', *O]."""
         sensor = self.attacker.sensors[head]
         scale = self.attacker.scale
         key = self.key[head]
@@ -198,9 +205,10 @@ class Chooser:
         return self.attacker.attack.perturb(scores, obs, budget, draw)
 
     def _flipped(self, decision: Tensor, clean: Tensor) -> Tensor:
-        """Whether the decision is another one than the `clean` one, bool [S', B'].
+        """Whether the perturbation changed the `clean` decision, bool [S', B'].
 
-        A continuous action is another one where a number of it moved by more than `FLIP_SHARE`.
+        A continuous action counts as changed where one of its numbers moved by more than
+        `FLIP_SHARE` of its range.
         """
         space = self.attacker.action_space
         if not isinstance(space, gymnasium.spaces.Box):
@@ -209,16 +217,16 @@ class Chooser:
         high = torch.as_tensor(space.high, device=clean.device)
         return ((decision - clean).abs() > FLIP_SHARE * (high - low)).any(-1)
 
-    def _count(self, counts: Tensor, which: Tensor) -> None:
-        """Add one to the `counts` [S · B] of the copies `which`, bool [S', B']."""
-        counts.index_add_(0, self.ids, which.flatten().long())
+    def _count(self, counts: Tensor, mask: Tensor) -> None:
+        """Add one to the `counts` [S · B] of the copies where `mask` [S', B'] is true."""
+        counts.index_add_(0, self.ids, mask.flatten().long())
 
-    def _remember(self, sensor: Sensor, shown: Tensor) -> None:
-        """Note that the observations `shown` [S', B', C, …] were shown."""
-        frame = shown.detach().flatten(0, 1).unsqueeze(1)
-        if sensor.shown is None:
+    def _remember(self, sensor: Sensor, shown_obs: Tensor) -> None:
+        """Keep the observations `shown_obs` [S', B', C, …] as the newest of the past."""
+        frame = shown_obs.detach().flatten(0, 1).unsqueeze(1)
+        if sensor.past is None:
             past = frame.expand(-1, self.stack - 1, *frame.shape[2:])
-            sensor.shown = frame.new_zeros(len(sensor.radius), *past.shape[1:])
+            sensor.past = frame.new_zeros(len(sensor.radius), *past.shape[1:])
         else:
-            past = torch.cat([sensor.shown[self.ids][:, 1:], frame], 1)
-        sensor.shown[self.ids] = past
+            past = torch.cat([sensor.past[self.ids][:, 1:], frame], 1)
+        sensor.past[self.ids] = past

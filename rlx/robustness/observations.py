@@ -12,7 +12,7 @@ class VisitCount:
     """Greedy choices that count how often each Discrete observation is met."""
 
     def __init__(self, observations: int, head: str, device: torch.device):
-        """Of the numbers 0 to `observations` − 1, at the decisions of `head`.
+        """Count the observations 0 to `observations` − 1 at the decisions of `head`.
 
         `head` must decide at every step, as the last head of a policy does.
         """
@@ -20,8 +20,8 @@ class VisitCount:
         self.count = torch.zeros(observations, dtype=torch.int64, device=device)
         """How often each observation was met by a copy that was still playing, [observations]."""
 
-    def chooser(self, ids: Tensor) -> Choose:
-        """For `rollout`: whichever copies `ids` are still playing, they choose alike."""
+    def make_choose(self, ids: Tensor) -> Choose:
+        """How the copies `ids` choose, for `rollout`: all copies alike."""
         return self.choose
 
     def choose(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
@@ -32,20 +32,20 @@ class VisitCount:
 
 
 class ObservationSpread:
-    """Greedy choices that note the standard deviation of the observations they are taken at."""
+    """Greedy choices that note how far the observations spread at which they are taken."""
 
     def __init__(self, head: str):
-        """At the decisions of `head`, which must decide at every step."""
+        """Note the observations at the decisions of `head`, which must decide at every step."""
         self.head = head
         self.count = torch.zeros((), dtype=torch.float64)
-        """How many observations were met, by all seeds together."""
+        """How many observations were met by all seeds together."""
         self.sum = torch.zeros((), dtype=torch.float64)
-        """Their sum, [*O]."""
+        """The sum of the observations met, [*O]."""
         self.square_sum = torch.zeros((), dtype=torch.float64)
-        """The sum of their squares, [*O]."""
+        """The sum of the squares of the observations met, [*O]."""
 
-    def chooser(self, ids: Tensor) -> Choose:
-        """For `rollout`: whichever copies `ids` are still playing, they choose alike."""
+    def make_choose(self, ids: Tensor) -> Choose:
+        """How the copies `ids` choose, for `rollout`: all copies alike."""
         return self.choose
 
     def choose(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlx import statistics
 from rlx.robustness.sweep import Played
-from rlx.show import stats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FILE_KEYS = {"mode": "head", "returns": "return"}
+"""Fields of `Cell` whose keys in summary.json and robustness.csv differ: the files are older."""
 
-def _shown(column: str, words: str) -> Any:
+
+def _printed_share(column: str, words: str) -> Any:
     """A field of `Cell` that the printed table shows as a share, under `column`, at the last eps.
 
     `words` say in the table's title what it is.
@@ -35,19 +38,21 @@ class Cell:
 
     attack: str
     """Name of the attack."""
-    head: str
+    mode: str
     """Name of the mode: a head, or what several heads at once are called."""
     eps: float
     """The radius."""
-    returns: stats.Estimate
-    """Undiscounted return; the key `return`, and its interval three columns."""
+    returns: statistics.Estimate
+    """Undiscounted return: in summary.json an estimate, in robustness.csv three columns."""
     score: float
     """(return − random) / (clean − random); NaN where clean play is no better than random play."""
-    flip_rate: float = _shown("flipped", "decisions flipped")
+    flip_rate: float = _printed_share("flipped", "decisions flipped")
     """Share of the attacked heads' decisions that the perturbation changed."""
     flip_rate_per_head: Mapping[str, float]
-    """The same of each attacked head alone."""
-    truncation_rate: float = _shown("stuck", "episodes stuck at the time limit")
+    """Share of its decisions that the perturbation changed, by attacked head."""
+    truncation_rate: float = _printed_share(
+        statistics.TRUNCATION_RATE.column, f"episodes {statistics.TRUNCATION_RATE.column}"
+    )
     """Share of the episodes that ended at the time limit."""
 
     @classmethod
@@ -57,19 +62,19 @@ class Cell:
         number: int,
         *,
         attack: str,
-        head: str,
+        mode: str,
         eps: float,
         score: float,
-        bootstrap: stats.Bootstrap,
+        bootstrap: statistics.Bootstrap,
     ) -> "Cell":
-        """Of the episodes that were `played` at the radius with this `number`, which is `eps`."""
+        """The cell of the episodes that were `played` at radius `number`, which is `eps`."""
         flips = {name: int(counts[:, number].sum()) for name, counts in played.flips.items()}
         decisions = {name: int(played.decisions[name][:, number].sum()) for name in flips}
         return cls(
             attack=attack,
-            head=head,
+            mode=mode,
             eps=eps,
-            returns=stats.estimate(played.returns[:, number], bootstrap),
+            returns=statistics.estimate(played.returns[:, number], bootstrap),
             score=score,
             flip_rate=sum(flips.values()) / max(1, sum(decisions.values())),
             flip_rate_per_head={name: flips[name] / max(1, decisions[name]) for name in flips},
@@ -81,10 +86,8 @@ class Cell:
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, stats.Estimate):
-                values["return"] = value.as_dict()
-            else:
-                values[field.name] = value
+            key = FILE_KEYS.get(field.name, field.name)
+            values[key] = value.as_dict() if isinstance(value, statistics.Estimate) else value
         return values
 
     def row(self) -> dict[str, Any]:
@@ -92,29 +95,29 @@ class Cell:
         row: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, stats.Estimate):
+            if isinstance(value, statistics.Estimate):
                 row["iqm"] = value.iqm
                 row["ci95_low"], row["ci95_high"] = value.ci95
             elif not isinstance(value, Mapping):
-                row[field.name] = value
+                row[FILE_KEYS.get(field.name, field.name)] = value
         return row
 
     def shares(self) -> list[str]:
         """What the printed table shows of the cell, as in ["12%", "0%"]; see `columns`."""
-        return [f"{getattr(self, field.name):.0%}" for field in self._shown_fields()]
+        return [f"{getattr(self, field.name):.0%}" for field in self._printed_fields()]
 
     @classmethod
     def columns(cls) -> list[str]:
         """The columns of `shares`."""
-        return [field.metadata["column"] for field in cls._shown_fields()]
+        return [field.metadata["column"] for field in cls._printed_fields()]
 
     @classmethod
     def words(cls) -> str:
         """What the `shares` are, for the table's title."""
-        return ", ".join(field.metadata["words"] for field in cls._shown_fields())
+        return ", ".join(field.metadata["words"] for field in cls._printed_fields())
 
     @classmethod
-    def _shown_fields(cls) -> list[dataclasses.Field]:
+    def _printed_fields(cls) -> list[dataclasses.Field]:
         return [field for field in dataclasses.fields(cls) if field.metadata]
 
 
@@ -126,13 +129,13 @@ class Study:
     """Name of the attack."""
     eps: Sequence[float]
     """The E radii."""
-    clean: stats.Estimate
+    clean: statistics.Estimate
     """Return of the greedy policies without an attack."""
     random: float
     """Mean return of random play."""
     cells: Mapping[str, Sequence[Cell]]
     """A cell for each of the E radii, by mode."""
-    curves: Mapping[str, stats.Curve]
+    curves: Mapping[str, statistics.Curve]
     """What summarises the cells of a mode, by mode."""
 
     @classmethod
@@ -144,30 +147,30 @@ class Study:
         random: float,
         played: Mapping[str, Played],
     ) -> "Study":
-        """Of the episodes that were `played`, by mode.
+        """The study of the episodes that were `played`, by mode.
 
         `clean`: the returns [S, P] of the same episodes without an attack; `random`: the mean
         return of random play.
         """
-        bootstrap = stats.Bootstrap(*clean.shape)
+        bootstrap = statistics.Bootstrap(*clean.shape)
         cells = {}
         curves = {}
         for mode, episodes in played.items():
-            curve = stats.curve(episodes.returns, clean, random, np.array(eps), bootstrap)
+            curve = statistics.curve(episodes.returns, clean, random, np.array(eps), bootstrap)
             curves[mode] = curve
             cells[mode] = [
                 Cell.of(
                     episodes,
                     number,
                     attack=attack,
-                    head=mode,
+                    mode=mode,
                     eps=radius,
                     score=float(curve.score[number]),
                     bootstrap=bootstrap,
                 )
                 for number, radius in enumerate(eps)
             ]
-        return cls(attack, eps, stats.estimate(clean, bootstrap), random, cells, curves)
+        return cls(attack, eps, statistics.estimate(clean, bootstrap), random, cells, curves)
 
     def summary(self) -> dict[str, Any]:
         """The study as summary.json has it."""
@@ -218,14 +221,14 @@ class Study:
 def figure(summary: Mapping[str, Any], title: str, scale: object) -> "Figure":
     """Return against the radius, a curve for each mode, of a study's `summary`.
 
-    `scale`: what eps = 1 means, as of `rlx.threat.unit_scale`.
+    `scale`: what eps = 1 means, as `rlx.robustness.scale.unit_scale` explains.
     """
     from rlx.show import figures
 
     curves = []
     for mode in dict.fromkeys(cell["head"] for cell in summary["cells"]):
         cells = [cell for cell in summary["cells"] if cell["head"] == mode]
-        estimates = [stats.Estimate.from_dict(cell["return"]) for cell in cells]
+        estimates = [statistics.Estimate.from_dict(cell["return"]) for cell in cells]
         label = f"{cells[0]['attack']} on {mode}"
         curves.append(figures.Curve(label, summary["eps"], estimates))
     return figures.curves({title: curves}, figures.eps_label(scale), summary["random"])

@@ -24,15 +24,15 @@ class Played:
     """The episodes of one mode: S seeds, E radii, P episodes of each."""
 
     returns: np.ndarray
-    """Undiscounted, [S, E, P]."""
+    """Undiscounted returns, [S, E, P]."""
     lengths: np.ndarray
-    """In environment steps, [S, E, P]."""
+    """Lengths in environment steps, [S, E, P]."""
     truncated: np.ndarray
     """Whether the episode ended at the time limit, [S, E, P]."""
     decisions: dict[str, np.ndarray]
     """Decisions that each attacked head took in all episodes, [S, E]."""
     flips: dict[str, np.ndarray]
-    """Those of them that the perturbation changed, [S, E]."""
+    """Decisions of each attacked head that the perturbation changed, [S, E]."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,20 @@ class Chunk:
     """Some columns of a sweep, after they were played; every tensor is [S, columns]."""
 
     episodes: Episodes
+    """One episode for each column of each seed."""
     decisions: dict[str, Tensor]
     """Decisions that each head took."""
     flips: dict[str, Tensor]
-    """Those of them that the perturbation changed."""
+    """Decisions of each head that the perturbation changed."""
 
 
-def probe(
+def check_attackable(
     policy: Policy, env: TensorEnv, spec: Spec, attack: Attack, modes: Mapping[str, Mode]
 ) -> None:
-    """Attack the first observation of one copy per seed, with radius 0.
+    """ConfigError where the attack cannot be done on these policies.
 
-    It raises what the attack has against these policies, before anything else is done.
+    It attacks the first observation of one copy per seed, with radius 0: so an error comes before
+    anything is played or written.
     """
     obs = env.reset(seed=REPORT)[0].unsqueeze(1).float()
     budget = Budget.of(spec.observation_space, torch.zeros_like(obs))
@@ -80,34 +82,35 @@ def sweep(
     max_num_envs: int,
     device: torch.device,
 ) -> dict[str, Played]:
-    """Play every mode × radius × episode of every seed; returns what was played, by mode.
+    """Play every mode × radius × episode of every seed; returns the episodes of each mode.
 
-    They are the columns of one batch [S, modes · E · P], which is played in chunks of at most
-    `max_num_envs` copies. `seeds`: the numbers of the policy's S seeds; `eps`: the E radii in units
-    of `scale` [*O]; `episodes`: P.
+    Modes, radii and episodes are the columns of one batch [S, modes · E · P], which is played in
+    chunks of at most `max_num_envs` copies. `seeds`: the numbers of the policy's S seeds; `eps`:
+    the E radii in units of `scale` [*O]; `episodes`: P.
     """
     shape = (len(modes), len(eps), episodes)
     columns = torch.arange(math.prod(shape), device=device)
-    mode, radius, episode = torch.unravel_index(columns, shape)
-    radii = torch.tensor(eps, dtype=torch.float32, device=device)[radius]
+    mode_index, radius_index, episode_index = torch.unravel_index(columns, shape)
+    radii = torch.tensor(eps, dtype=torch.float32, device=device)
     width = max(1, max_num_envs // len(seeds))
     chunks: list[Chunk] = []
     with console.Progress(len(columns), unit="columns", quarters=True) as progress:
         for chunk in columns.split(width):
-            reset_seeds = (REPORT + episode[chunk]).expand(len(seeds), -1)
+            # The same start states in every cell: they depend on the episode alone.
+            reset_seeds = (REPORT + episode_index[chunk]).expand(len(seeds), -1)
             attacker = Attacker(
                 attack,
                 policy,
                 spec,
                 modes=list(modes.values()),
-                column_modes=mode[chunk],
-                column_radii=radii[chunk],
+                column_modes=mode_index[chunk],
+                column_radii=radii[radius_index[chunk]],
                 seeds=seeds,
                 reset_seeds=reset_seeds,
                 scale=scale,
             )
             env = make_env(reset_seeds.numel())
-            played = rollout(policy, env, reset_seeds, attacker.chooser)
+            played = rollout(policy, env, reset_seeds, attacker.make_choose)
             chunks.append(Chunk(played, attacker.decisions(), attacker.flips()))
             progress.update(int(chunk[-1]) + 1)
     return _by_mode(chunks, modes, shape)
@@ -116,7 +119,7 @@ def sweep(
 def _by_mode(
     chunks: Sequence[Chunk], modes: Mapping[str, Mode], shape: tuple[int, int, int]
 ) -> dict[str, Played]:
-    """The episodes of all `chunks`, whose columns are those of `shape` (modes, E, P)."""
+    """The episodes of each mode; the columns of all `chunks` have the `shape` (modes, E, P)."""
 
     def joined(parts: Iterable[Tensor]) -> np.ndarray:
         """The parts [S, columns] of all chunks as one array [S, modes, E, P]."""

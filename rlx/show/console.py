@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlx.runs.run import Run
-    from rlx.show.stats import Estimate
+    from rlx.statistics import Estimate
 
 COVERAGE = {2: 50, 3: 74, 4: 88}
 """Number of seeds → percent of their 95 % bootstrap intervals that hold the truth.
 
-Of normal returns; it is 90 % of 5 seeds and 94 % of 10.
+The returns are normally distributed. With 5 seeds it is 90 %, with 10 seeds 94 %.
 """
 
 terminal = Console(highlight=False, soft_wrap=True)
@@ -32,19 +32,19 @@ if not terminal.is_terminal:
 
 
 def facts(**values: object) -> None:
-    """Print what was chosen, or what is to be known: a line for each of `values`."""
+    """Print a line for each of `values`: settings that were chosen, facts that were found."""
     width = max([8, *map(len, values)])
     for key, value in values.items():
         terminal.print(f"{key:<{width}} {value}", markup=False)
 
 
 def warning(text: str) -> None:
-    """Print what a reader of the numbers should know."""
+    """Print what a reader of the numbers should know, on a line that begins with "warning"."""
     facts(warning=text)
 
 
 def result(path: Path, wall_s: float | None = None, **files: Path) -> None:
-    """Print how long it took and where the results are; the last line is `path` alone."""
+    """Print how long a command took and where its results are; the last line is `path` alone."""
     if wall_s is not None:
         terminal.print(f"{'took':<8} {duration(wall_s)}", markup=False)
     for key, value in files.items():
@@ -65,14 +65,14 @@ def ranges(numbers: Sequence[int]) -> str:
 
 def duration(seconds: float) -> str:
     """A duration in words, as in "2 min 5 s"."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, whole_seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = []
     if hours:
         parts.append(f"{hours} h")
     if minutes:
         parts.append(f"{minutes} min")
-    return " ".join([*parts, f"{rest} s"])
+    return " ".join([*parts, f"{whole_seconds} s"])
 
 
 def warn_of_unfinished(runs: "Sequence[Run]") -> None:
@@ -86,7 +86,7 @@ def warn_of_unfinished(runs: "Sequence[Run]") -> None:
 class Progress:
     """How far a command is: a bar on a terminal, with a line above it for each evaluation.
 
-    Elsewhere the lines are all there is.
+    Where the output is no terminal, only the lines are printed.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Progress:
         unit: str = "steps",
         quarters: bool = False,
     ):
-        """From `begin` to `total` steps, or whatever `unit` they are.
+        """The progress from `begin` to `total`, counted in `unit`.
 
         `threshold`: the return from which a seed counts as solved. `quarters`: print a line at each
         quarter of the way where there is no bar.
@@ -134,11 +134,11 @@ class Progress:
         return (step - self.begin) / max(time.monotonic() - self.began, 1e-9)
 
     def seconds_left(self, step: int) -> float:
-        """How long the rest takes if it goes on as fast as so far."""
+        """Seconds until the end, at the speed so far."""
         return max(self.total - step, 0) / max(self.steps_per_s(step), 1e-9)
 
     def update(self, step: int) -> None:
-        """Move the bar to `step`. Without one, print a line at a quarter if these are asked for."""
+        """Move the bar to `step`, or print a line at each quarter if there is none and it is asked."""
         if not self.live.disable:
             self.live.update(self.task, completed=step)
         elif self.quarters and 4 * step // self.total > 4 * self.step // self.total:
@@ -152,7 +152,7 @@ class Progress:
         `mean` are the returns of the seeds that still learn, [S'], `best` those of the weights kept
         of every seed, [S].
         """
-        from rlx.show.stats import iqm
+        from rlx.statistics import iqm
 
         now = float(iqm(mean.cpu().numpy()))
         parts = [f"{step:>9,}", f"return {number(now)}"]
@@ -169,28 +169,28 @@ class Progress:
         terminal.print("  ".join(parts), markup=False)
 
     def stopped(self, seeds: int) -> None:
-        """Note that the stop rule of so many more seeds was met."""
+        """Note that the stop rule was met by this number of further seeds."""
         self.stopped_seeds += seeds
 
 
 def per_seed(
     title: str, seeds: Sequence[int], columns: Mapping[str, Any], estimate: "Estimate"
 ) -> None:
-    """Print a table with one line for each seed, and the `estimate` over them.
+    """Print a table with one line for each seed, and the `estimate` over all seeds.
 
     `columns`: name → a value for each seed.
     """
-    result = Table(title=title, title_justify="left")
-    result.add_column("seed", justify="right")
+    rich_table = Table(title=title, title_justify="left")
+    rich_table.add_column("seed", justify="right")
     for name in columns:
-        result.add_column(name, justify="right")
+        rich_table.add_column(name, justify="right")
     for i, seed in enumerate(seeds):
-        result.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
-    terminal.print(result)
-    what = f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
+        rich_table.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
+    terminal.print(rich_table)
+    statistic = f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
     if len(seeds) == 1:
-        what = "one seed: no interval"
-    terminal.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} ({what})")
+        statistic = "one seed: no interval"
+    terminal.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} ({statistic})")
     warn_of_few_seeds(len(seeds))
 
 
@@ -202,7 +202,7 @@ def warn_of_few_seeds(seeds: int) -> None:
 
 
 def interval_text(value: float, ci95: tuple[float, float]) -> str:
-    """As in "-82.1 [-83.0, -81.2]"; without an interval where there is none (one seed)."""
+    """A number and its interval, as in "-82.1 [-83.0, -81.2]"; of one seed the number alone."""
     low, high = ci95
     if np.isnan(value):
         return "–"
@@ -212,7 +212,7 @@ def interval_text(value: float, ci95: tuple[float, float]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, more only before the point."""
+    """A number in three significant digits; more only before the point."""
     if abs(value) >= 99.95:
         return f"{value:.0f}"
     if abs(value) >= 10:
@@ -222,17 +222,18 @@ def number(value: float) -> str:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table. Words stay as they are, numbers are rounded as by `number`."""
-    result = Table(title=title, title_justify="left")
+    rich_table = Table(title=title, title_justify="left")
     for name in header:
-        result.add_column(name, justify="right", no_wrap=True)
+        rich_table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        result.add_row(*(_cell(value) for value in row))
+        rich_table.add_row(*(_cell(value) for value in row))
     # A table that is wider than the console is not cut: a file or a pager shows it whole.
-    whole = terminal.measure(result, options=terminal.options.update(width=1000)).maximum
-    terminal.print(result, width=max(terminal.width, whole), crop=False)
+    whole = terminal.measure(rich_table, options=terminal.options.update(width=1000)).maximum
+    terminal.print(rich_table, width=max(terminal.width, whole), crop=False)
 
 
 def _cell(value: Any) -> str:
+    """A cell of a table: words as they are, whole numbers whole, others as by `number`."""
     if isinstance(value, str):
         return value
     if isinstance(value, int):

@@ -3,12 +3,12 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.show.stats import Estimate, interval, iqm
+from rlx.statistics import Estimate, interval, iqm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,13 +18,18 @@ COLOURS = ("#1b6ca8", "#c8553d", "#3c8d5a", "#8a5aa8", "#b8860b", "#5b6770", "#d
 LINE_STYLES = ("-", "--", ":", "-.")
 LABEL_WIDTH = 46
 """Characters after which a label goes on in another line."""
+LEGEND_GAP = 0.5
+"""Inches between the axes and the legend below, which the numbers and name of the x axis need."""
+LEGEND_LINE = 0.17
+"""Inches that a line of the legend adds to the height of its panel."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a figure: the returns of one policy at each of E points."""
+    """The returns of one policy at E points, which a figure shows as a line with its interval."""
 
     label: str
+    """The name of the curve in the legend."""
     x: Sequence[float]
     """The points, [E]: radii or steps."""
     estimates: Sequence[Estimate]
@@ -39,13 +44,13 @@ def learning(
     unit: str = "steps",
     threshold: float | None = None,
 ) -> "Figure":
-    """The greedy returns `values` [E, S] against `steps` [E], of which `unit` says of what.
+    """A figure of the greedy returns `values` [E, S] of S seeds against the `steps` [E].
 
-    They are as `Run.curve` gives them. `threshold`: the return from which the task counts as
-    solved. The interval resamples seeds.
+    `steps`, `seeds` and `values` are as `Run.curve` gives them; `unit`: what is counted as a step;
+    `threshold`: the return from which the task counts as solved. The interval resamples seeds.
     """
     text = f"{title}: greedy evaluation while learning, {len(seeds)} seeds"
-    figure, axes = _axes(text, f"{unit} per seed", "return")
+    figure, axes = _axes(text, f"{unit} per seed", "return", legend_lines=2)
     colour = COLOURS[0]
     for number, returns in enumerate(values.T):
         label = "each seed" if number == 0 else None
@@ -66,27 +71,29 @@ def learning(
         markersize=3,
         label="interquartile mean over seeds",
     )
-    axes.legend(frameon=False, fontsize=8)
+    _legend_below(axes, columns=2, title=None)
     return figure
 
 
 def curves(panels: Mapping[str, Sequence[Curve]], x: str, random: float | None = None) -> "Figure":
-    """Returns against `x`, one colour for each curve; `panels`: the curves by title.
+    """A figure of returns against `x`, one colour for each curve; `panels`: the curves by title.
 
     `random`: the return of random play, for a line across.
     """
-    figure, all_axes = _panels(list(panels), x, "return")
-    for axes, lines in zip(all_axes, panels.values(), strict=False):
-        for number, line in enumerate(lines):
-            _draw(axes, line, number)
+    columns, legend_lines = _legend_size(panels)
+    title = "interquartile mean, 95 % interval; thin: each seed" if len(panels) == 1 else None
+    figure, all_axes = _panels(list(panels), x, "return", legend_lines)
+    for axes, panel in zip(all_axes, panels.values(), strict=False):
+        for number, curve in enumerate(panel):
+            _draw(axes, curve, number)
         if random is not None:
             axes.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
-        _legend(axes, lines, explained=len(panels) == 1)
+        _legend_below(axes, columns, title)
     return figure
 
 
 def _draw(axes: "Axes", curve: Curve, number: int) -> None:
-    """The curve with this `number` among those of its panel."""
+    """Draw a curve, in the colour and style of its `number` within its panel."""
     if len(curve.x) == 0:  # of a run that was never evaluated
         return
     colour = COLOURS[number % len(COLOURS)]
@@ -109,22 +116,47 @@ def _draw(axes: "Axes", curve: Curve, number: int) -> None:
     )
 
 
-def _legend(axes: "Axes", lines: Sequence[Curve], explained: bool) -> None:
-    """The legend of some curves, below the axes where it is large.
+def _legend_size(panels: Mapping[str, Sequence[Curve]]) -> tuple[int, int]:
+    """The columns and the lines of the legend below each panel, as far as the labels tell."""
+    wrapped = {
+        title: [textwrap.wrap(curve.label, LABEL_WIDTH) for curve in panel]
+        for title, panel in panels.items()
+    }
+    longest = max(len(line) for labels in wrapped.values() for lines in labels for line in lines)
+    # In inches: a character of 8 points takes about 0.065, the line before a label 0.55.
+    columns = max(1, int(_panel_size(len(panels))[0] / (0.55 + 0.065 * longest)))
+    most_lines = max(sum(len(lines) for lines in labels) for labels in wrapped.values())
+    # Two more: the title, and the line of random play.
+    return columns, -(-most_lines // columns) + 2
 
-    `explained`: whether it also says what is drawn.
-    """
-    title = "interquartile mean, 95 % interval; thin: each seed" if explained else None
-    options: dict[str, Any] = {"frameon": False, "title": title, "title_fontsize": 7}
-    if len(lines) > 4 or any(len(line.label) > LABEL_WIDTH for line in lines):
-        anchor = (0.5, -0.16)
-        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=anchor, ncols=1, **options)
-    else:
-        axes.legend(fontsize=8, **options)
+
+def _panel_size(panels: int) -> tuple[float, float]:
+    """The width and height in inches of each of so many panels, without its legend."""
+    return (7.2, 4.4) if panels == 1 else (4.4, 3.1)
+
+
+def _legend_below(axes: "Axes", columns: int, title: str | None) -> None:
+    """Draw the legend of a panel below its axes, where it covers no curve."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = axes.get_figure()
+    assert figure is not None
+    gap = ScaledTranslation(0, -LEGEND_GAP, figure.dpi_scale_trans)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=axes.transAxes + gap,
+        borderaxespad=0,
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        title=title,
+        title_fontsize=7,
+    )
 
 
 def eps_label(scale: object) -> str:
-    """The label of an axis of radii, which says what a radius of 1 is."""
+    """The label of an axis of radii, which says what a radius of 1 means."""
     names = {
         "bounds": "half the range of the observation space",
         "std": "a standard deviation of the observations of clean play",
@@ -133,7 +165,7 @@ def eps_label(scale: object) -> str:
 
 
 def grid(values: NDArray[np.float64], title: str) -> "Figure":
-    """Numbers [rows, columns] as a map; those above 0 are written into their cells."""
+    """A map of numbers [rows, columns]; a number above 0 is written into its cell."""
     figure, axes = _axes(title, "", "")
     axes.grid(False)
     darkest = 2 * max(1.0, float(values.max()))
@@ -148,13 +180,19 @@ def grid(values: NDArray[np.float64], title: str) -> "Figure":
     return figure
 
 
-def _panels(titles: Sequence[str], x: str, y: str) -> "tuple[Figure, Sequence[Axes]]":
-    """A figure and its axes, one for each title, up to three beside each other."""
+def _panels(
+    titles: Sequence[str], x: str, y: str, legend_lines: int = 0
+) -> "tuple[Figure, Sequence[Axes]]":
+    """A figure and its axes, one for each title, up to three beside each other.
+
+    `legend_lines`: the lines of the legend below each panel.
+    """
     from matplotlib.figure import Figure
 
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
-    size = (7.2, 4.4) if len(titles) == 1 else (4.4 * columns, 3.1 * rows)
+    width, height = _panel_size(len(titles))
+    size = (width * columns, (height + LEGEND_LINE * legend_lines) * rows)
     # Without pyplot, which would choose a window system and keep every figure.
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
@@ -172,7 +210,7 @@ def _panels(titles: Sequence[str], x: str, y: str) -> "tuple[Figure, Sequence[Ax
     return figure, list(panels.flat)
 
 
-def _axes(title: str, x: str, y: str) -> "tuple[Figure, Axes]":
-    """A figure of one panel."""
-    figure, panels = _panels([title], x, y)
+def _axes(title: str, x: str, y: str, legend_lines: int = 0) -> "tuple[Figure, Axes]":
+    """A figure of one panel, and its axes."""
+    figure, panels = _panels([title], x, y, legend_lines)
     return figure, panels[0]

@@ -24,14 +24,17 @@ FRAMES_PER_S = 25
 
 
 def drawing(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config group `node` of an env, so that the env draws images of itself where it can."""
+    """The config group `node` of an env, changed so that Gymnasium's envs draw images."""
     if "id" not in node:
         return node
     return {**node, "kwargs": {**(node["kwargs"] or {}), "render_mode": "rgb_array"}}
 
 
 def film(policy: Policy, env: "Camera", row: int, reset_seed: int, path: Path) -> None:
-    """Write the episode from `reset_seed` of the policy's seed at `row` as a GIF at `path`."""
+    """Play an episode in `env` and write it as a GIF at `path`.
+
+    `row`: the row of the policy's seed axis that plays; `reset_seed`: where the episode starts.
+    """
     device = next(policy.parameters()).device
     policy = take(policy, torch.tensor([row], device=device))
     filmed: Any = env
@@ -43,9 +46,9 @@ def save(frames: Sequence[np.ndarray], path: Path) -> None:
     """Write frames uint8 [H, W, 3] as a GIF."""
     from PIL import Image
 
-    first, *rest = (Image.fromarray(frame).quantize(128) for frame in frames)
+    first, *later = (Image.fromarray(frame).quantize(128) for frame in frames)
     milliseconds = 1000 // FRAMES_PER_S
-    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    first.save(path, save_all=True, append_images=later, duration=milliseconds, loop=0)
 
 
 class Camera:
@@ -55,11 +58,11 @@ class Camera:
         self.env = env
         self.keep = env.keep
         self.frames: list[np.ndarray] = []
-        """The images so far, uint8 [H, W, 3] each."""
+        """The images so far, each uint8 [H, W, 3]."""
         self.filming = True
         """Whether the first episode is still running."""
         self.draw = _drawing(env)
-        """The observation [1, *O] → the image of the env's state, uint8 [H, W, 3]."""
+        """Makes an observation [1, *O] into an image of the env's state, uint8 [H, W, 3]."""
 
     def reset(self, **options: Any) -> tuple[Tensor, dict]:
         """Reset the env, and keep the first image."""
@@ -77,7 +80,7 @@ class Camera:
 
 
 def _drawing(env: TensorEnv) -> Callable[[Tensor], np.ndarray]:
-    """How `env` is drawn, as `Camera.draw`; ConfigError where there is no way."""
+    """The function that draws `env` (see `Camera.draw`); ConfigError where there is none."""
     inner: Any = env.env if isinstance(env, View) else env
     space = env.single_observation_space
     gymnasium_id = getattr(getattr(inner, "dynamics", None), "gymnasium_id", None)
@@ -100,7 +103,10 @@ def _drawing(env: TensorEnv) -> Callable[[Tensor], np.ndarray]:
 
 
 def _enlarged(obs: Tensor) -> np.ndarray:
-    """The newest channel, or three of them, of images [1, C, H, W], four times as large."""
+    """The newest channel of an image [1, C, H, W], or its three colours, four times as large.
+
+    The result is uint8 [4 H, 4 W, 3].
+    """
     channels = 3 if obs.shape[1] == 3 else 1
     image = obs[0, -channels:].cpu().numpy()
     if image.dtype != np.uint8:

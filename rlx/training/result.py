@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlx import statistics
 from rlx.evaluation import REPORT, evaluate
 from rlx.rollout import Episodes
-from rlx.show import console, figures, stats
+from rlx.show import console, figures
 
 if TYPE_CHECKING:
     from rlx.training.loop import Training
@@ -27,7 +28,7 @@ def finish(training: "Training", wall_s: float) -> float:
         training.device,
     )
     returns = episodes.returns.cpu().numpy()
-    estimate = stats.estimate(returns)
+    estimate = statistics.estimate(returns)
     run = training.output
     figure = run.path / "learning.png"
     steps, seeds, values = run.curve()
@@ -45,11 +46,11 @@ def finish(training: "Training", wall_s: float) -> float:
     console.result(run.path, figure=figure, wall_s=wall_s)
     # A seed that stopped before its first evaluation has the value by which it stopped.
     last = torch.where(training.last.isnan(), training.kept.value, training.last)
-    return float(stats.iqm(last.numpy()))
+    return float(statistics.iqm(last.numpy()))
 
 
 def _summary(
-    training: "Training", episodes: Episodes, estimate: stats.Estimate, wall_s: float
+    training: "Training", episodes: Episodes, estimate: statistics.Estimate, wall_s: float
 ) -> dict[str, Any]:
     """The contents of summary.json."""
     steps = training.step
@@ -66,19 +67,18 @@ def _summary(
         "checkpoints_s": training.saving_s,
         "return": estimate.as_dict(),
         "reward_threshold": training.threshold,
-        "truncation_rate": episodes.truncated.double().mean(1),
+        **{statistic.key: statistic.of(episodes) for statistic in statistics.STATISTICS},
         "kept": training.kept.facts(),
     }
 
 
-def _table(training: "Training", summary: dict[str, Any], estimate: stats.Estimate) -> None:
-    """Print the result of each seed on a line."""
+def _table(training: "Training", summary: dict[str, Any], estimate: statistics.Estimate) -> None:
+    """Print a line for each seed."""
     kept = training.kept
-    columns: dict[str, Any] = {
-        "return": estimate.per_seed,
-        "at the time limit": [f"{rate:.0%}" for rate in summary["truncation_rate"].tolist()],
-        "kept at step": [f"{step:,}" for step in kept.step.tolist()],
-    }
+    columns: dict[str, Any] = {"return": estimate.per_seed}
+    for statistic in statistics.STATISTICS:
+        columns[statistic.column] = statistic.texts(summary[statistic.key])
+    columns["kept at step"] = [f"{step:,}" for step in kept.step.tolist()]
     when = "best evaluation"
     if training.stop is not None:
         when = "stop"

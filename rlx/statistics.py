@@ -7,12 +7,17 @@ doi:10.1214/07-AOAS122): what is hard about a start state is hard for every seed
 average out over them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlx.rollout import Episodes
 
 RESAMPLES = 2000
 LEVEL = 95.0
@@ -59,7 +64,7 @@ def interval(resampled: Array) -> Array:
 
 
 NO_INTERVAL = (float("nan"), float("nan"))
-"""Of one seed, from which nothing follows about another one."""
+"""The interval over a single seed, which says nothing about the spread of seeds."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Estimate:
     iqm: float
     """The interquartile mean over seeds."""
     ci95: tuple[float, float]
-    """The bootstrap interval of `iqm`; NaN with one seed, which says nothing about others."""
+    """The bootstrap interval of `iqm`; NaN with one seed (see `NO_INTERVAL`)."""
 
     def as_dict(self) -> dict[str, object]:
         """The estimate as summary.json has it."""
@@ -117,7 +122,7 @@ class Curve:
     undefined: float
     """The share of the resamples in which clean play is no better than random play.
 
-    They have no score, and both intervals are those of the others.
+    Such a resample has no score, and both intervals leave it out.
     """
 
 
@@ -177,3 +182,33 @@ def _critical(score: Array, eps: Array, level: float = 0.5) -> float:
         return float(eps[0]) if eps[0] == 0 else -float("inf")
     drop = score[i - 1] - score[i]
     return float(eps[i - 1] + (score[i - 1] - level) / drop * (eps[i] - eps[i - 1]))
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number that is reported of each seed's episodes beside the return."""
+
+    key: str
+    """The key in summary.json."""
+    column: str
+    """The column in printed tables."""
+    form: str
+    """The format of a printed number, as in "{:.0%}"."""
+    of: "Callable[[Episodes], Tensor]"
+    """The function that makes episodes [S, P] into a number for each seed, [S]."""
+
+    def texts(self, values: "Tensor") -> list[str]:
+        """The `values` [S] as the printed table has them."""
+        return [self.form.format(value) for value in values.tolist()]
+
+
+TRUNCATION_RATE = Statistic(
+    key="truncation_rate",
+    column="at the time limit",
+    form="{:.0%}",
+    of=lambda episodes: episodes.truncated.double().mean(1),
+)
+"""The share of the episodes that ended at the time limit."""
+
+STATISTICS = (TRUNCATION_RATE,)
+"""What training and rlx evaluate report of each seed. A new statistic is one more of these."""

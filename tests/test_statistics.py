@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from rlx import statistics
 from rlx.benchmarks import atari100k
-from rlx.show import stats
 
 
 def test_iqm_is_the_mean_of_the_middle_half():
     values = np.random.default_rng(0).normal(size=20)
-    assert stats.iqm(values) == pytest.approx(np.sort(values)[5:15].mean())
+    assert statistics.iqm(values) == pytest.approx(np.sort(values)[5:15].mean())
 
 
 @pytest.mark.parametrize("seed, episode", [(1, 0), (1, 1), (0.2, 2), (0, 1)])
@@ -20,25 +20,25 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(seed, episode):
     """
     rng = np.random.default_rng(0)
     hits = 0
-    bootstrap = stats.Bootstrap(20, 30, resamples=500)
+    bootstrap = statistics.Bootstrap(20, 30, resamples=500)
     for _ in range(200):
         of_seeds = seed * rng.normal(size=(20, 1))
         of_episodes = episode * rng.normal(size=30)
         of_both = 0.5 * rng.normal(size=(20, 30))
         returns = of_seeds + of_episodes + of_both
-        low, high = stats.estimate(returns, bootstrap).ci95
+        low, high = statistics.estimate(returns, bootstrap).ci95
         hits += low <= 0 <= high
     assert 0.88 <= hits / 200 <= 0.995
 
 
 def test_interval_reflects_seeds_not_the_number_of_episodes():
     seeds = np.random.default_rng(0).normal(size=(10, 1)) * 10
-    few, many = (stats.estimate(np.repeat(seeds, n, 1)).ci95 for n in (5, 500))
+    few, many = (statistics.estimate(np.repeat(seeds, n, 1)).ci95 for n in (5, 500))
     assert few[1] - few[0] == pytest.approx(many[1] - many[0], rel=0.15)
 
 
 def test_one_seed_has_no_interval():
-    estimate = stats.estimate(np.zeros((1, 50)))
+    estimate = statistics.estimate(np.zeros((1, 50)))
     assert estimate.iqm == 0 and np.isnan(estimate.ci95).all()
 
 
@@ -46,20 +46,22 @@ def test_curve_of_a_known_decline():
     eps = np.array([0.0, 1.0, 2.0, 4.0])
     clean = np.full((4, 3), -100.0)
     returns = np.broadcast_to(np.array([-100.0, -200.0, -400.0, -500.0])[None, :, None], (4, 4, 3))
-    curve = stats.curve(returns, clean, -500.0, eps, stats.Bootstrap(4, 3))
+    curve = statistics.curve(returns, clean, -500.0, eps, statistics.Bootstrap(4, 3))
     np.testing.assert_allclose(curve.score, [1, 0.75, 0.25, 0])
     assert curve.area == pytest.approx((0.875 + 0.5 + 0.25) / 4)
     assert curve.critical_eps == pytest.approx(1.5)
     assert curve.area_ci95 == (pytest.approx(curve.area), pytest.approx(curve.area))
     assert curve.critical_eps_ci95 == (pytest.approx(1.5), pytest.approx(1.5))
     same = np.broadcast_to(clean[:, None], (4, 4, 3))
-    unharmed = stats.curve(same, clean, -500.0, eps, stats.Bootstrap(4, 3))
+    unharmed = statistics.curve(same, clean, -500.0, eps, statistics.Bootstrap(4, 3))
     assert unharmed.area == pytest.approx(1) and unharmed.critical_eps == np.inf
 
 
 def test_a_first_radius_that_already_costs_half_is_not_reported_as_the_critical_one():
     returns, clean = np.full((4, 2, 3), -450.0), np.full((4, 3), -100.0)
-    curve = stats.curve(returns, clean, -500.0, np.array([0.1, 0.2]), stats.Bootstrap(4, 3))
+    curve = statistics.curve(
+        returns, clean, -500.0, np.array([0.1, 0.2]), statistics.Bootstrap(4, 3)
+    )
     assert curve.critical_eps == -np.inf and curve.critical_eps_ci95 == (-np.inf, -np.inf)
 
 
@@ -67,7 +69,7 @@ def test_resamples_without_a_score_are_left_out_and_counted():
     clean = np.repeat(np.array([-500.0, -500.0, -100.0, -100.0])[:, None], 3, 1)
     returns = np.stack([clean, clean - 50], 1)
     eps = np.array([0.0, 1.0])
-    curve = stats.curve(returns, clean, -500.0, eps, stats.Bootstrap(4, 3))
+    curve = statistics.curve(returns, clean, -500.0, eps, statistics.Bootstrap(4, 3))
     # The interquartile mean of four is that of the middle two. Both are at −500 when at least three
     # of the four draws are.
     assert curve.undefined == pytest.approx(5 / 16, abs=0.04)
@@ -76,7 +78,9 @@ def test_resamples_without_a_score_are_left_out_and_counted():
 
 def test_agent_no_better_than_random_has_no_score():
     flat = np.full((3, 2, 4), -500.0)
-    curve = stats.curve(flat, flat[:, 0], -500.0, np.array([0.0, 1.0]), stats.Bootstrap(3, 4))
+    curve = statistics.curve(
+        flat, flat[:, 0], -500.0, np.array([0.0, 1.0]), statistics.Bootstrap(3, 4)
+    )
     assert np.isnan(curve.area)
     assert np.isnan(curve.critical_eps)
     assert np.isnan(curve.critical_eps_ci95).all()

@@ -1,0 +1,103 @@
+"""What gradient attacks raise: an objective of a policy's scores, and its gradient."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlx.agent import Scores
+from rlx.config import at_least, choice
+from rlx.errors import ConfigError
+
+LOSSES = ("ce", "margin", "worst", "q_to_zero", "distance")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a gradient attack raises, row by row.
+
+    The losses are
+
+    - `ce`: the cross-entropy of softmax(scores) against the clean choice,
+    - `margin`: the best other score minus that of the clean choice,
+    - `worst`: minus the cross-entropy against the choice with the lowest clean score,
+    - `q_to_zero`: the smooth-L1 distance of the scores to zero (the source study's),
+    - `distance`: the squared distance of a continuous action from the clean one ("maximal action
+      difference", Zhang et al. 2020).
+
+    The cross-entropy is log(1 + exp(r)), with r the log-odds against the choice. It is r that is
+    raised: the direction is the same, and the gradient does not vanish in rounding where the choice
+    is certain.
+    """
+
+    loss: str
+    """One of `LOSSES`."""
+    target: int | None
+    """Steer towards this choice: minus the cross-entropy against it, or its margin over others."""
+
+    def __post_init__(self) -> None:
+        choice(self.loss, LOSSES, "attack.loss")
+        if self.target is None:
+            return
+        at_least(self.target, 0, "attack.target")
+        if self.loss not in ("ce", "margin"):
+            raise ConfigError(
+                f"attack.target={self.target}: only attack.loss=ce or margin can be targeted, "
+                f"not {self.loss}."
+            )
+
+    def __call__(self, scores: Tensor, clean: Tensor) -> Tensor:
+        """The objective [S, B] of `scores` [S, B, A] at a perturbed observation.
+
+        `clean` are the scores [S, B, A] at the clean one.
+        """
+        if self.loss == "q_to_zero":
+            zero = torch.zeros_like(scores)
+            return nn.functional.smooth_l1_loss(scores, zero, reduction="none").mean(-1)
+        if self.loss == "distance":
+            return (scores - clean).square().sum(-1)
+        if self.target is not None or self.loss == "worst":
+            return -self._log_odds_against(self._reference(clean), scores)
+        return self._log_odds_against(self._reference(clean), scores)
+
+    def _reference(self, clean: Tensor) -> Tensor:
+        """The choice, int64 [S, B], that the objective leads to or away from."""
+        if self.target is None:
+            return clean.argmin(-1) if self.loss == "worst" else clean.argmax(-1)
+        if self.target >= clean.shape[-1]:
+            raise ConfigError(
+                f"attack.target={self.target}: this head has choices 0 to {clean.shape[-1] - 1}."
+            )
+        return torch.full_like(clean[..., 0], self.target, dtype=torch.int64)
+
+    def _log_odds_against(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """By how much the other scores exceed that of `reference`, [S, B].
+
+        It is the largest difference for a margin, else the log-odds of softmax(scores).
+        """
+        index = reference.unsqueeze(-1)
+        differences = scores - scores.gather(-1, index)
+        # No choice exceeds itself.
+        differences = differences.scatter(-1, index, -torch.inf)
+        return differences.amax(-1) if self.loss == "margin" else differences.logsumexp(-1)
+
+    def gradient(
+        self, scores: Scores, at: Tensor, clean: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(gradient [S, B, *O], objective [S, B], scores [S, B, A]) at the observations `at`.
+
+        `clean` are the scores at the clean observations; None: `at` are the clean ones.
+        """
+        if scores.continuous and self.loss != "distance":
+            raise ConfigError(
+                f"attack.loss={self.loss}: this agent's actions are continuous: "
+                "use attack=pgd attack.loss=distance."
+            )
+        if not scores.continuous and self.loss == "distance":
+            raise ConfigError(f"attack.loss={self.loss}: this agent's choices are discrete.")
+        with torch.enable_grad():
+            at = at.detach().requires_grad_()
+            values = scores(at)
+            objective = self(values, values.detach() if clean is None else clean)
+            (gradient,) = torch.autograd.grad(objective.sum(), at)
+        return gradient, objective.detach(), values.detach()
