@@ -351,9 +351,8 @@ def _puct(
 
         Q(a) + P(a) · √N / (1 + n(a)) · (c_init + log((N + c_base + 1) / c_base))
 
-    with Q by the tree's range. Where n(a) is 0, the mean value stands for Q(a): the mean of the Q
-    of all visited actions and, below the root, of the mean value of the node above (Ye et al.
-    2021).
+    with Q by the tree's range. Where n(a) is 0, the mean value stands for Q(a) (Ye et al. 2021):
+    the mean of Q over the visited actions and, below the root, of the mean value above.
     """
     q = tree.q[place]
     visits = tree.visits[place]

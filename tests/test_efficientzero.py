@@ -199,6 +199,13 @@ def test_a_cache_says_what_the_target_network_says(bootstrap):
             one_more(agent, torch.randn(1, 1, 50))
 
 
+def test_the_smallest_buffer_has_returns_too():
+    changes = {"buffer_size": 2, "learning_starts": 2, "batch_size": 4, "n_steps": 5}
+    agent = agent_with(EPISODES[:2], off_policy_correction=True, **changes)
+    assert agent._horizon(torch.arange(7).unsqueeze(0)).tolist() == [[5, 4, 3, 2, 1, 1, 1]]
+    assert all(value.isfinite().all() for value in agent.learn().values())
+
+
 def test_supports_give_back_what_they_hold():
     support = Support(20.0, 51, seed_tensor([0, 1]))
     x = torch.tensor([[-300.0, -1.0, 0.0, 0.3, 57.0], [3.0, 1e-4, 120.0, -7.5, 300.0]])

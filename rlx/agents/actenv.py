@@ -102,7 +102,11 @@ class Config:
 
 
 class BatchNorm(nn.Module):
-    """Batch norm per seed (Ioffe & Szegedy 2015): [S, B, F] → [S, B, F]."""
+    """Batch norm per seed (Ioffe & Szegedy 2015): [S, B, F] → [S, B, F].
+
+    Unlike `SeedBatchNorm`'s, its running statistics move by the weight `tau`, and only in the seeds
+    that learn: here a seed can sit a minibatch out.
+    """
 
     def __init__(self, features: int, seeds: Tensor, tau: float):
         super().__init__()
@@ -161,7 +165,7 @@ class Network(nn.Module):
     def forward(
         self, obs: Tensor, action: Tensor, where: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`where`: bool [S], the seeds that learn, as in `BatchNorm`."""
+        """Logits and Q of observations and actions; `where`: as of `BatchNorm`."""
         if not self.normalise:
             where = None
         x = self.encoder(obs)
@@ -172,7 +176,7 @@ class Network(nn.Module):
         return self.logits(x), self.q(x).squeeze(-1)
 
     def learning(self) -> list[nn.Parameter]:
-        """Its parameters that are not frozen."""
+        """The parameters that are not frozen."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
@@ -225,6 +229,7 @@ class ActEnv(Agent):
 
     policy: ActPolicy
     steps: Tensor
+    """Environment steps of each seed so far, int64 [S]."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
@@ -264,15 +269,16 @@ class ActEnv(Agent):
         return self.config.epsilon_end + (1 - self.config.epsilon_end) * decay
 
     def _explore(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-        """A random action with probability epsilon, else the policy's."""
+        """Choose as a `Choose` does: at random with probability epsilon, else by the policy."""
         logits = scores(obs)
-        which, whether, own = self.exploration.uniform(3, obs.shape[1]).unbind(1)
-        random = random_choice(which, logits.shape[-1], obs, self.rules)
+        draws = self.exploration.uniform(3, obs.shape[1])
+        random_draw, explore_draw, action_draw = draws.unbind(1)
+        random = random_choice(random_draw, logits.shape[-1], obs, self.rules)
         if self.config.sample_actions:
-            chosen = categorical(own, logits.softmax(-1))
+            chosen = categorical(action_draw, logits.softmax(-1))
         else:
             chosen = logits.argmax(-1)
-        return torch.where(whether < self.epsilon().unsqueeze(1), random, chosen)
+        return torch.where(explore_draw < self.epsilon().unsqueeze(1), random, chosen)
 
     def update(self, transition: Transition) -> dict[str, Tensor]:
         self.memory.add(
@@ -313,7 +319,8 @@ class ActEnv(Agent):
 
     def _learn(self, batch: dict[str, Tensor], where: Tensor) -> dict[str, Tensor]:
         """Both pairs of steps on one minibatch [S, B, …], in the seeds `where` (bool [S])."""
-        act, env = self.online.network, self.env
+        act = self.online.network
+        env = self.env
         a_loss, e_loss = self._first_losses(batch, where)
         descend(a_loss, act.learning(), self.act_optimizer, where=where)
         descend(e_loss, env.learning(), self.env_optimizer, where=where)
@@ -330,7 +337,8 @@ class ActEnv(Agent):
 
     def _first_losses(self, batch: dict[str, Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
         """(a_loss, e_loss), means within each seed, [S]: imitation, prediction, success rates."""
-        action, rate = batch["action"], batch["rate"]
+        action = batch["action"]
+        rate = batch["rate"]
         next_state = torch.sigmoid(self.env.encoder(batch["next_obs"]))
         logits, q_a = self.online.network(batch["obs"], batch["previous"], where)
         next_logits, q_e = self.env(batch["obs"], action, where)
@@ -355,5 +363,6 @@ def better(rate: Tensor) -> Tensor:
 
     Their mean is 1; all are 0 where no rate exceeds it.
     """
-    excess = threshold(rate - rate.mean(1, keepdim=True), 1e-6, 0.0)  # less is rounding
+    # What is less than 1e-6 is rounding.
+    excess = threshold(rate - rate.mean(1, keepdim=True), 1e-6, 0.0)
     return excess / excess.mean(1, keepdim=True).clamp(min=1e-12)

@@ -617,7 +617,8 @@ class EfficientZero(Agent):
     def _horizon(self, age: Tensor) -> Tensor:
         """n of the n-step returns of rows of this `age` ([S, B], in steps of their env copy).
 
-        Off-policy correction: rewards that an old policy earned say less of today's.
+        Off-policy correction (Ye et al. 2021): rewards that an old policy earned say less of
+        today's.
         """
         config = self.config
         if not config.off_policy_correction:

@@ -80,6 +80,10 @@ class LearnerConfig:
         choice(self.activation, ACTIVATIONS, "agent.activation")
         choice(self.optimizer, OPTIMIZERS, "agent.optimizer")
 
+    def conv_layers(self) -> list[list[int]]:
+        """The layers for images; none, for a learner that is shown no images."""
+        return []
+
 
 @dataclass(frozen=True)
 class Config(LearnerConfig):
@@ -93,12 +97,17 @@ class Config(LearnerConfig):
         super().__post_init__()
         check_conv(self.conv)
 
+    def conv_layers(self) -> list[list[int]]:
+        return self.conv
+
 
 class ActorCritic(Policy):
     """Acts by its most probable action: the largest logit, or the mean of a normal distribution."""
 
     low: Tensor
+    """[S, 1, D]: the lowest continuous action."""
     high: Tensor
+    """[S, 1, D]: the highest continuous action."""
 
     def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor):
         super().__init__()
@@ -106,8 +115,8 @@ class ActorCritic(Policy):
         action_space = spec.action_space
         self.continuous = isinstance(action_space, spaces.Box)
         self.units = config.recurrent
-        conv = config.conv if isinstance(config, Config) else []
-        self.encoder = make_encoder(obs_space, conv, seeds, Streams(seeds, "encoder"))
+        encoder_rng = Streams(seeds, "encoder")
+        self.encoder = make_encoder(obs_space, config.conv_layers(), seeds, encoder_rng)
         scale_for_relu(self.encoder)
         features = self.encoder.features
         self.norm: RunningNorm | None = None
@@ -214,18 +223,31 @@ class PPO(Agent):
 
     policy: ActorCritic
     steps: Tensor
+    """int64 [S]: environment steps of each seed so far."""
     ticks: Tensor
+    """int64 [S]: vector steps so far, on the CPU."""
     running_return: Tensor
+    """[S, N]: discounted return of each running episode so far, to normalise rewards by."""
     new_episode: Tensor
+    """bool [S, N]: whether the next step is an episode's first."""
     obs: Tensor
+    """[S, N, T, *O]: observations of the rollout, as all that follows here."""
     next_obs: Tensor
+    """[S, N, T, *O]: where each step led, before any autoreset."""
     action: Tensor
+    """int64 [S, N, T] or float [S, N, T, D]: actions taken."""
     reward: Tensor
+    """[S, N, T]: rewards of the env."""
     first: Tensor
+    """bool [S, N, T]: whether a step is an episode's first."""
     terminated: Tensor
+    """bool [S, N, T]: whether a step led to a terminal state."""
     truncated: Tensor
+    """bool [S, N, T]: whether an episode was cut behind a step."""
     memory: Tensor
+    """[S, N, T, H]: memory of a recurrent network before each step."""
     next_memory: Tensor
+    """[S, N, T, H]: memory of a recurrent network after each step."""
 
     def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
@@ -249,18 +271,20 @@ class PPO(Agent):
         add_buffers(self, rollout, fields, seeds.device, setting)
         new_episode = torch.ones(len(seeds), num_envs, dtype=torch.bool, device=seeds.device)
         self.register_buffer("new_episode", new_episode)
-        self.before: Carry = {}
+        self.carry_before_act: Carry = {}
+        """The policy's memory at the step that is taken, restarted where an episode begins."""
 
     def _fields(self, spec: Spec) -> Fields:
         """What is stored of every step of a rollout."""
         obs = obs_field(spec.observation_space)
         flag = ((), torch.bool)
-        action_shape = (spec.action_space.shape or ()) if self.policy.continuous else ()
-        action_dtype = torch.float32 if self.policy.continuous else torch.int64
+        action: tuple[tuple[int, ...], torch.dtype] = ((), torch.int64)
+        if self.policy.continuous:
+            action = (spec.action_space.shape or (), torch.float32)
         fields = {
             "obs": obs,
             "next_obs": obs,
-            "action": (action_shape, action_dtype),
+            "action": action,
             "reward": ((), torch.float32),
             "first": flag,
             "terminated": flag,
@@ -273,11 +297,11 @@ class PPO(Agent):
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        self.before = self.policy.restarted(first, carry)
+        self.carry_before_act = self.policy.restarted(first, carry)
         return self.policy.act(obs, first, carry, self._sample)
 
     def _sample(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-        """An action drawn from the policy's distribution."""
+        """Choose as a `Choose` does: by chance, from the policy's distribution."""
         outputs = scores(obs)
         if not scores.continuous:
             return categorical(self.explore.uniform(outputs.shape[1]), outputs.softmax(-1))
@@ -296,7 +320,7 @@ class PPO(Agent):
             "truncated": transition.truncated,
         }
         if self.config.recurrent:
-            row["memory"] = self.before["memory"]
+            row["memory"] = self.carry_before_act["memory"]
             row["next_memory"] = transition.carry["memory"]
         for name, value in row.items():
             getattr(self, name)[:, :, step] = value
@@ -450,13 +474,13 @@ def check_minibatches(config: LearnerConfig, num_envs: int) -> None:
     """ConfigError where a rollout cannot be cut into equal minibatches that can be learnt from."""
     steps = num_envs * config.rollout_steps
     rows = steps
-    what = f"num_envs={num_envs} times agent.rollout_steps={config.rollout_steps}"
+    product = f"num_envs={num_envs} times agent.rollout_steps={config.rollout_steps}"
     if config.recurrent:
         rows = num_envs
-        what = f"num_envs={num_envs}"
+        product = f"num_envs={num_envs}"
     key = f"agent.minibatches={config.minibatches}"
     if rows % config.minibatches:
-        raise ConfigError(f"{key}: does not divide {what}.")
+        raise ConfigError(f"{key}: does not divide {product}.")
     if config.normalise_advantage and steps < 2 * config.minibatches:
         raise ConfigError(f"{key}: leaves one row each, whose advantage cannot be normalised.")
 

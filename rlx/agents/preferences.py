@@ -79,7 +79,7 @@ class RewardModel(nn.Module):
         self.norm = RunningNorm(self.encoder.features, seeds)
         discrete = isinstance(spec.action_space, spaces.Discrete)
         self.choices = spec.actions if discrete else 0
-        """Discrete actions; 0: they are continuous."""
+        """Number of discrete actions; 0: actions are continuous."""
         actions = self.choices or int((spec.action_space.shape or (1,))[0])
         self.features = self.encoder.features + actions
         self.nets = nn.ModuleList(
@@ -153,7 +153,7 @@ class PreferencePPO(Agent):
         features = self.model.features
         flag = ((), torch.bool)
         number = ((), torch.float32)
-        this_round = {
+        round_fields = {
             "inputs": ((features,), torch.float32),
             "true_reward": number,
             "last": flag,
@@ -161,15 +161,15 @@ class PreferencePPO(Agent):
         }
         setting = f"agent.round_steps={config.round_steps}"
         steps = (len(seeds), num_envs, config.round_steps)
-        add_buffers(self, steps, this_round, seeds.device, setting)
+        add_buffers(self, steps, round_fields, seeds.device, setting)
         pair = (2, config.segment_steps)
-        asked = {
+        query_fields = {
             "segments": ((*pair, features), torch.float32),
             "inside": (pair, torch.float32),
             "answers": number,
         }
         queries = (len(seeds), config.queries)
-        add_buffers(self, queries, asked, seeds.device, f"agent.queries={config.queries}")
+        add_buffers(self, queries, query_fields, seeds.device, f"agent.queries={config.queries}")
         self.register_buffer("agreement", torch.zeros(len(seeds), device=seeds.device))
         # Before the first answers no step is worth anything.
         infinite = torch.full((len(seeds), config.reward_models), torch.inf, device=seeds.device)
@@ -193,8 +193,8 @@ class PreferencePPO(Agent):
         self.ticks += 1
         round_over = step == self.config.round_steps - 1
         if round_over and int(self.asked[0]) < self.config.queries:
-            self._ask()
-            self._fit()
+            self._query_rater()
+            self._fit_reward_models()
         metrics = self.ppo.update(replace(transition, reward=learnt_reward))
         if not metrics:
             return {}
@@ -202,7 +202,7 @@ class PreferencePPO(Agent):
         return metrics | {"preference/queries": queries, "preference/agreement": self.agreement}
 
     @torch.no_grad()
-    def _ask(self) -> None:
+    def _query_rater(self) -> None:
         """Cut random pairs of segments out of this round, and have them rated."""
         config = self.config
         begin = int(self.asked[0])
@@ -216,9 +216,9 @@ class PreferencePPO(Agent):
         inside = _same_episode(last, truncated).float()
         rewards = self.true_reward.flatten(0, 2)[index]
         returns = (rewards * inside).sum(-1)
-        right = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
-        wrong = answer_draw[..., 1] < config.rater_noise
-        self.answers[:, begin:end] = torch.where(wrong, 1 - right, right)
+        answer = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
+        mistaken = answer_draw[..., 1] < config.rater_noise
+        self.answers[:, begin:end] = torch.where(mistaken, 1 - answer, answer)
         self.segments[:, begin:end] = self.inputs.flatten(0, 2)[index]
         self.inside[:, begin:end] = inside
         self.model.norm.update(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
@@ -234,39 +234,39 @@ class PreferencePPO(Agent):
         env = pick(env_draw, num_envs) + first_env
         return (env * steps + start).unsqueeze(-1) + torch.arange(length, device=device)
 
-    def _fit(self) -> None:
+    def _fit_reward_models(self) -> None:
         """Fit the reward model to all answers so far."""
         config = self.config
         parameters = list(self.model.parameters())
-        asked = int(self.asked[0])
-        shape = config.reward_updates, config.reward_models, config.reward_batch
+        queries = int(self.asked[0])
+        shape = (config.reward_updates, config.reward_models, config.reward_batch)
         for draws in self.rng.uniform(*shape, dtype=torch.float64).unbind(1):
             loss = torch.zeros_like(self.agreement)
             for net, draw in zip(self.model.nets, draws.unbind(1), strict=True):
-                index = pick(draw, asked)
+                index = pick(draw, queries)
                 answers = rows_within(self.answers, index)
-                odds, unevenness = self._compare(net, index)
-                loss = loss + bce(odds, answers, reduction="none").mean(1)
+                log_odds, unevenness = self._compare(net, index)
+                loss = loss + bce(log_odds, answers, reduction="none").mean(1)
                 loss = loss + config.reward_decay * unevenness.mean(1)
             descend(loss, parameters, self.optimizer)
         with torch.no_grad():
             self.size.copy_(self.model(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
-        self.agreement = 0.5 + 0.5 * (odds.detach().sign() * (2 * answers - 1)).mean(1)
+        self.agreement = 0.5 + 0.5 * (log_odds.detach().sign() * (2 * answers - 1)).mean(1)
 
     def _compare(self, net: nn.Module, index: Tensor) -> tuple[Tensor, Tensor]:
-        """What a network says of the queries at `index` [S, B]: (odds, unevenness), [S, B] each.
+        """What `net` says of the queries at `index` [S, B]: (log-odds, unevenness), [S, B] each.
 
-        By Bradley–Terry, the log-odds of an answer are the difference of the two segments' summed
-        rewards. Unevenness is the squared distance of their rewards from the minibatch's mean,
-        summed over the steps of both.
+        The log-odds that the first segment is preferred are, by Bradley–Terry, the difference of
+        the two segments' summed rewards. Unevenness is the squared distance of their rewards from
+        the minibatch's mean, summed over the steps of both.
         """
         segments = rows_within(self.segments, index)
         inside = rows_within(self.inside, index)
         reward = net(self.model.normalised(segments.flatten(1, 3))).view_as(inside) * inside
         totals = reward.sum(-1)
-        odds = totals[..., 0] - totals[..., 1]
+        log_odds = totals[..., 0] - totals[..., 1]
         mean = reward.sum((1, 2, 3), keepdim=True) / inside.sum((1, 2, 3), keepdim=True)
-        return odds, ((reward - mean) * inside).square().sum((2, 3))
+        return log_odds, ((reward - mean) * inside).square().sum((2, 3))
 
 
 def _same_episode(last: Tensor, truncated: Tensor) -> Tensor:
