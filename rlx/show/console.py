@@ -138,7 +138,7 @@ class Progress:
         return max(self.total - step, 0) / max(self.steps_per_s(step), 1e-9)
 
     def update(self, step: int) -> None:
-        """Move the bar to `step`; where there is none, print a line at each quarter, if asked."""
+        """Move the bar to `step`; without a bar, print a line at each quarter if asked for."""
         if not self.live.disable:
             self.live.update(self.task, completed=step)
         elif self.quarters and 4 * step // self.total > 4 * self.step // self.total:
