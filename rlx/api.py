@@ -89,7 +89,7 @@ def check_agent(agent: "str | type[Agent]", env: str | None = None, **keys: obje
     from rlx.checks.agents import agent_checks, fitting
 
     name = agent if isinstance(agent, str) else _option("agent", agent)
-    node = plain(compose("train", agent=name).agent) if name else {}
+    node = plain(compose("train", agent=name, tuned="none").agent) if name else {}
     node |= keys
     if not isinstance(agent, str):
         node["_target_"] = _target(agent)
