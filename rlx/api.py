@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+import numpy as np
 from gymnasium.wrappers import TimeLimit
 from omegaconf import DictConfig
 
@@ -54,6 +55,8 @@ def attack(run: "TrainedRun | str | Path", **overrides: object) -> "AttackRun":
     """
     from rlx.commands.attack import attack as task
 
+    if isinstance(run, AttackRun):
+        raise ConfigError(f"run={run.path}: is a study; rlx.attack takes a training.")
     path = run.path if isinstance(run, TrainedRun) else run
     return AttackRun(task(compose("attack", str(path), **overrides)))
 
@@ -260,6 +263,12 @@ def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    for key, value in overrides.items():
+        if conf.group_files(key) and not isinstance(value, str | None):
+            raise ConfigError(
+                f"{key}: expected a name of conf/{key}, not {type(value).__name__}; keys of the "
+                f'{key} are given apart, as in **{{"{key}.name": value}}.'
+            )
     words = [f"{key}={_word(value)}" for key, value in overrides.items()]
     line = to_hydra(command, [*runs, *words])
     try:
@@ -270,6 +279,10 @@ def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
 
 def _word(value: object) -> str:
     """A Python value as one would type it behind key=."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, range):
+        value = list(value)
     if value is None:
         return "null"
     if isinstance(value, bool):

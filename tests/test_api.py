@@ -125,6 +125,8 @@ ERRORS = {
     "agent": ({"agent": "dqm"}, "Did you mean 'dqn'"),
     "key": ({"agent": "dqn", "lr": 3}, "agent.learning_rate"),
     "value": ({"agent": "dqn", "steps": 0}, "steps=0: must be at least 1"),
+    "group": ({"agent": {"discount": 0.9}, "env": "cartpole"}, "expected a name of conf/agent"),
+    "class": ({"agent": DQN, "env": "cartpole"}, "expected a name of conf/agent"),
 }
 
 

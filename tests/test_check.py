@@ -11,6 +11,7 @@ from rlx.checks.agents import agent_checks, fitting
 from rlx.checks.envs import env_checks
 from rlx.envs.cartpole import CartPole
 from rlx.errors import ConfigError
+from rlx.nn.optim import descend
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -32,6 +33,37 @@ class Mixing(DQN):
         return super().update(
             replace(transition, reward=transition.reward - transition.reward.mean())
         )
+
+
+class MixingObs(DQN):
+    """Takes the mean over all seeds off its observations."""
+
+    def update(self, transition):
+        return super().update(replace(transition, obs=transition.obs - transition.obs.mean(0)))
+
+
+class Averaging(DQN):
+    """Has one loss for all seeds."""
+
+    def update(self, transition):
+        super().update(transition)
+        value = self.online.q(transition.obs)
+        descend(value.square().mean(), list(self.online.parameters()), self.learner.optimizer)
+        return {}
+
+
+class Crowd(QPolicy):
+    """Takes the mean over seeds and env copies off what it sees."""
+
+    def act(self, obs, *rest):
+        return super().act(obs - obs.mean((0, 1)), *rest)
+
+
+class Raising(DQN):
+    """Has a mistake in it."""
+
+    def update(self, transition):
+        return transition.rewards
 
 
 class Forgetful(DQN):
@@ -101,10 +133,14 @@ def with_policy(kind):
 
 SilentAgent = with_policy(Silent)
 FlatAgent = with_policy(Flat)
+CrowdAgent = with_policy(Crowd)
 StubbornAgent = with_policy(Stubborn)
 
 BROKEN = {
     "Mixing": "depends on what another seed has seen",
+    "MixingObs": "depends on what another seed has seen",
+    "CrowdAgent": "its rows .* must not depend on each other",
+    "Averaging": r"its loss is \[\], expected \[3\]",
     "Forgetful": "it acts otherwise",
     "Seedless": r"'shared' is \[7\]; expected the seed axis",
     "Idle": "learnt nothing",
@@ -180,3 +216,6 @@ def test_the_command_names_what_does_not(rlx):
     assert "name what to try" in rlx("check").err
     late = rlx("check", "agent=dqn", "agent.learning_starts=20000")
     assert late.code == 2 and "learnt nothing in 8,000 steps" in late.err
+    raising = rlx("check", "agent=dqn", f"agent._target_={__name__}.Raising")
+    assert raising.code == 2 and len(raising.err.splitlines()) == 1
+    assert "raised AttributeError (test_check.py:" in raising.err

@@ -46,6 +46,8 @@ def agent_checks(node: Mapping[str, Any], env: Mapping[str, Any]) -> Iterator[st
     yield "it acts and learns; its metrics are [S]"
     _check_seed_axis(loop)
     yield "every parameter and buffer starts with the seed axis"
+    _check_rows_apart(loop)
+    yield "what one env copy shows changes no decision in the others"
     _check_apart(loop)
     yield "what one seed sees changes nothing in the others, to the bit"
     _check_state(loop, node)
@@ -188,32 +190,68 @@ def _check_seed_axis(loop: _Loop) -> None:
 
 
 def _check_apart(loop: _Loop) -> None:
-    """Let the first seed see other rewards in a copy: the other seeds may not differ from it."""
+    """Let the first seed see another episode in a copy: the other seeds may not differ from it."""
     twin = copy.deepcopy(loop)
     learnt = 0
     for _ in range(STEPS):
+        obs, first, carry = loop.obs, loop.first, loop.carry
         transition, metrics = loop.step()
         if transition is None:
             twin.step()
         else:
-            # Only its random streams and memory matter here, which acting moves on: the twin learns
-            # from the loop's own action.
-            twin.agent.act(transition.obs, twin.first, twin.carry)
-            reward = transition.reward.clone()
-            reward[0] += 1.0
-            twin.agent.update(dataclasses.replace(transition, reward=reward))
-            twin.first = loop.first
-            twin.carry = loop.carry
+            action, _ = twin.agent.act(_others_for_first(obs), first, carry)
+            if not torch.equal(action[1:], transition.action[1:]):
+                raise ConfigError(f"agent: an exploring action of one seed {_MIXED}")
+            twin.agent.update(
+                dataclasses.replace(
+                    transition,
+                    obs=_others_for_first(transition.obs),
+                    next_obs=_others_for_first(transition.next_obs),
+                    reward=_others_for_first(transition.reward) + 1.0 * _is_first(transition),
+                )
+            )
         learnt += bool(metrics)
         if learnt == 3:
             break
     changed = twin.agent.state_dict()
     for name, value in loop.agent.state_dict().items():
         if not torch.equal(value[1:], changed[name][1:]):
-            raise ConfigError(
-                f"agent: '{name}' of one seed depends on what another seed has seen; nothing may "
-                "mix the seed axis: losses are means within a seed, summed over seeds."
-            )
+            raise ConfigError(f"agent: '{name}' of one seed {_MIXED}")
+
+
+_MIXED = (
+    "depends on what another seed has seen; nothing may mix the seed axis: losses are means within "
+    "a seed, summed over seeds, and statistics of observations are kept per seed."
+)
+
+
+def _others_for_first(x: Tensor) -> Tensor:
+    """`x` [S, N, …], where the first seed has what the second one has."""
+    return torch.cat([x[1:2], x[1:]])
+
+
+def _is_first(transition: Transition) -> Tensor:
+    """1 for the first seed, 0 for the others, [S, 1]."""
+    seeds = len(transition.reward)
+    return (torch.arange(seeds) == 0).float().unsqueeze(1)
+
+
+def _check_rows_apart(loop: _Loop) -> None:
+    """Let the policy see other observations in one row: its other rows may not change."""
+    policy = loop.agent.policy
+    with torch.no_grad():
+        for seed, env in ((0, 0), (1, 2)):
+            obs = loop.obs.clone()
+            obs[seed, env] = loop.obs[(seed + 1) % len(SEEDS), (env + 1) % NUM_ENVS]
+            same = torch.ones(loop.shape, dtype=torch.bool)
+            same[seed, env] = False
+            action, _ = policy.act(loop.obs, loop.first, loop.carry)
+            changed, _ = policy.act(obs, loop.first, loop.carry)
+            if not torch.equal(action[same], changed[same]):
+                raise ConfigError(
+                    f"agent: {type(policy).__name__}.act decides in one env copy by what another "
+                    "one shows; its rows [S, B] must not depend on each other."
+                )
 
 
 def _check_state(loop: _Loop, node: Mapping[str, Any]) -> None:

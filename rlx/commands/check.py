@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from rlx.command import command, compose_config
 from rlx.config import plain
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, RunError
 from rlx.show import console
 
 
@@ -30,6 +30,16 @@ def main(composed: DictConfig) -> None:
 
 
 def _tell(part: str, checks: Iterable[str]) -> None:
-    """Print a line for each of the `checks` of the agent or env, as soon as it is passed."""
-    for sentence in checks:
-        console.facts(**{part: f"ok: {sentence}"})
+    """Print a line for each of the `checks` of the agent or env, as soon as it is passed.
+
+    ConfigError at the first that is not, and where the class raises something.
+    """
+    from rlx.envs.gym_make import describe_error
+
+    try:
+        for sentence in checks:
+            console.facts(**{part: f"ok: {sentence}"})
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:  # whatever somebody's class raises
+        raise ConfigError(f"{part}: raised {describe_error(error)}") from error

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rlx.errors import RunError
 from rlx.nn.seed_axis import along, per_seed_norm
 
 BETA1 = 0.9
@@ -140,6 +141,10 @@ def descend(
     with 1e-6 in the denominator), then `max_grad_value` each of its elements; `weight_decay` times
     the parameters is added last.
     """
+    seeds = len(parameters[0])
+    if loss.shape != (seeds,):
+        what = f"agent: its loss is {list(loss.shape)}, expected [{seeds}]"
+        raise RunError(f"{what}: a mean within each seed, as in loss.mean(1), not over all of them")
     gradients = list(torch.autograd.grad(loss.sum(), parameters, materialize_grads=True))
     with torch.no_grad():
         if max_grad_norm is not None:
