@@ -169,8 +169,8 @@ class Replay(nn.Module):
     def rows(self, since: Tensor | None) -> dict[str, Tensor]:
         """The rows from number `since` (int64 [S, N]) on, as far as the rings still hold them.
 
-        None: all rows that they hold. Each field is [R, …], ring after ring; `since` and `until`, [S, N],
-        are the numbers of each ring's first row and of the one behind its last.
+        None: all rows that they hold. Each field is [R, …], ring after ring; `since` and `until`,
+        [S, N], are the numbers of each ring's first row and of the one behind its last.
         """
         oldest = self.written - self.size
         if since is None:
