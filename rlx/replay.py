@@ -167,10 +167,10 @@ class Replay(nn.Module):
         return batch
 
     def rows(self, since: Tensor | None) -> dict[str, Tensor]:
-        """The rows that it still holds of those stored after the first `since` (int64 [S, N]).
+        """The rows from number `since` (int64 [S, N]) on, as far as the rings still hold them.
 
-        None: all that it holds. Each field is [R, …], ring after ring; `since` and `until`, [S, N],
-        are the numbers of each ring's first row and of the one behind its last.
+        None: all rows that they hold. Each field is [R, …], ring after ring; `since` and `until`,
+        [S, N], are the numbers of each ring's first row and of the one behind its last.
         """
         oldest = self.written - self.size
         if since is None:
@@ -181,7 +181,7 @@ class Replay(nn.Module):
         return numbers | {name: self._rows(name, index) for name in self.fields}
 
     def restore(self, rows: Mapping[str, Tensor]) -> None:
-        """Store what `rows` returned, in the order of those calls."""
+        """Store the `rows` that the method of this name returned, call after call in its order."""
         index = self._slots_of(rows["since"], rows["until"])
         for name in self.fields:
             getattr(self, name).flatten(0, 2).index_copy_(0, index, rows[name])

@@ -12,16 +12,16 @@ from rlx.nn.seed_axis import rows_within
 class TargetCache(nn.Module):
     """Outputs [S, slots, F] of a target network for the rows of a replay.
 
-    They are computed again only when the network has changed, of which its `version` tells.
+    An output is computed again only when the network has another `version`, or the row is another.
     """
 
     said: Tensor
     """The outputs, float32 [S, slots, F]. Runs hold them by this name."""
     version: Tensor
-    """Version of the network that each is of, int64 [S, slots]; −1: of none."""
+    """int64 [S, slots]: version of the network that computed each output; −1: there is none."""
 
     def __init__(self, seeds: int, slots: int, features: int, device: torch.device, setting: str):
-        """ConfigError, which names the `setting`, as in `add_buffers`."""
+        """`features`: F. `add_buffers` raises a ConfigError that names the `setting`."""
         super().__init__()
         fields = {"said": ((features,), torch.float32), "version": ((), torch.int64)}
         add_buffers(self, (seeds, slots), fields, device, setting)
@@ -39,12 +39,12 @@ class TargetCache(nn.Module):
         `network` ([S, R, *O] → [S, R, F]) computes those that are not of its `version`.
         """
         flat = slot.flatten(1)
-        old = self.version.gather(1, flat) != version
+        stale = self.version.gather(1, flat) != version
         # A sync with the device; to compute what need not be would cost more.
-        most = int(old.sum(1).max())
+        most = int(stale.sum(1).max())
         if most:
-            # A seed with fewer old ones computes some again.
-            row = old.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :most]
+            # The stale rows come first. A seed with fewer of them computes other rows again.
+            row = stale.to(torch.int8).argsort(stable=True, dim=1, descending=True)[:, :most]
             output = network(rows_within(obs.flatten(1, 2), row))
             self.put(flat.gather(1, row), output, version)
         index = flat.unsqueeze(-1).expand(-1, -1, self.said.shape[-1])

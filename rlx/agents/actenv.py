@@ -96,8 +96,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.return_low < self.return_scale:
-            what = f"agent.return_scale={self.return_scale}, the return of a full success"
-            raise ConfigError(f"agent.return_low={self.return_low}: must be below {what}.")
+            success = f"agent.return_scale={self.return_scale}, the return of a full success"
+            raise ConfigError(f"agent.return_low={self.return_low}: must be below {success}.")
         choice(self.imitate, ("all", "better"), "agent.imitate")
 
 
@@ -310,11 +310,11 @@ class ActEnv(Agent):
         highest = float(self.memory.highest.max())
         found = []
         if lowest < low:
-            what = f"returns fell to {lowest:g}, and all below it were rated 0 alike"
-            found.append(f"agent.return_low={low:g}: {what}; set agent.return_low={lowest:g}")
+            fact = f"returns fell to {lowest:g}, and all below it were rated 0 alike"
+            found.append(f"agent.return_low={low:g}: {fact}; set agent.return_low={lowest:g}")
         if highest > high:
-            what = f"returns rose to {highest:g}, and all above it were rated 1 alike"
-            found.append(f"agent.return_scale={high:g}: {what}; set agent.return_scale={highest:g}")
+            fact = f"returns rose to {highest:g}, and all above it were rated 1 alike"
+            found.append(f"agent.return_scale={high:g}: {fact}; set agent.return_scale={highest:g}")
         return found
 
     def _learn(self, batch: dict[str, Tensor], where: Tensor) -> dict[str, Tensor]:

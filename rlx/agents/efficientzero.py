@@ -323,8 +323,8 @@ class EfficientZero(Agent):
         stack = config.stack if self.images else None
         if stack is not None:
             if shape[0] % stack:
-                what = f"observations {list(shape)} are no such stack of images"
-                raise ConfigError(f"agent.stack={stack}: {what}.")
+                fact = f"observations {list(shape)} are no such stack of images"
+                raise ConfigError(f"agent.stack={stack}: {fact}.")
             shape = (shape[0] // stack, *shape[1:])
         fields = {
             "obs": (shape, dtype),

@@ -34,9 +34,9 @@ def add_buffers(
     needed = modules * rows * row_bytes
     free = free_memory(device)
     if needed > free:
-        what = "GPU memory" if device.type == "cuda" else "memory"
+        kind = "GPU memory" if device.type == "cuda" else "memory"
         raise ConfigError(
-            f"{setting}: takes {needed / 1e9:,.1f} GB of {what} for all seeds, and "
+            f"{setting}: takes {needed / 1e9:,.1f} GB of {kind} for all seeds, and "
             f"{free / 1e9:,.1f} GB are free; make it smaller, or train fewer seeds at once."
         )
     for name, (shape, dtype) in fields.items():
