@@ -10,7 +10,7 @@ study = rlx.attack(run, eps="0:0.1:0.05", scale="std")
 study.figure()
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,11 @@ from gymnasium.wrappers import TimeLimit
 from omegaconf import DictConfig
 
 from rlx import conf
-from rlx.command import compose_config
+from rlx.command import compose_config, hydra_left_as_it_is
 from rlx.command_line import explain, to_hydra
 from rlx.config import load_class, plain
 from rlx.errors import ConfigError
+from rlx.grids import parse_seeds
 from rlx.runs.finding import command_of, find
 from rlx.runs.run import Run
 
@@ -44,21 +45,29 @@ def train(**overrides: object) -> "TrainedRun":
     """
     from rlx.commands.train import train as task
 
-    return TrainedRun(task(compose("train", **overrides)))
+    with hydra_left_as_it_is():
+        return TrainedRun(task(compose("train", **overrides)))
 
 
-def attack(run: "TrainedRun | str | Path", **overrides: object) -> "AttackRun":
+def attack(
+    run: "TrainedRun | str | Path | Sequence[TrainedRun | str | Path]", **overrides: object
+) -> "AttackRun":
     """Attack a trained run as `rlx attack` does, and return the study.
 
-    The keywords are the command line's keys: `eps="0:0.03:0.01"`, `attack="pgd"`, `episodes=50`.
-    Raises ConfigError where they cannot be.
+    Several runs are attacked side by side, where they are of one agent and env. The keywords are
+    the command line's keys: `eps="0:0.03:0.01"`, `attack="pgd"`, `episodes=50`. Raises ConfigError
+    where they cannot be.
     """
     from rlx.commands.attack import attack as task
 
-    if isinstance(run, AttackRun):
-        raise ConfigError(f"run={run.path}: is a study; rlx.attack takes a training.")
-    path = run.path if isinstance(run, TrainedRun) else run
-    return AttackRun(task(compose("attack", str(path), **overrides)))
+    runs = [run] if isinstance(run, TrainedRun | AttackRun | str | Path) else list(run)
+    for one_run in runs:
+        if not isinstance(one_run, TrainedRun | str | Path):
+            kind = type(one_run).__name__
+            raise ConfigError(f"run: expected a training, or the path of one, not {kind}.")
+    paths = [str(one_run.path if isinstance(one_run, TrainedRun) else one_run) for one_run in runs]
+    with hydra_left_as_it_is():
+        return AttackRun(task(compose("attack", *paths, **overrides)))
 
 
 def load(
@@ -78,6 +87,8 @@ def load(
     if command == "attack":
         return AttackRun(find(str(path), "outputs", "attack", trusted=trust))
     found = find(str(path), "outputs", "train", trusted=trust)
+    if not isinstance(checkpoint, str | int):
+        raise ConfigError(f"checkpoint={checkpoint}: expected best, or the step of a checkpoint.")
     name = f"{checkpoint:09d}" if isinstance(checkpoint, int) else checkpoint
     return TrainedRun(found, checkpoint=name, seed=seed)
 
@@ -91,12 +102,13 @@ def check_agent(agent: "str | type[Agent]", env: str | None = None, **keys: obje
     """
     from rlx.checks.agents import agent_checks, fitting
 
+    keys = keys if isinstance(agent, str) else {**keys, "_target_": _target(agent)}
     name = agent if isinstance(agent, str) else _option("agent", agent)
-    node = plain(compose("train", agent=name, tuned="none").agent) if name else {}
-    node |= keys
-    if not isinstance(agent, str):
-        node["_target_"] = _target(agent)
-    for _ in agent_checks(node, compose("train", env=env or fitting(node)).env):
+    with hydra_left_as_it_is():
+        node = plain(compose("train", agent=name, tuned="none").agent) if name else {}
+        node |= keys
+        env_node = compose("train", env=env or fitting(node)).env
+    for _ in agent_checks(node, env_node):
         pass
 
 
@@ -110,7 +122,8 @@ def check_env(env: str | type, **keys: object) -> None:
 
     node = dict(keys)
     if isinstance(env, str):
-        node = plain(compose("train", env=env).env) | node
+        with hydra_left_as_it_is():
+            node = plain(compose("train", env=env).env) | node
     else:
         node["_target_"] = _target(env)
     for _ in env_checks(node):
@@ -119,6 +132,10 @@ def check_env(env: str | type, **keys: object) -> None:
 
 def _target(kind: type) -> str:
     """A class as `_target_` names it."""
+    if not isinstance(kind, type):
+        raise ConfigError(f"expected a name or a class, not {kind!r}.")
+    if "<locals>" in kind.__qualname__:
+        raise ConfigError(f"{kind.__qualname__}: lies in a function; define it in a module.")
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
@@ -180,7 +197,7 @@ class TrainedRun(_Finished):
     @property
     def seeds(self) -> list[int]:
         """The seeds that were trained."""
-        return list(self.summary["seeds"])
+        return parse_seeds(self.config.seeds)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl: a dictionary of each evaluation of each seed.
@@ -247,6 +264,8 @@ class AttackRun(_Finished):
         for cell in self.summary["cells"]:
             row = {name: value for name, value in cell.items() if not isinstance(value, dict)}
             low, high = cell["return"]["ci95"]
+            if "stuck_rate" in row:  # of a study made before
+                row["truncation_rate"] = row.pop("stuck_rate")
             row |= {"iqm": cell["return"]["iqm"], "ci95_low": low, "ci95_high": high}
             rows.append(row)
         return rows
@@ -264,11 +283,14 @@ def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     for key, value in overrides.items():
-        if conf.group_files(key) and not isinstance(value, str | None):
+        if conf.group_files(key) and not (isinstance(value, str) and value):
             raise ConfigError(
                 f"{key}: expected a name of conf/{key}, not {type(value).__name__}; keys of the "
                 f'{key} are given apart, as in **{{"{key}.name": value}}.'
             )
+    experiment = overrides.get("experiment")
+    if experiment and conf.sweeps_of(str(experiment)):
+        raise ConfigError(f"experiment={experiment}: is a sweep; rlx -m makes many runs, not this.")
     words = [f"{key}={_word(value)}" for key, value in overrides.items()]
     line = to_hydra(command, [*runs, *words])
     try:

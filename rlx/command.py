@@ -7,7 +7,8 @@ import functools
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -96,7 +97,10 @@ def _compose(name: str, task: Task) -> None:
     import hydra
 
     def renamed(composed: DictConfig) -> float | None:
-        rename_keys(composed)  # a user's YAML may be older than rlx
+        from hydra.core.hydra_config import HydraConfig
+
+        # A user's YAML may be older than rlx.
+        rename_keys(composed, HydraConfig.get().overrides.task)
         return task(composed)
 
     hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(renamed)()
@@ -240,13 +244,29 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    GlobalHydra.instance().clear()
     folder = user_dir()
     search = [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
-    with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
-        config = hydra.compose(name, [*overrides, *search], return_hydra_config=True)
+    running = GlobalHydra.instance().hydra  # a command's, or that of a user's own program
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
+            config = hydra.compose(name, [*overrides, *search], return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = running
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         del config["hydra"]
-    rename_keys(config)
+    rename_keys(config, overrides)
     return config
+
+
+@contextmanager
+def hydra_left_as_it_is() -> Iterator[None]:
+    """Let `chosen` answer for another config within, and for that of before behind it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    config = HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = config

@@ -120,7 +120,11 @@ def _quoted(text: str) -> str:
 def _as_path(override: str) -> str:
     """`override`, its value quoted where it is a folder with characters of Hydra's grammar."""
     key, _, value = override.partition("=")
-    if key in ("outputs", "out") and re.search(r"[^\w./-]", value) and value[0] not in "'\"":
+    if (
+        key in ("outputs", "out", "data")
+        and re.search(r"[^\w./-]", value)
+        and value[0] not in "'\""
+    ):
         return f"{key}={_quoted(value)}"
     return override
 
@@ -260,6 +264,8 @@ def _unknown_key(key: str, command: str, line: list[str]) -> str:
     if command == "resume" and group in own_keys("train"):
         may_change = sorted(own_keys(command) - {"run", "outputs", "trust"})
         return f"{key}: may not change when a run is resumed. These may: {', '.join(may_change)}."
+    if key in conf.renamed():
+        return f"{key}: is called {conf.renamed()[key]} now."
     all_of = f"All keys: rlx {command} --help"
     if group in ("agent", "env", "eval_env") and takes_runs(command):
         return f"{key}: the run's own; rlx {command} takes it as it was trained. {all_of}"

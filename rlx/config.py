@@ -57,13 +57,19 @@ Index = Annotated[int, Range(0)]
 """A whole number from 0 on, as the number of a choice or of steps before something."""
 
 
-def rename_keys(config: DictConfig) -> list[str]:
-    """Give keys of earlier versions their names of today, in place; returns the old names."""
-    old_names = [key for key in renamed() if key in config]
+def rename_keys(config: DictConfig, overrides: Iterable[str] = ()) -> None:
+    """Give keys of earlier versions their names of today, in place.
+
+    A key that `overrides` set under its name of today keeps that value: what is typed wins over
+    what an older file says.
+    """
+    typed_keys = {override.partition("=")[0].lstrip("+") for override in overrides}
     with open_dict(config):
-        for key in old_names:
-            config[renamed()[key]] = config.pop(key)
-    return old_names
+        for old_name, name in renamed().items():
+            if old_name in config:
+                value = config.pop(old_name)
+                if name not in typed_keys:
+                    config[name] = value
 
 
 def plain(node: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

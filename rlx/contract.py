@@ -93,6 +93,8 @@ def check_action(agent: Agent, action: Tensor, shape: torch.Size) -> None:
 def check_metrics(agent: Agent, metrics: Mapping[str, Tensor], shape: torch.Size) -> None:
     """RunError unless an agent's metrics are name → [S], with [S, N] = `shape`."""
     subject = f"agent: {type(agent).__name__}"
+    if not isinstance(metrics, Mapping):
+        raise RunError(f"{subject}.update returned {_shown(metrics)}; expected metrics, name → [S]")
     for name, value in metrics.items():
         if not isinstance(value, Tensor) or value.shape != shape[:1]:
             raise RunError(

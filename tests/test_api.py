@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import gymnasium
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -126,6 +127,8 @@ ERRORS = {
     "key": ({"agent": "dqn", "lr": 3}, "agent.learning_rate"),
     "value": ({"agent": "dqn", "steps": 0}, "steps=0: must be at least 1"),
     "group": ({"agent": {"discount": 0.9}, "env": "cartpole"}, "expected a name of conf/agent"),
+    "none": ({"agent": None}, "expected a name of conf/agent"),
+    "sweep": ({"experiment": "atari100k"}, "is a sweep"),
     "class": ({"agent": DQN, "env": "cartpole"}, "expected a name of conf/agent"),
 }
 
@@ -148,6 +151,25 @@ def test_what_is_not_there_is_said():
         _ = rlx.load(run.path, checkpoint=123).policy
     with pytest.raises(ValueError, match=r"expected \(4,\)"):
         run.policy.act(np.zeros(3, np.float32))
+
+
+def test_a_users_own_hydra_goes_on(tmp_path):
+    """The config of a program that calls rlx is what it was."""
+    (tmp_path / "mine.yaml").write_text("a: 1\n")
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        rlx.train(**keys("dqn"), env="cartpole", seeds=1)
+        rlx.check_env("cartpole")
+        assert hydra.compose("mine").a == 1
+
+
+def test_several_runs_are_attacked_together():
+    """As on the command line; what is no training is refused."""
+    runs = [rlx.train(**keys("dqn"), env="cartpole", seeds=[seed]) for seed in (1, 2)]
+    study = rlx.attack(runs, eps=[0], scale="std", episodes=1)
+    assert study.summary["seeds"] == [1, 2]
+    for wrong in (study, None, [runs[0], 3]):
+        with pytest.raises((rlx.ConfigError, TypeError)):
+            rlx.attack(wrong)
 
 
 def test_import_is_light_and_names_are_those_of_all():

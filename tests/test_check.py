@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import AGENTS, ENVS, compose, small
 
+from rlx.agents.bcq import BCQ
 from rlx.agents.dqn import DQN, QPolicy
 from rlx.checks.agents import agent_checks, fitting
 from rlx.checks.envs import env_checks
@@ -57,6 +58,17 @@ class Crowd(QPolicy):
 
     def act(self, obs, *rest):
         return super().act(obs - obs.mean((0, 1)), *rest)
+
+
+class MixingLogs(BCQ):
+    """Takes the mean of all parameters over the seeds."""
+
+    def learn(self):
+        metrics = super().learn()
+        with torch.no_grad():
+            for parameter in self.policy.parameters():
+                parameter.copy_(parameter.mean(0, keepdim=True).expand_as(parameter))
+        return metrics
 
 
 class Raising(DQN):
@@ -138,6 +150,7 @@ StubbornAgent = with_policy(Stubborn)
 
 BROKEN = {
     "Mixing": "depends on what another seed has seen",
+    "MixingLogs": "depends on what another seed has seen",
     "MixingObs": "depends on what another seed has seen",
     "CrowdAgent": "its rows .* must not depend on each other",
     "Averaging": r"its loss is \[\], expected \[3\]",
@@ -153,7 +166,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_agent_is_told_what_is_wrong(name):
-    node = compose("train", "agent=dqn", *small("dqn")).agent
+    agent = "bcq" if name == "MixingLogs" else "dqn"
+    node = compose("train", f"agent={agent}", *small(agent)).agent
     node["_target_"] = f"{__name__}.{name}"
     with pytest.raises(Exception, match=BROKEN[name]) as error:
         list(agent_checks(node, compose("train", "env=acrobot").env))
@@ -215,7 +229,7 @@ def test_the_command_names_what_does_not(rlx):
     assert result.out.count("env      ok: ") == 1
     assert "name what to try" in rlx("check").err
     late = rlx("check", "agent=dqn", "agent.learning_starts=20000")
-    assert late.code == 2 and "learnt nothing in 8,000 steps" in late.err
+    assert late.code == 2 and "learnt nothing in 16,000 steps" in late.err
     raising = rlx("check", "agent=dqn", f"agent._target_={__name__}.Raising")
     assert raising.code == 2 and len(raising.err.splitlines()) == 1
     assert "raised AttributeError (test_check.py:" in raising.err

@@ -354,6 +354,8 @@ def test_old_names_of_keys_work_with_a_warning(rlx, tmp_path):
     written = rlx("train", *learn, "experiment=old")
     assert written.code == 0, written.err
     assert Run(written.run).config.num_envs == 3
+    both = rlx("train", *learn, "experiment=old", "num_envs=2")
+    assert Run(both.run).config.num_envs == 2, "what is typed wins"
     file = typed.run / "config.yaml"
     file.write_text(file.read_text().replace("num_envs: 2", "copies: 2"))
     assert rlx("evaluate", typed.run, "episodes=2").code == 0

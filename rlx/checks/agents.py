@@ -23,7 +23,7 @@ from rlx.nn.seed_axis import take
 from rlx.vector_step import vector_step
 
 SEEDS = (3, 5, 8)
-NUM_ENVS = 4
+NUM_ENVS = 8
 STEPS = 2_000
 """Vector steps after which an agent that has learnt nothing is said to learn nothing."""
 
@@ -106,11 +106,15 @@ class _RandomData(Data):
 
     def __init__(self, spec: Spec):
         self.spec = spec
+        self.others_for_first = False
+        """Whether the first seed is shown what the second one is shown."""
 
     def sample(
         self, number: int, draws: Tensor, n_steps: int, discount: float
     ) -> dict[str, Tensor]:
         """Random rows [S, B, …], the same for the same `draws`."""
+        if self.others_for_first:
+            draws = _others_for_first(draws)
         # The fraction of a multiple of a uniform number is uniform too, and looks unrelated to it.
         next_draws = (draws * 7).frac()
         action_draws = (draws * 11).frac()
@@ -197,7 +201,10 @@ def _check_apart(loop: _Loop) -> None:
         obs, first, carry = loop.obs, loop.first, loop.carry
         transition, metrics = loop.step()
         if transition is None:
+            assert loop.data is not None
+            loop.data.others_for_first = True
             twin.step()
+            loop.data.others_for_first = False
         else:
             action, _ = twin.agent.act(_others_for_first(obs), first, carry)
             if not torch.equal(action[1:], transition.action[1:]):
@@ -237,21 +244,32 @@ def _is_first(transition: Transition) -> Tensor:
 
 
 def _check_rows_apart(loop: _Loop) -> None:
-    """Let the policy see other observations in one row: its other rows may not change."""
-    policy = loop.agent.policy
-    with torch.no_grad():
-        for seed, env in ((0, 0), (1, 2)):
-            obs = loop.obs.clone()
-            obs[seed, env] = loop.obs[(seed + 1) % len(SEEDS), (env + 1) % NUM_ENVS]
-            same = torch.ones(loop.shape, dtype=torch.bool)
-            same[seed, env] = False
-            action, _ = policy.act(loop.obs, loop.first, loop.carry)
-            changed, _ = policy.act(obs, loop.first, loop.carry)
-            if not torch.equal(action[same], changed[same]):
+    """Let the policy see another observation in one row: the other rows may not change."""
+    for seed, env in ((0, 0), (1, 2)):
+        obs = loop.obs.clone()
+        obs[seed, env] = loop.obs[(seed + 1) % len(SEEDS), (env + 1) % NUM_ENVS]
+        same = torch.ones(loop.shape, dtype=torch.bool)
+        same[seed, env] = False
+        pairs = zip(_all_scores(loop, loop.obs), _all_scores(loop, obs), strict=True)
+        for scores, changed in pairs:
+            if not torch.equal(scores[same], changed[same]):
                 raise ConfigError(
-                    f"agent: {type(policy).__name__}.act decides in one env copy by what another "
-                    "one shows; its rows [S, B] must not depend on each other."
+                    f"agent: {type(loop.agent.policy).__name__}.act decides in one env copy by "
+                    "what another one shows; its rows [S, B] must not depend on each other."
                 )
+
+
+def _all_scores(loop: _Loop, obs: Tensor) -> list[Tensor]:
+    """The scores [S, N, A] of every head by which the policy decides at `obs` [S, N, *O]."""
+    found = []
+
+    def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        found.append(scores(obs))
+        return greedy(head, obs, scores, deciding)
+
+    with torch.no_grad():
+        loop.agent.policy.act(obs, loop.first, loop.carry, choose)
+    return found
 
 
 def _check_state(loop: _Loop, node: Mapping[str, Any]) -> None:

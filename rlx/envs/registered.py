@@ -107,6 +107,8 @@ def make_many(
 def make_dynamics(dynamics: str | type[Dynamics] | Dynamics, **parameters: Any) -> Dynamics:
     """The Dynamics of that name, or class, with `parameters`; or what is made already."""
     if isinstance(dynamics, Dynamics):
+        if parameters:
+            raise TypeError(f"{type(dynamics).__name__} takes no {', '.join(parameters)} any more")
         return dynamics
     kind = resolve_name(dynamics) if isinstance(dynamics, str) else dynamics
     return kind.from_keywords(**parameters)
