@@ -1,7 +1,7 @@
 """The contract of envs: a gymnasium.vector.VectorEnv of tensors."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import gymnasium
 import numpy as np
@@ -41,7 +41,7 @@ class TensorEnv(Protocol):
         """The time limit of an episode, in steps; None where there is none."""
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, object] | None = None
     ) -> tuple[Tensor, dict]:
         """The first observations [B, *O] and an info.
 
