@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from functools import reduce
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -137,10 +138,12 @@ class Workers(VectorEnv):
             for pipe in self.pipes:
                 answers.append(pipe.recv())
         except (EOFError, ConnectionError):
-            dead = self.processes[len(answers)]
-            dead.join(1)
-            code = f"exit code {dead.exitcode}"
-            raise RunError(f"env.workers: a process with env copies has died, {code}.") from None
+            # Its pipe is closed already; the process ends within moments.
+            connection.wait([process.sentinel for process in self.processes], timeout=30)
+            codes = [process.exitcode for process in self.processes]
+            code = next((code for code in codes if code is not None), None)
+            what = f"a process with env copies has died, exit code {code}"
+            raise RunError(f"env.workers: {what}.") from None
         for _, failure in answers:
             if failure is not None:
                 raise failure
