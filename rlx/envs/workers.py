@@ -139,11 +139,12 @@ class Workers(VectorEnv):
                 answers.append(pipe.recv())
         except (EOFError, ConnectionError):
             # Its pipe is closed already; the process ends within moments.
-            connection.wait([process.sentinel for process in self.processes], timeout=30)
-            codes = [process.exitcode for process in self.processes]
-            code = next((code for code in codes if code is not None), None)
-            what = f"a process with env copies has died, exit code {code}"
-            raise RunError(f"env.workers: {what}.") from None
+            by_sentinel = {process.sentinel: process for process in self.processes}
+            dead = [by_sentinel[ended] for ended in connection.wait(list(by_sentinel), timeout=30)]
+            for process in dead:
+                process.join(30)
+            codes = ", ".join(f"exit code {process.exitcode}" for process in dead)
+            raise RunError(f"env.workers: a process with env copies has died, {codes}.") from None
         for _, failure in answers:
             if failure is not None:
                 raise failure
