@@ -185,7 +185,7 @@ def test_checks_from_python():
     rlx.check_agent("ppo", rollout_steps=8)
     rlx.check_env("cartpole", gravity=5.0)
     with pytest.raises(rlx.ConfigError, match="learnt nothing"):
-        rlx.check_agent("dqn", learning_starts=10**4)
+        rlx.check_agent("dqn", learning_starts=20_000)
 
 
 class Mine(DQN):
