@@ -274,7 +274,10 @@ class AttackRun(_Finished):
         """Return against the radius, with intervals over seeds, as in robustness.png."""
         from rlx.robustness.study import figure
 
-        return figure(self.summary, self.path.parent.name, self.config.scale)
+        attack_name = self.summary["cells"][0]["attack"]
+        count = f"{len(self.summary['seeds'])} seeds × {self.config.episodes} episodes"
+        title = f"{self.path.parent.name} under {attack_name}, {count}"
+        return figure(self.summary, title, self.config.scale)
 
 
 def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
