@@ -60,7 +60,7 @@ def attack(
     """
     from rlx.commands.attack import attack as task
 
-    runs = [run] if isinstance(run, TrainedRun | AttackRun | str | Path) else list(run)
+    runs = list(run) if isinstance(run, list | tuple) else [run]
     for one_run in runs:
         if not isinstance(one_run, TrainedRun | str | Path):
             kind = type(one_run).__name__

@@ -69,8 +69,8 @@ def zero_last_layer(head: nn.Sequential) -> nn.Sequential:
 class Support(nn.Module):
     """Real numbers as distributions over `bins` places, evenly spread between ±`limit`.
 
-    They are spread so after h(x) = sign(x)(√(|x| + 1) − 1) + 0.001 x (Pohlen et al. 2018,
-    proposition A.2), which squashes large numbers.
+    They are spread so after h(x) = sign(x)(√(|x| + 1) − 1) + 0.001 x (Pohlen et al. 2018),
+    which squashes large numbers.
     """
 
     places: Tensor
@@ -90,7 +90,7 @@ class Support(nn.Module):
         return x.sign() * ((x.abs() + 1).sqrt() - 1) + self.EPS * x
 
     def unsquash(self, y: Tensor) -> Tensor:
-        """The numbers x of which y = h(x), elementwise (Pohlen et al. 2018, proposition A.2)."""
+        """The numbers x of which y = h(x), elementwise (Pohlen et al. 2018)."""
         root = ((1 + 4 * self.EPS * (y.abs() + 1 + self.EPS)).sqrt() - 1) / (2 * self.EPS)
         return y.sign() * (root.square() - 1)
 

@@ -113,7 +113,7 @@ class BatchNorm(nn.Module):
         self.tau = tau
         self.scale = nn.Parameter(torch.ones(len(seeds), 1, features, device=seeds.device))
         self.shift = nn.Parameter(torch.zeros_like(self.scale))
-        # Parameters without a gradient, so that an average of weights averages them too.
+        # Parameters without a gradient: saved runs have them among the parameters.
         self.mean = nn.Parameter(self.shift.detach().clone(), requires_grad=False)
         self.variance = nn.Parameter(self.scale.detach().clone(), requires_grad=False)
 
