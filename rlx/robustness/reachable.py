@@ -1,0 +1,163 @@
+"""Reachable sets: which choices of a head a box of observations can force, and how."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlx.agent import Scores
+from rlx.nn.seed_axis import along
+from rlx.threat import Budget, Draw
+
+
+@dataclass(frozen=True)
+class Reachable:
+    """The choices of one head that an adversary has at observations [S, B, *O].
+
+    K is the number of choices A of a discrete head. Of a continuous action of D numbers it is
+    1 + 2 · D: to leave it, and each number as low and as high as it can be pushed.
+    """
+
+    mask: Tensor
+    """Whether an observation was found that forces the choice, bool [S, B, K].
+
+    The clean choice always is: it needs no perturbation."""
+    obs: Tensor
+    """The observations that force the choices, [S, B, K, *O]; the clean one where none was found.
+
+    All lie within the box."""
+    clean: Tensor
+    """The choice that needs no perturbation, int64 [S, B]."""
+
+    def shown(self, pick: Tensor) -> Tensor:
+        """The observations [S, B, *O] that force `pick`, int64 [S, B]."""
+        index = along(pick.unsqueeze(2), self.obs).expand(-1, -1, 1, *self.obs.shape[3:])
+        return self.obs.gather(2, index).squeeze(2)
+
+
+def reachable(
+    scores: Scores, obs: Tensor, budget: Budget, draw: Draw, *, steps: int, samples: int
+) -> Reachable:
+    """The choices that an observation within `budget` of `obs` [S, B, *O] forces.
+
+    For each choice, `steps` signed gradient steps climb the margin of its score over the others:
+    the first goes to a corner of the box, each later one half as far as the one before. Besides,
+    the decisions at `samples` random corners count, which need no gradient: where the gradient
+    is masked, they are what finds the choices.
+    """
+    if scores.continuous:
+        return _pushed(scores, obs, budget, steps)
+    with torch.enable_grad():
+        at = obs.detach().requires_grad_()
+        values = scores(at)
+        clean = scores.best(obs, values.detach())
+        choices = values.shape[-1]
+        found = _Found.nothing(obs, clean, choices)
+        for rank in range(choices - 1):
+            # Choice number `rank` among those that are not the clean one.
+            target = rank + (rank >= clean).long()
+            (slope,) = torch.autograd.grad(
+                _margin(values, target).sum(), at, retain_graph=rank < choices - 2
+            )
+            _climb(scores, obs, budget, target, slope, found, steps)
+    for _ in range(samples):
+        signs = (draw(obs[0, 0].numel()).view(obs.shape) < 0.5).to(obs.dtype) * 2 - 1
+        corner = budget.project(obs + budget.radius * signs, obs)
+        found.add(corner, scores.best(corner))
+    return Reachable(found.mask, found.obs, clean)
+
+
+@dataclass
+class _Found:
+    """The mask and observations of a `Reachable` that grows."""
+
+    mask: Tensor
+    obs: Tensor
+
+    @classmethod
+    def nothing(cls, obs: Tensor, clean: Tensor, choices: int) -> "_Found":
+        """Only the `clean` choice [S, B], at the clean observations `obs` [S, B, *O]."""
+        mask = torch.nn.functional.one_hot(clean, choices).bool()
+        return cls(mask, obs.unsqueeze(2).expand(-1, -1, choices, *obs.shape[2:]).clone())
+
+    def add(self, moved: Tensor, decision: Tensor) -> None:
+        """Note that the observations `moved` [S, B, *O] lead to the `decision` [S, B]."""
+        new = torch.nn.functional.one_hot(decision, self.mask.shape[-1]).bool() & ~self.mask
+        self.obs = torch.where(along(new, self.obs), moved.unsqueeze(2), self.obs)
+        self.mask = self.mask | new
+
+
+def _margin(values: Tensor, target: Tensor) -> Tensor:
+    """By how much the score of `target` [S, B] exceeds the best other one of `values` [S, B, A]."""
+    index = target.unsqueeze(-1)
+    others = values.scatter(-1, index, -torch.inf)
+    return values.gather(-1, index).squeeze(-1) - others.amax(-1)
+
+
+def _climb(
+    scores: Scores,
+    obs: Tensor,
+    budget: Budget,
+    target: Tensor,
+    slope: Tensor,
+    found: _Found,
+    steps: int,
+) -> None:
+    """Climb the margin of `target` [S, B] from `obs`, where its gradient is `slope` [S, B, *O].
+
+    Every decision on the way is noted in `found`, also where it is not the target's.
+    """
+    iterate = obs
+    size = 2.0  # from any point of the box, two radii lead to a corner
+    for step in range(1, steps + 1):
+        iterate = budget.project(iterate + size * budget.radius * slope.sign(), obs)
+        size /= 2
+        if step == steps:
+            with torch.no_grad():
+                found.add(iterate, scores.best(iterate))
+            return
+        at = iterate.detach().requires_grad_()
+        values = scores(at)
+        found.add(iterate, scores.best(iterate, values.detach()))
+        (slope,) = torch.autograd.grad(_margin(values, target).sum(), at)
+
+
+def _pushed(scores: Scores, obs: Tensor, budget: Budget, steps: int) -> Reachable:
+    """The reachable set of a continuous action; see `Reachable`."""
+    with torch.enable_grad():
+        at = obs.detach().requires_grad_()
+        action = scores(at)
+        numbers = action.shape[-1]
+        shown = [obs]
+        for number in range(numbers):
+            (slope,) = torch.autograd.grad(
+                action[..., number].sum(), at, retain_graph=number < numbers - 1
+            )
+            shown += [_extreme(scores, obs, budget, number, slope, sign, steps) for sign in (-1, 1)]
+    mask = torch.ones(*obs.shape[:2], len(shown), dtype=torch.bool, device=obs.device)
+    clean = torch.zeros(obs.shape[:2], dtype=torch.int64, device=obs.device)
+    return Reachable(mask, torch.stack(shown, 2), clean)
+
+
+def _extreme(
+    scores: Scores, obs: Tensor, budget: Budget, number: int, slope: Tensor, sign: int, steps: int
+) -> Tensor:
+    """The observation [S, B, *O] that moves a `number` of the action furthest in direction `sign`.
+
+    `slope` [S, B, *O]: the gradient of that number at `obs`.
+    """
+    best = obs
+    best_value = torch.full_like(obs.flatten(2)[..., 0], -torch.inf)
+    iterate = obs
+    size = 2.0
+    for step in range(1, steps + 1):
+        iterate = budget.project(iterate + size * sign * budget.radius * slope.sign(), obs)
+        size /= 2
+        at = iterate.detach().requires_grad_()
+        value = scores(at)[..., number]
+        if step < steps:
+            (slope,) = torch.autograd.grad(value.sum(), at)
+        better = sign * value.detach() > best_value
+        best_value = torch.where(better, sign * value.detach(), best_value)
+        best = torch.where(along(better, best), iterate, best)
+    return best
