@@ -1,9 +1,9 @@
-"""What every attack is: a way to find a nearby observation at which the policy decides worse."""
+"""What every attack is: how a decision is moved, or which of the reachable ones is forced."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Scores
+
+if TYPE_CHECKING:
+    from rlx.robustness.sweep import Game, Played
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,12 @@ class Mode(NamedTuple):
     """Whether these heads look through one sensor, and so see the same perturbation."""
 
 
-class Attack(ABC):
-    """How a decision is moved: one file, one frozen dataclass of its settings."""
+class Threat(ABC):
+    """What conf/attack names: one file, one frozen dataclass of its settings.
 
-    @abstractmethod
-    def perturb(self, scores: Scores, obs: Tensor, budget: Budget, draw: Draw) -> Tensor:
-        """The observation [S, B, *O] within `budget` of `obs` that the policy is shown.
-
-        `scores` are those of the attacked head, a function of the observation. No row may depend on
-        another one. What is random comes from `draw`.
-        """
+    It is an `Attack`, which moves each decision by itself, or an `Adversary`, which plays whole
+    episodes.
+    """
 
     def modes(self, heads: Sequence[str]) -> Mapping[str, Mode]:
         """The modes of a policy with these `heads`, by name, in the order they are reported.
@@ -88,3 +87,27 @@ class Attack(ABC):
         if len(heads) == 1:
             return alone
         return {"both": Mode(tuple(heads), shared=False)} | alone
+
+
+class Attack(Threat):
+    """How a decision is moved, at every step anew: to where the policy decides worse."""
+
+    @abstractmethod
+    def perturb(self, scores: Scores, obs: Tensor, budget: Budget, draw: Draw) -> Tensor:
+        """The observation [S, B, *O] within `budget` of `obs` that the policy is shown.
+
+        `scores` are those of the attacked head, a function of the observation. No row may depend on
+        another one. What is random comes from `draw`.
+        """
+
+
+class Adversary(Threat):
+    """Which of the reachable decisions is forced, and when: what knows more than one step."""
+
+    @abstractmethod
+    def check(self, game: "Game", modes: Mapping[str, Mode]) -> None:
+        """ConfigError where this adversary cannot play `game`; it plays nothing yet."""
+
+    @abstractmethod
+    def play(self, game: "Game", modes: Mapping[str, Mode]) -> "dict[str, Played]":
+        """The episodes of `game` as this adversary lets them end, by mode."""

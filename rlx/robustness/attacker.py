@@ -17,6 +17,19 @@ FLIP_SHARE = 0.05
 """Share of its range by which a number of a continuous action must move to count as flipped."""
 
 
+def flipped(action_space: gymnasium.Space, decision: Tensor, clean: Tensor) -> Tensor:
+    """Whether a `decision` differs from the `clean` one, bool [S, B].
+
+    Choices are int64 [S, B]; an action [S, B, D] of a Box differs where one of its numbers moved by
+    more than `FLIP_SHARE` of its range.
+    """
+    if not isinstance(action_space, gymnasium.spaces.Box):
+        return decision != clean
+    low = torch.as_tensor(action_space.low, device=clean.device)
+    high = torch.as_tensor(action_space.high, device=clean.device)
+    return ((decision - clean).abs() > FLIP_SHARE * (high - low)).any(-1)
+
+
 @dataclass
 class Sensor:
     """What one head of the policy sees through; its tensors have a row for each copy, [S · B]."""
@@ -146,8 +159,8 @@ class AttackedChoice:
         if sensor.attacked:
             shown_obs = self._perturbed(head, obs, scores)
             decision = scores.best(shown_obs)
-            flipped = self._flipped(decision, clean)
-            self._count(sensor.flips, flipped & deciding)
+            changed = flipped(self.attacker.action_space, decision, clean)
+            self._count(sensor.flips, changed & deciding)
         else:
             shown_obs = obs
             decision = clean
@@ -203,19 +216,6 @@ class AttackedChoice:
             return uniform(key, counter, count)
 
         return self.attacker.attack.perturb(scores, obs, budget, draw)
-
-    def _flipped(self, decision: Tensor, clean: Tensor) -> Tensor:
-        """Whether the perturbation changed the `clean` decision, bool [S', B'].
-
-        A continuous action counts as changed where one of its numbers moved by more than
-        `FLIP_SHARE` of its range.
-        """
-        space = self.attacker.action_space
-        if not isinstance(space, gymnasium.spaces.Box):
-            return decision != clean
-        low = torch.as_tensor(space.low, device=clean.device)
-        high = torch.as_tensor(space.high, device=clean.device)
-        return ((decision - clean).abs() > FLIP_SHARE * (high - low)).any(-1)
 
     def _count(self, counts: Tensor, mask: Tensor) -> None:
         """Add one to the `counts` [S · B] of the copies where `mask` [S', B'] is true."""
