@@ -220,7 +220,7 @@ class Costly(CartPole):
 
 
 ENV_FAULTS = {
-    "Unnamed": "expected a text for each component .* there are 4",
+    "Unnamed": r"expected one text for each component of a flat observation \(4\)",
     "Uncircled": r"angles=\(2, 3\): expected cos² \+ sin² = 1",
     "Costly": "lowest_reward=1.5, and a step had a reward of 1",
     "Random": "two plays from the same reset seeds differ",
