@@ -81,12 +81,14 @@ def sweep(
     episodes: int,
     max_num_envs: int,
     device: torch.device,
+    angles: tuple[tuple[int, int], ...] = (),
 ) -> dict[str, Played]:
     """Play every mode × radius × episode of every seed; returns the episodes of each mode.
 
     Modes, radii and episodes are the columns of one batch [S, modes · E · P], which is played in
     chunks of at most `max_num_envs` copies. `seeds`: the numbers of the policy's S seeds; `eps`:
-    the E radii in units of `scale` [*O]; `episodes`: P.
+    the E radii in units of `scale` [*O]; `episodes`: P; `angles`: pairs (cosine, sine) of
+    components of an observation that stay on the unit circle.
     """
     shape = (len(modes), len(eps), episodes)
     columns = torch.arange(math.prod(shape), device=device)
@@ -108,6 +110,7 @@ def sweep(
                 seeds=seeds,
                 reset_seeds=reset_seeds,
                 scale=scale,
+                angles=angles,
             )
             env = make_env(reset_seeds.numel())
             played = rollout(policy, env, reset_seeds, attacker.make_choose)
