@@ -19,6 +19,7 @@ from rlx.show import console
 if TYPE_CHECKING:
     import gymnasium
 
+    from rlx.env import TensorEnv
     from rlx.policies import Opened
     from rlx.robustness.study import Study
     from rlx.robustness.sweep import Played
@@ -42,7 +43,10 @@ class Config(RunConfig):
     eps: Any
     """Radii of the box in units of `scale`: start:stop:step, numbers, fractions, a list."""
     scale: Any
-    """What eps = 1 means: `bounds`, `std` or one number per component of an observation."""
+    """What eps = 1 means: `bounds`, `std`, `reference`, `std:RUN` or one number per component of an
+    observation."""
+    manifold: str | None
+    """`angle`: pairs of a cosine and a sine stay on the circle; null: all of the box."""
     modes: Any
     """Which heads are attacked together, names of the attack's modes; null: all modes."""
     episodes: Count
@@ -76,6 +80,12 @@ class Plan:
     """The modes of the attack that are played, by name."""
     eps: Sequence[float]
     """The radii, in units of the scale."""
+    scale: object
+    """`bounds`, `std` or numbers: what eps = 1 means."""
+    env: "TensorEnv"
+    """Copies of the env, as many as seeds."""
+    angles: tuple[tuple[int, int], ...]
+    """Pairs (cosine, sine) of components that stay on the unit circle."""
 
     @property
     def source(self) -> str:
@@ -98,6 +108,8 @@ class Result:
 
 def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     """Play, draw and print a study; its run directory, and the study."""
+    from rlx.env import time_limit_words
+
     config = build(Config, composed, "")
     plan = _load(config)
     output = Run.create(config.outputs, "attack", plan.source, composed)
@@ -105,7 +117,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     with output.writing():
         result = _play(config, plan)
         files = _save(output, config, plan, result)
-    _print(result.study, len(plan.opened.seeds))
+    _print(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
     console.result(output.path, result.wall_s, **files)
     return output, result.study
 
@@ -118,7 +130,8 @@ def _load(config: Config) -> Plan:
 
     from rlx.experiment import setup_device
     from rlx.policies import open_runs
-    from rlx.robustness.scale import unit_scale
+    from rlx.robustness.manifold import kept_angles
+    from rlx.robustness.scale import resolved, unit_scale
     from rlx.robustness.sweep import check_attackable
     from rlx.threat import Attack
 
@@ -127,17 +140,19 @@ def _load(config: Config) -> Plan:
     device = setup_device(config.device)
     opened = open_runs(runs, config.checkpoint, device, config.seeds)
     modes = chosen_modes(attack, opened.policy.heads, config.modes)
-    unit_scale(config.scale, opened.spec.observation_space, lambda: np.ones(1))
     env = opened.make_env(len(opened.seeds))
+    angles = kept_angles(config.manifold, env)
+    scale = resolved(config.scale, opened, config.outputs, config.trust)
+    unit_scale(scale, opened.spec.observation_space, lambda: np.ones(1))
     check_attackable(opened.policy, env, opened.spec, attack, modes)
-    return Plan(runs, opened, attack, modes, eps)
+    return Plan(runs, opened, attack, modes, eps, scale, env, angles)
 
 
 def _play(config: Config, plan: Plan) -> Result:
     """Play the policies without an attack, at random, and in every mode at every radius."""
     from rlx.evaluation import REPORT, evaluate, evaluate_random
     from rlx.robustness.observations import ObservationSpread
-    from rlx.robustness.scale import unit_scale
+    from rlx.robustness.scale import tell_radii, unit_scale
     from rlx.robustness.study import Study
     from rlx.robustness.sweep import sweep
 
@@ -156,7 +171,8 @@ def _play(config: Config, plan: Plan) -> Result:
         spread.make_choose,
     )
     random = evaluate_random(opened.policy, opened.make_env, config.episodes, opened.device)
-    scale = unit_scale(config.scale, space, spread.std)
+    scale = unit_scale(plan.scale, space, spread.std)
+    tell_radii(plan.eps, scale, opened.spec, plan.env, plan.angles)
     _warn_of_small_radii(plan.eps, scale, space)
     played = sweep(
         opened.policy,
@@ -170,6 +186,7 @@ def _play(config: Config, plan: Plan) -> Result:
         episodes=config.episodes,
         max_num_envs=config.max_num_envs,
         device=opened.device,
+        angles=plan.angles,
     )
     wall_s = time.monotonic() - began
     clean_returns = clean.returns.cpu().numpy()
@@ -194,6 +211,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
         "run": [str(run.path) for run in plan.runs],
         "seeds": seeds,
         "scale": result.scale,
+        "units": plan.env.observation_units,
         "wall_s": result.wall_s,
         "steps": steps,
         "steps_per_s": steps / result.wall_s,
@@ -236,8 +254,11 @@ def _warn_of_small_radii(eps: Sequence[float], scale: np.ndarray, space: "gymnas
         console.warning(f"{radii} is less than one gray level, and changes no image")
 
 
-def _print(study: "Study", seeds: int) -> None:
-    """The returns by radius and mode, then what the largest radius did in each mode."""
+def _print(study: "Study", seeds: int, time_limit: str | None) -> None:
+    """The returns by radius and mode, then what the largest radius did in each mode.
+
+    `time_limit`: what it means that an episode ended there; None: nobody knows.
+    """
     from rlx.robustness.study import Cell
 
     rows = []
@@ -262,6 +283,7 @@ def _print(study: "Study", seeds: int) -> None:
         f"At eps {study.eps[-1]:g}: {Cell.words()}"
     )
     console.table(title, ["mode", "area", "critical eps", *Cell.columns()], rows)
+    console.time_limit(time_limit)
 
 
 def _warn_of_undefined_scores(share: float) -> None:

@@ -217,7 +217,7 @@ class Search:
         opened = self.game.opened
         env = opened.make_env(reset_seeds.numel())
         limit = opened.spec.max_episode_steps
-        lowest = _lowest_reward(env)
+        lowest = env.lowest_reward
         shape = reset_seeds.shape
         worst = worst or Worst.none(shape, self.heads, reset_seeds.device)
         nodes = self._roots(env, reset_seeds)
@@ -394,7 +394,8 @@ class _Looking:
             return scores.best(obs)
         search = self.search
         radius = along(self.radius, obs) * search.scale
-        budget = Budget.of(search.game.opened.spec.observation_space, radius)
+        space = search.game.opened.spec.observation_space
+        budget = Budget.of(space, radius, search.game.angles)
         self.reach = reachable(
             scores, obs, budget, self._draw, steps=search.steps, samples=search.samples
         )
@@ -449,14 +450,9 @@ def _most(nodes: Nodes, like: Tensor) -> int:
     return int(count.scatter_add(1, nodes.column, nodes.alive.long()).max())
 
 
-def _lowest_reward(env: TensorEnv) -> float | None:
-    """The least reward of one step of `env`; None where nobody has said it."""
-    return getattr(env, "lowest_reward", None)
-
-
 def floor(game: Game) -> float:
     """The lowest return there can be in the env of `game`; minus infinity where it is unknown."""
-    lowest = _lowest_reward(game.opened.make_env(1))
+    lowest = game.opened.make_env(1).lowest_reward
     return _floor(lowest, game.opened.spec.max_episode_steps)
 
 

@@ -36,6 +36,8 @@ class Game:
     """The reset seed of the first episode; the others count up from it, the same in every cell."""
     max_num_envs: int
     """Env copies that are played at once."""
+    angles: tuple[tuple[int, int], ...] = ()
+    """Pairs (cosine, sine) of components of an observation that stay on the unit circle."""
     runs: Sequence[Run] = ()
     """The trainings that the policies are of."""
     checkpoint: str = "best"
@@ -145,6 +147,7 @@ def _sweep(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, P
                 seeds=seeds,
                 reset_seeds=reset_seeds,
                 scale=game.scale,
+                angles=game.angles,
             )
             env = opened.make_env(reset_seeds.numel())
             played = rollout(opened.policy, env, reset_seeds, attacker.make_choose)

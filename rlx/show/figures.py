@@ -160,7 +160,11 @@ def eps_label(scale: object) -> str:
     names = {
         "bounds": "half the range of the observation space",
         "std": "a standard deviation of the observations of clean play",
+        "reference": "a standard deviation of the observations of the env's reference policies",
     }
+    name, _, run = str(scale).partition(":")
+    if name == "std" and run:
+        return f"eps (1: a standard deviation of the observations of {run})"
     return f"eps (1: {names.get(str(scale), f'the units {scale}')})"
 
 
