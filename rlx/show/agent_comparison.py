@@ -347,7 +347,7 @@ def _check_episodes(rows: Sequence[Row]) -> None:
     """ConfigError unless all attacks played the same episodes."""
     first = rows[0]
     for row in rows:
-        if row.returns.shape[1:] != (len(first.curve.x), first.returns.shape[2]):
+        if row.returns.shape[2] != first.returns.shape[2]:
             raise ConfigError(
                 f"run={row.attack.path}: played {row.returns.shape[2]} episodes per seed and "
                 f"radius, {first.attack.path} {first.returns.shape[2]}; agents are compared on "

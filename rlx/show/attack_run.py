@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from omegaconf import DictConfig
@@ -91,9 +92,16 @@ class AttackRun:
         file = self.path / "returns.npz"
         try:
             with np.load(file) as arrays:
-                return np.asarray(arrays[mode], dtype=np.float64)
-        except (OSError, ValueError, KeyError) as error:
+                returns = np.asarray(arrays[mode], dtype=np.float64)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ConfigError(f"{file}: cannot be read ({error}).") from None
+        expected = (len(self.summary["seeds"]), len(self.summary["eps"]))
+        if returns.ndim != 3 or returns.shape[:2] != expected:
+            raise ConfigError(
+                f"{file}: '{mode}' has the shape {list(returns.shape)}; expected "
+                f"{expected[0]} seeds × {expected[1]} radii × episodes."
+            )
+        return returns
 
 
 def compared_modes(attacks: Sequence[AttackRun], wanted: str | None) -> list[str]:
