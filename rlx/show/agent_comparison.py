@@ -41,12 +41,15 @@ class Row:
     """Agent and attack, as in "dqn-cartpole, fgsm ce"."""
     mode: str
     """The mode of the attack that is compared."""
-    returns: np.ndarray
-    """The return of every episode, [S, E, P]."""
     curve: figures.Curve
     """The returns against the radius, as the attack run has them."""
-    clean: statistics.Estimate
-    """The return without an attack."""
+    result: statistics.Robustness
+    """How robust the agent is, in the score that all rows have in common."""
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds."""
+        return len(self.attack.summary["seeds"])
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,14 @@ class AgentComparison:
 
     rows: Sequence[Row]
     """The attacks, by falling area."""
-    results: Sequence[statistics.Robustness]
-    """The robustness of each of the `rows`, in the common score."""
     pairs: dict[tuple[int, int], statistics.Comparison]
     """The first minus the second, for each pair of numbers of `rows`, the more robust first."""
     eps: Sequence[float]
     """The E radii, in units of the scale of the attack that was named first."""
     scale: np.ndarray
     """What eps = 1 means for each component of an observation, [O]."""
+    episodes: int
+    """Episodes of each seed and radius."""
     random: float
     """The return of random play, the common score's 0."""
     clean: float
@@ -81,43 +84,37 @@ class AgentComparison:
         """
         _check_agents(attacks)
         _check_boxes(attacks)
-        rows = _rows(attacks, mode)
-        _check_episodes(rows)
-        random = float(np.mean([row.attack.summary["random"] for row in rows]))
-        clean = max(row.clean.iqm for row in rows)
-        if not clean > random:
-            raise ConfigError(
-                f"run: none of these agents plays better than random play without an attack "
-                f"({clean:.4g}, random play {random:.4g}): there is no robustness to compare."
-            )
+        random, clean = _anchors(attacks)
+        modes = compared_modes(attacks, mode)
+        returns = [attack.returns(its) for attack, its in zip(attacks, modes, strict=True)]
+        _check_episodes(attacks, returns)
+        episodes = returns[0].shape[2]
         eps = attacks[0].summary["eps"]
-        results = []
-        for row, bootstrap in zip(rows, _bootstraps(rows), strict=True):
+        bootstraps = _bootstraps(attacks, episodes)
+        labels = _labels(attacks)
+        rows = []
+        for number, attack in enumerate(attacks):
             result = statistics.Robustness.of(
-                row.returns, np.array(eps, dtype=np.float64), random, clean, bootstrap
+                returns[number], np.array(eps), random, clean, bootstraps[number]
             )
-            results.append(result)
-        order = sorted(
-            range(len(rows)),
-            key=lambda number: (-float(results[number].area.value), rows[number].attack.path.name),
-        )
-        rows = [rows[number] for number in order]
-        results = [results[number] for number in order]
-        scores = np.concatenate([result.seed_scores.value.flatten() for result in results])
+            curve = replace(attack.curve(modes[number], labels[number]), x=eps)
+            rows.append(Row(attack, labels[number], modes[number], curve, result))
+        rows.sort(key=lambda row: (-float(row.result.area.value), row.attack.path.name))
+        scores = np.concatenate([row.result.seed_scores.value.flatten() for row in rows])
         levels = np.linspace(min(0.0, scores.min()), max(1.0, scores.max()), LEVELS)
         pairs = {}
         for first, second in combinations(range(len(rows)), 2):
-            pairs[first, second] = statistics.Comparison.of(results[first], results[second])
+            pairs[first, second] = statistics.Comparison.of(rows[first].result, rows[second].result)
         return cls(
             rows=rows,
-            results=results,
             pairs=pairs,
             eps=eps,
             scale=attacks[0].scale,
+            episodes=episodes,
             random=random,
             clean=clean,
             levels=levels,
-            profiles=[result.profile(levels) for result in results],
+            profiles=[row.result.profile(levels) for row in rows],
         )
 
     @property
@@ -147,7 +144,7 @@ class AgentComparison:
                         "label": row.label,
                         "run": row.attack.path,
                         "mode": row.mode,
-                        "seeds": len(row.returns),
+                        "seeds": row.seeds,
                         "eps": eps,
                         "iqm": estimate.iqm,
                         "ci95_low": low,
@@ -177,18 +174,17 @@ class AgentComparison:
 
     def print_tables(self) -> None:
         """Print what eps means, the agents by rank, then the differences of each two of them."""
-        episodes = self.rows[0].returns.shape[2]
         console.facts(
             env=self.env,
             scale=f"eps 1 is {units_text(self.scale)}",
-            episodes=f"{episodes} per seed and radius, from the same start states for all agents",
+            episodes=f"{self.episodes} per seed and radius, the same start states for all agents",
         )
         names = {row.attack.attack for row in self.rows}
         if len(names) > 1:
             console.warning(
                 "the agents are under different attacks; a difference may be that of the attacks"
             )
-        console.warn_of_few_seeds(min(len(row.returns) for row in self.rows))
+        console.warn_of_few_seeds(min(row.seeds for row in self.rows))
         self._print_agents()
         self._print_pairs()
 
@@ -197,17 +193,17 @@ class AgentComparison:
         numbers = _spread(len(self.eps))
         radii = [f"at {self.eps[number]:g}" for number in numbers]
         rows = []
-        for rank, (row, result) in enumerate(zip(self.rows, self.results, strict=True), 1):
+        for rank, row in enumerate(self.rows, 1):
             estimates = [row.curve.estimates[number] for number in numbers]
             rows.append(
                 [
                     str(rank),
                     row.label,
                     row.mode,
-                    str(len(row.returns)),
+                    str(row.seeds),
                     *(console.interval_text(one.iqm, one.ci95) for one in estimates),
-                    _interval_text(result.area),
-                    _critical_text(result),
+                    _interval_text(row.result.area),
+                    _critical_text(row.result),
                 ]
             )
         title = (
@@ -249,8 +245,9 @@ class AgentComparison:
         """The difference of two critical radii; "≥" or "≤" where one is beyond the grid."""
         difference = self.pairs[first, second].critical_eps
         text = _interval_text(difference)
-        infinite = [np.isinf(self.results[number].critical_eps.value) for number in (first, second)]
-        if np.isnan(difference.value) or not any(infinite):
+        results = [self.rows[number].result for number in (first, second)]
+        beyond = any(np.isinf(result.critical_eps.value) for result in results)
+        if np.isnan(difference.value) or not beyond:
             return text
         return f"≥{text}" if difference.value >= 0 else f"≤{text}"
 
@@ -262,7 +259,7 @@ class AgentComparison:
             "modes": [row.mode for row in self.rows],
             "eps": self.eps,
             "scale": self.scale,
-            "episodes": self.rows[0].returns.shape[2],
+            "episodes": self.episodes,
             "random": self.random,
             "best_clean": self.clean,
             "agents": [self._agent_summary(number) for number in range(len(self.rows))],
@@ -273,12 +270,12 @@ class AgentComparison:
     def _agent_summary(self, number: int) -> dict[str, Any]:
         """What summary.json says of one agent."""
         row = self.rows[number]
-        result = self.results[number]
+        result = row.result
         profile = self.profiles[number]
         return {
             "label": row.label,
             "seeds": row.attack.summary["seeds"],
-            "clean": row.clean.as_dict(),
+            "clean": row.attack.summary["clean"],
             "return": [estimate.as_dict() for estimate in row.curve.estimates],
             "area": result.area.value,
             "area_ci95": result.area.ci95,
@@ -343,34 +340,29 @@ def _check_boxes(attacks: Sequence[AttackRun]) -> None:
         )
 
 
-def _check_episodes(rows: Sequence[Row]) -> None:
-    """ConfigError unless all attacks played the same episodes."""
-    first = rows[0]
-    for row in rows:
-        if row.returns.shape[2] != first.returns.shape[2]:
+def _check_episodes(attacks: Sequence[AttackRun], returns: Sequence[np.ndarray]) -> None:
+    """ConfigError unless the `returns` [S, E, P] of all attacks are of the same episodes."""
+    for attack, its_returns in zip(attacks, returns, strict=True):
+        if its_returns.shape[2] != returns[0].shape[2]:
             raise ConfigError(
-                f"run={row.attack.path}: played {row.returns.shape[2]} episodes per seed and "
-                f"radius, {first.attack.path} {first.returns.shape[2]}; agents are compared on "
-                "the same ones."
+                f"run={attack.path}: played {its_returns.shape[2]} episodes per seed and radius, "
+                f"{attacks[0].path} {returns[0].shape[2]}; agents are compared on the same ones."
             )
 
 
-def _rows(attacks: Sequence[AttackRun], mode: str | None) -> list[Row]:
-    """The attacks as they are compared, in the order in which the user named them."""
-    modes = compared_modes(attacks, mode)
-    rows = []
-    for attack, its_mode, label in zip(attacks, modes, _labels(attacks), strict=True):
-        rows.append(
-            Row(
-                attack=attack,
-                label=label,
-                mode=its_mode,
-                returns=attack.returns(its_mode),
-                curve=replace(attack.curve(its_mode, label), x=attacks[0].summary["eps"]),
-                clean=statistics.Estimate.from_dict(attack.summary["clean"]),
-            )
+def _anchors(attacks: Sequence[AttackRun]) -> tuple[float, float]:
+    """The returns that are the common score's 0 and 1: random play, and the best clean play.
+
+    ConfigError where no agent plays better than random play.
+    """
+    random = float(np.mean([attack.summary["random"] for attack in attacks]))
+    clean = max(attack.summary["clean"]["iqm"] for attack in attacks)
+    if not clean > random:
+        raise ConfigError(
+            f"run: none of these agents plays better than random play without an attack "
+            f"({clean:.4g}, random play {random:.4g}): there is no robustness to compare."
         )
-    return rows
+    return random, clean
 
 
 def _labels(attacks: Sequence[AttackRun]) -> list[str]:
@@ -386,15 +378,14 @@ def _labels(attacks: Sequence[AttackRun]) -> list[str]:
     return unique([f"{agents[attack.trainings]}, {name}" for attack, name in pairs], attacks)
 
 
-def _bootstraps(rows: Sequence[Row]) -> list[statistics.Bootstrap]:
-    """The resamples of each row; rows of the same agents have the same."""
+def _bootstraps(attacks: Sequence[AttackRun], episodes: int) -> list[statistics.Bootstrap]:
+    """The resamples of each attack; attacks on the same agents have the same."""
     # In an order of their own, so that the user's has no effect.
-    ordered = sorted(rows, key=lambda row: row.attack.trainings)
-    seeds = {row.attack.trainings: len(row.returns) for row in ordered}
-    episodes = rows[0].returns.shape[2]
+    ordered = sorted(attacks, key=lambda attack: attack.trainings)
+    seeds = {attack.trainings: len(attack.summary["seeds"]) for attack in ordered}
     drawn = statistics.independent(list(seeds.values()), episodes)
     of_agents = dict(zip(seeds, drawn, strict=True))
-    return [of_agents[row.attack.trainings] for row in rows]
+    return [of_agents[attack.trainings] for attack in attacks]
 
 
 def _statistics(
