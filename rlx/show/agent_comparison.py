@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LEVELS = 201
 """Scores at which a performance profile is computed."""
-PRINTED_RADII = 4
+PRINTED_RADII = 5
 """The most radii whose returns are printed; the tables on disk have all."""
 
 
