@@ -189,6 +189,10 @@ def test_an_agent_of_one_head_is_compared_with_all_heads_of_another(rlx, trainin
     assert result.summary["labels"][0].startswith("hdqn")
     refused = rlx("report", deep, flat, "mode=goal")
     assert refused.code == 2 and "mode=goal: not all attacks have it" in refused.err
+    noisy = {"same": falling(400, 390, 300), "diff": falling(400, 395, 300), "goal": heads["goal"]}
+    noise = attacked(training("hdqn", "seeds=3"), noisy, attack="noise")
+    result = rlx("report", noise, flat, deep)
+    assert result.summary["modes"] == ["same", "action", "both"], "never the harmless action alone"
     chosen = attacked(training("ppo"), {"action": falling(400, 300, 200)}, "modes=action")
     assert rlx("report", deep, chosen).summary["modes"] == ["action", "action"]
 
@@ -253,6 +257,9 @@ def test_refusals_are_one_line(rlx, two, training, attacked):
     long = attacked(training("ppo", "env.max_episode_steps=200"), levels)
     line = refusal(rlx("report", weak, long))
     assert "another env" in line and "env.max_episode_steps=200" in line
+    acrobot = attacked(training("ppo", env="acrobot"), levels)
+    line = refusal(rlx("report", weak, acrobot))
+    assert line.endswith("env._target_=rlx.envs.acrobot.Acrobot, not rlx.envs.cartpole.CartPole.")
     assert "mode=goals: unknown" in refusal(rlx("report", *two, "mode=goals"))
     gone = attacked(Path("outputs/train/ppo-cartpole/none"), levels)
     assert "is not there" in refusal(rlx("report", weak, gone))

@@ -152,6 +152,8 @@ def _require_same_env(attacks: "Sequence[AttackRun]") -> None:
             continue
         its_env = flatten_keys(eval_env_config(config))
         keys = [key for key in {**env, **its_env} if env.get(key) != its_env.get(key)]
+        if "_target_" in keys:  # another class, whose keys are others too
+            keys = ["_target_"]
         texts = [f"env.{key}={its_env.get(key)}, not {env.get(key)}" for key in keys]
         raise ConfigError(
             f"run={attack.path}: attacks in another env than {attacks[0].path}: {'; '.join(texts)}."

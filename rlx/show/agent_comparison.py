@@ -18,6 +18,7 @@ from rlx.show.attack_run import (
     AttackRun,
     attack_labels,
     compared_modes,
+    strongest_modes,
     unique,
     units_text,
 )
@@ -85,7 +86,7 @@ class AgentComparison:
         _check_agents(attacks)
         _check_boxes(attacks)
         random, clean = _anchors(attacks)
-        modes = compared_modes(attacks, mode)
+        modes = strongest_modes(attacks) if mode is None else compared_modes(attacks, mode)
         returns = [attack.returns(its) for attack, its in zip(attacks, modes, strict=True)]
         _check_episodes(attacks, returns)
         episodes = returns[0].shape[2]
@@ -179,8 +180,8 @@ class AgentComparison:
             scale=f"eps 1 is {units_text(self.scale)}",
             episodes=f"{self.episodes} per seed and radius, the same start states for all agents",
         )
-        names = {row.attack.attack for row in self.rows}
-        if len(names) > 1:
+        settings = [row.attack.config.attack for row in self.rows]
+        if any(others != settings[0] for others in settings):
             console.warning(
                 "the agents are under different attacks; a difference may be that of the attacks"
             )

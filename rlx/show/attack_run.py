@@ -17,7 +17,7 @@ from rlx.show import figures
 from rlx.show.training_comparison import differences
 
 ALL_HEADS = ("both", "same", "diff")
-"""Modes in which an attack moves what all heads see; that of an agent with one head is no other."""
+"""Modes in which an attack moves what all heads see, where there are several heads."""
 PRINTED_UNITS = 16
 """The most components of an observation whose units are printed one by one."""
 
@@ -71,15 +71,23 @@ class AttackRun:
         """What eps = 1 means for each component of an observation, [O]."""
         return np.array(self.summary["scale"], dtype=np.float64).flatten()
 
-    def mode(self, wanted: str) -> str | None:
-        """The mode that is compared with the others' mode `wanted`; None where there is none.
+    @property
+    def has_one_head(self) -> bool:
+        """Whether the only mode attacks all heads of the agent, whatever its name."""
+        return len(self.modes) == 1 and self.config.modes is None
 
-        The only mode of an agent with one head attacks all of its heads.
-        """
+    @property
+    def strongest_mode(self) -> str | None:
+        """The mode in which all heads are attacked; None where it was not played."""
+        if self.has_one_head:
+            return self.modes[0]
+        return next((mode for mode in ALL_HEADS if mode in self.modes), None)
+
+    def mode(self, wanted: str) -> str | None:
+        """The mode that is compared with the others' mode `wanted`; None where there is none."""
         if wanted in self.modes:
             return wanted
-        has_one_head = len(self.modes) == 1 and self.config.modes is None
-        return self.modes[0] if has_one_head and wanted in ALL_HEADS else None
+        return self.modes[0] if self.has_one_head and wanted in ALL_HEADS else None
 
     def curve(self, mode: str, label: str) -> figures.Curve:
         """The returns against the radius in `mode`."""
@@ -102,6 +110,16 @@ class AttackRun:
                 f"{expected[0]} seeds × {expected[1]} radii × episodes."
             )
         return returns
+
+
+def strongest_modes(attacks: Sequence[AttackRun]) -> list[str]:
+    """The mode of each attack in which all heads are attacked.
+
+    Where not all attacks have one, it is the first mode that they share.
+    """
+    modes = [attack.strongest_mode for attack in attacks]
+    found = [mode for mode in modes if mode is not None]
+    return found if len(found) == len(attacks) else compared_modes(attacks, None)
 
 
 def compared_modes(attacks: Sequence[AttackRun], wanted: str | None) -> list[str]:
