@@ -193,9 +193,8 @@ def eps_label(scale: object) -> str:
         "std": "a standard deviation of the observations of clean play",
         "reference": "a standard deviation of the observations of the env's reference policies",
     }
-    name, _, run = str(scale).partition(":")
-    if name == "std" and run:
-        return f"eps (1: a standard deviation of the observations of {run})"
+    if str(scale).startswith("std:"):
+        return "eps (1: a standard deviation of the observations of another run's policies)"
     return f"eps (1: {names.get(str(scale), f'the units {scale}')})"
 
 
