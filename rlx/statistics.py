@@ -177,6 +177,14 @@ def curve(returns: Array, clean: Array, random: float, eps: Array, bootstrap: Bo
     )
 
 
+def area_under(returns: Array, clean: float, random: float, eps: Sequence[float]) -> float:
+    """The area of the curve of `returns` [E] at the radii `eps`, as `Curve.area` has it.
+
+    `clean` is the return without an attack, `random` that of random play.
+    """
+    return float(_area(_score(returns, clean, random), np.asarray(eps)))
+
+
 def _score(returns: Array, clean: float | Array, random: float) -> Array:
     """Where `returns` lie between random play, 0, and clean play, 1."""
     span = np.asarray(clean - random)

@@ -57,7 +57,9 @@ class Planned(Adversary):
     def check(self, game: Game, modes: Mapping[str, Mode]) -> None:
         reason = why_not(game)
         if reason is not None:
-            raise ConfigError(f"attack=planned: the env {reason}; use attack=learned or attack=auto.")
+            raise ConfigError(
+                f"attack=planned: the env {reason}; use attack=learned or attack=auto."
+            )
         self._require_room(game)
 
     def play(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Played]:
@@ -262,8 +264,8 @@ class _Plan:
             returns=cells(self.worst.returns),
             lengths=facts["lengths"],
             truncated=facts["truncated"],
-            decisions={head: facts[f"decisions/{head}"].sum(-1) for head in self.mode.heads},
-            flips={head: facts[f"flips/{head}"].sum(-1) for head in self.mode.heads},
+            decisions={head: facts[f"decisions/{head}"] for head in self.mode.heads},
+            flips={head: facts[f"flips/{head}"] for head in self.mode.heads},
             halved=cells(self.halved),
             exact=cells(self.worst.exact),
         )

@@ -59,9 +59,9 @@ class Played:
     truncated: np.ndarray
     """Whether the episode ended at the time limit, [S, E, P]."""
     decisions: dict[str, np.ndarray]
-    """Decisions that each attacked head took in all episodes, [S, E]."""
+    """Decisions that each attacked head took, [S, E, P]."""
     flips: dict[str, np.ndarray]
-    """Decisions of each attacked head that the perturbation changed, [S, E]."""
+    """Decisions of each attacked head that the perturbation changed, [S, E, P]."""
     winners: dict[str, np.ndarray] = field(default_factory=dict)
     """The share of the episodes that each attack of a study of many has won, by name, [S, E].
 
@@ -70,6 +70,8 @@ class Played:
     """The returns that half of the effort had found, [S, E, P]; None: effort has no measure."""
     exact: np.ndarray | None = None
     """Whether nothing worse is reachable, as far as what is reachable was found, [S, E, P]."""
+    singles: dict[str, np.ndarray] = field(default_factory=dict)
+    """The returns of each attack of a study of many on selection episodes, by name, [S, E, P']."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,8 @@ def _by_mode(
     decisions = {}
     flips = {}
     for head in chunks[0].decisions:
-        decisions[head] = joined(chunk.decisions[head] for chunk in chunks).sum(-1)
-        flips[head] = joined(chunk.flips[head] for chunk in chunks).sum(-1)
+        decisions[head] = joined(chunk.decisions[head] for chunk in chunks)
+        flips[head] = joined(chunk.flips[head] for chunk in chunks)
     played = {}
     for number, (name, mode) in enumerate(modes.items()):
         played[name] = Played(
