@@ -9,7 +9,7 @@ from rlx.nn.rng import Streams
 
 HIDDEN = (64, 64)
 LEARNING_RATE = 1e-3
-BATCH_SIZE = 1024
+BATCH_SIZE = 512
 LEAST_SPREAD = 1e-6
 """Standard deviation below which a number counts as constant, and is only centred."""
 
