@@ -222,7 +222,9 @@ def worse_of_two(one: Played, other: Played) -> Played:
         returns=chosen(one.returns, other.returns),
         lengths=chosen(one.lengths, other.lengths),
         truncated=chosen(one.truncated, other.truncated).astype(bool),
-        decisions={head: chosen(own, other.decisions.get(head)) for head, own in one.decisions.items()},
+        decisions={
+            head: chosen(own, other.decisions.get(head)) for head, own in one.decisions.items()
+        },
         flips={head: chosen(own, other.flips.get(head)) for head, own in one.flips.items()},
         attacks=names,
         attack=chosen(one.attack, renamed),

@@ -193,9 +193,16 @@ class Trace:
         for step in reversed(range(len(self.obs))):
             # The last step's children were not followed: the course ends with one of them.
             ends = lengths == step + 1
-            node = torch.where(ends, self.children[step].gather(1, _within(worst.last, self.children[step])), node)
+            node = torch.where(
+                ends, self.children[step].gather(1, _within(worst.last, self.children[step])), node
+            )
             index = _within(node, self.total[step])
-            yield step, rows_within(self.obs[step], index), self.total[step].gather(1, index), step < lengths
+            yield (
+                step,
+                rows_within(self.obs[step], index),
+                self.total[step].gather(1, index),
+                step < lengths,
+            )
             node = self.parent[step].gather(1, index)
 
 

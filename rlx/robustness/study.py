@@ -90,7 +90,9 @@ class Cell:
             flip_rate=sum(flips.values()) / max(1, sum(decisions.values())),
             flip_rate_per_head={name: flips[name] / max(1, decisions[name]) for name in flips},
             movable_per_head={
-                head: float(states.movable[head][number]) for head in flips if head in states.movable
+                head: float(states.movable[head][number])
+                for head in flips
+                if head in states.movable
             },
             winners=_winners(played, number),
             truncation_rate=float(played.truncated[:, number].mean()),

@@ -44,9 +44,7 @@ class ReturnToGo(nn.Module):
 
         Each tensor is [S, K], the observations [S, K, *O], with any K.
         """
-        obs, radius, time, rest, counts = (
-            torch.cat(parts, 1) for parts in zip(*rows, strict=True)
-        )
+        obs, radius, time, rest, counts = (torch.cat(parts, 1) for parts in zip(*rows, strict=True))
         if self.moments is None:
             self.moments = (*_moments(obs.flatten(2), counts), *_moments(rest, counts))
         _, _, mean, std = self.moments
