@@ -89,9 +89,11 @@ def test_the_decision_at_each_observation_is_the_choice_and_lies_in_the_box(samp
 
 
 def test_every_choice_is_a_target_whichever_is_the_clean_one():
-    corner = Scores(lambda obs: torch.cat([0.1 - obs.sum(-1, keepdim=True), obs], -1))
-    obs = torch.tensor([[0.0, 0, 0], [0.15, 0, 0], [0, 0.15, 0], [0, 0, 0.15]]).unsqueeze(0)
-    reach = reachable(corner, obs, box(obs, 0.2), drawer(4, 1), steps=1, samples=0)
+    highest = Scores(lambda obs: obs)
+    obs = 0.1 * torch.eye(4).unsqueeze(0)
+    low = torch.full((4,), -9.0)
+    budget = Budget(torch.full_like(obs, 0.2), low, -low)
+    reach = reachable(highest, obs, budget, drawer(4, 1), steps=1, samples=0)
     assert reach.clean.tolist() == [[0, 1, 2, 3]]
     assert reach.mask.all()
 
