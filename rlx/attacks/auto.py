@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -182,7 +183,7 @@ def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) ->
     attack = np.stack([one.returns for one in played.values()]).argmin(0)  # [S, E, P]
     radius = np.broadcast_to(np.arange(len(eps))[:, None], attack.shape).copy()
     returns = np.minimum.reduce([one.returns for one in played.values()])
-    for smaller, larger in zip(order[:-1], order[1:], strict=True):
+    for smaller, larger in pairwise(order):
         better = returns[:, smaller] < returns[:, larger]
         for values in (attack, radius, returns):
             values[:, larger][better] = values[:, smaller][better]
@@ -206,7 +207,7 @@ def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) ->
 
 
 def worse_of_two(one: Played, other: Played) -> Played:
-    """Of each episode the lower return of `one`, and of `other`, which attacks some of its heads."""
+    """Of each episode the lower return of `one` and of `other`, which attacks some of its heads."""
     better = other.returns < one.returns
 
     def chosen(own: np.ndarray, others: np.ndarray | None) -> np.ndarray:
