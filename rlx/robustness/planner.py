@@ -201,7 +201,7 @@ class Trace:
 
 
 def _within(index: Tensor, like: Tensor) -> Tensor:
-    """`index`, cut to the nodes that `like` [S, K] has: where it is beyond it counts for nothing."""
+    """`index`, cut to the nodes that `like` [S, K] has: where beyond, it counts for nothing."""
     return index.clamp_max(like.shape[1] - 1)
 
 
