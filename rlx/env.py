@@ -1,6 +1,6 @@
 """The contract of envs: a gymnasium.vector.VectorEnv of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import gymnasium
@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from rlx.agent import Rules
+from rlx.agent import Feature, Rules
 
 IMAGE_SIDE = 16
 """Pixels of each side from which observations of three axes count as images."""
@@ -35,6 +35,8 @@ class TensorEnv(Protocol):
     """The rules of a game of two players; None where the env is no such game."""
     grid: tuple[int, int] | None
     """(rows, columns) where the observations number the cells of a grid, row by row, else None."""
+    features: Mapping[str, Feature] | None
+    """Numbers of an observation, by name, that are none of its components; None: there are none."""
 
     @property
     def max_episode_steps(self) -> int | None:

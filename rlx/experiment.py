@@ -194,7 +194,7 @@ def _require_room(num_envs: int, stack: int) -> None:
         )
 
 
-_OPTIONAL = ("max_episode_steps", "reward_threshold", "rules", "grid")
+_OPTIONAL = ("max_episode_steps", "reward_threshold", "rules", "grid", "features")
 """Attributes of `TensorEnv` that are None where somebody's VectorEnv does not declare them."""
 
 
@@ -262,6 +262,7 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
         reward_threshold=env.reward_threshold,
         rules=env.rules,
         stack=typed_env(node)["stack"],
+        features=env.features or {},
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.agent import Rules
+from rlx.agent import Feature, Rules
 from rlx.config import at_least, build
 from rlx.env import resize, spread_fresh
 from rlx.errors import ConfigError
@@ -51,6 +51,8 @@ class Dynamics(ABC):
     """The rules of a game of two players; None of all else."""
     grid: tuple[int, int] | None = None
     """(rows, columns) where the observations number the cells of a grid, row by row, else None."""
+    features: ClassVar[Mapping[str, Feature] | None] = None
+    """Numbers of an observation, by name, that are none of its components; None: there are none."""
     gymnasium_id: ClassVar[str] = ""
     """The id under which Gymnasium may know the same env, with the same state, and draw it."""
     initial_draws: ClassVar[int] = 0
@@ -180,6 +182,7 @@ class BatchedEnv(VectorEnv):
         self.reward_threshold = dynamics.reward_threshold
         self.rules = dynamics.rules
         self.grid = dynamics.grid
+        self.features = dynamics.features
         self.single_observation_space = dynamics.observation_space
         self.single_action_space = dynamics.action_space
         self._action_dtype = torch.from_numpy(np.empty(0, self.single_action_space.dtype)).dtype
