@@ -182,7 +182,7 @@ class Regions:
         if not boxes:
             raise ConfigError(
                 "agent.regions: is empty; a region is given by components of the observation and "
-                "their ranges, as in agent.regions=[{0:[0,null]},{0:[null,0]}]."
+                "their ranges, as in 'agent.regions=[{0:[0,null]},{0:[null,0]}]'."
             )
         self.boxes = [_sides(box, spec, f"agent.regions[{i}]") for i, box in enumerate(boxes)]
 
