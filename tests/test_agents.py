@@ -428,7 +428,7 @@ def test_hdqn_finds_the_detour_on_the_chain(rlx):
 @pytest.mark.slow
 def test_hdqn_regions_swings_up(rlx):
     result = rlx("train", "agent=hdqn_regions", "env=acrobot", "seeds=3")
-    assert sorted(result.summary["return"]["per_seed"])[1] >= -100
+    assert min(result.summary["return"]["per_seed"]) >= -100
 
 
 @pytest.mark.slow
