@@ -408,8 +408,8 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
     run = rlx(
         "train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent)
     ).run
-    # Those two turn late, so little trained.
-    radius = 2 if agent in ("actenv", "efficientzero") else 0.5
+    # Those turn late, so little trained.
+    radius = 2 if agent in ("actenv", "efficientzero", "hdqn_regions") else 0.5
     quick = ("scale=std", f"eps=[0,{radius}]", "episodes=3")
     if env == "chain":
         result = rlx("attack", run, *quick)
