@@ -150,6 +150,7 @@ def _load(config: Config) -> Plan:
     space = opened.spec.observation_space
     modes = chosen_modes(attack, opened.policy.heads, config.modes)
     env = opened.make_env(len(opened.seeds))
+    angles = kept_angles(config.manifold, env)
     scale = resolved(config.scale, opened, config.outputs, config.trust)
     game = Game(
         opened,
@@ -158,7 +159,7 @@ def _load(config: Config) -> Plan:
         config.episodes,
         REPORT,
         config.max_num_envs,
-        angles=kept_angles(config.manifold, env),
+        angles=angles,
         runs=runs,
         checkpoint=config.checkpoint,
     )
