@@ -580,7 +580,9 @@ def test_what_was_meant_is_said(arguments, message, rlx, tmp_path):
 
 def test_a_key_of_another_option_is_said_to_be_one(rlx, tiny_runs):
     result = rlx("attack", tiny_runs / "train/hdqn-acrobot", "attack.clip=false")
-    assert result.code == 2 and "attack.clip: unknown key. It is a key of attack=noise" in result.err
+    assert (
+        result.code == 2 and "attack.clip: unknown key. It is a key of attack=noise" in result.err
+    )
 
 
 def test_every_synonym_is_of_a_key_that_exists(composed):

@@ -44,7 +44,7 @@ def fingerprint(run: Path) -> dict[str, str]:
     for path, replay in replays(training.agent).items():
         tensors |= {f"{path}.{name}": rows for name, rows in replay.rows(None).items()}
     prints = {
-        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        name: hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()
         for name, tensor in tensors.items()
     }
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlx.config import Count, Index
 from rlx.errors import ConfigError
 from rlx.evaluation import SELECTION
-from rlx.machine import free_memory
+from rlx.nn.buffers import free_memory
 from rlx.nn.rng import seed_tensor, stream_key, uniform
 from rlx.robustness.planner import Exploration, Guide, Nodes, Search, Trace, Worst, why_not
 from rlx.robustness.sweep import Game, Played
@@ -81,7 +81,7 @@ class Planned(Adversary):
             choices = int(game.opened.spec.action_space.n)
         nodes = len(game.opened.seeds) * self.width * choices
         need = 4.0 * nodes * observation * (choices + 4)
-        free = free_memory()
+        free = free_memory(game.opened.device)
         if need > free:
             raise ConfigError(
                 f"effort.width={self.width}: so many courses of {len(game.opened.seeds)} seeds "
