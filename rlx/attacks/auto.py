@@ -12,7 +12,7 @@ from rlx.attacks.minq import MinQ
 from rlx.attacks.planned import Planned
 from rlx.config import Count, build, load_class
 from rlx.errors import ConfigError
-from rlx.evaluation import SELECTION
+from rlx.evaluation import TRIAL
 from rlx.robustness.planner import why_not
 from rlx.robustness.sweep import Game, Played, check_attackable, sweep
 from rlx.show import console
@@ -28,17 +28,17 @@ TARGETS = 6
 class Auto(Adversary):
     """Many attacks, of which the worst counts.
 
-    All are tried on selection episodes. The strongest of them, the finalists, play the reported
+    All are tried on other episodes than those reported. The strongest of them, the finalists, play the reported
     ones. Where the env can be copied, the planned adversary plays them too, and of each episode the
     worst counts: who owns copies of the env can try everything in them first. Where it cannot, the
-    attack of each seed and radius is the one that was worst on the selection episodes.
+    attack of each seed and radius is the one that was worst in the trial.
     """
 
     attacks: Any
     """Attacks that move each decision by itself, by name: files of conf/attack."""
     planned: Any
     """The adversary that searches, where the env can be copied: conf/attack/planned.yaml."""
-    selection_episodes: Count
+    trial_episodes: Count
     """Episodes of each seed and radius by which the finalists are chosen."""
     finalists: Count
     """Attacks that play the reported episodes."""
@@ -106,13 +106,13 @@ class Auto(Adversary):
     def _tried(
         self, game: Game, fitting: Mapping[str, Attack], modes: Mapping[str, Mode]
     ) -> dict[str, dict[str, Played]]:
-        """What each attack does at the positive radii on selection episodes, by name and mode."""
+        """What each attack does at the positive radii on trial episodes, by name and mode."""
         positive = [radius for radius in game.eps if radius > 0]
         trial = replace(
             game,
             eps=positive or list(game.eps),
-            episodes=self.selection_episodes,
-            first_reset_seed=SELECTION,
+            episodes=self.trial_episodes,
+            first_reset_seed=TRIAL,
             quiet=True,
         )
         console.facts(trying=", ".join(fitting))

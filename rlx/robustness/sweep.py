@@ -75,7 +75,7 @@ class Played:
     settled: bool = False
     """Whether no other attack can find more: no decision can be moved, or all was searched."""
     singles: dict[str, np.ndarray] = field(default_factory=dict)
-    """The returns of each attack of a study of many on selection episodes, by name, [S, E, P']."""
+    """The returns of each attack of a study of many on trial episodes, by name, [S, E, P']."""
 
 
 @dataclass(frozen=True)
