@@ -28,8 +28,8 @@ TARGETS = 6
 class Auto(Adversary):
     """Many attacks, of which the worst counts.
 
-    All are tried on other episodes than those reported. The strongest of them, the finalists, play the reported
-    ones. Where the env can be copied, the planned adversary plays them too, and of each episode the
+    All are tried on other episodes than those reported. The strongest, the finalists, play the
+    reported ones. Where the env can be copied, the planned adversary plays them too, and of each episode the
     worst counts: who owns copies of the env can try everything in them first. Where it cannot, the
     attack of each seed and radius is the one that was worst in the trial.
     """
@@ -57,6 +57,13 @@ class Auto(Adversary):
         """The adversary that searches."""
         kind = load_class(self.planned, "attack.planned", Planned)
         return build(kind, self.planned, "attack.planned")
+
+    def strongest_single(self, game: Game, modes: Mapping[str, Mode]) -> tuple[str, Attack]:
+        """The finalist that is worst when it is tried, and its name."""
+        fitting = self._fitting(game, modes)
+        tried = self._tried(game, fitting, modes)
+        name = self._finalists(tried, 1)[0]
+        return name, fitting[name]
 
     def check(self, game: Game, modes: Mapping[str, Mode]) -> None:
         if not self._fitting(game, modes):
@@ -91,7 +98,7 @@ class Auto(Adversary):
         # Where the env is searched, the strongest attacks on all heads are those on each.
         widest = max(modes, key=lambda name: len(modes[name].heads))
         tried = self._tried(game, fitting, {widest: modes[widest]} if copied else modes)
-        finalists = self._finalists(tried)
+        finalists = self._finalists(tried, self.finalists)
         if not copied:
             console.facts(playing=", ".join(finalists))
             played = {name: sweep(game, fitting[name], modes) for name in finalists}
@@ -159,8 +166,8 @@ class Auto(Adversary):
             result[mode].singles = trials
         return result
 
-    def _finalists(self, tried: Mapping[str, Mapping[str, Played]]) -> list[str]:
-        """The attacks that are worst in most cells of seeds, radii and modes."""
+    def _finalists(self, tried: Mapping[str, Mapping[str, Played]], count: int) -> list[str]:
+        """The `count` attacks that are worst, by the sum over seeds, radii and modes."""
         means = np.stack(
             [
                 np.concatenate([played.returns.mean(-1).flatten() for played in by_mode.values()])
@@ -170,7 +177,7 @@ class Auto(Adversary):
         # By how much each attack is better for the policies than the worst one, in all cells.
         shortfall = (means - means.min(0)).sum(1)
         names = list(tried)
-        order = np.argsort(shortfall, kind="stable")[: self.finalists]
+        order = np.argsort(shortfall, kind="stable")[:count]
         return [names[number] for number in sorted(order)]
 
 

@@ -60,6 +60,7 @@ def audit(
         _noise_never_wins(played.singles),
         _never_raises(played.singles, clean),
         _has_gradients(heads, states),
+        _many(played),
         _converged(played, eps, clean, random),
         _at_the_floor(played.returns, eps, floor),
         _seeds(len(clean)),
@@ -145,6 +146,14 @@ def _has_gradients(heads: Sequence[str], states: CleanStates) -> Finding | None:
     share = max(shares)
     text = f"{share:.1%} of the decisions of clean play have scores without any gradient"
     return Finding("gradients exist", share <= FLAT, share, text)
+
+
+def _many(played: Played) -> Finding:
+    """One attack says how little it left, not how little can be left."""
+    if played.attack is None:
+        return Finding("many attacks were played", False, 1, "one alone; attack=auto plays many")
+    count = len({*played.attacks, *played.singles})
+    return Finding("many attacks were played", True, count, f"{count} attacks")
 
 
 def _converged(
