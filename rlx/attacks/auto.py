@@ -29,9 +29,9 @@ class Auto(Adversary):
     """Many attacks, of which the worst counts.
 
     All are tried on other episodes than those reported. The strongest, the finalists, play the
-    reported ones. Where the env can be copied, the planned adversary plays them too, and of each episode the
-    worst counts: who owns copies of the env can try everything in them first. Where it cannot, the
-    attack of each seed and radius is the one that was worst in the trial.
+    reported ones. Where the env can be copied, the planned adversary plays them too, and of each
+    episode the worst counts: who owns copies of the env can try everything in them first. Where it
+    cannot, the attack of each seed and radius is the one that was worst in the trial.
     """
 
     attacks: Any
