@@ -5,8 +5,8 @@ continuous action. Every tensor starts with the seed axis; one seed is S = 1.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import gymnasium
@@ -96,6 +96,10 @@ class Rules(Protocol):
         """Whether the player to move has won, bool [...]."""
 
 
+Feature = Callable[[Tensor], Tensor]
+"""A number that an env computes from an observation: obs [..., *O] → float [...]."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """The facts about an env that an agent may know."""
@@ -112,6 +116,8 @@ class Spec:
     """The rules of a game of two players in turn; None: the env is no such game."""
     stack: int = 1
     """The number of observations that the env shows at once, along the first axis, newest last."""
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    """Numbers of an observation that mean something to people and are none of its components."""
 
     @property
     def actions(self) -> int:
@@ -149,7 +155,7 @@ class Policy(nn.Module, ABC):
 
     heads: ClassVar[tuple[str, ...]] = ("action",)
     """The levels at which it decides, top level first; the last one is the action."""
-    values: ClassVar[bool] = False
+    scores_are_values: ClassVar[bool] = False
     """Whether the top level's scores are expected returns, as Q-values are.
 
     They then tell an adversary which states are bad, without anything to learn."""

@@ -1,6 +1,6 @@
 """The contract of envs: a gymnasium.vector.VectorEnv of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import gymnasium
@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from rlx.agent import Rules
+from rlx.agent import Feature, Rules
 
 IMAGE_SIDE = 16
 """Pixels of each side from which observations of three axes count as images."""
@@ -44,6 +44,8 @@ class TensorEnv(Protocol):
     """The lowest reward that one step can have; None where nobody has said so."""
     truncation_is_harm: bool
     """Whether an episode that the time limit cuts has failed, as where a goal was not reached."""
+    features: Mapping[str, Feature] | None
+    """Numbers of an observation, by name, that are none of its components; None: there are none."""
 
     @property
     def max_episode_steps(self) -> int | None:

@@ -17,6 +17,8 @@ from rlx.rollout import Episodes, MakeChoose, rollout
 
 SELECTION = 1_000_000
 """First reset seed of the episodes by which a checkpoint is chosen."""
+TRIAL = 3_000_000
+"""First reset seed of the episodes on which attacks are tried, before the worst of them counts."""
 REPORT = 2_000_000
 """First reset seed of the episodes that are reported; no checkpoint is chosen by these."""
 

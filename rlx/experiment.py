@@ -199,6 +199,7 @@ _OPTIONAL: dict[str, Any] = {
     "reward_threshold": None,
     "rules": None,
     "grid": None,
+    "features": None,
     "observation_units": None,
     "angles": (),
     "lowest_reward": None,
@@ -271,6 +272,7 @@ def env_spec(node: Mapping[str, Any]) -> "Spec":
         reward_threshold=env.reward_threshold,
         rules=env.rules,
         stack=typed_env(node)["stack"],
+        features=env.features or {},
     )
 
 

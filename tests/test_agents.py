@@ -9,6 +9,7 @@ from conftest import ENVS, PAIRS, apart, small
 
 from rlx.agent import Scores, Transition
 from rlx.conf import conf_dir
+from rlx.envs.acrobot import Acrobot, tip_height
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env
 from rlx.nn.rng import reset_seeds, seed_tensor
@@ -280,6 +281,106 @@ def test_goals_as_states_need_discrete_observations(composed):
         make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
 
 
+REGIONS = "agent.regions=[{0:[null,0]},{tip_height:[1,null]},{0:[0,1],4:[-2,2]}]"
+
+
+def region_agent(composed, *overrides):
+    config = composed("train", "agent=hdqn_regions", "env=acrobot", "tuned=none", *overrides)
+    return make_agent(config.agent, env_spec(config.env), seed_tensor([0]), 1)
+
+
+def test_a_region_is_reached_within_all_its_ranges(composed):
+    policy = region_agent(composed, REGIONS).policy
+    up, down, right = (-1.0, 0.0), (1.0, 0.0), (0.0, 1.0)  # cos and sin of π, 0 and π/2
+    # Both angles and the first speed: the tip's height, and which of the three regions hold it.
+    cases = {
+        (*down, *down, 0.0): (-2, [2]),
+        (*down, *up, 2.0): (0, [2]),
+        (*down, *up, -2.5): (0, []),
+        (*right, *down, 0.0): (0, [0, 2]),  # edges belong to a region
+        (*right, *right, 3.0): (1, [0, 1]),
+        (*up, *up, 0.0): (0, [0]),
+        (*up, *down, 0.0): (2, [0, 1]),
+    }
+    obs = torch.tensor([[[*case, 0.0] for case in cases]])
+    assert tip_height(obs)[0].tolist() == [height for height, _ in cases.values()]
+    ignored = torch.zeros(1, len(cases), dtype=torch.int64)
+    for goal in range(3):
+        reached = policy.reached(torch.full_like(ignored, goal), ignored, obs)
+        assert reached[0].tolist() == [goal in holding for _, holding in cases.values()]
+    assert policy.scores(obs, policy.initial_carry(len(cases)), "goal").shape == (1, 7, 3)
+
+
+def test_acrobot_ends_where_the_tip_is_above_one():
+    env = Acrobot()
+    draws = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0))
+    state = (draws - 0.5) * torch.tensor([6.2, 6.2, 8.0, 8.0])
+    after, _, terminated = env.transition(state, torch.zeros(2000, dtype=torch.int64), draws)
+    height = tip_height(env.observe(after))
+    clear = (height - 1).abs() > 1e-5  # cos and sin of a sum are rounded otherwise
+    assert clear.sum() > 1900 and 100 < terminated.sum() < 1900
+    assert torch.equal((height > 1)[clear], terminated[clear])
+
+
+def test_a_region_that_holds_already_is_reached_by_staying(composed):
+    agent = region_agent(composed, REGIONS, "agent.goal_steps=3")
+    hangs = torch.tensor([[[1.0, 0, 1, 0, 0, 0]]])
+    first = torch.ones(1, 1, dtype=torch.bool)
+    decided = {}
+    for goal in (0, 2):
+        carry = agent.policy.initial_carry(1)
+        begins, decided[goal] = first, []
+        for _ in range(7):
+            carry |= {"goal": torch.full((1, 1), goal)}
+            _, carry = agent.policy.act(hangs, begins, carry)
+            carry |= {"goal": torch.full((1, 1), goal)}
+            decided[goal].append(bool(carry["deciding"]))
+            begins = ~first
+    assert decided[2] == [True] * 7
+    assert decided[0] == [True, False, False, True, False, False, True], "given up after 3 steps"
+
+
+BAD_REGIONS = {
+    "[]": "agent.regions: is empty",
+    "[{}]": "agent.regions[0]={}: expected a component and its range",
+    "[{6:[0,1]}]": "agent.regions[0].6: unknown; this env's observations have 0 to 5, tip_height.",
+    "[{0:[0,1]},{tip:[0,1]}]": "agent.regions[1].tip: unknown; this env's observations",
+    "[{4:[1,1]}]": "agent.regions[0].4=[1.0, 1.0]: the first number must be below the second",
+    "[{4:[2,1]}]": "must be below the second",
+    "[{4:[nan,1]}]": "must be below the second",
+    "[{4:[1]}]": "agent.regions[0].4=[1.0]: expected [lowest, highest]",
+    "[{4:1}]": "agent.regions[0].4=1: expected a list",
+    "[{4:[a,1]}]": "agent.regions[0].4=a: expected a number or null",
+    "[4]": "agent.regions=4: expected keys with values",
+    "[{0:[1.5,null]}]": "is never reached; this component goes from -1 to 1",
+    "[{0:[null,-2]}]": "is never reached",
+}
+
+
+@pytest.mark.parametrize("regions", BAD_REGIONS)
+def test_bad_regions_are_explained_on_one_line(regions, rlx, tmp_path):
+    result = rlx("train", "agent=hdqn_regions", "env=acrobot", f"agent.regions={regions}")
+    assert result.code == 2 and BAD_REGIONS[regions] in result.err, result.err
+    assert len(result.err.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("agent=hdqn_regions env=chain", "needs Box observations; this env has Discrete(6)"),
+        ("agent=hdqn agent.goals=regions env=chain", "needs Box observations of one axis"),
+        ("agent=hdqn_regions env=mini_breakout", "needs Box observations of one axis"),
+        ("agent=hdqn_regions env=tic_tac_toe", "needs Box observations of one axis"),
+        ("agent=hdqn_regions env=cartpole_frames", "not images"),
+        ("agent=hdqn_regions env=acrobot env.observe=[0,4] " + REGIONS, "have 0 to 1."),
+    ],
+)
+def test_regions_need_numbers(line, message, rlx, tmp_path):
+    result = rlx("train", *line.split(), "tuned=none")
+    assert result.code == 2 and message in result.err, result.err
+    assert len(result.err.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
 def test_exploration_falls_linearly_with_decisions_and_is_uniform(composed):
     config = composed(
         "train", "agent=dqn", "env=acrobot", "agent.epsilon_end=0.1", "agent.epsilon_steps=1000"
@@ -322,6 +423,12 @@ def test_hdqn_finds_the_detour_on_the_chain(rlx):
         "train", "agent=hdqn", "env=chain", "seeds=3", "steps=60000", "final_episodes=4000"
     )
     assert result.summary["return"]["iqm"] >= 0.9 * 0.208
+
+
+@pytest.mark.slow
+def test_hdqn_regions_swings_up(rlx):
+    result = rlx("train", "agent=hdqn_regions", "env=acrobot", "seeds=3")
+    assert min(result.summary["return"]["per_seed"]) >= -100
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_train_load_attack():
     assert {"step", "seed", "return/mean", "loss/q"} <= set(rows[-1])
     again = rlx.load(run.path.parent, seed=6)
     assert again.path.samefile(run.path) and again.summary == run.summary
-    study = rlx.attack(run, eps="0:0.2:0.1", scale="std", episodes=2)
+    study = rlx.attack(run, attack="fgsm", eps="0:0.2:0.1", scale="std", episodes=2)
     table = study.metrics()
     assert [row["eps"] for row in table] == [0, 0.1, 0.2]
     assert all(row["ci95_low"] <= row["iqm"] <= row["ci95_high"] for row in table)
@@ -68,7 +68,7 @@ def test_train_load_attack():
 
 def test_a_run_is_attacked_whatever_its_folder_is_called():
     run = rlx.train(**keys("dqn"), env="cartpole", seeds=1, outputs="my (runs), it's=3")
-    study = rlx.attack(run, eps=[0, 0.1], scale="std", episodes=2)
+    study = rlx.attack(run, attack="fgsm", eps=[0, 0.1], scale="std", episodes=2)
     assert study.config.run == [str(run.path)]
 
 
@@ -165,7 +165,7 @@ def test_a_users_own_hydra_goes_on(tmp_path):
 def test_several_runs_are_attacked_together():
     """As on the command line; what is no training is refused."""
     runs = [rlx.train(**keys("dqn"), env="cartpole", seeds=[seed]) for seed in (1, 2)]
-    study = rlx.attack(runs, eps=[0], scale="std", episodes=1)
+    study = rlx.attack(runs, attack="fgsm", eps=[0], scale="std", episodes=1)
     assert study.summary["seeds"] == [1, 2]
     for wrong in (study, None, [runs[0], 3]):
         with pytest.raises(rlx.ConfigError, match="expected a training"):

@@ -223,7 +223,7 @@ def test_offline_runs_can_be_evaluated_attacked_and_grown(agent, tmp_path, rlx):
     )
     run = rlx(*line, "seeds=2").run
     assert rlx("evaluate", run, "episodes=3").code == 0
-    attacked = rlx("attack", run, "eps=[0,0.5]", "episodes=5", "scale=[1,1,1,1]")
+    attacked = rlx("attack", run, "eps=[0,0.5]", "episodes=5", "scale=[1,1,1,1]", "attack=fgsm")
     assert attacked.code == 0, attacked.err
     assert [cell["flip_rate"] > 0.1 for cell in attacked.summary["cells"]] == [False, True]
     old, new = (

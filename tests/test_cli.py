@@ -60,7 +60,9 @@ def test_the_same_command_gives_the_same_numbers(rlx):
 
 @pytest.mark.rounding
 def test_attack_and_evaluate_agree_at_radius_zero(rlx, tiny_runs):
-    attacked = rlx("attack", tiny_runs / "train/hdqn-acrobot", "eps=0:0.02:0.01", "episodes=6")
+    attacked = rlx(
+        "attack", tiny_runs / "train/hdqn-acrobot", "eps=0:0.02:0.01", "episodes=6", "attack=fgsm"
+    )
     assert attacked.code == 0
     expected = {"summary.json", "returns.npz", "robustness.csv", "robustness.png", "config.yaml"}
     assert expected <= files(attacked.run)
@@ -93,9 +95,11 @@ def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
     runs = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())
     some = rlx("evaluate", runs[0], "seeds=1:3", "episodes=2", "checkpoint=300")
     assert some.summary["seeds"] == [1, 2]
-    both = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal")
+    both = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal", "attack=fgsm")
     assert both.summary["seeds"] == [0, 1, 2, 7, 8]
-    picked = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal", "seeds=[8,1]")
+    picked = rlx(
+        "attack", *runs, "eps=0.01", "episodes=2", "modes=goal", "seeds=[8,1]", "attack=fgsm"
+    )
     assert picked.summary["seeds"] == [8, 1]
     all_five, two = (np.load(attack.run / "returns.npz")["goal"][:, 0] for attack in (both, picked))
     same = (two == all_five[[4, 1]]).sum()
@@ -107,7 +111,15 @@ def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
     assert compared.code == 0 and (compared.run / "report.png").stat().st_size > 5000
     assert np.array(compared.summary["rank"]).shape == (2, 5)
     assert "attacks other seeds" in rlx("report", both.run, picked.run, "mode=goal").err
-    wide = rlx("attack", *runs, "eps=0.01", "episodes=2", "modes=goal", "scale=[1,1,1,1,1,1]")
+    wide = rlx(
+        "attack",
+        *runs,
+        "eps=0.01",
+        "episodes=2",
+        "modes=goal",
+        "scale=[1,1,1,1,1,1]",
+        "attack=fgsm",
+    )
     assert "has another unit of eps" in rlx("report", both.run, wide.run, "mode=goal").err
     for arguments in (("report", both.run, runs[0]), ("evaluate", both.run)):
         assert "made by rlx" in rlx(*arguments).err
@@ -119,7 +131,7 @@ def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
     assert every.code == 0
     for words in ("hdqn-acrobot seeds=3", "dqn-cartpole", "(from 475)"):
         assert words in every.out
-    twice = rlx("attack", runs[0], runs[0], "eps=0.01")
+    twice = rlx("attack", runs[0], runs[0], "eps=0.01", "attack=fgsm")
     assert twice.code == 2 and "seed 0 is also in" in twice.err
 
 
@@ -135,7 +147,12 @@ def test_noise_modes_and_std_scale(rlx, tiny_runs):
     assert {cell["head"] for cell in result.summary["cells"]} == {"same", "diff", "goal", "action"}
     assert len(result.summary["scale"]) == 6 and min(result.summary["scale"]) > 0
     flat = rlx(
-        "attack", tiny_runs / "train/dqn-cartpole", "eps=0.1", "scale=[0.1,1,0.1,1]", "episodes=2"
+        "attack",
+        tiny_runs / "train/dqn-cartpole",
+        "eps=0.1",
+        "scale=[0.1,1,0.1,1]",
+        "episodes=2",
+        "attack=fgsm",
     )
     assert {cell["head"] for cell in flat.summary["cells"]} == {"action"}
 
@@ -285,13 +302,15 @@ BAD_ATTACKS = [
     ("arguments", "message"), BAD_ATTACKS, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
 )
 def test_bad_attacks_are_explained(arguments, message, rlx, tiny_runs, tmp_path):
+    if not any(argument.startswith("attack=") for argument in arguments):
+        arguments = ["attack=fgsm", *arguments]
     result = rlx("attack", tiny_runs / "train/hdqn-acrobot", "episodes=2", *arguments)
     assert result.code == 2 and message in result.err, result.err
     assert "Traceback" not in result.err and files(tmp_path) == set()
 
 
 def test_infinite_bounds_are_refused_as_a_scale(rlx, tiny_runs, tmp_path):
-    result = rlx("attack", tiny_runs / "train/dqn-cartpole", "eps=0.1")
+    result = rlx("attack", tiny_runs / "train/dqn-cartpole", "eps=0.1", "attack=fgsm")
     assert (
         result.code == 2
         and "scale=bounds: components [1, 3]" in result.err
@@ -388,8 +407,8 @@ def test_help_version_and_completion(rlx, monkeypatch):
 
     assert "-F hydra_bash_completion rlx\n" in rlx("--completion", "bash").out
     assert complete("rlx tr") == ["train"]
-    assert complete("rlx train agent=h") == ["agent=hdqn"]
-    assert complete("rlx attack attack=") == ["attack=fgsm", "attack=noise", "attack=pgd"]
+    assert complete("rlx train agent=e") == ["agent=efficientzero"]
+    assert complete("rlx attack attack=p") == ["attack=pgd", "attack=planned"]
 
 
 def test_torch_is_not_imported_for_help_or_a_typo():
@@ -408,8 +427,8 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
     run = rlx(
         "train", f"agent={agent}", f"env={env}", *ENVS[env], *TINY, "seeds=2", *small(agent)
     ).run
-    # Those two turn late, so little trained.
-    radius = 2 if agent in ("actenv", "efficientzero") else 0.5
+    # Those turn late, so little trained.
+    radius = 2 if agent in ("actenv", "efficientzero", "hdqn_regions") else 0.5
     quick = ("scale=std", f"eps=[0,{radius}]", "episodes=3")
     if env == "chain":
         result = rlx("attack", run, *quick)

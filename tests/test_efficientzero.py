@@ -238,7 +238,7 @@ def test_attacks_are_judged_by_the_search(rlx):
     run = rlx(
         "train", "agent=efficientzero", "env=catch", *TINY, *small("efficientzero"), "seeds=2"
     ).run
-    result = rlx("attack", run, "eps=[0,1]", "episodes=5")
+    result = rlx("attack", run, "eps=[0,1]", "episodes=5", "attack=fgsm")
     assert result.code == 0, result.err
     clean, attacked = result.summary["cells"]
     assert clean["flip_rate"] == 0 < attacked["flip_rate"]

@@ -22,6 +22,7 @@ MODELS = [
 MODELS += [
     ("q_table", "chain"),
     ("self_play", "tic_tac_toe"),
+    ("hdqn_regions", "acrobot"),
     ("ppo", "pendulum"),
     ("dqn", "cartpole_frames"),
     ("bcq", "cartpole_frames"),

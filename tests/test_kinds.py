@@ -410,7 +410,7 @@ def test_every_command_that_is_told_to_stop_says_so_in_its_run(
         command,
         tiny_runs / "train/dqn-cartpole",
         "episodes=2",
-        *(["scale=std"] if command == "attack" else []),
+        *(["scale=std", "attack=fgsm"] if command == "attack" else []),
     )
     (run,) = Path("outputs", command, "dqn-cartpole").iterdir()
     assert result.code == 143
@@ -488,7 +488,7 @@ def test_one_seed_is_reported(rlx):
     run = rlx("train", *PPO, "seeds=1").run
     assert json.loads((run / "summary.json").read_text())["return"]["ci95"] == [None, None]
     assert rlx("report", run).code == 0
-    attacked = rlx("attack", run, "scale=std", "eps=[0,0.1]", "episodes=2").run
+    attacked = rlx("attack", run, "scale=std", "eps=[0,0.1]", "episodes=2", "attack=fgsm").run
     assert rlx("report", attacked, attacked).code == 0
 
 
@@ -579,8 +579,10 @@ def test_what_was_meant_is_said(arguments, message, rlx, tmp_path):
 
 
 def test_a_key_of_another_option_is_said_to_be_one(rlx, tiny_runs):
-    result = rlx("attack", tiny_runs / "train/hdqn-acrobot", "attack.steps=3")
-    assert result.code == 2 and "attack.steps: unknown key. It is a key of attack=pgd" in result.err
+    result = rlx("attack", tiny_runs / "train/hdqn-acrobot", "attack.clip=false")
+    assert (
+        result.code == 2 and "attack.clip: unknown key. It is a key of attack=noise" in result.err
+    )
 
 
 def test_every_synonym_is_of_a_key_that_exists(composed):
@@ -850,7 +852,7 @@ def test_no_link_in_a_run_leads_out_of_it(name, foreign, rlx, tmp_path):
         ("evaluate", "episodes=2"),
         ("resume", "steps=900"),
         ("report",),
-        ("attack", "scale=std", "episodes=2"),
+        ("attack", "attack=fgsm", "scale=std", "episodes=2"),
     ):
         result = rlx(*command, run)
         assert result.code == 2 and "leads out of the run" in result.err, result.err

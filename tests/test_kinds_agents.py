@@ -311,6 +311,7 @@ VALUES = {
     "max_grad_norm": 0.01,
     "max_grad_value": 1e-4,
     "goals": "actions",
+    "regions": "[{2:[null,0]},{2:[0,null]}]",
     "goal_steps": 1,
     "goal_encoding": "index",
     "target": "sarsa",
@@ -360,8 +361,10 @@ VIEW: dict[tuple[str, str], tuple[str, ...]] = {
     ("dqn", "stack"): PIXELS,
     ("dqn", "bootstrap_truncated"): SHORT,
     ("hdqn", "bootstrap_truncated"): SHORT,
+    ("hdqn_regions", "bootstrap_truncated"): SHORT,
     ("hdqn", "goals"): ("env=chain",),
     ("hdqn", "goal_encoding"): ("env=chain",),
+    ("hdqn", "regions"): ("agent.goals=regions",),
     ("ppo", "initial_std"): ("env=pendulum",),
     ("a2c", "initial_std"): ("env=pendulum",),
     ("preferences", "initial_std"): ("env=pendulum",),
@@ -598,7 +601,7 @@ def test_an_agent_learns_or_says_why_not(agent, kind):
         learner = Learner(config, [3, 5], 2)
     except ConfigError as error:
         text = str(error)
-        assert text.startswith("agent: ") and len(text.splitlines()) == 1
+        assert text.startswith(("agent: ", "agent.goals=")) and len(text.splitlines()) == 1
         assert "this env has" in text or "needs a game" in text
         return
     for _ in range(40):

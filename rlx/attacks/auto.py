@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from rlx.attacks.minq import MinQ
 from rlx.attacks.planned import Planned
 from rlx.config import Count, build, load_class
 from rlx.errors import ConfigError
-from rlx.evaluation import SELECTION, evaluate
+from rlx.evaluation import TRIAL, evaluate
 from rlx.robustness.planner import why_not
 from rlx.robustness.sweep import Game, Played, check_attackable, sweep
 from rlx.show import console
@@ -27,17 +28,17 @@ TARGETS = 6
 class Auto(Adversary):
     """Many attacks, of which the worst counts.
 
-    All are tried on selection episodes. The strongest of them, the finalists, play the reported
-    ones. Where the env can be copied, the planned adversary plays them too, and of each episode the
-    worst counts: who owns copies of the env can try everything in them first. Where it cannot, the
-    attack of each seed and radius is the one that was worst on the selection episodes.
+    All are tried on other episodes than those reported. The strongest, the finalists, play the
+    reported ones. Where the env can be copied, the planned adversary plays them too, and of each
+    episode the worst counts: who owns copies of the env can try everything in them first. Where it
+    cannot, the attack of each seed and radius is the one that was worst in the trial.
     """
 
     attacks: Any
     """Attacks that move each decision by itself, by name: files of conf/attack."""
     planned: Any
     """The adversary that searches, where the env can be copied: conf/attack/planned.yaml."""
-    selection_episodes: Count
+    trial_episodes: Count
     """Episodes of each seed and radius by which the finalists are chosen."""
     finalists: Count
     """Attacks that play the reported episodes."""
@@ -56,6 +57,13 @@ class Auto(Adversary):
         """The adversary that searches."""
         kind = load_class(self.planned, "attack.planned", Planned)
         return build(kind, self.planned, "attack.planned")
+
+    def strongest_single(self, game: Game, modes: Mapping[str, Mode]) -> tuple[str, Attack]:
+        """The finalist that is worst when it is tried, and its name."""
+        fitting = self._fitting(game, modes)
+        tried = self._tried(game, fitting, modes)
+        name = self._finalists(tried, 1)[0]
+        return name, fitting[name]
 
     def check(self, game: Game, modes: Mapping[str, Mode]) -> None:
         if not self._fitting(game, modes):
@@ -93,15 +101,15 @@ class Auto(Adversary):
         return result
 
     def _unattacked(self, game: Game) -> np.ndarray:
-        """The returns of clean play in the selection episodes, [S, P']."""
+        """The returns of clean play in the trial episodes, [S, P']."""
         opened = game.opened
         seeds = len(opened.seeds)
         clean = evaluate(
             opened.policy,
             opened.make_env,
             seeds,
-            self.selection_episodes,
-            SELECTION,
+            self.trial_episodes,
+            TRIAL,
             opened.device,
         )
         return clean.returns.cpu().numpy()
@@ -112,7 +120,7 @@ class Auto(Adversary):
         # Where the env is searched, the strongest attacks on all heads are those on each.
         widest = max(modes, key=lambda name: len(modes[name].heads))
         tried = self._tried(game, fitting, {widest: modes[widest]} if copied else modes)
-        finalists = self._finalists(tried)
+        finalists = self._finalists(tried, self.finalists)
         if not copied:
             console.facts(playing=", ".join(finalists))
             played = {name: sweep(game, fitting[name], modes) for name in finalists}
@@ -127,13 +135,13 @@ class Auto(Adversary):
     def _tried(
         self, game: Game, fitting: Mapping[str, Attack], modes: Mapping[str, Mode]
     ) -> dict[str, dict[str, Played]]:
-        """What each attack does at the positive radii on selection episodes, by name and mode."""
+        """What each attack does at the positive radii on trial episodes, by name and mode."""
         positive = [radius for radius in game.eps if radius > 0]
         trial = replace(
             game,
             eps=positive or list(game.eps),
-            episodes=self.selection_episodes,
-            first_reset_seed=SELECTION,
+            episodes=self.trial_episodes,
+            first_reset_seed=TRIAL,
             quiet=True,
         )
         console.facts(trying=", ".join(fitting))
@@ -180,8 +188,8 @@ class Auto(Adversary):
             result[mode].singles = trials
         return result
 
-    def _finalists(self, tried: Mapping[str, Mapping[str, Played]]) -> list[str]:
-        """The attacks that are worst in most cells of seeds, radii and modes."""
+    def _finalists(self, tried: Mapping[str, Mapping[str, Played]], count: int) -> list[str]:
+        """The `count` attacks that are worst, by the sum over seeds, radii and modes."""
         means = np.stack(
             [
                 np.concatenate([played.returns.mean(-1).flatten() for played in by_mode.values()])
@@ -191,7 +199,7 @@ class Auto(Adversary):
         # By how much each attack is better for the policies than the worst one, in all cells.
         shortfall = (means - means.min(0)).sum(1)
         names = list(tried)
-        order = np.argsort(shortfall, kind="stable")[: self.finalists]
+        order = np.argsort(shortfall, kind="stable")[:count]
         return [names[number] for number in sorted(order)]
 
 
@@ -204,7 +212,7 @@ def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) ->
     attack = np.stack([one.returns for one in played.values()]).argmin(0)  # [S, E, P]
     radius = np.broadcast_to(np.arange(len(eps))[:, None], attack.shape).copy()
     returns = np.minimum.reduce([one.returns for one in played.values()])
-    for smaller, larger in zip(order[:-1], order[1:], strict=True):
+    for smaller, larger in pairwise(order):
         better = returns[:, smaller] < returns[:, larger]
         for values in (attack, radius, returns):
             values[:, larger][better] = values[:, smaller][better]
@@ -228,7 +236,7 @@ def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) ->
 
 
 def worse_of_two(one: Played, other: Played) -> Played:
-    """Of each episode the lower return of `one`, and of `other`, which attacks some of its heads."""
+    """Of each episode the lower return of `one` and of `other`, which attacks some of its heads."""
     better = other.returns < one.returns
 
     def chosen(own: np.ndarray, others: np.ndarray | None) -> np.ndarray:

@@ -7,7 +7,6 @@ that only watches can be sure of, and the lowest return that anybody has found.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
@@ -17,9 +16,9 @@ from torch import Tensor
 from rlx.config import Count, Index
 from rlx.errors import ConfigError
 from rlx.evaluation import SELECTION
-from rlx.machine import free_memory
+from rlx.nn.buffers import free_memory
 from rlx.nn.rng import seed_tensor, stream_key, uniform
-from rlx.robustness.planner import Exploration, Guide, Nodes, Search, Trace, Worst, floor, why_not
+from rlx.robustness.planner import Exploration, Guide, Nodes, Search, Trace, Worst, why_not
 from rlx.robustness.sweep import Game, Played
 from rlx.robustness.value import ReturnToGo
 from rlx.show import console
@@ -87,7 +86,7 @@ class Planned(Adversary):
             choices = int(space.n)
         nodes = len(game.opened.seeds) * self.width * choices
         need = 4.0 * nodes * observation * (choices + 4)
-        free = free_memory()
+        free = free_memory(game.opened.device)
         if need > free:
             raise ConfigError(
                 f"effort.width={self.width}: so many courses of {len(game.opened.seeds)} seeds "
@@ -212,7 +211,7 @@ class _Plan:
         learnt does.
         """
         policy = self.game.opened.policy
-        if not policy.values:
+        if not policy.scores_are_values:
             return [self._learnt]
         head = policy.heads[0]
 

@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from rlx.command import RunConfig, check_protocol, chosen, command
-from rlx.config import Count, build, choice, load_class
+from rlx.config import Count, NonNegative, build, choice, load_class
 from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rlx.env import TensorEnv
     from rlx.policies import Opened
+    from rlx.robustness.attribution import Attribution
     from rlx.robustness.study import Cell, Study
     from rlx.robustness.sweep import Game, Played
     from rlx.threat import Mode, Threat
@@ -53,6 +54,8 @@ class Config(RunConfig):
     """Which heads are attacked together, names of the attack's modes; null: all modes."""
     episodes: Count
     """Episodes of each seed, radius and mode."""
+    attribution: NonNegative | None
+    """Radius at which the lost return is shared out among heads and components; null: nowhere."""
     max_num_envs: Count
     """Env copies that are played at once."""
 
@@ -83,6 +86,8 @@ class Plan:
     """`bounds`, `std` or numbers: what eps = 1 means."""
     env: "TensorEnv"
     """Copies of the env, as many as seeds."""
+    components: Sequence[str]
+    """The components of an observation to which harm is attributed; empty: it is not."""
 
     @property
     def runs(self) -> Sequence[Run]:
@@ -109,6 +114,8 @@ class Result:
     """The episodes under attack, by mode."""
     scale: np.ndarray
     """What eps = 1 means for each component of an observation, [*O]."""
+    attribution: "Attribution | None"
+    """Who carries the harm; None: nobody asked."""
     wall_s: float
     """Seconds that playing took."""
 
@@ -125,6 +132,8 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
         result = _play(config, plan)
         files = _save(output, config, plan, result)
     _print(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
+    if result.attribution is not None:
+        _print_attribution(result.attribution)
     console.result(output.path, result.wall_s, **files)
     return output, result.study
 
@@ -138,6 +147,7 @@ def _load(config: Config) -> Plan:
     from rlx.evaluation import REPORT
     from rlx.experiment import setup_device
     from rlx.policies import open_runs
+    from rlx.robustness.attribution import component_names
     from rlx.robustness.manifold import kept_angles
     from rlx.robustness.scale import resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
@@ -150,6 +160,7 @@ def _load(config: Config) -> Plan:
     space = opened.spec.observation_space
     modes = chosen_modes(attack, opened.policy.heads, config.modes)
     env = opened.make_env(len(opened.seeds))
+    angles = kept_angles(config.manifold, env)
     scale = resolved(config.scale, opened, config.outputs, config.trust)
     game = Game(
         opened,
@@ -158,12 +169,15 @@ def _load(config: Config) -> Plan:
         config.episodes,
         REPORT,
         config.max_num_envs,
-        angles=kept_angles(config.manifold, env),
+        angles=angles,
         runs=runs,
         checkpoint=config.checkpoint,
     )
     check_attackable(game, attack, modes)
-    return Plan(attack, modes, game, scale, env)
+    components: list[str] = []
+    if config.attribution is not None:
+        components = component_names(game, env.observation_units)
+    return Plan(attack, modes, game, scale, env, components)
 
 
 def _play(config: Config, plan: Plan) -> Result:
@@ -195,6 +209,7 @@ def _play(config: Config, plan: Plan) -> Result:
     _warn_of_small_radii(game.eps, game.scale, space)
     states = look(game)
     played = sweep(game, plan.attack, plan.modes)
+    attribution = _attributed(config, plan, game)
     wall_s = time.monotonic() - began
     study = Study.of(
         chosen("attack"),
@@ -205,7 +220,29 @@ def _play(config: Config, plan: Plan) -> Result:
         states,
         floor(game),
     )
-    return Result(study, played, game.scale, wall_s)
+    return Result(study, played, game.scale, attribution, wall_s)
+
+
+def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None":
+    """Who carries the harm at the radius `attribution`; None where that is null.
+
+    Of a study of many attacks the strongest single one is asked; other adversaries have no parts.
+    """
+    if config.attribution is None:
+        return None
+    from rlx.attacks.auto import Auto
+    from rlx.robustness.attribution import attribute
+    from rlx.threat import Attack
+
+    name = chosen("attack")
+    attack = plan.attack
+    if isinstance(attack, Auto):
+        at_radius = replace(game, eps=[config.attribution])
+        name, attack = attack.strongest_single(at_radius, plan.modes)
+    if not isinstance(attack, Attack):
+        console.warning(f"attribution: attack={name} plays whole episodes; use auto, minq or pgd")
+        return None
+    return attribute(game, attack, name, config.attribution, plan.components)
 
 
 def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, Path]:
@@ -225,6 +262,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
         "seeds": seeds,
         "scale": result.scale,
         "units": plan.env.observation_units,
+        "attribution": None if result.attribution is None else result.attribution.as_dict(),
         "wall_s": result.wall_s,
         "steps": steps,
         "steps_per_s": steps / result.wall_s,
@@ -357,6 +395,20 @@ def _print_audit(study: "Study") -> None:
     red = [mode for mode in study.audit if study.is_red(mode)]
     if red:
         console.warning(f"area of {', '.join(red)}: an upper bound, not converged (see the audit)")
+
+
+def _print_attribution(attribution: "Attribution") -> None:
+    """Who carries the harm, the most first."""
+    rows = []
+    for part, values in (("head", attribution.heads), ("component", attribution.components)):
+        for name, value in sorted(values.items(), key=lambda pair: -pair[1]):
+            share = f"{value / attribution.lost:.0%}" if attribution.lost > 0 else "–"
+            rows.append([part, name, f"{value:.4g}", share])
+    title = (
+        f"Who carries the harm at eps {attribution.eps:g} under {attribution.attack}: "
+        f"Shapley values of the {attribution.lost:.4g} that are lost"
+    )
+    console.table(title, ["part", "name", "return lost", "share"], rows)
 
 
 def _warn_of_undefined_scores(share: float) -> None:

@@ -17,6 +17,15 @@ _DT = 0.2
 _HIGH = np.array([1, 1, 1, 1, _MAX_SPEED_1, _MAX_SPEED_2], np.float32)
 
 
+def tip_height(obs: Tensor) -> Tensor:
+    """How far the tip is above the first joint [...], in link lengths, of `obs` [..., 6].
+
+    −cos θ1 − cos(θ1 + θ2): −2 hangs down, above 1 the task is done.
+    """
+    cos1, sin1, cos2, sin2 = obs[..., :4].unbind(-1)
+    return -cos1 - (cos1 * cos2 - sin1 * sin2)
+
+
 @dataclass(frozen=True)
 class Acrobot(Dynamics):
     """Swing the tip one link's length above the first joint: −1 per step until it is there.
@@ -44,6 +53,7 @@ class Acrobot(Dynamics):
     lowest_reward = -1.0
     truncation_is_harm = True
     initial_draws = 4
+    features = {"tip_height": tip_height}
 
     def initial(self, draws: Tensor) -> Tensor:
         return draws * 0.2 - 0.1

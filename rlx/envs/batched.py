@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.agent import Rules
+from rlx.agent import Feature, Rules
 from rlx.config import at_least, build
 from rlx.env import resize, spread_fresh
 from rlx.errors import ConfigError
@@ -60,6 +60,8 @@ class Dynamics(ABC):
     """The lowest reward that one step can have; None where it is unknown."""
     truncation_is_harm: bool = False
     """Whether an episode that the time limit cuts has failed, as where a goal was not reached."""
+    features: ClassVar[Mapping[str, Feature] | None] = None
+    """Numbers of an observation, by name, that are none of its components; None: there are none."""
     gymnasium_id: ClassVar[str] = ""
     """The id under which Gymnasium may know the same env, with the same state, and draw it."""
     initial_draws: ClassVar[int] = 0
@@ -193,6 +195,7 @@ class BatchedEnv(VectorEnv):
         self.angles = dynamics.angles
         self.lowest_reward = dynamics.lowest_reward
         self.truncation_is_harm = dynamics.truncation_is_harm
+        self.features = dynamics.features
         self.single_observation_space = dynamics.observation_space
         self.single_action_space = dynamics.action_space
         self._action_dtype = torch.from_numpy(np.empty(0, self.single_action_space.dtype)).dtype

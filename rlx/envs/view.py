@@ -1,6 +1,6 @@
 """Partial observation: any env with some components hidden, or its last observations stacked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.agent import Rules
+from rlx.agent import Feature, Rules
 from rlx.config import at_least
 from rlx.env import TensorEnv, resize
 from rlx.errors import ConfigError
@@ -30,6 +30,7 @@ class View(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
     rules: Rules | None = None
     grid: tuple[int, int] | None = None
+    features: Mapping[str, Feature] | None = None
 
     def __init__(self, env: TensorEnv, observe: Sequence[int] | None, stack: int):
         """`observe`: the components of a flat observation that are shown; None: all of them."""

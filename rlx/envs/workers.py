@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from rlx.agent import Rules
+from rlx.agent import Feature, Rules
 from rlx.env import TensorEnv, resize, spread
 from rlx.errors import ConfigError, RunError
 from rlx.nn.seed_axis import concatenated
@@ -32,6 +32,7 @@ class Workers(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
     rules: Rules | None = None
     grid: tuple[int, int] | None = None
+    features: Mapping[str, Feature] | None = None
 
     def __init__(self, make: MakeEnv, num_envs: int, workers: int, device: torch.device | str):
         # Made here first, where its errors are raised at once.

@@ -62,6 +62,7 @@ def audit(
         _noise_never_wins(played.singles),
         _never_raises(played.singles, played.unattacked),
         _has_gradients(heads, states),
+        _many(played),
         _converged(played, eps, clean, random),
         _at_the_floor(played.returns, eps, floor),
         _seeds(len(clean)),
@@ -152,6 +153,14 @@ def _has_gradients(heads: Sequence[str], states: CleanStates) -> Finding | None:
     return Finding("gradients exist", share <= FLAT, share, text)
 
 
+def _many(played: Played) -> Finding:
+    """One attack says how little it left, not how little can be left."""
+    if played.attack is None:
+        return Finding("many attacks were played", False, 1, "one alone; attack=auto plays many")
+    count = len({*played.attacks, *played.singles})
+    return Finding("many attacks were played", True, count, f"{count} attacks")
+
+
 def _converged(
     played: Played, eps: Sequence[float], clean: np.ndarray, random: float
 ) -> Finding | None:
@@ -159,10 +168,9 @@ def _converged(
     if played.halved is None:
         return None
     areas = []
-    clean_iqm = float(statistics.iqm(clean.mean(1)))
     for returns in (played.halved, played.returns):
-        iqms = statistics.iqm(returns.mean(2))
-        areas.append(statistics.area_under(iqms, clean_iqm, random, eps))
+        unharmed = float(statistics.iqm(clean.mean(1)))
+        areas.append(statistics.area_under(statistics.iqm(returns.mean(2)), unharmed, random, eps))
     change = float(areas[0] - areas[1])
     text = f"the last doubling of the effort lowered the area by {change:.3f}"
     if np.isnan(change):

@@ -1,7 +1,7 @@
 """A beam search through attacked episodes, in copies of the env, over what the box can force."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -118,7 +118,8 @@ class Worst:
     def columns(self, index: Tensor) -> "Worst":
         """The episodes `index` (int64 [B']) of each seed."""
         facts = {name: fact[:, index] for name, fact in self.facts.items()}
-        return Worst(self.returns[:, index], self.exact[:, index], self.last[:, index], facts)
+        returns = self.returns[:, index]
+        return Worst(returns, self.exact[:, index], self.last[:, index], facts)
 
     def put(self, index: Tensor, other: "Worst") -> None:
         """Let the episodes `index` (int64 [B']) of each seed be those of `other` [S, B']."""
@@ -166,7 +167,7 @@ class Exploration:
     preference: Tensor
     """[S, B, A]: of which action each episode likes to see most, in episodes that have a habit."""
     habit: Tensor
-    """Whether the episode has a habit, bool [S, B]: only steady pushing makes some policies fall."""
+    """Whether the episode has a habit, bool [S, B]: some policies fall only if pushed steadily."""
 
 
 @dataclass
@@ -185,29 +186,22 @@ class Trace:
     def courses(self, worst: "Worst") -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """The steps of each episode's worst course, the last first.
 
-        Each is (step, obs [S, B, *O], reward so far [S, B], whether the course was under way
-        then [S, B]).
+        Each is (step, obs [S, B, *O], reward so far [S, B], was it under way [S, B]).
         """
         node = torch.zeros_like(worst.last)
         lengths = worst.facts["lengths"]
         for step in reversed(range(len(self.obs))):
-            # The last step's children were not followed: the course ends with one of them.
-            ends = lengths == step + 1
-            node = torch.where(
-                ends, self.children[step].gather(1, _within(worst.last, self.children[step])), node
-            )
+            # A course ends with one of the children of its last step, which were not followed.
+            origin = self.children[step].gather(1, _within(worst.last, self.children[step]))
+            node = torch.where(lengths == step + 1, origin, node)
             index = _within(node, self.total[step])
-            yield (
-                step,
-                rows_within(self.obs[step], index),
-                self.total[step].gather(1, index),
-                step < lengths,
-            )
+            total = self.total[step].gather(1, index)
+            yield step, rows_within(self.obs[step], index), total, step < lengths
             node = self.parent[step].gather(1, index)
 
 
 def _within(index: Tensor, like: Tensor) -> Tensor:
-    """`index`, cut to the nodes that `like` [S, K] has: where it is beyond it counts for nothing."""
+    """`index`, cut to the nodes that `like` [S, K] has: where beyond, it counts for nothing."""
     return index.clamp_max(like.shape[1] - 1)
 
 
