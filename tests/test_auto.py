@@ -1,21 +1,22 @@
 """attack=auto is never above any of its attacks, and says which of them won where."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import compose
 from test_planned import clean, game, opened
 
-from rlx.attacks.auto import (
-    Auto,
-    worse_of_two,
-    worst_of_each_episode,
-    worst_of_each_seed,
-)
+from rlx.attacks.auto import Auto, worse_of_two, worst_of_each_episode, worst_of_each_seed
+from rlx.attacks.minq import MinQ
 from rlx.config import build
-from rlx.robustness.sweep import Played, sweep
-from rlx.threat import Mode
+from rlx.evaluation import REPORT
+from rlx.policies import open_runs
+from rlx.robustness.reachable import reachable
+from rlx.robustness.sweep import Game, Played, sweep
+from rlx.runs.run import Run
+from rlx.threat import Attack, Mode
 
 MODE = {"action": Mode(("action",), shared=False)}
 
@@ -128,7 +129,7 @@ def test_a_larger_radius_keeps_the_smaller_ones_attack_unless_the_trial_found_wo
 
 
 def auto(*overrides):
-    config = compose("attack", "attack=auto", "effort=quick", *overrides)
+    config = compose("attack", "attack=auto", *overrides)
     return build(Auto, config.attack, "attack")
 
 
@@ -175,6 +176,30 @@ def test_no_more_finalists_play_than_are_asked_for(finalists):
     strongest = min(tried, key=tried.get)
     assert found.settled or strongest in found.attacks
     assert len(tried) == 8, "all of them were tried"
+
+
+def test_what_beats_a_head_alone_beats_both_together():
+    """One attack finds 1 with the goal alone, another 2 of both; what is planned finds 3."""
+    head = {name: np.ones((1, 1, 1), dtype=int) for name in ("goal", "action")}
+    goal = {"goal": head["goal"]}
+
+    def found(value, heads):
+        return played([[[value]]], flips=heads, decisions=heads)
+
+    modes = {"both": Mode(("goal", "action"), False), "goal": Mode(("goal",), False)}
+    finalists = {
+        "fgsm": {"both": found(4, head), "goal": found(1, goal)},
+        "pgd": {"both": found(2, head), "goal": found(5, goal)},
+    }
+    plans = {"both": found(3, head), "goal": found(3, goal)}
+    threat = auto()
+    without = {name: {"both": by_mode["both"]} for name, by_mode in finalists.items()}
+    for given, both, winner in ((finalists, 1, "fgsm"), (without, 2, "pgd"), ({}, 3, "planned")):
+        worst = threat._worst_by_episode(game(opened(), [0.1]), given, plans, {}, modes)
+        assert list(worst) == ["both", "goal"]
+        assert worst["both"].returns.tolist() == [[[both]]]
+        assert worst["both"].attacks[worst["both"].attack[0, 0, 0]] == winner
+        assert worst["goal"].returns.tolist() == [[[1 if given is finalists else 3]]]
 
 
 ATTACK = ("eps=[0,0.5,1]", "scale=std", "episodes=3", "effort.trial_episodes=2", "effort.rounds=1")
@@ -231,3 +256,37 @@ def test_an_env_that_cannot_be_copied_is_attacked_by_what_won_the_trial(rlx):
         assert "planned" not in cell["winners"]
         # One attack for each of the two seeds.
         assert set(cell["winners"].values()) <= {0.0, 0.5, 1.0} and shares(cell) == 1
+
+
+@dataclass(frozen=True)
+class Tip(Attack):
+    """Knows the physics of CartPole: a push away from where the pole leans lets it fall further."""
+
+    weight: float
+    """Of the pole's angular speed beside its angle."""
+
+    def perturb(self, scores, obs, budget, draw):
+        reach = reachable(scores, obs, budget, draw, steps=3, samples=4)
+        leans_right = obs[..., 2] + self.weight * obs[..., 3] > 0
+        push = (~leans_right).long()  # 0 is a push to the left
+        can = reach.mask.gather(-1, push.unsqueeze(-1)).squeeze(-1)
+        return reach.shown(torch.where(can, push, reach.clean))
+
+
+@pytest.mark.slow
+def test_an_adversary_that_knows_the_physics_of_cartpole_does_not_win(rlx):
+    """Of two policies that balance, at two radii, on the same episodes."""
+    run = rlx(
+        "train", "agent=dqn", "env=cartpole", "seeds=2", "steps=80000", "eval_every=10000"
+    ).run
+    policies = open_runs([Run(run)], "best", torch.device("cpu"))
+    scale = np.array([0.5, 0.5, 0.05, 0.5])  # about what a policy that balances sees
+    study = Game(policies, [0.2, 0.4], scale, 20, REPORT, 5000)
+    worst = auto("effort=standard").play(study, MODE)["action"].returns.mean(-1)
+    harmless = clean(policies, 20).returns.numpy().mean(-1)
+    assert (harmless > 400).all(), harmless
+    held_out = [*(Tip(weight) for weight in (0.0, 0.1, 0.3, 1.0)), MinQ(0, 3, 4), MinQ(1, 3, 4)]
+    for attack in held_out:
+        alone = sweep(study, attack, MODE)["action"].returns.mean(-1)
+        assert (worst <= alone).all(), (attack, worst, alone)
+    assert (worst[:, 1] < harmless / 2).all(), "it is a strong one"
