@@ -6,7 +6,7 @@ that only watches can be sure of, and the lowest return that anybody has found.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gymnasium
 import numpy as np
@@ -43,7 +43,9 @@ class Planned(Adversary):
     """
 
     width: Count
-    """Courses of each episode that are followed at once. First half as many are."""
+    """Courses of each episode that are followed at once.
+
+    All is searched with half of the width, the steps and the samples first."""
     steps: Count
     """Gradient steps towards each choice, by which the reachable ones are found."""
     samples: Index
@@ -126,7 +128,7 @@ class _Plan:
         self.worst = Worst.none(self.reset_seeds.shape, mode.heads, device)
         """The worst courses, [S, E · P]."""
         self.halved = self.worst.returns
-        """Their returns [S, E · P] when half as many courses were followed."""
+        """Their returns [S, E · P] after half of the effort."""
         self.movable_beside = torch.zeros(len(order), dtype=torch.bool, device=device)
         """Whether a head of `beside` could be moved on these courses, at each radius, bool [E]."""
         self.searched = False
@@ -135,7 +137,7 @@ class _Plan:
         """What states are worth; None until somebody asks."""
 
     def make(self) -> None:
-        """Search, first with half of the width."""
+        """Search, first with half of the effort."""
         for part in self.parts:
             self.worst = self.worst.lower(part.worst)
         columns = self._worthwhile()
@@ -143,12 +145,13 @@ class _Plan:
         if not self.searched:
             self.halved = self.worst.returns
             return
-        widths = [max(1, self.settings.width // 2), self.settings.width]
         guides = self._guides()
         with console.Progress(2 * len(columns), unit="courses", quarters=True) as progress:
-            for number, width in enumerate(widths):
+            for number, effort in enumerate((_halved(self.settings), self.settings)):
                 self.halved = self.worst.returns.clone()
-                self._search_all(columns, guides, width, progress, number * len(columns))
+                # What all courses were, more steps and samples may see otherwise.
+                self.worst.exact[:, columns] = False
+                self._search_all(columns, guides, effort, progress, number * len(columns))
 
     def _worthwhile(self) -> Tensor:
         """The columns, int64 [B], at which this mode can find more than its parts have found.
@@ -167,16 +170,17 @@ class _Plan:
         self,
         columns: Tensor,
         guides: Sequence[Guide],
-        width: int,
+        effort: Planned,
         progress: console.Progress,
         done: int,
     ) -> None:
-        """Search the `columns` with a `width`, chunk by chunk, the smallest radii first."""
+        """Search the `columns` with an `effort`, chunk by chunk, the smallest radii first."""
         game = self.game
+        width = effort.width
         rows = len(game.opened.seeds) * width
         for chunk in columns.split(max(1, game.max_num_envs // rows)):
             self._inherit()
-            search = self._search(guides)
+            search = self._search(guides, effort)
             worst = self.worst.columns(chunk)
             self.worst.put(
                 chunk, search.run(self.reset_seeds[:, chunk], self.radii[chunk], width, worst=worst)
@@ -196,13 +200,10 @@ class _Plan:
             smaller = self.worst.columns(here - episodes)
             self.worst.put(here, self.worst.columns(here).lower(smaller))
 
-    def _search(self, guides: Sequence[Guide]) -> Search:
+    def _search(self, guides: Sequence[Guide], effort: Planned) -> Search:
         """A search of this mode's heads."""
-        settings = self.settings
         heads = self.mode.heads
-        return Search(
-            self.game, heads, settings.steps, settings.samples, guides, beside=self.beside
-        )
+        return Search(self.game, heads, effort.steps, effort.samples, guides, beside=self.beside)
 
     def _guides(self) -> list[Guide]:
         """What a state promises: what is learnt, and the policy's own values where it has some.
@@ -254,7 +255,7 @@ class _Plan:
         batches: list[list[tuple[Tensor, ...]]] = []
         for number in range(settings.rounds):
             trace = Trace()
-            search = self._search([guide] if number else [])
+            search = self._search([guide] if number else [], settings)
             exploration.probability = EXPLORE if number else 1.0
             width = LEARNING_WIDTH if number else 1
             worst = search.run(resets, radii, width, exploration=exploration, trace=trace)
@@ -291,6 +292,16 @@ class _Plan:
             exact=cells(self.worst.exact),
             settled=not self.searched or bool(self.worst.exact.all()),
         )
+
+
+def _halved(settings: Planned) -> Planned:
+    """Half of the width, the steps and the samples."""
+    return replace(
+        settings,
+        width=max(1, settings.width // 2),
+        steps=max(1, settings.steps // 2),
+        samples=settings.samples // 2,
+    )
 
 
 def _rows(trace: Trace, radii: Tensor, worst: Worst, limit: int) -> Iterator[tuple[Tensor, ...]]:
