@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from rlx.agent import Carry, Policy, Rules, Scores
-from rlx.config import Count, Index, choice
+from rlx.config import Count, Index, Positive, choice
 from rlx.env import resize, spread_fresh
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
@@ -22,10 +22,36 @@ from rlx.robustness.attacker import FLIP_SHARE
 from rlx.robustness.reachable import Reachable, reachable
 from rlx.robustness.scale import unit_scale
 from rlx.runs.finding import find_all
+from rlx.runs.run import Run
 from rlx.threat import Budget, Draw
 
 MOST_ACTIONS = 64
 """Most combinations of choices that an adversary has at a step."""
+
+
+class Forceable:
+    """The rules by which an agent leaves out what cannot be forced: the `legal` of `Rules`.
+
+    Without them most actions would be the victim's own choice under other names.
+    """
+
+    def __init__(self, choices: Sequence[int]):
+        """`choices`: the number of choices of each attacked head."""
+        self.first = choices[0]
+        """How many choices the first head has, of which an observation says what can be forced."""
+        self.others = math.prod(choices[1:])
+        """How many combinations the others have; they are not known before the first is forced."""
+
+    def legal(self, obs: Tensor) -> Tensor:
+        """Which actions force something at observations [..., O'], bool [..., A]."""
+        mask = obs[..., -1 - self.first : -1] > 0.5
+        return mask.repeat_interleave(self.others, -1)
+
+    def after(self, obs: Tensor) -> Tensor:
+        """ConfigError: this is no game of two players."""
+        raise ConfigError("agent: needs a game of two players in turn; env=attacked is none.")
+
+    has_won = after
 
 
 class AttackedEnv(VectorEnv):
@@ -50,12 +76,13 @@ class AttackedEnv(VectorEnv):
     Where the victim's actions are continuous, choice 0 leaves it alone, choices 1 + 2d and 2 + 2d
     push number d as low and as high as the box allows.
 
-    The reward is minus the victim's; episodes end as the victim's do.
+    The reward is minus the victim's, in units of the size of its clean return; episodes end as the
+    victim's do.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
     reward_threshold: float | None = None
-    rules: Rules | None = None
+    rules: Rules | None
     grid: tuple[int, int] | None = None
 
     def __init__(
@@ -69,6 +96,7 @@ class AttackedEnv(VectorEnv):
         restarts: Count,
         steps: Count,
         samples: Index,
+        unit: Positive | None,
         num_envs: int = 1,
         device: torch.device | str = "cpu",
     ):
@@ -77,10 +105,12 @@ class AttackedEnv(VectorEnv):
         `run`: run directories of the victims; `checkpoint` and `seeds`: which of their weights;
         `mode`: a head, or "both" (null) for all; `eps`: the radii, in units of `scale`, which is
         "bounds" or [*O]; `restarts`: adversaries of one victim and radius; `steps` and `samples`:
-        as of `reachable`.
+        as of `reachable`; `unit`: by what rewards are divided, null: the size of the victims' return.
         """
         self.device = torch.device(device)
-        self.opened = open_runs(find_all(run, "outputs"), checkpoint, self.device, seeds)
+        runs = find_all(run, "outputs")
+        self.opened = open_runs(runs, checkpoint, self.device, seeds)
+        self.unit = _size_of_returns(runs) if unit is None else unit
         space = _attackable(self.opened)
         policy = self.opened.policy
         self.heads = attacked_heads(mode, policy.heads)
@@ -89,10 +119,9 @@ class AttackedEnv(VectorEnv):
         self.scale = torch.as_tensor(
             unit_scale(scale, space, _no_spread), dtype=torch.float32, device=self.device
         )
-        unit = torch.ones(space.shape, device=self.device)
+        self._obs_unit = torch.ones(space.shape, device=self.device)
         if np.issubdtype(space.dtype, np.integer):
-            unit *= float(space.high.max())
-        self._unit = unit
+            self._obs_unit *= float(space.high.max())
         """[*O]: by what the victim's observations are divided, so that a network learns."""
         self.steps = steps
         self.samples = samples
@@ -118,6 +147,7 @@ class AttackedEnv(VectorEnv):
                 f"env.mode={mode}: {combinations:,} combinations of choices, "
                 f"{' × '.join(map(str, self.choices))}; at most {MOST_ACTIONS} can be learnt."
             )
+        self.rules = Forceable(self.choices)
         self.single_action_space = gymnasium.spaces.Discrete(combinations)
         obs_size = math.prod(space.shape) + self._own_size() + self.choices[0] + 1
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (obs_size,))
@@ -201,7 +231,7 @@ class AttackedEnv(VectorEnv):
         else:
             final_obs = torch.where(ended.unsqueeze(1), final_obs, own_obs)
         info = {"final_obs": final_obs, "_final_obs": ended}
-        return own_obs, -reward, terminated, truncated, info
+        return own_obs, -reward / self.unit, terminated, truncated, info
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) alone, in that order."""
@@ -373,7 +403,7 @@ class AttackedEnv(VectorEnv):
     def _observations(self, obs: Tensor, own_choices: Tensor, mask: Tensor) -> Tensor:
         """The adversary's observations [B, O'] of their parts."""
         radius = self._eps_of[self._state["member"]].unsqueeze(1) / max(*self.eps, 1e-9)
-        flat = (obs / self._unit).flatten(1)
+        flat = (obs / self._obs_unit).flatten(1)
         return torch.cat([flat, own_choices.flatten(0, 1), mask.flatten(0, 1).float(), radius], 1)
 
     def _own_size(self) -> int:
@@ -448,6 +478,19 @@ def _shared_out(num_envs: int, counts: tuple[int, int, int], device: torch.devic
             f"({victims} victims × {restarts} restarts × {radii} radii); set seeds={members}."
         )
     return torch.arange(members, device=device).repeat_interleave(num_envs // members)
+
+
+def _size_of_returns(runs: Sequence[Run]) -> float:
+    """The mean size of the returns by which the weights of the victims' `runs` were kept.
+
+    Rewards in this unit suit Huber's loss, which is of the mean only where errors are below 1. Of
+    larger errors it is of the median, and an adversary does not see its few great successes: ten
+    hierarchical agents on Acrobot fell to -299 on average instead of -495.
+    """
+    values = [value for run in runs for value in run.checkpoints.counters("best")["value"]]
+    sizes = np.abs(np.array(values, dtype=np.float64))
+    size = float(sizes[np.isfinite(sizes)].mean()) if np.isfinite(sizes).any() else 0.0
+    return size or 1.0
 
 
 def _no_spread() -> np.ndarray:
