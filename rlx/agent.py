@@ -149,6 +149,10 @@ class Policy(nn.Module, ABC):
 
     heads: ClassVar[tuple[str, ...]] = ("action",)
     """The levels at which it decides, top level first; the last one is the action."""
+    values: ClassVar[bool] = False
+    """Whether the top level's scores are expected returns, as Q-values are.
+
+    They then tell an adversary which states are bad, without anything to learn."""
 
     @abstractmethod
     def initial_carry(self, batch: int) -> Carry:

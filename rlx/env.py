@@ -35,6 +35,15 @@ class TensorEnv(Protocol):
     """The rules of a game of two players; None where the env is no such game."""
     grid: tuple[int, int] | None
     """(rows, columns) where the observations number the cells of a grid, row by row, else None."""
+    observation_units: tuple[str, ...] | None
+    """The name of each component of a flat observation, with its unit where it has one, as in
+    "angle (rad)"; None where nobody has said so."""
+    angles: tuple[tuple[int, int], ...]
+    """Pairs (component with the cosine, component with the sine) of one angle: cos² + sin² = 1."""
+    lowest_reward: float | None
+    """The lowest reward that one step can have; None where nobody has said so."""
+    truncation_is_harm: bool
+    """Whether an episode that the time limit cuts has failed, as where a goal was not reached."""
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -67,6 +76,15 @@ class TensorEnv(Protocol):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from where `state_dict()` was taken."""
+
+
+def time_limit_words(env: TensorEnv) -> str | None:
+    """What it means that an episode of `env` ended at the time limit; None where nobody knows."""
+    if env.truncation_is_harm:
+        return "an episode at the time limit has failed"
+    if env.lowest_reward is not None and env.lowest_reward > 0:
+        return "every step earns a reward: an episode at the time limit is one of the best"
+    return None
 
 
 def resize(env: VectorEnv, num_envs: int) -> None:

@@ -194,16 +194,25 @@ def _require_room(num_envs: int, stack: int) -> None:
         )
 
 
-_OPTIONAL = ("max_episode_steps", "reward_threshold", "rules", "grid")
-"""Attributes of `TensorEnv` that are None where somebody's VectorEnv does not declare them."""
+_OPTIONAL: dict[str, Any] = {
+    "max_episode_steps": None,
+    "reward_threshold": None,
+    "rules": None,
+    "grid": None,
+    "observation_units": None,
+    "angles": (),
+    "lowest_reward": None,
+    "truncation_is_harm": False,
+}
+"""Attributes of `TensorEnv` → what they are where somebody's VectorEnv does not declare them."""
 
 
 def _with_optional(kind: Any, **params: Any) -> "TensorEnv":
     """A VectorEnv of anybody's class `kind`, with all attributes of the contract."""
     env = kind(**params)
-    for name in _OPTIONAL:
+    for name, default in _OPTIONAL.items():
         if not hasattr(env, name):
-            setattr(env, name, None)
+            setattr(env, name, default)
     return env
 
 

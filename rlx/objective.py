@@ -9,7 +9,7 @@ from rlx.agent import Scores
 from rlx.config import at_least, choice
 from rlx.errors import ConfigError
 
-LOSSES = ("ce", "margin", "worst", "q_to_zero", "distance")
+LOSSES = ("ce", "margin", "worst", "critic", "q_to_zero", "distance")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Objective:
     - `ce`: the cross-entropy of softmax(scores) against the clean choice,
     - `margin`: the best other score minus that of the clean choice,
     - `worst`: minus the cross-entropy against the choice with the lowest clean score,
+    - `critic`: minus the highest score, which of Q-values is the state's value (Pattanaik et al.
+      2018): the policy is shown what it takes for a bad state,
     - `q_to_zero`: the smooth-L1 distance of the scores to zero (the source study's),
     - `distance`: the squared distance of a continuous action from the clean one ("maximal action
       difference", Zhang et al. 2020).
@@ -54,6 +56,8 @@ class Objective:
         if self.loss == "q_to_zero":
             zero = torch.zeros_like(scores)
             return nn.functional.smooth_l1_loss(scores, zero, reduction="none").mean(-1)
+        if self.loss == "critic":
+            return -scores.amax(-1)
         if self.loss == "distance":
             return (scores - clean).square().sum(-1)
         if self.target is not None or self.loss == "worst":

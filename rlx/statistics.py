@@ -7,7 +7,7 @@ doi:10.1214/07-AOAS122): what is hard about a start state is hard for every seed
 average out over them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +49,35 @@ class Bootstrap:
         self.weights = counts / episodes
         """The weight of each episode in its mean, [resamples, P]."""
 
+    def means(self, values: Array) -> Array:
+        """The mean of `values` [S, P] over the resampled episodes, [resamples, S].
+
+        It is that of each resampled seed, so that a seed may be there several times.
+        """
+        means = self.weights @ values.T
+        return np.take_along_axis(means, self.seeds, 1)
+
     def iqms(self, returns: Array) -> Array:
         """The interquartile mean of `returns` [S, P] in each resample, [resamples].
 
         It is over the resampled seeds, of their means over the resampled episodes.
         """
-        means = self.weights @ returns.T
-        return iqm(np.take_along_axis(means, self.seeds, 1), axis=1)
+        return iqm(self.means(returns), axis=1)
+
+
+def independent(seeds: Sequence[int], episodes: int, resamples: int = RESAMPLES) -> list[Bootstrap]:
+    """Resamples for several agents, of so many `seeds` each, that played the same P `episodes`.
+
+    The seeds of each agent are drawn by themselves, the episodes jointly: a start state that is
+    hard is so for all agents, and leaves the difference between two of them.
+    """
+    bootstraps: list[Bootstrap] = []
+    for number, count in enumerate(seeds):
+        bootstrap = Bootstrap(count, episodes, resamples, rng=number)
+        if bootstraps:
+            bootstrap.weights = bootstraps[0].weights
+        bootstraps.append(bootstrap)
+    return bootstraps
 
 
 def interval(resampled: Array) -> Array:
@@ -155,6 +177,14 @@ def curve(returns: Array, clean: Array, random: float, eps: Array, bootstrap: Bo
     )
 
 
+def area_under(returns: Array, clean: float, random: float, eps: Sequence[float]) -> float:
+    """The area of the curve of `returns` [E] at the radii `eps`, as `Curve.area` has it.
+
+    `clean` is the return without an attack, `random` that of random play.
+    """
+    return float(_area(_score(returns, clean, random), np.asarray(eps)))
+
+
 def _score(returns: Array, clean: float | Array, random: float) -> Array:
     """Where `returns` lie between random play, 0, and clean play, 1."""
     span = np.asarray(clean - random)
@@ -182,6 +212,151 @@ def _critical(score: Array, eps: Array, level: float = 0.5) -> float:
         return float(eps[0]) if eps[0] == 0 else -float("inf")
     drop = score[i - 1] - score[i]
     return float(eps[i - 1] + (score[i - 1] - level) / drop * (eps[i] - eps[i - 1]))
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A statistic [*X], of any shape, and its values in the resamples of a bootstrap."""
+
+    value: Array
+    """The statistic of what was measured, [*X]."""
+    resampled: Array
+    """The statistic of each resample, [resamples, *X]; NaN where a single seed was measured."""
+
+    @property
+    def ci95(self) -> Array:
+        """The bootstrap interval, [2, *X]."""
+        return interval(self.resampled)
+
+    def __sub__(self, other: "Resampled") -> "Resampled":
+        """The difference, resample by resample."""
+        return Resampled(self.value - other.value, self.resampled - other.resampled)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What an attack did to S seeds, in a score that several agents have in common.
+
+    Unlike that of `Curve`, its 0 and its 1 are fixed numbers, the same for all agents and in all
+    resamples.
+    """
+
+    eps: Array
+    """The radii, [E]."""
+    returns: Resampled
+    """The interquartile mean over seeds of the return, [E]."""
+    seed_scores: Resampled
+    """The score of each seed, [S, E]."""
+    seed_areas: Resampled
+    """The mean score of each seed over the range of the grid, [S]."""
+    area: Resampled
+    """The area of the score of `returns`, [], as in `Curve`."""
+    critical_eps: Resampled
+    """The smallest radius where the score of `returns` is at most ½, [], as in `Curve`."""
+
+    @classmethod
+    def of(
+        cls, returns: Array, eps: Array, random: float, clean: float, bootstrap: Bootstrap
+    ) -> "Robustness":
+        """The robustness of `returns` [S, E, P] at the radii `eps` [E].
+
+        The score is 0 at the return `random` and 1 at the return `clean`, which is higher.
+        """
+        per_seed = returns.mean(2)
+        resampled = np.stack([bootstrap.means(returns[:, e]) for e in range(len(eps))], 2)
+        if len(returns) == 1:
+            resampled = np.full_like(resampled, np.nan)
+        return_iqms = Resampled(iqm(per_seed), iqm(resampled, axis=1))
+        score = _score(return_iqms.value, clean, random)
+        scores = _score(return_iqms.resampled, clean, random)
+        seed_scores = Resampled(_score(per_seed, clean, random), _score(resampled, clean, random))
+        criticals = np.array([_critical(resample, eps) for resample in scores])
+        return cls(
+            eps=eps,
+            returns=return_iqms,
+            seed_scores=seed_scores,
+            seed_areas=Resampled(_area(seed_scores.value, eps), _area(seed_scores.resampled, eps)),
+            area=Resampled(_area(score, eps), _area(scores, eps)),
+            critical_eps=Resampled(np.array(_critical(score, eps)), criticals),
+        )
+
+    @property
+    def critical_eps_ci95(self) -> Array:
+        """The bootstrap interval of `critical_eps`, [2]; by order, as `Curve` has it."""
+        return np.percentile(self.critical_eps.resampled, TAILS, method="closest_observation")
+
+    @property
+    def critical_eps_in_grid(self) -> Resampled:
+        """`critical_eps`, where one beyond an end of the grid counts as that end, []."""
+        value = self.critical_eps.value.clip(self.eps[0], self.eps[-1])
+        return Resampled(value, self.critical_eps.resampled.clip(self.eps[0], self.eps[-1]))
+
+    def profile(self, levels: Array) -> Resampled:
+        """The share of seeds × radii with a score above each of the `levels` [L], [L].
+
+        It is a performance profile (Agarwal et al. 2021) with radii in the place of tasks. A radius
+        weighs as much as in the area, which makes the area below a profile the mean `seed_areas`.
+        """
+        weights = _area(np.eye(len(self.eps)), self.eps)
+        resampled = self.seed_scores.resampled
+        share = np.stack([(self.seed_scores.value > level).mean(0) @ weights for level in levels])
+        shares = np.stack([(resampled > level).mean(1) @ weights for level in levels], 1)
+        if np.isnan(resampled).any():
+            shares = np.full_like(shares, np.nan)
+        return Resampled(share, shares)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much more robust one agent is than another: the first minus the second."""
+
+    returns: Resampled
+    """The difference of the interquartile mean return, at each radius, [E]."""
+    area: Resampled
+    """The difference of the area under the score, []."""
+    critical_eps: Resampled
+    """The difference of the critical radii, [], where one beyond an end of the grid counts as that
+    end. NaN where both are beyond the same end, since nothing is known of their difference."""
+    probability: Resampled
+    """The probability that a random seed of the first has a larger area than one of the second."""
+
+    @classmethod
+    def of(cls, first: Robustness, second: Robustness) -> "Comparison":
+        """The comparison of two agents, resampled by `independent` bootstraps."""
+        critical = first.critical_eps_in_grid - second.critical_eps_in_grid
+        infinite = np.isinf(first.critical_eps.value)
+        if infinite and first.critical_eps.value == second.critical_eps.value:
+            critical = Resampled(
+                np.full_like(critical.value, np.nan), np.full_like(critical.resampled, np.nan)
+            )
+        return cls(
+            returns=first.returns - second.returns,
+            area=first.area - second.area,
+            critical_eps=critical,
+            probability=probability_of_improvement(first.seed_areas, second.seed_areas),
+        )
+
+
+TIE = 1e-9
+"""Scores that differ by less are equal: matrix products of other shapes round otherwise."""
+
+
+def probability_of_improvement(first: Resampled, second: Resampled) -> Resampled:
+    """The probability [] that one of `first` [S] is larger than one of `second` [S'].
+
+    It is the share of pairs, ties counted half: the statistic of Mann and Whitney, over S · S'.
+    """
+    return Resampled(
+        _share_larger(first.value, second.value),
+        _share_larger(first.resampled, second.resampled),
+    )
+
+
+def _share_larger(first: Array, second: Array) -> Array:
+    """The share [...] of pairs in which the one of `first` [..., S] is larger than of `second`."""
+    difference = first[..., :, None] - second[..., None, :]
+    difference[np.abs(difference) <= TIE] = 0
+    return np.heaviside(difference, 0.5).mean((-2, -1))
 
 
 @dataclass(frozen=True)

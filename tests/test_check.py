@@ -24,7 +24,7 @@ def test_agents_hold(agent):
 
 @pytest.mark.parametrize("env", [*ENVS, "catch", "maze", "taxi", "lunar_lander"])
 def test_envs_hold(env):
-    assert len(list(env_checks(compose("train", f"env={env}", *ENVS.get(env, ())).env))) == 5
+    assert len(list(env_checks(compose("train", f"env={env}", *ENVS.get(env, ())).env))) == 6
 
 
 class Mixing(DQN):
@@ -201,7 +201,28 @@ class Crowded(CartPole):
         return state + 0.01 * len(state), *rest
 
 
+class Unnamed(CartPole):
+    """Names two of its four components."""
+
+    observation_units = ("position (m)", "speed (m/s)")
+
+
+class Uncircled(CartPole):
+    """Calls two components the cosine and the sine of an angle."""
+
+    angles = ((2, 3),)
+
+
+class Costly(CartPole):
+    """Costs more than it says."""
+
+    lowest_reward = 1.5
+
+
 ENV_FAULTS = {
+    "Unnamed": r"expected one text for each component of a flat observation \(4\)",
+    "Uncircled": r"angles=\(2, 3\): expected cos² \+ sin² = 1",
+    "Costly": "lowest_reward=1.5, and a step had a reward of 1",
     "Random": "two plays from the same reset seeds differ",
     "Ageing": "two plays from the same reset seeds differ",
     "Crowded": "go on otherwise",

@@ -127,6 +127,7 @@ def test_the_folders_are_all_known():
         "help",  # synonyms: tests/test_kinds.py
         "preset",
         "protocol",
+        "reference",  # scales: tests/test_scale.py
         "tuned",
     }
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == tested

@@ -42,6 +42,8 @@ class Config(LearnerConfig):
 class QPolicy(Policy):
     """Acts greedily on one Q-network; its carry holds the last `stack` − 1 images."""
 
+    values = True
+
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
         self.q = q_network(config, spec, seeds, "q")

@@ -108,6 +108,7 @@ class GoalPolicy(Policy):
     """
 
     heads = ("goal", "action")
+    values = True
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()

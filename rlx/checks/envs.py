@@ -45,6 +45,8 @@ def env_checks(node: Mapping[str, Any]) -> Iterator[str]:
     yield "its state can be saved and loaded at any step"
     _check_ends(script)
     yield "episodes end by themselves or at the time limit, and begin anew in the same step"
+    _check_statements(script)
+    yield "what it says of its observations and rewards holds in the steps that were played"
 
 
 class _Script:
@@ -127,6 +129,39 @@ def _check_ends(script: _Script) -> None:
             return
     if limit == script.spec.max_episode_steps:
         raise ConfigError(f"env: no episode was truncated at the time limit of {limit} steps.")
+
+
+def _check_statements(script: _Script) -> None:
+    """ConfigError unless what the env says of itself holds in a play: names, angles, rewards."""
+    env, _ = script.begin()
+    rows = script.play()
+    size = _flat_size(env.single_observation_space)
+    units = env.observation_units
+    if units is not None and (size is None or len(units) != size):
+        expected = "one text for each component of a flat observation"
+        raise ConfigError(
+            f"env: observation_units={units}: expected {expected} ({size or 'none'})."
+        )
+    obs = torch.cat([rows[0], *rows[5::5]]).double()
+    for pair in env.angles:
+        if size is None or len(pair) != 2 or not set(pair) <= set(range(size)):
+            raise ConfigError(f"env: angles={pair}: expected two components of a flat observation.")
+        off = (obs[:, list(pair)].square().sum(-1) - 1).abs().max()
+        if off > 1e-4:
+            raise ConfigError(
+                f"env: angles={pair}: expected cos² + sin² = 1, and it is off by {off:.2g}."
+            )
+    lowest = env.lowest_reward
+    reward = float(torch.cat(rows[2::5]).min())
+    if lowest is not None and reward < lowest - 1e-5 * (1 + abs(lowest)):
+        raise ConfigError(f"env: lowest_reward={lowest:g}, and a step had a reward of {reward:g}.")
+
+
+def _flat_size(space: spaces.Space) -> int | None:
+    """The number of components of a flat observation; None of all other observations."""
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return space.shape[0]
+    return None
 
 
 def random_elements(space: spaces.Space, draws: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,11 @@ from rlx.show import console
 if TYPE_CHECKING:
     import gymnasium
 
+    from rlx.env import TensorEnv
     from rlx.policies import Opened
-    from rlx.robustness.study import Study
-    from rlx.robustness.sweep import Played
-    from rlx.threat import Attack, Mode
+    from rlx.robustness.study import Cell, Study
+    from rlx.robustness.sweep import Game, Played
+    from rlx.threat import Mode, Threat
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Config(RunConfig):
 
     attack: Any
     """The attack: a file of conf/attack, with `_target_` and its settings."""
+    effort: Any
+    """How hard adversaries try: a file of conf/effort, whose values the attack's settings take."""
     device: Any
     """Where it runs: a file of conf/device."""
     protocol: str | None
@@ -42,7 +45,10 @@ class Config(RunConfig):
     eps: Any
     """Radii of the box in units of `scale`: start:stop:step, numbers, fractions, a list."""
     scale: Any
-    """What eps = 1 means: `bounds`, `std` or one number per component of an observation."""
+    """What eps = 1 means: `bounds`, `std`, `reference`, `std:RUN` or one number per component of an
+    observation."""
+    manifold: str | None
+    """`angle`: pairs of a cosine and a sine stay on the circle; null: all of the box."""
     modes: Any
     """Which heads are attacked together, names of the attack's modes; null: all modes."""
     episodes: Count
@@ -68,14 +74,25 @@ def attack(composed: DictConfig) -> Run:
 class Plan:
     """What a study plays: which policies, attacked how."""
 
-    runs: Sequence[Run]
-    opened: "Opened"
-    """The policies of the runs, and their env."""
-    attack: "Attack"
+    attack: "Threat"
     modes: "dict[str, Mode]"
     """The modes of the attack that are played, by name."""
-    eps: Sequence[float]
-    """The radii, in units of the scale."""
+    game: "Game"
+    """The policies, the radii and the episodes; where the scale is `std`, not yet its numbers."""
+    scale: object
+    """`bounds`, `std` or numbers: what eps = 1 means."""
+    env: "TensorEnv"
+    """Copies of the env, as many as seeds."""
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """The trainings that are attacked."""
+        return self.game.runs
+
+    @property
+    def opened(self) -> "Opened":
+        """The policies of the runs, and their env."""
+        return self.game.opened
 
     @property
     def source(self) -> str:
@@ -98,6 +115,8 @@ class Result:
 
 def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     """Play, draw and print a study; its run directory, and the study."""
+    from rlx.env import time_limit_words
+
     config = build(Config, composed, "")
     plan = _load(config)
     output = Run.create(config.outputs, "attack", plan.source, composed)
@@ -105,7 +124,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     with output.writing():
         result = _play(config, plan)
         files = _save(output, config, plan, result)
-    _print(result.study, len(plan.opened.seeds))
+    _print(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
     console.result(output.path, result.wall_s, **files)
     return output, result.study
 
@@ -116,66 +135,77 @@ def _load(config: Config) -> Plan:
     eps = parse_grid(config.eps, "eps")
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
+    from rlx.evaluation import REPORT
     from rlx.experiment import setup_device
     from rlx.policies import open_runs
-    from rlx.robustness.scale import unit_scale
-    from rlx.robustness.sweep import check_attackable
-    from rlx.threat import Attack
+    from rlx.robustness.manifold import kept_angles
+    from rlx.robustness.scale import resolved, unit_scale
+    from rlx.robustness.sweep import Game, check_attackable
+    from rlx.threat import Threat
 
-    kind = load_class(config.attack, "attack", Attack)
+    kind = load_class(config.attack, "attack", Threat)
     attack = build(kind, config.attack, "attack")
     device = setup_device(config.device)
     opened = open_runs(runs, config.checkpoint, device, config.seeds)
+    space = opened.spec.observation_space
     modes = chosen_modes(attack, opened.policy.heads, config.modes)
-    unit_scale(config.scale, opened.spec.observation_space, lambda: np.ones(1))
     env = opened.make_env(len(opened.seeds))
-    check_attackable(opened.policy, env, opened.spec, attack, modes)
-    return Plan(runs, opened, attack, modes, eps)
+    scale = resolved(config.scale, opened, config.outputs, config.trust)
+    game = Game(
+        opened,
+        eps,
+        unit_scale(scale, space, lambda: np.ones(space.shape or ())),
+        config.episodes,
+        REPORT,
+        config.max_num_envs,
+        angles=kept_angles(config.manifold, env),
+        runs=runs,
+        checkpoint=config.checkpoint,
+    )
+    check_attackable(game, attack, modes)
+    return Plan(attack, modes, game, scale, env)
 
 
 def _play(config: Config, plan: Plan) -> Result:
     """Play the policies without an attack, at random, and in every mode at every radius."""
     from rlx.evaluation import REPORT, evaluate, evaluate_random
+    from rlx.robustness.clean_states import look
     from rlx.robustness.observations import ObservationSpread
-    from rlx.robustness.scale import unit_scale
+    from rlx.robustness.planner import floor
+    from rlx.robustness.scale import tell_radii, unit_scale
     from rlx.robustness.study import Study
     from rlx.robustness.sweep import sweep
 
     opened = plan.opened
-    seeds = opened.seeds
     space = opened.spec.observation_space
     began = time.monotonic()
     spread = ObservationSpread(opened.policy.heads[-1])
     clean = evaluate(
         opened.policy,
         opened.make_env,
-        len(seeds),
+        len(opened.seeds),
         config.episodes,
         REPORT,
         opened.device,
         spread.make_choose,
     )
     random = evaluate_random(opened.policy, opened.make_env, config.episodes, opened.device)
-    scale = unit_scale(config.scale, space, spread.std)
-    _warn_of_small_radii(plan.eps, scale, space)
-    played = sweep(
-        opened.policy,
-        opened.make_env,
-        opened.spec,
-        plan.attack,
-        plan.modes,
-        seeds=seeds,
-        eps=plan.eps,
-        scale=scale,
-        episodes=config.episodes,
-        max_num_envs=config.max_num_envs,
-        device=opened.device,
-    )
+    game = replace(plan.game, scale=unit_scale(plan.scale, space, spread.std))
+    tell_radii(game.eps, game.scale, opened.spec, plan.env, game.angles)
+    _warn_of_small_radii(game.eps, game.scale, space)
+    states = look(game)
+    played = sweep(game, plan.attack, plan.modes)
     wall_s = time.monotonic() - began
-    clean_returns = clean.returns.cpu().numpy()
-    random_return = float(random.returns.mean())
-    study = Study.of(chosen("attack"), plan.eps, clean_returns, random_return, played)
-    return Result(study, played, scale, wall_s)
+    study = Study.of(
+        chosen("attack"),
+        game.eps,
+        clean.returns.cpu().numpy(),
+        float(random.returns.mean()),
+        played,
+        states,
+        floor(game),
+    )
+    return Result(study, played, game.scale, wall_s)
 
 
 def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, Path]:
@@ -194,6 +224,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
         "run": [str(run.path) for run in plan.runs],
         "seeds": seeds,
         "scale": result.scale,
+        "units": plan.env.observation_units,
         "wall_s": result.wall_s,
         "steps": steps,
         "steps_per_s": steps / result.wall_s,
@@ -206,7 +237,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
 def _header(config: Config, plan: Plan) -> None:
     """Say what is attacked, how, and how many episodes that takes."""
     seeds = plan.opened.seeds
-    eps = plan.eps
+    eps = plan.game.eps
     total = len(seeds) * len(eps) * len(plan.modes) * config.episodes
     console.facts(
         run=", ".join(str(run.path) for run in plan.runs),
@@ -219,7 +250,7 @@ def _header(config: Config, plan: Plan) -> None:
     console.warn_of_unfinished(plan.runs)
 
 
-def chosen_modes(attack: "Attack", heads: Sequence[str], wanted: Any) -> "dict[str, Mode]":
+def chosen_modes(attack: "Threat", heads: Sequence[str], wanted: Any) -> "dict[str, Mode]":
     """The attack's modes for a policy with these heads, or those of them named by `modes=`."""
     modes = dict(attack.modes(heads))
     if wanted is None:
@@ -236,8 +267,11 @@ def _warn_of_small_radii(eps: Sequence[float], scale: np.ndarray, space: "gymnas
         console.warning(f"{radii} is less than one gray level, and changes no image")
 
 
-def _print(study: "Study", seeds: int) -> None:
-    """The returns by radius and mode, then what the largest radius did in each mode."""
+def _print(study: "Study", seeds: int, time_limit: str | None) -> None:
+    """The returns by radius and mode, then what the largest radius did in each mode.
+
+    `time_limit`: what it means that an episode ended there; None: nobody knows.
+    """
     from rlx.robustness.study import Cell
 
     rows = []
@@ -262,6 +296,58 @@ def _print(study: "Study", seeds: int) -> None:
         f"At eps {study.eps[-1]:g}: {Cell.words()}"
     )
     console.table(title, ["mode", "area", "critical eps", *Cell.columns()], rows)
+    console.time_limit(time_limit)
+    _print_heads(study)
+    _print_winners(study)
+    _print_audit(study)
+
+
+def _print_heads(study: "Study") -> None:
+    """What the box can change, by head: in clean play, and where the attack has led."""
+    rows = []
+    for number, radius in enumerate(study.eps):
+        row = [f"{radius:g}"]
+        for cells in _single_heads(study):
+            for shares in (cells[number].movable_per_head, cells[number].flip_rate_per_head):
+                row += [f"{share:.1%}" for share in shares.values()] or ["–"]
+        rows.append(row)
+    columns = []
+    for cells in _single_heads(study):
+        columns += [f"{cells[0].mode}: clean play", "under attack"]
+    title = "Decisions that the box changes, of those in clean play and of those under attack"
+    console.table(title, ["eps", *columns], rows)
+
+
+def _single_heads(study: "Study") -> "list[Sequence[Cell]]":
+    """The cells of each mode in which one head alone is attacked."""
+    return [cells for cells in study.cells.values() if len(cells[0].flip_rate_per_head) == 1]
+
+
+def _print_winners(study: "Study") -> None:
+    """Which attack of many was the worst, and in which share of the episodes."""
+    rows = []
+    for number, radius in enumerate(study.eps):
+        row = [f"{radius:g}"]
+        for cells in study.cells.values():
+            shares = sorted(cells[number].winners.items(), key=lambda pair: -pair[1])
+            row.append(", ".join(f"{name} {share:.0%}" for name, share in shares if share > 0.005))
+        rows.append(row)
+    if any(cells[0].winners for cells in study.cells.values()):
+        console.table("Which attack was the worst", ["eps", *study.cells], rows)
+
+
+def _print_audit(study: "Study") -> None:
+    """What was checked of the attack itself."""
+    rows = []
+    for mode, findings in study.audit.items():
+        for finding in findings:
+            word = "pass" if finding.passed else "WARNING"
+            rows.append([mode, word, finding.check, finding.text])
+    console.table("Audit of the attack", ["mode", "", "check", "measured"], rows)
+    red = [mode for mode in study.audit if study.is_red(mode)]
+    if red:
+        modes = ", ".join(red)
+        console.warning(f"the area of {modes} is an upper bound, not converged: see the audit")
 
 
 def _warn_of_undefined_scores(share: float) -> None:

@@ -36,6 +36,7 @@ def main(composed: DictConfig) -> float:
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment, statistics
+    from rlx.env import time_limit_words
     from rlx.evaluation import REPORT, evaluate
     from rlx.policies import open_runs
     from rlx.robustness.observations import VisitCount
@@ -97,5 +98,6 @@ def main(composed: DictConfig) -> float:
     for statistic in statistics.STATISTICS:
         table[statistic.column] = statistic.texts(values[statistic.key])
     console.per_seed(f"Greedy return over {config.episodes} episodes", seeds, table, estimate)
+    console.time_limit(time_limit_words(opened.make_env(1)))
     console.result(output.path, wall_s, **files)
     return estimate.iqm

@@ -1,8 +1,9 @@
-"""Compare runs in one figure: learning curves, or attacks on the same agents and how each ranks."""
+"""Compare runs in one figure: learning curves, attacks on the same agents, or attacked agents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -14,17 +15,24 @@ from rlx.runs.finding import command_of, find_all, run_paths
 from rlx.runs.run import Run
 from rlx.show import console
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rlx.show.attack_run import AttackRun
+
 
 @dataclass(frozen=True)
 class Config:
     """The keys of report.yaml."""
 
     run: Any
-    """Attack runs on the same agents, or training runs."""
+    """Attack runs, on the same agents or on different ones of one env; or training runs."""
     mode: str | None
-    """Which mode of the attacks to draw; null: both heads, or the first that all have."""
+    """Which mode of the attacks to compare; null: all heads, or the first that all have."""
     outputs: str
     """Folder of all runs."""
+    trust: bool
+    """Import what the runs' configs name, though somebody else made the runs."""
 
 
 @command("report")
@@ -36,10 +44,10 @@ def main(composed: DictConfig) -> None:
             "run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B"
         )
     if command_of(run_paths(config.run)[0]) == "train":
-        runs = _finished(find_all(config.run, config.outputs, "train"))
+        runs = _finished(find_all(config.run, config.outputs, "train", trusted=config.trust))
         _report_trainings(runs, config, composed)
     else:
-        runs = _finished(find_all(config.run, config.outputs, "attack"))
+        runs = _finished(find_all(config.run, config.outputs, "attack", trusted=config.trust))
         _report_attacks(runs, config, composed)
 
 
@@ -69,26 +77,97 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
     labels = training_comparison.run_labels(runs)
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     table = output.path / "report.csv"
-    figure = output.path / "report.png"
     with output.writing():
-        training_comparison.figure(runs, labels).savefig(figure)
+        drawn = _save_figure(training_comparison.figure(runs, labels), output)
         training_comparison.write_csv(runs, labels, table)
         training_comparison.print_table(runs, labels)
         if atari100k.is_benchmark(runs):
             atari100k.table(runs)
         output.complete({"run": [str(run.path) for run in runs], "labels": labels})
-    console.result(output.path, table=table, figure=figure)
+    console.result(output.path, table=table, figure=drawn)
 
 
 def _report_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
-    """Draw the robustness curves of `runs`, and print the ranks of the agents under each attack."""
+    """Compare the attacks `runs`: on the same agents which ranks highest, else agent with agent."""
+    from rlx.show.attack_run import AttackRun
+
+    attacks = [AttackRun.of(run) for run in runs]
+    if len({attack.trainings for attack in attacks}) == 1:
+        _report_same_agents(attacks, config, composed)
+    else:
+        _require_same_env(attacks)
+        _report_agents(attacks, config, composed)
+
+
+def _report_same_agents(
+    attacks: "Sequence[AttackRun]", config: Config, composed: DictConfig
+) -> None:
+    """Draw the robustness curves, and print the ranks of the agents under each attack."""
     from rlx.show.attack_comparison import AttackComparison
 
-    comparison = AttackComparison.of(runs, config.mode)
+    comparison = AttackComparison.of(attacks, config.mode)
     output = Run.create(config.outputs, "report", comparison.agents, composed)
-    figure = output.path / "report.png"
     with output.writing():
-        comparison.figure().savefig(figure)
+        drawn = _save_figure(comparison.figure(), output)
         comparison.print_ranks()
-        output.complete({"run": [str(run.path) for run in runs]} | comparison.summary())
-    console.result(output.path, figure=figure)
+        paths = [str(attack.path) for attack in attacks]
+        output.complete({"run": paths} | comparison.summary())
+    console.result(output.path, figure=drawn)
+
+
+def _report_agents(attacks: "Sequence[AttackRun]", config: Config, composed: DictConfig) -> None:
+    """Draw, write and print how robust the agents are, and how much they differ."""
+    from rlx.show.agent_comparison import AgentComparison
+
+    comparison = AgentComparison.of(attacks, config.mode)
+    output = Run.create(config.outputs, "report", comparison.env, composed)
+    table = output.path / "report.csv"
+    pairs = output.path / "pairs.csv"
+    with output.writing():
+        drawn = _save_figure(comparison.figure(), output)
+        comparison.write_csv(table)
+        comparison.write_pairs(pairs)
+        comparison.print_tables()
+        output.complete(comparison.summary())
+    console.result(output.path, table=table, pairs=pairs, figure=drawn)
+
+
+def _save_figure(figure: "Figure", output: Run) -> Path:
+    """Write the figure as PNG, and as PDF for papers; returns the path of the PNG."""
+    file = output.path / "report.png"
+    figure.savefig(file)
+    figure.savefig(file.with_suffix(".pdf"))
+    return file
+
+
+def _require_same_env(attacks: "Sequence[AttackRun]") -> None:
+    """ConfigError unless all agents are attacked in the same env."""
+    from rlx.experiment import eval_env_config, same_env
+    from rlx.names import flatten_keys
+
+    first, *others = [_training_config(attack) for attack in attacks]
+    env = flatten_keys(eval_env_config(first))
+    for attack, config in zip(attacks[1:], others, strict=True):
+        if same_env(first, config):
+            continue
+        its_env = flatten_keys(eval_env_config(config))
+        keys = [key for key in {**env, **its_env} if env.get(key) != its_env.get(key)]
+        if "_target_" in keys:  # another class, whose keys are others too
+            keys = ["_target_"]
+        texts = [f"env.{key}={its_env.get(key)}, not {env.get(key)}" for key in keys]
+        raise ConfigError(
+            f"run={attack.path}: attacks in another env than {attacks[0].path}: {'; '.join(texts)}."
+        )
+
+
+def _training_config(attack: "AttackRun") -> DictConfig:
+    """The config of the training that is attacked; ConfigError where it is gone."""
+    from rlx.experiment import training_config
+
+    training = Run(attack.trainings[0], attack.run.trusted)
+    if not training.path.is_dir():
+        raise ConfigError(
+            f"run={attack.path}: attacks {training.path}, which is not there; "
+            "without it nothing is known of the env."
+        )
+    return training_config(training)

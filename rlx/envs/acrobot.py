@@ -39,6 +39,10 @@ class Acrobot(Dynamics):
     action_space = spaces.Discrete(3)
     max_episode_steps = 500
     reward_threshold = -100.0
+    observation_units = ("cos θ1", "sin θ1", "cos θ2", "sin θ2", "θ1' (rad/s)", "θ2' (rad/s)")
+    angles = ((0, 1), (2, 3))
+    lowest_reward = -1.0
+    truncation_is_harm = True
     initial_draws = 4
 
     def initial(self, draws: Tensor) -> Tensor:

@@ -50,6 +50,10 @@ class AtariEnv(VectorEnv):
     reward_threshold: float | None = None
     rules: Rules | None = None
     grid: tuple[int, int] | None = None
+    observation_units: tuple[str, ...] | None = None
+    angles: tuple[tuple[int, int], ...] = ()
+    lowest_reward: float | None = None
+    truncation_is_harm: bool = False
     _key: Tensor
     """The copies' random streams."""
     _counter: Tensor

@@ -28,7 +28,7 @@ class Dynamics(ABC):
     A subclass is a frozen dataclass whose fields are the env's parameters, the keys of its config
     group; those of type float can drift. It sets `observation_space`, `action_space` and
     `max_episode_steps`, and defines `initial`, `transition` and `observe`. What depends on the
-    parameters (a space, `reward_threshold`, `rules`, `grid`) may be a property.
+    parameters (a space, `reward_threshold`, `rules`, `lowest_reward`, …) may be a property.
 
     These three are pure functions of tensors whose first axis is B copies: they write into none of
     their arguments, and no copy's result depends on another copy. All tensors of a call are on one
@@ -51,6 +51,15 @@ class Dynamics(ABC):
     """The rules of a game of two players; None of all else."""
     grid: tuple[int, int] | None = None
     """(rows, columns) where the observations number the cells of a grid, row by row, else None."""
+    observation_units: tuple[str, ...] | None = None
+    """The name of each component of a flat observation, with its unit where it has one, as in
+    "angle (rad)"; None where they have no names."""
+    angles: tuple[tuple[int, int], ...] = ()
+    """Pairs (component with the cosine, component with the sine) of one angle: cos² + sin² = 1."""
+    lowest_reward: float | None = None
+    """The lowest reward that one step can have; None where it is unknown."""
+    truncation_is_harm: bool = False
+    """Whether an episode that the time limit cuts has failed, as where a goal was not reached."""
     gymnasium_id: ClassVar[str] = ""
     """The id under which Gymnasium may know the same env, with the same state, and draw it."""
     initial_draws: ClassVar[int] = 0
@@ -180,6 +189,10 @@ class BatchedEnv(VectorEnv):
         self.reward_threshold = dynamics.reward_threshold
         self.rules = dynamics.rules
         self.grid = dynamics.grid
+        self.observation_units = dynamics.observation_units
+        self.angles = dynamics.angles
+        self.lowest_reward = dynamics.lowest_reward
+        self.truncation_is_harm = dynamics.truncation_is_harm
         self.single_observation_space = dynamics.observation_space
         self.single_action_space = dynamics.action_space
         self._action_dtype = torch.from_numpy(np.empty(0, self.single_action_space.dtype)).dtype

@@ -43,6 +43,7 @@ class Board(Dynamics):
 
     0.9 are 19 wins in 20 games, 0.5 are 3 in 4.
     """
+    lowest_reward = -1.0
     initial_draws = 2
     transition_draws = 1
 

@@ -40,6 +40,8 @@ class CartPole(Dynamics):
     action_space = spaces.Discrete(2)
     max_episode_steps = 500
     reward_threshold = 475.0
+    observation_units = ("position (m)", "speed (m/s)", "angle (rad)", "angular speed (rad/s)")
+    lowest_reward = 1.0
     initial_draws = 4
 
     def initial(self, draws: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ class CartPolePixels(CartPole):
     """
 
     image_parameters = ("half_length",)
+    observation_units = None  # type: ignore[assignment]
 
     view: str = "difference"
     """What an observation is.

@@ -26,6 +26,7 @@ class Catch(Dynamics):
     action_space = spaces.Discrete(3)
     max_episode_steps = ROWS
     reward_threshold = 0.9
+    lowest_reward = -1.0
     initial_draws = 1
 
     def initial(self, draws: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ class Chain(Dynamics):
     action_space = spaces.Discrete(2)
     max_episode_steps = 500
     reward_threshold = 0.9 * 0.208
+    lowest_reward = 0.0
+    truncation_is_harm = True
     initial_draws = 1
     transition_draws = 1
 

@@ -48,6 +48,10 @@ class GymEnv(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
     rules: Rules | None = None
     grid: tuple[int, int] | None = None
+    observation_units: tuple[str, ...] | None = None
+    angles: tuple[tuple[int, int], ...] = ()
+    lowest_reward: float | None = None
+    truncation_is_harm: bool = False
     named = ""
     """Key and value by which the user chose the env: the beginning of its errors."""
 

@@ -42,6 +42,8 @@ class Maze(Dynamics):
     action_space = spaces.Discrete(4)
     max_episode_steps = 100
     reward_threshold = 0.85
+    lowest_reward = -0.01
+    truncation_is_harm = True
     initial_draws = 1
     transition_draws = 2
 

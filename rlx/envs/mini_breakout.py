@@ -33,6 +33,7 @@ class MiniBreakout(Dynamics):
     observation_space = spaces.Box(0, 1, (4, SIZE, SIZE), np.float32)
     action_space = spaces.Discrete(3)
     max_episode_steps = 1000
+    lowest_reward = 0.0
     initial_draws = 1
 
     def initial(self, draws: Tensor) -> Tensor:

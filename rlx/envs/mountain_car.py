@@ -29,6 +29,9 @@ class MountainCar(Dynamics):
     action_space = spaces.Discrete(3)
     max_episode_steps = 200
     reward_threshold = -110.0
+    observation_units = ("position", "speed (per step)")
+    lowest_reward = -1.0
+    truncation_is_harm = True
     initial_draws = 1
 
     def initial(self, draws: Tensor) -> Tensor:

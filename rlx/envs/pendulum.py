@@ -32,6 +32,9 @@ class Pendulum(Dynamics):
     observation_space = spaces.Box(-_HIGH, _HIGH, dtype=np.float32)
     action_space = spaces.Box(-2.0, 2.0, (1,), np.float32)
     max_episode_steps = 200
+    observation_units = ("cos θ", "sin θ", "θ' (rad/s)")
+    angles = ((0, 1),)
+    lowest_reward = -(math.pi**2 + 0.1 * 8**2 + 0.001 * 2**2)
     initial_draws = 2
 
     def initial(self, draws: Tensor) -> Tensor:

@@ -80,6 +80,11 @@ class Tabular(Dynamics):
         return spec.reward_threshold if spec else None
 
     @property
+    def lowest_reward(self) -> float | None:  # type: ignore[override]
+        """The lowest reward of the table."""
+        return float(self.table(torch.device("cpu")).reward.min())
+
+    @property
     def grid(self) -> tuple[int, int] | None:  # type: ignore[override]
         """The rows and columns of Gymnasium's env, where it says them."""
         model: Any = self._env.unwrapped

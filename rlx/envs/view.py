@@ -56,6 +56,10 @@ class View(VectorEnv):
         self.single_action_space = env.single_action_space
         self.max_episode_steps = env.max_episode_steps
         self.reward_threshold = env.reward_threshold
+        self.lowest_reward = env.lowest_reward
+        self.truncation_is_harm = env.truncation_is_harm
+        self.observation_units = self._units()
+        self.angles = self._angles()
         self.past: Tensor
         """The last observations, [B, stack, components] or [B, stack, C, H, W]."""
         resize(self, self.env.num_envs)
@@ -100,6 +104,27 @@ class View(VectorEnv):
         inner = {name: value for name, value in state.items() if name != "past"}
         self.env.load_state_dict(inner)
         self.past = state["past"].clone()
+
+    def _units(self) -> tuple[str, ...] | None:
+        """The names of the components that are shown; older ones say how many steps ago."""
+        if self.env.observation_units is None:
+            return None
+        shown = [self.env.observation_units[number] for number in self.components]
+        names = []
+        for age in reversed(range(1, self.stack)):
+            names += [f"{name}, {age} ago" for name in shown]
+        return (*names, *shown)
+
+    def _angles(self) -> tuple[tuple[int, int], ...]:
+        """The pairs (cosine, sine) of which both are shown, in each observation of the stack."""
+        place = {number: index for index, number in enumerate(self.components)}
+        pairs = [
+            (place[cos], place[sin])
+            for cos, sin in self.env.angles
+            if cos in place and sin in place
+        ]
+        starts = range(0, self.stack * len(self.components), len(self.components))
+        return tuple((start + cos, start + sin) for start in starts for cos, sin in pairs)
 
     def _repeated(self, obs: Tensor) -> Tensor:
         """[B, stack, …]: the observations `obs` [B, *O], each repeated `stack` times."""

@@ -40,6 +40,10 @@ class Workers(VectorEnv):
         self.single_action_space = env.single_action_space
         self.max_episode_steps = env.max_episode_steps
         self.reward_threshold = env.reward_threshold
+        self.observation_units = env.observation_units
+        self.angles = env.angles
+        self.lowest_reward = env.lowest_reward
+        self.truncation_is_harm = env.truncation_is_harm
         self.device = torch.device(device)
         parts = np.array_split(np.arange(num_envs), min(workers, num_envs))
         self.rows = [part.tolist() for part in parts]

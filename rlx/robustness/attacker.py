@@ -17,6 +17,19 @@ FLIP_SHARE = 0.05
 """Share of its range by which a number of a continuous action must move to count as flipped."""
 
 
+def flipped(action_space: gymnasium.Space, decision: Tensor, clean: Tensor) -> Tensor:
+    """Whether a `decision` differs from the `clean` one, bool [S, B].
+
+    Choices are int64 [S, B]; an action [S, B, D] of a Box differs where one of its numbers moved by
+    more than `FLIP_SHARE` of its range.
+    """
+    if not isinstance(action_space, gymnasium.spaces.Box):
+        return decision != clean
+    low = torch.as_tensor(action_space.low, device=clean.device)
+    high = torch.as_tensor(action_space.high, device=clean.device)
+    return ((decision - clean).abs() > FLIP_SHARE * (high - low)).any(-1)
+
+
 @dataclass
 class Sensor:
     """What one head of the policy sees through; its tensors have a row for each copy, [S · B]."""
@@ -62,12 +75,13 @@ class Attacker:
         seeds: Sequence[int],
         reset_seeds: Tensor,
         scale: np.ndarray,
+        angles: tuple[tuple[int, int], ...] = (),
     ):
         """Attack the columns of the batch that starts from `reset_seeds` (int64 [S, B]).
 
         `column_modes`: int64 [B], which of `modes` each column has; `column_radii`: float [B], in
         units of eps; `seeds`: the numbers of the S seeds; `scale`: [*O], what eps = 1 means for an
-        observation.
+        observation; `angles`: pairs (cosine, sine) of its components that stay on the unit circle.
         """
         device = reset_seeds.device
         self.attack = attack
@@ -76,11 +90,14 @@ class Attacker:
         self.space = spec.observation_space
         self.action_space = spec.action_space
         self.scale = torch.as_tensor(scale, dtype=torch.float32, device=device)
+        self.angles = angles
         if spec.stack > 1:
             # Only the newest of the stacked observations can be moved.
             assert isinstance(self.space, gymnasium.spaces.Box)
             size = self.scale.shape[0] // spec.stack
+            past = len(self.scale) - size
             self.scale = self.scale[-size:]
+            self.angles = tuple((cos - past, sin - past) for cos, sin in angles if cos >= past)
             low = self.space.low[-size:]
             high = self.space.high[-size:]
             self.space = gymnasium.spaces.Box(low, high, dtype=self.space.dtype)  # type: ignore[arg-type]
@@ -146,8 +163,8 @@ class AttackedChoice:
         if sensor.attacked:
             shown_obs = self._perturbed(head, obs, scores)
             decision = scores.best(shown_obs)
-            flipped = self._flipped(decision, clean)
-            self._count(sensor.flips, flipped & deciding)
+            changed = flipped(self.attacker.action_space, decision, clean)
+            self._count(sensor.flips, changed & deciding)
         else:
             shown_obs = obs
             decision = clean
@@ -194,7 +211,7 @@ class AttackedChoice:
         scale = self.attacker.scale
         key = self.key[head]
         radius = along(self.radius[head], obs) * scale
-        budget = Budget.of(self.attacker.space, radius)
+        budget = Budget.of(self.attacker.space, radius, self.attacker.angles)
 
         def draw(count: int) -> Tensor:
             """The next numbers [S', B', count] of each copy's stream."""
@@ -202,20 +219,9 @@ class AttackedChoice:
             sensor.draws += count
             return uniform(key, counter, count)
 
-        return self.attacker.attack.perturb(scores, obs, budget, draw)
-
-    def _flipped(self, decision: Tensor, clean: Tensor) -> Tensor:
-        """Whether the perturbation changed the `clean` decision, bool [S', B'].
-
-        A continuous action counts as changed where one of its numbers moved by more than
-        `FLIP_SHARE` of its range.
-        """
-        space = self.attacker.action_space
-        if not isinstance(space, gymnasium.spaces.Box):
-            return decision != clean
-        low = torch.as_tensor(space.low, device=clean.device)
-        high = torch.as_tensor(space.high, device=clean.device)
-        return ((decision - clean).abs() > FLIP_SHARE * (high - low)).any(-1)
+        shown_obs = self.attacker.attack.perturb(scores, obs, budget, draw)
+        # Noise that is not clipped, or somebody's own attack, may not have looked at the angles.
+        return budget.project(shown_obs, obs) if budget.angles else shown_obs
 
     def _count(self, counts: Tensor, mask: Tensor) -> None:
         """Add one to the `counts` [S · B] of the copies where `mask` [S', B'] is true."""

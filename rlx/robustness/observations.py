@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Choose, Scores, greedy
+from rlx.evaluation import REPORT, evaluate
 from rlx.nn.seed_axis import along
+from rlx.policies import Opened
+from rlx.rollout import Episodes
 
 
 class VisitCount:
@@ -62,3 +65,21 @@ class ObservationSpread:
         mean = self.sum / self.count
         variance = self.square_sum / self.count - mean.square()
         return variance.clamp_min(0).sqrt().cpu().numpy()
+
+
+def play_spread(opened: Opened, episodes: int) -> tuple[np.ndarray, Episodes]:
+    """Play `episodes` of each seed greedily: the standard deviation of what was seen, [*O].
+
+    With it come the episodes, [S, episodes].
+    """
+    spread = ObservationSpread(opened.policy.heads[-1])
+    played = evaluate(
+        opened.policy,
+        opened.make_env,
+        len(opened.seeds),
+        episodes,
+        REPORT,
+        opened.device,
+        spread.make_choose,
+    )
+    return spread.std(), played

@@ -28,6 +28,8 @@ class Reachable:
     All lie within the box."""
     clean: Tensor
     """The choice that needs no perturbation, int64 [S, B]."""
+    flat: Tensor
+    """Whether the scores have no gradient at all at the clean observation, bool [S, B]."""
 
     def shown(self, pick: Tensor) -> Tensor:
         """The observations [S, B, *O] that force `pick`, int64 [S, B]."""
@@ -53,18 +55,20 @@ def reachable(
         clean = scores.best(obs, values.detach())
         choices = values.shape[-1]
         found = _Found.nothing(obs, clean, choices)
+        flat = torch.ones_like(clean, dtype=torch.bool)
         for rank in range(choices - 1):
             # Choice number `rank` among those that are not the clean one.
             target = rank + (rank >= clean).long()
             (slope,) = torch.autograd.grad(
                 _margin(values, target).sum(), at, retain_graph=rank < choices - 2
             )
+            flat &= ~slope.flatten(2).any(-1)
             _climb(scores, obs, budget, target, slope, found, steps)
     for _ in range(samples):
         signs = (draw(obs[0, 0].numel()).view(obs.shape) < 0.5).to(obs.dtype) * 2 - 1
         corner = budget.project(obs + budget.radius * signs, obs)
         found.add(corner, scores.best(corner))
-    return Reachable(found.mask, found.obs, clean)
+    return Reachable(found.mask, found.obs, clean, flat)
 
 
 @dataclass
@@ -129,14 +133,16 @@ def _pushed(scores: Scores, obs: Tensor, budget: Budget, steps: int) -> Reachabl
         action = scores(at)
         numbers = action.shape[-1]
         shown = [obs]
+        flat = torch.ones(obs.shape[:2], dtype=torch.bool, device=obs.device)
         for number in range(numbers):
             (slope,) = torch.autograd.grad(
                 action[..., number].sum(), at, retain_graph=number < numbers - 1
             )
+            flat &= ~slope.flatten(2).any(-1)
             shown += [_extreme(scores, obs, budget, number, slope, sign, steps) for sign in (-1, 1)]
     mask = torch.ones(*obs.shape[:2], len(shown), dtype=torch.bool, device=obs.device)
     clean = torch.zeros(obs.shape[:2], dtype=torch.int64, device=obs.device)
-    return Reachable(mask, torch.stack(shown, 2), clean)
+    return Reachable(mask, torch.stack(shown, 2), clean, flat)
 
 
 def _extreme(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlx import statistics
+from rlx.robustness import audit
+from rlx.robustness.clean_states import CleanStates
 from rlx.robustness.sweep import Played
 
 if TYPE_CHECKING:
@@ -50,6 +52,14 @@ class Cell:
     """Share of the attacked heads' decisions that the perturbation changed."""
     flip_rate_per_head: Mapping[str, float]
     """Share of its decisions that the perturbation changed, by attacked head."""
+    movable_per_head: Mapping[str, float]
+    """Share of its decisions in clean play that the box can change, by attacked head.
+
+    Flips are counted where the attack has led the policy, this where the policy goes by itself."""
+    winners: Mapping[str, float]
+    """Share of the episodes that each attack of a study of many has won, by name.
+
+    Empty where there was one attack alone."""
     truncation_rate: float = _printed_share(
         statistics.TRUNCATION_RATE.column, f"episodes {statistics.TRUNCATION_RATE.column}"
     )
@@ -66,6 +76,7 @@ class Cell:
         eps: float,
         score: float,
         bootstrap: statistics.Bootstrap,
+        states: CleanStates,
     ) -> "Cell":
         """The cell of the episodes that were `played` at radius `number`, which is `eps`."""
         flips = {name: int(counts[:, number].sum()) for name, counts in played.flips.items()}
@@ -78,6 +89,12 @@ class Cell:
             score=score,
             flip_rate=sum(flips.values()) / max(1, sum(decisions.values())),
             flip_rate_per_head={name: flips[name] / max(1, decisions[name]) for name in flips},
+            movable_per_head={
+                head: float(states.movable[head][number]) for head in flips if head in states.movable
+            },
+            winners={
+                name: float(share[:, number].mean()) for name, share in played.winners.items()
+            },
             truncation_rate=float(played.truncated[:, number].mean()),
         )
 
@@ -137,6 +154,8 @@ class Study:
     """A cell for each of the E radii, by mode."""
     curves: Mapping[str, statistics.Curve]
     """What summarises the cells of a mode, by mode."""
+    audit: Mapping[str, Sequence[audit.Finding]]
+    """What was checked of the attack itself, by mode."""
 
     @classmethod
     def of(
@@ -146,15 +165,19 @@ class Study:
         clean: np.ndarray,
         random: float,
         played: Mapping[str, Played],
+        states: CleanStates,
+        floor: float,
     ) -> "Study":
         """The study of the episodes that were `played`, by mode.
 
         `clean`: the returns [S, P] of the same episodes without an attack; `random`: the mean
-        return of random play.
+        return of random play; `states`: what the box can do in clean play; `floor`: the lowest
+        return there can be, minus infinity where it is unknown.
         """
         bootstrap = statistics.Bootstrap(*clean.shape)
         cells = {}
         curves = {}
+        findings = {}
         for mode, episodes in played.items():
             curve = statistics.curve(episodes.returns, clean, random, np.array(eps), bootstrap)
             curves[mode] = curve
@@ -167,10 +190,15 @@ class Study:
                     eps=radius,
                     score=float(curve.score[number]),
                     bootstrap=bootstrap,
+                    states=states,
                 )
                 for number, radius in enumerate(eps)
             ]
-        return cls(attack, eps, statistics.estimate(clean, bootstrap), random, cells, curves)
+            findings[mode] = audit.audit(
+                episodes, list(episodes.flips), eps, clean, random, floor, states
+            )
+        estimate = statistics.estimate(clean, bootstrap)
+        return cls(attack, eps, estimate, random, cells, curves, findings)
 
     def summary(self) -> dict[str, Any]:
         """The study as summary.json has it."""
@@ -188,7 +216,16 @@ class Study:
                 for mode, curve in curves
             },
             "undefined_resamples": {mode: curve.undefined for mode, curve in curves},
+            "audit": {
+                mode: [finding.as_dict() for finding in findings]
+                for mode, findings in self.audit.items()
+            },
+            "converged": {mode: not self.is_red(mode) for mode in self.audit},
         }
+
+    def is_red(self, mode: str) -> bool:
+        """Whether a check of the attack has failed: its area is then an upper bound at best."""
+        return not all(finding.passed for finding in self.audit[mode])
 
     def write_csv(self, path: Path) -> None:
         """A row for each cell."""

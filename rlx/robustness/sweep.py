@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import gymnasium
@@ -10,13 +10,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.agent import Policy, Scores, Spec
-from rlx.env import TensorEnv
-from rlx.evaluation import REPORT, MakeEnv
+from rlx.agent import Scores
+from rlx.evaluation import REPORT
+from rlx.policies import Opened
 from rlx.robustness.attacker import Attacker
 from rlx.rollout import Episodes, rollout
+from rlx.runs.run import Run
 from rlx.show import console
-from rlx.threat import Attack, Budget, Mode
+from rlx.threat import Adversary, Attack, Budget, Mode, Threat
+
+
+@dataclass(frozen=True)
+class Game:
+    """What is attacked: policies in their env, at some radii, from some start states."""
+
+    opened: Opened
+    """The policies of S seeds, and their env."""
+    eps: Sequence[float]
+    """The E radii, in units of the scale."""
+    scale: np.ndarray
+    """What eps = 1 means for each component of an observation, [*O]."""
+    episodes: int
+    """P, the number of episodes of each seed at each radius."""
+    first_reset_seed: int
+    """The reset seed of the first episode; the others count up from it, the same in every cell."""
+    max_num_envs: int
+    """Env copies that are played at once."""
+    angles: tuple[tuple[int, int], ...] = ()
+    """Pairs (cosine, sine) of components of an observation that stay on the unit circle."""
+    runs: Sequence[Run] = ()
+    """The trainings that the policies are of."""
+    checkpoint: str = "best"
+    """The checkpoint that the policies are of."""
+
+    def radii(self) -> Tensor:
+        """The radii as a tensor, float32 [E]."""
+        return torch.tensor(self.eps, dtype=torch.float32, device=self.opened.device)
 
 
 @dataclass
@@ -30,9 +59,19 @@ class Played:
     truncated: np.ndarray
     """Whether the episode ended at the time limit, [S, E, P]."""
     decisions: dict[str, np.ndarray]
-    """Decisions that each attacked head took in all episodes, [S, E]."""
+    """Decisions that each attacked head took, [S, E, P]."""
     flips: dict[str, np.ndarray]
-    """Decisions of each attacked head that the perturbation changed, [S, E]."""
+    """Decisions of each attacked head that the perturbation changed, [S, E, P]."""
+    winners: dict[str, np.ndarray] = field(default_factory=dict)
+    """The share of the episodes that each attack of a study of many has won, by name, [S, E].
+
+    It is empty where one attack alone was played."""
+    halved: np.ndarray | None = None
+    """The returns that half of the effort had found, [S, E, P]; None: effort has no measure."""
+    exact: np.ndarray | None = None
+    """Whether nothing worse is reachable, as far as what is reachable was found, [S, E, P]."""
+    singles: dict[str, np.ndarray] = field(default_factory=dict)
+    """The returns of each attack of a study of many on selection episodes, by name, [S, E, P']."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +86,19 @@ class Chunk:
     """Decisions of each head that the perturbation changed."""
 
 
-def check_attackable(
-    policy: Policy, env: TensorEnv, spec: Spec, attack: Attack, modes: Mapping[str, Mode]
-) -> None:
+def check_attackable(game: Game, threat: Threat, modes: Mapping[str, Mode]) -> None:
     """ConfigError where the attack cannot be done on these policies.
 
     It attacks the first observation of one copy per seed, with radius 0: so an error comes before
     anything is played or written.
     """
+    if isinstance(threat, Adversary):
+        threat.check(game, modes)
+        return
+    assert isinstance(threat, Attack)
+    opened = game.opened
+    spec = opened.spec
+    env = opened.make_env(len(opened.seeds))
     obs = env.reset(seed=REPORT)[0].unsqueeze(1).float()
     budget = Budget.of(spec.observation_space, torch.zeros_like(obs))
     bounds = None
@@ -63,54 +107,52 @@ def check_attackable(
         high = torch.as_tensor(spec.action_space.high, device=obs.device)
         bounds = (low, high)
     for head in {head for mode in modes.values() for head in mode.heads}:
-        carry = policy.initial_carry(1)
-        scores = Scores(partial(policy.scores, carry=carry, head=head), bounds)
-        attack.perturb(scores, obs, budget, lambda count: obs.new_zeros(*obs.shape[:2], count))
+        carry = opened.policy.initial_carry(1)
+        scores = Scores(partial(opened.policy.scores, carry=carry, head=head), bounds)
+        threat.perturb(scores, obs, budget, lambda count: obs.new_zeros(*obs.shape[:2], count))
 
 
-def sweep(
-    policy: Policy,
-    make_env: MakeEnv,
-    spec: Spec,
-    attack: Attack,
-    modes: Mapping[str, Mode],
-    *,
-    seeds: Sequence[int],
-    eps: Sequence[float],
-    scale: np.ndarray,
-    episodes: int,
-    max_num_envs: int,
-    device: torch.device,
-) -> dict[str, Played]:
-    """Play every mode × radius × episode of every seed; returns the episodes of each mode.
+def sweep(game: Game, threat: Threat, modes: Mapping[str, Mode]) -> dict[str, Played]:
+    """Play every mode × radius × episode of every seed; returns the episodes of each mode."""
+    if isinstance(threat, Adversary):
+        return threat.play(game, modes)
+    assert isinstance(threat, Attack)
+    return _sweep(game, threat, modes)
+
+
+def _sweep(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, Played]:
+    """The episodes of each mode of an attack that moves each decision by itself.
 
     Modes, radii and episodes are the columns of one batch [S, modes · E · P], which is played in
-    chunks of at most `max_num_envs` copies. `seeds`: the numbers of the policy's S seeds; `eps`:
-    the E radii in units of `scale` [*O]; `episodes`: P.
+    chunks of at most `game.max_num_envs` copies.
     """
-    shape = (len(modes), len(eps), episodes)
-    columns = torch.arange(math.prod(shape), device=device)
+    opened = game.opened
+    seeds = opened.seeds
+    shape = (len(modes), len(game.eps), game.episodes)
+    columns = torch.arange(math.prod(shape), device=opened.device)
     mode_index, radius_index, episode_index = torch.unravel_index(columns, shape)
-    radii = torch.tensor(eps, dtype=torch.float32, device=device)
-    width = max(1, max_num_envs // len(seeds))
+    radii = game.radii()
+    width = max(1, game.max_num_envs // len(seeds))
     chunks: list[Chunk] = []
     with console.Progress(len(columns), unit="columns", quarters=True) as progress:
         for chunk in columns.split(width):
             # The same start states in every cell: they depend on the episode alone.
-            reset_seeds = (REPORT + episode_index[chunk]).expand(len(seeds), -1)
+            first = game.first_reset_seed
+            reset_seeds = (first + episode_index[chunk]).expand(len(seeds), -1)
             attacker = Attacker(
                 attack,
-                policy,
-                spec,
+                opened.policy,
+                opened.spec,
                 modes=list(modes.values()),
                 column_modes=mode_index[chunk],
                 column_radii=radii[radius_index[chunk]],
                 seeds=seeds,
                 reset_seeds=reset_seeds,
-                scale=scale,
+                scale=game.scale,
+                angles=game.angles,
             )
-            env = make_env(reset_seeds.numel())
-            played = rollout(policy, env, reset_seeds, attacker.make_choose)
+            env = opened.make_env(reset_seeds.numel())
+            played = rollout(opened.policy, env, reset_seeds, attacker.make_choose)
             chunks.append(Chunk(played, attacker.decisions(), attacker.flips()))
             progress.update(int(chunk[-1]) + 1)
     return _by_mode(chunks, modes, shape)
@@ -131,8 +173,8 @@ def _by_mode(
     decisions = {}
     flips = {}
     for head in chunks[0].decisions:
-        decisions[head] = joined(chunk.decisions[head] for chunk in chunks).sum(-1)
-        flips[head] = joined(chunk.flips[head] for chunk in chunks).sum(-1)
+        decisions[head] = joined(chunk.decisions[head] for chunk in chunks)
+        flips[head] = joined(chunk.flips[head] for chunk in chunks)
     played = {}
     for number, (name, mode) in enumerate(modes.items()):
         played[name] = Played(

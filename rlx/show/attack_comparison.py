@@ -6,17 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlx import statistics
-from rlx.config import choice
 from rlx.errors import ConfigError
-from rlx.runs.run import Run
 from rlx.show import console, figures
+from rlx.show.attack_run import AttackRun, attack_labels, compared_modes, unique
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COMPARED_KEYS = {
-    "run": "attacks other agents",
     "seeds": "attacks other seeds",
     "scale": "has another unit of eps",
 }
@@ -47,28 +44,27 @@ class AttackComparison:
     """Spearman's correlation of each run's returns with those of the first run, [runs]."""
 
     @classmethod
-    def of(cls, runs: Sequence[Run], mode: str | None) -> "AttackComparison":
-        """The comparison of `runs` in `mode`; None: both heads, or the first mode that all have.
+    def of(cls, attacks: Sequence[AttackRun], mode: str | None) -> "AttackComparison":
+        """The comparison of `attacks` in `mode`; None: all heads, or the first mode that all have.
 
-        ConfigError where the runs cannot be compared.
+        ConfigError where they cannot be compared.
         """
-        summaries = [run.summary() for run in runs]
-        mode = mode or _common_mode(summaries)
-        _check_comparable(runs, summaries, mode)
+        check_same_agents(attacks)
+        modes = compared_modes(attacks, mode)
+        labels = unique(attack_labels(attacks), attacks)
         curves = []
-        for run, summary in zip(runs, summaries, strict=True):
-            cells = [cell for cell in summary["cells"] if cell["head"] == mode]
-            estimates = [statistics.Estimate.from_dict(cell["return"]) for cell in cells]
-            curves.append(figures.Curve(_attack_label(run), summary["eps"], estimates))
+        for attack, its_mode, label in zip(attacks, modes, labels, strict=True):
+            curves.append(attack.curve(its_mode, label))
+        first = attacks[0]
         returns = np.array([curve.estimates[-1].per_seed for curve in curves])
         ranks, correlations = _ranks(returns)
         return cls(
-            agents=runs[0].path.parent.name,
-            mode=mode,
-            seeds=summaries[0]["seeds"],
+            agents=first.source,
+            mode=modes[0],
+            seeds=first.summary["seeds"],
             curves=curves,
-            random=summaries[0]["random"],
-            scale=runs[0].config.scale,
+            random=first.summary["random"],
+            scale=first.config.scale,
             returns=returns,
             ranks=ranks,
             correlations=correlations,
@@ -105,35 +101,22 @@ class AttackComparison:
         }
 
 
-def _common_mode(summaries: Sequence[dict[str, Any]]) -> str:
-    """`both`, or else the first mode that all attacks have; ConfigError where there is none."""
-    modes = []
-    for summary in summaries:
-        modes.append(list(dict.fromkeys(cell["head"] for cell in summary["cells"])))
-    shared = [mode for mode in modes[0] if all(mode in names for names in modes)]
-    if not shared:
-        texts = "; ".join(", ".join(names) for names in modes)
-        raise ConfigError(f"run: these attacks share no mode: {texts}.")
-    return "both" if "both" in shared else shared[0]
-
-
-def _check_comparable(runs: Sequence[Run], summaries: Sequence[dict[str, Any]], mode: str) -> None:
-    """ConfigError unless all attacks are of the same agents in the same units, and have `mode`."""
-    first = runs[0]
-    for run, summary in zip(runs, summaries, strict=True):
+def check_same_agents(attacks: Sequence[AttackRun]) -> None:
+    """ConfigError unless all attacks are of the same seeds and checkpoint, in the same units."""
+    first = attacks[0]
+    for attack in attacks:
         for key, difference in COMPARED_KEYS.items():
-            value = summary[key]
-            expected = summaries[0][key]
+            value = attack.summary[key]
+            expected = first.summary[key]
             if value != expected:
                 raise ConfigError(
-                    f"run={run.path}: {difference} than {first.path}: {value}, not {expected}."
+                    f"run={attack.path}: {difference} than {first.path}: {value}, not {expected}."
                 )
-        if run.config.checkpoint != first.config.checkpoint:
+        if attack.config.checkpoint != first.config.checkpoint:
             raise ConfigError(
-                f"run={run.path}: attacks checkpoint {run.config.checkpoint}, "
+                f"run={attack.path}: attacks checkpoint {attack.config.checkpoint}, "
                 f"{first.path} {first.config.checkpoint}."
             )
-        choice(mode, {cell["head"] for cell in summary["cells"]}, "mode")
 
 
 def _ranks(returns: np.ndarray) -> tuple[np.ndarray, list[float]]:
@@ -152,10 +135,3 @@ def _ranks(returns: np.ndarray) -> tuple[np.ndarray, list[float]]:
         else:
             correlations.append(np.nan)
     return ranks, correlations
-
-
-def _attack_label(run: Run) -> str:
-    """The kind of the attack, from the run's config, as in "FGSM ce"."""
-    attack = run.config.attack
-    name = str(attack["_target_"]).rpartition(".")[2]
-    return f"{name} {attack.get('loss', attack.get('kind', ''))}".strip()

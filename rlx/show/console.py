@@ -194,6 +194,12 @@ def per_seed(
     warn_of_few_seeds(len(seeds))
 
 
+def time_limit(words: str | None) -> None:
+    """Print what it means that an episode ended at the time limit; None: nobody has said it."""
+    if words is not None:
+        facts(limit=words)
+
+
 def warn_of_few_seeds(seeds: int) -> None:
     """Warn of an interval of too few seeds."""
     if 1 < seeds < 5:

@@ -92,6 +92,37 @@ def curves(panels: Mapping[str, Sequence[Curve]], x: str, random: float | None =
     return figure
 
 
+def robustness(
+    title: str,
+    curves: Sequence[Curve],
+    x: str,
+    random: float,
+    levels: NDArray[np.float64],
+    shares: Sequence[NDArray[np.float64]],
+) -> "Figure":
+    """A figure of agents beside each other: returns against the radius, and performance profiles.
+
+    `random`: the return of random play, for a line across; `levels` [L]: scores; `shares`: for each
+    curve the share above each level and the ends of its interval, [3, L].
+    """
+    columns, legend_lines = _legend_size({"": curves})
+    titles = [title, "Share of seeds × radii with a score above τ"]
+    figure, (left, right) = _panels(titles, x, "return", legend_lines, _panel_size(1))
+    for number, curve in enumerate(curves):
+        _draw(left, curve, number)
+    left.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
+    _legend_below(left, columns, "interquartile mean, 95 % interval; thin: each seed")
+    right.set_xlabel("score τ (0: random play, 1: the best clean play)")
+    right.set_ylabel("share")
+    for number, (share, low, high) in enumerate(shares):
+        colour = COLOURS[number % len(COLOURS)]
+        style = LINE_STYLES[number % len(LINE_STYLES)]
+        if np.isfinite(low).all():
+            right.fill_between(levels, low, high, color=colour, alpha=0.18, linewidth=0)
+        right.plot(levels, share, color=colour, linestyle=style, linewidth=2)
+    return figure
+
+
 def _draw(axes: "Axes", curve: Curve, number: int) -> None:
     """Draw a curve, in the colour and style of its `number` within its panel."""
     if len(curve.x) == 0:  # of a run that was never evaluated
@@ -160,7 +191,10 @@ def eps_label(scale: object) -> str:
     names = {
         "bounds": "half the range of the observation space",
         "std": "a standard deviation of the observations of clean play",
+        "reference": "a standard deviation of the observations of the env's reference policies",
     }
+    if str(scale).startswith("std:"):
+        return "eps (1: a standard deviation of the observations of another run's policies)"
     return f"eps (1: {names.get(str(scale), f'the units {scale}')})"
 
 
@@ -181,17 +215,22 @@ def grid(values: NDArray[np.float64], title: str) -> "Figure":
 
 
 def _panels(
-    titles: Sequence[str], x: str, y: str, legend_lines: int = 0
+    titles: Sequence[str],
+    x: str,
+    y: str,
+    legend_lines: int = 0,
+    panel_size: tuple[float, float] | None = None,
 ) -> "tuple[Figure, Sequence[Axes]]":
     """A figure and its axes, one for each title, up to three beside each other.
 
-    `legend_lines`: the lines of the legend below each panel.
+    `legend_lines`: the lines of the legend below each panel; `panel_size`: the width and height of
+    a panel in inches, unless it is that of `_panel_size`.
     """
     from matplotlib.figure import Figure
 
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
-    width, height = _panel_size(len(titles))
+    width, height = panel_size or _panel_size(len(titles))
     size = (width * columns, (height + LEGEND_LINE * legend_lines) * rows)
     # Without pyplot, which would choose a window system and keep every figure.
     figure = Figure(figsize=size, dpi=150, layout="constrained")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlx import statistics
+from rlx.env import time_limit_words
 from rlx.evaluation import REPORT, evaluate
 from rlx.rollout import Episodes
 from rlx.show import console, figures
@@ -88,6 +89,7 @@ def _table(training: "Training", summary: dict[str, Any], estimate: statistics.E
     played = f"Greedy return over {training.config.final_episodes} new episodes"
     title = f"{played}, weights kept at each seed's {when}"
     console.per_seed(title, training.seeds, columns, estimate)
+    console.time_limit(time_limit_words(training.make_env(1)))
 
 
 def _warnings(training: "Training") -> None:

@@ -1,0 +1,280 @@
+"""The planned adversary: it searches the env for the worst that the box allows.
+
+It owns copies of the env and knows where an episode begins, so it is an oracle: what no adversary
+that only watches can be sure of, and the lowest return that anybody has found.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlx.config import Count, Index
+from rlx.errors import ConfigError
+from rlx.evaluation import SELECTION
+from rlx.machine import free_memory
+from rlx.nn.rng import seed_tensor, stream_key, uniform
+from rlx.robustness.planner import Exploration, Guide, Nodes, Search, Trace, Worst, floor, why_not
+from rlx.robustness.sweep import Game, Played
+from rlx.robustness.value import ReturnToGo
+from rlx.show import console
+from rlx.threat import Adversary, Mode
+
+HABITS = 0.5
+"""Share of the first learning episodes in which one action is pushed for as long as they last."""
+EXPLORE = 0.1
+"""Probability of a random choice in the later rounds of learning."""
+LEARNING_RADII = 6
+"""Radii at most, evenly spread over the grid, at which it is learnt what states are worth."""
+
+
+@dataclass(frozen=True)
+class Planned(Adversary):
+    """A beam search: of each episode the most promising courses are followed, the lowest is kept.
+
+    What a state promises is what the policy itself expects of it, where its scores are values, and
+    otherwise a regression on the returns of attacked episodes, which is learnt first.
+    """
+
+    width: Count
+    """Courses of each episode that are followed at once. First half as many are."""
+    steps: Count
+    """Gradient steps towards each choice, by which the reachable ones are found."""
+    samples: Index
+    """Random corners of the box that are tried at each decision beside the gradients."""
+    rounds: Count
+    """Rounds of playing and learning what states are worth."""
+    learning_episodes: Count
+    """Episodes of each policy and radius that are played in a round."""
+    updates: Count
+    """Minibatches that are learnt from in a round."""
+
+    def check(self, game: Game, modes: Mapping[str, Mode]) -> None:
+        reason = why_not(game)
+        if reason is not None:
+            raise ConfigError(
+                f"attack=planned: the env {reason}; use attack=learned or attack=auto."
+            )
+        self._require_room(game)
+
+    def play(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Played]:
+        self.check(game, modes)
+        # A single head's worst course is one for all heads that it is attacked with.
+        order = sorted(modes, key=lambda name: len(modes[name].heads))
+        plans: dict[str, _Plan] = {}
+        for name in order:
+            plans[name] = _Plan(self, game, modes[name], list(plans.values()))
+            plans[name].make()
+        return {name: plans[name].played() for name in modes}
+
+    def _require_room(self, game: Game) -> None:
+        """ConfigError where the memory has no room for the courses of one episode of each seed."""
+        observation = math.prod(game.opened.spec.observation_space.shape or (1,))
+        choices = 3
+        if isinstance(game.opened.spec.action_space, gymnasium.spaces.Discrete):
+            choices = int(game.opened.spec.action_space.n)
+        nodes = len(game.opened.seeds) * self.width * choices
+        need = 4.0 * nodes * observation * (choices + 4)
+        free = free_memory()
+        if need > free:
+            raise ConfigError(
+                f"effort.width={self.width}: so many courses of {len(game.opened.seeds)} seeds "
+                f"take {need / 1e9:,.0f} GB of memory, and {free / 1e9:,.1f} GB are free; "
+                "use a smaller width or fewer seeds."
+            )
+
+
+class _Plan:
+    """The search for the worst courses of all episodes of a game, in one mode."""
+
+    def __init__(self, settings: Planned, game: Game, mode: Mode, before: Sequence["_Plan"]):
+        """`before`: the finished plans of modes with fewer heads."""
+        self.settings = settings
+        self.game = game
+        self.mode = mode
+        self.parts = [plan for plan in before if set(plan.mode.heads) < set(mode.heads)]
+        """Plans of some of this mode's heads."""
+        device = game.opened.device
+        order = np.argsort(game.eps, kind="stable")
+        self.order = torch.as_tensor(order, device=device)
+        """The numbers of the radii, the smallest first: int64 [E]."""
+        episodes = game.episodes
+        self.radii = game.radii()[self.order].repeat_interleave(episodes)
+        """The radius of each column, [E · P]: the smallest first, all episodes at each."""
+        first = game.first_reset_seed + torch.arange(episodes, device=device)
+        self.reset_seeds = first.repeat(len(order)).expand(len(game.opened.seeds), -1)
+        """Where each column's episode begins, int64 [S, E · P]."""
+        self.worst = Worst.none(self.reset_seeds.shape, mode.heads, device)
+        """The worst courses, [S, E · P]."""
+        self.halved = self.worst.returns
+        """Their returns [S, E · P] when half as many courses were followed."""
+        self.movable = torch.zeros(len(order), dtype=torch.bool, device=device)
+        """Whether any decision of this mode could be moved, at each radius, bool [E]."""
+        self.value: ReturnToGo | None = None
+        """What states are worth; None until somebody asks."""
+
+    def make(self) -> None:
+        """Search, first with half of the width."""
+        for part in self.parts:
+            self.worst = self.worst.lower(part.worst)
+        columns = self._worthwhile()
+        if not len(columns):
+            self.halved = self.worst.returns
+            return
+        widths = [max(1, self.settings.width // 2), self.settings.width]
+        guides = self._guides()
+        with console.Progress(2 * len(columns), unit="courses", quarters=True) as progress:
+            for number, width in enumerate(widths):
+                self.halved = self.worst.returns.clone()
+                self._search_all(columns, guides, width, progress, number * len(columns))
+
+    def _worthwhile(self) -> Tensor:
+        """The columns, int64 [B], at which this mode can find more than its parts have found.
+
+        It cannot where but one of the parts' heads could be moved at all at that radius: then the
+        worst of this mode is the worst of that head.
+        """
+        columns = torch.arange(len(self.radii), device=self.radii.device)
+        if {head for part in self.parts for head in part.mode.heads} != set(self.mode.heads):
+            return columns
+        movable = torch.stack([part.movable for part in self.parts]).sum(0)
+        return columns[(movable > 1).repeat_interleave(self.game.episodes)]
+
+    def _search_all(
+        self,
+        columns: Tensor,
+        guides: Sequence[Guide],
+        width: int,
+        progress: console.Progress,
+        done: int,
+    ) -> None:
+        """Search the `columns` with a `width`, chunk by chunk, the smallest radii first."""
+        game = self.game
+        rows = len(game.opened.seeds) * width
+        for chunk in columns.split(max(1, game.max_num_envs // rows)):
+            self._inherit()
+            search = self._search(guides)
+            worst = self.worst.columns(chunk)
+            self.worst.put(
+                chunk, search.run(self.reset_seeds[:, chunk], self.radii[chunk], width, worst=worst)
+            )
+            moved = search.moved.any(0)
+            numbers = chunk // game.episodes
+            self.movable[numbers[moved]] = True
+            done += len(chunk)
+            progress.update(done)
+        self._inherit()
+
+    def _inherit(self) -> None:
+        """Let each radius use what a smaller one can: a larger box holds the smaller one."""
+        episodes = self.game.episodes
+        columns = torch.arange(episodes, device=self.radii.device)
+        for number in range(1, len(self.order)):
+            here = columns + number * episodes
+            smaller = self.worst.columns(here - episodes)
+            self.worst.put(here, self.worst.columns(here).lower(smaller))
+
+    def _search(self, guides: Sequence[Guide]) -> Search:
+        """A search of this mode's heads."""
+        settings = self.settings
+        return Search(self.game, self.mode.heads, settings.steps, settings.samples, guides)
+
+    def _guides(self) -> list[Guide]:
+        """What a state promises: what is learnt, and the policy's own values where it has some.
+
+        On Acrobot a policy's own values lead better, on CartPole, where all are alike, what is
+        learnt does.
+        """
+        policy = self.game.opened.policy
+        if not policy.values:
+            return [self._learnt]
+        head = policy.heads[0]
+
+        def own_value(nodes: Nodes, radius: Tensor, time: float) -> Tensor:
+            return policy.scores(nodes.obs, nodes.carry, head).amax(-1).double()
+
+        return [own_value, self._learnt]
+
+    def _learnt(self, nodes: Nodes, radius: Tensor, time: float) -> Tensor:
+        """A `Guide`: the value of states, which is learnt when it is first asked for."""
+        if self.value is None:
+            self.value = self._learn()
+        return self.value(nodes.obs, radius, time)
+
+    def _learn(self) -> ReturnToGo:
+        """What states are worth: play, fit the returns, play by what was learnt, and so on.
+
+        The first episodes are played by chance and by habit. It is policy iteration, on episodes
+        that are none of those reported.
+        """
+        game = self.game
+        settings = self.settings
+        opened = game.opened
+        seeds = seed_tensor(opened.seeds, opened.device)
+        positive = [radius for radius in game.eps if radius > 0]
+        numbers = np.linspace(0, len(positive) - 1, min(LEARNING_RADII, len(positive)))
+        chosen = [positive[round(number)] for number in numbers]
+        radii = torch.tensor(chosen, dtype=torch.float32, device=opened.device)
+        radii = radii.repeat_interleave(settings.learning_episodes)
+        first = torch.arange(len(radii), device=opened.device) % settings.learning_episodes
+        resets = (first + SELECTION).expand(len(seeds), -1)
+        features = math.prod(opened.spec.observation_space.shape or ())
+        value = ReturnToGo(seeds, features, max(chosen))
+        exploration = self._exploration(seeds, len(radii))
+
+        def guide(nodes: Nodes, radius: Tensor, time: float) -> Tensor:
+            return value(nodes.obs, radius, time)
+
+        limit = opened.spec.max_episode_steps
+        batches: list[list[tuple[Tensor, ...]]] = []
+        for number in range(settings.rounds):
+            traces: list[Trace] = []
+            search = self._search([guide] if number else [])
+            exploration.probability = EXPLORE if number else 1.0
+            worst = search.run(resets, radii, 1, exploration=exploration, traces=traces)
+            # What was played two rounds before was played worse.
+            batches = [*batches[-1:], [_row(trace, radii, worst, limit) for trace in traces]]
+            value.fit([row for batch in batches for row in batch], settings.updates)
+        return value
+
+    def _exploration(self, seeds: Tensor, columns: int) -> Exploration:
+        """How the episodes [S, columns] explore: the first part of them by habit."""
+        space = self.game.opened.spec.action_space
+        actions = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else 1
+        key = stream_key(seeds, "habits")
+        draws = uniform(key, torch.zeros_like(key), columns * (actions + 1))
+        draws = draws.unflatten(1, (columns, actions + 1))
+        return Exploration(1.0, draws[..., 1:].contiguous(), draws[..., 0] < HABITS)
+
+    def played(self) -> Played:
+        """What was found, as a sweep reports it."""
+        back = self.order.argsort()
+
+        def cells(values: Tensor) -> np.ndarray:
+            """`values` [S, E · P] as [S, E, P], the radii as the game names them."""
+            return values.unflatten(1, (len(back), -1))[:, back].cpu().numpy()
+
+        facts = {name: cells(fact) for name, fact in self.worst.facts.items()}
+        return Played(
+            returns=cells(self.worst.returns),
+            lengths=facts["lengths"],
+            truncated=facts["truncated"],
+            decisions={head: facts[f"decisions/{head}"] for head in self.mode.heads},
+            flips={head: facts[f"flips/{head}"] for head in self.mode.heads},
+            halved=cells(self.halved),
+            exact=cells(self.worst.exact),
+        )
+
+
+def _row(trace: Trace, radii: Tensor, worst: Worst, limit: int) -> tuple[Tensor, ...]:
+    """What `ReturnToGo.fit` learns from the nodes of one step."""
+    rest = worst.returns.gather(1, trace.column) - trace.total
+    time = torch.full_like(rest, trace.step / limit)
+    # Episodes that were cut off by pruning have no return.
+    counts = trace.alive & rest.isfinite()
+    return trace.obs, radii[trace.column], time, rest.masked_fill(~counts, 0.0), counts

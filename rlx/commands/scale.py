@@ -1,0 +1,78 @@
+"""Measure what eps = 1 means in an env (scale=reference): the spread of what policies see."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rlx.command import RunConfig, command
+from rlx.config import Count, build
+from rlx.errors import ConfigError
+from rlx.runs.finding import find_all
+from rlx.show import console
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """The keys of scale.yaml."""
+
+    device: Any
+    """Where it runs: a file of conf/device."""
+    out: str
+    """A new file, such as conf/reference/cartpole.yaml."""
+    checkpoint: str
+    """`best`, or the step of a checkpoint."""
+    seeds: Any
+    """Which of the runs' seeds are played; null: all."""
+    episodes: Count
+    """Episodes of each seed."""
+
+
+@command("scale")
+def main(composed: DictConfig) -> None:
+    """Plays greedily, prints the standard deviations and writes the file `out`."""
+    config = build(Config, composed, "")
+    out = Path(config.out)
+    if out.suffix != ".yaml" or out.exists():
+        raise ConfigError(f"out={out}: expected a new file with a name that ends in .yaml.")
+    runs = find_all(config.run, config.outputs, trusted=config.trust)
+
+    from rlx import experiment
+    from rlx.policies import open_runs
+    from rlx.robustness import reference
+    from rlx.robustness.observations import play_spread
+    from rlx.robustness.scale import describe, require_box
+    from rlx.runs import files
+
+    device = experiment.setup_device(config.device)
+    opened = open_runs(runs, config.checkpoint, device, config.seeds)
+    require_box(opened.spec.observation_space)
+    trained = {str(run.meta()["commit"]) for run in runs}
+    policies = (
+        f"{runs[0].path.parent.name}, seeds {console.ranges(opened.seeds)}, "
+        f"checkpoint {config.checkpoint}"
+    )
+    console.facts(
+        run=", ".join(str(run.path) for run in runs),
+        episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}",
+        device=device,
+    )
+    console.warn_of_unfinished(runs)
+    std, episodes = play_spread(opened, config.episodes)
+    result = reference.Reference(
+        env={key: value for key, value in opened.env.items() if key not in ("workers", "threads")},
+        policies=policies,
+        commit=" ".join(sorted(trained)),
+        episodes=config.episodes,
+        mean_return=round(float(episodes.returns.mean()), 4),
+        scale=std.flatten().tolist(),
+    )
+    units = opened.make_env(1).observation_units
+    console.facts(**{"return": result.mean_return, "eps 1": describe(std, 1, opened.spec, units)})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write(out, reference.text(result))
+    except OSError as error:
+        raise ConfigError(f"out={out}: cannot be written ({error.strerror}).") from None
+    console.result(out)

@@ -1,0 +1,493 @@
+"""A beam search through attacked episodes, in copies of the env, over what the box can force."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlx.agent import Carry, Scores
+from rlx.env import TensorEnv
+from rlx.envs.batched import BatchedEnv
+from rlx.envs.view import View
+from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
+from rlx.nn.seed_axis import along, rows_within
+from rlx.robustness.attacker import flipped
+from rlx.robustness.reachable import Reachable, reachable
+from rlx.robustness.sweep import Game
+from rlx.threat import Budget
+
+
+def why_not(game: Game) -> str | None:
+    """Why this env cannot be searched, in words that follow "the env"; None: it can."""
+    spec = game.opened.spec
+    env = game.opened.make_env(1)
+    if spec.stack > 1:
+        return "stacks observations (env.stack)"
+    if isinstance(env, View):
+        env = env.env
+    if not isinstance(env, BatchedEnv):
+        return "cannot be copied: it is none of rlx's own"
+    if env.dynamics.transition_draws > 0:
+        return "is random: a plan would know the dice"
+    return None
+
+
+def counted(heads: Sequence[str]) -> list[str]:
+    """The names of what is counted of the attacked `heads`."""
+    return [f"{count}/{head}" for head in heads for count in ("decisions", "flips")]
+
+
+@dataclass
+class Nodes:
+    """Episodes that are under way: K nodes of each of S seeds, side by side."""
+
+    obs: Tensor
+    """What the policy would see without an attack, [S, K, *O]."""
+    first: Tensor
+    """Whether the episode begins here, bool [S, K]."""
+    carry: Carry
+    """The policy's memory, [S, K, …] each."""
+    column: Tensor
+    """The number of the episode that the node is a course of, int64 [S, K]."""
+    total: Tensor
+    """The reward so far, float64 [S, K]."""
+    copy: Tensor
+    """The number of the env's copy that the node is in, among those of its seed, int64 [S, K]."""
+    alive: Tensor
+    """Whether the node is one; false where only the shape needs it, bool [S, K]."""
+    counts: dict[str, Tensor]
+    """`decisions/<head>` and `flips/<head>` so far, of each attacked head, int64 [S, K]."""
+
+    def at(self, index: Tensor, alive: Tensor) -> "Nodes":
+        """The nodes `index` of each seed, of which those that are `alive` are some; [S, K']."""
+
+        def picked(value: Tensor) -> Tensor:
+            return rows_within(value, index)
+
+        return Nodes(
+            obs=picked(self.obs),
+            first=picked(self.first),
+            carry={name: picked(value) for name, value in self.carry.items()},
+            column=picked(self.column),
+            total=picked(self.total),
+            copy=picked(self.copy),
+            alive=alive,
+            counts={name: picked(count) for name, count in self.counts.items()},
+        )
+
+
+@dataclass
+class Worst:
+    """The course with the lowest return that was found of each of S · B episodes."""
+
+    returns: Tensor
+    """Undiscounted returns, float64 [S, B]; infinite where no course has been found."""
+    exact: Tensor
+    """Whether every course was followed that what was reachable allows, bool [S, B]."""
+    facts: dict[str, Tensor]
+    """What else is known of the courses, [S, B] each: `lengths` in environment steps, whether the
+    time limit ended them (`truncated`), and of each attacked head the decisions taken and changed
+    (`decisions/<head>`, `flips/<head>`)."""
+
+    @classmethod
+    def none(cls, shape: torch.Size, heads: Sequence[str], device: torch.device) -> "Worst":
+        """No course of any episode."""
+        returns = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
+        exact = torch.zeros(shape, dtype=torch.bool, device=device)
+        zeros = torch.zeros(shape, dtype=torch.int64, device=device)
+        facts = {name: zeros.clone() for name in ["lengths", *counted(heads)]}
+        return cls(returns, exact, facts | {"truncated": exact.clone()})
+
+    def lower(self, other: "Worst") -> "Worst":
+        """Of each episode the course with the lower return.
+
+        A head that was attacked here and not in `other` has no flips there.
+        """
+        better = other.returns < self.returns
+        facts = {}
+        for name, own in self.facts.items():
+            others = other.facts.get(name, torch.zeros_like(own))
+            facts[name] = torch.where(better, others, own)
+        return Worst(torch.where(better, other.returns, self.returns), self.exact, facts)
+
+    def columns(self, index: Tensor) -> "Worst":
+        """The episodes `index` (int64 [B']) of each seed."""
+        facts = {name: fact[:, index] for name, fact in self.facts.items()}
+        return Worst(self.returns[:, index], self.exact[:, index], facts)
+
+    def put(self, index: Tensor, other: "Worst") -> None:
+        """Let the episodes `index` (int64 [B']) of each seed be those of `other` [S, B']."""
+        self.returns[:, index] = other.returns
+        self.exact[:, index] = other.exact
+        for name, fact in self.facts.items():
+            fact[:, index] = other.facts[name]
+
+    def record(self, nodes: Nodes, ended: Tensor, truncated: Tensor, length: int) -> None:
+        """Keep the courses of `nodes` that have `ended` (bool [S, K]), where they are the lowest.
+
+        `truncated`: bool [S, K], whether the time limit ended them; `length`: their steps.
+        """
+        if not ended.any():
+            return
+        totals = nodes.total.masked_fill(~ended, torch.inf)
+        lowest = self.returns.scatter_reduce(1, nodes.column, totals, "amin")
+        wins = ended & (totals == lowest.gather(1, nodes.column))
+        wins &= totals < self.returns.gather(1, nodes.column)
+        # Of equal courses any one is taken, the same one for all that is known of it.
+        order = torch.where(wins, torch.arange(wins.shape[1], device=wins.device), -1)
+        chosen = torch.full_like(self.returns, -1, dtype=torch.int64)
+        chosen = chosen.scatter_reduce(1, nodes.column, order, "amax")
+        seed, column = (chosen >= 0).nonzero(as_tuple=True)
+        node = chosen[seed, column]
+        self.returns[seed, column] = totals[seed, node]
+        self.facts["lengths"][seed, column] = length
+        self.facts["truncated"][seed, column] = truncated[seed, node]
+        for name, count in nodes.counts.items():
+            self.facts[name][seed, column] = count[seed, node]
+
+
+Guide = Callable[[Nodes, Tensor, float], Tensor]
+"""(nodes, radius of each [S, K], share of the time limit that has passed) → the return that is
+still to come at each, float64 [S, K]: by this the search knows which courses promise the least."""
+
+
+@dataclass
+class Exploration:
+    """Which children are followed by chance, to learn what states are worth."""
+
+    probability: float
+    """Of a random child at each step."""
+    preference: Tensor
+    """[S, B, A]: of which action each episode likes to see most, in episodes that have a habit."""
+    habit: Tensor
+    """Whether the episode has a habit, bool [S, B]: only steady pushing makes some policies fall."""
+
+
+@dataclass
+class Trace:
+    """The nodes of a search at one step, for learning what they were worth."""
+
+    obs: Tensor
+    column: Tensor
+    total: Tensor
+    alive: Tensor
+    step: int
+
+
+@dataclass
+class Search:
+    """A search over what one mode of an attack can force, in one env."""
+
+    game: Game
+    heads: tuple[str, ...]
+    """The heads that are attacked."""
+    steps: int
+    """Gradient steps towards each choice; see `reachable`."""
+    samples: int
+    """Random corners of the box that are tried at each decision."""
+    guides: Sequence[Guide] = ()
+    """What is still to come; each leads its share of the nodes. None: only the past is known."""
+    moved: Tensor = field(init=False)
+    """Whether a decision of the episode could be moved anywhere, bool [S, B]."""
+
+    def __post_init__(self) -> None:
+        device = self.game.opened.device
+        self.scale = torch.as_tensor(self.game.scale, dtype=torch.float32, device=device)
+        self.seeds = seed_tensor(self.game.opened.seeds, device)
+
+    @torch.no_grad()
+    def run(
+        self,
+        reset_seeds: Tensor,
+        radii: Tensor,
+        width: int,
+        *,
+        worst: Worst | None = None,
+        exploration: Exploration | None = None,
+        traces: list[Trace] | None = None,
+    ) -> Worst:
+        """The lowest courses of the episodes that begin from `reset_seeds`, int64 [S, B].
+
+        `radii` [B]: the radius of each column, in units of the scale. Of each episode the `width`
+        most promising nodes are followed. `worst`: courses that are known already; episodes that
+        have the lowest return there can be are left alone. `traces` is filled with the nodes.
+        """
+        opened = self.game.opened
+        env = opened.make_env(reset_seeds.numel())
+        limit = opened.spec.max_episode_steps
+        lowest = env.lowest_reward
+        shape = reset_seeds.shape
+        worst = worst or Worst.none(shape, self.heads, reset_seeds.device)
+        nodes = self._roots(env, reset_seeds)
+        self.moved = torch.zeros_like(worst.exact)
+        keys = mix64(self.seeds.unsqueeze(1) + mix64(reset_seeds))
+        alive = (worst.returns > _floor(lowest, limit)) & ~worst.exact
+        worst.exact |= alive  # until a node is dropped
+        index, alive = packed(alive)
+        nodes = nodes.at(index, alive)
+        for step in range(limit):
+            if not alive.any():
+                break
+            if traces is not None:
+                traces.append(Trace(nodes.obs, nodes.column, nodes.total, nodes.alive, step))
+            children, action = self._children(nodes, env, radii, keys, step)
+            obs, reward, terminated, truncated, _ = env.step(action.flatten(0, 1))
+            children.obs = obs.unflatten(0, children.alive.shape)
+            children.total = children.total + reward.view_as(children.alive).double()
+            truncated = truncated.view_as(children.alive)
+            children.first = terminated.view_as(children.alive) | truncated
+            ended = children.first & children.alive
+            worst.record(children, ended, truncated, step + 1)
+            alive = children.alive & ~ended
+            if lowest is not None:
+                # The lowest that can still become of it: at least one more step is made.
+                left = min(lowest, lowest * (limit - step - 1))
+                alive &= children.total + left < worst.returns.gather(1, children.column)
+            children.alive = alive
+            if _most(children, worst.exact) <= width:
+                kept = children.alive
+            else:
+                time = (step + 1) / limit
+                kept = self._most_promising(children, action, radii, width, time, exploration)
+                dropped = children.alive & ~kept
+                worst.exact &= ~_any_of(dropped, children.column, worst.exact)
+            index, alive = packed(kept)
+            nodes = children.at(index, alive)
+        return worst
+
+    def _roots(self, env: TensorEnv, reset_seeds: Tensor) -> Nodes:
+        """The nodes with which the episodes begin, one for each of the S · B copies of `env`."""
+        shape = reset_seeds.shape
+        obs, _ = env.reset(seed=reset_seeds.flatten().tolist())
+        zeros = torch.zeros_like(reset_seeds)
+        number = torch.arange(shape[1], device=reset_seeds.device).expand(shape)
+        return Nodes(
+            obs=obs.unflatten(0, shape),
+            first=~zeros.bool(),
+            carry=self.game.opened.policy.initial_carry(shape[1]),
+            column=number,
+            total=zeros.double(),
+            copy=number,
+            alive=~zeros.bool(),
+            counts={name: zeros for name in counted(self.heads)},
+        )
+
+    def _children(
+        self, nodes: Nodes, env: TensorEnv, radii: Tensor, keys: Tensor, step: int
+    ) -> tuple[Nodes, Tensor]:
+        """A node for each combination of reachable choices at each node, and its action [S, K'].
+
+        The copies of `env` become those of the children, not yet stepped.
+        """
+        policy = self.game.opened.policy
+        index = torch.arange(nodes.alive.shape[1], device=radii.device).expand_as(nodes.alive)
+        alive = nodes.alive
+        shown: dict[str, Tensor] = {}
+        clean: dict[str, Tensor] = {}
+        for head in self.heads:
+            rows = nodes.at(index, alive)
+            looking = _Looking(self, head, shown, rows, radii, keys, step)
+            policy.act(rows.obs, rows.first, rows.carry, looking)
+            reach = looking.reach
+            choices = reach.mask.shape[-1]
+            stay = nn.functional.one_hot(reach.clean, choices).bool()
+            branches = torch.where(looking.deciding.unsqueeze(-1), reach.mask, stay)
+            branches &= alive.unsqueeze(-1)
+            movable = (branches & ~stay).any(-1)
+            self.moved = self.moved | _any_of(movable, rows.column, self.moved)
+            branch, alive = packed(branches.flatten(1))
+            row = branch // choices
+            index = index.gather(1, row)
+            shown = {name: rows_within(value, row) for name, value in shown.items()}
+            clean = {name: rows_within(value, row) for name, value in clean.items()}
+            shown[head] = rows_within(reach.obs.flatten(1, 2), branch)
+            clean[head] = rows_within(looking.clean, row)
+        children = nodes.at(index, alive)
+        children.copy = _keep(env, children.copy)
+        forcing = _Forcing(self, shown, clean)
+        action, carry = policy.act(children.obs, children.first, children.carry, forcing)
+        children.carry = carry
+        for name, count in forcing.counts.items():
+            children.counts[name] = children.counts[name] + count
+        return children, action
+
+    def _most_promising(
+        self,
+        nodes: Nodes,
+        action: Tensor,
+        radii: Tensor,
+        width: int,
+        time: float,
+        exploration: Exploration | None,
+    ) -> Tensor:
+        """Which nodes are followed, bool [S, K]: of each episode `width`, shared by the guides.
+
+        `action`: what led to the nodes, [S, K]; `time`: the share of the time limit that has
+        passed.
+        """
+        radius = radii[nodes.column]
+        promises = [nodes.total + guide(nodes, radius, time) for guide in self.guides]
+        if not promises:
+            promises = [nodes.total]
+        kept = torch.zeros_like(nodes.alive)
+        for promise in promises:
+            if exploration is not None:
+                promise = self._explored(promise, nodes, action, exploration, time)
+            share = -(-width // len(promises))
+            kept |= lowest_of_each(promise, nodes.column, nodes.alive, share)
+        return kept
+
+    def _explored(
+        self,
+        promise: Tensor,
+        nodes: Nodes,
+        action: Tensor,
+        exploration: Exploration,
+        time: float,
+    ) -> Tensor:
+        """`promise`, but chance or a habit where `exploration` says so."""
+        zero = torch.zeros_like(self.seeds)
+        columns = exploration.habit.shape[1]
+        key = stream_key(self.seeds, f"explore {time}")
+        wild = uniform(key, zero, columns) < exploration.probability
+        chance = uniform(stream_key(key, "child"), zero, promise.shape[1]).double()
+        if action.dtype == torch.int64:
+            liking = rows_within(exploration.preference, nodes.column)
+            liking = liking.gather(2, action.unsqueeze(-1)).squeeze(-1).double()
+            chance = torch.where(exploration.habit.gather(1, nodes.column), liking, chance)
+        return torch.where(wild.gather(1, nodes.column), chance, promise)
+
+
+class _Looking:
+    """Choices that find out what is reachable for one head, after others were forced."""
+
+    def __init__(
+        self,
+        search: Search,
+        head: str,
+        shown: dict[str, Tensor],
+        nodes: Nodes,
+        radii: Tensor,
+        keys: Tensor,
+        step: int,
+    ):
+        self.search = search
+        self.head = head
+        self.shown = shown
+        self.radius = radii[nodes.column]
+        self.key = stream_key(keys.gather(1, nodes.column), head)
+        self.drawn = step * search.samples * int(np.prod(search.scale.shape))
+        self.reach: Reachable
+        """What is reachable for the head."""
+        self.clean: Tensor
+        """Its decision without an attack, [S, K] or [S, K, D]."""
+        self.deciding: Tensor
+        """Whether it decides, bool [S, K]."""
+
+    def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        obs = obs.float()
+        if head in self.shown:
+            return scores.best(self.shown[head])
+        if head != self.head:
+            return scores.best(obs)
+        search = self.search
+        radius = along(self.radius, obs) * search.scale
+        space = search.game.opened.spec.observation_space
+        budget = Budget.of(space, radius, search.game.angles)
+        self.reach = reachable(
+            scores, obs, budget, self._draw, steps=search.steps, samples=search.samples
+        )
+        self.deciding = deciding
+        self.clean = scores.best(obs) if scores.continuous else self.reach.clean
+        return self.clean
+
+    def _draw(self, count: int) -> Tensor:
+        """The next random numbers [S, K, count] of each episode."""
+        counter = self.key.new_full((), self.drawn)
+        self.drawn += count
+        return uniform(self.key, counter, count)
+
+
+class _Forcing:
+    """Choices at the observations that a plan shows; it counts what they change."""
+
+    def __init__(self, search: Search, shown: dict[str, Tensor], clean: dict[str, Tensor]):
+        """`shown`: observations [S, K, *O], `clean`: decisions without an attack, by head."""
+        self.action_space = search.game.opened.spec.action_space
+        self.shown = shown
+        self.clean = clean
+        self.counts: dict[str, Tensor] = {}
+
+    def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        if head not in self.shown:
+            return scores.best(obs.float())
+        decision = scores.best(self.shown[head])
+        changed = flipped(self.action_space, decision, self.clean[head]) & deciding
+        self.counts[f"decisions/{head}"] = deciding.long()
+        self.counts[f"flips/{head}"] = changed.long()
+        return decision
+
+
+def _keep(env: TensorEnv, copies: Tensor) -> Tensor:
+    """Go on with the `copies` [S, K] of `env` that the nodes are in; returns their new numbers."""
+    seeds, nodes = copies.shape
+    each = env.num_envs // seeds
+    first = torch.arange(seeds, device=copies.device).unsqueeze(1) * each
+    env.keep((first + copies).flatten())
+    return torch.arange(nodes, device=copies.device).expand_as(copies)
+
+
+def _any_of(mask: Tensor, column: Tensor, like: Tensor) -> Tensor:
+    """Whether `mask` [S, K] is true at any node of each episode, bool as `like` [S, B]."""
+    return torch.zeros_like(like).scatter_reduce(1, column, mask, "amax")
+
+
+def _most(nodes: Nodes, like: Tensor) -> int:
+    """The largest number of nodes that are alive of one episode; the episodes are as `like`."""
+    count = torch.zeros_like(like, dtype=torch.int64)
+    return int(count.scatter_add(1, nodes.column, nodes.alive.long()).max())
+
+
+def floor(game: Game) -> float:
+    """The lowest return there can be in the env of `game`; minus infinity where it is unknown."""
+    lowest = game.opened.make_env(1).lowest_reward
+    return _floor(lowest, game.opened.spec.max_episode_steps)
+
+
+def _floor(lowest: float | None, limit: int) -> float:
+    """The lowest return of at most `limit` steps with rewards from `lowest` on."""
+    if lowest is None:
+        return -float("inf")
+    return min(lowest, lowest * limit)
+
+
+def packed(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(index, whether it is one), [S, K'] each: where `mask` [S, K] is true, side by side.
+
+    K' is the largest number of them in a seed, and at least 1; other seeds are filled with 0.
+    """
+    counts = mask.sum(1)
+    width = max(1, int(counts.max()))
+    index = torch.zeros(len(mask), width, dtype=torch.int64, device=mask.device)
+    seed, number = mask.nonzero(as_tuple=True)
+    index[seed, mask.cumsum(1)[seed, number] - 1] = number
+    return index, torch.arange(width, device=mask.device) < counts.unsqueeze(1)
+
+
+def lowest_of_each(values: Tensor, column: Tensor, alive: Tensor, width: int) -> Tensor:
+    """Which of the `values` are among the `width` lowest of their column, bool [S, K].
+
+    `values`, `column` (int64) and `alive` (bool) are [S, K]; those that are not alive stay out.
+    """
+    column = torch.where(alive, column, torch.iinfo(torch.int64).max)
+    order = values.argsort(1)
+    order = order.gather(1, column.gather(1, order).sort(dim=1, stable=True).indices)
+    column = column.gather(1, order)
+    position = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    begins = torch.ones_like(alive)
+    begins[:, 1:] = column[:, 1:] != column[:, :-1]
+    start = torch.where(begins, position, 0).cummax(1).values
+    among = torch.zeros_like(alive).scatter(1, order, position - start < width)
+    return among & alive

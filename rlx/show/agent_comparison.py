@@ -1,0 +1,436 @@
+"""Attacks on different agents beside each other: who is more robust, by how much, how surely."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlx import statistics
+from rlx.errors import ConfigError
+from rlx.runs.run import Run
+from rlx.show import console, figures
+from rlx.show.attack_comparison import check_same_agents
+from rlx.show.attack_run import (
+    AttackRun,
+    attack_labels,
+    compared_modes,
+    strongest_modes,
+    unique,
+    units_text,
+)
+from rlx.show.training_comparison import run_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVELS = 201
+"""Scores at which a performance profile is computed."""
+PRINTED_RADII = 5
+"""The most radii whose returns are printed; the tables on disk have all."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack on one agent, as it is compared."""
+
+    attack: AttackRun
+    label: str
+    """Agent and attack, as in "dqn-cartpole, fgsm ce"."""
+    mode: str
+    """The mode of the attack that is compared."""
+    curve: figures.Curve
+    """The returns against the radius, as the attack run has them."""
+    result: statistics.Robustness
+    """How robust the agent is, in the score that all rows have in common."""
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds."""
+        return len(self.attack.summary["seeds"])
+
+
+@dataclass(frozen=True)
+class AgentComparison:
+    """Attacks on different agents, the most robust agent first."""
+
+    rows: Sequence[Row]
+    """The attacks, by falling area."""
+    pairs: dict[tuple[int, int], statistics.Comparison]
+    """The first minus the second, for each pair of numbers of `rows`, the more robust first."""
+    eps: Sequence[float]
+    """The E radii, in units of the scale of the attack that was named first."""
+    scale: np.ndarray
+    """What eps = 1 means for each component of an observation, [O]."""
+    episodes: int
+    """Episodes of each seed and radius."""
+    random: float
+    """The return of random play, the common score's 0."""
+    clean: float
+    """The best clean return of any agent, the common score's 1."""
+    levels: np.ndarray
+    """The scores of the performance profiles, [L]."""
+    profiles: Sequence[statistics.Resampled]
+    """The share of seeds × radii above each level, [L], for each of the `rows`."""
+
+    @classmethod
+    def of(cls, attacks: Sequence[AttackRun], mode: str | None) -> "AgentComparison":
+        """The comparison of `attacks` in `mode`; None: all heads, or the first mode that all have.
+
+        ConfigError where they cannot be compared. That the envs are the same is for the caller to
+        check.
+        """
+        _check_agents(attacks)
+        _check_boxes(attacks)
+        random, clean = _anchors(attacks)
+        modes = strongest_modes(attacks) if mode is None else compared_modes(attacks, mode)
+        returns = [attack.returns(its) for attack, its in zip(attacks, modes, strict=True)]
+        _check_episodes(attacks, returns)
+        episodes = returns[0].shape[2]
+        eps = attacks[0].summary["eps"]
+        bootstraps = _bootstraps(attacks, episodes)
+        labels = _labels(attacks)
+        rows = []
+        for number, attack in enumerate(attacks):
+            result = statistics.Robustness.of(
+                returns[number], np.array(eps), random, clean, bootstraps[number]
+            )
+            curve = replace(attack.curve(modes[number], labels[number]), x=eps)
+            rows.append(Row(attack, labels[number], modes[number], curve, result))
+        rows.sort(key=lambda row: (-float(row.result.area.value), row.attack.path.name))
+        scores = np.concatenate([row.result.seed_scores.value.flatten() for row in rows])
+        levels = np.linspace(min(0.0, scores.min()), max(1.0, scores.max()), LEVELS)
+        pairs = {}
+        for first, second in combinations(range(len(rows)), 2):
+            pairs[first, second] = statistics.Comparison.of(rows[first].result, rows[second].result)
+        return cls(
+            rows=rows,
+            pairs=pairs,
+            eps=eps,
+            scale=attacks[0].scale,
+            episodes=episodes,
+            random=random,
+            clean=clean,
+            levels=levels,
+            profiles=[row.result.profile(levels) for row in rows],
+        )
+
+    @property
+    def env(self) -> str:
+        """The name of the env, as in "cartpole"."""
+        return self.rows[0].attack.source.partition("-")[2]
+
+    def figure(self) -> "Figure":
+        """Return against the radius, and the performance profiles."""
+        shares = []
+        for profile in self.profiles:
+            shares.append(np.stack([profile.value, *profile.ci95]))
+        x = figures.eps_label(units_text(self.scale))
+        curves = [row.curve for row in self.rows]
+        title = f"{self.env}: return under attack"
+        return figures.robustness(title, curves, x, self.random, self.levels, shares)
+
+    def write_csv(self, path: Path) -> None:
+        """A row for each attack and radius."""
+        rows = []
+        for rank, row in enumerate(self.rows, 1):
+            for eps, estimate in zip(self.eps, row.curve.estimates, strict=True):
+                low, high = estimate.ci95
+                rows.append(
+                    {
+                        "rank": rank,
+                        "label": row.label,
+                        "run": row.attack.path,
+                        "mode": row.mode,
+                        "seeds": row.seeds,
+                        "eps": eps,
+                        "iqm": estimate.iqm,
+                        "ci95_low": low,
+                        "ci95_high": high,
+                        "score": (estimate.iqm - self.random) / (self.clean - self.random),
+                    }
+                )
+        _write(rows, path)
+
+    def write_pairs(self, path: Path) -> None:
+        """A row for each pair and statistic: of the return one at each radius."""
+        rows = []
+        for (first, second), pair in self.pairs.items():
+            for statistic, eps, value, (low, high) in _statistics(pair, self.eps):
+                rows.append(
+                    {
+                        "first": self.rows[first].label,
+                        "second": self.rows[second].label,
+                        "statistic": statistic,
+                        "eps": eps,
+                        "first_minus_second": value,
+                        "ci95_low": low,
+                        "ci95_high": high,
+                    }
+                )
+        _write(rows, path)
+
+    def print_tables(self) -> None:
+        """Print what eps means, the agents by rank, then the differences of each two of them."""
+        console.facts(
+            env=self.env,
+            scale=f"eps 1 is {units_text(self.scale)}",
+            episodes=f"{self.episodes} per seed and radius, the same start states for all agents",
+        )
+        settings = [row.attack.config.attack for row in self.rows]
+        if any(others != settings[0] for others in settings):
+            console.warning(
+                "the agents are under different attacks; a difference may be that of the attacks"
+            )
+        console.warn_of_few_seeds(min(row.seeds for row in self.rows))
+        self._print_agents()
+        self._print_pairs()
+
+    def _print_agents(self) -> None:
+        """Print each agent on a line, the most robust first."""
+        numbers = _spread(len(self.eps))
+        radii = [f"at {self.eps[number]:g}" for number in numbers]
+        rows = []
+        for rank, row in enumerate(self.rows, 1):
+            estimates = [row.curve.estimates[number] for number in numbers]
+            rows.append(
+                [
+                    str(rank),
+                    row.label,
+                    row.mode,
+                    str(row.seeds),
+                    *(console.interval_text(one.iqm, one.ci95) for one in estimates),
+                    _interval_text(row.result.area),
+                    _critical_text(row.result),
+                ]
+            )
+        title = (
+            f"Return: interquartile mean over seeds, 95 % bootstrap interval. Scores of area and "
+            f"critical eps from 0, random play ({self.random:.4g}), to 1, the best clean play of "
+            f"these agents ({self.clean:.4g})"
+        )
+        header = ["", "agent, attack", "mode", "seeds", *radii, "area", "critical eps"]
+        console.table(title, header, rows)
+
+    def _print_pairs(self) -> None:
+        """Print the difference of each two agents on a line."""
+        numbers = _spread(len(self.eps))
+        radii = [f"at {self.eps[number]:g}" for number in numbers]
+        rows = []
+        for (first, second), pair in self.pairs.items():
+            low, high = pair.returns.ci95
+            returns = []
+            for number in numbers:
+                ends = (float(low[number]), float(high[number]))
+                returns.append(console.interval_text(pair.returns.value[number], ends))
+            rows.append(
+                [
+                    f"{first + 1} − {second + 1}",
+                    *returns,
+                    _interval_text(pair.area),
+                    self._critical_difference_text(first, second),
+                    _interval_text(pair.probability),
+                ]
+            )
+        title = (
+            "Differences. Seeds are resampled for each agent, episodes jointly. Last: the "
+            "probability that a random seed of the first has the larger area"
+        )
+        header = ["", *radii, "area", "critical eps", "probability"]
+        console.table(title, header, rows)
+
+    def _critical_difference_text(self, first: int, second: int) -> str:
+        """The difference of two critical radii; "≥" or "≤" where one is beyond the grid."""
+        difference = self.pairs[first, second].critical_eps
+        text = _interval_text(difference)
+        results = [self.rows[number].result for number in (first, second)]
+        beyond = any(np.isinf(result.critical_eps.value) for result in results)
+        if np.isnan(difference.value) or not beyond:
+            return text
+        return f"≥{text}" if difference.value >= 0 else f"≤{text}"
+
+    def summary(self) -> dict[str, Any]:
+        """The comparison as summary.json has it, the agents by rank."""
+        return {
+            "run": [str(row.attack.path) for row in self.rows],
+            "labels": [row.label for row in self.rows],
+            "modes": [row.mode for row in self.rows],
+            "eps": self.eps,
+            "scale": self.scale,
+            "episodes": self.episodes,
+            "random": self.random,
+            "best_clean": self.clean,
+            "agents": [self._agent_summary(number) for number in range(len(self.rows))],
+            "differences": [self._pair_summary(*numbers) for numbers in self.pairs],
+            "levels": self.levels,
+        }
+
+    def _agent_summary(self, number: int) -> dict[str, Any]:
+        """What summary.json says of one agent."""
+        row = self.rows[number]
+        result = row.result
+        profile = self.profiles[number]
+        return {
+            "label": row.label,
+            "seeds": row.attack.summary["seeds"],
+            "clean": row.attack.summary["clean"],
+            "return": [estimate.as_dict() for estimate in row.curve.estimates],
+            "area": result.area.value,
+            "area_ci95": result.area.ci95,
+            "area_per_seed": result.seed_areas.value,
+            "critical_eps": _within_grid(float(result.critical_eps.value), self.eps),
+            "critical_eps_ci95": [
+                _within_grid(bound, self.eps) for bound in result.critical_eps_ci95
+            ],
+            "profile": profile.value,
+            "profile_ci95": profile.ci95,
+        }
+
+    def _pair_summary(self, first: int, second: int) -> dict[str, Any]:
+        """What summary.json says of the first agent minus the second."""
+        pair = self.pairs[first, second]
+        return {
+            "first": self.rows[first].label,
+            "second": self.rows[second].label,
+            "return": pair.returns.value,
+            "return_ci95": pair.returns.ci95.T,
+            "area": pair.area.value,
+            "area_ci95": pair.area.ci95,
+            "critical_eps": pair.critical_eps.value,
+            "critical_eps_ci95": pair.critical_eps.ci95,
+            "probability": pair.probability.value,
+            "probability_ci95": pair.probability.ci95,
+        }
+
+
+def _check_agents(attacks: Sequence[AttackRun]) -> None:
+    """ConfigError where two attacks share some of their agents, and are not of the same ones."""
+    for first, second in combinations(attacks, 2):
+        shared = set(first.trainings) & set(second.trainings)
+        if first.trainings == second.trainings:
+            check_same_agents([first, second])
+        elif shared:
+            raise ConfigError(
+                f"run={second.path}: attacks some agents that {first.path} attacks, and others; "
+                "compare runs that attack the same agents, or quite different ones."
+            )
+
+
+def _check_boxes(attacks: Sequence[AttackRun]) -> None:
+    """ConfigError unless every attack has the same boxes, in the components' own units."""
+    first = attacks[0]
+    boxes = np.outer(first.summary["eps"], first.scale)
+    for attack in attacks[1:]:
+        its_boxes = np.outer(attack.summary["eps"], attack.scale)
+        if its_boxes.shape == boxes.shape and np.allclose(its_boxes, boxes, rtol=1e-6, atol=0):
+            continue
+        if attack.scale.shape == first.scale.shape and np.allclose(attack.scale, first.scale):
+            grids = [", ".join(f"{eps:g}" for eps in one.summary["eps"]) for one in (attack, first)]
+            raise ConfigError(
+                f"run={attack.path}: has other radii than {first.path}: eps {grids[0]}, "
+                f"not {grids[1]}."
+            )
+        units = [units_text(one.scale) for one in (attack, first)]
+        raise ConfigError(
+            f"run={attack.path}: has other boxes than {first.path}: eps 1 is {units[0]}, "
+            f"not {units[1]} (scale=std is another one for each agent); attack both with "
+            "scale=reference, or with the numbers of one run."
+        )
+
+
+def _check_episodes(attacks: Sequence[AttackRun], returns: Sequence[np.ndarray]) -> None:
+    """ConfigError unless the `returns` [S, E, P] of all attacks are of the same episodes."""
+    for attack, its_returns in zip(attacks, returns, strict=True):
+        if its_returns.shape[2] != returns[0].shape[2]:
+            raise ConfigError(
+                f"run={attack.path}: played {its_returns.shape[2]} episodes per seed and radius, "
+                f"{attacks[0].path} {returns[0].shape[2]}; agents are compared on the same ones."
+            )
+
+
+def _anchors(attacks: Sequence[AttackRun]) -> tuple[float, float]:
+    """The returns that are the common score's 0 and 1: random play, and the best clean play.
+
+    ConfigError where no agent plays better than random play.
+    """
+    random = float(np.mean([attack.summary["random"] for attack in attacks]))
+    clean = max(attack.summary["clean"]["iqm"] for attack in attacks)
+    if not clean > random:
+        raise ConfigError(
+            f"run: none of these agents plays better than random play without an attack "
+            f"({clean:.4g}, random play {random:.4g}): there is no robustness to compare."
+        )
+    return random, clean
+
+
+def _labels(attacks: Sequence[AttackRun]) -> list[str]:
+    """Agent and attack of each run, as in "dqn-cartpole, fgsm ce"."""
+    trainings = list(dict.fromkeys(attack.trainings for attack in attacks))
+    runs = [Run(paths[0], attacks[0].run.trusted) for paths in trainings]
+    agents = {}
+    for paths, run, label in zip(trainings, runs, run_labels(runs), strict=True):
+        name = run.path.parent.name
+        agents[paths] = label if label.startswith(name) else f"{name} {label}"
+    names = attack_labels(attacks)
+    pairs = zip(attacks, names, strict=True)
+    return unique([f"{agents[attack.trainings]}, {name}" for attack, name in pairs], attacks)
+
+
+def _bootstraps(attacks: Sequence[AttackRun], episodes: int) -> list[statistics.Bootstrap]:
+    """The resamples of each attack; attacks on the same agents have the same."""
+    # In an order of their own, so that the user's has no effect.
+    ordered = sorted(attacks, key=lambda attack: attack.trainings)
+    seeds = {attack.trainings: len(attack.summary["seeds"]) for attack in ordered}
+    drawn = statistics.independent(list(seeds.values()), episodes)
+    of_agents = dict(zip(seeds, drawn, strict=True))
+    return [of_agents[attack.trainings] for attack in attacks]
+
+
+def _statistics(
+    pair: statistics.Comparison, eps: Sequence[float]
+) -> Iterator[tuple[str, float | str, float, np.ndarray]]:
+    """The statistics of a pair: name, radius where it is of one, value, interval."""
+    for radius, value, ends in zip(eps, pair.returns.value, pair.returns.ci95.T, strict=True):
+        yield "return", radius, float(value), ends
+    yield "area", "", float(pair.area.value), pair.area.ci95
+    yield "critical_eps", "", float(pair.critical_eps.value), pair.critical_eps.ci95
+    yield "probability", "", float(pair.probability.value), pair.probability.ci95
+
+
+def _spread(count: int) -> list[int]:
+    """Numbers from the first to the last of `count`, at most `PRINTED_RADII` of them."""
+    return sorted({round(number) for number in np.linspace(0, count - 1, PRINTED_RADII)})
+
+
+def _interval_text(statistic: statistics.Resampled) -> str:
+    """A statistic [] and its interval, as in "0.2 [0.1, 0.3]"."""
+    low, high = statistic.ci95
+    return console.interval_text(float(statistic.value), (low, high))
+
+
+def _critical_text(result: statistics.Robustness) -> str:
+    """The critical radius and its interval, as in "0.013 [0.011, >0.03]"."""
+    texts = []
+    for critical in (float(result.critical_eps.value), *result.critical_eps_ci95):
+        value = _within_grid(critical, result.eps)
+        texts.append(value if isinstance(value, str) else console.number(value))
+    text, low, high = texts
+    return text if low == "nan" else f"{text} [{low}, {high}]"
+
+
+def _within_grid(critical: float, eps: Sequence[float] | np.ndarray) -> float | str:
+    """A critical radius; where it is infinite, on which side of the grid it lies."""
+    if not np.isinf(critical):
+        return float(critical)
+    return f">{eps[-1]:g}" if critical > 0 else f"≤{eps[0]:g}"
+
+
+def _write(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write `rows` to a CSV file."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
