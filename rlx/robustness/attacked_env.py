@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -16,9 +16,10 @@ from rlx.env import resize, spread_fresh
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
 from rlx.nn.rng import mix64, stream_key, uniform
-from rlx.nn.seed_axis import along, take
+from rlx.nn.seed_axis import along, rows_within, take
 from rlx.policies import Opened, open_runs
-from rlx.robustness.attacker import FLIP_SHARE
+from rlx.robustness.attacker import flipped
+from rlx.robustness.manifold import kept_angles
 from rlx.robustness.reachable import Reachable, reachable
 from rlx.robustness.scale import unit_scale
 from rlx.runs.finding import find_all
@@ -54,6 +55,19 @@ class Forceable:
     has_won = after
 
 
+class _Look(NamedTuple):
+    """What the victims would do at some observations [M', B', *O], and what they can be forced to.
+
+    M' is the rows of the policy, B' the copies of each."""
+
+    own_choices: Tensor
+    """What each attacked head would choose by itself, as an observation shows it, [M', B', …]."""
+    mask: Tensor
+    """Which choices of the first attacked head can be forced, bool [M', B', K]."""
+    forcing: Tensor
+    """What must be shown for that, [M', B', K, *O]."""
+
+
 class AttackedEnv(VectorEnv):
     """Victims in their env, seen by an adversary that moves what they observe: a `TensorEnv`.
 
@@ -84,6 +98,10 @@ class AttackedEnv(VectorEnv):
     reward_threshold: float | None = None
     rules: Rules | None
     grid: tuple[int, int] | None = None
+    _id: Tensor
+    """int64 [B]: the number that each copy had at the reset."""
+    _counting: Tensor
+    """bool [B]: whether a copy is in its first episode since the reset."""
 
     def __init__(
         self,
@@ -93,6 +111,7 @@ class AttackedEnv(VectorEnv):
         mode: str | None,
         eps: Any,
         scale: Any,
+        manifold: str | None,
         restarts: Count,
         steps: Count,
         samples: Index,
@@ -104,8 +123,9 @@ class AttackedEnv(VectorEnv):
 
         `run`: run directories of the victims; `checkpoint` and `seeds`: which of their weights;
         `mode`: a head, or "both" (null) for all; `eps`: the radii, in units of `scale`, which is
-        "bounds" or [*O]; `restarts`: adversaries of one victim and radius; `steps` and `samples`:
-        as of `reachable`; `unit`: by what rewards are divided, null: the size of the victims' return.
+        "bounds" or [*O]; `manifold`: "angle" to keep angles on the circle, or null; `restarts`:
+        adversaries of one victim; `steps` and `samples`: as of `reachable`; `unit`: by what rewards
+        are divided, null: the size of the victims' return.
         """
         self.device = torch.device(device)
         runs = find_all(run, "outputs")
@@ -125,7 +145,8 @@ class AttackedEnv(VectorEnv):
         """[*O]: by what the victim's observations are divided, so that a network learns."""
         self.steps = steps
         self.samples = samples
-        self.action_space_of_victim = self.opened.spec.action_space
+        self._action_space = self.opened.spec.action_space
+        """The victim's own actions."""
         counts = (len(self.opened.seeds), restarts, len(self.eps))
         victim, _, radius = torch.unravel_index(
             torch.arange(math.prod(counts), device=self.device), counts
@@ -138,6 +159,8 @@ class AttackedEnv(VectorEnv):
 
         self.env = self.opened.make_env(num_envs)
         """The victims' own env."""
+        self._angles = kept_angles(manifold, self.env)
+        """Pairs (cosine, sine) of the victim's observations that stay on the circle."""
         self.max_episode_steps = self.env.max_episode_steps
         self.choices = self._count_choices()
         """The number of choices K of each attacked head."""
@@ -157,9 +180,10 @@ class AttackedEnv(VectorEnv):
         """All but the env's own state that decides the copies' future, [B, …].
 
         `member`; from the first reset on `key` and `clock` (int64: a random stream, and the steps
-        since then), `obs`, `first` and `carry.…` (what the victim acts on next), `mask` and `shown`
-        (the reachable set of the first attacked head there)."""
+        since then), `obs`, `first` and `carry.…` (what the victim acts on next), `forcing`
+        ([B, K, *O], what forces the choices of the first attacked head there)."""
         self._group()
+        self._begin_counting()
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, object] | None = None
@@ -201,14 +225,13 @@ class AttackedEnv(VectorEnv):
                 return scores.best(obs)
             number = self.heads.index(head)
             clean = scores.best(obs)
-            if number == 0:
-                shown = self._grouped("shown")
-                found = Reachable(self._grouped("mask"), shown, clean)
-            else:
-                found = self._reachable(head, scores, obs)
+            forcing = self._grouped("forcing")
+            if number > 0:
+                forcing = self._reachable(head, scores, obs).obs
             # Last of all, the scores of what is shown: a policy's carry may keep that.
-            decision = scores.best(found.shown(picks[number]))
-            self._count(head, deciding, self._flipped(decision, clean))
+            pick = picks[number].unsqueeze(2)
+            decision = scores.best(rows_within(forcing, pick).squeeze(2))
+            self._count(head, deciding, flipped(self._action_space, decision, clean))
             return decision
 
         first = self._grouped("first")
@@ -238,9 +261,8 @@ class AttackedEnv(VectorEnv):
         index = index.to(self.device)
         self.env.keep(index)
         self._state = {name: value[index] for name, value in self._state.items()}
-        if "key" in self._state:
-            self._id = self._id[index]
-            self._counting = self._counting[index]
+        self._id = self._id[index]
+        self._counting = self._counting[index]
         resize(self, len(index))
         self._group()
 
@@ -297,9 +319,8 @@ class AttackedEnv(VectorEnv):
 
     def _begin_counting(self) -> None:
         """Let the counters begin at 0."""
-        device = self.device
-        self._id = torch.arange(self.num_envs, device=device)
-        self._counting = torch.ones(self.num_envs, dtype=torch.bool, device=device)
+        self._id = torch.arange(self.num_envs, device=self.device)
+        self._counting = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._decisions = {head: torch.zeros_like(self._id) for head in self.heads}
         self._flips = {head: torch.zeros_like(self._id) for head in self.heads}
 
@@ -309,23 +330,14 @@ class AttackedEnv(VectorEnv):
         self._decisions[head].index_add_(0, self._id, counted.long())
         self._flips[head].index_add_(0, self._id, (flipped.flatten() & counted).long())
 
-    def _flipped(self, decision: Tensor, clean: Tensor) -> Tensor:
-        """Whether the `decision` is not the `clean` one, bool [M', B']; see `FLIP_SHARE`."""
-        if not clean.is_floating_point():
-            return decision != clean
-        space = self.action_space_of_victim
-        assert isinstance(space, gymnasium.spaces.Box)
-        width = torch.as_tensor(space.high - space.low, device=clean.device)
-        return ((decision - clean).abs() > FLIP_SHARE * width).any(-1)
-
     def _reachable(self, head: str, scores: Scores, obs: Tensor, purpose: str = "") -> Reachable:
         """What can be forced on `head` at `obs` [M', B', *O]; `purpose` names the random stream."""
         eps = self._eps_of[self._state["member"]].view(self._shape)
-        budget = Budget.of(self.opened.spec.observation_space, along(eps, obs) * self.scale)
-        draw = self._draw(head + purpose)
-        return reachable(
-            scores, obs.float(), budget, draw, steps=self.steps, samples=self.samples
+        budget = Budget.of(
+            self.opened.spec.observation_space, along(eps, obs) * self.scale, self._angles
         )
+        draw = self._draw(head + purpose)
+        return reachable(scores, obs.float(), budget, draw, steps=self.steps, samples=self.samples)
 
     def _draw(self, name: str) -> Draw:
         """Random numbers of this step's stream `name` of each copy."""
@@ -342,10 +354,9 @@ class AttackedEnv(VectorEnv):
 
     def _next_observations(self) -> Tensor:
         """The observations [B, O'] that the next step begins with; notes what it can force."""
-        own_choices, found = self._looked_ahead(self._grouped("obs"), self._grouped("first"))
-        self._state["mask"] = found.mask.flatten(0, 1)
-        self._state["shown"] = found.obs.flatten(0, 1)
-        return self._observations(self._state["obs"], own_choices, found.mask)
+        look = self._looked_ahead(self._grouped("obs"), self._grouped("first"))
+        self._state["forcing"] = look.forcing.flatten(0, 1)
+        return self._observations(self._state["obs"], look.own_choices, look.mask)
 
     def _final_observations(self, obs: Tensor, truncated: Tensor) -> Tensor:
         """The observations [B, O'] of episodes that ended at the victim's `obs` [B, *O].
@@ -358,22 +369,21 @@ class AttackedEnv(VectorEnv):
         mask = torch.zeros(*self._shape, self.choices[0], dtype=torch.bool, device=self.device)
         if truncated.any():
             going_on = torch.zeros(self._shape, dtype=torch.bool, device=self.device)
-            own_choices, found = self._looked_ahead(grouped_obs, going_on, "final")
+            look = self._looked_ahead(grouped_obs, going_on, "final")
             where = truncated.view(*self._shape, 1)
-            own_choices = own_choices * where
-            mask = found.mask & where
+            own_choices = look.own_choices * where
+            mask = look.mask & where
         return self._observations(obs, own_choices, mask)
 
     @torch.no_grad()
-    def _looked_ahead(
-        self, obs: Tensor, first: Tensor, purpose: str = ""
-    ) -> tuple[Tensor, Reachable]:
-        """What the victims would choose at `obs`, and what the first attacked head can be forced to.
+    def _looked_ahead(self, obs: Tensor, first: Tensor, purpose: str = "") -> _Look:
+        """What the victims would choose at `obs`, and what they can be forced to.
 
-        The former is [M', B', …] as in an observation. Nothing is changed by looking.
+        Nothing is changed by looking.
         """
         own_choices: list[Tensor] = []
-        reached: list[Reachable] = []
+        masks: list[Tensor] = []
+        forcing: list[Tensor] = []
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             decision = scores.best(obs)
@@ -382,20 +392,20 @@ class AttackedEnv(VectorEnv):
             if head == self.heads[0]:
                 found = self._reachable(head, scores, obs, purpose)
                 own = torch.nn.functional.one_hot(found.clean, self.choices[0]).bool()
-                mask = torch.where(deciding.unsqueeze(-1), found.mask, own)
-                reached.append(Reachable(mask, found.obs, found.clean))
-            number = self.heads.index(head)
-            own_choices.append(self._shown_choice(decision, self.choices[number]))
+                masks.append(torch.where(deciding.unsqueeze(-1), found.mask, own))
+                forcing.append(found.obs)
+            own_choices.append(self._shown_choice(decision, self.choices[self.heads.index(head)]))
             return decision
 
         self._policy.act(obs, first, self._carry(), choose)
-        return torch.cat(own_choices, -1), reached[0]
+        return _Look(torch.cat(own_choices, -1), masks[0], forcing[0])
 
     def _shown_choice(self, decision: Tensor, choices: int) -> Tensor:
         """A victim's `decision` as the adversary sees it, float32 [M', B', …]."""
         if not decision.is_floating_point():
             return torch.nn.functional.one_hot(decision, choices).float()
-        space = self.action_space_of_victim
+        space = self._action_space
+        assert isinstance(space, gymnasium.spaces.Box)
         low = torch.as_tensor(space.low, device=decision.device)
         high = torch.as_tensor(space.high, device=decision.device)
         return 2 * (decision - low) / (high - low) - 1
@@ -408,8 +418,8 @@ class AttackedEnv(VectorEnv):
 
     def _own_size(self) -> int:
         """Numbers by which an observation shows what the victim would choose by itself."""
-        if isinstance(self.action_space_of_victim, gymnasium.spaces.Box):
-            return math.prod(self.action_space_of_victim.shape)
+        if isinstance(self._action_space, gymnasium.spaces.Box):
+            return math.prod(self._action_space.shape)
         return sum(self.choices)
 
     def _count_choices(self) -> tuple[int, ...]:
