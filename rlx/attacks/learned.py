@@ -39,6 +39,8 @@ from rlx.training.config import Config, validated
 from rlx.training.loop import Training
 from rlx.training.resuming import resumed
 
+LEARNING_RADII = 6
+"""Radii at most at which an adversary learns; it sees the radius, and acts at those between."""
 EVALUATIONS = 8
 """Evaluations of a training, by which the weights are kept."""
 CHECKPOINT_SECONDS = 60.0
@@ -134,7 +136,7 @@ class Learned(Adversary):
     def _config(self, game: Game, mode: Mode) -> DictConfig:
         """The config of the training of one mode's adversaries."""
         env = self._env(game, mode)
-        env["eps"] = [radius for radius in game.eps if radius > 0]
+        env["eps"] = _learning_radii(game.eps)
         env["unit"] = None
         radii = len(env["eps"])
         with hydra_left_as_it_is():
@@ -183,6 +185,14 @@ class Learned(Adversary):
                 console.warning(warning)
             training.run(run, saved, go_on)
         return run
+
+
+def _learning_radii(eps: Sequence[float]) -> list[float]:
+    """The radii at which an adversary learns: above 0, evenly spread, the largest among them."""
+    positive = sorted(radius for radius in eps if radius > 0)
+    count = min(LEARNING_RADII, len(positive))
+    ends = np.linspace(0, len(positive), count + 1)[1:]
+    return [positive[round(end) - 1] for end in ends]
 
 
 def _env_mode(mode: Mode, heads: Sequence[str]) -> str:

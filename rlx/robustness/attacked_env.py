@@ -147,7 +147,8 @@ class AttackedEnv(VectorEnv):
         self.samples = samples
         self._action_space = self.opened.spec.action_space
         """The victim's own actions."""
-        counts = (len(self.opened.seeds), restarts, len(self.eps))
+        self.counts = counts = (len(self.opened.seeds), restarts, len(self.eps))
+        """The numbers of victims, restarts and radii."""
         victim, _, radius = torch.unravel_index(
             torch.arange(math.prod(counts), device=self.device), counts
         )
@@ -184,6 +185,29 @@ class AttackedEnv(VectorEnv):
         ([B, K, *O], what forces the choices of the first attacked head there)."""
         self._group()
         self._begin_counting()
+
+    def check_seeds(self, seeds: int, copies: Sequence[int]) -> None:
+        """ConfigError unless each of so many `seeds` of a training has one victim and restart.
+
+        It has one radius of them, or all. `copies`: the numbers of copies that a seed is given to
+        learn in, and to be evaluated in.
+        """
+        victims, restarts, radii = self.counts
+        adversaries = victims * restarts
+        if seeds == adversaries * radii:
+            return
+        if seeds != adversaries:
+            raise ConfigError(
+                f"seeds: {seeds} for {victims} victims × {restarts} restarts; set "
+                f"seeds={adversaries}, whose adversaries serve all radii, or seeds="
+                f"{adversaries * radii}, one for each of the {radii} radii."
+            )
+        for number in copies:
+            if number % radii:
+                raise ConfigError(
+                    f"num_envs, eval_episodes, final_episodes: {number} cannot be shared out among "
+                    f"the {radii} radii of env.eps; take multiples of {radii}."
+                )
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, object] | None = None
@@ -485,7 +509,7 @@ def _shared_out(num_envs: int, counts: tuple[int, int, int], device: torch.devic
         victims, restarts, radii = counts
         raise ConfigError(
             f"env: {num_envs} copies cannot be shared out among {members} adversaries "
-            f"({victims} victims × {restarts} restarts × {radii} radii); set seeds={members}."
+            f"({victims} victims × {restarts} restarts × {radii} radii); take a multiple of that."
         )
     return torch.arange(members, device=device).repeat_interleave(num_envs // members)
 
