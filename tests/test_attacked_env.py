@@ -32,8 +32,9 @@ LEARN = ("agent.learning_starts=100", "agent.hidden=[16]", "agent.replay_ratio=0
 def cartpole(tmp_path_factory):
     """Two DQN that have learnt a little, so that what they see matters, as a run directory."""
     root = tmp_path_factory.mktemp("victims")
-    keys = ("agent=dqn", "env=cartpole", "seeds=2", *TINY, *LEARN, "steps=4000", "eval_every=4000")
-    assert cli.run(["train", *keys, f"outputs={root}"]) == 0
+    keys = ["agent=dqn", "env=cartpole", "seeds=2", *TINY, "steps=4000", "eval_every=1000"]
+    learn = ["agent.hidden=[32,32]", "agent.learning_starts=100", "agent.epsilon_steps=2000"]
+    assert cli.run(["train", *keys, *learn, f"outputs={root}"]) == 0
     return find(str(root), "").path
 
 
