@@ -29,7 +29,7 @@ from rlx.conf import group_files
 from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError
 from rlx.objective import LOSSES
-from rlx.threat import Attack, Budget
+from rlx.threat import Adversary, Budget, Threat
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -98,7 +98,7 @@ def agent_parts(name: str) -> dict[str, str]:
 def attack_parts(name: str) -> dict[str, str]:
     """The parts `use` and `keys` of an attack's page."""
     node = plain(compose_config("attack", [f"attack={name}"]).attack)
-    kind: Any = load_class(node, "attack", Attack)
+    kind: Any = load_class(node, "attack", Threat)
     return {
         "use": table(["question", "answer"], attack_use(kind, node)),
         "keys": keys("attack", kind, node),
@@ -174,17 +174,26 @@ def resolved(value: Any) -> Any:
 def attack_use(kind: Any, node: dict[str, Any]) -> list[list[str]]:
     """Rows of (question, answer): tried out on a linear policy."""
     attack = build(kind, node, "attack")
+    if isinstance(attack, Adversary):
+        return attack_modes(attack)
     losses = list(LOSSES) if "loss" in node else [""]
     answers = {}
     for continuous in (False, True):
         works = [loss for loss in losses if attacks(kind, node, loss, continuous)]
         named = ", ".join(f"`attack.loss={loss}`" for loss in works if loss)
         answers[continuous] = f"yes: {named}" if named else ("yes" if works else "no")
-    one = ", ".join(f"`{mode}`" for mode in attack.modes(("action",)))
-    two = ", ".join(f"`{mode}`" for mode in attack.modes(("goal", "action")))
     return [
         ["discrete choices", answers[False]],
         ["continuous actions", answers[True]],
+        *attack_modes(attack),
+    ]
+
+
+def attack_modes(attack: Threat) -> list[list[str]]:
+    """Rows of (question, answer): which heads it attacks together."""
+    one = ", ".join(f"`{mode}`" for mode in attack.modes(("action",)))
+    two = ", ".join(f"`{mode}`" for mode in attack.modes(("goal", "action")))
+    return [
         ["`modes` of an agent with the head `action`", one],
         ["`modes` of one with the heads `goal` and `action`", two],
     ]

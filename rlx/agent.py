@@ -149,7 +149,7 @@ class Policy(nn.Module, ABC):
 
     heads: ClassVar[tuple[str, ...]] = ("action",)
     """The levels at which it decides, top level first; the last one is the action."""
-    values: ClassVar[bool] = False
+    scores_are_values: ClassVar[bool] = False
     """Whether the top level's scores are expected returns, as Q-values are.
 
     They then tell an adversary which states are bad, without anything to learn."""

@@ -125,7 +125,7 @@ class Mode(NamedTuple):
     """Whether these heads look through one sensor, and so see the same perturbation."""
 
 
-class Threat(ABC):
+class Threat(ABC):  # noqa: B024 (its two kinds have the abstract methods)
     """What conf/attack names: one file, one frozen dataclass of its settings.
 
     It is an `Attack`, which moves each decision by itself, or an `Adversary`, which plays whole

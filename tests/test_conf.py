@@ -24,7 +24,7 @@ from rlx.experiment import env_spec, make_agent, make_env, setup_device
 from rlx.nn.rng import seed_tensor
 from rlx.runs.run import Run
 from rlx.show import figures
-from rlx.threat import Attack
+from rlx.threat import Threat
 from rlx.training.loop import Training
 
 CONF = Path(conf_dir())
@@ -124,6 +124,7 @@ def test_the_folders_are_all_known():
         "attack",
         "bench",
         "device",
+        "effort",
         "env",
         "experiment",
         "help",  # synonyms: tests/test_kinds.py
@@ -162,10 +163,11 @@ def test_envs(name, data_set):
     assert training.step == 6
 
 
+@pytest.mark.parametrize("effort", names("effort"))
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attacks(name):
-    composed = compose("attack", f"attack={name}")
-    kind = load_class(composed.attack, "attack", Attack)
+def test_attacks(name, effort):
+    composed = compose("attack", f"attack={name}", f"effort={effort}")
+    kind = load_class(composed.attack, "attack", Threat)
     assert isinstance(build(kind, composed.attack, "attack"), kind)
     build(attack_command.Config, composed, "")
 
@@ -206,7 +208,7 @@ def test_presets(name, data_set):
     if stem in ATTACKS:
         composed = compose("attack", f"attack={stem}", "protocol=source")
         assert composed.protocol == "source" and composed != compose("attack", f"attack={stem}")
-        kind = load_class(composed.attack, "attack", Attack)
+        kind = load_class(composed.attack, "attack", Threat)
         build(kind, composed.attack, "attack")
         return
     if stem != name:

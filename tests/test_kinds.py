@@ -19,10 +19,11 @@ from rlx.agent import Scores
 from rlx.attacks.noise import Noise
 from rlx.benchmarks import atari100k
 from rlx.errors import ConfigError, Interrupted, RunError
+from rlx.evaluation import REPORT
 from rlx.experiment import make_env
 from rlx.names import closest
-from rlx.policies import env_age
-from rlx.robustness.sweep import sweep
+from rlx.policies import Opened, env_age
+from rlx.robustness.sweep import Game, sweep
 from rlx.runs.checkpoints import Checkpoints
 from rlx.runs.finding import find
 from rlx.runs.run import Run
@@ -171,19 +172,8 @@ def test_what_a_stack_shows_of_the_past_is_what_was_shown():
     modes = {"action": Mode(("action",), shared=False)}
     noise = Noise("corners", 1.0, True)
     assert spec.stack == 3
-    sweep(
-        policy,
-        lambda n: make_env(node, n, cpu),
-        spec,
-        noise,
-        modes,
-        seeds=[0],
-        eps=[0, 0.1],
-        scale=np.ones(12),
-        episodes=2,
-        max_num_envs=100,
-        device=cpu,
-    )
+    opened = Opened(policy, spec, [0], node, 0, cpu)
+    sweep(Game(opened, [0, 0.1], np.ones(12), 2, REPORT, 100), noise, modes)
     first, *rest = policy.observed
     assert len(rest) >= 5 and first.shape == (1, 4, 3, 4)
     assert torch.equal(first[:, :, 0], first[:, :, 2])

@@ -8,30 +8,37 @@ import pytest
 
 from rlx import statistics
 from rlx.robustness import study
+from rlx.robustness.clean_states import CleanStates
 from rlx.robustness.study import Cell, Study
 from rlx.robustness.sweep import Played
 
 EPS = [0.0, 0.5, 1.0]
 SEEDS, EPISODES = 4, 3
+GOAL_FLIPS = [[0, 0, 0], [1, 0, 0], [1, 0, 1]]
+NOT_LOOKED_AT = CleanStates({}, {})
 
 
 def played(returns):
     """Episodes of two heads, of which the goal takes a tenth of the decisions."""
     shape = (SEEDS, len(EPS), EPISODES)
-    flips = np.broadcast_to([0, 3, 6], (SEEDS, len(EPS)))
+    flips = np.broadcast_to(np.array([0, 1, 2])[None, :, None], shape)
     return Played(
         returns=np.broadcast_to(np.array(returns)[None, :, None], shape),
         lengths=np.full(shape, 10),
         truncated=np.broadcast_to(np.array([False, False, True])[None, :, None], shape),
-        decisions={"goal": np.full(shape[:2], 3), "action": np.full(shape[:2], 30)},
-        flips={"goal": flips // 3, "action": flips},
+        decisions={"goal": np.full(shape, 1), "action": np.full(shape, 10)},
+        flips={"goal": np.broadcast_to(GOAL_FLIPS, shape), "action": flips},
     )
+
+
+def study_of(episodes):
+    clean = np.full((SEEDS, EPISODES), 10.0)
+    return Study.of("fgsm", EPS, clean, 0.0, {"both": episodes}, NOT_LOOKED_AT, -np.inf)
 
 
 @pytest.fixture
 def result():
-    clean = np.full((SEEDS, EPISODES), 10.0)
-    return Study.of("fgsm", EPS, clean, 0.0, {"both": played([10.0, 6.0, 4.0])})
+    return study_of(played([10.0, 6.0, 4.0]))
 
 
 def test_cells_hold_the_rates_of_all_heads_and_of_each(result):
@@ -60,6 +67,8 @@ def test_the_columns_and_keys_of_the_files_are_kept(result, tmp_path):
         "critical_eps",
         "critical_eps_ci95",
         "undefined_resamples",
+        "audit",
+        "converged",
     ]
     assert list(result.summary()["cells"][0]) == [
         "attack",
@@ -69,6 +78,8 @@ def test_the_columns_and_keys_of_the_files_are_kept(result, tmp_path):
         "score",
         "flip_rate",
         "flip_rate_per_head",
+        "movable_per_head",
+        "winners",
         "truncation_rate",
     ]
 
@@ -88,6 +99,8 @@ def test_a_new_statistic_is_one_field():
         score=0.5,
         flip_rate=0.25,
         flip_rate_per_head={"action": 0.25},
+        movable_per_head={},
+        winners={},
         truncation_rate=1.0,
         longest=0.75,
     )
@@ -103,7 +116,6 @@ def test_a_new_statistic_is_one_field():
 
 def test_critical_radii_beyond_the_grid_say_on_which_side(result):
     assert result.critical_text("both") == "0.75 [0.75, 0.75]"
-    clean = np.full((SEEDS, EPISODES), 10.0)
-    unharmed = Study.of("fgsm", EPS, clean, 0.0, {"both": played([10.0, 9.0, 8.0])})
+    unharmed = study_of(played([10.0, 9.0, 8.0]))
     assert unharmed.critical_text("both") == ">1 [>1, >1]"
     assert unharmed.summary()["critical_eps"] == {"both": ">1"}

@@ -1,5 +1,7 @@
 """A sweep's batch is only a way to be fast: every cell is what it would be alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,12 @@ from rlx.attacks.fgsm import FGSM
 from rlx.attacks.noise import Noise
 from rlx.attacks.pgd import PGD
 from rlx.evaluation import REPORT, evaluate
-from rlx.experiment import env_spec, make_agent, make_env
+from rlx.experiment import env_spec, make_agent
 from rlx.nn.rng import seed_tensor
 from rlx.nn.seed_axis import take
+from rlx.policies import Opened
 from rlx.robustness.observations import ObservationSpread
-from rlx.robustness.sweep import Played, sweep
+from rlx.robustness.sweep import Game, Played, sweep
 
 CPU = torch.device("cpu")
 EPS = [0.0, 0.05, 0.2]
@@ -29,25 +32,13 @@ def study(composed):
     policy = make_agent(config.agent, spec, seed_tensor([4, 9]), 1).policy.requires_grad_(False)
     for parameter in policy.parameters():
         parameter *= 3  # decisions that depend on the observation
-    return policy, spec, lambda num_envs: make_env(config.env, num_envs, CPU)
+    return Opened(policy, spec, [4, 9], dict(config.env), 0, CPU)
 
 
 def play(study, attack, modes=None, eps=EPS, seeds=(4, 9), max_num_envs=1000, policy=None):
-    own, spec, env = study
-    modes = modes or dict(attack.modes(own.heads))
-    return sweep(
-        policy or own,
-        env,
-        spec,
-        attack,
-        modes,
-        seeds=seeds,
-        eps=eps,
-        scale=SCALE,
-        episodes=4,
-        max_num_envs=max_num_envs,
-        device=CPU,
-    )
+    opened = replace(study, policy=policy or study.policy, seeds=list(seeds))
+    game = Game(opened, eps, SCALE, 4, REPORT, max_num_envs)
+    return sweep(game, attack, modes or dict(attack.modes(study.policy.heads)))
 
 
 def alike(one, other, share=0.9):
@@ -68,7 +59,7 @@ def alike(one, other, share=0.9):
 def test_batched_equals_looped(attack, study):
     whole = play(study, attack)
     chunked = play(study, attack, max_num_envs=7)
-    for name, mode in attack.modes(study[0].heads).items():
+    for name, mode in attack.modes(study.policy.heads).items():
         assert alike(chunked[name], whole[name])
         cells = [
             [
@@ -78,7 +69,7 @@ def test_batched_equals_looped(attack, study):
                     {name: mode},
                     [eps],
                     [seed],
-                    policy=take(study[0], torch.tensor([row])),
+                    policy=take(study.policy, torch.tensor([row])),
                 )[name]
                 for eps in EPS
             ]
@@ -104,7 +95,7 @@ def test_batched_equals_looped(attack, study):
 @pytest.mark.rounding
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: type(a).__name__)
 def test_radius_zero_is_the_clean_evaluation(attack, study):
-    clean = evaluate(study[0], study[2], 2, 4, REPORT, CPU)
+    clean = evaluate(study.policy, study.make_env, 2, 4, REPORT, CPU)
     for played in play(study, attack).values():
         equal = (played.returns[:, 0] == clean.returns.numpy()).sum()
         assert equal >= 7, "of 8; a tie may be broken by rounding"
@@ -118,9 +109,9 @@ def test_flips_count_only_attacked_heads_and_decisions_taken(study):
     for mode in played.values():
         for head, flips in mode.flips.items():
             assert (flips <= mode.decisions[head]).all() and flips[:, 2].sum() > 0
-            assert head == "goal" or np.array_equal(mode.decisions[head], mode.lengths.sum(-1))
+            assert head == "goal" or np.array_equal(mode.decisions[head], mode.lengths)
     # An untrained controller seldom does its goal, so goals last.
-    assert (played["goal"].decisions["goal"] < played["goal"].lengths.sum(-1)).all()
+    assert (played["goal"].decisions["goal"] < played["goal"].lengths).all()
 
 
 def test_heads_share_a_sensor_in_mode_same_only(study):
@@ -134,7 +125,7 @@ def test_heads_share_a_sensor_in_mode_same_only(study):
 
     current = [""]
     attack = Spy("uniform", 1.0, True)
-    for name, mode in attack.modes(study[0].heads).items():
+    for name, mode in attack.modes(study.policy.heads).items():
         current[0] = name
         play(study, attack, {name: mode}, [0.01])
     assert torch.equal(*perturbations["same"][:2])
@@ -143,7 +134,7 @@ def test_heads_share_a_sensor_in_mode_same_only(study):
 
 @pytest.mark.rounding
 def test_visited_std_is_that_of_the_played_observations(study):
-    policy, _, env = study
+    policy, env = study.policy, study.make_env
     spread = ObservationSpread("action")
     evaluate(policy, env, 2, 4, REPORT, CPU, spread.make_choose)
     one = env(8)

@@ -42,7 +42,7 @@ class Config(LearnerConfig):
 class QPolicy(Policy):
     """Acts greedily on one Q-network; its carry holds the last `stack` − 1 images."""
 
-    values = True
+    scores_are_values = True
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()

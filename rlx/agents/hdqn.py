@@ -108,7 +108,7 @@ class GoalPolicy(Policy):
     """
 
     heads = ("goal", "action")
-    values = True
+    scores_are_values = True
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from rlx.robustness.sweep import Game, Played, check_attackable, sweep
 from rlx.show import console
 from rlx.threat import Adversary, Attack, Mode
 
+PLANNED = "planned"
+"""The name of the adversary that searches."""
 TARGETS = 6
 """Choices of a head up to which each of them is a target of its own."""
 
@@ -83,34 +86,76 @@ class Auto(Adversary):
         return {f"towards {number}": replace(minq, target=number) for number in numbers}
 
     def play(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Played]:
+        copied = why_not(game) is None
         fitting = self._fitting(game, modes)
+        # Where the env is searched, the strongest attacks on all heads are those on each.
+        widest = max(modes, key=lambda name: len(modes[name].heads))
+        tried = self._tried(game, fitting, {widest: modes[widest]} if copied else modes)
+        finalists = self._finalists(tried)
+        if not copied:
+            console.facts(playing=", ".join(finalists))
+            played = {name: sweep(game, fitting[name], modes) for name in finalists}
+            return self._worst_by_seed(game, played, tried, modes)
+        console.facts(playing=", ".join([*finalists, "planned"]))
+        planned = self.planner.play(game, modes)
+        # Where nothing could be moved, or every course was followed, there is nothing to add.
+        open_modes = {name: mode for name, mode in modes.items() if not planned[name].settled}
+        played = {name: sweep(game, fitting[name], open_modes) for name in finalists if open_modes}
+        return self._worst_by_episode(game, played, planned, tried, modes)
+
+    def _tried(
+        self, game: Game, fitting: Mapping[str, Attack], modes: Mapping[str, Mode]
+    ) -> dict[str, dict[str, Played]]:
+        """What each attack does at the positive radii on selection episodes, by name and mode."""
         positive = [radius for radius in game.eps if radius > 0]
         trial = replace(
             game,
             eps=positive or list(game.eps),
             episodes=self.selection_episodes,
             first_reset_seed=SELECTION,
+            quiet=True,
         )
         console.facts(trying=", ".join(fitting))
-        tried = {name: sweep(trial, attack, modes) for name, attack in fitting.items()}
-        finalists = self._finalists(tried)
-        copied = why_not(game) is None
-        named = [*finalists, "planned"] if copied else finalists
-        console.facts(playing=", ".join(named))
-        played: dict[str, dict[str, Played]] = {}
-        for name in finalists:
-            played[name] = sweep(game, fitting[name], modes)
-        if copied:
-            played["planned"] = self.planner.play(game, modes)
+        return {name: sweep(trial, attack, modes) for name, attack in fitting.items()}
+
+    def _worst_by_episode(
+        self,
+        game: Game,
+        played: Mapping[str, Mapping[str, Played]],
+        planned: Mapping[str, Played],
+        tried: Mapping[str, Mapping[str, Played]],
+        modes: Mapping[str, Mode],
+    ) -> dict[str, Played]:
+        """Of each episode the worst of what was `played` and `planned`, by mode.
+
+        Whoever can move several heads may leave some alone: what is worst for fewer of them counts.
+        """
+        result: dict[str, Played] = {}
+        for mode in sorted(modes, key=lambda name: len(modes[name].heads)):
+            heads = modes[mode].heads
+            own = {name: by_mode[mode] for name, by_mode in played.items() if mode in by_mode}
+            result[mode] = worst_of_each_episode({**own, PLANNED: planned[mode]}, game.eps)
+            for part in [name for name in result if set(modes[name].heads) < set(heads)]:
+                result[mode] = worse_of_two(result[mode], result[part])
+            result[mode].singles = {
+                name: by_mode[mode].returns for name, by_mode in tried.items() if mode in by_mode
+            }
+        return {mode: result[mode] for mode in modes}
+
+    def _worst_by_seed(
+        self,
+        game: Game,
+        played: Mapping[str, Mapping[str, Played]],
+        tried: Mapping[str, Mapping[str, Played]],
+        modes: Mapping[str, Mode],
+    ) -> dict[str, Played]:
+        """Of each seed and radius the attack that was worst when it was `tried`, by mode."""
         result = {}
         for mode in modes:
             final = {name: by_mode[mode] for name, by_mode in played.items()}
             trials = {name: by_mode[mode].returns for name, by_mode in tried.items()}
-            if copied:
-                result[mode] = worst_of_each_episode(final, game.eps)
-            else:
-                chosen = {name: trials[name] for name in finalists}
-                result[mode] = worst_of_each_seed(final, chosen, game.eps)
+            chosen = {name: trials[name] for name in final}
+            result[mode] = worst_of_each_seed(final, chosen, game.eps)
             result[mode].singles = trials
         return result
 
@@ -134,12 +179,11 @@ def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) ->
 
     Among equals the attack that is named first counts.
     """
-    names = list(played)
     order = np.argsort(eps, kind="stable")
     attack = np.stack([one.returns for one in played.values()]).argmin(0)  # [S, E, P]
     radius = np.broadcast_to(np.arange(len(eps))[:, None], attack.shape).copy()
     returns = np.minimum.reduce([one.returns for one in played.values()])
-    for smaller, larger in zip(order[:-1], order[1:], strict=True):
+    for smaller, larger in pairwise(order):
         better = returns[:, smaller] < returns[:, larger]
         for values in (attack, radius, returns):
             values[:, larger][better] = values[:, smaller][better]
@@ -151,14 +195,43 @@ def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) ->
         return values[attack, seed, radius, episode]
 
     result = _picked(played, picked)
-    result.winners = {name: (attack == number).mean(-1) for number, name in enumerate(names)}
-    planned = played.get("planned")
+    result.attacks = list(played)
+    result.attack = attack
+    planned = played.get(PLANNED)
     if planned is not None and planned.halved is not None:
-        others = [one.returns for name, one in played.items() if name != "planned"]
+        others = [one.returns for name, one in played.items() if name != PLANNED]
         halved = np.minimum.reduce([*others, planned.halved])[:, order]
         result.halved = np.minimum.accumulate(halved, 1)[:, np.argsort(order)]
         result.exact = planned.exact
     return result
+
+
+def worse_of_two(one: Played, other: Played) -> Played:
+    """Of each episode the lower return of `one` and of `other`, which attacks some of its heads."""
+    better = other.returns < one.returns
+
+    def chosen(own: np.ndarray, others: np.ndarray | None) -> np.ndarray:
+        return np.where(better, 0 if others is None else others, own)
+
+    assert one.attack is not None and other.attack is not None
+    names = [*one.attacks, *(name for name in other.attacks if name not in one.attacks)]
+    renamed = np.array([names.index(name) for name in other.attacks])[other.attack]
+    halved = one.halved
+    if halved is not None and other.halved is not None:
+        halved = np.minimum(halved, other.halved)
+    return Played(
+        returns=chosen(one.returns, other.returns),
+        lengths=chosen(one.lengths, other.lengths),
+        truncated=chosen(one.truncated, other.truncated).astype(bool),
+        decisions={
+            head: chosen(own, other.decisions.get(head)) for head, own in one.decisions.items()
+        },
+        flips={head: chosen(own, other.flips.get(head)) for head, own in one.flips.items()},
+        attacks=names,
+        attack=chosen(one.attack, renamed),
+        halved=halved,
+        exact=one.exact,
+    )
 
 
 def worst_of_each_seed(
@@ -169,7 +242,6 @@ def worst_of_each_seed(
     `tried`: returns [S, E', P'] at the E' positive radii. A larger radius may use what was chosen
     at a smaller one, and changes only to what was lower there.
     """
-    names = list(played)
     order = np.argsort(eps, kind="stable")
     positive = [number for number, radius in enumerate(eps) if radius > 0]
     means = np.stack([returns.mean(-1) for returns in tried.values()])  # [attacks, S, E']
@@ -195,7 +267,8 @@ def worst_of_each_seed(
         return values[attack, np.arange(seeds)[:, None], radius]
 
     result = _picked(played, picked)
-    result.winners = {name: (attack == number).astype(float) for number, name in enumerate(names)}
+    result.attacks = list(played)
+    result.attack = np.broadcast_to(attack[:, :, None], result.returns.shape)
     return result
 
 

@@ -5,9 +5,8 @@ that only watches can be sure of, and the lowest return that anybody has found.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
@@ -19,7 +18,7 @@ from rlx.errors import ConfigError
 from rlx.evaluation import SELECTION
 from rlx.machine import free_memory
 from rlx.nn.rng import seed_tensor, stream_key, uniform
-from rlx.robustness.planner import Exploration, Guide, Nodes, Search, Trace, Worst, floor, why_not
+from rlx.robustness.planner import Exploration, Guide, Nodes, Search, Trace, Worst, why_not
 from rlx.robustness.sweep import Game, Played
 from rlx.robustness.value import ReturnToGo
 from rlx.show import console
@@ -27,6 +26,8 @@ from rlx.threat import Adversary, Mode
 
 HABITS = 0.5
 """Share of the first learning episodes in which one action is pushed for as long as they last."""
+LEARNING_WIDTH = 4
+"""Courses of each episode that are followed in the later rounds of learning."""
 EXPLORE = 0.1
 """Probability of a random choice in the later rounds of learning."""
 LEARNING_RADII = 6
@@ -115,6 +116,8 @@ class _Plan:
         """Their returns [S, E · P] when half as many courses were followed."""
         self.movable = torch.zeros(len(order), dtype=torch.bool, device=device)
         """Whether any decision of this mode could be moved, at each radius, bool [E]."""
+        self.searched = False
+        """Whether anything was searched that the parts had not settled."""
         self.value: ReturnToGo | None = None
         """What states are worth; None until somebody asks."""
 
@@ -123,7 +126,8 @@ class _Plan:
         for part in self.parts:
             self.worst = self.worst.lower(part.worst)
         columns = self._worthwhile()
-        if not len(columns):
+        self.searched = len(columns) > 0
+        if not self.searched:
             self.halved = self.worst.returns
             return
         widths = [max(1, self.settings.width // 2), self.settings.width]
@@ -191,7 +195,7 @@ class _Plan:
         learnt does.
         """
         policy = self.game.opened.policy
-        if not policy.values:
+        if not policy.scores_are_values:
             return [self._learnt]
         head = policy.heads[0]
 
@@ -233,12 +237,13 @@ class _Plan:
         limit = opened.spec.max_episode_steps
         batches: list[list[tuple[Tensor, ...]]] = []
         for number in range(settings.rounds):
-            traces: list[Trace] = []
+            trace = Trace()
             search = self._search([guide] if number else [])
             exploration.probability = EXPLORE if number else 1.0
-            worst = search.run(resets, radii, 1, exploration=exploration, traces=traces)
+            width = LEARNING_WIDTH if number else 1
+            worst = search.run(resets, radii, width, exploration=exploration, trace=trace)
             # What was played two rounds before was played worse.
-            batches = [*batches[-1:], [_row(trace, radii, worst, limit) for trace in traces]]
+            batches = [*batches[-1:], list(_rows(trace, radii, worst, limit))]
             value.fit([row for batch in batches for row in batch], settings.updates)
         return value
 
@@ -268,13 +273,15 @@ class _Plan:
             flips={head: facts[f"flips/{head}"] for head in self.mode.heads},
             halved=cells(self.halved),
             exact=cells(self.worst.exact),
+            settled=not self.searched or bool(self.worst.exact.all()),
         )
 
 
-def _row(trace: Trace, radii: Tensor, worst: Worst, limit: int) -> tuple[Tensor, ...]:
-    """What `ReturnToGo.fit` learns from the nodes of one step."""
-    rest = worst.returns.gather(1, trace.column) - trace.total
-    time = torch.full_like(rest, trace.step / limit)
-    # Episodes that were cut off by pruning have no return.
-    counts = trace.alive & rest.isfinite()
-    return trace.obs, radii[trace.column], time, rest.masked_fill(~counts, 0.0), counts
+def _rows(trace: Trace, radii: Tensor, worst: Worst, limit: int) -> Iterator[tuple[Tensor, ...]]:
+    """What `ReturnToGo.fit` learns from the worst courses of a search: one tuple for each step."""
+    for step, obs, total, under_way in trace.courses(worst):
+        rest = worst.returns - total
+        # Episodes that were left alone have no course.
+        counts = under_way & rest.isfinite()
+        time = torch.full_like(rest, step / limit)
+        yield obs, radii.expand_as(rest), time, rest.masked_fill(~counts, 0.0), counts

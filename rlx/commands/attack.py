@@ -325,29 +325,38 @@ def _single_heads(study: "Study") -> "list[Sequence[Cell]]":
 
 def _print_winners(study: "Study") -> None:
     """Which attack of many was the worst, and in which share of the episodes."""
+    if not any(cells[0].winners for cells in study.cells.values()):
+        return
     rows = []
     for number, radius in enumerate(study.eps):
         row = [f"{radius:g}"]
         for cells in study.cells.values():
-            shares = sorted(cells[number].winners.items(), key=lambda pair: -pair[1])
-            row.append(", ".join(f"{name} {share:.0%}" for name, share in shares if share > 0.005))
+            if cells[number].returns.iqm < study.clean.iqm:
+                shares = sorted(cells[number].winners.items(), key=lambda pair: -pair[1])
+                texts = [f"{name} {share:.0%}" for name, share in shares if share >= 0.005]
+                row.append(", ".join(texts))
+            else:
+                row.append("none")
         rows.append(row)
-    if any(cells[0].winners for cells in study.cells.values()):
-        console.table("Which attack was the worst", ["eps", *study.cells], rows)
+    title = "Which attack was the worst, in which share of the episodes"
+    console.table(title, ["eps", *study.cells], rows)
 
 
 def _print_audit(study: "Study") -> None:
     """What was checked of the attack itself."""
-    rows = []
+    modes_of: dict[tuple[str, str, str], list[str]] = {}
     for mode, findings in study.audit.items():
         for finding in findings:
             word = "pass" if finding.passed else "WARNING"
-            rows.append([mode, word, finding.check, finding.text])
-    console.table("Audit of the attack", ["mode", "", "check", "measured"], rows)
+            modes_of.setdefault((word, finding.check, finding.text), []).append(mode)
+    rows = []
+    for (word, check, text), modes in modes_of.items():
+        everywhere = len(modes) == len(study.audit)
+        rows.append([word, check, text, "all" if everywhere else ", ".join(modes)])
+    console.table("Audit of the attack", ["", "check", "measured", "modes"], rows)
     red = [mode for mode in study.audit if study.is_red(mode)]
     if red:
-        modes = ", ".join(red)
-        console.warning(f"the area of {modes} is an upper bound, not converged: see the audit")
+        console.warning(f"area of {', '.join(red)}: an upper bound, not converged (see the audit)")
 
 
 def _warn_of_undefined_scores(share: float) -> None:

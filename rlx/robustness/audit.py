@@ -101,7 +101,8 @@ def _never_above_clean(
     seed, number = np.unravel_index(int(gain.argmax()), gain.shape)
     error = _standard_error(returns[seed, number] - clean[seed])
     text = f"the highest return is {above:.3g} above that of clean play"
-    return Finding("no seed gains from the attack", above <= SURE * error + 1e-9, above, text)
+    passed = bool(above <= SURE * error + 1e-9)
+    return Finding("no seed gains from the attack", passed, above, text)
 
 
 def _noise_never_wins(singles: Mapping[str, np.ndarray]) -> Finding | None:
@@ -154,8 +155,8 @@ def _converged(
         return None
     areas = []
     for returns in (played.halved, played.returns):
-        iqms = statistics.iqm(returns.mean(2))
-        areas.append(statistics.area_under(iqms, statistics.iqm(clean.mean(1)), random, eps))
+        unharmed = float(statistics.iqm(clean.mean(1)))
+        areas.append(statistics.area_under(statistics.iqm(returns.mean(2)), unharmed, random, eps))
     change = float(areas[0] - areas[1])
     text = f"the last doubling of the effort lowered the area by {change:.3f}"
     if np.isnan(change):

@@ -1,7 +1,7 @@
 """A beam search through attacked episodes, in copies of the env, over what the box can force."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -86,6 +86,8 @@ class Worst:
     """Undiscounted returns, float64 [S, B]; infinite where no course has been found."""
     exact: Tensor
     """Whether every course was followed that what was reachable allows, bool [S, B]."""
+    last: Tensor
+    """The number of the node with which the course ended, among all children of that step."""
     facts: dict[str, Tensor]
     """What else is known of the courses, [S, B] each: `lengths` in environment steps, whether the
     time limit ended them (`truncated`), and of each attacked head the decisions taken and changed
@@ -98,7 +100,7 @@ class Worst:
         exact = torch.zeros(shape, dtype=torch.bool, device=device)
         zeros = torch.zeros(shape, dtype=torch.int64, device=device)
         facts = {name: zeros.clone() for name in ["lengths", *counted(heads)]}
-        return cls(returns, exact, facts | {"truncated": exact.clone()})
+        return cls(returns, exact, zeros.clone(), facts | {"truncated": exact.clone()})
 
     def lower(self, other: "Worst") -> "Worst":
         """Of each episode the course with the lower return.
@@ -110,12 +112,14 @@ class Worst:
         for name, own in self.facts.items():
             others = other.facts.get(name, torch.zeros_like(own))
             facts[name] = torch.where(better, others, own)
-        return Worst(torch.where(better, other.returns, self.returns), self.exact, facts)
+        returns = torch.where(better, other.returns, self.returns)
+        return Worst(returns, self.exact, self.last, facts)
 
     def columns(self, index: Tensor) -> "Worst":
         """The episodes `index` (int64 [B']) of each seed."""
         facts = {name: fact[:, index] for name, fact in self.facts.items()}
-        return Worst(self.returns[:, index], self.exact[:, index], facts)
+        returns = self.returns[:, index]
+        return Worst(returns, self.exact[:, index], self.last[:, index], facts)
 
     def put(self, index: Tensor, other: "Worst") -> None:
         """Let the episodes `index` (int64 [B']) of each seed be those of `other` [S, B']."""
@@ -142,6 +146,7 @@ class Worst:
         seed, column = (chosen >= 0).nonzero(as_tuple=True)
         node = chosen[seed, column]
         self.returns[seed, column] = totals[seed, node]
+        self.last[seed, column] = node
         self.facts["lengths"][seed, column] = length
         self.facts["truncated"][seed, column] = truncated[seed, node]
         for name, count in nodes.counts.items():
@@ -162,18 +167,42 @@ class Exploration:
     preference: Tensor
     """[S, B, A]: of which action each episode likes to see most, in episodes that have a habit."""
     habit: Tensor
-    """Whether the episode has a habit, bool [S, B]: only steady pushing makes some policies fall."""
+    """Whether the episode has a habit, bool [S, B]: some policies fall only if pushed steadily."""
 
 
 @dataclass
 class Trace:
-    """The nodes of a search at one step, for learning what they were worth."""
+    """What a search saw on its way, from which the courses that it found can be read back."""
 
-    obs: Tensor
-    column: Tensor
-    total: Tensor
-    alive: Tensor
-    step: int
+    obs: list[Tensor] = field(default_factory=list)
+    """The observations [S, K, *O] of the nodes at each step."""
+    total: list[Tensor] = field(default_factory=list)
+    """Their rewards so far, float64 [S, K], at each step."""
+    parent: list[Tensor] = field(default_factory=list)
+    """The node of the step before that each came from, int64 [S, K], at each step."""
+    children: list[Tensor] = field(default_factory=list)
+    """The node that each child of a step came from, int64 [S, K']."""
+
+    def courses(self, worst: "Worst") -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """The steps of each episode's worst course, the last first.
+
+        Each is (step, obs [S, B, *O], reward so far [S, B], was it under way [S, B]).
+        """
+        node = torch.zeros_like(worst.last)
+        lengths = worst.facts["lengths"]
+        for step in reversed(range(len(self.obs))):
+            # A course ends with one of the children of its last step, which were not followed.
+            origin = self.children[step].gather(1, _within(worst.last, self.children[step]))
+            node = torch.where(lengths == step + 1, origin, node)
+            index = _within(node, self.total[step])
+            total = self.total[step].gather(1, index)
+            yield step, rows_within(self.obs[step], index), total, step < lengths
+            node = self.parent[step].gather(1, index)
+
+
+def _within(index: Tensor, like: Tensor) -> Tensor:
+    """`index`, cut to the nodes that `like` [S, K] has: where beyond, it counts for nothing."""
+    return index.clamp_max(like.shape[1] - 1)
 
 
 @dataclass
@@ -206,13 +235,13 @@ class Search:
         *,
         worst: Worst | None = None,
         exploration: Exploration | None = None,
-        traces: list[Trace] | None = None,
+        trace: Trace | None = None,
     ) -> Worst:
         """The lowest courses of the episodes that begin from `reset_seeds`, int64 [S, B].
 
         `radii` [B]: the radius of each column, in units of the scale. Of each episode the `width`
         most promising nodes are followed. `worst`: courses that are known already; episodes that
-        have the lowest return there can be are left alone. `traces` is filled with the nodes.
+        have the lowest return there can be are left alone. `trace` is filled.
         """
         opened = self.game.opened
         env = opened.make_env(reset_seeds.numel())
@@ -227,12 +256,16 @@ class Search:
         worst.exact |= alive  # until a node is dropped
         index, alive = packed(alive)
         nodes = nodes.at(index, alive)
+        parent = index
         for step in range(limit):
             if not alive.any():
                 break
-            if traces is not None:
-                traces.append(Trace(nodes.obs, nodes.column, nodes.total, nodes.alive, step))
-            children, action = self._children(nodes, env, radii, keys, step)
+            children, action, origin = self._children(nodes, env, radii, keys, step)
+            if trace is not None:
+                trace.obs.append(nodes.obs)
+                trace.total.append(nodes.total)
+                trace.parent.append(parent)
+                trace.children.append(origin)
             obs, reward, terminated, truncated, _ = env.step(action.flatten(0, 1))
             children.obs = obs.unflatten(0, children.alive.shape)
             children.total = children.total + reward.view_as(children.alive).double()
@@ -255,6 +288,7 @@ class Search:
                 worst.exact &= ~_any_of(dropped, children.column, worst.exact)
             index, alive = packed(kept)
             nodes = children.at(index, alive)
+            parent = origin.gather(1, index)
         return worst
 
     def _roots(self, env: TensorEnv, reset_seeds: Tensor) -> Nodes:
@@ -276,10 +310,11 @@ class Search:
 
     def _children(
         self, nodes: Nodes, env: TensorEnv, radii: Tensor, keys: Tensor, step: int
-    ) -> tuple[Nodes, Tensor]:
+    ) -> tuple[Nodes, Tensor, Tensor]:
         """A node for each combination of reachable choices at each node, and its action [S, K'].
 
-        The copies of `env` become those of the children, not yet stepped.
+        With them comes the node that each is a child of, int64 [S, K']. The copies of `env` become
+        those of the children, not yet stepped.
         """
         policy = self.game.opened.policy
         index = torch.arange(nodes.alive.shape[1], device=radii.device).expand_as(nodes.alive)
@@ -311,7 +346,7 @@ class Search:
         children.carry = carry
         for name, count in forcing.counts.items():
             children.counts[name] = children.counts[name] + count
-        return children, action
+        return children, action, index
 
     def _most_promising(
         self,
@@ -379,6 +414,8 @@ class _Looking:
         self.radius = radii[nodes.column]
         self.key = stream_key(keys.gather(1, nodes.column), head)
         self.drawn = step * search.samples * int(np.prod(search.scale.shape))
+        self.decided = False
+        """Whether the head has decided: what heads below it choose then is of no use."""
         self.reach: Reachable
         """What is reachable for the head."""
         self.clean: Tensor
@@ -391,7 +428,10 @@ class _Looking:
         if head in self.shown:
             return scores.best(self.shown[head])
         if head != self.head:
+            if self.decided and not scores.continuous:
+                return torch.zeros_like(deciding, dtype=torch.int64)  # nobody looks at it
             return scores.best(obs)
+        self.decided = True
         search = self.search
         radius = along(self.radius, obs) * search.scale
         space = search.game.opened.spec.observation_space

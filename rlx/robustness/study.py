@@ -90,11 +90,11 @@ class Cell:
             flip_rate=sum(flips.values()) / max(1, sum(decisions.values())),
             flip_rate_per_head={name: flips[name] / max(1, decisions[name]) for name in flips},
             movable_per_head={
-                head: float(states.movable[head][number]) for head in flips if head in states.movable
+                head: float(states.movable[head][number])
+                for head in flips
+                if head in states.movable
             },
-            winners={
-                name: float(share[:, number].mean()) for name, share in played.winners.items()
-            },
+            winners=_winners(played, number),
             truncation_rate=float(played.truncated[:, number].mean()),
         )
 
@@ -136,6 +136,14 @@ class Cell:
     @classmethod
     def _printed_fields(cls) -> list[dataclasses.Field]:
         return [field for field in dataclasses.fields(cls) if field.metadata]
+
+
+def _winners(played: Played, number: int) -> dict[str, float]:
+    """The share of the episodes at radius `number` that each attack has won, by name."""
+    if played.attack is None:
+        return {}
+    attack = played.attack[:, number]
+    return {name: float((attack == i).mean()) for i, name in enumerate(played.attacks)}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class Game:
     """The trainings that the policies are of."""
     checkpoint: str = "best"
     """The checkpoint that the policies are of."""
+    quiet: bool = False
+    """Whether no progress is printed."""
 
     def radii(self) -> Tensor:
         """The radii as a tensor, float32 [E]."""
@@ -62,14 +64,16 @@ class Played:
     """Decisions that each attacked head took, [S, E, P]."""
     flips: dict[str, np.ndarray]
     """Decisions of each attacked head that the perturbation changed, [S, E, P]."""
-    winners: dict[str, np.ndarray] = field(default_factory=dict)
-    """The share of the episodes that each attack of a study of many has won, by name, [S, E].
-
-    It is empty where one attack alone was played."""
+    attacks: list[str] = field(default_factory=list)
+    """The names of the attacks that were played; empty where it was one alone."""
+    attack: np.ndarray | None = None
+    """The number of the attack in `attacks` that each episode is of, [S, E, P]."""
     halved: np.ndarray | None = None
     """The returns that half of the effort had found, [S, E, P]; None: effort has no measure."""
     exact: np.ndarray | None = None
     """Whether nothing worse is reachable, as far as what is reachable was found, [S, E, P]."""
+    settled: bool = False
+    """Whether no other attack can find more: no decision can be moved, or all was searched."""
     singles: dict[str, np.ndarray] = field(default_factory=dict)
     """The returns of each attack of a study of many on selection episodes, by name, [S, E, P']."""
 
@@ -134,7 +138,7 @@ def _sweep(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, P
     radii = game.radii()
     width = max(1, game.max_num_envs // len(seeds))
     chunks: list[Chunk] = []
-    with console.Progress(len(columns), unit="columns", quarters=True) as progress:
+    with console.Progress(len(columns), unit="columns", quarters=not game.quiet) as progress:
         for chunk in columns.split(width):
             # The same start states in every cell: they depend on the episode alone.
             first = game.first_reset_seed

@@ -9,7 +9,7 @@ from rlx.nn.rng import Streams
 
 HIDDEN = (64, 64)
 LEARNING_RATE = 1e-3
-BATCH_SIZE = 1024
+BATCH_SIZE = 512
 LEAST_SPREAD = 1e-6
 """Standard deviation below which a number counts as constant, and is only centred."""
 
@@ -44,9 +44,7 @@ class ReturnToGo(nn.Module):
 
         Each tensor is [S, K], the observations [S, K, *O], with any K.
         """
-        obs, radius, time, rest, counts = (
-            torch.cat(parts, 1) for parts in zip(*rows, strict=True)
-        )
+        obs, radius, time, rest, counts = (torch.cat(parts, 1) for parts in zip(*rows, strict=True))
         if self.moments is None:
             self.moments = (*_moments(obs.flatten(2), counts), *_moments(rest, counts))
         _, _, mean, std = self.moments
