@@ -260,6 +260,8 @@ TINY_LEARNED = {
     "adversary_envs": 4,
     "restarts": 2,
     "selection_episodes": 2,
+    "steps": 1,
+    "samples": 0,
 }
 
 
