@@ -139,10 +139,8 @@ class AttackedEnv(VectorEnv):
         self.scale = torch.as_tensor(
             unit_scale(scale, space, _no_spread), dtype=torch.float32, device=self.device
         )
-        self._obs_unit = torch.ones(space.shape, device=self.device)
-        if np.issubdtype(space.dtype, np.integer):
-            self._obs_unit *= float(space.high.max())
-        """[*O]: by what the victim's observations are divided, so that a network learns."""
+        self._obs_unit = float(space.high.max()) if np.issubdtype(space.dtype, np.integer) else 1.0
+        """By what the victim's observations are divided: a network cannot learn from 255."""
         self.steps = steps
         self.samples = samples
         self._action_space = self.opened.spec.action_space
