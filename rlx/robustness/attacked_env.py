@@ -105,11 +105,11 @@ class AttackedEnv(VectorEnv):
 
     def __init__(
         self,
-        run: Any,
+        run: str | list[str],
         checkpoint: str,
         seeds: Any,
         mode: str | None,
-        eps: Any,
+        eps: float | list[float] | str,
         scale: Any,
         manifold: str | None,
         restarts: Count,
