@@ -215,7 +215,7 @@ def test_a_training_resumes_as_if_it_had_never_stopped(rlx, cartpole):
         (["env.run=nowhere"], "run=nowhere: no such run directory"),
         (["env.workers=2"], "env.workers=2: expected 1"),
         (["env.seeds=[5]"], "seeds=[5]: [5] not in"),
-        (["env.eps=[-1]"], "env.eps=[-1]: a radius cannot be negative"),
+        (["env.eps=[-1]"], "env.eps=[-1.0]: a radius cannot be negative"),
         (["env.most=1"], "env.most: unknown key"),
     ],
 )
