@@ -13,7 +13,7 @@ from rlx.attacks.minq import MinQ
 from rlx.attacks.planned import Planned
 from rlx.config import Count, build, load_class
 from rlx.errors import ConfigError
-from rlx.evaluation import TRIAL
+from rlx.evaluation import TRIAL, evaluate
 from rlx.robustness.planner import why_not
 from rlx.robustness.sweep import Game, Played, check_attackable, sweep
 from rlx.show import console
@@ -109,6 +109,28 @@ class Auto(Adversary):
 
     def play(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Played]:
         copied = why_not(game) is None
+        result = self._worst(game, modes, copied)
+        unattacked = self._unattacked(game)
+        for played in result.values():
+            played.unattacked = unattacked
+        return result
+
+    def _unattacked(self, game: Game) -> np.ndarray:
+        """The returns of clean play in the trial episodes, [S, P']."""
+        opened = game.opened
+        seeds = len(opened.seeds)
+        clean = evaluate(
+            opened.policy,
+            opened.make_env,
+            seeds,
+            self.trial_episodes,
+            TRIAL,
+            opened.device,
+        )
+        return clean.returns.cpu().numpy()
+
+    def _worst(self, game: Game, modes: Mapping[str, Mode], copied: bool) -> dict[str, Played]:
+        """The worst episodes that were found, by mode."""
         fitting = self._fitting(game, modes)
         # Where the env is searched, the strongest attacks on all heads are those on each.
         widest = max(modes, key=lambda name: len(modes[name].heads))

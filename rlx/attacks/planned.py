@@ -69,16 +69,21 @@ class Planned(Adversary):
         order = sorted(modes, key=lambda name: len(modes[name].heads))
         plans: dict[str, _Plan] = {}
         for name in order:
-            plans[name] = _Plan(self, game, modes[name], list(plans.values()))
+            own = set(modes[name].heads)
+            wider = [mode.heads for mode in modes.values() if own < set(mode.heads)]
+            beside = {head for heads in wider for head in heads} - own
+            plans[name] = _Plan(self, game, modes[name], tuple(sorted(beside)), [*plans.values()])
             plans[name].make()
         return {name: plans[name].played() for name in modes}
 
     def _require_room(self, game: Game) -> None:
         """ConfigError where the memory has no room for the courses of one episode of each seed."""
         observation = math.prod(game.opened.spec.observation_space.shape or (1,))
-        choices = 3
-        if isinstance(game.opened.spec.action_space, gymnasium.spaces.Discrete):
-            choices = int(game.opened.spec.action_space.n)
+        space = game.opened.spec.action_space
+        # Of a continuous action: to leave it, and each number as low and as high as it goes.
+        choices = 1 + 2 * math.prod(space.shape or ())
+        if isinstance(space, gymnasium.spaces.Discrete):
+            choices = int(space.n)
         nodes = len(game.opened.seeds) * self.width * choices
         need = 4.0 * nodes * observation * (choices + 4)
         free = free_memory(game.opened.device)
@@ -93,11 +98,19 @@ class Planned(Adversary):
 class _Plan:
     """The search for the worst courses of all episodes of a game, in one mode."""
 
-    def __init__(self, settings: Planned, game: Game, mode: Mode, before: Sequence["_Plan"]):
-        """`before`: the finished plans of modes with fewer heads."""
+    def __init__(
+        self,
+        settings: Planned,
+        game: Game,
+        mode: Mode,
+        beside: tuple[str, ...],
+        before: Sequence["_Plan"],
+    ):
+        """`beside`: the heads that wider modes attack too; `before`: the finished plans."""
         self.settings = settings
         self.game = game
         self.mode = mode
+        self.beside = beside
         self.parts = [plan for plan in before if set(plan.mode.heads) < set(mode.heads)]
         """Plans of some of this mode's heads."""
         device = game.opened.device
@@ -114,8 +127,8 @@ class _Plan:
         """The worst courses, [S, E · P]."""
         self.halved = self.worst.returns
         """Their returns [S, E · P] when half as many courses were followed."""
-        self.movable = torch.zeros(len(order), dtype=torch.bool, device=device)
-        """Whether any decision of this mode could be moved, at each radius, bool [E]."""
+        self.movable_beside = torch.zeros(len(order), dtype=torch.bool, device=device)
+        """Whether a head of `beside` could be moved on these courses, at each radius, bool [E]."""
         self.searched = False
         """Whether anything was searched that the parts had not settled."""
         self.value: ReturnToGo | None = None
@@ -140,14 +153,15 @@ class _Plan:
     def _worthwhile(self) -> Tensor:
         """The columns, int64 [B], at which this mode can find more than its parts have found.
 
-        It cannot where but one of the parts' heads could be moved at all at that radius: then the
-        worst of this mode is the worst of that head.
+        It cannot where no other head could be moved on all the courses of one of the parts: then
+        these are all courses of this mode.
         """
-        columns = torch.arange(len(self.radii), device=self.radii.device)
-        if {head for part in self.parts for head in part.mode.heads} != set(self.mode.heads):
-            return columns
-        movable = torch.stack([part.movable for part in self.parts]).sum(0)
-        return columns[(movable > 1).repeat_interleave(self.game.episodes)]
+        settled = torch.zeros_like(self.radii, dtype=torch.bool)
+        for part in self.parts:
+            same = (~part.movable_beside).repeat_interleave(self.game.episodes)
+            self.worst.exact |= part.worst.exact & same
+            settled |= same
+        return (~settled).nonzero().squeeze(1)
 
     def _search_all(
         self,
@@ -167,9 +181,8 @@ class _Plan:
             self.worst.put(
                 chunk, search.run(self.reset_seeds[:, chunk], self.radii[chunk], width, worst=worst)
             )
-            moved = search.moved.any(0)
             numbers = chunk // game.episodes
-            self.movable[numbers[moved]] = True
+            self.movable_beside[numbers[search.movable_beside.any(0)]] = True
             done += len(chunk)
             progress.update(done)
         self._inherit()
@@ -186,7 +199,10 @@ class _Plan:
     def _search(self, guides: Sequence[Guide]) -> Search:
         """A search of this mode's heads."""
         settings = self.settings
-        return Search(self.game, self.mode.heads, settings.steps, settings.samples, guides)
+        heads = self.mode.heads
+        return Search(
+            self.game, heads, settings.steps, settings.samples, guides, beside=self.beside
+        )
 
     def _guides(self) -> list[Guide]:
         """What a state promises: what is learnt, and the policy's own values where it has some.

@@ -16,8 +16,10 @@ CONVERGED = 0.02
 """Change of the area, of which 1 is full robustness, up to which doubling the effort is idle."""
 FLAT = 0.01
 """Share of the decisions without any gradient up to which gradients are trusted."""
-SURE = 2.0
-"""Standard errors of a paired difference from which it is no chance."""
+LEVEL = 0.05
+"""Probability that a check of many cells warns in one of them where nothing is wrong.
+
+Two standard errors in each of 120 cells would warn in 97 of 100 sound studies."""
 FEW_SEEDS = 5
 
 
@@ -58,7 +60,7 @@ def audit(
         _larger_never_better(played.returns, eps),
         _never_above_clean(played.returns, eps, clean),
         _noise_never_wins(played.singles),
-        _never_raises(played.singles, clean),
+        _never_raises(played.singles, played.unattacked),
         _has_gradients(heads, states),
         _many(played),
         _converged(played, eps, clean, random),
@@ -73,7 +75,8 @@ def _radius_zero(returns: np.ndarray, eps: Sequence[float], clean: np.ndarray) -
     zeros = [number for number, radius in enumerate(eps) if radius == 0]
     if not zeros:
         return None
-    differ = float((returns[:, zeros[0]] != clean).mean())
+    # Of continuous actions and rewards, rounding changes the last digits in every episode.
+    differ = float((~np.isclose(returns[:, zeros[0]], clean, rtol=1e-4)).mean())
     text = f"{differ:.1%} of the episodes differ"
     return Finding("radius 0 is clean play", differ <= CLEAN_TOLERANCE, differ, text)
 
@@ -83,27 +86,29 @@ def _larger_never_better(returns: np.ndarray, eps: Sequence[float]) -> Finding |
     if len(eps) < 2:
         return None
     order = np.argsort(eps, kind="stable")
-    means = returns.mean(-1)[:, order]
-    rise = np.diff(means, axis=1)
-    worst = max(0.0, float(rise.max()))
-    count = int((rise > 0).sum())
-    text = f"{count} of {rise.size} steps to a larger radius raise a seed's return"
-    if count:
-        text += f", by {worst:.3g} at most"
-    return Finding("larger radii are never better", count == 0, worst, text)
+    rise = np.diff(returns[:, order], axis=1)
+    means = rise.mean(-1)
+    worst = max(0.0, float(means.max()))
+    sure = int(_above_zero(rise).sum())
+    text = (
+        f"{int((means > 0).sum())} of {means.size} steps to a larger radius raise a seed's return"
+    )
+    if worst:
+        text += f", by {worst:.3g} at most; {sure} by more than chance"
+    return Finding("larger radii are never better", sure == 0, worst, text)
 
 
 def _never_above_clean(
     returns: np.ndarray, eps: Sequence[float], clean: np.ndarray
 ) -> Finding | None:
     """An attack that leaves a policy better off than it was is none."""
-    gain = returns.mean(-1) - clean.mean(-1, keepdims=True)
-    above = max(0.0, float(gain.max()))
-    seed, number = np.unravel_index(int(gain.argmax()), gain.shape)
-    error = _standard_error(returns[seed, number] - clean[seed])
+    gain = returns - clean[:, None]
+    above = max(0.0, float(gain.mean(-1).max()))
+    sure = int(_above_zero(gain).sum())
     text = f"the highest return is {above:.3g} above that of clean play"
-    passed = bool(above <= SURE * error + 1e-9)
-    return Finding("no seed gains from the attack", passed, above, text)
+    if above:
+        text += f"; {sure} of {gain[..., 0].size} cells are above it by more than chance"
+    return Finding("no seed gains from the attack", sure == 0, above, text)
 
 
 def _noise_never_wins(singles: Mapping[str, np.ndarray]) -> Finding | None:
@@ -112,30 +117,31 @@ def _noise_never_wins(singles: Mapping[str, np.ndarray]) -> Finding | None:
     others = [returns for name, returns in singles.items() if name not in ("noise", "corners")]
     if not noise or not others:
         return None
-    worst_noise = min_by_mean(noise)
-    worst_other = min_by_mean(others)
-    difference = worst_other - worst_noise  # above 0 where noise is the worse for the policy
-    sure = difference.mean(-1) > SURE * _standard_error(difference) + 1e-9
+    # Above 0 where noise is the worse for the policy.
+    sure = _above_zero(min_by_mean(others) - min_by_mean(noise))
     share = float(sure.mean())
     text = f"noise is the strongest single attack in {int(sure.sum())} of {sure.size} cells"
     return Finding("noise never beats gradients", not sure.any(), share, text)
 
 
-def _never_raises(singles: Mapping[str, np.ndarray], clean: np.ndarray) -> Finding | None:
+def _never_raises(
+    singles: Mapping[str, np.ndarray], unattacked: np.ndarray | None
+) -> Finding | None:
     """A single attack that helps the policies: what it raises is not what hurts."""
-    if not singles:
+    if not singles or unattacked is None:
         return None
-    smallest = {name: returns[:, 0].mean() for name, returns in singles.items()}
-    base = max(smallest.values())
-    highest = {name: float(returns.mean((0, 2)).max()) for name, returns in singles.items()}
-    name = max(highest, key=lambda one: highest[one])
-    returns = singles[name]
-    number = int(returns.mean((0, 2)).argmax())
-    error = float(statistics_error(returns[:, number]))
-    gain = highest[name] - base
-    passed = gain <= SURE * error + 1e-9
-    text = f"{name} raises the return by {max(0.0, gain):.3g} at one radius"
-    return Finding("no single attack helps", passed, max(0.0, gain), text)
+    gain = np.stack([returns - unattacked[:, None] for returns in singles.values()])
+    # Of each attack and radius the episodes of all seeds: [attacks, E, S · P'].
+    gain = gain.swapaxes(1, 2)
+    gain = gain.reshape(*gain.shape[:2], -1)
+    sure = _above_zero(gain)
+    means = np.where(sure, gain.mean(-1), 0.0)
+    highest = float(means.max())
+    text = "none raises the return by more than chance"
+    if sure.any():
+        name = list(singles)[int(means.max(1).argmax())]
+        text = f"{name} raises the return by {highest:.3g} at one radius"
+    return Finding("no single attack helps", not sure.any(), highest, text)
 
 
 def _has_gradients(heads: Sequence[str], states: CleanStates) -> Finding | None:
@@ -195,13 +201,17 @@ def min_by_mean(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.take_along_axis(stacked, lowest[None, :, :, None], 0)[0]
 
 
-def _standard_error(values: np.ndarray) -> np.ndarray:
-    """The standard error of the mean of `values` [..., P], [...]; 0 of a single one."""
-    if values.shape[-1] < 2:
-        return np.zeros(values.shape[:-1])
-    return values.std(-1, ddof=1) / np.sqrt(values.shape[-1])
+def _above_zero(differences: np.ndarray) -> np.ndarray:
+    """In which cells the mean of `differences` [..., P] is above 0 by more than chance, bool [...].
 
+    One-sided paired t-tests, whose `LEVEL` is that of all cells together (Bonferroni). A single
+    episode says nothing.
+    """
+    from scipy.stats import t
 
-def statistics_error(returns: np.ndarray) -> float:
-    """The standard error of the mean over the seeds of `returns` [S, P]; 0 of a single one."""
-    return float(_standard_error(returns.mean(-1)))
+    episodes = differences.shape[-1]
+    if episodes < 2:
+        return np.zeros(differences.shape[:-1], dtype=bool)
+    cells = differences[..., 0].size
+    errors = differences.std(-1, ddof=1) / np.sqrt(episodes)
+    return differences.mean(-1) > t.ppf(1 - LEVEL / cells, episodes - 1) * errors + 1e-9

@@ -218,8 +218,10 @@ class Search:
     """Random corners of the box that are tried at each decision."""
     guides: Sequence[Guide] = ()
     """What is still to come; each leads its share of the nodes. None: only the past is known."""
-    moved: Tensor = field(init=False)
-    """Whether a decision of the episode could be moved anywhere, bool [S, B]."""
+    beside: tuple[str, ...] = ()
+    """Heads that are left alone, but looked at: whether they could be moved as well."""
+    movable_beside: Tensor = field(init=False)
+    """Whether a decision of theirs could be moved on any course, bool [S, B]."""
 
     def __post_init__(self) -> None:
         device = self.game.opened.device
@@ -250,7 +252,7 @@ class Search:
         shape = reset_seeds.shape
         worst = worst or Worst.none(shape, self.heads, reset_seeds.device)
         nodes = self._roots(env, reset_seeds)
-        self.moved = torch.zeros_like(worst.exact)
+        self.movable_beside = torch.zeros_like(worst.exact)
         keys = mix64(self.seeds.unsqueeze(1) + mix64(reset_seeds))
         alive = (worst.returns > _floor(lowest, limit)) & ~worst.exact
         worst.exact |= alive  # until a node is dropped
@@ -279,11 +281,13 @@ class Search:
                 left = min(lowest, lowest * (limit - step - 1))
                 alive &= children.total + left < worst.returns.gather(1, children.column)
             children.alive = alive
-            if _most(children, worst.exact) <= width:
-                kept = children.alive
-            else:
+            crowded = _courses(children, worst.exact) > width
+            kept = children.alive
+            if crowded.any():
                 time = (step + 1) / limit
                 kept = self._most_promising(children, action, radii, width, time, exploration)
+                # The guides may agree; an episode that has room loses nothing by that.
+                kept |= children.alive & ~crowded.gather(1, children.column)
                 dropped = children.alive & ~kept
                 worst.exact &= ~_any_of(dropped, children.column, worst.exact)
             index, alive = packed(kept)
@@ -330,8 +334,6 @@ class Search:
             stay = nn.functional.one_hot(reach.clean, choices).bool()
             branches = torch.where(looking.deciding.unsqueeze(-1), reach.mask, stay)
             branches &= alive.unsqueeze(-1)
-            movable = (branches & ~stay).any(-1)
-            self.moved = self.moved | _any_of(movable, rows.column, self.moved)
             branch, alive = packed(branches.flatten(1))
             row = branch // choices
             index = index.gather(1, row)
@@ -340,6 +342,7 @@ class Search:
             shown[head] = rows_within(reach.obs.flatten(1, 2), branch)
             clean[head] = rows_within(looking.clean, row)
         children = nodes.at(index, alive)
+        self._look_beside(children, shown, radii, keys, step)
         children.copy = _keep(env, children.copy)
         forcing = _Forcing(self, shown, clean)
         action, carry = policy.act(children.obs, children.first, children.carry, forcing)
@@ -347,6 +350,19 @@ class Search:
         for name, count in forcing.counts.items():
             children.counts[name] = children.counts[name] + count
         return children, action, index
+
+    def _look_beside(
+        self, children: Nodes, shown: dict[str, Tensor], radii: Tensor, keys: Tensor, step: int
+    ) -> None:
+        """Note at which `children` the heads that are left alone could be moved."""
+        for head in self.beside:
+            if self.movable_beside.all():
+                return
+            looking = _Looking(self, head, shown, children, radii, keys, step)
+            self.game.opened.policy.act(children.obs, children.first, children.carry, looking)
+            movable = (looking.reach.mask.sum(-1) > 1) & looking.deciding & children.alive
+            found = _any_of(movable, children.column, self.movable_beside)
+            self.movable_beside = self.movable_beside | found
 
     def _most_promising(
         self,
@@ -484,10 +500,10 @@ def _any_of(mask: Tensor, column: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).scatter_reduce(1, column, mask, "amax")
 
 
-def _most(nodes: Nodes, like: Tensor) -> int:
-    """The largest number of nodes that are alive of one episode; the episodes are as `like`."""
+def _courses(nodes: Nodes, like: Tensor) -> Tensor:
+    """How many nodes of each episode are alive, int64 as `like` [S, B]."""
     count = torch.zeros_like(like, dtype=torch.int64)
-    return int(count.scatter_add(1, nodes.column, nodes.alive.long()).max())
+    return count.scatter_add(1, nodes.column, nodes.alive.long())
 
 
 def floor(game: Game) -> float:

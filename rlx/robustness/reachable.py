@@ -139,21 +139,33 @@ def _pushed(scores: Scores, obs: Tensor, budget: Budget, steps: int) -> Reachabl
                 action[..., number].sum(), at, retain_graph=number < numbers - 1
             )
             flat &= ~slope.flatten(2).any(-1)
-            shown += [_extreme(scores, obs, budget, number, slope, sign, steps) for sign in (-1, 1)]
-    mask = torch.ones(*obs.shape[:2], len(shown), dtype=torch.bool, device=obs.device)
+            here = action[..., number].detach()
+            for sign in (-1, 1):
+                shown.append(_extreme(scores, obs, budget, number, here, slope, sign, steps))
+    forced = torch.stack(shown, 2)
+    # At radius 0, or where no step leads further, there is nothing but to leave the action.
+    mask = (forced != obs.unsqueeze(2)).flatten(3).any(-1)
+    mask[:, :, 0] = True
     clean = torch.zeros(obs.shape[:2], dtype=torch.int64, device=obs.device)
-    return Reachable(mask, torch.stack(shown, 2), clean, flat)
+    return Reachable(mask, forced, clean, flat)
 
 
 def _extreme(
-    scores: Scores, obs: Tensor, budget: Budget, number: int, slope: Tensor, sign: int, steps: int
+    scores: Scores,
+    obs: Tensor,
+    budget: Budget,
+    number: int,
+    here: Tensor,
+    slope: Tensor,
+    sign: int,
+    steps: int,
 ) -> Tensor:
     """The observation [S, B, *O] that moves a `number` of the action furthest in direction `sign`.
 
-    `slope` [S, B, *O]: the gradient of that number at `obs`.
+    `here` [S, B]: that number at `obs`, and `slope` [S, B, *O] its gradient there.
     """
     best = obs
-    best_value = torch.full_like(obs.flatten(2)[..., 0], -torch.inf)
+    best_value = sign * here
     iterate = obs
     size = 2.0
     for step in range(1, steps + 1):

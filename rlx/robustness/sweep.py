@@ -76,6 +76,8 @@ class Played:
     """Whether no other attack can find more: no decision can be moved, or all was searched."""
     singles: dict[str, np.ndarray] = field(default_factory=dict)
     """The returns of each attack of a study of many on trial episodes, by name, [S, E, P']."""
+    unattacked: np.ndarray | None = None
+    """The returns of clean play in the trial episodes, [S, P']; None: there was no trial."""
 
 
 @dataclass(frozen=True)
