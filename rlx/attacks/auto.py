@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlx.attacks.learned import Learned
 from rlx.attacks.minq import MinQ
 from rlx.attacks.planned import Planned
 from rlx.config import Count, build, load_class
@@ -20,6 +21,8 @@ from rlx.threat import Adversary, Attack, Mode
 
 PLANNED = "planned"
 """The name of the adversary that searches."""
+LEARNED = "learned"
+"""The name of the adversary that is trained."""
 TARGETS = 6
 """Choices of a head up to which each of them is a target of its own."""
 
@@ -38,6 +41,10 @@ class Auto(Adversary):
     """Attacks that move each decision by itself, by name: files of conf/attack."""
     planned: Any
     """The adversary that searches, where the env can be copied: conf/attack/planned.yaml."""
+    learned: Any
+    """The adversary that is trained, where the env cannot be copied: conf/attack/learned.yaml."""
+    learns: bool
+    """Whether it is: a training takes minutes."""
     trial_episodes: Count
     """Episodes of each seed and radius by which the finalists are chosen."""
     finalists: Count
@@ -58,6 +65,12 @@ class Auto(Adversary):
         kind = load_class(self.planned, "attack.planned", Planned)
         return build(kind, self.planned, "attack.planned")
 
+    @cached_property
+    def learner(self) -> Learned:
+        """The adversary that is trained."""
+        kind = load_class(self.learned, "attack.learned", Learned)
+        return build(kind, self.learned, "attack.learned")
+
     def strongest_single(self, game: Game, modes: Mapping[str, Mode]) -> tuple[str, Attack]:
         """The finalist that is worst when it is tried, and its name."""
         fitting = self._fitting(game, modes)
@@ -71,6 +84,8 @@ class Auto(Adversary):
             check_attackable(game, next(iter(self.singles.values())), modes)
         if why_not(game) is None:
             self.planner.check(game, modes)
+        elif self.learns:
+            self.learner.check(game, modes)
 
     def _fitting(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Attack]:
         """The attacks that these policies can be attacked with, and one for each target."""
@@ -122,8 +137,12 @@ class Auto(Adversary):
         tried = self._tried(game, fitting, {widest: modes[widest]} if copied else modes)
         finalists = self._finalists(tried, self.finalists)
         if not copied:
-            console.facts(playing=", ".join(finalists))
+            named = [*finalists, LEARNED] if self.learns else finalists
+            console.facts(playing=", ".join(named))
             played = {name: sweep(game, fitting[name], modes) for name in finalists}
+            if self.learns:
+                tried[LEARNED] = self.learner.play(self._trial(game), modes)
+                played[LEARNED] = self.learner.play(game, modes)
             return self._worst_by_seed(game, played, tried, modes)
         console.facts(playing=", ".join([*finalists, "planned"]))
         planned = self.planner.play(game, modes)
@@ -136,16 +155,20 @@ class Auto(Adversary):
         self, game: Game, fitting: Mapping[str, Attack], modes: Mapping[str, Mode]
     ) -> dict[str, dict[str, Played]]:
         """What each attack does at the positive radii on trial episodes, by name and mode."""
+        trial = self._trial(game)
+        console.facts(trying=", ".join(fitting))
+        return {name: sweep(trial, attack, modes) for name, attack in fitting.items()}
+
+    def _trial(self, game: Game) -> Game:
+        """The positive radii of `game`, on other episodes."""
         positive = [radius for radius in game.eps if radius > 0]
-        trial = replace(
+        return replace(
             game,
             eps=positive or list(game.eps),
             episodes=self.trial_episodes,
             first_reset_seed=TRIAL,
             quiet=True,
         )
-        console.facts(trying=", ".join(fitting))
-        return {name: sweep(trial, attack, modes) for name, attack in fitting.items()}
 
     def _worst_by_episode(
         self,

@@ -251,7 +251,7 @@ class _Plan:
         def guide(nodes: Nodes, radius: Tensor, time: float) -> Tensor:
             return value(nodes.obs, radius, time)
 
-        limit = opened.spec.max_episode_steps
+        limit = opened.make_env(1).max_episode_steps or 1
         batches: list[list[tuple[Tensor, ...]]] = []
         for number in range(settings.rounds):
             trace = Trace()

@@ -247,7 +247,7 @@ class Search:
         """
         opened = self.game.opened
         env = opened.make_env(reset_seeds.numel())
-        limit = opened.spec.max_episode_steps
+        limit = _time_limit(env)
         lowest = env.lowest_reward
         shape = reset_seeds.shape
         worst = worst or Worst.none(shape, self.heads, reset_seeds.device)
@@ -508,8 +508,15 @@ def _courses(nodes: Nodes, like: Tensor) -> Tensor:
 
 def floor(game: Game) -> float:
     """The lowest return there can be in the env of `game`; minus infinity where it is unknown."""
-    lowest = game.opened.make_env(1).lowest_reward
-    return _floor(lowest, game.opened.spec.max_episode_steps)
+    env = game.opened.make_env(1)
+    return _floor(env.lowest_reward, _time_limit(env))
+
+
+def _time_limit(env: TensorEnv) -> int:
+    """The time limit of the episodes of `env`, which may be another one than in training."""
+    limit = env.max_episode_steps
+    assert limit is not None  # an env without one is refused before anything is trained
+    return limit
 
 
 def _floor(lowest: float | None, limit: int) -> float:

@@ -186,6 +186,10 @@ class AgentComparison:
                 "the agents are under different attacks; a difference may be that of the attacks"
             )
         console.warn_of_few_seeds(min(row.seeds for row in self.rows))
+        for row in self.rows:
+            # Studies from before the audit do not say.
+            if not row.attack.summary.get("converged", {}).get(row.mode, True):
+                console.warning(f"{row.label}: an upper bound, not converged (see its audit)")
         self._print_agents()
         self._print_pairs()
 

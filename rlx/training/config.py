@@ -8,8 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlx.config import Count, NonNegative, choice, convert, load_class, typed
+from rlx.errors import ConfigError
 from rlx.experiment import Device, typed_env
 from rlx.grids import parse_seeds
+from rlx.runs.finding import find_all
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def validated(composed: Mapping[str, Any]) -> DictConfig:
     for group in ("agent", "env", "eval_env", "device"):
         config[group] = convert({} if config[group] is None else config[group], dict, group)
     config["agent"] = _typed_agent(config["agent"])
-    config["env"] = typed_env(config["env"])
-    config["eval_env"] = _typed_eval_env(config["eval_env"], config["env"])
+    config["env"] = _pinned(typed_env(config["env"]))
+    config["eval_env"] = _pinned(_typed_eval_env(config["eval_env"], config["env"]))
+    del config["eval_env"]["_target_"]
     config["device"] = typed(Device, config["device"], "device")
     config["stop"] = _typed_stop(config["stop"])
     config["data"] = _absolute_data(config["data"])
@@ -92,10 +95,30 @@ def _typed_agent(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed_eval_env(node: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
-    """The config group `eval_env`, every value of its type: some keys of the group `env`."""
-    result = typed_env({**node, "_target_": env["_target_"]}, "eval_env", partial=True)
-    del result["_target_"]
-    return result
+    """The config group `eval_env`, every value of its type: some keys of the group `env`.
+
+    `_target_` is that of the env.
+    """
+    return typed_env({**node, "_target_": env["_target_"]}, "eval_env", partial=True)
+
+
+def _pinned(env: dict[str, Any]) -> dict[str, Any]:
+    """The config group `env` with the victims of env=attacked as they are found from any folder.
+
+    A run may be resumed from another one, when there may be newer victims.
+    """
+    from rlx.robustness.attacked_env import AttackedEnv
+
+    if load_class(env, "env", object) is not AttackedEnv:
+        return env
+    if env.get("workers", 1) != 1:
+        raise ConfigError(
+            f"env.workers={env['workers']}: expected 1; the victims' own env may have processes."
+        )
+    if "run" in env:
+        runs = find_all(env["run"], "outputs")
+        env["run"] = [str(run.path.absolute()) for run in runs]
+    return env
 
 
 def _typed_stop(node: object) -> dict[str, Any] | None:

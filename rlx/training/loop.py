@@ -20,6 +20,7 @@ from rlx.evaluation import SELECTION, evaluate
 from rlx.grids import parse_seeds
 from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
+from rlx.robustness.attacked_env import AttackedEnv
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.training import journal, result, state, stopping
@@ -132,6 +133,10 @@ class Training:
         """ConfigError where the env does not return what its contract asks for."""
         env = experiment.make_env(self._one_process(), 1, "cpu")
         contract.check_env(env, self.spec)
+        if isinstance(env, AttackedEnv):
+            config = self.config
+            copies = (self.num_envs, config.eval_episodes, config.final_episodes)
+            env.check_seeds(len(self.seeds), copies)
 
     def _make_learning_env(self) -> TensorEnv:
         """All env copies that the agent learns in, not yet reset."""
