@@ -394,6 +394,17 @@ def test_a_larger_radius_uses_what_was_found_at_a_smaller_one():
         assert np.array_equal(read(both)[:, 0], read(both)[:, 1])
 
 
+@pytest.mark.rounding
+def test_half_of_the_effort_has_half_of_the_steps_and_all_of_it_looks_again():
+    """One step sees nothing to force, and so follows all courses there are; three see more."""
+    policies = replace(opened(), policy=Narrow())
+    found = planned(steps=3).play(game(policies, [0.2]), modes(policies))["action"]
+    harmless = clean(policies).returns.numpy()
+    assert np.allclose(found.halved[:, 0], harmless)
+    assert (found.returns[:, 0] < harmless - 0.5).any()
+    assert found.exact.all()
+
+
 def test_envs_that_cannot_be_planned_in_are_refused_in_one_line():
     with pytest.raises(ConfigError, match="is random: a plan would know the dice"):
         planned().check(game(opened(noisy=True)), {})
