@@ -131,6 +131,8 @@ class _Plan:
         """Their returns [S, E · P] after half of the effort."""
         self.movable_beside = torch.zeros(len(order), dtype=torch.bool, device=device)
         """Whether a head of `beside` could be moved on these courses, at each radius, bool [E]."""
+        self.looked_everywhere = True
+        """Whether the heads of `beside` were looked at on all courses, at every step."""
         self.searched = False
         """Whether anything was searched that the parts had not settled."""
         self.value: ReturnToGo | None = None
@@ -162,7 +164,8 @@ class _Plan:
         settled = torch.zeros_like(self.radii, dtype=torch.bool)
         for part in self.parts:
             same = (~part.movable_beside).repeat_interleave(self.game.episodes)
-            self.worst.exact |= part.worst.exact & same
+            if part.looked_everywhere:
+                self.worst.exact |= part.worst.exact & same
             settled |= same
         return (~settled).nonzero().squeeze(1)
 
@@ -187,6 +190,7 @@ class _Plan:
             )
             numbers = chunk // game.episodes
             self.movable_beside[numbers[search.movable_beside.any(0)]] = True
+            self.looked_everywhere &= search.looked_everywhere
             done += len(chunk)
             progress.update(done)
         self._inherit()

@@ -19,6 +19,12 @@ from rlx.robustness.sweep import Game
 from rlx.threat import Budget
 
 
+MANY_NODES = 2_000
+"""Nodes from which heads that are left alone are looked at in turn, and not at every step."""
+LOOK_SHARE = 8
+"""Steps between two looks at an episode then."""
+
+
 def why_not(game: Game) -> str | None:
     """Why this env cannot be searched, in words that follow "the env"; None: it can."""
     spec = game.opened.spec
@@ -222,6 +228,8 @@ class Search:
     """Heads that are left alone, but looked at: whether they could be moved as well."""
     movable_beside: Tensor = field(init=False)
     """Whether a decision of theirs could be moved on any course, bool [S, B]."""
+    looked_everywhere: bool = True
+    """Whether they were looked at on all courses, at every step."""
 
     def __post_init__(self) -> None:
         device = self.game.opened.device
@@ -354,14 +362,24 @@ class Search:
     def _look_beside(
         self, children: Nodes, shown: dict[str, Tensor], radii: Tensor, keys: Tensor, step: int
     ) -> None:
-        """Note at which `children` the heads that are left alone could be moved."""
+        """Note at which `children` the heads that are left alone could be moved.
+
+        Of many nodes a share is looked at, in turn: whoever can be moved at all is soon found.
+        """
+        if not self.beside or self.movable_beside.all():
+            return
+        looked_at = children.alive
+        if looked_at.numel() > MANY_NODES:
+            looked_at = looked_at & ((children.column + step) % LOOK_SHARE == 0)
+            self.looked_everywhere = False
+        index, alive = packed(looked_at)
+        nodes = children.at(index, alive)
+        shown = {name: rows_within(value, index) for name, value in shown.items()}
         for head in self.beside:
-            if self.movable_beside.all():
-                return
-            looking = _Looking(self, head, shown, children, radii, keys, step)
-            self.game.opened.policy.act(children.obs, children.first, children.carry, looking)
-            movable = (looking.reach.mask.sum(-1) > 1) & looking.deciding & children.alive
-            found = _any_of(movable, children.column, self.movable_beside)
+            looking = _Looking(self, head, shown, nodes, radii, keys, step)
+            self.game.opened.policy.act(nodes.obs, nodes.first, nodes.carry, looking)
+            movable = (looking.reach.mask.sum(-1) > 1) & looking.deciding & alive
+            found = _any_of(movable, nodes.column, self.movable_beside)
             self.movable_beside = self.movable_beside | found
 
     def _most_promising(
