@@ -148,12 +148,14 @@ class _Plan:
             self.halved = self.worst.returns
             return
         guides = self._guides()
+        half = _halved(self.settings)
         with console.Progress(2 * len(columns), unit="courses", quarters=True) as progress:
-            for number, effort in enumerate((_halved(self.settings), self.settings)):
-                self.halved = self.worst.returns.clone()
-                # What all courses were, more steps and samples may see otherwise.
+            self._search_all(columns, guides, half, progress, 0)
+            self.halved = self.worst.returns.clone()
+            if (half.steps, half.samples) != (self.settings.steps, self.settings.samples):
+                # More steps and samples may see more courses.
                 self.worst.exact[:, columns] = False
-                self._search_all(columns, guides, effort, progress, number * len(columns))
+            self._search_all(columns, guides, self.settings, progress, len(columns))
 
     def _worthwhile(self) -> Tensor:
         """The columns, int64 [B], at which this mode can find more than its parts have found.

@@ -18,7 +18,6 @@ from rlx.robustness.reachable import Reachable, reachable
 from rlx.robustness.sweep import Game
 from rlx.threat import Budget
 
-
 MANY_NODES = 2_000
 """Nodes from which heads that are left alone are looked at in turn, and not at every step."""
 LOOK_SHARE = 8
