@@ -14,6 +14,7 @@ from rlx.attacks.planned import Planned
 from rlx.config import Count, build, load_class
 from rlx.errors import ConfigError
 from rlx.evaluation import TRIAL, evaluate
+from rlx.robustness.audit import TOWARDS
 from rlx.robustness.planner import why_not
 from rlx.robustness.sweep import Game, Played, check_attackable, sweep
 from rlx.show import console
@@ -105,7 +106,7 @@ class Auto(Adversary):
         if minq is None or choices > TARGETS:
             return {}
         numbers = range(int(choices))
-        return {f"towards {number}": replace(minq, target=number) for number in numbers}
+        return {f"{TOWARDS}{number}": replace(minq, target=number) for number in numbers}
 
     def play(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Played]:
         copied = why_not(game) is None

@@ -21,6 +21,8 @@ LEVEL = 0.05
 
 Two standard errors in each of 120 cells would warn in 97 of 100 sound studies."""
 FEW_SEEDS = 5
+TOWARDS = "towards "
+"""How the names of attacks begin that force one choice wherever they can."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,11 @@ def _noise_never_wins(singles: Mapping[str, np.ndarray]) -> Finding | None:
 def _never_raises(
     singles: Mapping[str, np.ndarray], unattacked: np.ndarray | None
 ) -> Finding | None:
-    """A single attack that helps the policies: what it raises is not what hurts."""
+    """A single attack that helps the policies: what it raises is not what hurts.
+
+    To force one choice wherever it can be may rightly help, and is not counted.
+    """
+    singles = {name: one for name, one in singles.items() if not name.startswith(TOWARDS)}
     if not singles or unattacked is None:
         return None
     gain = np.stack([returns - unattacked[:, None] for returns in singles.values()])
