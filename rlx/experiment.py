@@ -334,6 +334,8 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
     torch.set_num_threads(config.threads)
     # Dead units' gradients decay into denormal numbers, which are ten times slower.
     torch.set_flush_denormal(True)
+    # Otherwise CUDA adds up the gradients of a convolution in any order.
+    torch.backends.cudnn.deterministic = True
     if name == "auto":
         name = "cuda" if has_gpu else "cpu"
     return torch.device(name)

@@ -182,6 +182,7 @@ def test_devices(name):
         return
     device = setup_device(node)
     assert device.type == ("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    assert torch.backends.cudnn.deterministic, "the same command gives the same images' gradients"
 
 
 def parts(stem: str) -> tuple[str, str]:

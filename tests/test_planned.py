@@ -9,6 +9,7 @@ import torch
 from conftest import compose
 from gymnasium import spaces
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlx.agent import Policy, Scores, greedy
 from rlx.attacks.planned import Planned
@@ -439,6 +440,21 @@ def test_the_command_line_refuses_in_one_line(rlx, tiny_runs):
         refused = rlx("attack", run, *QUICK)
         assert refused.code == 2 and words in refused.err
         assert len(refused.err.strip().splitlines()) == 1
+
+
+class OnlyWhatCudaHas(TorchDispatchMode):
+    """Raises where a reduction is asked for bool, which the CPU computes and CUDA refuses."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket == torch.ops.aten.scatter_reduce:
+            assert args[0].dtype != torch.bool, function
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_search_asks_for_nothing_that_cuda_lacks():
+    policies = opened("hdqn")
+    with OnlyWhatCudaHas():
+        planned(width=2).play(game(policies), modes(policies))
 
 
 def test_lowest_of_each_is_what_sorting_each_column_gives():

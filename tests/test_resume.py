@@ -105,13 +105,14 @@ def test_options_resume_as_well(arguments, rlx):
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen:
+    places = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-m", "rlx", *arguments],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
     )
 
 

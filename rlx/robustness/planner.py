@@ -514,7 +514,9 @@ def _keep(env: TensorEnv, copies: Tensor) -> Tensor:
 
 def _any_of(mask: Tensor, column: Tensor, like: Tensor) -> Tensor:
     """Whether `mask` [S, K] is true at any node of each episode, bool as `like` [S, B]."""
-    return torch.zeros_like(like).scatter_reduce(1, column, mask, "amax")
+    # Added up as integers: CUDA's scatter_reduce takes no bool.
+    count = torch.zeros_like(like, dtype=torch.int32)
+    return count.scatter_add(1, column, mask.int()) > 0
 
 
 def _courses(nodes: Nodes, like: Tensor) -> Tensor:
