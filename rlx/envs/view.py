@@ -104,7 +104,7 @@ class View(VectorEnv):
         """Go on from where `state_dict()` was taken."""
         inner = {name: value for name, value in state.items() if name != "past"}
         self.env.load_state_dict(inner)
-        self.past = state["past"].clone()
+        self.past = state["past"].to(self.past.device, copy=True)
 
     def _units(self) -> tuple[str, ...] | None:
         """The names of the components that are shown; older ones say how many steps ago."""
