@@ -104,7 +104,8 @@ class View(VectorEnv):
         """Go on from where `state_dict()` was taken."""
         inner = {name: value for name, value in state.items() if name != "past"}
         self.env.load_state_dict(inner)
-        self.past = state["past"].to(self.past.device, copy=True)
+        device = next(iter(self.env.state_dict().values())).device
+        self.past = state["past"].to(device, copy=True)
 
     def _units(self) -> tuple[str, ...] | None:
         """The names of the components that are shown; older ones say how many steps ago."""
