@@ -17,9 +17,9 @@ from rlx.threat import Budget
 
 EPISODES = 5
 """Clean episodes of each seed that are looked at."""
-STEPS = 3
+STEPS = 2
 """Gradient steps towards each choice."""
-SAMPLES = 4
+SAMPLES = 2
 """Random corners of the box that are tried."""
 
 
