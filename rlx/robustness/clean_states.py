@@ -19,7 +19,7 @@ EPISODES = 5
 """Clean episodes of each seed that are looked at."""
 STEPS = 2
 """Gradient steps towards each choice."""
-SAMPLES = 2
+SAMPLES = 4
 """Random corners of the box that are tried."""
 
 
