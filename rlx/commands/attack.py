@@ -342,23 +342,27 @@ def _print(study: "Study", seeds: int, time_limit: str | None) -> None:
 
 def _print_heads(study: "Study") -> None:
     """What the box can change, by head: in clean play, and where the attack has led."""
+    cells_of = _cells_of_heads(study)
     rows = []
     for number, radius in enumerate(study.eps):
         row = [f"{radius:g}"]
-        for cells in _single_heads(study):
+        for head, cells in cells_of.items():
             for shares in (cells[number].movable_per_head, cells[number].flip_rate_per_head):
-                row += [f"{share:.1%}" for share in shares.values()] or ["–"]
+                row.append(f"{shares[head]:.1%}" if head in shares else "–")
         rows.append(row)
     columns = []
-    for cells in _single_heads(study):
-        columns += [f"{cells[0].mode}: clean play", "under attack"]
+    for head in cells_of:
+        columns += [f"{head}: clean play", "under attack"]
     title = "Decisions that the box changes, of those in clean play and of those under attack"
     console.table(title, ["eps", *columns], rows)
 
 
-def _single_heads(study: "Study") -> "list[Sequence[Cell]]":
-    """The cells of each mode in which one head alone is attacked."""
-    return [cells for cells in study.cells.values() if len(cells[0].flip_rate_per_head) == 1]
+def _cells_of_heads(study: "Study") -> "dict[str, Sequence[Cell]]":
+    """For each attacked head the cells of the mode that attacks it with the fewest others."""
+    found: dict[str, Sequence[Cell]] = {}
+    for cells in sorted(study.cells.values(), key=lambda cells: -len(cells[0].flip_rate_per_head)):
+        found |= dict.fromkeys(cells[0].flip_rate_per_head, cells)
+    return found
 
 
 def _print_winners(study: "Study") -> None:
