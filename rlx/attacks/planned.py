@@ -145,7 +145,8 @@ class _Plan:
         columns = self._worthwhile()
         self.searched = len(columns) > 0
         if not self.searched:
-            self.halved = self.worst.returns
+            # It is as converged as its parts are.
+            self.halved = torch.stack([part.halved for part in self.parts]).amin(0)
             return
         guides = self._guides()
         half = _halved(self.settings)
