@@ -395,6 +395,28 @@ def test_a_larger_radius_uses_what_was_found_at_a_smaller_one():
         assert np.array_equal(read(both)[:, 0], read(both)[:, 1])
 
 
+class Obedient(Narrow):
+    """The action is the goal, whatever it sees; the goal is chosen as `Narrow` chooses actions."""
+
+    heads = ("goal", "action")
+
+    def act(self, obs, first, carry, choose=greedy):
+        goal, carry = super().act(obs, first, carry, lambda head, *rest: choose("goal", *rest))
+        by_goal = Scores(lambda seen: torch.nn.functional.one_hot(goal, 2) + 0 * seen[..., :1])
+        return choose("action", obs, by_goal, torch.ones_like(first)), carry
+
+
+@pytest.mark.rounding
+def test_both_heads_are_as_converged_as_the_only_one_that_can_be_moved():
+    policies = replace(opened(), policy=Obedient())
+    found = planned(steps=3).play(game(policies, [0.2]), modes(policies))
+    harmless = clean(policies).returns.numpy()
+    assert np.allclose(found["goal"].halved[:, 0], harmless)
+    assert (found["both"].returns[:, 0] < harmless - 0.5).any()
+    for read in (lambda one: one.returns, lambda one: one.halved):
+        assert np.array_equal(read(found["both"]), read(found["goal"]))
+
+
 @pytest.mark.rounding
 def test_half_of_the_effort_has_half_of_the_steps_and_all_of_it_looks_again():
     """One step sees nothing to force, and so follows all courses there are; three see more."""
