@@ -248,6 +248,7 @@ def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None
 def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, Path]:
     """Write the study's table, figure and summary; returns the files that are named at the end."""
     from rlx.robustness.study import figure
+    from rlx.threat import Adversary
 
     study = result.study
     seeds = plan.opened.seeds
@@ -261,6 +262,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
         "run": [str(run.path) for run in plan.runs],
         "seeds": seeds,
         "scale": result.scale,
+        "effort": chosen("effort") if isinstance(plan.attack, Adversary) else None,
         "units": plan.env.observation_units,
         "attribution": None if result.attribution is None else result.attribution.as_dict(),
         "wall_s": result.wall_s,
@@ -281,6 +283,7 @@ def _header(config: Config, plan: Plan) -> None:
         run=", ".join(str(run.path) for run in plan.runs),
         seeds=f"{len(seeds)} ({console.ranges(seeds)})",
         attack=f"{chosen('attack')}, protocol {config.protocol}, modes {', '.join(plan.modes)}",
+        effort=chosen("effort"),
         eps=f"{len(eps)} radii from {eps[0]:g} to {eps[-1]:g}, in units of {config.scale}",
         episodes=f"{config.episodes} per seed, radius and mode: {total:,} in all",
         device=plan.opened.device,

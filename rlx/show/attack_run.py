@@ -59,8 +59,11 @@ class AttackRun:
 
     @property
     def attack(self) -> str:
-        """The attack as the user chose it, as in "pgd margin towards 0"."""
+        """The attack as the user chose it, as in "pgd margin towards 0" or "auto quick"."""
         settings = self.config.attack
+        effort = self.summary.get("effort")
+        if effort is not None:
+            return f"{self.summary['cells'][0]['attack']} {effort}"
         kind = settings.get("loss", settings.get("kind", ""))
         name = f"{self.summary['cells'][0]['attack']} {kind}".strip()
         target = settings.get("target")
