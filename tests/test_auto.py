@@ -72,6 +72,9 @@ def test_what_half_the_effort_found_is_the_others_and_half_the_plan():
     assert worst.halved.tolist() == [[[9, 9], [6, 8], [6, 7]]], "it is monotone as well"
     assert (worst.halved >= worst.returns).all()
     assert np.array_equal(worst.exact, plan.exact)
+    lower = played([[[9, 9], [3, 9], [9, 9]]])
+    worst = worst_of_each_episode({"lower": lower, "planned": plan}, [0.0, 0.1, 0.2])
+    assert worst.exact.tolist() == [[[True, True], [False, False], [False, False]]]
 
 
 def test_of_two_modes_the_worse_counts_and_a_head_left_alone_has_no_flips():

@@ -24,6 +24,8 @@ PLANNED = "planned"
 """The name of the adversary that searches."""
 LEARNED = "learned"
 """The name of the adversary that is trained."""
+ROUNDING = 1e-4
+"""Difference of two returns that may be one of rounding."""
 TARGETS = 6
 """Choices of a head up to which each of them is a target of its own."""
 
@@ -296,7 +298,9 @@ def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) ->
         others = [one.returns for name, one in played.items() if name != PLANNED]
         halved = np.minimum.reduce([*others, planned.halved])[:, order]
         result.halved = np.minimum.accumulate(halved, 1)[:, np.argsort(order)]
-        result.exact = planned.exact
+        if planned.exact is not None:
+            # What is lower was out of the search's sight.
+            result.exact = planned.exact & (returns >= planned.returns - ROUNDING)
     return result
 
 
@@ -313,8 +317,9 @@ def worse_of_two(one: Played, other: Played) -> Played:
     halved = one.halved
     if halved is not None and other.halved is not None:
         halved = np.minimum(halved, other.halved)
+    returns = chosen(one.returns, other.returns)
     return Played(
-        returns=chosen(one.returns, other.returns),
+        returns=returns,
         lengths=chosen(one.lengths, other.lengths),
         truncated=chosen(one.truncated, other.truncated).astype(bool),
         decisions={
@@ -324,7 +329,7 @@ def worse_of_two(one: Played, other: Played) -> Played:
         attacks=names,
         attack=chosen(one.attack, renamed),
         halved=halved,
-        exact=one.exact,
+        exact=None if one.exact is None else one.exact & (returns >= one.returns - ROUNDING),
     )
 
 
