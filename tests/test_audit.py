@@ -53,6 +53,14 @@ def warnings(*arguments, **keywords):
     }
 
 
+def test_the_share_of_exact_episodes_is_said():
+    exact = np.zeros((SEEDS, len(EPS), EPISODES), dtype=bool)
+    exact[:3] = True
+    finding = findings(sound(exact=exact))["share that is exact"]
+    assert finding.passed and finding.number == 0.5 and "50%" in finding.text
+    assert "share that is exact" not in findings(sound(exact=None))
+
+
 def test_a_sound_study_passes_every_check():
     assert warnings(sound(), floor=0.0) == set()
     assert list(findings(sound(), floor=0.0)) == [
@@ -64,6 +72,7 @@ def test_a_sound_study_passes_every_check():
         "gradients exist",
         "many attacks were played",
         "the search has converged",
+        "share that is exact",
         "lowest return there can be",
         "seeds are enough",
     ]

@@ -24,6 +24,8 @@ PLANNED = "planned"
 """The name of the adversary that searches."""
 LEARNED = "learned"
 """The name of the adversary that is trained."""
+ROUNDING = 1e-4
+"""Difference of two returns that may be one of rounding."""
 TARGETS = 6
 """Choices of a head up to which each of them is a target of its own."""
 
@@ -85,8 +87,16 @@ class Auto(Adversary):
             check_attackable(game, next(iter(self.singles.values())), modes)
         if why_not(game) is None:
             self.planner.check(game, modes)
-        elif self.learns:
+
+    def _why_not_learned(self, game: Game, modes: Mapping[str, Mode]) -> str | None:
+        """Why no adversary is trained; None: one is."""
+        if not self.learns:
+            return "effort.learns=false"
+        try:
             self.learner.check(game, modes)
+        except ConfigError as error:
+            return str(error)
+        return None
 
     def _fitting(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Attack]:
         """The attacks that these policies can be attacked with, and one for each target."""
@@ -138,17 +148,21 @@ class Auto(Adversary):
         tried = self._tried(game, fitting, {widest: modes[widest]} if copied else modes)
         finalists = self._finalists(tried, self.finalists)
         if not copied:
-            named = [*finalists, LEARNED] if self.learns else finalists
+            reason = self._why_not_learned(game, modes)
+            named = finalists
+            if reason is None:
+                named = [*finalists, LEARNED]
+            elif self.learns:
+                console.facts(**{"left out": f"{LEARNED}: {reason}"})
             console.facts(playing=", ".join(named))
             played = {name: sweep(game, fitting[name], modes) for name in finalists}
-            if self.learns:
+            if reason is None:
                 tried[LEARNED] = self.learner.play(self._trial(game), modes)
                 played[LEARNED] = self.learner.play(game, modes)
             return self._worst_by_seed(game, played, tried, modes)
         console.facts(playing=", ".join([*finalists, "planned"]))
         planned = self.planner.play(game, modes)
-        # Where nothing could be moved, or every course was followed, there is nothing to add.
-        open_modes = {name: mode for name, mode in modes.items() if not planned[name].settled}
+        open_modes = _open(modes, planned, tried)
         played = {name: sweep(game, fitting[name], open_modes) for name in finalists if open_modes}
         return self._worst_by_episode(game, played, planned, tried, modes)
 
@@ -227,6 +241,35 @@ class Auto(Adversary):
         return [names[number] for number in sorted(order)]
 
 
+def _open(
+    modes: Mapping[str, Mode],
+    planned: Mapping[str, Played],
+    tried: Mapping[str, Mapping[str, Played]],
+) -> dict[str, Mode]:
+    """The modes in which other attacks may add to what was `planned`.
+
+    They add nothing where the search is settled and none of the attacks that were `tried` has moved
+    a head, or none has moved a head that a narrower mode does not attack too. The search alone does
+    not say so: where gradients are masked, it knows of nothing to find.
+    """
+    moved = {head for mode in modes.values() for head in mode.heads}
+    flips: dict[str, int] = {}
+    for by_mode in tried.values():
+        for played in by_mode.values():
+            for head, counts in played.flips.items():
+                flips[head] = flips.get(head, 0) + int(counts.sum())
+    moved -= {head for head, count in flips.items() if count == 0}
+    result = {}
+    for name, mode in modes.items():
+        narrower = [set(other.heads) for other in modes.values()]
+        narrower = [heads for heads in narrower if heads < set(mode.heads)]
+        movable = moved & set(mode.heads)
+        closed = not movable or any(movable <= heads for heads in narrower)
+        if not (closed and planned[name].settled):
+            result[name] = mode
+    return result
+
+
 def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) -> Played:
     """Of each episode the lowest return of any attack at that radius or a smaller one.
 
@@ -255,7 +298,9 @@ def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) ->
         others = [one.returns for name, one in played.items() if name != PLANNED]
         halved = np.minimum.reduce([*others, planned.halved])[:, order]
         result.halved = np.minimum.accumulate(halved, 1)[:, np.argsort(order)]
-        result.exact = planned.exact
+        if planned.exact is not None:
+            # What is lower was out of the search's sight.
+            result.exact = planned.exact & (returns >= planned.returns - ROUNDING)
     return result
 
 
@@ -272,8 +317,9 @@ def worse_of_two(one: Played, other: Played) -> Played:
     halved = one.halved
     if halved is not None and other.halved is not None:
         halved = np.minimum(halved, other.halved)
+    returns = chosen(one.returns, other.returns)
     return Played(
-        returns=chosen(one.returns, other.returns),
+        returns=returns,
         lengths=chosen(one.lengths, other.lengths),
         truncated=chosen(one.truncated, other.truncated).astype(bool),
         decisions={
@@ -283,7 +329,7 @@ def worse_of_two(one: Played, other: Played) -> Played:
         attacks=names,
         attack=chosen(one.attack, renamed),
         halved=halved,
-        exact=one.exact,
+        exact=None if one.exact is None else one.exact & (returns >= one.returns - ROUNDING),
     )
 
 

@@ -49,29 +49,33 @@ class Attribution:
 
 
 def component_names(game: Game, units: Sequence[str] | None) -> list[str]:
-    """The names of the components that can be moved, for `attribute`.
+    """The names of the components that can be moved, for `attribute`: of a stack the newest.
 
     ConfigError where there are too many to try all combinations.
     """
-    size = game.scale.size
+    size = game.scale.size // game.opened.spec.stack
     if game.scale.ndim != 1 or size > MOST:
         raise ConfigError(
             f"attribution: needs flat observations of at most {MOST} components, not {size}."
         )
-    return list(units) if units is not None else [f"obs[{number}]" for number in range(size)]
+    return list(units[-size:]) if units is not None else [f"obs[{i}]" for i in range(size)]
 
 
 def attribute(
     game: Game, attack: Attack, name: str, eps: float, components: Sequence[str]
 ) -> Attribution:
-    """Share out what `attack`, called `name`, takes at the radius `eps`, in all heads at once."""
+    """Share out what `attack`, called `name`, takes at the radius `eps`, in all heads at once.
+
+    `components`: the names of the last components of an observation, which alone are moved.
+    """
     game = replace(game, eps=[eps], episodes=EPISODES, quiet=True)
     heads = game.opened.policy.heads
     clean = _mean(replace(game, eps=[0.0]), attack, heads)
 
     def by_components(chosen: Sequence[int]) -> float:
+        numbers = game.scale.size - len(components) + np.array(chosen)
         allowed = np.zeros_like(game.scale)
-        allowed[list(chosen)] = game.scale[list(chosen)]
+        allowed[numbers] = game.scale[numbers]
         return clean - _mean(replace(game, scale=allowed), attack, heads)
 
     def by_heads(chosen: Sequence[int]) -> float:

@@ -66,6 +66,7 @@ def audit(
         _has_gradients(heads, states),
         _many(played),
         _converged(played, eps, clean, random),
+        _exhaustive(played),
         _at_the_floor(played.returns, eps, floor),
         _seeds(len(clean)),
     ]
@@ -183,6 +184,15 @@ def _converged(
     if np.isnan(change):
         return Finding("the search has converged", False, change, "there is no score")
     return Finding("the search has converged", change <= CONVERGED, change, text)
+
+
+def _exhaustive(played: Played) -> Finding | None:
+    """Where all courses were followed, nothing lower can be forced by what was found reachable."""
+    if played.exact is None:
+        return None
+    share = float(played.exact.mean())
+    text = f"in {share:.0%} of the episodes the search followed every reachable course"
+    return Finding("share that is exact", True, share, text)
 
 
 def _at_the_floor(returns: np.ndarray, eps: Sequence[float], floor: float) -> Finding | None:

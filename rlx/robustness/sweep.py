@@ -73,7 +73,7 @@ class Played:
     exact: np.ndarray | None = None
     """Whether nothing worse is reachable, as far as what is reachable was found, [S, E, P]."""
     settled: bool = False
-    """Whether no other attack can find more: no decision can be moved, or all was searched."""
+    """Whether all was searched, or nothing found that can be moved, as far as gradients show."""
     singles: dict[str, np.ndarray] = field(default_factory=dict)
     """The returns of each attack of a study of many on trial episodes, by name, [S, E, P']."""
     unattacked: np.ndarray | None = None
