@@ -161,8 +161,9 @@ class _Plan:
     def _worthwhile(self) -> Tensor:
         """The columns, int64 [B], at which this mode can find more than its parts have found.
 
-        It cannot where no other head could be moved on all the courses of one of the parts: then
-        these are all courses of this mode.
+        It cannot where no other head was seen to be movable on the courses of one of the parts:
+        then these are all courses of this mode. Of many courses not all were looked at, and the
+        episodes are not called exact.
         """
         settled = torch.zeros_like(self.radii, dtype=torch.bool)
         for part in self.parts:
