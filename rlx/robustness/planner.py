@@ -332,6 +332,7 @@ class Search:
         alive = nodes.alive
         shown: dict[str, Tensor] = {}
         clean: dict[str, Tensor] = {}
+        picked: dict[str, Tensor] = {}
         for head in self.heads:
             rows = nodes.at(index, alive)
             looking = _Looking(self, head, shown, rows, radii, keys, step)
@@ -346,12 +347,14 @@ class Search:
             index = index.gather(1, row)
             shown = {name: rows_within(value, row) for name, value in shown.items()}
             clean = {name: rows_within(value, row) for name, value in clean.items()}
+            picked = {name: rows_within(value, row) for name, value in picked.items()}
             shown[head] = rows_within(reach.obs.flatten(1, 2), branch)
             clean[head] = rows_within(looking.clean, row)
+            picked[head] = branch % choices
         children = nodes.at(index, alive)
         self._look_beside(children, shown, radii, keys, step)
         children.copy = _keep(env, children.copy)
-        forcing = _Forcing(self, shown, clean)
+        forcing = _Forcing(self, shown, clean, picked)
         action, carry = policy.act(children.obs, children.first, children.carry, forcing)
         children.carry = carry
         for name, count in forcing.counts.items():
@@ -486,17 +489,33 @@ class _Looking:
 class _Forcing:
     """Choices at the observations that a plan shows; it counts what they change."""
 
-    def __init__(self, search: Search, shown: dict[str, Tensor], clean: dict[str, Tensor]):
-        """`shown`: observations [S, K, *O], `clean`: decisions without an attack, by head."""
+    def __init__(
+        self,
+        search: Search,
+        shown: dict[str, Tensor],
+        clean: dict[str, Tensor],
+        picked: dict[str, Tensor],
+    ):
+        """`shown`: observations [S, K, *O] by head; `clean`: decisions without an attack;
+        `picked`: which of the reachable choices is forced, int64 [S, K]."""
+        policy = search.game.opened.policy
         self.action_space = search.game.opened.spec.action_space
         self.shown = shown
         self.clean = clean
+        self.picked = picked
+        self.remembers = any(
+            value.is_floating_point() for value in policy.initial_carry(1).values()
+        )
+        """Whether the policy's memory may hold what it was shown; whole numbers do not."""
         self.counts: dict[str, Tensor] = {}
 
     def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         if head not in self.shown:
             return scores.best(obs.float())
-        decision = scores.best(self.shown[head])
+        if scores.continuous or self.remembers:
+            decision = scores.best(self.shown[head])
+        else:
+            decision = self.picked[head]  # `reachable` has tried it out
         changed = flipped(self.action_space, decision, self.clean[head]) & deciding
         self.counts[f"decisions/{head}"] = deciding.long()
         self.counts[f"flips/{head}"] = changed.long()
