@@ -295,6 +295,7 @@ BAD_ATTACKS = [
     (["eps=0.1", "attack.target=5"], "choices 0 to 2"),
     (["eps=0.1", "attack.target=-1"], "attack.target=-1: must be at least 0"),
     (["eps=0.1", "attack=pgd", "protocol=source"], "no settings for pgd"),
+    (["eps=0.1", "attack=planned", "attribution=0.1"], "attack=planned plays whole episodes"),
 ]
 
 

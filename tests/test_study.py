@@ -119,3 +119,13 @@ def test_critical_radii_beyond_the_grid_say_on_which_side(result):
     unharmed = study_of(played([10.0, 9.0, 8.0]))
     assert unharmed.critical_text("both") == ">1 [>1, >1]"
     assert unharmed.summary()["critical_eps"] == {"both": ">1"}
+
+
+def test_an_episode_that_nobody_harmed_is_nobodys():
+    episodes = played([10.0, 10.0, 4.0])
+    episodes.attacks = ["noise", "planned"]
+    episodes.attack = np.zeros((SEEDS, len(EPS), EPISODES), dtype=np.int64)
+    episodes.attack[:, 2, :2] = 1
+    winners = [cell.winners for cell in study_of(episodes).cells["both"]]
+    assert winners[0] == winners[1] == {"noise": 0.0, "planned": 0.0, "none": 1.0}
+    assert winners[2] == pytest.approx({"noise": 1 / 3, "planned": 2 / 3, "none": 0.0})

@@ -144,8 +144,7 @@ class Auto(Adversary):
         """The worst episodes that were found, by mode."""
         fitting = self._fitting(game, modes)
         # Where the env is searched, the strongest attacks on all heads are those on each.
-        widest = max(modes, key=lambda name: len(modes[name].heads))
-        tried = self._tried(game, fitting, {widest: modes[widest]} if copied else modes)
+        tried = self._tried(game, fitting, _widest(modes) if copied else modes)
         finalists = self._finalists(tried, self.finalists)
         if not copied:
             reason = self._why_not_learned(game, modes)
@@ -239,6 +238,16 @@ class Auto(Adversary):
         names = list(tried)
         order = np.argsort(shortfall, kind="stable")[:count]
         return [names[number] for number in sorted(order)]
+
+
+def _widest(modes: Mapping[str, Mode]) -> dict[str, Mode]:
+    """The modes whose heads are not all attacked by another mode as well, and others."""
+    heads = [set(mode.heads) for mode in modes.values()]
+    return {
+        name: mode
+        for name, mode in modes.items()
+        if not any(set(mode.heads) < others for others in heads)
+    }
 
 
 def _open(

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from rlx.command import RunConfig, check_protocol, chosen, command
 from rlx.config import Count, NonNegative, build, choice, load_class
+from rlx.errors import ConfigError
 from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
@@ -144,6 +145,7 @@ def _load(config: Config) -> Plan:
     eps = parse_grid(config.eps, "eps")
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
+    from rlx.attacks.auto import Auto
     from rlx.evaluation import REPORT
     from rlx.experiment import setup_device
     from rlx.policies import open_runs
@@ -151,7 +153,7 @@ def _load(config: Config) -> Plan:
     from rlx.robustness.manifold import kept_angles
     from rlx.robustness.scale import resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
-    from rlx.threat import Threat
+    from rlx.threat import Attack, Threat
 
     kind = load_class(config.attack, "attack", Threat)
     attack = build(kind, config.attack, "attack")
@@ -176,6 +178,11 @@ def _load(config: Config) -> Plan:
     check_attackable(game, attack, modes)
     components: list[str] = []
     if config.attribution is not None:
+        if not isinstance(attack, Attack | Auto):
+            raise ConfigError(
+                f"attribution: attack={chosen('attack')} plays whole episodes; "
+                "use attack=auto, minq or pgd."
+            )
         components = component_names(game, env.observation_units)
     return Plan(attack, modes, game, scale, env, components)
 
@@ -226,7 +233,7 @@ def _play(config: Config, plan: Plan) -> Result:
 def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None":
     """Who carries the harm at the radius `attribution`; None where that is null.
 
-    Of a study of many attacks the strongest single one is asked; other adversaries have no parts.
+    Of a study of many attacks the strongest single one is asked.
     """
     if config.attribution is None:
         return None
@@ -239,9 +246,7 @@ def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None
     if isinstance(attack, Auto):
         at_radius = replace(game, eps=[config.attribution])
         name, attack = attack.strongest_single(at_radius, plan.modes)
-    if not isinstance(attack, Attack):
-        console.warning(f"attribution: attack={name} plays whole episodes; use auto, minq or pgd")
-        return None
+    assert isinstance(attack, Attack)  # others were refused
     return attribute(game, attack, name, config.attribution, plan.components)
 
 
@@ -376,12 +381,9 @@ def _print_winners(study: "Study") -> None:
     for number, radius in enumerate(study.eps):
         row = [f"{radius:g}"]
         for cells in study.cells.values():
-            if cells[number].returns.iqm < study.clean.iqm:
-                shares = sorted(cells[number].winners.items(), key=lambda pair: -pair[1])
-                texts = [f"{name} {share:.0%}" for name, share in shares if share >= 0.005]
-                row.append(", ".join(texts))
-            else:
-                row.append("none")
+            shares = sorted(cells[number].winners.items(), key=lambda pair: -pair[1])
+            texts = [f"{name} {share:.0%}" for name, share in shares if share >= 0.005]
+            row.append(", ".join(texts))
         rows.append(row)
     title = "Which attack was the worst, in which share of the episodes"
     console.table(title, ["eps", *study.cells], rows)

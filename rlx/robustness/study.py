@@ -18,6 +18,8 @@ from rlx.robustness.sweep import Played
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NONE = "none"
+"""What is named where no attack has harmed an episode."""
 FILE_KEYS = {"mode": "head", "returns": "return"}
 """Fields of `Cell` whose keys in summary.json and robustness.csv differ: the files are older."""
 
@@ -59,7 +61,7 @@ class Cell:
     winners: Mapping[str, float]
     """Share of the episodes that each attack of a study of many has won, by name.
 
-    Empty where there was one attack alone."""
+    The share that none has harmed is that of "none". Empty where there was one attack alone."""
     truncation_rate: float = _printed_share(
         statistics.TRUNCATION_RATE.column, f"episodes {statistics.TRUNCATION_RATE.column}"
     )
@@ -77,8 +79,12 @@ class Cell:
         score: float,
         bootstrap: statistics.Bootstrap,
         states: CleanStates,
+        clean: np.ndarray,
     ) -> "Cell":
-        """The cell of the episodes that were `played` at radius `number`, which is `eps`."""
+        """The cell of the episodes that were `played` at radius `number`, which is `eps`.
+
+        `clean`: the returns [S, P] of the same episodes without an attack.
+        """
         flips = {name: int(counts[:, number].sum()) for name, counts in played.flips.items()}
         decisions = {name: int(played.decisions[name][:, number].sum()) for name in flips}
         return cls(
@@ -94,7 +100,7 @@ class Cell:
                 for head in flips
                 if head in states.movable
             },
-            winners=_winners(played, number),
+            winners=_winners(played, number, clean),
             truncation_rate=float(played.truncated[:, number].mean()),
         )
 
@@ -138,12 +144,18 @@ class Cell:
         return [field for field in dataclasses.fields(cls) if field.metadata]
 
 
-def _winners(played: Played, number: int) -> dict[str, float]:
-    """The share of the episodes at radius `number` that each attack has won, by name."""
+def _winners(played: Played, number: int, clean: np.ndarray) -> dict[str, float]:
+    """The share of the episodes at radius `number` that each attack has won, by name.
+
+    Episodes whose return is that of `clean` play [S, P] are nobody's.
+    """
     if played.attack is None:
         return {}
-    attack = played.attack[:, number]
-    return {name: float((attack == i).mean()) for i, name in enumerate(played.attacks)}
+    returns = played.returns[:, number]
+    harmed = (returns < clean) & ~np.isclose(returns, clean, rtol=1e-4)
+    attack = np.where(harmed, played.attack[:, number], -1)
+    shares = {name: float((attack == i).mean()) for i, name in enumerate(played.attacks)}
+    return {**shares, NONE: float((attack == -1).mean())}
 
 
 @dataclass(frozen=True)
@@ -199,6 +211,7 @@ class Study:
                     score=float(curve.score[number]),
                     bootstrap=bootstrap,
                     states=states,
+                    clean=clean,
                 )
                 for number, radius in enumerate(eps)
             ]
