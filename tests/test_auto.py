@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import compose
-from test_planned import clean, game, opened
+from test_planned import Narrow, clean, game, opened
 
+from rlx.agent import Scores, greedy
 from rlx.attacks.auto import Auto, worse_of_two, worst_of_each_episode, worst_of_each_seed
 from rlx.attacks.minq import MinQ
 from rlx.config import build
@@ -156,6 +157,32 @@ def test_no_attack_alone_is_lower_in_any_episode_of_an_env_that_can_be_copied(ag
     if agent == "hdqn":
         assert (worst["both"].returns <= worst["goal"].returns).all()
         assert (worst["both"].returns <= worst["action"].returns).all()
+
+
+class Wrong(Narrow):
+    """Does what harms it, but where the place looks .02 off: every attack helps."""
+
+    def act(self, obs, first, carry, choose=greedy):
+        def by_place(seen):
+            off = seen[..., 0] - obs[..., 0]
+            return torch.stack([0 * off, off.abs() - 0.02], -1)
+
+        return choose("action", obs, Scores(by_place), torch.ones_like(first)), carry
+
+    def scores(self, obs, carry, head):
+        return torch.stack([0 * obs[..., 0], 0 * obs[..., 0] - 0.02], -1)
+
+
+def test_where_every_attack_helps_the_policies_are_left_alone(monkeypatch):
+    monkeypatch.setattr("rlx.attacks.auto.why_not", lambda game: "cannot be copied")
+    policies = replace(opened(), policy=Wrong())
+    study = game(policies, [0.1])
+    harmless = clean(policies).returns.numpy()[:, None]
+    threat = auto("effort.finalists=20", "effort.learns=false")
+    noise = sweep(study, threat.singles["noise"], MODE)["action"]
+    assert (noise.returns.mean(-1) > harmless.mean(-1) + 0.1).all(), "noise helps"
+    found = threat.play(study, MODE)["action"]
+    assert np.allclose(found.returns, harmless)
 
 
 def hide_gradients(policies):

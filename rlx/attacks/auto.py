@@ -26,6 +26,8 @@ LEARNED = "learned"
 """The name of the adversary that is trained."""
 ROUNDING = 1e-4
 """Difference of two returns that may be one of rounding."""
+NOTHING = "none"
+"""The name of what an adversary does that leaves the policies alone."""
 TARGETS = 6
 """Choices of a head up to which each of them is a target of its own."""
 
@@ -154,7 +156,11 @@ class Auto(Adversary):
             elif self.learns:
                 console.facts(**{"left out": f"{LEARNED}: {reason}"})
             console.facts(playing=", ".join(named))
-            played = {name: sweep(game, fitting[name], modes) for name in finalists}
+            # To do nothing is always allowed, and better than what helps.
+            first = fitting[finalists[0]]
+            tried[NOTHING] = _left_alone(self._trial(game), first, modes)
+            played = {NOTHING: _left_alone(game, first, modes)}
+            played |= {name: sweep(game, fitting[name], modes) for name in finalists}
             if reason is None:
                 tried[LEARNED] = self.learner.play(self._trial(game), modes)
                 played[LEARNED] = self.learner.play(game, modes)
@@ -222,7 +228,9 @@ class Auto(Adversary):
             trials = {name: by_mode[mode].returns for name, by_mode in tried.items()}
             chosen = {name: trials[name] for name in final}
             result[mode] = worst_of_each_seed(final, chosen, game.eps)
-            result[mode].singles = trials
+            result[mode].singles = {
+                name: returns for name, returns in trials.items() if name != NOTHING
+            }
         return result
 
     def _finalists(self, tried: Mapping[str, Mapping[str, Played]], count: int) -> list[str]:
@@ -238,6 +246,26 @@ class Auto(Adversary):
         names = list(tried)
         order = np.argsort(shortfall, kind="stable")[:count]
         return [names[number] for number in sorted(order)]
+
+
+def _left_alone(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, Played]:
+    """The episodes of `game` as `attack` plays them at radius 0, at each of the radii, by mode."""
+    clean = sweep(replace(game, eps=[0.0], quiet=True), attack, modes)
+    radii = len(game.eps)
+
+    def repeated(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, radii, axis=1)
+
+    result = {}
+    for mode, played in clean.items():
+        result[mode] = Played(
+            returns=repeated(played.returns),
+            lengths=repeated(played.lengths),
+            truncated=repeated(played.truncated),
+            decisions={head: repeated(count) for head, count in played.decisions.items()},
+            flips={head: repeated(count) for head, count in played.flips.items()},
+        )
+    return result
 
 
 def _widest(modes: Mapping[str, Mode]) -> dict[str, Mode]:
