@@ -16,6 +16,7 @@ from rlx.errors import ConfigError
 from rlx.evaluation import TRIAL, evaluate
 from rlx.robustness.audit import TOWARDS
 from rlx.robustness.planner import why_not
+from rlx.robustness.study import NONE
 from rlx.robustness.sweep import Game, Played, check_attackable, sweep
 from rlx.show import console
 from rlx.threat import Adversary, Attack, Mode
@@ -26,8 +27,6 @@ LEARNED = "learned"
 """The name of the adversary that is trained."""
 ROUNDING = 1e-4
 """Difference of two returns that may be one of rounding."""
-NOTHING = "none"
-"""The name of what an adversary does that leaves the policies alone."""
 TARGETS = 6
 """Choices of a head up to which each of them is a target of its own."""
 
@@ -158,8 +157,8 @@ class Auto(Adversary):
             console.facts(playing=", ".join(named))
             # To do nothing is always allowed, and better than what helps.
             first = fitting[finalists[0]]
-            tried[NOTHING] = _left_alone(self._trial(game), first, modes)
-            played = {NOTHING: _left_alone(game, first, modes)}
+            tried[NONE] = _left_alone(self._trial(game), first, modes)
+            played = {NONE: _left_alone(game, first, modes)}
             played |= {name: sweep(game, fitting[name], modes) for name in finalists}
             if reason is None:
                 tried[LEARNED] = self.learner.play(self._trial(game), modes)
@@ -229,7 +228,7 @@ class Auto(Adversary):
             chosen = {name: trials[name] for name in final}
             result[mode] = worst_of_each_seed(final, chosen, game.eps)
             result[mode].singles = {
-                name: returns for name, returns in trials.items() if name != NOTHING
+                name: returns for name, returns in trials.items() if name != NONE
             }
         return result
 
@@ -417,6 +416,11 @@ def _picked(
         returns=picked(lambda one: one.returns),
         lengths=picked(lambda one: one.lengths),
         truncated=picked(lambda one: one.truncated),
-        decisions={head: picked(lambda one, head=head: one.decisions[head]) for head in heads},  # type: ignore[misc]
-        flips={head: picked(lambda one, head=head: one.flips[head]) for head in heads},  # type: ignore[misc]
+        decisions={head: picked(_counts("decisions", head)) for head in heads},
+        flips={head: picked(_counts("flips", head)) for head in heads},
     )
+
+
+def _counts(count: str, head: str) -> Callable[[Played], np.ndarray]:
+    """What reads the "decisions" or "flips" of a head, [S, E, P]."""
+    return lambda played: getattr(played, count)[head]

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from rlx.agent import Choose, Scores
 from rlx.evaluation import SELECTION, evaluate
-from rlx.nn.seed_axis import along
 from rlx.robustness.attacker import flipped
 from rlx.robustness.reachable import Reachable, reachable
 from rlx.robustness.sweep import Game
-from rlx.threat import Budget
 
 EPISODES = 5
 """Clean episodes of each seed that are looked at."""
@@ -66,7 +64,6 @@ class _Watch:
     def __init__(self, game: Game):
         self.game = game
         device = game.opened.device
-        self.scale = torch.as_tensor(game.scale, dtype=torch.float32, device=device)
         self.generator = torch.Generator(device=device).manual_seed(0)
         zeros = torch.zeros(len(game.eps), device=device)
         heads = game.opened.policy.heads
@@ -91,9 +88,7 @@ class _Watch:
 
     def _reachable(self, obs: Tensor, scores: Scores, radius: float) -> Reachable:
         """What is reachable at `obs` within a `radius`."""
-        box = along(torch.full(obs.shape[:2], radius, device=obs.device), obs) * self.scale
-        space = self.game.opened.spec.observation_space
-        budget = Budget.of(space, box, self.game.angles)
+        budget = self.game.budget(torch.full(obs.shape[:2], radius, device=obs.device), obs)
 
         def draw(count: int) -> Tensor:
             return torch.rand(*obs.shape[:2], count, generator=self.generator, device=obs.device)

@@ -12,11 +12,10 @@ from rlx.env import TensorEnv
 from rlx.envs.batched import BatchedEnv
 from rlx.envs.view import View
 from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
-from rlx.nn.seed_axis import along, rows_within
+from rlx.nn.seed_axis import rows_within
 from rlx.robustness.attacker import flipped
 from rlx.robustness.reachable import Reachable, reachable
 from rlx.robustness.sweep import Game
-from rlx.threat import Budget
 
 MANY_NODES = 2_000
 """Nodes from which heads that are left alone are looked at in turn, and not at every step."""
@@ -232,7 +231,6 @@ class Search:
 
     def __post_init__(self) -> None:
         device = self.game.opened.device
-        self.scale = torch.as_tensor(self.game.scale, dtype=torch.float32, device=device)
         self.seeds = seed_tensor(self.game.opened.seeds, device)
 
     @torch.no_grad()
@@ -449,7 +447,7 @@ class _Looking:
         self.shown = shown
         self.radius = radii[nodes.column]
         self.key = stream_key(keys.gather(1, nodes.column), head)
-        self.drawn = step * search.samples * int(np.prod(search.scale.shape))
+        self.drawn = step * search.samples * int(np.prod(search.game.scale.shape))
         self.decided = False
         """Whether the head has decided: what heads below it choose then is of no use."""
         self.reach: Reachable
@@ -469,9 +467,7 @@ class _Looking:
             return scores.best(obs)
         self.decided = True
         search = self.search
-        radius = along(self.radius, obs) * search.scale
-        space = search.game.opened.spec.observation_space
-        budget = Budget.of(space, radius, search.game.angles)
+        budget = search.game.budget(self.radius, obs)
         self.reach = reachable(
             scores, obs, budget, self._draw, steps=search.steps, samples=search.samples
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.evaluation import REPORT
+from rlx.nn.seed_axis import along
 from rlx.policies import Opened
 from rlx.robustness.attacker import Attacker
 from rlx.rollout import Episodes, rollout
@@ -44,6 +45,12 @@ class Game:
     """The checkpoint that the policies are of."""
     quiet: bool = False
     """Whether no progress is printed."""
+
+    def budget(self, radius: Tensor, obs: Tensor) -> Budget:
+        """The boxes of a `radius` [S, B], in units of the scale, around `obs` [S, B, *O]."""
+        scale = torch.as_tensor(self.scale, dtype=torch.float32, device=obs.device)
+        space = self.opened.spec.observation_space
+        return Budget.of(space, along(radius, obs) * scale, self.angles)
 
     def radii(self) -> Tensor:
         """The radii as a tensor, float32 [E]."""
