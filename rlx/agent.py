@@ -5,7 +5,7 @@ continuous action. Every tensor starts with the seed axis; one seed is S = 1.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -178,6 +178,14 @@ class Policy(nn.Module, ABC):
         """The scores [S, B, A] by which `head` decides at `obs`, differentiable in `obs`."""
 
 
+Part = Callable[[], dict[str, Tensor]]
+"""A part of learning, all of whose tensors are the agent's own; returns metrics, name → [S].
+
+A bound method, or a `functools.partial` of one with constants, asks the device nothing, and a run
+may compile it; any other function is called as it is.
+"""
+
+
 class Agent(nn.Module, ABC):
     """The learning half: all that learning needs, as parameters and buffers [S, …].
 
@@ -206,6 +214,9 @@ class Agent(nn.Module, ABC):
     It must where the best would be chosen by what the agent must not know, the env's reward.
     """
 
+    traceable: ClassVar[bool] = True
+    """Whether its steps may be compiled: `act`, `store` and what is `due` are tensor operations."""
+
     policy: Policy
     """The policy that decides when the agent is evaluated."""
 
@@ -213,12 +224,31 @@ class Agent(nn.Module, ABC):
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """The exploring action for `obs` [S, N, *O], and the next carry; else as `Policy.act`."""
 
-    @abstractmethod
-    def update(self, transition: Transition) -> dict[str, Tensor]:
-        """Store a transition and learn when due; returns metrics, name → [S].
+    def store(self, transition: Transition) -> None:
+        """Take in a transition, to learn from when learning is due.
 
-        The metrics are empty where nothing was learnt.
+        As `act`, it asks the device nothing: a run may compile both together with the env's step.
         """
+        raise NotImplementedError(f"{type(self).__name__} defines neither `store` nor `update`")
+
+    def due(self) -> Sequence[Part]:
+        """Count a vector step; returns what is to be learnt after it, part by part, in order.
+
+        The host calls this, between device functions: clocks live here.
+        """
+        return ()
+
+    def update(self, transition: Transition) -> dict[str, Tensor]:
+        """Store a transition and learn what is due; returns metrics, name → [S].
+
+        The metrics are empty where nothing was learnt. An agent may define this alone, instead of
+        `store` and `due`; its steps are then not compiled.
+        """
+        self.store(transition)
+        metrics: dict[str, Tensor] = {}
+        for part in self.due():
+            metrics |= part()
+        return metrics
 
     def warnings(self) -> list[str]:
         """Sentences about what the agent met that its settings do not fit, with the key to change.
@@ -240,9 +270,8 @@ class OfflineAgent(Agent):
         """Act greedily."""
         return self.policy.act(obs, first, carry)
 
-    def update(self, transition: Transition) -> dict[str, Tensor]:
-        """Learn nothing: transitions are no part of the data set."""
-        return {}
+    def store(self, transition: Transition) -> None:
+        """Leave it: transitions are no part of the data set."""
 
     @abstractmethod
     def learn(self) -> dict[str, Tensor]:

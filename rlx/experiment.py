@@ -41,6 +41,12 @@ class Device:
     """`cpu`, `cuda`, or `auto` for a GPU where there is one."""
     threads: Count
     """Threads that torch computes with on the CPU."""
+    # Runs of earlier versions lack this.
+    compile: Any = "auto"
+    """`true`: compile what a training does at every step; `auto`: where it is worth the time."""
+
+    def __post_init__(self) -> None:
+        choice(str(self.compile).lower(), ("auto", "true", "false"), "device.compile")
 
 
 @dataclass(frozen=True)
@@ -334,6 +340,9 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
     torch.set_num_threads(config.threads)
     # Dead units' gradients decay into denormal numbers, which are ten times slower.
     torch.set_flush_denormal(True)
+    # 32 bits throughout: TF32 keeps 10 of the 23 binary digits of a factor.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     # Otherwise CUDA adds up the gradients of a convolution in any order.
     torch.backends.cudnn.deterministic = True
     if name == "auto":

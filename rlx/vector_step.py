@@ -9,11 +9,11 @@ from rlx.agent import Agent, Carry, Transition
 from rlx.env import TensorEnv
 
 
-class VectorStep(NamedTuple):
+class Played(NamedTuple):
     """The outcome of a step of N env copies per seed."""
 
     transition: Transition
-    """The transition that the agent learnt from; the next step begins with its carry."""
+    """The transition that the agent learns from; the next step begins with its carry."""
     obs: Tensor
     """[S, N, *O]: the observations that the next step begins with.
 
@@ -21,16 +21,12 @@ class VectorStep(NamedTuple):
     """
     first: Tensor
     """bool [S, N]: whether an episode begins with `obs`."""
-    metrics: dict[str, Tensor]
-    """The metrics of what was learnt, name → [S]; empty where nothing was learnt."""
 
 
-def vector_step(
-    agent: Agent, env: TensorEnv, obs: Tensor, first: Tensor, carry: Carry
-) -> VectorStep:
-    """Act, step and learn: one step of all S·N copies of `env`, from `obs`, `first` and `carry`.
+def play(agent: Agent, env: TensorEnv, obs: Tensor, first: Tensor, carry: Carry) -> Played:
+    """Act and step: one step of all S·N copies of `env`, from `obs`, `first` and `carry`.
 
-    RunError where the agent's actions or metrics have a wrong shape.
+    RunError where the agent's actions have a wrong shape.
     """
     action, carry = agent.act(obs, first, carry)
     contract.check_action(agent, action, first.shape)
@@ -46,7 +42,27 @@ def vector_step(
         truncated=truncated,
         carry=carry,
     )
-    metrics = agent.update(transition)
+    return Played(transition, env_obs.unflatten(0, first.shape), terminated | truncated)
+
+
+class VectorStep(NamedTuple):
+    """A vector step: what `Played` holds, and what was learnt."""
+
+    transition: Transition
+    obs: Tensor
+    first: Tensor
+    metrics: dict[str, Tensor]
+    """The metrics of what was learnt, name → [S]; empty where nothing was learnt."""
+
+
+def vector_step(
+    agent: Agent, env: TensorEnv, obs: Tensor, first: Tensor, carry: Carry
+) -> VectorStep:
+    """Act, step and learn: one step of all S·N copies of `env`, as `play`.
+
+    RunError where the agent's actions or metrics have a wrong shape.
+    """
+    played = play(agent, env, obs, first, carry)
+    metrics = agent.update(played.transition)
     contract.check_metrics(agent, metrics, first.shape)
-    next_obs = env_obs.unflatten(0, first.shape)
-    return VectorStep(transition, next_obs, terminated | truncated, metrics)
+    return VectorStep(*played, metrics)

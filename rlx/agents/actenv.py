@@ -16,13 +16,14 @@ Then Act is pushed to raise its Q_a, and Env's Q_e is pulled towards Q_a:
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy, leaky_relu, one_hot, threshold
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Index, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image
@@ -280,7 +281,7 @@ class ActEnv(Agent):
             chosen = logits.argmax(-1)
         return torch.where(explore_draw < self.epsilon().unsqueeze(1), random, chosen)
 
-    def update(self, transition: Transition) -> dict[str, Tensor]:
+    def store(self, transition: Transition) -> None:
         self.memory.add(
             transition.reward,
             transition.terminated | transition.truncated,
@@ -292,16 +293,21 @@ class ActEnv(Agent):
             action=transition.action,
         )
         self.steps += transition.reward.shape[1]
+
+    def due(self) -> list[Part]:
         due = self.clock.advance()
-        if not due:
-            return {}
+        return [self.learn] * due + [partial(self.average, due)] if due else []
+
+    def learn(self) -> dict[str, Tensor]:
+        """Learn from one minibatch; metrics [S]."""
         where = self.memory.rated().sum(1) > 0
-        size = self.config.batch_size + 1
-        for draws in self.rng.uniform(due, size, dtype=torch.float64).unbind(1):
-            losses = self._learn(self.memory.sample(draws), where)
-        weight = 1 - (1 - self.config.average_tau) ** due
-        polyak_update(self.policy, self.online, weight)
-        return losses
+        draws = self.rng.uniform(self.config.batch_size + 1, dtype=torch.float64)
+        return self._learn(self.memory.sample(draws), where)
+
+    def average(self, updates: int) -> dict[str, Tensor]:
+        """Move the policy that acts greedily towards the newest weights, after so many updates."""
+        polyak_update(self.policy, self.online, 1 - (1 - self.config.average_tau) ** updates)
+        return {}
 
     def warnings(self) -> list[str]:
         low = self.config.return_low

@@ -2,11 +2,12 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.nn.exploration import EpsilonGreedy
@@ -135,7 +136,7 @@ class DQN(Agent):
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self.online.act(obs, first, carry, self.explore)
 
-    def update(self, transition: Transition) -> dict[str, Tensor]:
+    def store(self, transition: Transition) -> None:
         last = transition.terminated | transition.truncated
         terminal = transition.terminated if self.config.bootstrap_truncated else last
         self.learner.replay.add(
@@ -149,11 +150,18 @@ class DQN(Agent):
             next_obs=transition.next_obs,
             last=last,
         )
+
+    def due(self) -> list[Part]:
         due = self.clock.advance()
-        if not due:
-            return {}
-        for draws in self.rng.uniform(due, self.config.batch_size, dtype=torch.float64).unbind(1):
-            loss, q = self.learner.learn(self.online.q, draws)
-        weight = 1 - (1 - self.config.average_tau) ** due
-        polyak_update(self.policy, self.online, weight)
+        return [self.learn] * due + [partial(self.average, due)] if due else []
+
+    def learn(self) -> dict[str, Tensor]:
+        """Learn from one minibatch; metrics [S]."""
+        draws = self.rng.uniform(self.config.batch_size, dtype=torch.float64)
+        loss, q = self.learner.learn(self.online.q, draws)
         return {"loss/q": loss, "q/mean": q}
+
+    def average(self, updates: int) -> dict[str, Tensor]:
+        """Move the policy that acts greedily towards the newest weights, after so many updates."""
+        polyak_update(self.policy, self.online, 1 - (1 - self.config.average_tau) ** updates)
+        return {}

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Index, NonNegative, Positive, Range, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.augmentation import augment
@@ -272,6 +272,7 @@ class EfficientZero(Agent):
 
     config_type = Config
     policy_type = SearchPolicy
+    traceable = False
 
     policy: SearchPolicy
     priority: Tensor
@@ -374,14 +375,7 @@ class EfficientZero(Agent):
         rng.counter += draws_needed(self.settings, *root.logits.shape[1:])
         return output
 
-    def update(self, transition: Transition) -> dict[str, Tensor]:
-        self._store(transition)
-        metrics: dict[str, Tensor] = {}
-        for _ in range(self.clock.advance()):
-            metrics = self.learn()
-        return metrics
-
-    def _store(self, transition: Transition) -> None:
+    def store(self, transition: Transition) -> None:
         """Add a transition to the replay, as urgent as the most urgent row."""
         ended = transition.terminated | transition.truncated
         largest = self.priority.amax((1, 2))
@@ -408,6 +402,9 @@ class EfficientZero(Agent):
         )
         self.priority.scatter_(2, self.replay.expired().unsqueeze(-1), 0.0)
 
+    def due(self) -> list[Part]:
+        return [self.learn] * self.clock.advance()
+
     def learn(self) -> dict[str, Tensor]:
         """Learn from one minibatch; metrics [S]."""
         config = self.config
@@ -423,7 +420,7 @@ class EfficientZero(Agent):
         unrolled = self._unroll(first_obs.squeeze(2), batch["action"][:, :, : config.unroll])
         losses = self._losses(batch, unrolled, targets, later_obs)
         loss = (self._weighted(losses) * weight).mean(1)
-        self.optimizer.learning_rate = self._learning_rate()
+        self.optimizer.learning_rate.fill_(self._learning_rate())
         descend(
             loss,
             list(self.policy.parameters()),

@@ -7,13 +7,14 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Feature, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Feature, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Share, choice, convert
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
@@ -360,29 +361,7 @@ class HDQN(Agent):
 
         return self.online.act(obs, first, carry, choose)
 
-    def update(self, transition: Transition) -> dict[str, Tensor]:
-        self._store(transition)
-        due = self.clock.advance()
-        if not due:
-            return {}
-        # The meta-controller stores when goals end: it may have too little when the controller
-        # begins to learn. It learns only in seeds where a goal has ended since the last time.
-        where = self.finished & (self.meta.replay.stored() >= self.config.learning_starts)
-        size = self.config.batch_size
-        for draws in self.rng.uniform(due, 2, size, dtype=torch.float64).unbind(1):
-            meta_loss, meta_q = self.meta.learn(self.online.meta, draws[:, 0], where)
-            loss, q = self.controller.learn(self.online.controller, draws[:, 1])
-        weight = 1 - (1 - self.config.average_tau) ** due
-        polyak_update(self.policy, self.online, weight)
-        self.finished = torch.zeros_like(self.finished)
-        return {
-            "loss/meta": meta_loss,
-            "loss/controller": loss,
-            "q/meta": meta_q,
-            "q/controller": q,
-        }
-
-    def _store(self, transition: Transition) -> None:
+    def store(self, transition: Transition) -> None:
         """Store a step for the controller, and for the meta-controller the goals that it ends."""
         last = transition.terminated | transition.truncated
         terminal = transition.terminated if self.config.bootstrap_truncated else last
@@ -393,6 +372,31 @@ class HDQN(Agent):
         self._store_step(transition, reached, ended, not_done)
         self._store_goals(transition, ended, not_done)
         self.finished = self.finished | ended.any(1)
+
+    def due(self) -> list[Part]:
+        due = self.clock.advance()
+        return [self.learn] * due + [partial(self.average, due)] if due else []
+
+    def learn(self) -> dict[str, Tensor]:
+        """Learn from a minibatch of both learners; metrics [S]."""
+        # The meta-controller stores when goals end: it may have too little when the controller
+        # begins to learn. It learns only in seeds where a goal has ended since the last time.
+        where = self.finished & (self.meta.replay.stored() >= self.config.learning_starts)
+        draws = self.rng.uniform(2, self.config.batch_size, dtype=torch.float64)
+        meta_loss, meta_q = self.meta.learn(self.online.meta, draws[:, 0], where)
+        loss, q = self.controller.learn(self.online.controller, draws[:, 1])
+        return {
+            "loss/meta": meta_loss,
+            "loss/controller": loss,
+            "q/meta": meta_q,
+            "q/controller": q,
+        }
+
+    def average(self, updates: int) -> dict[str, Tensor]:
+        """Move the policy that acts greedily towards the newest weights, after so many updates."""
+        polyak_update(self.policy, self.online, 1 - (1 - self.config.average_tau) ** updates)
+        self.finished = torch.zeros_like(self.finished)
+        return {}
 
     def _store_step(
         self, transition: Transition, reached: Tensor, ended: Tensor, not_done: Tensor

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, NonNegative, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.buffers import Fields, add_buffers
@@ -248,6 +248,18 @@ class PPO(Agent):
     """[S, N, T, H]: memory of a recurrent network before each step."""
     next_memory: Tensor
     """[S, N, T, H]: memory of a recurrent network after each step."""
+    advantage: Tensor
+    """[S, N, T]: advantages of the actions of a full rollout."""
+    target: Tensor
+    """[S, N, T]: what the critic is to learn of a full rollout."""
+    log_prob: Tensor
+    """[S, N, T]: log-probabilities of the actions, by the weights that acted."""
+    order: Tensor
+    """int64 [S, epochs, R]: a full rollout's rows, shuffled, among those of all S seeds."""
+    turn: Tensor
+    """int64 [S]: minibatches that the full rollout was learnt from already."""
+    clip: Tensor
+    """[S]: `config.clip`, annealed."""
 
     def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
@@ -269,10 +281,30 @@ class PPO(Agent):
         rollout = (len(seeds), num_envs, config.rollout_steps)
         setting = f"agent.rollout_steps={config.rollout_steps}"
         add_buffers(self, rollout, fields, seeds.device, setting)
+        self._add_minibatches(len(seeds), num_envs, seeds.device)
         new_episode = torch.ones(len(seeds), num_envs, dtype=torch.bool, device=seeds.device)
         self.register_buffer("new_episode", new_episode)
         self.carry_before_act: Carry = {}
         """The policy's memory at the step that is taken, restarted where an episode begins."""
+
+    def _add_minibatches(self, seeds: int, num_envs: int, device: torch.device) -> None:
+        """Register what only minibatches need; no checkpoint holds it."""
+        config = self.config
+        rows = num_envs if config.recurrent else num_envs * config.rollout_steps
+        step = (seeds, num_envs, config.rollout_steps)
+        scratch = {
+            "advantage": torch.zeros(step, device=device),
+            "target": torch.zeros(step, device=device),
+            "log_prob": torch.zeros(step, device=device),
+            "order": torch.zeros(seeds, config.epochs, rows, dtype=torch.int64, device=device),
+            "turn": torch.zeros(seeds, dtype=torch.int64, device=device),
+            "clip": torch.zeros(seeds, device=device),
+        }
+        for name, value in scratch.items():
+            self.register_buffer(name, value, persistent=False)
+        self.learnt_from = ["obs", "action", "advantage", "target", "log_prob"]
+        if config.recurrent:
+            self.learnt_from += ["first", "memory"]
 
     def _fields(self, spec: Spec) -> Fields:
         """What is stored of every step of a rollout."""
@@ -308,8 +340,7 @@ class PPO(Agent):
         draws = self.explore.uniform(*outputs.shape[1:]).clamp(1e-6, 1 - 1e-6)
         return outputs + self.policy.std() * torch.erfinv(draws * 2 - 1) * math.sqrt(2)
 
-    def update(self, transition: Transition) -> dict[str, Tensor]:
-        step = int(self.ticks[0]) % self.config.rollout_steps
+    def store(self, transition: Transition) -> None:
         row = {
             "obs": transition.obs,
             "next_obs": transition.next_obs,
@@ -322,60 +353,73 @@ class PPO(Agent):
         if self.config.recurrent:
             row["memory"] = self.carry_before_act["memory"]
             row["next_memory"] = transition.carry["memory"]
+        self.carry_before_act = {}
+        step = self.step_of(self.config.rollout_steps)
         for name, value in row.items():
-            getattr(self, name)[:, :, step] = value
+            getattr(self, name).index_copy_(2, step, value.unsqueeze(2))
         self.new_episode = transition.terminated | transition.truncated
-        self.ticks += 1
         self.steps += transition.reward.shape[1]
-        if step < self.config.rollout_steps - 1:
-            return {}
-        return self._learn()
 
-    def _learn(self) -> dict[str, Tensor]:
-        """Learn from the full rollout; metrics [S] of the last minibatch."""
+    def step_of(self, rollout_steps: int) -> Tensor:
+        """int64 [1]: how many vector steps of the running rollout, of so many, are behind."""
+        return (self.steps[:1] // self.new_episode.shape[1]).remainder(rollout_steps)
+
+    def due(self) -> list[Part]:
+        self.ticks += 1
+        if int(self.ticks[0]) % self.config.rollout_steps:
+            return []
+        parts: list[Part] = [self.prepare]
+        parts += [self.learn] * (self.config.epochs * self.config.minibatches)
+        if self.policy.norm is not None:
+            parts.append(self.update_norm)
+        return parts
+
+    @torch.no_grad()
+    def prepare(self) -> dict[str, Tensor]:
+        """Rate the full rollout, and shuffle its rows into minibatches."""
         config = self.config
         remaining = 1 - (self.steps / config.anneal_steps).clamp(max=1)
         self.optimizer.learning_rate = (
             config.learning_rate_end + (config.learning_rate - config.learning_rate_end) * remaining
         )
-        clip = None if config.clip is None else remaining * config.clip
-        rollout = self._rollout()
-        seeds, rows = rollout["target"].shape[:2]
-        # All seeds' rows lie one behind the other, where `rows_at` picks them fastest.
-        rollout = {name: value.flatten(0, 1) for name, value in rollout.items()}
-        first_row = torch.arange(seeds, device=remaining.device).view(-1, 1, 1) * rows
-        order = self.shuffle.uniform(config.epochs, rows).argsort(-1) + first_row
-        for epoch in order.unbind(1):
-            for index in epoch.chunk(config.minibatches, 1):
-                batch = {name: rows_at(value, index) for name, value in rollout.items()}
-                metrics = self._learn_minibatch(batch, clip)
-        if self.policy.norm is not None:
-            self.policy.norm.update(self.policy.encoder(self.obs.flatten(1, 2)))
-        return metrics
-
-    @torch.no_grad()
-    def _rollout(self) -> dict[str, Tensor]:
-        """What minibatches are drawn from: [S, N · T, …], of a recurrent network [S, N, T, …]."""
-        values, next_values, log_prob = self._evaluate_rollout()
-        advantage = compute_gae(
+        if config.clip is not None:
+            self.clip = remaining * config.clip
+        values, next_values, self.log_prob = self._evaluate_rollout()
+        self.advantage = compute_gae(
             self._rewards(),
             values,
             next_values,
             self.terminated,
             self.terminated | self.truncated,
-            discount=self.config.discount,
-            gae_lambda=self.config.gae_lambda,
+            discount=config.discount,
+            gae_lambda=config.gae_lambda,
         )
-        rollout = {
-            "obs": self.obs,
-            "action": self.action,
-            "advantage": advantage,
-            "target": advantage + values,
-            "log_prob": log_prob,
+        self.target = self.advantage + values
+        seeds, epochs, rows = self.order.shape
+        first_row = torch.arange(seeds, device=remaining.device).view(-1, 1, 1) * rows
+        self.order = self.shuffle.uniform(epochs, rows).argsort(-1) + first_row
+        self.turn = torch.zeros_like(self.turn)
+        return {}
+
+    def learn(self) -> dict[str, Tensor]:
+        """Learn from the rollout's next minibatch; metrics [S]."""
+        # Of a recurrent network the rows are whole env copies.
+        axes = 1 if self.config.recurrent else 2
+        size = self.order.shape[2] // self.config.minibatches
+        place = self.turn[:1] * size + torch.arange(size, device=self.turn.device)
+        index = self.order.flatten(1).index_select(1, place)
+        # All seeds' rows lie one behind the other, where `rows_at` picks them fastest.
+        batch = {
+            name: rows_at(getattr(self, name).flatten(0, axes), index) for name in self.learnt_from
         }
-        if self.config.recurrent:
-            return rollout | {"first": self.first, "memory": self.memory}
-        return {name: value.flatten(1, 2) for name, value in rollout.items()}
+        self.turn += 1
+        return self._learn_minibatch(batch, None if self.config.clip is None else self.clip)
+
+    def update_norm(self) -> dict[str, Tensor]:
+        """Take the rollout's observations into the moments that observations are scaled by."""
+        assert self.policy.norm is not None
+        self.policy.norm.update(self.policy.encoder(self.obs.flatten(1, 2)))
+        return {}
 
     def _evaluate_rollout(self) -> tuple[Tensor, Tensor, Tensor]:
         """(values, values of the next observations, log-probabilities of the actions taken).

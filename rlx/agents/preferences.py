@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from rlx.agent import Agent, Carry, Spec, Transition
+from rlx.agent import Agent, Carry, Part, Spec, Transition
 from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
 from rlx.config import Count, NonNegative, Positive, Range, at_least
 from rlx.nn.buffers import add_buffers
@@ -130,7 +130,7 @@ class PreferencePPO(Agent):
     answers: Tensor
     """[S, Q]: 1: the first segment is preferred; 0: the second; 0.5: neither."""
     asked: Tensor
-    """int64 [S]: queries answered, on the CPU."""
+    """int64 [S]: queries answered."""
     ticks: Tensor
     """int64 [S]: vector steps made, on the CPU."""
     agreement: Tensor
@@ -174,41 +174,54 @@ class PreferencePPO(Agent):
         # Before the first answers no step is worth anything.
         infinite = torch.full((len(seeds), config.reward_models), torch.inf, device=seeds.device)
         self.register_buffer("size", infinite)
-        # These two on the CPU: read without a sync.
+        self.register_buffer("asked", torch.zeros_like(seeds))
+        # On the CPU: read without a sync.
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))
-        self.register_buffer("asked", torch.zeros(len(seeds), dtype=torch.int64))
 
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self.ppo.act(obs, first, carry)
 
-    def update(self, transition: Transition) -> dict[str, Tensor]:
-        step = int(self.ticks[0]) % self.config.round_steps
-        with torch.no_grad():
-            inputs = self.model.inputs(transition.obs, transition.action)
-            learnt_reward = (self.model(inputs) / self.size.unsqueeze(1)).mean(-1)
-        self.inputs[:, :, step] = inputs
-        self.true_reward[:, :, step] = transition.reward
-        self.last[:, :, step] = transition.terminated | transition.truncated
-        self.truncated[:, :, step] = transition.truncated
+    @torch.no_grad()
+    def store(self, transition: Transition) -> None:
+        inputs = self.model.inputs(transition.obs, transition.action)
+        learnt_reward = (self.model(inputs) / self.size.unsqueeze(1)).mean(-1)
+        row = {
+            "inputs": inputs,
+            "true_reward": transition.reward,
+            "last": transition.terminated | transition.truncated,
+            "truncated": transition.truncated,
+        }
+        step = self.ppo.step_of(self.config.round_steps)
+        for name, value in row.items():
+            getattr(self, name).index_copy_(2, step, value.unsqueeze(2))
+        self.ppo.store(replace(transition, reward=learnt_reward))
+
+    def due(self) -> list[Part]:
+        config = self.config
         self.ticks += 1
-        round_over = step == self.config.round_steps - 1
-        if round_over and int(self.asked[0]) < self.config.queries:
-            self._query_rater()
-            self._fit_reward_models()
-        metrics = self.ppo.update(replace(transition, reward=learnt_reward))
-        if not metrics:
-            return {}
-        queries = self.asked.to(self.agreement)
-        return metrics | {"preference/queries": queries, "preference/agreement": self.agreement}
+        rounds, steps = divmod(int(self.ticks[0]), config.round_steps)
+        parts: list[Part] = []
+        queries = 0 if steps else self._queries(rounds) - self._queries(rounds - 1)
+        if queries:
+            parts.append(lambda: self._query_rater(queries))
+            parts += [self.fit] * config.reward_updates
+            parts.append(self.measure)
+        learning = self.ppo.due()
+        if learning:
+            parts += [*learning, self.report]
+        return parts
+
+    def _queries(self, rounds: int) -> int:
+        """How many queries are answered after so many rounds."""
+        if rounds == 0:
+            return 0
+        config = self.config
+        return min(config.first_queries + (rounds - 1) * config.queries_per_round, config.queries)
 
     @torch.no_grad()
-    def _query_rater(self) -> None:
-        """Cut random pairs of segments out of this round, and have them rated."""
-        config = self.config
-        begin = int(self.asked[0])
-        count = config.queries_per_round if begin else config.first_queries
-        end = min(begin + count, config.queries)
-        draws = self.rng.uniform(3, end - begin, 2, dtype=torch.float64)
+    def _query_rater(self, queries: int) -> dict[str, Tensor]:
+        """Cut so many random pairs of segments out of this round, and have them rated."""
+        draws = self.rng.uniform(3, queries, 2, dtype=torch.float64)
         env_draw, start_draw, answer_draw = draws.unbind(1)  # [S, Q, 2] each
         index = self._segment_index(env_draw, start_draw)
         last = self.last.flatten(0, 2)[index].long()
@@ -217,12 +230,14 @@ class PreferencePPO(Agent):
         rewards = self.true_reward.flatten(0, 2)[index]
         returns = (rewards * inside).sum(-1)
         answer = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
-        mistaken = answer_draw[..., 1] < config.rater_noise
-        self.answers[:, begin:end] = torch.where(mistaken, 1 - answer, answer)
-        self.segments[:, begin:end] = self.inputs.flatten(0, 2)[index]
-        self.inside[:, begin:end] = inside
+        mistaken = answer_draw[..., 1] < self.config.rater_noise
+        place = self.asked[:1] + torch.arange(queries, device=draws.device)
+        self.answers.index_copy_(1, place, torch.where(mistaken, 1 - answer, answer))
+        self.segments.index_copy_(1, place, self.inputs.flatten(0, 2)[index])
+        self.inside.index_copy_(1, place, inside)
         self.model.norm.update(self.inputs[..., : self.model.encoder.features].flatten(1, 2))
-        self.asked.fill_(end)
+        self.asked += queries
+        return {}
 
     def _segment_index(self, env_draw: Tensor, start_draw: Tensor) -> Tensor:
         """The steps of random segments, [S, Q, 2, L], in this round's [S · N · T], by draws."""
@@ -234,24 +249,31 @@ class PreferencePPO(Agent):
         env = pick(env_draw, num_envs) + first_env
         return (env * steps + start).unsqueeze(-1) + torch.arange(length, device=device)
 
-    def _fit_reward_models(self) -> None:
-        """Fit the reward model to all answers so far."""
+    def fit(self) -> dict[str, Tensor]:
+        """Let the reward models learn from a minibatch each of all answers so far."""
         config = self.config
-        parameters = list(self.model.parameters())
-        queries = int(self.asked[0])
-        shape = (config.reward_updates, config.reward_models, config.reward_batch)
-        for draws in self.rng.uniform(*shape, dtype=torch.float64).unbind(1):
-            loss = torch.zeros_like(self.agreement)
-            for net, draw in zip(self.model.nets, draws.unbind(1), strict=True):
-                index = pick(draw, queries)
-                answers = rows_within(self.answers, index)
-                log_odds, unevenness = self._compare(net, index)
-                loss = loss + bce(log_odds, answers, reduction="none").mean(1)
-                loss = loss + config.reward_decay * unevenness.mean(1)
-            descend(loss, parameters, self.optimizer)
-        with torch.no_grad():
-            self.size.copy_(self.model(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
+        draws = self.rng.uniform(config.reward_models, config.reward_batch, dtype=torch.float64)
+        loss = torch.zeros_like(self.agreement)
+        for net, draw in zip(self.model.nets, draws.unbind(1), strict=True):
+            index = pick(draw, self.asked.unsqueeze(1))
+            answers = rows_within(self.answers, index)
+            log_odds, unevenness = self._compare(net, index)
+            loss = loss + bce(log_odds, answers, reduction="none").mean(1)
+            loss = loss + config.reward_decay * unevenness.mean(1)
+        descend(loss, list(self.model.parameters()), self.optimizer)
         self.agreement = 0.5 + 0.5 * (log_odds.detach().sign() * (2 * answers - 1)).mean(1)
+        return {}
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, Tensor]:
+        """Measure how large the networks' rewards are now."""
+        self.size.copy_(self.model(self.inputs.flatten(1, 2)).abs().mean(1).clamp(min=1e-6))
+        return {}
+
+    def report(self) -> dict[str, Tensor]:
+        """What the answers came to; metrics [S]."""
+        queries = self.asked.to(self.agreement.dtype)
+        return {"preference/queries": queries, "preference/agreement": self.agreement}
 
     def _compare(self, net: nn.Module, index: Tensor) -> tuple[Tensor, Tensor]:
         """What `net` says of the queries at `index` [S, B]: (log-odds, unevenness), [S, B] each.

@@ -7,13 +7,14 @@ signs of n-step returns alternate. Both learners learn from all plies.
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Index, Share
 from rlx.nn.networks import MLP
 from rlx.nn.rng import Streams, pick, pick_allowed
@@ -219,22 +220,7 @@ class SelfPlay(Agent):
             "opening": pick(opening_draw, self.config.opening + 1),
         }
 
-    def update(self, transition: Transition) -> dict[str, Tensor]:
-        self._store(transition)
-        due = self.clock.advance()
-        if not due:
-            return {}
-        size = self.config.batch_size
-        for draws in self.rng.uniform(due, LEARNERS, size, dtype=torch.float64).unbind(1):
-            for i, (learner, player) in enumerate(zip(self.learners, self.online, strict=True)):
-                assert isinstance(learner, QLearner) and isinstance(player, BoardPolicy)
-                loss, q = learner.learn(player.q, draws[:, i], value_of_taken=player.q.taken)
-        weight = 1 - (1 - self.config.average_tau) ** due
-        polyak_update(self.policy, self.online[0], weight)
-        self._update_league(due)
-        return {"loss/q": loss, "q/mean": q}
-
-    def _store(self, transition: Transition) -> None:
+    def store(self, transition: Transition) -> None:
         """Store a ply in the replays of both learners."""
         obs = transition.obs
         next_obs = transition.next_obs
@@ -257,7 +243,26 @@ class SelfPlay(Agent):
                 last=transition.terminated | transition.truncated,
             )
 
-    def _update_league(self, due: int) -> None:
+    def due(self) -> list[Part]:
+        due = self.clock.advance()
+        if not due:
+            return []
+        return [self.learn] * due + [partial(self.average, due), lambda: self._update_league(due)]
+
+    def learn(self) -> dict[str, Tensor]:
+        """Let both learners learn from a minibatch each; metrics [S], of the second."""
+        draws = self.rng.uniform(LEARNERS, self.config.batch_size, dtype=torch.float64)
+        for i, (learner, player) in enumerate(zip(self.learners, self.online, strict=True)):
+            assert isinstance(learner, QLearner) and isinstance(player, BoardPolicy)
+            loss, q = learner.learn(player.q, draws[:, i], value_of_taken=player.q.taken)
+        return {"loss/q": loss, "q/mean": q}
+
+    def average(self, updates: int) -> dict[str, Tensor]:
+        """Move the policy that acts greedily towards the first learner, after so many updates."""
+        polyak_update(self.policy, self.online[0], 1 - (1 - self.config.average_tau) ** updates)
+        return {}
+
+    def _update_league(self, due: int) -> dict[str, Tensor]:
         """Count `due` minibatches, and let present selves replace past ones, each in its turn."""
         minibatches = int(self.joined[0])
         replaced = minibatches // self.config.league_every
@@ -266,3 +271,4 @@ class SelfPlay(Agent):
             present = self.online[number % LEARNERS]
             self.league[number % self.config.league].load_state_dict(present.state_dict())
         self.joined += due
+        return {}

@@ -289,8 +289,7 @@ class BatchedEnv(VectorEnv):
         ended = terminated | truncated
         final_obs = self.dynamics.observe(self.state)
         obs = final_obs
-        # To ask a GPU whether any episode has ended would make it wait.
-        if self.device.type != "cpu" or ended.any():
+        if not _readable(ended) or ended.any():
             self._begin(ended)
             obs = self.dynamics.observe(self.state)
         info = {"final_obs": final_obs, "_final_obs": ended, "final_info": {}, "_final_info": ended}
@@ -316,8 +315,8 @@ class BatchedEnv(VectorEnv):
         return (self._steps >= self.max_episode_steps) > terminated
 
     def _refuse_ended(self) -> None:
-        """ResetNeeded where an episode that is over would be stepped on; on a GPU nobody looks."""
-        if self.device.type == "cpu" and self._ended.any():
+        """ResetNeeded where an episode that is over would be stepped on, if that can be read."""
+        if _readable(self._ended) and self._ended.any():
             copies = self._ended.nonzero()[:, 0].tolist()
             raise gymnasium.error.ResetNeeded(f"episodes of copies {copies} are over: reset them.")
 
@@ -359,7 +358,7 @@ class BatchedEnv(VectorEnv):
     def _checked(self, actions: Tensor | np.ndarray) -> Tensor:
         """`actions` [B, *A] on the device, in the space's dtype; ValueError where they do not fit.
 
-        On a GPU, values are taken as they are: looking at them would make it wait.
+        Values that are not `_readable` are taken as they are.
         """
         try:
             given = torch.as_tensor(actions, device=self.device)
@@ -370,7 +369,7 @@ class BatchedEnv(VectorEnv):
             expected = f"{self.action_space.shape}, each in {self.single_action_space}"
             raise ValueError(f"actions of shape {tuple(given.shape)}: expected {expected}.")
         cast = given.to(self._action_dtype)
-        if self.device.type != "cpu":
+        if not _readable(cast):
             return cast
         if not self._choices:
             if cast.isnan().any():
@@ -395,6 +394,14 @@ class BatchedEnv(VectorEnv):
         advance = count if where is None else count * where
         self._counter = self._counter + advance
         return draws
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether the host may look at the values of `x`.
+
+    On a GPU that would make it wait, and a tensor that a compiler traces with has none.
+    """
+    return x.device.type == "cpu" and type(x) is Tensor
 
 
 def _limit(given: int | None, dynamics: Dynamics) -> int:

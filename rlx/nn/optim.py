@@ -28,8 +28,8 @@ MOMENTUM = 0.9
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, algorithm 1) with torch's defaults."""
 
-    learning_rate: float | Tensor
-    """The step size: one number, or one of each seed, [S]."""
+    learning_rate: Tensor
+    """[S]: the step size of each seed."""
     count: Tensor
     """[S]: steps that each seed has made."""
     mean: Tensor
@@ -39,7 +39,7 @@ class Adam(nn.Module):
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float, eps: float = EPS):
         super().__init__()
-        self.learning_rate = learning_rate
+        _add_learning_rate(self, parameters, learning_rate)
         self.eps = eps
         self.register_buffer("count", torch.zeros(len(parameters[0]), device=parameters[0].device))
         self.register_buffer("mean", torch.zeros_like(_flat(parameters)))
@@ -69,14 +69,14 @@ class Adam(nn.Module):
 class RMSprop(nn.Module):
     """RMSprop (Tieleman & Hinton 2012) in torch's form and with its defaults."""
 
-    learning_rate: float | Tensor
-    """The step size: one number, or one of each seed, [S]."""
+    learning_rate: Tensor
+    """[S]: the step size of each seed."""
     square: Tensor
     """[S, P]: running mean of the squared gradients."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
         super().__init__()
-        self.learning_rate = learning_rate
+        _add_learning_rate(self, parameters, learning_rate)
         self.register_buffer("square", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()
@@ -96,14 +96,14 @@ class RMSprop(nn.Module):
 class SGD(nn.Module):
     """Stochastic gradient descent with momentum 0.9, in torch's form."""
 
-    learning_rate: float | Tensor
-    """The step size: one number, or one of each seed, [S]."""
+    learning_rate: Tensor
+    """[S]: the step size of each seed."""
     momentum: Tensor
     """[S, P]: the velocity, a decaying sum of the gradients."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
         super().__init__()
-        self.learning_rate = learning_rate
+        _add_learning_rate(self, parameters, learning_rate)
         self.register_buffer("momentum", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()
@@ -158,6 +158,14 @@ def descend(
         if where is None:
             where = torch.ones_like(loss, dtype=torch.bool)
         optimizer.step(parameters, gradients, where)
+
+
+def _add_learning_rate(
+    optimizer: nn.Module, parameters: Sequence[Tensor], learning_rate: float
+) -> None:
+    """Register the step size [S] of an `optimizer`; who changes it sets it before each step."""
+    rate = torch.full((len(parameters[0]),), learning_rate, device=parameters[0].device)
+    optimizer.register_buffer("learning_rate", rate, persistent=False)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

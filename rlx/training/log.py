@@ -26,22 +26,24 @@ class Log:
         self.metrics: dict[str, Tensor] = {}
         """The newest value of each metric, name → [S]."""
 
-    def add(self, reward: Tensor, ended: Tensor, metrics: dict[str, Tensor], step: int) -> Tensor:
-        """Count a vector step, after which each seed has made `step` steps.
+    def add(self, reward: Tensor, ended: Tensor) -> Tensor:
+        """Count a vector step.
 
-        `reward`: [S, N], of the env copies; `ended`: bool [S, N], whether their episodes ended;
-        `metrics`: name → [S]. Returns [S, N], the returns so far of the running episodes, those
-        that ended included.
+        `reward`: [S, N], of the env copies; `ended`: bool [S, N], whether their episodes ended.
+        Returns [S, N], the returns so far of the running episodes, those that ended included.
         """
         returns = self.running + reward
         self.sum = self.sum + torch.where(ended, returns, 0.0).sum(1)
         self.count = self.count + ended.sum(1)
         self.running = torch.where(ended, 0.0, returns)
+        return returns
+
+    def note(self, metrics: dict[str, Tensor], step: Tensor | int) -> None:
+        """Keep `metrics`, name → [S], of what was learnt after `step` steps of each seed."""
         self.metrics |= metrics
         for value in metrics.values():
             first_bad = (self.bad == 0) & ~value.isfinite()
             self.bad = torch.where(first_bad, step, self.bad)
-        return returns
 
     def check(self, seeds: list[int], obs: Tensor) -> None:
         """Raise RunError if one of the S running `seeds` met a number that is not finite.
@@ -72,8 +74,8 @@ class Log:
         `episodes`: [S, B], those of the evaluation at `step`.
         """
         train = (self.sum / self.count).tolist()
-        self.sum = torch.zeros_like(self.sum)
-        self.count = torch.zeros_like(self.count)
+        self.sum.zero_()
+        self.count.zero_()
         columns = {
             "return/mean": episodes.returns.mean(1),
             "length/mean": episodes.lengths.double().mean(1),

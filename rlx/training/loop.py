@@ -1,7 +1,10 @@
 """Training: the loop of `rlx train`."""
 
+import os
 import shlex
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,9 +15,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from rlx import contract, experiment
-from rlx.agent import OfflineAgent
+from rlx.agent import Agent, OfflineAgent
 from rlx.config import build
 from rlx.env import TensorEnv
+from rlx.envs.batched import BatchedEnv
+from rlx.envs.view import View
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import SELECTION, evaluate
 from rlx.grids import parse_seeds
@@ -29,7 +34,11 @@ from rlx.training.log import Log
 from rlx.vector_step import vector_step
 
 if TYPE_CHECKING:
+    from rlx.training.compiled import CompiledSteps
     from rlx.training.config import Config
+
+LEAST_COMPILED = 5_000
+"""Vector steps from which on compiling is worth its time."""
 
 
 class Training:
@@ -92,6 +101,8 @@ class Training:
 
         In an env that drifts, the best evaluation was one in another env.
         """
+        self.compiles = self._should_compile()
+        """Whether the vector steps are compiled; a run that goes on stays as it was."""
         self.log = Log(shape, self.device)
         self.journal = journal.Journal()
         self.part_sums: dict[str, str] = {}
@@ -106,6 +117,8 @@ class Training:
         """Seconds that the run took in earlier processes."""
 
         # All below is of this process alone; `run` begins with it.
+        self.compiled: CompiledSteps | None = None
+        """The compiled vector steps; None: none are compiled, or none are yet."""
         self.output: Run
         """The run directory that `run` fills."""
         self.began = 0.0
@@ -146,6 +159,38 @@ class Training:
             config = self._one_process()
         return experiment.make_env(config, len(self.seeds) * self.num_envs, self.device)
 
+    def _should_compile(self) -> bool:
+        """Whether to compile, by the config alone; ConfigError where it says so and cannot be."""
+        wanted = str(build(experiment.Device, self.config.device, "device").compile).lower()
+        if wanted == "false":
+            return False
+        obstacle = self._obstacle()
+        if wanted == "true":
+            if obstacle:
+                raise ConfigError(f"device.compile=true: {obstacle}.")
+            return True
+        # Seeds that stop would each time ask for functions of another size.
+        vector_steps = self.config.steps // self.num_envs
+        return obstacle is None and self.stop is None and vector_steps >= LEAST_COMPILED
+
+    def _obstacle(self) -> str | None:
+        """Why the vector steps cannot be compiled; None: nothing is known of."""
+        kind = type(self.agent)
+        if self.data is not None:
+            return f"{kind.__name__} learns from a data set; compiled are agents that act"
+        if not kind.traceable:
+            return f"{kind.__name__}'s steps are no plain tensor operations"
+        if kind.update is not Agent.update:
+            return f"{kind.__name__} defines `update`; compiled are `store` and `due`"
+        env = self.env
+        while isinstance(env, View):
+            env = env.env
+        if not isinstance(env, BatchedEnv):
+            return f"{type(env).__name__} does not step in torch"
+        if self.device.type == "cpu" and shutil.which(compiler()) is None:
+            return f"there is no C++ compiler {compiler()} here"
+        return None
+
     def _one_process(self) -> dict[str, Any]:
         """The config group `env` without processes beside this one."""
         return {**self.config.env, "workers": 1}
@@ -168,6 +213,7 @@ class Training:
         self.saved_at = self.began
         go_on = go_on or f"rlx resume {shlex.quote(str(output.path))}"
         self._header()
+        output.write_meta(compiled=self._compiler() if self.compiles else None)
         with output.writing(), self._signals():
             if resumed_config is not None:
                 output.rewind(resumed_config, self.step, self.evaluated)
@@ -207,11 +253,25 @@ class Training:
             steps=f"{steps}, evaluated every {config.eval_every:,}",
             device=f"{self.device}, {torch.get_num_threads()} thread(s)",
             size=size,
+            compiled=self._compiled_text(),
         )
         if self.data is not None:
             console.facts(data=config.data, **self.data.card())
             for difference in self.differences:
                 console.facts(differs=difference)
+
+    def _compiler(self) -> str:
+        """What the vector steps are compiled by."""
+        if self.device.type == "cuda":
+            return "inductor, recorded as CUDA graphs"
+        version = subprocess.run([compiler(), "--version"], capture_output=True, text=True)
+        return f"inductor, {version.stdout.partition(chr(10))[0]}"
+
+    def _compiled_text(self) -> str:
+        """What the header says of compiling."""
+        if not self.compiles:
+            return "no"
+        return "yes: half a minute to two the first time, seconds from then on"
 
     def _learn(self, progress: console.Progress) -> None:
         """Learn until every seed has made its steps or has stopped.
@@ -257,17 +317,28 @@ class Training:
 
         Returns the returns so far [S', N] of the running episodes, those that ended included.
         """
+        if self.compiles:
+            return self._compiled_steps().vector_step()
         if isinstance(self.agent, OfflineAgent):
             self.step += 1
-            metrics = self.agent.learn()
-            reward = torch.zeros_like(self.log.running)
-            return self.log.add(reward, torch.zeros_like(self.first), metrics, self.step)
+            self.log.note(self.agent.learn(), self.step)
+            return self.log.running
         done = vector_step(self.agent, self.env, self.obs, self.first, self.carry)
         self.obs = done.obs
         self.first = done.first
         self.carry = done.transition.carry
         self.step += self.num_envs
-        return self.log.add(done.transition.reward, done.first, done.metrics, self.step)
+        self.log.note(done.metrics, self.step)
+        return self.log.add(done.transition.reward, done.first)
+
+    def _compiled_steps(self) -> "CompiledSteps":
+        """The vector steps as compiled functions of the seeds that still learn."""
+        if self.compiled is None:
+            from rlx.training.compiled import compile_steps
+
+            strict = str(self.config.device.get("compile")).lower() == "true"
+            self.compiled = compile_steps(self, strict=strict)
+        return self.compiled
 
     def _apply_stop_rule(self, returns: Tensor, progress: console.Progress) -> None:
         """Keep the weights of the seeds that stop now, and go on without them."""
@@ -299,6 +370,7 @@ class Training:
 
     def take(self, rows: Tensor) -> None:
         """Go on with the rows `rows` (int64 [S'']) of the running seeds only."""
+        self.compiled = None
         self.running = self.running[rows]
         self.obs = self.obs[rows]
         self.first = self.first[rows]
@@ -369,6 +441,7 @@ class Training:
             "wall_s": self._elapsed(),
             "seeds": seeds,
             "data": self.fingerprint,
+            "compiled": self.compiles,
             "lasting": self._passed(config.checkpoint_every) or self.step >= config.steps,
         }
         # In this order: a crash between the two leaves kept weights that are newer than the last
@@ -420,6 +493,11 @@ class Training:
         self.signal = number
         if self.interruptible:
             raise KeyboardInterrupt
+
+
+def compiler() -> str:
+    """The C++ compiler."""
+    return os.environ.get("CXX", "g++")
 
 
 def _stop_config(config: "Config") -> stopping.Config | None:

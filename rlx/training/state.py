@@ -85,6 +85,9 @@ def load(
     training.kept.load_state_dict(_part(saved, "kept", torch.device("cpu")))
     if training.stop is not None:
         training.stop.load_state_dict(_part(saved, "stop", torch.device("cpu")))
+    if str(training.config.device.get("compile", "auto")).lower() == "auto":
+        # Runs of earlier versions were not compiled.
+        training.compiles = counters.get("compiled", False)
     training.step = counters["step"]
     training.evaluated = counters["evaluated"]
     training.wall_s = counters["wall_s"]

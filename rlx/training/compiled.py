@@ -1,0 +1,220 @@
+"""A training's steps as compiled functions: the graphs of its `Memory`, built by a compiler.
+
+Two runs of one config compute the same to the bit, compiled or not; but compiled they round
+otherwise than operation by operation.
+"""
+
+import os
+import time
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from rlx.agent import Part
+from rlx.errors import ConfigError
+from rlx.names import one_line
+from rlx.show import console
+from rlx.training.traced import Function, Memory, trace
+from rlx.vector_step import play
+
+if TYPE_CHECKING:
+    from rlx.training.loop import Training
+
+Build = Callable[[fx.GraphModule, list[Tensor]], Callable[..., Sequence[Tensor]]]
+"""How a graph becomes a function of its inputs, of which an example is given."""
+OPTIONS = {"size_asserts": False}
+"""Of inductor. No `max_autotune`: it chooses by a clock, and another run would round otherwise."""
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable: where inductor keeps what it has compiled."""
+
+
+def compile_steps(training: "Training", *, strict: bool) -> "CompiledSteps":
+    """The compiled vector steps of a training; `strict`: raise what cannot be compiled."""
+    os.environ.setdefault(CACHE, str(cache_folder()))
+    if training.device.type == "cuda":
+        return CompiledSteps(training, recorded, strict=strict)
+    return CompiledSteps(training, inductor, {torch.ops.aten.tanh.default: _tanh}, strict=strict)
+
+
+def cache_folder() -> Path:
+    """The folder in which compiled functions are kept for the next run."""
+    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(parent).expanduser() / "rlx" / "compiled"
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """tanh by one exponential, to an absolute error of 1e-7, in half the time of inductor's own."""
+    return 1 - 2 / ((2 * x).exp() + 1)
+
+
+class CompiledSteps:
+    """The vector steps of one training, each function of which is built when it is first needed."""
+
+    def __init__(
+        self,
+        training: "Training",
+        build: Build,
+        decompositions: dict | None = None,
+        *,
+        strict: bool = False,
+    ):
+        """`decompositions`: as of `trace`; `strict`: raise what cannot be compiled.
+
+        NotTraceable where the env does not step in torch.
+        """
+        self.training = training
+        self.build = build
+        self.decompositions = decompositions
+        self.strict = strict
+        self.steps = torch.tensor(training.step, device=training.device)
+        """int64 []: environment steps that each seed has made."""
+        self.memory = Memory(training, (vars(self), "steps"))
+        self.calls: dict[Hashable, Callable[[], Sequence[Tensor]]] = {}
+        self.metric_names: dict[Hashable, list[str]] = {}
+
+    def vector_step(self) -> Tensor:
+        """Act, step, learn; as the training does it without being compiled, to rounding.
+
+        Returns the returns so far [S', N] of the running episodes, those that ended included.
+        """
+        training = self.training
+        (returns,) = self._call("step", self._step)
+        training.step += training.num_envs
+        for part in training.agent.due():
+            key = _key(part)
+            if key is None:
+                training.log.note(part(), self.steps)
+                self.memory.settle(self.memory.tensors)
+                continue
+            values = self._call(key, partial(self._learn, key, part))
+            training.log.metrics |= dict(zip(self.metric_names[key], values, strict=True))
+        return returns
+
+    def _step(self) -> list[Tensor]:
+        """Act, step the env, store, count; the returns so far, as of `Log.add`."""
+        training = self.training
+        played = play(training.agent, training.env, training.obs, training.first, training.carry)
+        training.agent.store(played.transition)
+        training.obs = played.obs
+        training.first = played.first
+        training.carry.update(played.transition.carry)
+        self.steps += training.num_envs
+        return [training.log.add(played.transition.reward, played.first)]
+
+    def _learn(self, key: Hashable, part: Part) -> list[Tensor]:
+        """Learn a part; its metrics."""
+        log = self.training.log
+        former = log.metrics
+        log.metrics = {}
+        log.note(part(), self.steps)
+        metrics = log.metrics
+        log.metrics = former
+        self.metric_names[key] = list(metrics)
+        return list(metrics.values())
+
+    def _call(self, key: Hashable, function: Function) -> Sequence[Tensor]:
+        """Call `function` in its compiled form."""
+        if key not in self.calls:
+            self.calls[key] = self._built(key, function)
+        return self.calls[key]()
+
+    def _built(self, key: Hashable, function: Function) -> Callable[[], Sequence[Tensor]]:
+        """`function` in its compiled form; where that cannot be, as it is, and a line says so."""
+        name = key if isinstance(key, str) else key[1]  # type: ignore[index]
+        began = time.monotonic()
+        try:
+            graph = trace(self.memory, function, self.decompositions)
+            call = _bound(graph, self.memory.tensors, self.build)
+        except Exception as error:
+            reason = f"{name} cannot be compiled: {one_line(error)}"
+            if self.strict:
+                raise ConfigError(f"device.compile=true: {reason}.") from error
+            console.warning(f"{reason}; it runs as it is written")
+            return partial(self._as_written, function)
+        console.facts(compiled=f"{name}, {time.monotonic() - began:.1f} s")
+        return call
+
+    def _as_written(self, function: Function) -> Sequence[Tensor]:
+        """Call `function`, and keep all tensors where they are."""
+        outputs = function()
+        self.memory.settle(self.memory.tensors)
+        return outputs
+
+
+def interpreted(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """The graph as it is, one operation after another: equal to what was traced, bit for bit."""
+    return graph
+
+
+def inductor(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """The graph as a compiled library, whose operations are fused."""
+    import torch._inductor
+    import torch._inductor.config
+
+    options = OPTIONS | {"cpp_wrapper": inputs[0].device.type == "cpu"}
+    with torch.no_grad(), torch._inductor.config.patch(options):
+        return torch._inductor.compile(graph, list(inputs))
+
+
+def recorded(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """The graph compiled for a GPU, and its kernels recorded as one CUDA graph.
+
+    What it returns lies at one place, and the next call overwrites it.
+    """
+    call = inductor(graph, inputs)
+    before = [tensor.clone() for tensor in inputs]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    # A recording must not be the first call: kernels are loaded, and memory is asked for, there.
+    with torch.no_grad(), torch.cuda.stream(side):
+        for _ in range(2):
+            call(*inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    for tensor, value in zip(inputs, before, strict=True):
+        tensor.copy_(value)
+    kernels = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(kernels):
+        outputs = call(*inputs)
+
+    def replay(*inputs: Tensor) -> Sequence[Tensor]:
+        kernels.replay()
+        return outputs
+
+    return replay
+
+
+def _bound(
+    graph: fx.GraphModule, tensors: Sequence[Tensor], build: Build
+) -> Callable[[], Sequence[Tensor]]:
+    """The function that `build` makes of `graph`, called with those of `tensors` that it needs."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    needed = []
+    for node, tensor in zip(inputs, tensors, strict=True):
+        if node.users:
+            needed.append(tensor.detach())
+        else:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return partial(_without_gradients, build(graph, needed), needed)
+
+
+def _without_gradients(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Call `function`; the graph has its gradients inside."""
+    with torch.no_grad():
+        return function(*inputs)
+
+
+def _key(part: Part) -> Hashable | None:
+    """What tells a part of learning from others; None: it is called as it is."""
+    method = part.func if isinstance(part, partial) else part
+    owner = getattr(method, "__self__", None)
+    if owner is None:
+        return None
+    arguments = part.args if isinstance(part, partial) else ()
+    return id(owner), method.__name__, arguments
