@@ -1,6 +1,8 @@
 """Two rooms and a door, a natural sub-goal: a maze after Sutton, Precup & Singh (1999)."""
 
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -26,6 +28,27 @@ _MOVES = (-_WIDTH, 1, _WIDTH, -1)
 """How far, in cells of the plan, the actions go: up, right, down, left."""
 
 
+class _Plan(NamedTuple):
+    """The plan as tensors on one device."""
+
+    moves: Tensor
+    """int64 [4]: how far each action goes, in cells."""
+    wall: Tensor
+    """bool [cells]: which cells are walls."""
+    free: Tensor
+    """int64: the cells that are none."""
+
+
+@functools.cache
+def _plan(device: torch.device) -> _Plan:
+    """The plan on `device`: made there once, since a GPU would wait for it at every step."""
+    return _Plan(
+        torch.tensor(_MOVES, device=device),
+        torch.tensor([cell == "#" for cell in _CELLS], device=device),
+        torch.tensor(_FREE, device=device),
+    )
+
+
 @dataclass(frozen=True)
 class Maze(Dynamics):
     """Find the goal in the other room: −0.01 per step, and 1 at the goal, where the episode ends.
@@ -48,25 +71,23 @@ class Maze(Dynamics):
     transition_draws = 2
 
     def initial(self, draws: Tensor) -> Tensor:
-        start = torch.tensor([[_CELLS.index("S")]], device=draws.device)
-        return start.repeat(len(draws), 1)
+        start = _CELLS.index("S")
+        return torch.full((len(draws), 1), start, dtype=torch.int64, device=draws.device)
 
     def transition(
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        moves = torch.tensor(_MOVES, device=state.device)
-        wall = torch.tensor([cell == "#" for cell in _CELLS], device=state.device)
+        plan = _plan(state.device)
         random_action = (draws[:, 1] * 4).long()
         action = torch.where(draws[:, 0] < self.slip, random_action, action)
         cell = state[:, 0]
-        ahead = cell + moves[action]
-        cell = torch.where(wall[ahead], cell, ahead)
+        ahead = cell + plan.moves[action]
+        cell = torch.where(plan.wall[ahead], cell, ahead)
         terminated = cell == _CELLS.index("G")
         return cell.unsqueeze(-1), terminated.float() - 0.01, terminated
 
     def observe(self, state: Tensor) -> Tensor:
-        free = torch.tensor(_FREE, device=state.device)
-        return torch.searchsorted(free, state[:, 0])
+        return torch.searchsorted(_plan(state.device).free, state[:, 0])
 
 
 register("rlx/Maze-v0", Maze)

@@ -38,7 +38,8 @@ class Pendulum(Dynamics):
     initial_draws = 2
 
     def initial(self, draws: Tensor) -> Tensor:
-        return (draws * 2 - 1) * torch.tensor([math.pi, 1.0], device=draws.device)
+        angle, speed = (draws * 2 - 1).unbind(-1)
+        return torch.stack([angle * math.pi, speed], -1)
 
     def transition(
         self, state: Tensor, action: Tensor, draws: Tensor

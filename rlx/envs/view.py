@@ -61,6 +61,8 @@ class View(VectorEnv):
         self.truncation_is_harm = env.truncation_is_harm
         self.observation_units = self._units()
         self.angles = self._angles()
+        self._shown: Tensor
+        """int64: the components that are shown, on the device."""
         self.past: Tensor
         """The last observations, [B, stack, components] or [B, stack, C, H, W]."""
         resize(self, self.env.num_envs)
@@ -70,6 +72,8 @@ class View(VectorEnv):
     ) -> tuple[Tensor, dict]:
         """First observations [B, stack · components], as `TensorEnv.reset`."""
         obs, info = self.env.reset(seed=seed, options=options)
+        # A GPU would wait for a list of indices at every step.
+        self._shown = torch.tensor(self.components, device=obs.device)
         past = self._repeated(obs)
         mask = (options or {}).get("reset_mask")
         if mask is not None:
@@ -83,7 +87,7 @@ class View(VectorEnv):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """As `TensorEnv.step`."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
-        newest = info["final_obs"][:, None, self.components]
+        newest = info["final_obs"].index_select(1, self._shown).unsqueeze(1)
         final = torch.cat([self.past[:, 1:], newest], 1)
         ended = along(terminated | truncated, final)
         self.past = torch.where(ended, self._repeated(obs), final)
@@ -130,7 +134,7 @@ class View(VectorEnv):
 
     def _repeated(self, obs: Tensor) -> Tensor:
         """[B, stack, …]: the observations `obs` [B, *O], each repeated `stack` times."""
-        return torch.stack([obs[:, self.components]] * self.stack, 1)
+        return torch.stack([obs.index_select(1, self._shown)] * self.stack, 1)
 
 
 def _components(observe: Any, known: list[int]) -> list[int]:
