@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, NonNegative, Positive, Share, choice
@@ -445,11 +446,12 @@ class PPO(Agent):
         if not self.config.normalise_reward:
             return self.reward
         ended = self.terminated | self.truncated
-        returns = torch.zeros_like(self.reward)
-        for t in range(self.reward.shape[2]):
-            self.running_return = self.running_return * self.config.discount + self.reward[..., t]
-            returns[..., t] = self.running_return
-            self.running_return = self.running_return * ~ended[..., t]
+        # A return goes on from the step before, unless an episode ended there.
+        goes_on = self.config.discount * ~ended
+        first = self.reward[..., :1] + self.config.discount * self.running_return.unsqueeze(-1)
+        rewards = torch.cat([first, self.reward[..., 1:]], -1)
+        returns = decayed_sums(rewards.flip(-1), pad(goes_on[..., :-1], (1, 0)).flip(-1)).flip(-1)
+        self.running_return = returns[..., -1] * ~ended[..., -1]
         self.reward_norm.update(returns.flatten(1).unsqueeze(-1))
         return (self.reward * (self.reward_norm.variance + 1e-8).rsqrt()).clamp(-10, 10)
 
@@ -548,10 +550,19 @@ def compute_gae(
     stops there, and at the end of the rollout.
     """
     deltas = rewards + discount * next_values * ~terminated - values
-    decays = discount * gae_lambda * ~ended
-    advantage = torch.zeros_like(deltas[..., 0])
-    advantages = []
-    for delta, decay in zip(reversed(deltas.unbind(-1)), reversed(decays.unbind(-1)), strict=True):
-        advantage = delta + decay * advantage
-        advantages.append(advantage)
-    return torch.stack(advantages[::-1], -1)
+    return decayed_sums(deltas, discount * gae_lambda * ~ended)
+
+
+def decayed_sums(x: Tensor, decay: Tensor) -> Tensor:
+    """y_t = x_t + decay_t · y_{t+1} along the last axis, of x and decay [..., T]; y_T is 0.
+
+    In log₂ T rounds (Hillis & Steele 1986), in each of which a sum takes in the one behind it: a
+    loop of T steps would be T times as many operations.
+    """
+    steps = x.shape[-1]
+    span = 1
+    while span < steps:
+        x = x + decay * pad(x[..., span:], (0, span))
+        decay = decay * pad(decay[..., span:], (0, span))
+        span *= 2
+    return x
