@@ -94,7 +94,8 @@ class Learned(Adversary):
 
     def play(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Played]:
         self.check(game, modes)
-        return {name: self._played(game, name, mode) for name, mode in modes.items()}
+        with game.costs.of("learned"):
+            return {name: self._played(game, name, mode) for name, mode in modes.items()}
 
     def _played(self, game: Game, name: str, mode: Mode) -> Played:
         """The episodes of one mode, by the adversaries that did best on selection episodes."""

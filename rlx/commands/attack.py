@@ -135,6 +135,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     attack_tables.print_study(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
     if result.attribution is not None:
         attack_tables.print_attribution(result.attribution)
+    attack_tables.print_costs(plan.game.costs)
     console.result(output.path, result.wall_s, **files)
     return output, result.study
 
@@ -201,22 +202,27 @@ def _play(config: Config, plan: Plan) -> Result:
     space = opened.spec.observation_space
     began = time.monotonic()
     spread = ObservationSpread(opened.policy.heads[-1])
-    clean = evaluate(
-        opened.policy,
-        opened.make_env,
-        len(opened.seeds),
-        config.episodes,
-        REPORT,
-        opened.device,
-        spread.make_choose,
-    )
+    costs = plan.game.costs
+    with costs.of("clean play"):
+        clean = evaluate(
+            opened.policy,
+            opened.make_env,
+            len(opened.seeds),
+            config.episodes,
+            REPORT,
+            opened.device,
+            spread.make_choose,
+        )
     random = evaluate_random(opened.policy, opened.make_env, config.episodes, opened.device)
     game = replace(plan.game, scale=unit_scale(plan.scale, space, spread.std))
     tell_radii(game.eps, game.scale, opened.spec, plan.env, game.angles)
     _warn_of_small_radii(game.eps, game.scale, space)
-    states = look(game)
-    played = sweep(game, plan.attack, plan.modes)
-    attribution = _attributed(config, plan, game)
+    with costs.of("clean states"):
+        states = look(game)
+    with costs.of(chosen("attack")):
+        played = sweep(game, plan.attack, plan.modes)
+    with costs.of("attribution"):
+        attribution = _attributed(config, plan, game)
     wall_s = time.monotonic() - began
     study = Study.of(
         chosen("attack"),
@@ -270,6 +276,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
         "effort": chosen("effort") if isinstance(plan.attack, Adversary) else None,
         "units": plan.env.observation_units,
         "attribution": None if result.attribution is None else result.attribution.as_dict(),
+        "cost": plan.game.costs.as_dict(),
         "wall_s": result.wall_s,
         "steps": steps,
         "steps_per_s": steps / result.wall_s,

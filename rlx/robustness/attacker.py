@@ -170,7 +170,7 @@ class AttackedChoice:
             past = sensor.past[self.ids].unflatten(0, newest.shape[:2])
 
         def values(frame: Tensor) -> Tensor:
-            return scores(self._stacked(past, frame))
+            return scores.function(self._stacked(past, frame))
 
         def choice(frame: Tensor) -> Tensor:
             return scores.best(self._stacked(past, frame))

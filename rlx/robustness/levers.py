@@ -164,8 +164,8 @@ class Pushes(Lever):
 
     The adversary says which way, and a gradient finds the observation (Sun et al. 2022,
     arXiv:2106.05087). Each number of the action counts by its range; only the direction matters,
-    not its length. To learn the perturbation itself is weaker (Zhang et al. 2021, arXiv:2101.08452):
-    ten PPO agents on pendulum kept -837 at eps 0.1 and -1157 at 0.2, instead of -920 and -1314.
+    not its length. To learn the perturbation itself (Zhang et al. 2021, arXiv:2101.08452) did less:
+    ten PPO agents on pendulum kept -837 at eps 0.1 and -1157 at 0.2; these leave -920 and -1314.
     """
 
     def __init__(self, space: gymnasium.spaces.Box, steps: int):

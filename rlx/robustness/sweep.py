@@ -14,6 +14,7 @@ from rlx.agent import Scores
 from rlx.evaluation import REPORT
 from rlx.policies import Opened
 from rlx.robustness.attacker import Attacker
+from rlx.robustness.cost import Costs
 from rlx.rollout import Episodes, rollout
 from rlx.runs.run import Run
 from rlx.show import console
@@ -42,6 +43,8 @@ class Game:
     """The trainings that the policies are of."""
     checkpoint: str = "best"
     """The checkpoint that the policies are of."""
+    costs: Costs = field(default_factory=Costs)
+    """What was spent on it, by name; a copy with other radii or episodes shares it."""
     quiet: bool = False
     """Whether no progress is printed."""
 

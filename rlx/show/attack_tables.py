@@ -7,6 +7,7 @@ from rlx.show import console
 
 if TYPE_CHECKING:
     from rlx.robustness.attribution import Attribution
+    from rlx.robustness.cost import Costs
     from rlx.robustness.study import Cell, Study
 
 
@@ -114,6 +115,17 @@ def print_attribution(attribution: "Attribution") -> None:
         f"Shapley values of the {attribution.lost:.4g} that are lost"
     )
     console.table(title, ["part", "name", "return lost", "share"], rows)
+
+
+def print_costs(costs: "Costs") -> None:
+    """What each part of the study has cost."""
+    rows = []
+    for name, cost in costs.by_name.items():
+        if cost.evaluations:
+            minutes = f"{cost.seconds / 60:.2f}"
+            rows.append([name, f"{cost.evaluations:,}", f"{cost.gradients:,}", minutes])
+    title = "Cost: observations of which a policy's scores, and their gradients, were computed"
+    console.table(title, ["of", "evaluations", "gradients", "minutes"], rows)
 
 
 def _warn_of_undefined_scores(share: float) -> None:
