@@ -384,7 +384,13 @@ def test_adversaries_are_kept_and_found_again(own_cartpole, capsys):
     np.testing.assert_array_equal(played.returns[:, 0], clean.returns.numpy())
     assert not played.flips["action"][:, 0].any()
     np.testing.assert_array_equal(played.decisions["action"], played.lengths)
-    assert "eps" not in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "eps" not in printed.err
+    (run,) = own_cartpole.glob("adversaries/*/train/dqn-attacked/*")
+    lines = printed.out.splitlines()
+    assert str(run) in lines[0] and "2 victims × 2 restarts" in lines[0]
+    others = [line for line in lines[1:] if " done, " not in line]
+    assert all(line.startswith("warning") for line in others), others
 
     again = learned(**TINY_LEARNED).play(game, modes)["action"]
     assert "trained before" in capsys.readouterr().out
