@@ -15,6 +15,7 @@ from rlx import cli
 from rlx.agent import Scores, greedy
 from rlx.api import _word
 from rlx.attacks.learned import Learned
+from rlx.attacks.pgd import PGD
 from rlx.checks.envs import env_checks
 from rlx.config import build, plain
 from rlx.errors import ConfigError
@@ -22,7 +23,7 @@ from rlx.evaluation import REPORT, evaluate
 from rlx.experiment import make_env
 from rlx.policies import open_runs
 from rlx.robustness import levers
-from rlx.robustness.sweep import Game
+from rlx.robustness.sweep import Game, sweep
 from rlx.runs.finding import find
 from rlx.threat import Boxes, Mode
 
@@ -433,6 +434,22 @@ def test_games_that_no_adversary_can_learn(own_cartpole):
         learned().check(game_of(own_cartpole, [0]), modes)
     with pytest.raises(ConfigError, match="attack.agent=dqqn: unknown. Did you mean 'dqn'?"):
         learned(agent="dqqn")
+
+
+@pytest.mark.slow
+def test_an_adversary_learns_to_keep_the_pendulum_down(rlx):
+    """It learns which way to push the torque; PGD moves it as far, wherever that leads."""
+    run = rlx("train", "agent=ppo", "env=pendulum", "seeds=3").run
+    game = game_of(run, [0, 0.1, 0.2], [1, 1, 8], episodes=50, max_num_envs=5000)
+    modes = {"action": Mode(("action",), shared=False)}
+    learner = learned(adversary_steps=150_000, adversary_envs=48)
+    played = learner.play(game, modes)["action"]
+    pgd = PGD("distance", None, steps=10, step_size=0.25, restarts=3, random_start=False)
+    blind = sweep(game, pgd, modes)["action"]
+    assert played.returns[:, 0].mean() > -260
+    assert played.returns[:, 1].mean() < -700
+    assert played.returns[:, 2].mean() < -1150
+    assert (played.returns.mean(-1)[:, 1:] < blind.returns.mean(-1)[:, 1:]).all()
 
 
 @pytest.mark.slow
