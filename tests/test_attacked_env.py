@@ -352,12 +352,14 @@ TINY_LEARNED = {
 
 def test_trust_in_the_victims_reaches_their_adversaries(rlx, tmp_path, monkeypatch):
     """Victims of somebody else: refused, but with trust=true attacked, and played by a learner."""
-    (tmp_path / "mine.py").write_text("from rlx.agents.dqn import DQN\n\nclass Mine(DQN): pass\n")
+    (tmp_path / "of_a_friend.py").write_text(
+        "from rlx.agents.dqn import DQN\n\nclass Mine(DQN): pass\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     tiny = ("agent=dqn", "env=cartpole", "seeds=2", *TINY, *LEARN)
     run = rlx("train", *tiny).run
     text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(text.replace("rlx.agents.dqn.DQN", "mine.Mine"))
+    (run / "config.yaml").write_text(text.replace("rlx.agents.dqn.DQN", "of_a_friend.Mine"))
     keys = [f"attack.{key}={_word(value)}" for key, value in TINY_LEARNED.items()]
     attack = ("attack", run, "attack=learned", *keys, "scale=std", "eps=[0,0.1]", "episodes=2")
     refused = rlx(*attack)
