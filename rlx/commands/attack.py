@@ -221,8 +221,7 @@ def _play(config: Config, plan: Plan) -> Result:
         states = look(game)
     with costs.of(chosen("attack")):
         played = sweep(game, plan.attack, plan.modes)
-    with costs.of("attribution"):
-        attribution = _attributed(config, plan, game)
+    attribution = _attributed(config, plan, game)
     wall_s = time.monotonic() - began
     study = Study.of(
         chosen("attack"),
@@ -253,7 +252,8 @@ def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None
         at_radius = replace(game, eps=[config.attribution])
         name, attack = attack.strongest_single(at_radius, plan.modes)
     assert isinstance(attack, Attack)  # others were refused
-    return attribute(game, attack, name, config.attribution, plan.components)
+    with game.costs.of("attribution"):
+        return attribute(game, attack, name, config.attribution, plan.components)
 
 
 def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, Path]:
