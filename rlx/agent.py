@@ -16,6 +16,13 @@ Carry = dict[str, Tensor]
 """A policy's memory of the running episode: named tensors [S, B, …]; it restarts at `first`."""
 
 
+class Meter(Protocol):
+    """Who counts how often scores are computed."""
+
+    def evaluated(self, obs: Tensor, values: Tensor) -> None:
+        """Note that `values` are the scores of the observations `obs` [S, B, *O]."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """The numbers by which a decision is taken, as a differentiable function of `obs` [S, B, *O].
@@ -33,6 +40,8 @@ class Scores:
 
     None: the highest score decides.
     """
+    meter: ClassVar["Meter | None"] = None
+    """Who counts what is computed here, while an attack is paid for; None: nobody."""
 
     @property
     def continuous(self) -> bool:
@@ -41,7 +50,10 @@ class Scores:
 
     def __call__(self, obs: Tensor) -> Tensor:
         """The scores [S, B, A] or [S, B, D] of `obs`."""
-        return self.function(obs)
+        values = self.function(obs)
+        if self.meter is not None:
+            self.meter.evaluated(obs, values)
+        return values
 
     def best(self, obs: Tensor, scores: Tensor | None = None) -> Tensor:
         """The choice at `obs` [S, B, *O], int64 [S, B] or float [S, B, D].

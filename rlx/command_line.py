@@ -92,7 +92,24 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
         # Hydra prints a config or sweeps, not both.
         flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     flags += use_conf(flags)
+    _check_folders(groups, overrides)
     return flags + overrides
+
+
+def _check_folders(keys: set[str], overrides: list[str]) -> None:
+    """ConfigError where a folder of the user's makes Hydra take a plain key for a config group.
+
+    `keys`: the command's own groups and keys.
+    """
+    folder = conf.user_dir()
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+")
+        if folder is None or key not in keys or (Path(conf.conf_dir()) / key).is_dir():
+            continue
+        if (folder / key).is_dir():
+            raise ConfigError(
+                f"{folder / key}: a folder of this name hides the key '{key}'; rename the folder."
+            )
 
 
 def _swept(arguments: list[str]) -> set[str]:
@@ -201,14 +218,14 @@ def _is_override(word: str) -> bool:
 
 
 def _upsert(override: str, groups: set[str], swept: set[str]) -> str:
-    """`override` with ++ before a dotted key below one of the command's `groups`.
+    """`override` with ++ where it sets keys below one of the command's `groups`.
 
-    Hydra then adds the key where it is not there yet. Keys over which an experiment sweeps
-    (`swept`) stay as they are.
+    Hydra then adds keys that are not there yet, as in env.stack=4 or eval_env={stack: 4}. Keys over
+    which an experiment sweeps (`swept`) stay as they are.
     """
-    key = override.partition("=")[0]
+    key, _, value = override.partition("=")
     group, dot, _ = key.partition(".")
-    if dot and group in groups and key not in swept:
+    if (dot or value.startswith("{")) and group in groups and key not in swept:
         return f"++{override}"
     return override
 

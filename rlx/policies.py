@@ -69,8 +69,31 @@ def open_runs(
     env or the age of a drifting env, or have a seed twice.
     """
     policy, spec, chosen_seeds = load_policies(runs, checkpoint, device, seeds)
-    env = eval_env_config(training_config(runs[0]))
+    env = _env_of_seeds(runs, checkpoint, chosen_seeds)
     return Opened(policy, spec, chosen_seeds, env, env_age(runs, checkpoint), device)
+
+
+def _env_of_seeds(runs: Sequence[Run], checkpoint: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """The config group `env` in which these `seeds` of the runs are evaluated.
+
+    It is the same for all, unless each seed has learnt in copies of its own: the class of such an
+    env has a method `of_rows`. ConfigError where runs of different lengths are taken together.
+    """
+    env = eval_env_config(training_config(runs[0]))
+    kind = load_class(env, "env", object)
+    if not hasattr(kind, "of_rows"):
+        return env
+    seeds_of_runs = [run.checkpoints.counters(checkpoint)["seeds"] for run in runs]
+    number = len(seeds_of_runs[0])
+    row_of: dict[int, int] = {}
+    for run, run_seeds in zip(runs, seeds_of_runs, strict=True):
+        if len(run_seeds) != number:
+            raise ConfigError(
+                f"run={run.path}: has {len(run_seeds)} seeds, {runs[0].path} {number}; "
+                "take them one by one."
+            )
+        row_of |= {int(seed): row for row, seed in enumerate(run_seeds)}
+    return kind.of_rows(env, [row_of[seed] for seed in seeds], number)
 
 
 def load_policies(

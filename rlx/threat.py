@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Scores
+from rlx.nn.seed_axis import along
 
 if TYPE_CHECKING:
     from rlx.robustness.sweep import Game, Played
@@ -71,6 +72,38 @@ class Budget:
             near[..., sin] = on_circle[1].float()
         # Rounding may have left the box.
         return torch.minimum(torch.maximum(near, low), high)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The boxes around the observations of one env: what a radius of 1 is, and what must stay."""
+
+    space: gymnasium.Space
+    """The space of the observations, a Box, within whose bounds they stay."""
+    scale: Tensor
+    """What a radius of 1 means for each component of an observation, float32 [*O]."""
+    angles: tuple[tuple[int, int], ...] = ()
+    """Pairs (cosine, sine) of components that stay on the unit circle."""
+
+    def around(self, obs: Tensor, radius: Tensor) -> Budget:
+        """The boxes around `obs` [S, B, *O], of a `radius` [S, B] in units of the scale."""
+        return Budget.of(self.space, along(radius, obs) * self.scale, self.angles)
+
+    def of_newest(self, stack: int) -> "Boxes":
+        """The boxes of the newest of `stack` observations, which lie along the first axis.
+
+        The others cannot be moved: they were shown before.
+        """
+        if stack == 1:
+            return self
+        assert isinstance(self.space, gymnasium.spaces.Box)
+        size = len(self.scale) // stack
+        past = len(self.scale) - size
+        low = self.space.low[-size:]
+        high = self.space.high[-size:]
+        space = gymnasium.spaces.Box(low, high, dtype=self.space.dtype)  # type: ignore[arg-type]
+        angles = tuple((cos - past, sin - past) for cos, sin in self.angles if cos >= past)
+        return Boxes(space, self.scale[-size:], angles)
 
 
 def whole_radius(radius: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """env=attacked and attack=learned: an adversary sees, forces and is paid what it should be."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,21 +8,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, compose
+from gymnasium import spaces
 from safetensors.torch import load_file
 
 from rlx import cli
-from rlx.agent import greedy
+from rlx.agent import Scores, greedy
+from rlx.api import _word
 from rlx.attacks.learned import Learned
+from rlx.attacks.pgd import PGD
 from rlx.checks.envs import env_checks
 from rlx.config import build, plain
 from rlx.errors import ConfigError
 from rlx.evaluation import REPORT, evaluate
 from rlx.experiment import make_env
 from rlx.policies import open_runs
-from rlx.robustness import attacked_env
-from rlx.robustness.sweep import Game
+from rlx.robustness import levers
+from rlx.robustness.sweep import Game, sweep
 from rlx.runs.finding import find
-from rlx.threat import Mode
+from rlx.threat import Boxes, Mode
 
 CPU = torch.device("cpu")
 SCALE = [0.5, 0.5, 0.1, 0.5]
@@ -57,8 +61,8 @@ def attacked(run: Path, num_envs: int, **keys):
 
 def parts(env, obs):
     """An observation apart: the victim's, the clean choice, what can be forced, the radius."""
-    size = obs.shape[1] - 1 - env.choices[0] - sum(env.choices)
-    sizes = [size, sum(env.choices), env.choices[0], 1]
+    size = obs.shape[1] - 1 - env.lever.choices[0] - sum(env.lever.choices)
+    sizes = [size, sum(env.lever.choices), env.lever.choices[0], 1]
     seen, own, mask, radius = obs.split(sizes, 1)
     return seen, own, mask.bool(), radius.squeeze(1)
 
@@ -66,9 +70,9 @@ def parts(env, obs):
 def clean_action(env, obs):
     """The action that leaves the victims alone."""
     _, own, _, _ = parts(env, obs)
-    picks = [choice.argmax(1) for choice in own.split(list(env.choices), 1)]
+    picks = [choice.argmax(1) for choice in own.split(list(env.lever.choices), 1)]
     action = torch.zeros_like(picks[0])
-    for choices, pick in zip(env.choices, picks, strict=True):
+    for choices, pick in zip(env.lever.choices, picks, strict=True):
         action = action * choices + pick
     return action
 
@@ -170,15 +174,55 @@ def test_continuous_actions_are_pushed(rlx, tmp_path):
     tiny = (*TINY, "agent.rollout_steps=32", "agent.hidden=[16]", "seeds=2")
     run = rlx("train", "agent=ppo", "env=pendulum", *tiny).run
     outcomes = []
-    for pick in range(3):
-        env = attacked(run, 8, eps=[0.5], scale="bounds", steps=2)
+    for eps, way in ((0, 1), (0.5, -1), (0.5, 1)):
+        env = attacked(run, 8, eps=[eps], scale="bounds", steps=2)
         env.reset(seed=0)
-        obs, *_ = env.step(torch.full((8,), pick))
+        obs, *_ = env.step(torch.full((8, 1), float(way)))
         outcomes.append(obs[:, 2])  # the speed, which the torque moves
     left_alone, pushed_down, pushed_up = outcomes
     assert (pushed_down <= left_alone).all() and (left_alone <= pushed_up).all()
-    assert (pushed_down < pushed_up).any()
-    assert env.single_action_space.n == 3
+    assert (pushed_down < pushed_up).all()
+    assert env.single_action_space == spaces.Box(-1, 1, (1,))
+    assert obs.shape == (8, 3 + 1 + 1)  # what is seen, the torque, the radius
+
+
+def two_numbers(obs):
+    """An action of two numbers, of which each component of `obs` [S, B, 3] moves one or both."""
+    weights = torch.tensor([[1.0, 0.0], [-2.0, 0.5], [0.0, 3.0]])
+    return obs @ weights
+
+
+@pytest.mark.parametrize("direction", [[1.0, 0.0], [-1.0, 0.0], [0.2, -0.9], [0.7, 0.7]])
+def test_a_push_leads_to_the_corner_that_is_furthest_and_stays_in_the_box(direction):
+    """Of a linear action the furthest is known: the corner that the weights point to."""
+    bound = torch.full((2,), 100.0)
+    scores = Scores(two_numbers, (-bound, bound))
+    space = spaces.Box(np.array([-1, -1, -9], np.float32), np.array([1, 1, 9], np.float32))
+    obs = torch.tensor([[[0.0, 0.5, -3.0], [0.95, -0.2, 1.0]]])
+    budget = Boxes(space, torch.tensor([0.1, 0.2, 0.5])).around(obs, torch.ones(1, 2))
+    wanted = torch.tensor(direction).expand(1, 2, 2)
+    lever = levers.Pushes(spaces.Box(-100, 100, (2,), np.float32), steps=2)
+    shown = lever.shown(0, obs, scores, wanted, None, budget, lambda count: None)
+    corners = [
+        budget.project(obs + budget.radius * torch.tensor(signs), obs)
+        for signs in itertools.product([-1.0, 1.0], repeat=3)
+    ]
+    reached = (two_numbers(shown) * wanted).sum(-1)
+    furthest = torch.stack([(two_numbers(corner) * wanted).sum(-1) for corner in corners]).amax(0)
+    torch.testing.assert_close(reached, furthest)
+    assert ((shown - obs).abs() <= budget.radius + 1e-6).all() and (shown[..., 0] <= 1).all()
+    look = lever.look(0, obs, scores, None, budget, None)
+    torch.testing.assert_close(look.own, two_numbers(obs) / 100)
+
+
+def test_each_number_of_an_action_counts_by_its_range():
+    """A push towards (1, 1) favours the number that is small in its units but of small range."""
+    lever = levers.Pushes(spaces.Box(np.array([-1, -100]), np.array([1, 100]), dtype=float), 1)
+    scores = Scores(lambda obs: torch.cat([obs, -10 * obs], -1), (torch.tensor(-100.0),) * 2)
+    obs = torch.zeros(1, 1, 1)
+    budget = Boxes(spaces.Box(-1, 1, (1,)), torch.ones(1)).around(obs, torch.ones(1, 1))
+    shown = lever.shown(0, obs, scores, torch.ones(1, 1, 2), None, budget, lambda count: None)
+    assert shown.item() == 1
 
 
 def test_the_unit_of_rewards_is_the_size_of_the_clean_return(cartpole):
@@ -205,9 +249,50 @@ def test_a_training_resumes_as_if_it_had_never_stopped(rlx, cartpole):
     assert str(cartpole.absolute()) in config
 
 
+@pytest.mark.parametrize("per_radius", [False, True], ids=["all radii", "one radius"])
+def test_some_seeds_of_a_training_meet_the_victims_they_have_learnt_against(
+    rlx, cartpole, per_radius
+):
+    """Seed 3 of two victims × two restarts is the second adversary of the second victim."""
+    keys = ("agent=dqn", "env=attacked", f"env.run={cartpole}", f"env.scale={SCALE}")
+    seeds = 8 if per_radius else 4
+    keys += ("env.eps=[0.1,0.4]", f"seeds={seeds}", "env.restarts=2", *TINY, *LEARN)
+    result = rlx("train", *keys, "steps=200", "eval_episodes=2", "final_episodes=2")
+    assert result.code == 0, result.err
+    run = result.run
+    evaluated = {}
+    for some in (f"0:{seeds}", "[3,1]", "2"):
+        result = rlx("evaluate", run, f"seeds={some}", "episodes=4")
+        assert result.code == 0, result.err
+        evaluated[some] = np.load(result.run / "returns.npz")["returns"]
+    every = evaluated.pop(f"0:{seeds}")
+    assert len(np.unique(every.mean(1))) > 1, "adversaries must differ for this to say anything"
+    np.testing.assert_allclose(evaluated["[3,1]"], every[[3, 1]], rtol=1e-5)
+    np.testing.assert_allclose(evaluated["2"], every[:2], rtol=1e-5)
+    opened = open_runs([find(str(run), "")], "best", CPU, [3])
+    env = opened.make_env(4)
+    env.reset(seed=0)
+    # Of 2 victims × 2 restarts × 2 radii.
+    assert env.state_dict()["member"].tolist() == ([3] * 4 if per_radius else [6, 6, 7, 7])
+    assert env.members.victim.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_adversaries_have_no_more_seeds_than_victims(rlx, cartpole):
+    keys = ("agent=dqn", "env=attacked", f"env.run={cartpole}", f"env.scale={SCALE}")
+    keys += ("env.eps=[0.1]", "seeds=2", *TINY, *LEARN, "steps=200")
+    run = rlx("train", *keys).run
+    result = rlx("resume", run, "seeds=4")
+    assert result.code == 2 and "seeds: 4 for 2 victims × 1 restarts" in result.err
+    rule = "stop={window: 1, solved: 1, give_up_from: 9, give_up_every: 1, give_up_below: 0}"
+    result = rlx("train", *keys, "num_envs=1", f"{rule[:-1]}, episodes: 9}}")
+    assert result.code == 2 and "stop: not with env=attacked" in result.err
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["env.members=[0]"], "env.members: is for evaluations"),
+        (["env.members=[4]"], "env.members=[4]: expected some of 0 to 3"),
         (["env.mode=gaol"], "env.mode=gaol: unknown. Did you mean 'goal'?"),
         (["seeds=5"], "set seeds=2, whose adversaries serve all radii, or seeds=4"),
         (["seeds=2", "num_envs=3"], "3 cannot be shared out among the 2 radii"),
@@ -226,7 +311,7 @@ def test_errors_are_one_line(rlx, acrobot, words, expected):
 
 
 def test_too_many_combinations(acrobot, monkeypatch):
-    monkeypatch.setattr(attacked_env, "MOST_ACTIONS", 8)
+    monkeypatch.setattr(levers, "MOST_ACTIONS", 8)
     with pytest.raises(ConfigError, match="9 combinations of choices, 3 × 3; at most 8"):
         attacked(acrobot, 2, eps=[0.1], scale="bounds", mode="both")
 
@@ -265,6 +350,28 @@ TINY_LEARNED = {
 }
 
 
+def test_trust_in_the_victims_reaches_their_adversaries(rlx, tmp_path, monkeypatch):
+    """Victims of somebody else: refused, but with trust=true attacked, and played by a learner."""
+    (tmp_path / "of_a_friend.py").write_text(
+        "from rlx.agents.dqn import DQN\n\nclass Mine(DQN): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tiny = ("agent=dqn", "env=cartpole", "seeds=2", *TINY, *LEARN)
+    run = rlx("train", *tiny).run
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("rlx.agents.dqn.DQN", "of_a_friend.Mine"))
+    keys = [f"attack.{key}={_word(value)}" for key, value in TINY_LEARNED.items()]
+    attack = ("attack", run, "attack=learned", *keys, "scale=std", "eps=[0,0.1]", "episodes=2")
+    refused = rlx(*attack)
+    assert refused.code == 2 and "trust=true" in refused.err
+    assert rlx(*attack, "trust=true").code == 0
+    adversary = next(run.glob("adversaries/*/train/dqn-attacked/*"))
+    monkeypatch.setattr("rlx.runs.run._trusted", set())  # as in another process
+    refused = rlx("evaluate", adversary, "episodes=2")
+    assert refused.code == 2 and "trust=true" in refused.err
+    assert rlx("evaluate", adversary, "episodes=2", "trust=true").code == 0
+
+
 @pytest.fixture
 def own_cartpole(rlx):
     """Two DQN that have hardly learnt, in a run directory of this test's own."""
@@ -280,7 +387,13 @@ def test_adversaries_are_kept_and_found_again(own_cartpole, capsys):
     np.testing.assert_array_equal(played.returns[:, 0], clean.returns.numpy())
     assert not played.flips["action"][:, 0].any()
     np.testing.assert_array_equal(played.decisions["action"], played.lengths)
-    assert "eps" not in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "eps" not in printed.err
+    (run,) = own_cartpole.glob("adversaries/*/train/dqn-attacked/*")
+    lines = printed.out.splitlines()
+    assert str(run) in lines[0] and "2 victims × 2 restarts" in lines[0]
+    others = [line for line in lines[1:] if " done, " not in line]
+    assert all(line.startswith("warning") for line in others), others
 
     again = learned(**TINY_LEARNED).play(game, modes)["action"]
     assert "trained before" in capsys.readouterr().out
@@ -323,6 +436,22 @@ def test_games_that_no_adversary_can_learn(own_cartpole):
         learned().check(game_of(own_cartpole, [0]), modes)
     with pytest.raises(ConfigError, match="attack.agent=dqqn: unknown. Did you mean 'dqn'?"):
         learned(agent="dqqn")
+
+
+@pytest.mark.slow
+def test_an_adversary_learns_to_keep_the_pendulum_down(rlx):
+    """It learns which way to push the torque; PGD moves it as far, wherever that leads."""
+    run = rlx("train", "agent=ppo", "env=pendulum", "seeds=3").run
+    game = game_of(run, [0, 0.1, 0.2], [1, 1, 8], episodes=50, max_num_envs=5000)
+    modes = {"action": Mode(("action",), shared=False)}
+    learner = learned(adversary_steps=150_000, adversary_envs=48)
+    played = learner.play(game, modes)["action"]
+    pgd = PGD("distance", None, steps=10, step_size=0.25, restarts=3, random_start=False)
+    blind = sweep(game, pgd, modes)["action"]
+    assert played.returns[:, 0].mean() > -260
+    assert played.returns[:, 1].mean() < -700
+    assert played.returns[:, 2].mean() < -1150
+    assert (played.returns.mean(-1)[:, 1:] < blind.returns.mean(-1)[:, 1:]).all()
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class ToTheRight(Attack):
 
 
 @torch.no_grad()
-def test_the_harm_is_that_of_the_component_and_the_heads_that_carry_it():
+def test_the_harm_is_that_of_the_component_and_the_heads_that_carry_it(capsys):
     """Policies that look at the place alone walk left of the origin, and right of it right."""
     policies = opened()
     for name, parameter in policies.policy.named_parameters():
@@ -56,6 +56,9 @@ def test_the_harm_is_that_of_the_component_and_the_heads_that_carry_it():
     assert found.heads == {"action": pytest.approx(found.lost)}
     assert found.components["place"] == pytest.approx(found.lost)
     assert found.components["sine"] == pytest.approx(0, abs=1e-6)
+    out = capsys.readouterr().out
+    # Clean play, one head, and three combinations of two components.
+    assert "attribution right at eps 0.3, 5 combinations" in out and "100% done" in out
 
 
 def test_of_a_stack_the_newest_components_are_asked_for():

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import AGENTS, ENVS, PAIRS, TINY, small
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 
@@ -250,6 +251,8 @@ BAD = [
     (["train", "env=gym", "env.id=Pendulum-v1"], "Discrete actions"),
     (["train", "env.gravty=1"], "Did you mean 'env.gravity'?"),
     (["train", "seeds=0"], "seeds=0"),
+    (["train", "eval_env={gravty: 1}"], "eval_env.gravty: unknown key. Did you mean 'eval_env.gra"),
+    (["train", "agent={hiden: [3]}"], "agent.hiden: unknown key. Did you mean 'agent.hidden'?"),
     (["train", "agent._target_=rlx.agents.dqn.Nothing"], "cannot be imported"),
     (["train", "agent._target_=rlx.runs.run.Run"], "expected a subclass of rlx.agent.Agent"),
     (["train", "device=cuda"], "device=cuda"),
@@ -280,6 +283,23 @@ def test_bad_input_is_explained_and_writes_nothing(arguments, message, rlx, tmp_
     assert result.code == 2 and message in result.err, result.err
     assert len(result.err.splitlines()) <= 20 and "Traceback" not in result.err
     assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("value", ["0:0.1:0.1", "0.1", "x"])
+def test_a_folder_that_hides_a_plain_key_is_named(value, rlx, tmp_path):
+    (tmp_path / "conf/eps").mkdir(parents=True)
+    (tmp_path / "conf/attack").mkdir()
+    result = rlx("attack", f"eps={value}", "attack=fgsm")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert f"{tmp_path / 'conf/eps'}: a folder of this name hides the key 'eps'" in result.err
+    assert "no run yet" in rlx("attack", "attack=fgsm").err, "an option's folder hides nothing"
+
+
+def test_keys_of_the_env_to_be_evaluated_in_may_be_set_together(rlx):
+    keys = ("agent=dqn", "env=cartpole", "seeds=1", *TINY)
+    result = rlx("train", *keys, "eval_env={gravity: 20.0}")
+    assert result.code == 0, result.err
+    assert OmegaConf.load(result.run / "config.yaml").eval_env == {"gravity": 20.0}
 
 
 BAD_ATTACKS = [

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import gymnasium
 import numpy as np
 import torch
 from omegaconf import DictConfig
@@ -43,6 +44,8 @@ LEARNING_RADII = 6
 """Radii at most at which an adversary learns; it sees the radius, and acts at those between."""
 EVALUATIONS = 8
 """Evaluations of a training, by which the weights are kept."""
+GO_ON = "the same command"
+"""What takes up a training that was interrupted."""
 CHECKPOINT_SECONDS = 60.0
 """Seconds after which a training is saved, so that little is lost where it is interrupted."""
 
@@ -57,7 +60,11 @@ class Learned(Adversary):
     """
 
     agent: str
-    """The agent that learns, a file of conf/agent; its settings are those of conf/tuned."""
+    """The agent that learns which choices to force, a file of conf/agent.
+
+    Its settings are those of conf/tuned."""
+    continuous_agent: str
+    """The agent that learns which way to push continuous actions, likewise."""
     agent_keys: dict[str, Any]
     """Keys of the agent that differ from these settings."""
     adversary_steps: Count
@@ -75,6 +82,7 @@ class Learned(Adversary):
 
     def __post_init__(self) -> None:
         choice(self.agent, group_files("agent"), "attack.agent")
+        choice(self.continuous_agent, group_files("agent"), "attack.continuous_agent")
 
     def check(self, game: Game, modes: Mapping[str, Mode]) -> None:
         if not game.runs:
@@ -86,7 +94,8 @@ class Learned(Adversary):
 
     def play(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Played]:
         self.check(game, modes)
-        return {name: self._played(game, name, mode) for name, mode in modes.items()}
+        with game.costs.of("learned"):
+            return {name: self._played(game, name, mode) for name, mode in modes.items()}
 
     def _played(self, game: Game, name: str, mode: Mode) -> Played:
         """The episodes of one mode, by the adversaries that did best on selection episodes."""
@@ -116,6 +125,12 @@ class Learned(Adversary):
             flips={head: cells(f"flips/{head}") for head in mode.heads},
         )
 
+    def _agent(self, game: Game) -> str:
+        """The agent that learns to attack these victims."""
+        if isinstance(game.opened.spec.action_space, gymnasium.spaces.Box):
+            return self.continuous_agent
+        return self.agent
+
     def _env(self, game: Game, mode: Mode) -> dict[str, Any]:
         """The config group `env` of the adversaries of one mode, rewarded with minus the return."""
         return {
@@ -143,7 +158,7 @@ class Learned(Adversary):
             config = plain(
                 compose_config(
                     "train",
-                    [f"agent={self.agent}", "env=attacked", f"steps={self.adversary_steps}"],
+                    [f"agent={self._agent(game)}", "env=attacked", f"steps={self.adversary_steps}"],
                 )
             )
         config["agent"] |= self.agent_keys
@@ -170,21 +185,28 @@ class Learned(Adversary):
         if run is not None and run.unfinished() is None:
             console.facts(adversary=f"of {name}, trained before: {run.path}")
             return run
-        victims = len(game.opened.seeds)
-        console.facts(adversary=f"of {name}: {victims} victims × {self.restarts} restarts")
-        go_on = "the same command"
         if run is None:
-            training = Training(build(Config, config, ""), f"{self.agent}-attacked")
+            training = Training(build(Config, config, ""), f"{self._agent(game)}-attacked")
             run = Run.create(config.outputs, "train", training.name, config)
-            training.run(run, go_on=go_on)
+            self._tell(game, name, run)
+            with console.only_progress():
+                training.run(run, go_on=GO_ON)
             return run
-        with run.lock():
+        self._tell(game, name, run)
+        with run.lock(), console.only_progress():
             saved = validated(training_config(run))
             training, warnings = resumed(run, saved)
             for warning in warnings:
                 console.warning(warning)
-            training.run(run, saved, go_on)
+            training.run(run, saved, GO_ON)
         return run
+
+    def _tell(self, game: Game, name: str, run: Run) -> None:
+        """Print who is trained, and where."""
+        victims = len(game.opened.seeds)
+        console.facts(
+            adversary=f"of {name}, {victims} victims × {self.restarts} restarts: {run.path}"
+        )
 
 
 def _learning_radii(eps: Sequence[float]) -> list[float]:

@@ -15,7 +15,7 @@ from rlx.errors import ConfigError
 from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import console
+from rlx.show import attack_tables, console
 
 if TYPE_CHECKING:
     import gymnasium
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rlx.env import TensorEnv
     from rlx.policies import Opened
     from rlx.robustness.attribution import Attribution
-    from rlx.robustness.study import Cell, Study
+    from rlx.robustness.study import Study
     from rlx.robustness.sweep import Game, Played
     from rlx.threat import Mode, Threat
 
@@ -132,9 +132,10 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     with output.writing():
         result = _play(config, plan)
         files = _save(output, config, plan, result)
-    _print(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
+    attack_tables.print_study(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
     if result.attribution is not None:
-        _print_attribution(result.attribution)
+        attack_tables.print_attribution(result.attribution)
+    attack_tables.print_costs(plan.game.costs)
     console.result(output.path, result.wall_s, **files)
     return output, result.study
 
@@ -201,21 +202,25 @@ def _play(config: Config, plan: Plan) -> Result:
     space = opened.spec.observation_space
     began = time.monotonic()
     spread = ObservationSpread(opened.policy.heads[-1])
-    clean = evaluate(
-        opened.policy,
-        opened.make_env,
-        len(opened.seeds),
-        config.episodes,
-        REPORT,
-        opened.device,
-        spread.make_choose,
-    )
+    costs = plan.game.costs
+    with costs.of("clean play"):
+        clean = evaluate(
+            opened.policy,
+            opened.make_env,
+            len(opened.seeds),
+            config.episodes,
+            REPORT,
+            opened.device,
+            spread.make_choose,
+        )
     random = evaluate_random(opened.policy, opened.make_env, config.episodes, opened.device)
     game = replace(plan.game, scale=unit_scale(plan.scale, space, spread.std))
     tell_radii(game.eps, game.scale, opened.spec, plan.env, game.angles)
     _warn_of_small_radii(game.eps, game.scale, space)
-    states = look(game)
-    played = sweep(game, plan.attack, plan.modes)
+    with costs.of("clean states"):
+        states = look(game)
+    with costs.of(chosen("attack")):
+        played = sweep(game, plan.attack, plan.modes)
     attribution = _attributed(config, plan, game)
     wall_s = time.monotonic() - began
     study = Study.of(
@@ -247,7 +252,8 @@ def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None
         at_radius = replace(game, eps=[config.attribution])
         name, attack = attack.strongest_single(at_radius, plan.modes)
     assert isinstance(attack, Attack)  # others were refused
-    return attribute(game, attack, name, config.attribution, plan.components)
+    with game.costs.of("attribution"):
+        return attribute(game, attack, name, config.attribution, plan.components)
 
 
 def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, Path]:
@@ -270,6 +276,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
         "effort": chosen("effort") if isinstance(plan.attack, Adversary) else None,
         "units": plan.env.observation_units,
         "attribution": None if result.attribution is None else result.attribution.as_dict(),
+        "cost": plan.game.costs.as_dict(),
         "wall_s": result.wall_s,
         "steps": steps,
         "steps_per_s": steps / result.wall_s,
@@ -311,120 +318,3 @@ def _warn_of_small_radii(eps: Sequence[float], scale: np.ndarray, space: "gymnas
     if small and np.issubdtype(space.dtype, np.integer):
         radii = f"eps up to {max(small):g}"
         console.warning(f"{radii} is less than one gray level, and changes no image")
-
-
-def _print(study: "Study", seeds: int, time_limit: str | None) -> None:
-    """The returns by radius and mode, then what the largest radius did in each mode.
-
-    `time_limit`: what it means that an episode ended there; None: nobody knows.
-    """
-    from rlx.robustness.study import Cell
-
-    rows = []
-    for number, radius in enumerate(study.eps):
-        row = [f"{radius:g}"]
-        for cells in study.cells.values():
-            estimate = cells[number].returns
-            row.append(console.interval_text(estimate.iqm, estimate.ci95))
-        rows.append(row)
-    title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
-    console.table(title, ["eps", *study.cells], rows)
-    _warn_of_undefined_scores(max(curve.undefined for curve in study.curves.values()))
-    console.warn_of_few_seeds(seeds)
-    rows = []
-    for mode, curve in study.curves.items():
-        area = console.interval_text(curve.area, curve.area_ci95)
-        shares = study.cells[mode][-1].shares()
-        rows.append([mode, area, study.critical_text(mode), *shares])
-    title = (
-        f"Scores from 0, random play ({study.random:.4g}), "
-        f"to 1, clean play ({study.clean.iqm:.4g}). Critical eps: half the score is lost. "
-        f"At eps {study.eps[-1]:g}: {Cell.words()}"
-    )
-    console.table(title, ["mode", "area", "critical eps", *Cell.columns()], rows)
-    console.time_limit(time_limit)
-    _print_heads(study)
-    _print_winners(study)
-    _print_audit(study)
-
-
-def _print_heads(study: "Study") -> None:
-    """What the box can change, by head: in clean play, and where the attack has led."""
-    cells_of = _cells_of_heads(study)
-    rows = []
-    for number, radius in enumerate(study.eps):
-        row = [f"{radius:g}"]
-        for head, cells in cells_of.items():
-            for shares in (cells[number].movable_per_head, cells[number].flip_rate_per_head):
-                row.append(f"{shares[head]:.1%}" if head in shares else "–")
-        rows.append(row)
-    columns = []
-    for head in cells_of:
-        columns += [f"{head}: clean play", "under attack"]
-    title = "Decisions that the box changes, of those in clean play and of those under attack"
-    console.table(title, ["eps", *columns], rows)
-
-
-def _cells_of_heads(study: "Study") -> "dict[str, Sequence[Cell]]":
-    """For each attacked head the cells of the mode that attacks it with the fewest others."""
-    found: dict[str, Sequence[Cell]] = {}
-    for cells in sorted(study.cells.values(), key=lambda cells: -len(cells[0].flip_rate_per_head)):
-        found |= dict.fromkeys(cells[0].flip_rate_per_head, cells)
-    return found
-
-
-def _print_winners(study: "Study") -> None:
-    """Which attack of many was the worst, and in which share of the episodes."""
-    if not any(cells[0].winners for cells in study.cells.values()):
-        return
-    rows = []
-    for number, radius in enumerate(study.eps):
-        row = [f"{radius:g}"]
-        for cells in study.cells.values():
-            shares = sorted(cells[number].winners.items(), key=lambda pair: -pair[1])
-            texts = [f"{name} {share:.0%}" for name, share in shares if share >= 0.005]
-            row.append(", ".join(texts))
-        rows.append(row)
-    title = "Which attack was the worst, in which share of the episodes"
-    console.table(title, ["eps", *study.cells], rows)
-
-
-def _print_audit(study: "Study") -> None:
-    """What was checked of the attack itself."""
-    modes_of: dict[tuple[str, str, str], list[str]] = {}
-    for mode, findings in study.audit.items():
-        for finding in findings:
-            word = "pass" if finding.passed else "WARNING"
-            modes_of.setdefault((word, finding.check, finding.text), []).append(mode)
-    rows = []
-    for (word, check, text), modes in modes_of.items():
-        everywhere = len(modes) == len(study.audit)
-        rows.append([word, check, text, "all" if everywhere else ", ".join(modes)])
-    console.table("Audit of the attack", ["", "check", "measured", "modes"], rows)
-    red = [mode for mode in study.audit if study.is_red(mode)]
-    if red:
-        console.warning(f"area of {', '.join(red)}: an upper bound, not converged (see the audit)")
-
-
-def _print_attribution(attribution: "Attribution") -> None:
-    """Who carries the harm, the most first."""
-    rows = []
-    for part, values in (("head", attribution.heads), ("component", attribution.components)):
-        for name, value in sorted(values.items(), key=lambda pair: -pair[1]):
-            share = f"{value / attribution.lost:.0%}" if attribution.lost > 0 else "–"
-            rows.append([part, name, f"{value:.4g}", share])
-    title = (
-        f"Who carries the harm at eps {attribution.eps:g} under {attribution.attack}: "
-        f"Shapley values of the {attribution.lost:.4g} that are lost"
-    )
-    console.table(title, ["part", "name", "return lost", "share"], rows)
-
-
-def _warn_of_undefined_scores(share: float) -> None:
-    """Warn where clean play is no better than random play in a `share` of the resamples."""
-    reason = "clean play is no better than random play: there is nothing to lose, and no score"
-    if share == 1:
-        console.warning(reason)
-    elif share > 0:
-        resamples = f"in {share:.1%} of the resamples"
-        console.warning(f"{resamples} {reason}; the intervals leave them out")

@@ -1,8 +1,8 @@
-"""An env in which an adversary learns: its actions are the decisions that it can force."""
+"""An env in which an adversary learns: its actions are what it does to victims' decisions."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -14,81 +14,35 @@ from rlx.agent import Carry, Policy, Rules, Scores
 from rlx.config import Count, Index, Positive, choice
 from rlx.env import resize, spread_fresh
 from rlx.errors import ConfigError
+from rlx.experiment import class_parameters
 from rlx.grids import parse_grid
 from rlx.nn.rng import mix64, stream_key, uniform
-from rlx.nn.seed_axis import along, rows_within, take
+from rlx.nn.seed_axis import take
 from rlx.policies import Opened, open_runs
 from rlx.robustness.attacker import flipped
+from rlx.robustness.levers import Choices, Lever, Look, Pushes
 from rlx.robustness.manifold import kept_angles
-from rlx.robustness.reachable import Reachable, reachable
+from rlx.robustness.members import Members
 from rlx.robustness.scale import unit_scale
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.threat import Budget, Draw
-
-MOST_ACTIONS = 64
-"""Most combinations of choices that an adversary has at a step."""
-
-
-class Forceable:
-    """The rules by which an agent leaves out what cannot be forced: the `legal` of `Rules`.
-
-    Without them most actions would be the victim's own choice under other names.
-    """
-
-    def __init__(self, choices: Sequence[int]):
-        """`choices`: the number of choices of each attacked head."""
-        self.first = choices[0]
-        """How many choices the first head has, of which an observation says what can be forced."""
-        self.others = math.prod(choices[1:])
-        """How many combinations the others have; they are not known before the first is forced."""
-
-    def legal(self, obs: Tensor) -> Tensor:
-        """Which actions force something at observations [..., O'], bool [..., A]."""
-        mask = obs[..., -1 - self.first : -1] > 0.5
-        return mask.repeat_interleave(self.others, -1)
-
-    def after(self, obs: Tensor) -> Tensor:
-        """ConfigError: this is no game of two players."""
-        raise ConfigError("agent: needs a game of two players in turn; env=attacked is none.")
-
-    has_won = after
-
-
-class _Look(NamedTuple):
-    """What the victims would do at some observations [M', B', *O], and what they can be forced to.
-
-    M' is the rows of the policy, B' the copies of each."""
-
-    own_choices: Tensor
-    """What each attacked head would choose by itself, as an observation shows it, [M', B', …]."""
-    mask: Tensor
-    """Which choices of the first attacked head can be forced, bool [M', B', K]."""
-    forcing: Tensor
-    """What must be shown for that, [M', B', K, *O]."""
+from rlx.threat import Boxes, Budget, Draw
 
 
 class AttackedEnv(VectorEnv):
     """Victims in their env, seen by an adversary that moves what they observe: a `TensorEnv`.
 
     The perturbed victim is a decision process of the adversary (Zhang et al. 2020,
-    arXiv:2003.08938). Which observation is shown need not be learnt: the adversary says which
-    choice each attacked head shall take, and a gradient finds the observation within the box that
-    forces it (Sun et al. 2022, arXiv:2106.05087).
+    arXiv:2003.08938). Which observation is shown need not be learnt: the adversary directs the
+    decision, and a gradient finds the observation within the box that leads there (Sun et al. 2022,
+    arXiv:2106.05087).
 
-    There is a *member* for each victim, restart and radius, counted in this order with the radius
-    last. The B copies are shared out among the M members in equal groups, in order: copy i belongs
-    to member i // (B / M). So a training of `seeds=M` has an adversary for each member, and one of
-    as many seeds as there are victims × restarts has adversaries that serve all radii. A single
-    copy belongs to member 0.
+    Each copy belongs to a member of `Members`, a victim, restart and radius.
 
     An observation [O'] is flat: what the victim observes, the choice that each attacked head would
-    take by itself (one-hot; of continuous actions the action, from −1 to 1), which choices of the
-    first attacked head can be forced, and the radius as a share of the largest. An action numbers
-    the combinations of one choice of each attacked head, the first head's choice changing slowest.
-    What cannot be forced is left to the victim, so that its own choice means to leave it alone.
-    Where the victim's actions are continuous, choice 0 leaves it alone, choices 1 + 2d and 2 + 2d
-    push number d as low and as high as the box allows.
+    take by itself (one-hot; of continuous actions the action, from −1 to 1), of choices which ones
+    of the first attacked head can be forced, and the radius as a share of the largest. What an
+    action does is said by the `lever`: it forces choices, or pushes a continuous action.
 
     The reward is minus the victim's, in units of the size of its clean return; episodes end as the
     victim's do.
@@ -116,6 +70,7 @@ class AttackedEnv(VectorEnv):
         steps: Count,
         samples: Index,
         unit: Positive | None,
+        members: list[Index] | None = None,
         num_envs: int = 1,
         device: torch.device | str = "cpu",
     ):
@@ -125,7 +80,8 @@ class AttackedEnv(VectorEnv):
         `mode`: a head, or "both" (null) for all; `eps`: the radii, in units of `scale`, which is
         "bounds" or [*O]; `manifold`: "angle" to keep angles on the circle, or null; `restarts`:
         adversaries of one victim; `steps` and `samples`: as of `reachable`; `unit`: by what rewards
-        are divided, null: the size of the victims' return.
+        are divided, null: the size of the victims' return; `members`: the numbers of those that the
+        copies are for, null: all.
         """
         self.device = torch.device(device)
         runs = find_all(run, "outputs")
@@ -136,42 +92,28 @@ class AttackedEnv(VectorEnv):
         self.heads = attacked_heads(mode, policy.heads)
         """The attacked heads, the top level first."""
         self.eps = parse_grid(eps, "env.eps")
-        self.scale = torch.as_tensor(
-            unit_scale(scale, space, _no_spread), dtype=torch.float32, device=self.device
-        )
         self._obs_unit = float(space.high.max()) if np.issubdtype(space.dtype, np.integer) else 1.0
         """By what the victim's observations are divided: a network cannot learn from 255."""
-        self.steps = steps
-        self.samples = samples
         self._action_space = self.opened.spec.action_space
         """The victim's own actions."""
-        self.counts = counts = (len(self.opened.seeds), restarts, len(self.eps))
-        """The numbers of victims, restarts and radii."""
-        victim, _, radius = torch.unravel_index(
-            torch.arange(math.prod(counts), device=self.device), counts
-        )
-        self._victim_of = victim
-        """int64 [M]: the victim of each member, a row of the policy."""
-        self._eps_of = torch.tensor(self.eps, device=self.device)[radius]
-        """float32 [M]: the radius of each member."""
-        member = _shared_out(num_envs, counts, self.device)
+        self.members = Members(len(self.opened.seeds), restarts, self.eps, members, self.device)
+        member = self.members.shared_out(num_envs)
 
         self.env = self.opened.make_env(num_envs)
         """The victims' own env."""
-        self._angles = kept_angles(manifold, self.env)
-        """Pairs (cosine, sine) of the victim's observations that stay on the circle."""
+        unit_of_scale = unit_scale(scale, space, _no_spread)
+        self.boxes = Boxes(
+            space,
+            torch.as_tensor(unit_of_scale, dtype=torch.float32, device=self.device),
+            kept_angles(manifold, self.env),
+        )
+        """The boxes around what the victims observe."""
         self.max_episode_steps = self.env.max_episode_steps
-        self.choices = self._count_choices()
-        """The number of choices K of each attacked head."""
-        combinations = math.prod(self.choices)
-        if combinations > MOST_ACTIONS:
-            raise ConfigError(
-                f"env.mode={mode}: {combinations:,} combinations of choices, "
-                f"{' × '.join(map(str, self.choices))}; at most {MOST_ACTIONS} can be learnt."
-            )
-        self.rules = Forceable(self.choices)
-        self.single_action_space = gymnasium.spaces.Discrete(combinations)
-        obs_size = math.prod(space.shape) + self._own_size() + self.choices[0] + 1
+        self.lever = self._make_lever(steps, samples)
+        """What an action does to the victims' decisions."""
+        self.rules = self.lever.rules
+        self.single_action_space = self.lever.action_space
+        obs_size = math.prod(space.shape) + self.lever.size + 1
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (obs_size,))
         resize(self, num_envs)
 
@@ -184,28 +126,14 @@ class AttackedEnv(VectorEnv):
         self._group()
         self._begin_counting()
 
-    def check_seeds(self, seeds: int, copies: Sequence[int]) -> None:
-        """ConfigError unless each of so many `seeds` of a training has one victim and restart.
+    @classmethod
+    def of_rows(cls, node: Mapping[str, Any], rows: Sequence[int], seeds: int) -> dict[str, Any]:
+        """The config group `env` for some `rows` of the adversaries that a training has learnt.
 
-        It has one radius of them, or all. `copies`: the numbers of copies that a seed is given to
-        learn in, and to be evaluated in.
+        `seeds`: how many it has. Each goes on with the victim that it has learnt against.
         """
-        victims, restarts, radii = self.counts
-        adversaries = victims * restarts
-        if seeds == adversaries * radii:
-            return
-        if seeds != adversaries:
-            raise ConfigError(
-                f"seeds: {seeds} for {victims} victims × {restarts} restarts; set "
-                f"seeds={adversaries}, whose adversaries serve all radii, or seeds="
-                f"{adversaries * radii}, one for each of the {radii} radii."
-            )
-        for number in copies:
-            if number % radii:
-                raise ConfigError(
-                    f"num_envs, eval_episodes, final_episodes: {number} cannot be shared out among "
-                    f"the {radii} radii of env.eps; take multiples of {radii}."
-                )
+        members = cls(**class_parameters(node)).members
+        return {**node, "members": members.of_rows(rows, seeds)}
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, object] | None = None
@@ -236,23 +164,27 @@ class AttackedEnv(VectorEnv):
     def step(
         self, actions: Tensor | np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """As `TensorEnv.step`; `actions`: int64 [B], which choices shall be forced."""
+        """As `TensorEnv.step`; `actions`: [B, …], what the lever does."""
         state = self._state
-        picks = torch.unravel_index(
-            torch.as_tensor(actions, device=self.device).view(self._shape), self.choices
-        )
+        own_action = torch.as_tensor(actions, device=self.device).unflatten(0, self._shape)
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-            if head not in self.heads:
-                return scores.best(obs)
-            number = self.heads.index(head)
             clean = scores.best(obs)
-            forcing = self._grouped("forcing")
-            if number > 0:
-                forcing = self._reachable(head, scores, obs).obs
+            if head not in self.heads:
+                return clean
+            obs = obs.float()
+            forcing = self._grouped("forcing") if "forcing" in state else None
+            shown_obs = self.lever.shown(
+                self.heads.index(head),
+                obs,
+                scores,
+                own_action,
+                forcing,
+                self._budget(obs),
+                self._draw(head),
+            )
             # Last of all, the scores of what is shown: a policy's carry may keep that.
-            pick = picks[number].unsqueeze(2)
-            decision = scores.best(rows_within(forcing, pick).squeeze(2))
+            decision = scores.best(shown_obs)
             self._count(head, deciding, flipped(self._action_space, decision, clean))
             return decision
 
@@ -328,7 +260,7 @@ class AttackedEnv(VectorEnv):
             members = self._state["member"]
             counts = torch.ones_like(members)
         self._shape = (len(members), int(counts[0]))
-        self._policy: Policy = take(self.opened.policy, self._victim_of[members])
+        self._policy: Policy = take(self.opened.policy, self.members.victim[members])
 
     def _grouped(self, name: str) -> Tensor:
         """A tensor [B, …] of the state as [M', B / M', …]."""
@@ -352,14 +284,10 @@ class AttackedEnv(VectorEnv):
         self._decisions[head].index_add_(0, self._id, counted.long())
         self._flips[head].index_add_(0, self._id, (flipped.flatten() & counted).long())
 
-    def _reachable(self, head: str, scores: Scores, obs: Tensor, purpose: str = "") -> Reachable:
-        """What can be forced on `head` at `obs` [M', B', *O]; `purpose` names the random stream."""
-        eps = self._eps_of[self._state["member"]].view(self._shape)
-        budget = Budget.of(
-            self.opened.spec.observation_space, along(eps, obs) * self.scale, self._angles
-        )
-        draw = self._draw(head + purpose)
-        return reachable(scores, obs.float(), budget, draw, steps=self.steps, samples=self.samples)
+    def _budget(self, obs: Tensor) -> Budget:
+        """The boxes around `obs` [M', B', *O], each of its copy's radius."""
+        eps = self.members.eps[self._state["member"]].view(self._shape)
+        return self.boxes.around(obs, eps)
 
     def _draw(self, name: str) -> Draw:
         """Random numbers of this step's stream `name` of each copy."""
@@ -376,76 +304,66 @@ class AttackedEnv(VectorEnv):
 
     def _next_observations(self) -> Tensor:
         """The observations [B, O'] that the next step begins with; notes what it can force."""
-        look = self._looked_ahead(self._grouped("obs"), self._grouped("first"))
-        self._state["forcing"] = look.forcing.flatten(0, 1)
-        return self._observations(self._state["obs"], look.own_choices, look.mask)
+        told, forcing = self._looked_ahead(self._grouped("obs"), self._grouped("first"))
+        if forcing is not None:
+            self._state["forcing"] = forcing.flatten(0, 1)
+        return self._observations(self._state["obs"], told)
 
     def _final_observations(self, obs: Tensor, truncated: Tensor) -> Tensor:
         """The observations [B, O'] of episodes that ended at the victim's `obs` [B, *O].
 
         Where an episode was `truncated` (bool [B]), the victim would go on; where it has
-        terminated, there is nothing to choose, and 0 stands for all choices.
+        terminated, there is nothing to choose, and 0 stands for all that is told of decisions.
         """
-        grouped_obs = obs.unflatten(0, self._shape)
-        own_choices = obs.new_zeros(*self._shape, self._own_size(), dtype=torch.float32)
-        mask = torch.zeros(*self._shape, self.choices[0], dtype=torch.bool, device=self.device)
+        told = torch.zeros(*self._shape, self.lever.size, device=self.device)
         if truncated.any():
             going_on = torch.zeros(self._shape, dtype=torch.bool, device=self.device)
-            look = self._looked_ahead(grouped_obs, going_on, "final")
-            where = truncated.view(*self._shape, 1)
-            own_choices = look.own_choices * where
-            mask = look.mask & where
-        return self._observations(obs, own_choices, mask)
+            told, _ = self._looked_ahead(obs.unflatten(0, self._shape), going_on, "final")
+            told = told * truncated.view(*self._shape, 1)
+        return self._observations(obs, told)
 
     @torch.no_grad()
-    def _looked_ahead(self, obs: Tensor, first: Tensor, purpose: str = "") -> _Look:
-        """What the victims would choose at `obs`, and what they can be forced to.
+    def _looked_ahead(
+        self, obs: Tensor, first: Tensor, purpose: str = ""
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is told of the victims' decisions at `obs` [M', B', …], and what forces them.
 
-        Nothing is changed by looking.
+        float32 [M', B', size of the lever], and `Look.forcing` of the first attacked head.
+        `purpose` names the random stream. Nothing is changed by looking.
         """
-        own_choices: list[Tensor] = []
-        masks: list[Tensor] = []
-        forcing: list[Tensor] = []
+        looks: list[Look] = []
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-            decision = scores.best(obs)
-            if head not in self.heads:
-                return decision
-            if head == self.heads[0]:
-                found = self._reachable(head, scores, obs, purpose)
-                own = torch.nn.functional.one_hot(found.clean, self.choices[0]).bool()
-                masks.append(torch.where(deciding.unsqueeze(-1), found.mask, own))
-                forcing.append(found.obs)
-            own_choices.append(self._shown_choice(decision, self.choices[self.heads.index(head)]))
-            return decision
+            if head in self.heads:
+                number = self.heads.index(head)
+                inputs = (obs.float(), scores, deciding, self._budget(obs))
+                looks.append(self.lever.look(number, *inputs, self._draw(head + purpose)))
+            return scores.best(obs)
 
         self._policy.act(obs, first, self._carry(), choose)
-        return _Look(torch.cat(own_choices, -1), masks[0], forcing[0])
+        told = [look.own for look in looks]
+        told += [look.mask.float() for look in looks if look.mask is not None]
+        return torch.cat(told, -1), looks[0].forcing
 
-    def _shown_choice(self, decision: Tensor, choices: int) -> Tensor:
-        """A victim's `decision` as the adversary sees it, float32 [M', B', …]."""
-        if not decision.is_floating_point():
-            return torch.nn.functional.one_hot(decision, choices).float()
-        space = self._action_space
-        assert isinstance(space, gymnasium.spaces.Box)
-        low = torch.as_tensor(space.low, device=decision.device)
-        high = torch.as_tensor(space.high, device=decision.device)
-        return 2 * (decision - low) / (high - low) - 1
-
-    def _observations(self, obs: Tensor, own_choices: Tensor, mask: Tensor) -> Tensor:
-        """The adversary's observations [B, O'] of their parts."""
-        radius = self._eps_of[self._state["member"]].unsqueeze(1) / max(*self.eps, 1e-9)
+    def _observations(self, obs: Tensor, told: Tensor) -> Tensor:
+        """The adversary's observations [B, O'] of the victim's and what is `told` of decisions."""
+        radius = self.members.eps[self._state["member"]].unsqueeze(1) / max(*self.eps, 1e-9)
         flat = (obs / self._obs_unit).flatten(1)
-        return torch.cat([flat, own_choices.flatten(0, 1), mask.flatten(0, 1).float(), radius], 1)
+        return torch.cat([flat, told.flatten(0, 1), radius], 1)
 
-    def _own_size(self) -> int:
-        """Numbers by which an observation shows what the victim would choose by itself."""
-        if isinstance(self._action_space, gymnasium.spaces.Box):
-            return math.prod(self._action_space.shape)
-        return sum(self.choices)
+    def _make_lever(self, steps: int, samples: int) -> Lever:
+        """What can be done to the attacked heads; ConfigError where that cannot be learnt."""
+        choices = self._count_choices()
+        space = self._action_space
+        if 0 not in choices:
+            return Choices(choices, steps, samples)
+        if len(choices) > 1:
+            raise ConfigError("env.mode: a head with continuous actions is attacked alone.")
+        assert isinstance(space, gymnasium.spaces.Box)
+        return Pushes(space, steps)
 
     def _count_choices(self) -> tuple[int, ...]:
-        """The number of choices of each attacked head, as it is at the observation 0."""
+        """The number of choices of each attacked head, of a continuous one 0."""
         policy = self.opened.policy
         space = self.opened.spec.observation_space
         shape = (len(self.opened.seeds), 1)
@@ -455,8 +373,7 @@ class AttackedEnv(VectorEnv):
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             values = scores(obs)
-            numbers = values.shape[-1]
-            counts[head] = 1 + 2 * numbers if scores.continuous else numbers
+            counts[head] = 0 if scores.continuous else values.shape[-1]
             return scores.best(obs, values)
 
         with torch.no_grad():
@@ -492,24 +409,6 @@ def _attackable(opened: Opened) -> gymnasium.spaces.Box:
     if opened.env.get("drift"):
         raise ConfigError("env: the victims' env drifts (env.drift); an adversary needs one env.")
     return space
-
-
-def _shared_out(num_envs: int, counts: tuple[int, int, int], device: torch.device) -> Tensor:
-    """int64 [B]: the member of each of `num_envs` copies.
-
-    `counts`: how many victims, restarts and radii there are. ConfigError where the copies cannot be
-    shared out evenly.
-    """
-    members = math.prod(counts)
-    if num_envs == 1:
-        return torch.zeros(1, dtype=torch.int64, device=device)
-    if num_envs % members:
-        victims, restarts, radii = counts
-        raise ConfigError(
-            f"env: {num_envs} copies cannot be shared out among {members} adversaries "
-            f"({victims} victims × {restarts} restarts × {radii} radii); take a multiple of that."
-        )
-    return torch.arange(members, device=device).repeat_interleave(num_envs // members)
 
 
 def _size_of_returns(runs: Sequence[Run]) -> float:

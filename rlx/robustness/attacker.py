@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium
-import numpy as np
 import torch
 from torch import Tensor
 
 from rlx.agent import Choose, Policy, Scores, Spec
 from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
-from rlx.nn.seed_axis import along
-from rlx.threat import Attack, Budget, Mode
+from rlx.threat import Attack, Boxes, Mode
 
 FLIP_SHARE = 0.05
 """Share of its range by which a number of a continuous action must move to count as flipped."""
@@ -74,33 +72,20 @@ class Attacker:
         column_radii: Tensor,
         seeds: Sequence[int],
         reset_seeds: Tensor,
-        scale: np.ndarray,
-        angles: tuple[tuple[int, int], ...] = (),
+        boxes: Boxes,
     ):
         """Attack the columns of the batch that starts from `reset_seeds` (int64 [S, B]).
 
         `column_modes`: int64 [B], which of `modes` each column has; `column_radii`: float [B], in
-        units of eps; `seeds`: the numbers of the S seeds; `scale`: [*O], what eps = 1 means for an
-        observation; `angles`: pairs (cosine, sine) of its components that stay on the unit circle.
+        units of eps; `seeds`: the numbers of the S seeds; `boxes`: those of the env's observations.
         """
         device = reset_seeds.device
         self.attack = attack
         self.shape = reset_seeds.shape
         self.stack = spec.stack
-        self.space = spec.observation_space
         self.action_space = spec.action_space
-        self.scale = torch.as_tensor(scale, dtype=torch.float32, device=device)
-        self.angles = angles
-        if spec.stack > 1:
-            # Only the newest of the stacked observations can be moved.
-            assert isinstance(self.space, gymnasium.spaces.Box)
-            size = self.scale.shape[0] // spec.stack
-            past = len(self.scale) - size
-            self.scale = self.scale[-size:]
-            self.angles = tuple((cos - past, sin - past) for cos, sin in angles if cos >= past)
-            low = self.space.low[-size:]
-            high = self.space.high[-size:]
-            self.space = gymnasium.spaces.Box(low, high, dtype=self.space.dtype)  # type: ignore[arg-type]
+        # Of a stack only the newest observation can be moved.
+        self.boxes = boxes.of_newest(spec.stack)
         self.sensors: dict[str, Sensor] = {}
         stream = mix64(seed_tensor(seeds, device).unsqueeze(1) + mix64(reset_seeds))
         common_key = stream_key(stream, "all heads")
@@ -185,7 +170,7 @@ class AttackedChoice:
             past = sensor.past[self.ids].unflatten(0, newest.shape[:2])
 
         def values(frame: Tensor) -> Tensor:
-            return scores(self._stacked(past, frame))
+            return scores.function(self._stacked(past, frame))
 
         def choice(frame: Tensor) -> Tensor:
             return scores.best(self._stacked(past, frame))
@@ -208,10 +193,8 @@ class AttackedChoice:
     def _perturbed(self, head: str, obs: Tensor, scores: Scores) -> Tensor:
         """The observations [S', B', *O] that `head` is shown in place of `obs` [S', B', *O]."""
         sensor = self.attacker.sensors[head]
-        scale = self.attacker.scale
         key = self.key[head]
-        radius = along(self.radius[head], obs) * scale
-        budget = Budget.of(self.attacker.space, radius, self.attacker.angles)
+        budget = self.attacker.boxes.around(obs, self.radius[head])
 
         def draw(count: int) -> Tensor:
             """The next numbers [S', B', count] of each copy's stream."""

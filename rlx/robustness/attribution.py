@@ -14,6 +14,7 @@ import numpy as np
 
 from rlx.errors import ConfigError
 from rlx.robustness.sweep import Game, sweep
+from rlx.show import console
 from rlx.threat import Attack, Mode
 
 EPISODES = 20
@@ -70,19 +71,27 @@ def attribute(
     """
     game = replace(game, eps=[eps], episodes=EPISODES, quiet=True)
     heads = game.opened.policy.heads
-    clean = _mean(replace(game, eps=[0.0]), attack, heads)
+    combinations_of_parts = 2 ** len(components) + 2 ** len(heads) - 1
+    console.facts(attribution=f"{name} at eps {eps:g}, {combinations_of_parts} combinations")
+    with console.Progress(combinations_of_parts, unit="combinations", quarters=True) as progress:
 
-    def by_components(chosen: Sequence[int]) -> float:
-        numbers = game.scale.size - len(components) + np.array(chosen)
-        allowed = np.zeros_like(game.scale)
-        allowed[numbers] = game.scale[numbers]
-        return clean - _mean(replace(game, scale=allowed), attack, heads)
+        def mean(game: Game, heads: Sequence[str]) -> float:
+            value = _mean(game, attack, heads)
+            progress.update(progress.step + 1)
+            return value
 
-    def by_heads(chosen: Sequence[int]) -> float:
-        return clean - _mean(game, attack, [heads[number] for number in chosen])
+        def by_components(chosen: Sequence[int]) -> float:
+            numbers = game.scale.size - len(components) + np.array(chosen)
+            allowed = np.zeros_like(game.scale)
+            allowed[numbers] = game.scale[numbers]
+            return clean - mean(replace(game, scale=allowed), heads)
 
-    of_components = shapley(len(components), by_components)
-    of_heads = shapley(len(heads), by_heads)
+        def by_heads(chosen: Sequence[int]) -> float:
+            return clean - mean(game, [heads[number] for number in chosen])
+
+        clean = mean(replace(game, eps=[0.0]), heads)
+        of_components = shapley(len(components), by_components)
+        of_heads = shapley(len(heads), by_heads)
     return Attribution(
         eps=eps,
         attack=name,

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.evaluation import REPORT
-from rlx.nn.seed_axis import along
 from rlx.policies import Opened
 from rlx.robustness.attacker import Attacker
+from rlx.robustness.cost import Costs
 from rlx.rollout import Episodes, rollout
 from rlx.runs.run import Run
 from rlx.show import console
-from rlx.threat import Adversary, Attack, Budget, Mode, Threat
+from rlx.threat import Adversary, Attack, Boxes, Budget, Mode, Threat
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,20 @@ class Game:
     """The trainings that the policies are of."""
     checkpoint: str = "best"
     """The checkpoint that the policies are of."""
+    costs: Costs = field(default_factory=Costs)
+    """What was spent on it, by name; a copy with other radii or episodes shares it."""
     quiet: bool = False
     """Whether no progress is printed."""
 
+    @property
+    def boxes(self) -> Boxes:
+        """The boxes around what the policies observe, on their device."""
+        scale = torch.as_tensor(self.scale, dtype=torch.float32, device=self.opened.device)
+        return Boxes(self.opened.spec.observation_space, scale, self.angles)
+
     def budget(self, radius: Tensor, obs: Tensor) -> Budget:
         """The boxes of a `radius` [S, B], in units of the scale, around `obs` [S, B, *O]."""
-        scale = torch.as_tensor(self.scale, dtype=torch.float32, device=obs.device)
-        space = self.opened.spec.observation_space
-        return Budget.of(space, along(radius, obs) * scale, self.angles)
+        return self.boxes.around(obs, radius)
 
     def radii(self) -> Tensor:
         """The radii as a tensor, float32 [E]."""
@@ -113,7 +119,7 @@ def check_attackable(game: Game, threat: Threat, modes: Mapping[str, Mode]) -> N
     spec = opened.spec
     env = opened.make_env(len(opened.seeds))
     obs = env.reset(seed=REPORT)[0].unsqueeze(1).float()
-    budget = Budget.of(spec.observation_space, torch.zeros_like(obs))
+    budget = game.budget(torch.zeros(obs.shape[:2], device=obs.device), obs)
     bounds = None
     if isinstance(spec.action_space, gymnasium.spaces.Box):
         low = torch.as_tensor(spec.action_space.low, device=obs.device)
@@ -161,8 +167,7 @@ def _sweep(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, P
                 column_radii=radii[radius_index[chunk]],
                 seeds=seeds,
                 reset_seeds=reset_seeds,
-                scale=game.scale,
-                angles=game.angles,
+                boxes=game.boxes,
             )
             env = opened.make_env(reset_seeds.numel())
             played = rollout(opened.policy, env, reset_seeds, attacker.make_choose)

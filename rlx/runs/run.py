@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 """Version of the layout above; written to meta.json."""
+_trusted: set[str] = set()
+"""The configs that the user has trusted in this process; an adversary's env reads some anew."""
 GROUPS = ("agent", "env", "eval_env", "device", "attack")
 """Keys of config.yaml that hold keys themselves."""
 
@@ -161,9 +163,20 @@ class Run:
         rename_keys(config)  # older than this rlx, perhaps
         return config
 
+    def _trust_victims(self, config: dict) -> None:
+        """Trust the runs that env=attacked names too: an adversary plays in their env."""
+        victims = config.get("env", {}).get("run")
+        for path in [victims] if isinstance(victims, str) else victims or []:
+            with suppress(ConfigError):  # said where they are opened
+                _ = Run(Path(path), trusted=True).config
+
     def _check_imports(self, file: Path, text: str, config: dict) -> None:
         """ConfigError where a config of somebody else names code that is not the user's own."""
-        if self.trusted or trust.is_signed(text, self.meta().get("signature")):
+        if self.trusted:
+            _trusted.add(text)
+            self._trust_victims(config)
+            return
+        if text in _trusted or trust.is_signed(text, self.meta().get("signature")):
             return
         users_imports = trust.users_imports()
         for name in trust.imports(config):

@@ -4,7 +4,8 @@ Where the output is no terminal, these are lines without decoration.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,26 @@ if not terminal.is_terminal:
     terminal.width = 200
 
 
+_brief = False
+"""Whether all but progress and warnings is left out."""
+
+
+@contextmanager
+def only_progress() -> Iterator[None]:
+    """Print only progress and warnings within: of a run that is part of another command."""
+    global _brief
+    former = _brief
+    _brief = True
+    try:
+        yield
+    finally:
+        _brief = former
+
+
 def facts(**values: object) -> None:
     """Print a line for each of `values`: settings that were chosen, facts that were found."""
+    if _brief:
+        values = {key: value for key, value in values.items() if key == "warning"}
     width = max([8, *map(len, values)])
     for key, value in values.items():
         terminal.print(f"{key:<{width}} {value}", markup=False)
@@ -45,6 +64,8 @@ def warning(text: str) -> None:
 
 def result(path: Path, wall_s: float | None = None, **files: Path) -> None:
     """Print how long a command took and where its results are; the last line is `path` alone."""
+    if _brief:
+        return
     if wall_s is not None:
         terminal.print(f"{'took':<8} {duration(wall_s)}", markup=False)
     for key, value in files.items():
@@ -100,13 +121,13 @@ class Progress:
         """The progress from `begin` to `total`, counted in `unit`.
 
         `threshold`: the return from which a seed counts as solved. `quarters`: print a line at each
-        quarter of the way where there is no bar.
+        quarter of the way where there is no bar. Within `only_progress` there are no other lines.
         """
         self.total = total
         self.begin = begin
         self.threshold = threshold
         self.unit = unit
-        self.quarters = quarters
+        self.quarters = quarters or _brief
         self.live = RichProgress(
             TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
             BarColumn(bar_width=None),
@@ -152,6 +173,8 @@ class Progress:
         `mean` are the returns of the seeds that still learn, [S'], `best` those of the weights kept
         of every seed, [S].
         """
+        if _brief:
+            return
         from rlx.statistics import iqm
 
         now = float(iqm(mean.cpu().numpy()))
@@ -180,6 +203,8 @@ def per_seed(
 
     `columns`: name → a value for each seed.
     """
+    if _brief:
+        return
     rich_table = Table(title=title, title_justify="left")
     rich_table.add_column("seed", justify="right")
     for name in columns:
@@ -228,6 +253,8 @@ def number(value: float) -> str:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table. Words stay as they are, numbers are rounded as by `number`."""
+    if _brief:
+        return
     rich_table = Table(title=title, title_justify="left")
     for name in header:
         rich_table.add_column(name, justify="right", no_wrap=True)

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlx.config import build
 from rlx.errors import ConfigError
-from rlx.experiment import training_config
+from rlx.experiment import make_env, training_config
 from rlx.grids import parse_seeds
 from rlx.nn.seed_axis import concatenated
+from rlx.robustness.attacked_env import AttackedEnv
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.training import state
@@ -46,6 +47,9 @@ def grow(run: Run, seeds: object) -> float:
         new_seeds = [seed for seed in wanted if seed not in old_seeds]
         if not new_seeds:
             raise ConfigError(f"seeds={seeds}: {run.path} has them all.")
+        env = make_env(saved.env, 1, "cpu")
+        if isinstance(env, AttackedEnv):
+            env.members.check_seeds(len(wanted), ())
         old_text = console.ranges(old_seeds)
         new_text = console.ranges(new_seeds)
         console.facts(grows=f"{run.path}: seeds {old_text}, now {new_text} as well")

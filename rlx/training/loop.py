@@ -148,8 +148,10 @@ class Training:
         contract.check_env(env, self.spec)
         if isinstance(env, AttackedEnv):
             config = self.config
+            if config.stop:
+                raise ConfigError("stop: not with env=attacked, where each seed has its victim.")
             copies = (self.num_envs, config.eval_episodes, config.final_episodes)
-            env.check_seeds(len(self.seeds), copies)
+            env.members.check_seeds(len(self.seeds), copies)
 
     def _make_learning_env(self) -> TensorEnv:
         """All env copies that the agent learns in, not yet reset."""
