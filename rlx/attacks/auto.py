@@ -120,12 +120,7 @@ class Auto(Adversary):
         return {f"{TOWARDS}{number}": replace(minq, target=number) for number in numbers}
 
     def play(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Played]:
-        copied = why_not(game) is None
-        result = self._worst(game, modes, copied)
-        unattacked = self._unattacked(game)
-        for played in result.values():
-            played.unattacked = unattacked
-        return result
+        return self._worst(game, modes, why_not(game) is None)
 
     def _unattacked(self, game: Game) -> np.ndarray:
         """The returns of clean play in the trial episodes, [S, P']."""
@@ -163,12 +158,19 @@ class Auto(Adversary):
             if reason is None:
                 tried[LEARNED] = self.learner.play(self._trial(game), modes)
                 played[LEARNED] = self.learner.play(game, modes)
-            return self._worst_by_seed(game, played, tried, modes)
+            result = self._worst_by_seed(game, played, tried, modes)
+            for mode, worst in result.items():
+                worst.unattacked = tried[NONE][mode].returns[:, 0]
+            return result
         console.facts(playing=", ".join([*finalists, "planned"]))
         planned = self.planner.play(game, modes)
         open_modes = _open(modes, planned, tried)
         played = {name: sweep(game, fitting[name], open_modes) for name in finalists if open_modes}
-        return self._worst_by_episode(game, played, planned, tried, modes)
+        result = self._worst_by_episode(game, played, planned, tried, modes)
+        unattacked = self._unattacked(game)
+        for worst in result.values():
+            worst.unattacked = unattacked
+        return result
 
     def _tried(
         self, game: Game, fitting: Mapping[str, Attack], modes: Mapping[str, Mode]
@@ -233,15 +235,20 @@ class Auto(Adversary):
         return result
 
     def _finalists(self, tried: Mapping[str, Mapping[str, Played]], count: int) -> list[str]:
-        """The `count` attacks that are worst, by the sum over seeds, radii and modes."""
+        """The `count` attacks that are worst, over all seeds, radii and modes.
+
+        Each seed counts as much as any other, however much its return can fall.
+        """
         means = np.stack(
             [
-                np.concatenate([played.returns.mean(-1).flatten() for played in by_mode.values()])
+                np.concatenate([played.returns.mean(-1) for played in by_mode.values()], 1)
                 for by_mode in tried.values()
             ]
-        )
+        )  # [attacks, S, modes · E]
         # By how much each attack is better for the policies than the worst one, in all cells.
-        shortfall = (means - means.min(0)).sum(1)
+        shortfall = (means - means.min(0)).sum(-1)
+        largest = shortfall.max(0)
+        shortfall = (shortfall / np.where(largest > 0, largest, 1)).sum(1)
         names = list(tried)
         order = np.argsort(shortfall, kind="stable")[:count]
         return [names[number] for number in sorted(order)]
