@@ -154,7 +154,7 @@ class Auto(Adversary):
             first = fitting[finalists[0]]
             tried[NONE] = _left_alone(self._trial(game), first, modes)
             played = {NONE: _left_alone(game, first, modes)}
-            played |= {name: sweep(game, fitting[name], modes) for name in finalists}
+            played |= _swept(game, {name: fitting[name] for name in finalists}, modes)
             if reason is None:
                 tried[LEARNED] = self.learner.play(self._trial(game), modes)
                 played[LEARNED] = self.learner.play(game, modes)
@@ -163,9 +163,11 @@ class Auto(Adversary):
                 worst.unattacked = tried[NONE][mode].returns[:, 0]
             return result
         console.facts(playing=", ".join([*finalists, "planned"]))
-        planned = self.planner.play(game, modes)
+        with game.costs.of(PLANNED):
+            planned = self.planner.play(game, modes)
         open_modes = _open(modes, planned, tried)
-        played = {name: sweep(game, fitting[name], open_modes) for name in finalists if open_modes}
+        added = {name: fitting[name] for name in finalists if open_modes}
+        played = _swept(game, added, open_modes)
         result = self._worst_by_episode(game, played, planned, tried, modes)
         unattacked = self._unattacked(game)
         for worst in result.values():
@@ -178,7 +180,7 @@ class Auto(Adversary):
         """What each attack does at the positive radii on trial episodes, by name and mode."""
         trial = self._trial(game)
         console.facts(trying=", ".join(fitting))
-        return {name: sweep(trial, attack, modes) for name, attack in fitting.items()}
+        return _swept(trial, fitting, modes)
 
     def _trial(self, game: Game) -> Game:
         """The positive radii of `game`, on other episodes."""
@@ -252,6 +254,17 @@ class Auto(Adversary):
         names = list(tried)
         order = np.argsort(shortfall, kind="stable")[:count]
         return [names[number] for number in sorted(order)]
+
+
+def _swept(
+    game: Game, attacks: Mapping[str, Attack], modes: Mapping[str, Mode]
+) -> dict[str, dict[str, Played]]:
+    """The episodes of each of `attacks`, by its name and by mode; each has a cost of its own."""
+    played = {}
+    for name, attack in attacks.items():
+        with game.costs.of(name):
+            played[name] = sweep(game, attack, modes)
+    return played
 
 
 def _left_alone(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, Played]:
