@@ -186,6 +186,8 @@ def test_what_is_no_graph_is_refused_and_never_run_wrongly(kind, words, capsys):
         written._vector_step()
         lenient._vector_step()
     assert_equal(written, lenient)
+    for name in ("counted", "kept", "sums"):
+        assert str(getattr(lenient.agent, name, None)) == str(getattr(written.agent, name, None))
     assert words in capsys.readouterr().out
 
 

@@ -143,6 +143,8 @@ class CompiledSteps:
         """`function` in its compiled form; where that cannot be, as it is, and a line says so."""
         name = key if isinstance(key, str) else key[1]  # type: ignore[index]
         began = time.monotonic()
+        if console.terminal.is_terminal:
+            console.facts(compiling=f"{name} …")
         try:
             graph = trace(self.memory, function, self.decompositions)
             call = _bound(graph, self.memory.tensors, self.build)

@@ -23,7 +23,6 @@ Place = tuple[dict[str, Any], str]
 Function = Callable[[], Sequence[Tensor]]
 """A function of tensors that lie at fixed places; it may write to them, and returns others."""
 
-
 _MODULE = set(vars(nn.Module()))
 """Attributes that every module has."""
 
@@ -40,14 +39,20 @@ class Memory:
         self.owners: list[Any] = [*training.agent.modules(), *_envs(training.env)]
         self.places: list[Place] = [counter]
         for module in training.agent.modules():
-            for group in (module._parameters, module._buffers):
+            groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for group in groups:
                 self.places += [(group, name) for name, value in group.items() if value is not None]
         self.places += _env_places(training.env)
         self.places += [(vars(training.log), name) for name in ("running", "sum", "count", "bad")]
         self.places += [(vars(training), name) for name in ("obs", "first")]
         self.places += [(training.carry, name) for name in training.carry]
-        self.tensors = [_own(group[name]) for group, name in self.places]
-        self.put(self.tensors)
+        self.tensors: list[Tensor] = []
+        """What lies at the places."""
+        taken: set[int] = set()
+        for group, name in self.places:
+            tensor = _own(group[name], taken)
+            group[name] = tensor
+            self.tensors.append(tensor)
 
     def put(self, tensors: Sequence[Tensor]) -> None:
         """Bind every place to one of `tensors`."""
@@ -98,11 +103,11 @@ def trace(memory: Memory, function: Function, decompositions: dict | None = None
         raise NotTraceable(f"{type(error).__name__}: {error}") from error
     finally:
         memory.put(memory.tensors)
-    for owner, attributes in zip(memory.owners, before, strict=True):
-        for name, value in _attributes(owner).items():
-            if not _same(attributes.get(name), value):
-                what = f"{type(owner).__name__}.{name}"
-                raise NotTraceable(f"{what} changes with a step, and is no buffer")
+        changed = [*map(_restore, memory.owners, before)]
+    for owner, name in zip(memory.owners, changed, strict=True):
+        if name is not None:
+            what = f"{type(owner).__name__}.{name}"
+            raise NotTraceable(f"{what} changes with a step, and is no buffer")
     for node in graph.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if schema is not None and schema.is_mutable:
@@ -112,9 +117,17 @@ def trace(memory: Memory, function: Function, decompositions: dict | None = None
     return graph
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """`tensor` in memory of its own; a parameter has that already."""
-    if isinstance(tensor, nn.Parameter):
+def _own(tensor: Tensor, taken: set[int]) -> Tensor:
+    """`tensor` in memory of its own: a copy, unless it has that; `taken`: storages of others.
+
+    NotTraceable where a parameter is another one's as well.
+    """
+    storage = tensor.untyped_storage()
+    alone = storage._cdata not in taken
+    taken.add(storage._cdata)
+    if isinstance(tensor, nn.Parameter) and not alone:
+        raise NotTraceable("a parameter is registered twice")
+    if alone and tensor.is_contiguous() and storage.nbytes() == tensor.nbytes:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -147,6 +160,19 @@ def _attributes(owner: Any) -> dict[str, Any]:
         for name, value in vars(owner).items()
         if isinstance(value, kinds) and name not in _MODULE
     }
+
+
+def _restore(owner: Any, before: dict[str, Any]) -> str | None:
+    """Give `owner` the attributes back that it had; the name of one that was another, or None."""
+    changed = None
+    for name, value in _attributes(owner).items():
+        if name not in before:
+            delattr(owner, name)
+            changed = name
+        elif not _same(before[name], value):
+            setattr(owner, name, before[name])
+            changed = name
+    return changed
 
 
 def _same(before: Any, after: Any) -> bool:
