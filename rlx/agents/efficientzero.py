@@ -420,7 +420,7 @@ class EfficientZero(Agent):
         unrolled = self._unroll(first_obs.squeeze(2), batch["action"][:, :, : config.unroll])
         losses = self._losses(batch, unrolled, targets, later_obs)
         loss = (self._weighted(losses) * weight).mean(1)
-        self.optimizer.learning_rate.fill_(self._learning_rate())
+        self.optimizer.learning_rate = self._learning_rate()
         descend(
             loss,
             list(self.policy.parameters()),

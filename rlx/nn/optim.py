@@ -25,11 +25,37 @@ MOMENTUM = 0.9
 """Share that SGD's velocity keeps of itself in a step."""
 
 
-class Adam(nn.Module):
+class Optimizer(nn.Module):
+    """What all optimisers have: the step size, which no checkpoint holds; its owner sets it."""
+
+    rate: Tensor
+    """[S]: the step size of each seed."""
+
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
+        """`parameters`: [S, …] each; their device is the optimiser's."""
+        super().__init__()
+        rate = torch.full((len(parameters[0]),), learning_rate, device=parameters[0].device)
+        self.register_buffer("rate", rate, persistent=False)
+
+    @property
+    def learning_rate(self) -> Tensor:
+        """[S]: the step size of each seed; it is set to one number, or to one of each seed."""
+        return self.rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float | Tensor) -> None:
+        self.rate = value if isinstance(value, Tensor) else torch.full_like(self.rate, value)
+
+    def step(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor
+    ) -> None:
+        """Move `parameters` in place along their `gradients`, in the seeds `where` (bool [S])."""
+        raise NotImplementedError
+
+
+class Adam(Optimizer):
     """Adam (Kingma & Ba 2015, algorithm 1) with torch's defaults."""
 
-    learning_rate: Tensor
-    """[S]: the step size of each seed."""
     count: Tensor
     """[S]: steps that each seed has made."""
     mean: Tensor
@@ -38,8 +64,7 @@ class Adam(nn.Module):
     """[S, P]: running mean of the squared gradients."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float, eps: float = EPS):
-        super().__init__()
-        _add_learning_rate(self, parameters, learning_rate)
+        super().__init__(parameters, learning_rate)
         self.eps = eps
         self.register_buffer("count", torch.zeros(len(parameters[0]), device=parameters[0].device))
         self.register_buffer("mean", torch.zeros_like(_flat(parameters)))
@@ -66,17 +91,14 @@ class Adam(nn.Module):
         _subtract_ratio(parameters, self.mean, denominator)
 
 
-class RMSprop(nn.Module):
+class RMSprop(Optimizer):
     """RMSprop (Tieleman & Hinton 2012) in torch's form and with its defaults."""
 
-    learning_rate: Tensor
-    """[S]: the step size of each seed."""
     square: Tensor
     """[S, P]: running mean of the squared gradients."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
-        super().__init__()
-        _add_learning_rate(self, parameters, learning_rate)
+        super().__init__(parameters, learning_rate)
         self.register_buffer("square", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()
@@ -93,17 +115,14 @@ class RMSprop(nn.Module):
         _subtract_ratio(parameters, gradient, denominator)
 
 
-class SGD(nn.Module):
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum 0.9, in torch's form."""
 
-    learning_rate: Tensor
-    """[S]: the step size of each seed."""
     momentum: Tensor
     """[S, P]: the velocity, a decaying sum of the gradients."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
-        super().__init__()
-        _add_learning_rate(self, parameters, learning_rate)
+        super().__init__(parameters, learning_rate)
         self.register_buffer("momentum", torch.zeros_like(_flat(parameters)))
 
     @torch.no_grad()
@@ -119,7 +138,6 @@ class SGD(nn.Module):
         _subtract_ratio(parameters, self.momentum, inverse_rate.expand_as(self.momentum))
 
 
-Optimizer = Adam | RMSprop | SGD
 OPTIMIZERS: dict[str, type[Adam] | type[RMSprop]] = {"adam": Adam, "rmsprop": RMSprop}
 
 
@@ -158,14 +176,6 @@ def descend(
         if where is None:
             where = torch.ones_like(loss, dtype=torch.bool)
         optimizer.step(parameters, gradients, where)
-
-
-def _add_learning_rate(
-    optimizer: nn.Module, parameters: Sequence[Tensor], learning_rate: float
-) -> None:
-    """Register the step size [S] of an `optimizer`; who changes it sets it before each step."""
-    rate = torch.full((len(parameters[0]),), learning_rate, device=parameters[0].device)
-    optimizer.register_buffer("learning_rate", rate, persistent=False)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
