@@ -92,7 +92,7 @@ def test_a_radius_of_zero_that_is_not_clean_play_is_named_with_its_share(episode
     returns[0, 0, :episodes] -= 1
     finding = findings(sound(returns=returns))["radius 0 is clean play"]
     assert finding.passed == passed and finding.number == pytest.approx(episodes / 120)
-    without = findings(sound(returns=returns[:, 1:]), eps=EPS[1:])
+    without = findings(sound(returns=returns[:, 1:], halved=returns[:, 1:]), eps=EPS[1:])
     assert "radius 0 is clean play" not in without
 
 
@@ -168,6 +168,20 @@ def test_how_much_the_last_doubling_of_the_effort_lowered_the_area(more, passed)
     area = more / CLEAN.mean() * 0.75
     assert finding.passed == passed and finding.number == pytest.approx(area, rel=0.05)
     assert "the search has converged" not in findings(sound(halved=None))
+
+
+def test_a_search_that_found_more_at_one_of_many_radii_has_not_converged():
+    """The score is 1 at 100: what falls by 15 at one of 31 radii is half a percent of the area."""
+    eps = [float(number) for number in range(31)]
+    returns = np.repeat(CLEAN[:, None], len(eps), 1)
+    halved = returns.copy()
+    returns[:, 15:] -= 20
+    halved[:, 16:] -= 20
+    halved[:, 15] -= 5
+    many = sound(returns=returns, halved=halved, singles={})
+    finding = findings(many, eps=eps)["the search has converged"]
+    assert not finding.passed and finding.number < audit.CONVERGED
+    assert "at one radius by 0.1" in finding.text
 
 
 def test_few_seeds_are_named():

@@ -236,6 +236,18 @@ def test_no_more_finalists_play_than_are_asked_for(finalists):
     assert len(tried) == 8, "all of them were tried"
 
 
+def test_no_seed_decides_alone_which_attacks_are_finalists():
+    """Seed 0 can lose hundreds, and "pgd" takes the most of it; of the two others "fgsm" does."""
+    returns = {
+        "noise": [[[500.0]], [[20]], [[30]]],
+        "pgd": [[[100.0]], [[19]], [[29]]],
+        "fgsm": [[[150.0]], [[10]], [[12]]],
+    }
+    tried = {name: {"action": played(values)} for name, values in returns.items()}
+    assert auto()._finalists(tried, 1) == ["fgsm"]
+    assert auto()._finalists(tried, 2) == ["pgd", "fgsm"]
+
+
 def test_what_beats_a_head_alone_beats_both_together():
     """One attack finds 1 with the goal alone, another 2 of both; what is planned finds 3."""
     head = {name: np.ones((1, 1, 1), dtype=int) for name in ("goal", "action")}
@@ -356,19 +368,20 @@ class Tip(Attack):
 
 
 @pytest.mark.slow
-def test_an_adversary_that_knows_the_physics_of_cartpole_does_not_win(rlx):
+@pytest.mark.parametrize("agent, eps", [("dqn", [0.2, 0.4]), ("ppo", [0.5, 1.0])])
+def test_an_adversary_that_knows_the_physics_of_cartpole_does_not_win(rlx, agent, eps):
     """Of two policies that balance, at two radii, on the same episodes."""
     run = rlx(
-        "train", "agent=dqn", "env=cartpole", "seeds=2", "steps=80000", "eval_every=10000"
+        "train", f"agent={agent}", "env=cartpole", "seeds=2", "steps=80000", "eval_every=10000"
     ).run
     policies = open_runs([Run(run)], "best", torch.device("cpu"))
-    scale = np.array([0.5, 0.5, 0.05, 0.5])  # about what a policy that balances sees
-    study = Game(policies, [0.2, 0.4], scale, 20, REPORT, 5000)
+    scale = np.array([0.33, 0.43, 0.063, 0.47])  # about conf/reference/cartpole.yaml
+    study = Game(policies, eps, scale, 20, REPORT, 5000)
     worst = auto("effort=thorough").play(study, MODE)["action"].returns.mean(-1)
     harmless = clean(policies, 20).returns.numpy().mean(-1)
     assert (harmless > 400).all(), harmless
     held_out = [*(Tip(weight) for weight in (0.0, 0.1, 0.2, 1.0)), MinQ(0, 3, 4), MinQ(1, 3, 4)]
     for attack in held_out:
         alone = sweep(study, attack, MODE)["action"].returns.mean(-1)
-        assert (worst <= alone).all(), (attack, worst, alone)
+        assert (worst <= alone * 1.01).all(), (attack, worst, alone)
     assert (worst[:, 1] < harmless / 2).all(), "it is a strong one"

@@ -20,6 +20,7 @@ from rlx.experiment import env_spec, make_agent, make_env
 from rlx.nn.rng import seed_tensor
 from rlx.nn.seed_axis import take
 from rlx.policies import Opened
+from rlx.robustness.courses import Trace
 from rlx.robustness.planner import Search, lowest_of_each, packed
 from rlx.robustness.reachable import reachable
 from rlx.robustness.sweep import Game
@@ -479,16 +480,67 @@ def test_a_search_asks_for_nothing_that_cuda_lacks():
         planned(width=2).play(game(policies), modes(policies))
 
 
+def traced(policies, width, holds=None):
+    """The nodes at each step of a search of ten episodes, and the worst courses."""
+    search = Search(
+        game(policies), ("action",), 2, 0, [lambda nodes, *_: -nodes.total], holds=holds
+    )
+    resets = (REPORT + torch.arange(10)).expand(len(SEEDS), -1)
+    trace = Trace()
+    worst = search.run(resets, torch.full((10,), 0.3), width, trace=trace)
+    return trace, worst
+
+
+@pytest.mark.parametrize("width", [2, ALL])
+def test_a_trace_says_how_low_each_node_led(width):
+    trace, worst = traced(opened(known=False), width)
+    steps = list(trace.lowest())
+    assert [step for step, _, _ in steps] == list(reversed(range(len(steps))))
+    _, _, lowest = steps[-1]
+    assert torch.equal(lowest, worst.returns), "where an episode begins, it is its worst course"
+    for step, nodes, lowest in steps:
+        followed = nodes.alive & lowest.isfinite()
+        assert (lowest >= worst.returns.gather(1, nodes.column))[followed].all()
+        # A node leads to what the lowest of its children leads to.
+        parents = trace.parent[step]
+        if step:
+            above = next(values for number, _, values in steps if number == step - 1)
+            assert (above.gather(1, parents) <= lowest)[nodes.alive].all()
+
+
+def test_in_crowded_episodes_a_choice_is_asked_for_as_long_as_it_is_held():
+    policies = opened(known=False, max_episode_steps=12)
+    hold = torch.tensor([1] * 5 + [4] * 5).expand(len(SEEDS), -1)
+    trace, worst = traced(policies, 4, lambda radii: hold)
+    changes = torch.zeros(2)  # of those that hold choices: elsewhere, and at their turn
+    for step in range(1, len(trace.nodes)):
+        nodes = trace.nodes[step]
+        before = trace.nodes[step - 1]
+        courses = torch.zeros_like(worst.returns, dtype=torch.int64)
+        courses.scatter_add_(1, before.column, before.alive.long())
+        assert (courses <= 4).all(), "no more nodes than the width"
+        held = nodes.alive & (hold.gather(1, nodes.column) > 1)
+        # From the fifth step on, all that are full were crowded before.
+        held &= (courses >= 2).gather(1, nodes.column) & (step > 5)
+        asked = nodes.wanted["action"]
+        changed = held & (asked != before.wanted["action"].gather(1, trace.parent[step]))
+        changes[int((step - 1) % 4 == 0)] += changed.sum()
+    assert changes[0] == 0 and changes[1] > 0, changes
+
+
 def test_lowest_of_each_is_what_sorting_each_column_gives():
     values = torch.rand(3, 40, dtype=torch.float64)
     column = torch.randint(0, 5, (3, 40))
     alive = torch.rand(3, 40) < 0.7
+    most = torch.randint(0, 100, (3, 5)) % torch.tensor([2, 4, 6, 8, 100])
     for width in (1, 3, 100):
-        kept = lowest_of_each(values, column, alive, width)
+        most[:, 1] = width
+        kept = lowest_of_each(values, column, alive, most)
         for seed in range(3):
             for number in range(5):
                 nodes = [k for k in range(40) if alive[seed, k] and column[seed, k] == number]
-                best = sorted(nodes, key=lambda k: float(values[seed, k]))[:width]
+                best = sorted(nodes, key=lambda k: float(values[seed, k]))
+                best = best[: most[seed, number]]
                 assert [k for k in nodes if kept[seed, k]] == sorted(best)
         assert not kept[~alive].any()
 

@@ -120,12 +120,7 @@ class Auto(Adversary):
         return {f"{TOWARDS}{number}": replace(minq, target=number) for number in numbers}
 
     def play(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Played]:
-        copied = why_not(game) is None
-        result = self._worst(game, modes, copied)
-        unattacked = self._unattacked(game)
-        for played in result.values():
-            played.unattacked = unattacked
-        return result
+        return self._worst(game, modes, why_not(game) is None)
 
     def _unattacked(self, game: Game) -> np.ndarray:
         """The returns of clean play in the trial episodes, [S, P']."""
@@ -159,16 +154,25 @@ class Auto(Adversary):
             first = fitting[finalists[0]]
             tried[NONE] = _left_alone(self._trial(game), first, modes)
             played = {NONE: _left_alone(game, first, modes)}
-            played |= {name: sweep(game, fitting[name], modes) for name in finalists}
+            played |= _swept(game, {name: fitting[name] for name in finalists}, modes)
             if reason is None:
                 tried[LEARNED] = self.learner.play(self._trial(game), modes)
                 played[LEARNED] = self.learner.play(game, modes)
-            return self._worst_by_seed(game, played, tried, modes)
+            result = self._worst_by_seed(game, played, tried, modes)
+            for mode, worst in result.items():
+                worst.unattacked = tried[NONE][mode].returns[:, 0]
+            return result
         console.facts(playing=", ".join([*finalists, "planned"]))
-        planned = self.planner.play(game, modes)
+        with game.costs.of(PLANNED):
+            planned = self.planner.play(game, modes)
         open_modes = _open(modes, planned, tried)
-        played = {name: sweep(game, fitting[name], open_modes) for name in finalists if open_modes}
-        return self._worst_by_episode(game, played, planned, tried, modes)
+        added = {name: fitting[name] for name in finalists if open_modes}
+        played = _swept(game, added, open_modes)
+        result = self._worst_by_episode(game, played, planned, tried, modes)
+        unattacked = self._unattacked(game)
+        for worst in result.values():
+            worst.unattacked = unattacked
+        return result
 
     def _tried(
         self, game: Game, fitting: Mapping[str, Attack], modes: Mapping[str, Mode]
@@ -176,7 +180,7 @@ class Auto(Adversary):
         """What each attack does at the positive radii on trial episodes, by name and mode."""
         trial = self._trial(game)
         console.facts(trying=", ".join(fitting))
-        return {name: sweep(trial, attack, modes) for name, attack in fitting.items()}
+        return _swept(trial, fitting, modes)
 
     def _trial(self, game: Game) -> Game:
         """The positive radii of `game`, on other episodes."""
@@ -233,18 +237,34 @@ class Auto(Adversary):
         return result
 
     def _finalists(self, tried: Mapping[str, Mapping[str, Played]], count: int) -> list[str]:
-        """The `count` attacks that are worst, by the sum over seeds, radii and modes."""
+        """The `count` attacks that are worst, over all seeds, radii and modes.
+
+        Each seed counts as much as any other, however much its return can fall.
+        """
         means = np.stack(
             [
-                np.concatenate([played.returns.mean(-1).flatten() for played in by_mode.values()])
+                np.concatenate([played.returns.mean(-1) for played in by_mode.values()], 1)
                 for by_mode in tried.values()
             ]
-        )
+        )  # [attacks, S, modes · E]
         # By how much each attack is better for the policies than the worst one, in all cells.
-        shortfall = (means - means.min(0)).sum(1)
+        shortfall = (means - means.min(0)).sum(-1)
+        largest = shortfall.max(0)
+        shortfall = (shortfall / np.where(largest > 0, largest, 1)).sum(1)
         names = list(tried)
         order = np.argsort(shortfall, kind="stable")[:count]
         return [names[number] for number in sorted(order)]
+
+
+def _swept(
+    game: Game, attacks: Mapping[str, Attack], modes: Mapping[str, Mode]
+) -> dict[str, dict[str, Played]]:
+    """The episodes of each of `attacks`, by its name and by mode; each has a cost of its own."""
+    played = {}
+    for name, attack in attacks.items():
+        with game.costs.of(name):
+            played[name] = sweep(game, attack, modes)
+    return played
 
 
 def _left_alone(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, Played]:

@@ -7,6 +7,7 @@ that only watches can be sure of, and the lowest return that anybody has found.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import gymnasium
 import numpy as np
@@ -18,15 +19,16 @@ from rlx.errors import ConfigError
 from rlx.evaluation import SELECTION
 from rlx.nn.buffers import free_memory
 from rlx.nn.rng import seed_tensor, stream_key, uniform
-from rlx.robustness.planner import Exploration, Guide, Nodes, Search, Trace, Worst, why_not
+from rlx.robustness.courses import Nodes, Trace, Worst
+from rlx.robustness.planner import Exploration, Guide, Holds, Search, why_not
 from rlx.robustness.sweep import Game, Played
 from rlx.robustness.value import ReturnToGo
 from rlx.show import console
 from rlx.threat import Adversary, Mode
 
 HABITS = 0.5
-"""Share of the first learning episodes in which one action is pushed for as long as they last."""
-LEARNING_WIDTH = 4
+"""Share of the first learning episodes in which one choice is liked for as long as they last."""
+LEARNING_WIDTH = 8
 """Courses of each episode that are followed in the later rounds of learning."""
 EXPLORE = 0.1
 """Probability of a random choice in the later rounds of learning."""
@@ -34,6 +36,11 @@ CROWD = 2
 """Courses that are begun for each env copy that may be played at once: most of them end early.
 
 Ten agents on Acrobot took 62 s so, and 75 s without."""
+HOLDS = (1, 8)
+"""For how many steps a choice may be asked for: what is worse is found out while learning.
+
+Ten PPO agents on CartPole (steps of 0.02 s), at eps 1 in units of reference: 33 are left without
+holding, 23 with 8 steps. hDQN on Acrobot (steps of 0.2 s) loses far less with it."""
 LEARNING_RADII = 6
 """Radii at most, evenly spread over the grid, at which it is learnt what states are worth."""
 
@@ -43,13 +50,13 @@ class Planned(Adversary):
     """A beam search: of each episode the most promising courses are followed, the lowest is kept.
 
     What a state promises is what the policy itself expects of it, where its scores are values, and
-    otherwise a regression on the returns of attacked episodes, which is learnt first.
+    a regression on the returns of attacked episodes, which is learnt first.
     """
 
     width: Count
     """Courses of each episode that are followed at once.
 
-    All is searched with half of the width, the steps and the samples first."""
+    All is searched with half of the width, the steps and the samples first, no choice held."""
     steps: Count
     """Gradient steps towards each choice, by which the reachable ones are found."""
     samples: Index
@@ -101,6 +108,18 @@ class Planned(Adversary):
             )
 
 
+@dataclass(frozen=True)
+class _Learnt:
+    """What was learnt from attacked episodes that are not reported."""
+
+    value: ReturnToGo
+    """What states are worth."""
+    radii: Tensor
+    """The radii of those episodes, [R]."""
+    hold: Tensor
+    """For how many steps choices were held where that was the worst, int64 [S, R]."""
+
+
 class _Plan:
     """The search for the worst courses of all episodes of a game, in one mode."""
 
@@ -139,8 +158,6 @@ class _Plan:
         """Whether the heads of `beside` were looked at on all courses, at every step."""
         self.searched = False
         """Whether anything was searched that the parts had not settled."""
-        self.value: ReturnToGo | None = None
-        """What states are worth; None until somebody asks."""
 
     def make(self) -> None:
         """Search, first with half of the effort."""
@@ -155,12 +172,12 @@ class _Plan:
         guides = self._guides()
         half = _halved(self.settings)
         with console.Progress(2 * len(columns), unit="courses", quarters=True) as progress:
-            self._search_all(columns, guides, half, progress, 0)
+            self._search_all(columns, guides, half, None, progress, 0)
             self.halved = self.worst.returns.clone()
             if (half.steps, half.samples) != (self.settings.steps, self.settings.samples):
                 # More steps and samples may see more courses.
                 self.worst.exact[:, columns] = False
-            self._search_all(columns, guides, self.settings, progress, len(columns))
+            self._search_all(columns, guides, self.settings, self._holds, progress, len(columns))
 
     def _worthwhile(self) -> Tensor:
         """The columns, int64 [B], at which this mode can find more than its parts have found.
@@ -182,6 +199,7 @@ class _Plan:
         columns: Tensor,
         guides: Sequence[Guide],
         effort: Planned,
+        holds: Holds | None,
         progress: console.Progress,
         done: int,
     ) -> None:
@@ -191,7 +209,7 @@ class _Plan:
         rows = len(game.opened.seeds) * width
         for chunk in columns.split(max(1, CROWD * game.max_num_envs // rows)):
             self._inherit()
-            search = self._search(guides, effort)
+            search = self._search(guides, effort, holds)
             worst = self.worst.columns(chunk)
             self.worst.put(
                 chunk, search.run(self.reset_seeds[:, chunk], self.radii[chunk], width, worst=worst)
@@ -212,10 +230,23 @@ class _Plan:
             smaller = self.worst.columns(here - episodes)
             self.worst.put(here, self.worst.columns(here).lower(smaller))
 
-    def _search(self, guides: Sequence[Guide], effort: Planned) -> Search:
+    def _search(self, guides: Sequence[Guide], effort: Planned, holds: Holds | None) -> Search:
         """A search of this mode's heads."""
-        heads = self.mode.heads
-        return Search(self.game, heads, effort.steps, effort.samples, guides, beside=self.beside)
+        return Search(
+            self.game,
+            self.mode.heads,
+            effort.steps,
+            effort.samples,
+            guides,
+            beside=self.beside,
+            holds=holds,
+        )
+
+    def _holds(self, radii: Tensor) -> Tensor:
+        """For how long choices are held at the `radii` [B], int64 [S, B]: as was the worst at the
+        nearest radius at which it was tried."""
+        distance = (radii.unsqueeze(1) - self.learnt.radii).abs()
+        return self.learnt.hold[:, distance.argmin(1)]
 
     def _guides(self) -> list[Guide]:
         """What a state promises: what is learnt, and the policy's own values where it has some.
@@ -225,65 +256,83 @@ class _Plan:
         """
         policy = self.game.opened.policy
         if not policy.scores_are_values:
-            return [self._learnt]
+            return [self._learnt_value]
         head = policy.heads[0]
 
         def own_value(nodes: Nodes, radius: Tensor, time: float) -> Tensor:
             return policy.scores(nodes.obs, nodes.carry, head).amax(-1).double()
 
-        return [own_value, self._learnt]
+        return [own_value, self._learnt_value]
 
-    def _learnt(self, nodes: Nodes, radius: Tensor, time: float) -> Tensor:
+    def _learnt_value(self, nodes: Nodes, radius: Tensor, time: float) -> Tensor:
         """A `Guide`: the value of states, which is learnt when it is first asked for."""
-        if self.value is None:
-            self.value = self._learn()
-        return self.value(nodes.obs, radius, time)
+        return self.learnt.value(nodes.obs, radius, time)
 
-    def _learn(self) -> ReturnToGo:
-        """What states are worth: play, fit the returns, play by what was learnt, and so on.
+    @cached_property
+    def learnt(self) -> "_Learnt":
+        """What states are worth, and how long choices are held: a policy iteration.
 
-        The first episodes are played by chance and by habit. It is policy iteration, on episodes
-        that are none of those reported.
+        Play, fit the returns, play by what was learnt, and so on, on episodes that are none of
+        those reported; the first are played by chance and by habit. In the first half of the rounds
+        each way to hold choices is played in its share of the episodes; after that, the one that
+        was worse for each policy and radius.
         """
         game = self.game
         settings = self.settings
-        opened = game.opened
-        seeds = seed_tensor(opened.seeds, opened.device)
-        positive = [radius for radius in game.eps if radius > 0]
-        numbers = np.linspace(0, len(positive) - 1, min(LEARNING_RADII, len(positive)))
-        chosen = [positive[round(number)] for number in numbers]
-        radii = torch.tensor(chosen, dtype=torch.float32, device=opened.device)
-        radii = radii.repeat_interleave(settings.learning_episodes)
-        first = torch.arange(len(radii), device=opened.device) % settings.learning_episodes
-        resets = (first + SELECTION).expand(len(seeds), -1)
-        features = math.prod(opened.spec.observation_space.shape or ())
-        value = ReturnToGo(seeds, features, max(chosen))
-        exploration = self._exploration(seeds, len(radii))
+        device = game.opened.device
+        seeds = seed_tensor(game.opened.seeds, device)
+        tried = self._learning_radii()
+        radii = tried.repeat_interleave(settings.learning_episodes)
+        episode = torch.arange(settings.learning_episodes, device=device)
+        features = math.prod(game.opened.spec.observation_space.shape or ())
+        value = ReturnToGo(seeds, features, float(tried.max()))
+        key = stream_key(seeds, "habits")
+        habit = uniform(key, torch.zeros_like(key), len(radii)) < HABITS
+        ways = torch.tensor(HOLDS, device=device)
+        worst_way = torch.ones(len(seeds), len(tried), dtype=torch.int64, device=device)
 
         def guide(nodes: Nodes, radius: Tensor, time: float) -> Tensor:
             return value(nodes.obs, radius, time)
 
-        limit = opened.make_env(1).max_episode_steps or 1
         batches: list[list[tuple[Tensor, ...]]] = []
         for number in range(settings.rounds):
+            trying = number <= settings.rounds // 2 and len(episode) >= len(ways)
+            start = episode
+            hold = worst_way.unsqueeze(-1).expand(-1, -1, len(episode))
+            if trying:
+                # All ways begin in the same states.
+                start = episode // len(ways)
+                hold = ways[episode % len(ways)].expand_as(hold)
+            resets = (SELECTION + start).repeat(len(tried)).expand(len(seeds), -1)
+            search = self._search([guide] if number else [], settings, _always(hold.flatten(1)))
+            exploration = Exploration(EXPLORE if number else 1.0, habit)
+            width = min(LEARNING_WIDTH, settings.width) if number else 1
             trace = Trace()
-            search = self._search([guide] if number else [], settings)
-            exploration.probability = EXPLORE if number else 1.0
-            width = LEARNING_WIDTH if number else 1
             worst = search.run(resets, radii, width, exploration=exploration, trace=trace)
+            if trying:
+                returns = worst.returns.unflatten(1, (len(tried), -1))
+                means = [returns[..., way :: len(ways)].mean(-1) for way in range(len(ways))]
+                worst_way = ways[torch.stack(means).argmin(0)]
             # What was played two rounds before was played worse.
-            batches = [*batches[-1:], list(_rows(trace, radii, worst, limit))]
+            batches = [*batches[-1:], list(self._rows(trace, radii))]
             value.fit([row for batch in batches for row in batch], settings.updates)
-        return value
+        return _Learnt(value, tried, worst_way)
 
-    def _exploration(self, seeds: Tensor, columns: int) -> Exploration:
-        """How the episodes [S, columns] explore: the first part of them by habit."""
-        space = self.game.opened.spec.action_space
-        actions = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else 1
-        key = stream_key(seeds, "habits")
-        draws = uniform(key, torch.zeros_like(key), columns * (actions + 1))
-        draws = draws.unflatten(1, (columns, actions + 1))
-        return Exploration(1.0, draws[..., 1:].contiguous(), draws[..., 0] < HABITS)
+    def _learning_radii(self) -> Tensor:
+        """The radii at which it is learnt what states are worth, float32 [R]."""
+        positive = [radius for radius in self.game.eps if radius > 0]
+        numbers = np.linspace(0, len(positive) - 1, min(LEARNING_RADII, len(positive)))
+        chosen = [positive[round(number)] for number in numbers]
+        return torch.tensor(chosen, dtype=torch.float32, device=self.game.opened.device)
+
+    def _rows(self, trace: Trace, radii: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """What `ReturnToGo.fit` learns from the nodes of a search: one tuple for each step."""
+        limit = self.game.opened.make_env(1).max_episode_steps or 1
+        for step, nodes, lowest in trace.lowest():
+            rest = lowest - nodes.total
+            counts = rest.isfinite()
+            time = torch.full_like(rest, step / limit)
+            yield nodes.obs, radii[nodes.column], time, rest.masked_fill(~counts, 0.0), counts
 
     def played(self) -> Played:
         """What was found, as a sweep reports it."""
@@ -316,11 +365,6 @@ def _halved(settings: Planned) -> Planned:
     )
 
 
-def _rows(trace: Trace, radii: Tensor, worst: Worst, limit: int) -> Iterator[tuple[Tensor, ...]]:
-    """What `ReturnToGo.fit` learns from the worst courses of a search: one tuple for each step."""
-    for step, obs, total, under_way in trace.courses(worst):
-        rest = worst.returns - total
-        # Episodes that were left alone have no course.
-        counts = under_way & rest.isfinite()
-        time = torch.full_like(rest, step / limit)
-        yield obs, radii.expand_as(rest), time, rest.masked_fill(~counts, 0.0), counts
+def _always(hold: Tensor) -> Holds:
+    """To `hold` [S, B], whatever the radii are."""
+    return lambda radii: hold

@@ -1,19 +1,20 @@
 """A beam search through attacked episodes, in copies of the env, over what the box can force."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import Carry, Scores
+from rlx.agent import Scores
 from rlx.env import TensorEnv
 from rlx.envs.batched import BatchedEnv
 from rlx.envs.view import View
 from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
 from rlx.nn.seed_axis import rows_within
 from rlx.robustness.attacker import flipped
+from rlx.robustness.courses import Nodes, Trace, Worst, counted
 from rlx.robustness.reachable import Reachable, reachable
 from rlx.robustness.sweep import Game
 
@@ -38,128 +39,11 @@ def why_not(game: Game) -> str | None:
     return None
 
 
-def counted(heads: Sequence[str]) -> list[str]:
-    """The names of what is counted of the attacked `heads`."""
-    return [f"{count}/{head}" for head in heads for count in ("decisions", "flips")]
-
-
-@dataclass
-class Nodes:
-    """Episodes that are under way: K nodes of each of S seeds, side by side."""
-
-    obs: Tensor
-    """What the policy would see without an attack, [S, K, *O]."""
-    first: Tensor
-    """Whether the episode begins here, bool [S, K]."""
-    carry: Carry
-    """The policy's memory, [S, K, …] each."""
-    column: Tensor
-    """The number of the episode that the node is a course of, int64 [S, K]."""
-    total: Tensor
-    """The reward so far, float64 [S, K]."""
-    copy: Tensor
-    """The number of the env's copy that the node is in, among those of its seed, int64 [S, K]."""
-    alive: Tensor
-    """Whether the node is one; false where only the shape needs it, bool [S, K]."""
-    counts: dict[str, Tensor]
-    """`decisions/<head>` and `flips/<head>` so far, of each attacked head, int64 [S, K]."""
-
-    def at(self, index: Tensor, alive: Tensor) -> "Nodes":
-        """The nodes `index` of each seed, of which those that are `alive` are some; [S, K']."""
-
-        def picked(value: Tensor) -> Tensor:
-            return rows_within(value, index)
-
-        return Nodes(
-            obs=picked(self.obs),
-            first=picked(self.first),
-            carry={name: picked(value) for name, value in self.carry.items()},
-            column=picked(self.column),
-            total=picked(self.total),
-            copy=picked(self.copy),
-            alive=alive,
-            counts={name: picked(count) for name, count in self.counts.items()},
-        )
-
-
-@dataclass
-class Worst:
-    """The course with the lowest return that was found of each of S · B episodes."""
-
-    returns: Tensor
-    """Undiscounted returns, float64 [S, B]; infinite where no course has been found."""
-    exact: Tensor
-    """Whether every course was followed that what was reachable allows, bool [S, B]."""
-    last: Tensor
-    """The number of the node with which the course ended, among all children of that step."""
-    facts: dict[str, Tensor]
-    """What else is known of the courses, [S, B] each: `lengths` in environment steps, whether the
-    time limit ended them (`truncated`), and of each attacked head the decisions taken and changed
-    (`decisions/<head>`, `flips/<head>`)."""
-
-    @classmethod
-    def none(cls, shape: torch.Size, heads: Sequence[str], device: torch.device) -> "Worst":
-        """No course of any episode."""
-        returns = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
-        exact = torch.zeros(shape, dtype=torch.bool, device=device)
-        zeros = torch.zeros(shape, dtype=torch.int64, device=device)
-        facts = {name: zeros.clone() for name in ["lengths", *counted(heads)]}
-        return cls(returns, exact, zeros.clone(), facts | {"truncated": exact.clone()})
-
-    def lower(self, other: "Worst") -> "Worst":
-        """Of each episode the course with the lower return.
-
-        A head that was attacked here and not in `other` has no flips there.
-        """
-        better = other.returns < self.returns
-        facts = {}
-        for name, own in self.facts.items():
-            others = other.facts.get(name, torch.zeros_like(own))
-            facts[name] = torch.where(better, others, own)
-        returns = torch.where(better, other.returns, self.returns)
-        return Worst(returns, self.exact, self.last, facts)
-
-    def columns(self, index: Tensor) -> "Worst":
-        """The episodes `index` (int64 [B']) of each seed."""
-        facts = {name: fact[:, index] for name, fact in self.facts.items()}
-        returns = self.returns[:, index]
-        return Worst(returns, self.exact[:, index], self.last[:, index], facts)
-
-    def put(self, index: Tensor, other: "Worst") -> None:
-        """Let the episodes `index` (int64 [B']) of each seed be those of `other` [S, B']."""
-        self.returns[:, index] = other.returns
-        self.exact[:, index] = other.exact
-        for name, fact in self.facts.items():
-            fact[:, index] = other.facts[name]
-
-    def record(self, nodes: Nodes, ended: Tensor, truncated: Tensor, length: int) -> None:
-        """Keep the courses of `nodes` that have `ended` (bool [S, K]), where they are the lowest.
-
-        `truncated`: bool [S, K], whether the time limit ended them; `length`: their steps.
-        """
-        if not ended.any():
-            return
-        totals = nodes.total.masked_fill(~ended, torch.inf)
-        lowest = self.returns.scatter_reduce(1, nodes.column, totals, "amin")
-        wins = ended & (totals == lowest.gather(1, nodes.column))
-        wins &= totals < self.returns.gather(1, nodes.column)
-        # Of equal courses any one is taken, the same one for all that is known of it.
-        order = torch.where(wins, torch.arange(wins.shape[1], device=wins.device), -1)
-        chosen = torch.full_like(self.returns, -1, dtype=torch.int64)
-        chosen = chosen.scatter_reduce(1, nodes.column, order, "amax")
-        seed, column = (chosen >= 0).nonzero(as_tuple=True)
-        node = chosen[seed, column]
-        self.returns[seed, column] = totals[seed, node]
-        self.last[seed, column] = node
-        self.facts["lengths"][seed, column] = length
-        self.facts["truncated"][seed, column] = truncated[seed, node]
-        for name, count in nodes.counts.items():
-            self.facts[name][seed, column] = count[seed, node]
-
-
 Guide = Callable[[Nodes, Tensor, float], Tensor]
 """(nodes, radius of each [S, K], share of the time limit that has passed) → the return that is
 still to come at each, float64 [S, K]: by this the search knows which courses promise the least."""
+Holds = Callable[[Tensor], Tensor]
+"""(radii [B]) → for how many steps in a row each choice is asked for, int64 [S, B]."""
 
 
 @dataclass
@@ -168,45 +52,9 @@ class Exploration:
 
     probability: float
     """Of a random child at each step."""
-    preference: Tensor
-    """[S, B, A]: of which action each episode likes to see most, in episodes that have a habit."""
     habit: Tensor
-    """Whether the episode has a habit, bool [S, B]: some policies fall only if pushed steadily."""
-
-
-@dataclass
-class Trace:
-    """What a search saw on its way, from which the courses that it found can be read back."""
-
-    obs: list[Tensor] = field(default_factory=list)
-    """The observations [S, K, *O] of the nodes at each step."""
-    total: list[Tensor] = field(default_factory=list)
-    """Their rewards so far, float64 [S, K], at each step."""
-    parent: list[Tensor] = field(default_factory=list)
-    """The node of the step before that each came from, int64 [S, K], at each step."""
-    children: list[Tensor] = field(default_factory=list)
-    """The node that each child of a step came from, int64 [S, K']."""
-
-    def courses(self, worst: "Worst") -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """The steps of each episode's worst course, the last first.
-
-        Each is (step, obs [S, B, *O], reward so far [S, B], was it under way [S, B]).
-        """
-        node = torch.zeros_like(worst.last)
-        lengths = worst.facts["lengths"]
-        for step in reversed(range(len(self.obs))):
-            # A course ends with one of the children of its last step, which were not followed.
-            origin = self.children[step].gather(1, _within(worst.last, self.children[step]))
-            node = torch.where(lengths == step + 1, origin, node)
-            index = _within(node, self.total[step])
-            total = self.total[step].gather(1, index)
-            yield step, rows_within(self.obs[step], index), total, step < lengths
-            node = self.parent[step].gather(1, index)
-
-
-def _within(index: Tensor, like: Tensor) -> Tensor:
-    """`index`, cut to the nodes that `like` [S, K] has: where beyond, it counts for nothing."""
-    return index.clamp_max(like.shape[1] - 1)
+    """Whether the episode likes one choice all along, bool [S, B]: some policies fall only if
+    pushed steadily."""
 
 
 @dataclass
@@ -224,6 +72,8 @@ class Search:
     """What is still to come; each leads its share of the nodes. None: only the past is known."""
     beside: tuple[str, ...] = ()
     """Heads that are left alone, but looked at: whether they could be moved as well."""
+    holds: Holds | None = None
+    """For how long a choice is asked for in crowded episodes; None: for one step."""
     movable_beside: Tensor = field(init=False)
     """Whether a decision of theirs could be moved on any course, bool [S, B]."""
     looked_everywhere: bool = True
@@ -232,6 +82,8 @@ class Search:
     def __post_init__(self) -> None:
         device = self.game.opened.device
         self.seeds = seed_tensor(self.game.opened.seeds, device)
+        self.branches = 1
+        """Children that one node has at most, as far as nodes were looked at."""
 
     @torch.no_grad()
     def run(
@@ -264,36 +116,48 @@ class Search:
         index, alive = packed(alive)
         nodes = nodes.at(index, alive)
         parent = index
+        hold = torch.ones_like(reset_seeds)
+        holds = self.holds
+        roomy = torch.ones_like(worst.exact)  # there was room for all courses so far
         for step in range(limit):
             if not alive.any():
                 break
-            children, action, origin = self._children(nodes, env, radii, keys, step)
+            courses = _courses(nodes, worst.exact)
+            room = max(1, width // self.branches)  # so many nodes may have all their children
+            roomy &= courses <= room
+            if holds is not None and not roomy.all():
+                hold = holds(radii)
+                holds = None
+            holding = (hold > 1) & ~roomy & (courses >= room)
+            worst.exact &= ~holding  # choices that could change at each step do not
+            turn = step % hold == 0
+            children, action, origin = self._children(nodes, env, radii, keys, step, holding, turn)
             if trace is not None:
-                trace.obs.append(nodes.obs)
-                trace.total.append(nodes.total)
+                trace.nodes.append(nodes)
                 trace.parent.append(parent)
-                trace.children.append(origin)
-            obs, reward, terminated, truncated, _ = env.step(action.flatten(0, 1))
-            children.obs = obs.unflatten(0, children.alive.shape)
-            children.total = children.total + reward.view_as(children.alive).double()
-            truncated = truncated.view_as(children.alive)
-            children.first = terminated.view_as(children.alive) | truncated
-            ended = children.first & children.alive
+                trace.origin.append(origin)
+            ended, truncated = _step(env, children, action)
             worst.record(children, ended, truncated, step + 1)
+            if trace is not None:
+                trace.ends.append(children.total.masked_fill(~ended, torch.inf))
             alive = children.alive & ~ended
             if lowest is not None:
                 # The lowest that can still become of it: at least one more step is made.
                 left = min(lowest, lowest * (limit - step - 1))
                 alive &= children.total + left < worst.returns.gather(1, children.column)
             children.alive = alive
-            crowded = _courses(children, worst.exact) > width
-            kept = children.alive
+            kept = alive
+            # Before the next choices are made, all their children must get room.
+            turn = (hold > 1) & ((step + 1) % hold == 0) & ~roomy
+            most = torch.where(turn, max(1, width // self.branches), width)
+            crowded = _courses(children, worst.exact) > most
             if crowded.any():
+                roomy &= ~crowded
                 time = (step + 1) / limit
-                kept = self._most_promising(children, action, radii, width, time, exploration)
+                kept = self._most_promising(children, radii, most, time, exploration)
                 # The guides may agree; an episode that has room loses nothing by that.
-                kept |= children.alive & ~crowded.gather(1, children.column)
-                dropped = children.alive & ~kept
+                kept |= alive & ~crowded.gather(1, children.column)
+                dropped = alive & ~kept
                 worst.exact &= ~_any_of(dropped, children.column, worst.exact)
             index, alive = packed(kept)
             nodes = children.at(index, alive)
@@ -315,30 +179,47 @@ class Search:
             copy=number,
             alive=~zeros.bool(),
             counts={name: zeros for name in counted(self.heads)},
+            wanted={head: zeros for head in self.heads},
         )
 
     def _children(
-        self, nodes: Nodes, env: TensorEnv, radii: Tensor, keys: Tensor, step: int
+        self,
+        nodes: Nodes,
+        env: TensorEnv,
+        radii: Tensor,
+        keys: Tensor,
+        step: int,
+        holding: Tensor,
+        turn: Tensor,
     ) -> tuple[Nodes, Tensor, Tensor]:
         """A node for each combination of reachable choices at each node, and its action [S, K'].
 
         With them comes the node that each is a child of, int64 [S, K']. The copies of `env` become
-        those of the children, not yet stepped.
+        those of the children, not yet stepped. In the episodes that are `holding` (bool [S, B]) a
+        node asks for what it asked for before, or, where it is their `turn` (bool [S, B]), each
+        child for another choice; it is forced where it is reachable, now and later.
         """
         policy = self.game.opened.policy
+        combinations = 1
         index = torch.arange(nodes.alive.shape[1], device=radii.device).expand_as(nodes.alive)
         alive = nodes.alive
         shown: dict[str, Tensor] = {}
         clean: dict[str, Tensor] = {}
         picked: dict[str, Tensor] = {}
+        asked: dict[str, Tensor] = {}
         for head in self.heads:
             rows = nodes.at(index, alive)
             looking = _Looking(self, head, shown, rows, radii, keys, step)
             policy.act(rows.obs, rows.first, rows.carry, looking)
             reach = looking.reach
             choices = reach.mask.shape[-1]
+            combinations *= choices
             stay = nn.functional.one_hot(reach.clean, choices).bool()
             branches = torch.where(looking.deciding.unsqueeze(-1), reach.mask, stay)
+            wanted = nn.functional.one_hot(rows.wanted[head], choices).bool()
+            wanted |= turn.gather(1, rows.column).unsqueeze(-1)
+            held = holding.gather(1, rows.column) & looking.deciding
+            branches = torch.where(held.unsqueeze(-1), wanted, branches)
             branches &= alive.unsqueeze(-1)
             branch, alive = packed(branches.flatten(1))
             row = branch // choices
@@ -346,15 +227,22 @@ class Search:
             shown = {name: rows_within(value, row) for name, value in shown.items()}
             clean = {name: rows_within(value, row) for name, value in clean.items()}
             picked = {name: rows_within(value, row) for name, value in picked.items()}
+            asked = {name: rows_within(value, row) for name, value in asked.items()}
             shown[head] = rows_within(reach.obs.flatten(1, 2), branch)
             clean[head] = rows_within(looking.clean, row)
-            picked[head] = branch % choices
+            choice = branch % choices
+            deciding = rows_within(looking.deciding, row)
+            asked[head] = torch.where(deciding, choice, rows_within(rows.wanted[head], row))
+            found = rows_within(reach.mask.flatten(1), branch)
+            picked[head] = torch.where(found, choice, rows_within(reach.clean, row))
+        self.branches = combinations
         children = nodes.at(index, alive)
         self._look_beside(children, shown, radii, keys, step)
         children.copy = _keep(env, children.copy)
         forcing = _Forcing(self, shown, clean, picked)
         action, carry = policy.act(children.obs, children.first, children.carry, forcing)
         children.carry = carry
+        children.wanted = asked
         for name, count in forcing.counts.items():
             children.counts[name] = children.counts[name] + count
         return children, action, index
@@ -385,48 +273,41 @@ class Search:
     def _most_promising(
         self,
         nodes: Nodes,
-        action: Tensor,
         radii: Tensor,
-        width: int,
+        most: Tensor,
         time: float,
         exploration: Exploration | None,
     ) -> Tensor:
-        """Which nodes are followed, bool [S, K]: of each episode `width`, shared by the guides.
+        """Which nodes are followed, bool [S, K]: of each episode `most`, shared by the guides.
 
-        `action`: what led to the nodes, [S, K]; `time`: the share of the time limit that has
-        passed.
+        `most`: int64 [S, B]; `time`: the share of the time limit that has passed.
         """
         radius = radii[nodes.column]
         promises = [nodes.total + guide(nodes, radius, time) for guide in self.guides]
         if not promises:
             promises = [nodes.total]
         kept = torch.zeros_like(nodes.alive)
+        share = (most + len(promises) - 1) // len(promises)
         for promise in promises:
             if exploration is not None:
-                promise = self._explored(promise, nodes, action, exploration, time)
-            share = -(-width // len(promises))
+                promise = self._explored(promise, nodes, exploration, time)
             kept |= lowest_of_each(promise, nodes.column, nodes.alive, share)
         return kept
 
     def _explored(
-        self,
-        promise: Tensor,
-        nodes: Nodes,
-        action: Tensor,
-        exploration: Exploration,
-        time: float,
+        self, promise: Tensor, nodes: Nodes, exploration: Exploration, time: float
     ) -> Tensor:
         """`promise`, but chance or a habit where `exploration` says so."""
         zero = torch.zeros_like(self.seeds)
         columns = exploration.habit.shape[1]
         key = stream_key(self.seeds, f"explore {time}")
         wild = uniform(key, zero, columns) < exploration.probability
-        chance = uniform(stream_key(key, "child"), zero, promise.shape[1]).double()
-        if action.dtype == torch.int64:
-            liking = rows_within(exploration.preference, nodes.column)
-            liking = liking.gather(2, action.unsqueeze(-1)).squeeze(-1).double()
-            chance = torch.where(exploration.habit.gather(1, nodes.column), liking, chance)
-        return torch.where(wild.gather(1, nodes.column), chance, promise)
+        chance = uniform(stream_key(key, "child"), zero, promise.shape[1])
+        # The same number all along for each choice of an episode.
+        habit = mix64(stream_key(self.seeds, "habit").unsqueeze(1) + nodes.column)
+        liking = uniform(habit, nodes.wanted[self.heads[0]], 1).squeeze(-1)
+        chance = torch.where(exploration.habit.gather(1, nodes.column), liking, chance)
+        return torch.where(wild.gather(1, nodes.column), chance.double(), promise)
 
 
 class _Looking:
@@ -518,6 +399,17 @@ class _Forcing:
         return decision
 
 
+def _step(env: TensorEnv, children: Nodes, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Let `children` [S, K] be where `action` leads them: (has it ended, by the time limit)."""
+    obs, reward, terminated, truncated, _ = env.step(action.flatten(0, 1))
+    shape = children.alive.shape
+    children.obs = obs.unflatten(0, shape)
+    children.total = children.total + reward.view(shape).double()
+    truncated = truncated.view(shape)
+    children.first = terminated.view(shape) | truncated
+    return children.first & children.alive, truncated
+
+
 def _keep(env: TensorEnv, copies: Tensor) -> Tensor:
     """Go on with the `copies` [S, K] of `env` that the nodes are in; returns their new numbers."""
     seeds, nodes = copies.shape
@@ -573,11 +465,13 @@ def packed(mask: Tensor) -> tuple[Tensor, Tensor]:
     return index, torch.arange(width, device=mask.device) < counts.unsqueeze(1)
 
 
-def lowest_of_each(values: Tensor, column: Tensor, alive: Tensor, width: int) -> Tensor:
-    """Which of the `values` are among the `width` lowest of their column, bool [S, K].
+def lowest_of_each(values: Tensor, column: Tensor, alive: Tensor, most: Tensor) -> Tensor:
+    """Which of the `values` are among the lowest of their column, bool [S, K].
 
     `values`, `column` (int64) and `alive` (bool) are [S, K]; those that are not alive stay out.
+    Of each column as many are kept as `most` says, int64 [S, B].
     """
+    most = most.gather(1, column)
     column = torch.where(alive, column, torch.iinfo(torch.int64).max)
     order = values.argsort(1)
     order = order.gather(1, column.gather(1, order).sort(dim=1, stable=True).indices)
@@ -586,5 +480,5 @@ def lowest_of_each(values: Tensor, column: Tensor, alive: Tensor, width: int) ->
     begins = torch.ones_like(alive)
     begins[:, 1:] = column[:, 1:] != column[:, :-1]
     start = torch.where(begins, position, 0).cummax(1).values
-    among = torch.zeros_like(alive).scatter(1, order, position - start < width)
-    return among & alive
+    first = position - start < most.gather(1, order)
+    return torch.zeros_like(alive).scatter(1, order, first) & alive
