@@ -81,6 +81,15 @@ def test_stages_count_operations_and_what_they_move():
     assert tables[8]["learn"].megabytes < tables[16]["learn"].megabytes
 
 
+def test_a_large_memory_is_not_moved_when_a_step_is_stored():
+    stored = []
+    for size in (400, 4000):
+        training = timed("agent=dqn", "env=cartpole", *small("dqn", buffer_size=size))
+        stages = own.Stages(training, []).measure(0.01)
+        stored += [stage.megabytes for stage in stages if stage.name == "store"]
+    assert stored[0] == pytest.approx(stored[1]) and stored[0] > 0
+
+
 def test_memory_grows_with_the_seeds():
     sizes = [
         timed("agent=dqn", "env=cartpole", *small("dqn"), seeds=seeds).tensors()

@@ -23,6 +23,8 @@ from rlx.training.loop import Training
 
 NO_KERNELS = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::_local_scalar")
 """Beginnings of the names of operations that compute nothing."""
+PICKING = ("index", "gather", "scatter", "take")
+"""Words in the names of operations that read or write some elements of their first tensor."""
 
 
 class Timed:
@@ -189,10 +191,11 @@ class Stages(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not func.is_view and not func.name().startswith(NO_KERNELS):
-            tensors = [
-                one for one in tree_leaves((args, kwargs, result)) if isinstance(one, Tensor)
-            ]
-            size = sum(one.numel() * one.element_size() for one in tensors)
+            moved: Any = (args, kwargs, result)
+            if any(word in func.name() for word in PICKING):
+                # The large tensor stays where it is.
+                moved = (args[1:], kwargs, None if func._schema.is_mutable else result)
+            size = sum(leaf.nbytes for leaf in tree_leaves(moved) if isinstance(leaf, Tensor))
             for stage in self.active:
                 stage.kernels += 1
                 stage.megabytes += size
