@@ -253,8 +253,8 @@ class Agent(nn.Module, ABC):
     def update(self, transition: Transition) -> dict[str, Tensor]:
         """Store a transition and learn what is due; returns metrics, name → [S].
 
-        The metrics are empty where nothing was learnt. An agent may define this alone, instead of
-        `store` and `due`; its steps are then not compiled.
+        The metrics are empty where nothing was learnt. An agent that has no clock may define this
+        alone, instead of `store` and `due`.
         """
         self.store(transition)
         metrics: dict[str, Tensor] = {}

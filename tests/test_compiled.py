@@ -8,6 +8,7 @@ import torch
 from conftest import ENVS, PAIRS, compose, small
 from test_resume import fingerprint
 
+from rlx import experiment
 from rlx.agent import Part, Transition
 from rlx.agents.dqn import DQN
 from rlx.config import build
@@ -16,6 +17,7 @@ from rlx.training import compiled, state
 from rlx.training.compiled import CompiledSteps, interpreted
 from rlx.training.config import Config, validated
 from rlx.training.loop import Training
+from rlx.vector_step import play
 
 TRACED = [(agent, env) for agent, env in PAIRS if agent != "efficientzero" and env != "gym"]
 VARIANTS = [
@@ -73,6 +75,29 @@ def test_the_graph_of_a_step_is_the_step(case):
         traced._vector_step()
     assert written.log.metrics, "nothing was learnt: the case says nothing"
     assert_equal(written, traced)
+
+
+@pytest.mark.parametrize("case", [*TRACED, *VARIANTS], ids="-".join)
+def test_no_step_asks_the_device_anything(case):
+    """On a device whose tensors have no values, whoever looks at one is found out."""
+    agent, env, *keys = case
+    given = {key.partition("=")[0] for key in keys}
+    overrides = [*ENVS.get(env, ()), "num_envs=4", "tuned=none", *small(agent)]
+    kept = [key for key in overrides if key.partition("=")[0] not in given]
+    config = compose("train", f"agent={agent}", f"env={env}", *kept, *keys)
+    shape = (2, 4)
+    seeds = torch.tensor([3, 5], device="meta")
+    learner = experiment.make_agent(config.agent, experiment.env_spec(config.env), seeds, 4)
+    envs = experiment.make_env(config.env, 8, "meta")
+    obs = envs.reset(seed=0)[0].unflatten(0, shape)
+    first = torch.ones(shape, dtype=torch.bool, device="meta")
+    carry = learner.policy.initial_carry(4)
+    metrics = {}
+    for _ in range(70):
+        played = play(learner, envs, obs, first, carry)
+        metrics |= learner.update(played.transition)
+        obs, first, carry = played.obs, played.first, played.transition.carry
+    assert metrics, "nothing was learnt: the case says nothing"
 
 
 def test_seeds_can_be_taken_out_of_a_compiled_run():
@@ -226,7 +251,7 @@ def test_a_run_stays_as_it_began(rlx, monkeypatch):
     [
         (("agent=efficientzero", "env=catch"), "EfficientZero's steps are no plain tensor"),
         (("env=gym", "env.id=CartPole-v1"), "GymEnv does not step in torch"),
-        (("agent._target_=test_compiled.Whole",), "Whole defines `update`"),
+        (("agent._target_=test_compiled.Whole",), "step cannot be compiled: "),
     ],
 )
 def test_what_cannot_be_compiled_is_one_line(rlx, keys, words):
@@ -236,7 +261,7 @@ def test_what_cannot_be_compiled_is_one_line(rlx, keys, words):
 
 
 class Whole(DQN):
-    """Defines `update` alone."""
+    """Has a clock in its `update`."""
 
     def update(self, transition: Transition) -> dict[str, torch.Tensor]:
         return super().update(transition)

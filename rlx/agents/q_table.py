@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
+from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Positive, Share, choice
 from rlx.nn.exploration import EpsilonGreedy
 from rlx.nn.schedules import linear
@@ -99,8 +99,6 @@ class QTable(Agent):
     """[S, N]: reward of that step."""
     pending: Tensor
     """bool [S, N]: whether there is such a step."""
-    error: Tensor
-    """[S]: mean absolute error at the last step."""
 
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, num_envs: int):
         super().__init__()
@@ -120,28 +118,19 @@ class QTable(Agent):
         self.register_buffer("action", zeros.clone())
         self.register_buffer("reward", zeros.float())
         self.register_buffer("pending", zeros.bool())
-        error = torch.zeros(len(seeds), device=seeds.device)
-        self.register_buffer("error", error, persistent=False)
 
     @torch.no_grad()
     def act(self, obs: Tensor, first: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self.online.act(obs, first, carry, self.explore)
 
     @torch.no_grad()
-    def store(self, transition: Transition) -> None:
+    def update(self, transition: Transition) -> dict[str, Tensor]:
         if self.config.target == "sarsa":
             error = self._sarsa(transition)
         else:
             error = self._one_step(transition)
         polyak_update(self.policy, self.online, self.config.average_tau)
-        self.error = error
-
-    def due(self) -> list[Part]:
-        return [self.learn]
-
-    def learn(self) -> dict[str, Tensor]:
-        """Say how far off the table was: it learns from a transition as it takes it in."""
-        return {"loss/td": self.error}
+        return {"loss/td": error}
 
     def _one_step(self, transition: Transition) -> Tensor:
         """Learn from a step by itself; returns the mean absolute error [S]."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from rlx.agent import Part
+from rlx.agent import Agent, Part
 from rlx.errors import ConfigError
 from rlx.names import one_line
 from rlx.show import console
@@ -82,39 +82,56 @@ class CompiledSteps:
         Returns the returns so far [S', N] of the running episodes, those that ended included.
         """
         training = self.training
-        (returns,) = self._call("step", self._step)
+        returns = self._noted("step", self._step)[0]
         training.step += training.num_envs
         for part in training.agent.due():
             key = _key(part)
             if key is None:
                 training.log.note(part(), self.steps)
                 self.memory.settle(self.memory.tensors)
-                continue
-            values = self._call(key, partial(self._learn, key, part))
-            training.log.metrics |= dict(zip(self.metric_names[key], values, strict=True))
+            else:
+                self._noted(key, partial(self._learn, part))
         return returns
 
     def _step(self) -> list[Tensor]:
         """Act, step the env, store, count; the returns so far, as of `Log.add`."""
         training = self.training
-        played = play(training.agent, training.env, training.obs, training.first, training.carry)
-        training.agent.store(played.transition)
+        agent = training.agent
+        played = play(agent, training.env, training.obs, training.first, training.carry)
+        self.steps += training.num_envs
+        if type(agent).update is Agent.update:
+            agent.store(played.transition)
+        else:
+            training.log.note(agent.update(played.transition), self.steps)
         training.obs = played.obs
         training.first = played.first
         training.carry.update(played.transition.carry)
-        self.steps += training.num_envs
         return [training.log.add(played.transition.reward, played.first)]
 
-    def _learn(self, key: Hashable, part: Part) -> list[Tensor]:
-        """Learn a part; its metrics."""
+    def _learn(self, part: Part) -> list[Tensor]:
+        """Learn a part, and note its metrics."""
+        self.training.log.note(part(), self.steps)
+        return []
+
+    def _noted(self, key: Hashable, function: Function) -> Sequence[Tensor]:
+        """Call `function` in its compiled form, which returns the metrics that it notes as well."""
         log = self.training.log
-        former = log.metrics
-        log.metrics = {}
-        log.note(part(), self.steps)
-        metrics = log.metrics
-        log.metrics = former
-        self.metric_names[key] = list(metrics)
-        return list(metrics.values())
+
+        def with_metrics() -> list[Tensor]:
+            former = log.metrics
+            log.metrics = {}
+            try:
+                outputs = function()
+                self.metric_names[key] = list(log.metrics)
+                return [*outputs, *log.metrics.values()]
+            finally:
+                log.metrics = former
+
+        values = self._call(key, with_metrics)
+        names = self.metric_names[key]
+        others = len(values) - len(names)
+        log.metrics |= dict(zip(names, values[others:], strict=True))
+        return values[:others]
 
     def _call(self, key: Hashable, function: Function) -> Sequence[Tensor]:
         """Call `function` in its compiled form."""

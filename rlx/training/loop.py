@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from rlx import contract, experiment
-from rlx.agent import Agent, OfflineAgent
+from rlx.agent import OfflineAgent
 from rlx.config import build
 from rlx.env import TensorEnv
 from rlx.envs.batched import BatchedEnv
@@ -182,8 +182,6 @@ class Training:
             return f"{kind.__name__} learns from a data set; compiled are agents that act"
         if not kind.traceable:
             return f"{kind.__name__}'s steps are no plain tensor operations"
-        if kind.update is not Agent.update:
-            return f"{kind.__name__} defines `update`; compiled are `store` and `due`"
         env = self.env
         while isinstance(env, View):
             env = env.env
