@@ -92,7 +92,8 @@ class Timed:
         return sum(storages.values())
 
     def _vector_step(self) -> None:
-        self.learnt = False
+        # An agent that is compiled from its `update` alone learns after every step.
+        self.learnt = self.training.compiles and _has_update(self.training.agent)
         self.training._vector_step()
 
     def _until_learnt(self) -> None:
@@ -114,7 +115,7 @@ class Timed:
     def _watch_learning(self) -> None:
         """Note in `learnt` when something is learnt."""
         agent: Any = self.training.agent
-        name = "due" if type(agent).update is Agent.update else "update"
+        name = "update" if _has_update(agent) else "due"
         method = getattr(agent, name)
 
         def watched(*arguments: Any) -> Any:
@@ -155,16 +156,16 @@ class Stages(TorchDispatchMode):
         training: Any = timed.training
         parts = [(training.agent, name, f"within: {name}") for name in watch]
         parts += [(training.agent, "act", "act"), (training.env, "step", "env")]
-        if type(training.agent).update is Agent.update:
-            parts.append((training.agent, "store", "store"))
-        else:
+        if _has_update(training.agent):
             parts.append((training.agent, "update", "store, learn"))
+        else:
+            parts.append((training.agent, "store", "store"))
         parts += [(training.log, "note", "log"), (training.log, "add", "log")]
         self.stages = {TOTAL: Stage(TOTAL)}
         for owner, method, name in parts:
             stage = self.stages.setdefault(name, Stage(name))
             setattr(owner, method, partial(self._call, stage, getattr(owner, method)))
-        if type(training.agent).update is Agent.update:
+        if not _has_update(training.agent):
             self._watch_parts(training.agent)
 
     def measure(self, seconds: float) -> list[Stage]:
@@ -228,6 +229,11 @@ class Stages(TorchDispatchMode):
             wait(self.timed.training.device)
             stage.ms += self.timed.clock() - began
             self.active.pop()
+
+
+def _has_update(agent: Agent) -> bool:
+    """Whether the agent defines `update`, instead of `store` and `due`."""
+    return type(agent).update is not Agent.update
 
 
 def config_of(composed: Mapping[str, Any], seeds: int, *, compiled: bool) -> Config:
