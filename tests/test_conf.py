@@ -264,51 +264,6 @@ def printed(text: str) -> dict[str, list[str]]:
     return table
 
 
-def number(text: str) -> float:
-    return float(text.replace(",", ""))
-
-
-def test_bench_prints_ratios_to_the_plain_loop(rlx):
-    result = rlx(
-        "bench", "seconds=0.05", "seeds=[1,3]", "num_envs=4", "attack_batch=20", "agent.hidden=[8]"
-    )
-    assert result.code == 0, result.err
-    rows = printed(result.out)
-    training = {what: row for what, row in rows.items() if what.startswith("training")}
-    attacks = {what: row for what, row in rows.items() if what.startswith("FGSM")}
-    assert len(training) >= 3 and len(attacks) == 2
-    for group in (training, attacks):
-        (plain, first), *others = group.items()
-        assert "plain" in plain and number(first[1]) == 1
-        for _, (speed, ratio) in others:
-            # Two digits are printed.
-            assert number(ratio) == pytest.approx(number(speed) / number(first[0]), rel=0.06)
-
-
-def test_bench_times_the_parts_of_a_search(rlx):
-    sizes = {"latent": 4, "lstm": 4, "head": 4, "projection": 4, "simulations": 2, "batch_size": 4}
-    overrides = [f"agent.{key}={value}" for key, value in sizes.items()]
-    result = rlx(
-        "bench", "agent=efficientzero", "seconds=0.05", "seeds=[1]", "num_envs=4", *overrides
-    )
-    assert result.code == 0, result.err
-    learn, search, values, training, act, speed = (
-        number(cell) for cell in printed(result.out)["1"]
-    )
-    assert min(learn, search, values, training, act, speed) >= 0 and speed > 0
-    assert learn == pytest.approx(search + values + training, rel=0.1)
-
-
-def test_bench_compares_car_racing_with_gymnasiums(rlx):
-    result = rlx("bench", "env=car_racing", "seconds=0.05", "num_envs=2")
-    assert result.code == 0, result.err
-    rows = printed(result.out)
-    first = rows["Gymnasium, 1 env"]
-    timed = [row for what, row in rows.items() if what.startswith(("Gymnasium", "rlx"))]
-    for speed, ratio in timed:
-        assert number(ratio) == pytest.approx(number(speed) / number(first[0]), rel=0.06)
-
-
 def test_drift_draws_the_policy_that_learns_beside_the_one_that_stopped(rlx, monkeypatch):
     drifting = ("env=cartpole_drift", "env.drift.begin=80", "env.drift.end=120")
     trained = rlx(

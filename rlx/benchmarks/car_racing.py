@@ -10,6 +10,9 @@ from rlx import experiment
 from rlx.benchmarks.timing import steps_per_s
 from rlx.envs.car_racing import CarRacing
 
+ID = "rlx.envs.car_racing:rlx/CarRacing-v3"
+"""The id by which conf/env/car_racing.yaml makes it."""
+
 
 def frames_per_s(node: Mapping[str, Any], num_envs: int, seconds: float) -> dict[str, float]:
     """The frames per second by label; Gymnasium's is the first, the gray image the second.

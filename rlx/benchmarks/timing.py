@@ -1,15 +1,23 @@
-"""How fast something is: steps per second, and milliseconds of single calls."""
+"""How fast something is: clocks, and how often a step is made in so many seconds."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+Clock = Callable[[], float]
+"""Seconds since some moment."""
+
+
+def clock(name: str) -> Clock:
+    """The clock `cpu`, which counts this process's work alone, or `wall`."""
+    return time.process_time if name == "cpu" else time.perf_counter
+
 
 def steps_per_s(step: Callable[[], int], seconds: float) -> float:
-    """How many environment steps per second repeated calls of `step` make.
+    """How many steps per second repeated calls of `step` make.
 
     Each call returns how many steps it made. They are timed for so many `seconds`, after a fifth of
     these as a warm-up.
@@ -30,28 +38,3 @@ def wait(device: "torch.device") -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def watch(owner: Any, names: Sequence[str], device: "torch.device") -> dict[str, list[float]]:
-    """The milliseconds that each call of the methods `names` of `owner` takes from now on."""
-    times: dict[str, list[float]] = {}
-    for name in names:
-        times[name] = []
-        setattr(owner, name, _watched(getattr(owner, name), times[name], device))
-    return times
-
-
-def _watched(
-    method: Callable[..., Any], times: list[float], device: "torch.device"
-) -> Callable[..., Any]:
-    """`method`, which adds the milliseconds that it took to `times`."""
-
-    def call(*args: Any) -> Any:
-        wait(device)
-        began = time.perf_counter()
-        result = method(*args)
-        wait(device)
-        times.append(1e3 * (time.perf_counter() - began))
-        return result
-
-    return call
