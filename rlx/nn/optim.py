@@ -29,12 +29,14 @@ class Optimizer(nn.Module):
     """What all optimisers have: the step size, which no checkpoint holds; its owner sets it."""
 
     rate: Tensor
-    """[S]: the step size of each seed."""
+    """float64 [S]: the step size of each seed."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
         """`parameters`: [S, …] each; their device is the optimiser's."""
         super().__init__()
-        rate = torch.full((len(parameters[0]),), learning_rate, device=parameters[0].device)
+        rate = torch.full(
+            (len(parameters[0]),), learning_rate, dtype=torch.float64, device=parameters[0].device
+        )
         self.register_buffer("rate", rate, persistent=False)
 
     @property
@@ -44,7 +46,10 @@ class Optimizer(nn.Module):
 
     @learning_rate.setter
     def learning_rate(self, value: float | Tensor) -> None:
-        self.rate = value if isinstance(value, Tensor) else torch.full_like(self.rate, value)
+        if isinstance(value, Tensor):
+            self.rate = value.double()
+        else:
+            self.rate = torch.full_like(self.rate, value)
 
     def step(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], where: Tensor
@@ -82,7 +87,7 @@ class Adam(Optimizer):
         self.square.lerp_(gradient * gradient, ((1 - BETA2) * mask).unsqueeze(1))
         mean_bias = 1 - BETA1**self.count
         square_bias = (1 - BETA2**self.count).sqrt()
-        inverse_rate = mean_bias / square_bias / self.learning_rate
+        inverse_rate = mean_bias / square_bias / self.rate.to(mask.dtype)
         # A seed that sits out divides by infinity. Before its first step both its biases are 0:
         # these two keep 0 / 0 out of the step.
         eps = torch.where(where, self.eps * square_bias, 1.0)
@@ -110,7 +115,7 @@ class RMSprop(Optimizer):
         mask = where.to(self.square.dtype)
         self.square.lerp_(gradient * gradient, ((1 - ALPHA) * mask).unsqueeze(1))
         # Infinite where a seed sits out.
-        inverse_rate = 1 / (self.learning_rate * mask)
+        inverse_rate = 1 / (self.rate.to(mask.dtype) * mask)
         denominator = _root(self.square).add_(EPS).mul_(inverse_rate.unsqueeze(1))
         _subtract_ratio(parameters, gradient, denominator)
 
@@ -134,7 +139,7 @@ class SGD(Optimizer):
         self.momentum.copy_(torch.where(where.unsqueeze(1), momentum, self.momentum))
         mask = where.to(self.momentum.dtype)
         # Infinite where a seed sits out.
-        inverse_rate = (1 / (self.learning_rate * mask)).unsqueeze(1)
+        inverse_rate = (1 / (self.rate.to(mask.dtype) * mask)).unsqueeze(1)
         _subtract_ratio(parameters, self.momentum, inverse_rate.expand_as(self.momentum))
 
 
