@@ -77,6 +77,9 @@ def _go_on(run: Run, changes: dict[str, Any]) -> float:
     from rlx.training.resuming import resumed
 
     saved = validated(training_config(run))
+    if "device" in changes:
+        # Of a group some keys may be given alone.
+        changes["device"] = {**saved.device, **changes["device"]}
     for key, value in changes.items():
         if value != saved[key]:
             console.facts(**{key: f"{saved[key]} → {value}"})

@@ -38,11 +38,11 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 def compile_steps(training: "Training", *, strict: bool) -> "CompiledSteps":
     """The compiled vector steps of a training; `strict`: raise what cannot be compiled."""
-    # Without a folder of the user's, inductor takes one for temporary files.
+    # Otherwise inductor takes a folder for temporary files. Its commands break at a space.
     with suppress(OSError, RuntimeError):
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
+        if os.access(folder, os.W_OK) and " " not in str(folder):
             os.environ.setdefault(CACHE, str(folder))
     if training.device.type == "cuda":
         return CompiledSteps(training, recorded, strict=strict)
@@ -109,15 +109,19 @@ class CompiledSteps:
             self._noted(key, partial(self._learn, part))
             return
         self._learn(part)
+        self.memory.settle(self.memory.tensors)
         self._check_host()
 
     def _check_host(self) -> None:
-        """After functions that are not compiled: keep all tensors where they are.
+        """After what is not compiled: keep the agent's tensors where they are.
 
         Where an attribute has changed that compiled functions have read, none is used any more.
         """
-        self.memory.settle(self.memory.tensors)
         changed = self.memory.reads.changed()
+        if self.memory.moved():
+            self.memory.settle(self.memory.tensors)
+            if self.compiles and self.memory.moved():
+                changed = changed or "a buffer that was None"
         if changed is None:
             return
         self._refuse(f"{changed} changes between steps, and is no buffer")
@@ -308,4 +312,4 @@ def _key(part: Part, owners: Sequence[object]) -> Hashable | None:
         return None
     # 1, 1.0 and True are equal, and a method may be the one that it overrides.
     typed = tuple((name, type(value), value) for name, value in arguments)
-    return id(owner), method.__func__, typed
+    return id(owner), method.__func__, typed  # type: ignore[union-attr]

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 _LEAVES = (torch.Tensor, torch.Generator, type, ModuleType, str, bytes, int, float, type(None))
 """What holds nothing that is looked into."""
 _SCALARS = (bool, int, float, str, tuple, type(None))
-"""What an attribute may be, of which it is noted that it was read."""
+"""What is compared by its value."""
+_READ = (*_SCALARS, torch.Tensor)
+"""What an attribute may be, of which it is noted that it was read; tensors at places are fake."""
 
 
 class HostState:
@@ -111,10 +114,11 @@ class Reads:
         """`kind`, whose instances note what is read of them."""
 
         def read(owner: Any, name: str) -> Any:
-            value = kind.__getattribute__(owner, name)
-            if isinstance(value, _SCALARS) and name[:2] != "__":
-                if not isinstance(getattr(kind, name, None), property):
-                    self.values.setdefault((id(owner), name), (owner, name, value))
+            value = kind.__getattribute__(owner, name)  # type: ignore[call-arg]
+            computed = isinstance(getattr(kind, name, None), property)
+            known = computed or hasattr(nn.Module, name) or hasattr(object, name)
+            if type(value) in _READ and not known:
+                self.values.setdefault((id(owner), name), (owner, name, value))
             return value
 
         return type(kind)(kind.__name__, (kind,), {"__getattribute__": read})

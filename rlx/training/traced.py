@@ -5,6 +5,8 @@ Python: what the step would bind anew is copied to where it was before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +53,13 @@ class Memory:
         self.places += [(vars(training.log), name) for name in ("running", "sum", "count", "bad")]
         self.places += [(vars(training), name) for name in ("obs", "first")]
         self.places += [(training.carry, name) for name in training.carry]
+        self.groups = [
+            group
+            for module in training.agent.modules()
+            for group in (module._parameters, module._buffers)
+            if group
+        ]
+        """The agent's parameters and buffers."""
         self.tensors: list[Tensor] = []
         """What lies at the places."""
         taken: set[int] = set()
@@ -58,6 +67,13 @@ class Memory:
             tensor = _own(group[name], taken)
             group[name] = tensor
             self.tensors.append(tensor)
+        self.bound = [value for group in self.groups for value in group.values()]
+        """What the groups hold."""
+
+    def moved(self) -> bool:
+        """Whether the agent has bound a parameter or buffer anew; asked at every step."""
+        now = chain.from_iterable(group.values() for group in self.groups)
+        return not all(map(is_, now, self.bound))
 
     def put(self, tensors: Sequence[Tensor]) -> None:
         """Bind every place to one of `tensors`."""
@@ -70,8 +86,6 @@ class Memory:
 
         NotTraceable where a tensor has another shape than before.
         """
-        if all(group[name] is old for (group, name), old in zip(self.places, tensors, strict=True)):
-            return
         moved = []
         inside = {tensor.untyped_storage()._cdata for tensor in tensors}
         for (group, name), tensor in zip(self.places, tensors, strict=True):
