@@ -6,6 +6,7 @@ otherwise than operation by operation.
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
@@ -175,7 +176,11 @@ def inductor(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Seque
     import torch._inductor.config
 
     options = OPTIONS | {"cpp_wrapper": inputs[0].device.type == "cpu"}
-    with torch.no_grad(), torch._inductor.config.patch(options):
+    with (
+        torch.no_grad(),
+        torch._inductor.config.patch(options),
+        warnings.catch_warnings(action="ignore", category=UserWarning),
+    ):
         return torch._inductor.compile(graph, list(inputs))
 
 
