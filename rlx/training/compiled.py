@@ -5,9 +5,11 @@ otherwise than operation by operation.
 """
 
 import os
+import signal
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
+from rlx import contract
 from rlx.agent import Agent, Part
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, RunError
 from rlx.names import one_line
 from rlx.show import console
 from rlx.training import products
+from rlx.training.host import Reads
 from rlx.training.traced import Function, Memory, trace
 from rlx.vector_step import play
 
@@ -36,7 +40,12 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 def compile_steps(training: "Training", *, strict: bool) -> "CompiledSteps":
     """The compiled vector steps of a training; `strict`: raise what cannot be compiled."""
-    os.environ.setdefault(CACHE, str(cache_folder()))
+    # Without a folder of the user's, inductor takes one for temporary files.
+    with suppress(OSError, RuntimeError):
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ.setdefault(CACHE, str(folder))
     if training.device.type == "cuda":
         return CompiledSteps(training, recorded, strict=strict)
     cheaper = products.decompositions() | {torch.ops.aten.tanh.default: _tanh}
@@ -76,6 +85,8 @@ class CompiledSteps:
         self.steps = torch.tensor(training.step, device=training.device)
         """int64 []: environment steps that each seed has made."""
         self.memory = Memory(training, (vars(self), "steps"))
+        self.compiles = True
+        """Whether functions are compiled; if not, they run as they are written."""
         self.calls: dict[Hashable, Callable[[], Sequence[Tensor]]] = {}
         self.metric_names: dict[Hashable, list[str]] = {}
 
@@ -87,14 +98,35 @@ class CompiledSteps:
         training = self.training
         returns = self._noted("step", self._step)[0]
         training.step += training.num_envs
-        for part in training.agent.due():
-            key = _key(part)
-            if key is None:
-                training.log.note(part(), self.steps)
-                self.memory.settle(self.memory.tensors)
-            else:
-                self._noted(key, partial(self._learn, part))
+        if type(training.agent).update is Agent.update:
+            parts = training.agent.due()
+            self._check_host()
+            for part in parts:
+                self._learn_part(part)
         return returns
+
+    def _learn_part(self, part: Part) -> None:
+        """Learn a part, compiled where it is a function that can be told from others."""
+        key = _key(part, self.memory.owners)
+        if key is not None:
+            self._noted(key, partial(self._learn, part))
+            return
+        self._learn(part)
+        self._check_host()
+
+    def _check_host(self) -> None:
+        """After functions that are not compiled: keep all tensors where they are.
+
+        Where an attribute has changed that compiled functions have read, none is used any more.
+        """
+        self.memory.settle(self.memory.tensors)
+        changed = self.memory.reads.changed()
+        if changed is None:
+            return
+        self._refuse(f"{changed} changes between steps, and is no buffer")
+        self.memory.reads = Reads()
+        self.calls = {}
+        self.compiles = False
 
     def _step(self) -> list[Tensor]:
         """Act, step the env, store, count; the returns so far, as of `Log.add`."""
@@ -105,7 +137,7 @@ class CompiledSteps:
         if type(agent).update is Agent.update:
             agent.store(played.transition)
         else:
-            training.log.note(agent.update(played.transition), self.steps)
+            self._note(agent.update(played.transition))
         training.obs = played.obs
         training.first = played.first
         training.carry.update(played.transition.carry)
@@ -113,8 +145,14 @@ class CompiledSteps:
 
     def _learn(self, part: Part) -> list[Tensor]:
         """Learn a part, and note its metrics."""
-        self.training.log.note(part(), self.steps)
+        self._note(part())
         return []
+
+    def _note(self, metrics: dict[str, Tensor]) -> None:
+        """Note metrics; RunError where they have a wrong shape."""
+        training = self.training
+        contract.check_metrics(training.agent, metrics, training.first.shape)
+        training.log.note(metrics, self.steps)
 
     def _noted(self, key: Hashable, function: Function) -> Sequence[Tensor]:
         """Call `function` in its compiled form, which returns the metrics that it notes as well."""
@@ -144,27 +182,50 @@ class CompiledSteps:
 
     def _built(self, key: Hashable, function: Function) -> Callable[[], Sequence[Tensor]]:
         """`function` in its compiled form; where that cannot be, as it is, and a line says so."""
-        name = key if isinstance(key, str) else key[1]  # type: ignore[index]
+        if not self.compiles:
+            return partial(self._as_written, function)
+        name = key if isinstance(key, str) else key[1].__name__  # type: ignore[index]
         began = time.monotonic()
         if console.terminal.is_terminal:
             console.facts(compiling=f"{name} …")
         try:
-            graph = trace(self.memory, function, self.decompositions)
-            call = _bound(graph, self.memory.tensors, self.build)
+            with _signals_wait():
+                graph = trace(self.memory, function, self.decompositions)
+                call = _bound(graph, self.memory.tensors, self.build)
+        except RunError:
+            raise
         except Exception as error:
-            reason = f"{name} cannot be compiled: {one_line(error)}"
-            if self.strict:
-                raise ConfigError(f"device.compile=true: {reason}.") from error
-            console.warning(f"{reason}; it runs as it is written")
+            self._refuse(f"{name} cannot be compiled: {one_line(error)}", error)
             return partial(self._as_written, function)
         console.facts(compiled=f"{name}, {time.monotonic() - began:.1f} s")
         return call
 
+    def _refuse(self, reason: str, error: Exception | None = None) -> None:
+        """Say why something runs as it is written; ConfigError where it must not."""
+        if self.strict:
+            raise ConfigError(f"device.compile=true: {reason}.") from error
+        console.warning(f"{reason}; it runs as it is written")
+
     def _as_written(self, function: Function) -> Sequence[Tensor]:
         """Call `function`, and keep all tensors where they are."""
+        training = self.training
+        # An agent may hold on to what it is given; what lies at a place is overwritten.
+        training.obs = training.obs.clone()
+        training.first = training.first.clone()
+        training.carry |= {name: value.clone() for name, value in training.carry.items()}
         outputs = function()
         self.memory.settle(self.memory.tensors)
         return outputs
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back within the context: Ctrl-C would reach the compiler as well."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def interpreted(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -258,11 +319,22 @@ def _without_gradients(
         return function(*inputs)
 
 
-def _key(part: Part) -> Hashable | None:
-    """What tells a part of learning from others; None: it is called as it is."""
+def _key(part: Part, owners: Sequence[object]) -> Hashable | None:
+    """What tells a part of learning from others; None: it is called as it is.
+
+    `owners`: whose methods can be compiled. Others may be gone when the next has their id.
+    """
     method = part.func if isinstance(part, partial) else part
     owner = getattr(method, "__self__", None)
-    if owner is None:
+    if owner is None or all(owner is not known for known in owners):
         return None
-    arguments = part.args if isinstance(part, partial) else ()
-    return id(owner), method.__name__, arguments
+    arguments: list[tuple[str, object]] = []
+    if isinstance(part, partial):
+        arguments = [("", value) for value in part.args]
+        arguments += sorted(part.keywords.items())
+    constants = (bool, int, float, str, type(None))
+    if not all(isinstance(value, constants) for _, value in arguments):
+        return None
+    # 1, 1.0 and True are equal, and a method may be the one that it overrides.
+    typed = tuple((name, type(value), value) for name, value in arguments)
+    return id(owner), method.__func__, typed

@@ -175,6 +175,16 @@ class Training:
         vector_steps = self.config.steps // self.num_envs
         return obstacle is None and self.stop is None and vector_steps >= LEAST_COMPILED
 
+    def go_on_compiled(self, compiled: bool) -> None:
+        """Go on in the mode of the run that is resumed, if it can be; else a line says so."""
+        obstacle = self._obstacle() if compiled else None
+        if obstacle is not None:
+            console.warning(
+                f"the run was compiled, and goes on as it is written: {obstacle}; "
+                "its numbers are rounded otherwise from here on"
+            )
+        self.compiles = compiled and obstacle is None
+
     def _obstacle(self) -> str | None:
         """Why the vector steps cannot be compiled; None: nothing is known of."""
         kind = type(self.agent)
@@ -317,8 +327,9 @@ class Training:
 
         Returns the returns so far [S', N] of the running episodes, those that ended included.
         """
-        if self.compiles:
-            return self._compiled_steps().vector_step()
+        steps = self._compiled_steps()
+        if steps is not None:
+            return steps.vector_step()
         if isinstance(self.agent, OfflineAgent):
             self.step += 1
             self.log.note(self.agent.learn(), self.step)
@@ -331,13 +342,23 @@ class Training:
         self.log.note(done.metrics, self.step)
         return self.log.add(done.transition.reward, done.first)
 
-    def _compiled_steps(self) -> "CompiledSteps":
-        """The vector steps as compiled functions of the seeds that still learn."""
-        if self.compiled is None:
+    def _compiled_steps(self) -> "CompiledSteps | None":
+        """The vector steps as compiled functions of the seeds that still learn; None: as written.
+
+        ConfigError where they must be compiled and cannot be.
+        """
+        if self.compiles and self.compiled is None:
             from rlx.training.compiled import compile_steps
+            from rlx.training.traced import NotTraceable
 
             strict = str(self.config.device.get("compile")).lower() == "true"
-            self.compiled = compile_steps(self, strict=strict)
+            try:
+                self.compiled = compile_steps(self, strict=strict)
+            except NotTraceable as error:
+                if strict:
+                    raise ConfigError(f"device.compile=true: {error}.") from error
+                console.warning(f"the steps cannot be compiled: {error}; they run as written")
+                self.compiles = False
         return self.compiled
 
     def _apply_stop_rule(self, returns: Tensor, progress: console.Progress) -> None:

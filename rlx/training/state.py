@@ -87,7 +87,7 @@ def load(
         training.stop.load_state_dict(_part(saved, "stop", torch.device("cpu")))
     if str(training.config.device.get("compile", "auto")).lower() == "auto":
         # Runs of earlier versions were not compiled.
-        training.compiles = counters.get("compiled", False)
+        training.go_on_compiled(counters.get("compiled", False))
     training.step = counters["step"]
     training.evaluated = counters["evaluated"]
     training.wall_s = counters["wall_s"]
@@ -114,6 +114,7 @@ def join(whole: "Training", first: "Training", second: "Training") -> None:
         "wall_s": first.wall_s + second.wall_s,
         "replay": {},
         "data": whole.fingerprint,
+        "compiled": first.compiles,
     }
     load(whole, counters, policy, saved, ())
     # `load` reads replays from the parts on disk, which a new run does not have. Both agents are in

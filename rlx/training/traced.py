@@ -4,7 +4,6 @@ A step is traced once (`torch.fx`), from the agent and env as they are written, 
 Python: what the step would bind anew is copied to where it was before.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rlx.envs.batched import BatchedEnv
 from rlx.envs.view import View
+from rlx.errors import RunError
+from rlx.training.host import HostState, Reads
 
 if TYPE_CHECKING:
     from rlx.training.loop import Training
@@ -22,9 +23,6 @@ Place = tuple[dict[str, Any], str]
 """Where a tensor is bound: (dictionary, key)."""
 Function = Callable[[], Sequence[Tensor]]
 """A function of tensors that lie at fixed places; it may write to them, and returns others."""
-
-_MODULE = set(vars(nn.Module()))
-"""Attributes that every module has."""
 
 
 class NotTraceable(Exception):
@@ -35,13 +33,20 @@ class Memory:
     """All tensors that decide a training's future, each at a place of its own."""
 
     def __init__(self, training: "Training", counter: Place):
-        """`counter`: the place of a counter, on the device, of each seed's environment steps."""
+        """`counter`: the place of a counter, on the device, of each seed's environment steps.
+
+        NotTraceable where the env does not step in torch, or two of the agent's tensors overlap.
+        """
         self.owners: list[Any] = [*training.agent.modules(), *_envs(training.env)]
+        self.carry = training.carry
+        self.reads = Reads()
+        """What traced functions have read of the owners, beside tensors."""
         self.places: list[Place] = [counter]
         for module in training.agent.modules():
             groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for group in groups:
                 self.places += [(group, name) for name, value in group.items() if value is not None]
+        _refuse_overlaps([group[name] for group, name in self.places])
         self.places += _env_places(training.env)
         self.places += [(vars(training.log), name) for name in ("running", "sum", "count", "bad")]
         self.places += [(vars(training), name) for name in ("obs", "first")]
@@ -65,6 +70,8 @@ class Memory:
 
         NotTraceable where a tensor has another shape than before.
         """
+        if all(group[name] is old for (group, name), old in zip(self.places, tensors, strict=True)):
+            return
         moved = []
         inside = {tensor.untyped_storage()._cdata for tensor in tensors}
         for (group, name), tensor in zip(self.places, tensors, strict=True):
@@ -93,43 +100,70 @@ def trace(memory: Memory, function: Function, decompositions: dict | None = None
         memory.settle(inputs)
         return outputs
 
-    before = [_attributes(owner) for owner in memory.owners]
+    host = HostState(memory.owners, carry=memory.carry)
     try:
-        traced = make_fx(pure, decompositions, tracing_mode="fake", _allow_non_fake_inputs=True)
-        graph = traced(*memory.tensors)
-    except NotTraceable:
+        with memory.reads.noted(memory.owners):
+            traced = make_fx(pure, decompositions, tracing_mode="fake", _allow_non_fake_inputs=True)
+            graph = traced(*memory.tensors)
+    except (NotTraceable, RunError):
         raise
     except Exception as error:
         raise NotTraceable(f"{type(error).__name__}: {error}") from error
     finally:
         memory.put(memory.tensors)
-        changed = [*map(_restore, memory.owners, before)]
-    for owner, name in zip(memory.owners, changed, strict=True):
-        if name is not None:
-            what = f"{type(owner).__name__}.{name}"
-            raise NotTraceable(f"{what} changes with a step, and is no buffer")
-    for node in graph.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
-            written = node.args[0]
-            if isinstance(written, fx.Node) and written.op == "get_attr":
-                raise NotTraceable(f"{node.target} writes to a tensor that is no buffer")
+        changed = host.restore()
+    if changed is not None:
+        raise NotTraceable(f"{changed} changes with a step, and is no buffer")
+    _refuse_writes_to_constants(graph)
     return graph
 
 
-def _own(tensor: Tensor, taken: set[int]) -> Tensor:
-    """`tensor` in memory of its own: a copy, unless it has that; `taken`: storages of others.
+def _refuse_writes_to_constants(graph: fx.GraphModule) -> None:
+    """NotTraceable where the graph writes to a tensor that is none of its inputs."""
+    constants: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "get_attr":
+            constants.add(node)
+        elif schema is not None and constants.intersection(node.all_input_nodes):
+            if schema.is_mutable and _written(node, schema) & constants:
+                raise NotTraceable(f"{node.target} writes to a tensor that is no buffer")
+            if any(result.alias_info is not None for result in schema.returns):
+                # A view of a constant is one as well.
+                constants.add(node)
 
-    NotTraceable where a parameter is another one's as well.
+
+def _written(node: fx.Node, schema: Any) -> set[fx.Node]:
+    """The nodes whose tensors the operation `node` writes to."""
+    written: list[Any] = []
+    for place, argument in enumerate(schema.arguments):
+        if argument.is_write:
+            value = node.kwargs.get(argument.name)
+            if place < len(node.args):
+                value = node.args[place]
+            written += value if isinstance(value, list | tuple) else [value]
+    return {value for value in written if isinstance(value, fx.Node)}
+
+
+def _refuse_overlaps(tensors: Sequence[Tensor]) -> None:
+    """NotTraceable where two of an agent's tensors lie in the same memory.
+
+    What is written to one of them shows in the other, which tensors at places of their own lack.
     """
+    storages = [tensor.untyped_storage()._cdata for tensor in tensors if tensor.numel()]
+    if len(set(storages)) < len(storages):
+        raise NotTraceable("two of the agent's parameters or buffers share their memory")
+
+
+def _own(tensor: Tensor, taken: set[int]) -> Tensor:
+    """`tensor` in memory of its own: a copy, unless it has that; `taken`: storages of others."""
     storage = tensor.untyped_storage()
     alone = storage._cdata not in taken
     taken.add(storage._cdata)
-    if isinstance(tensor, nn.Parameter) and not alone:
-        raise NotTraceable("a parameter is registered twice")
     if alone and tensor.is_contiguous() and storage.nbytes() == tensor.nbytes:
         return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
 
 
 def _envs(env: Any) -> Iterator[Any]:
@@ -150,37 +184,3 @@ def _env_places(env: Any) -> list[Place]:
         owner = next(env for env in envs if name in vars(env))
         places.append((vars(owner), name))
     return places
-
-
-def _attributes(owner: Any) -> dict[str, Any]:
-    """The attributes of a module or env that are no modules, parameters or buffers."""
-    kinds = (Tensor, bool, int, float, str, tuple, dict, list, type(None))
-    return {
-        name: copy.copy(value) if isinstance(value, dict | list) else value
-        for name, value in vars(owner).items()
-        if isinstance(value, kinds) and name not in _MODULE
-    }
-
-
-def _restore(owner: Any, before: dict[str, Any]) -> str | None:
-    """Give `owner` the attributes back that it had; the name of one that was another, or None."""
-    changed = None
-    for name, value in _attributes(owner).items():
-        if name not in before:
-            delattr(owner, name)
-            changed = name
-        elif not _same(before[name], value):
-            setattr(owner, name, before[name])
-            changed = name
-    return changed
-
-
-def _same(before: Any, after: Any) -> bool:
-    """Whether an attribute is what it was."""
-    if isinstance(before, Tensor) or isinstance(after, Tensor):
-        return before is after
-    if isinstance(before, dict) and isinstance(after, dict):
-        return before.keys() == after.keys() and all(_same(before[k], after[k]) for k in before)
-    if isinstance(before, list | tuple) and isinstance(after, list | tuple):
-        return len(before) == len(after) and all(map(_same, before, after))
-    return before is after or bool(before == after)
