@@ -77,6 +77,26 @@ def test_the_graph_of_a_step_is_the_step(case):
     assert_equal(written, traced)
 
 
+@pytest.mark.parametrize("case", [("ppo", "cartpole"), ("dqn", "cartpole")], ids="-".join)
+def test_a_scale_that_is_kept_changes_nothing(case):
+    def kept(graph, inputs):
+        compiled._keep_scales(graph)
+        names = [node.target for node in graph.graph.nodes]
+        graphs.append(names.count(torch.ops.aten.as_strided.default))
+        return graph
+
+    graphs: list[int] = []
+    written = training(*case)
+    traced = training(*case)
+    traced.compiles = True
+    traced.compiled = CompiledSteps(traced, kept, strict=True)
+    for _ in range(70):
+        written._vector_step()
+        traced._vector_step()
+    assert max(graphs) >= 2, "Adam's two scales"
+    assert_equal(written, traced)
+
+
 @pytest.mark.parametrize("case", [*TRACED, *VARIANTS], ids="-".join)
 def test_no_step_asks_the_device_anything(case):
     """On a device whose tensors have no values, whoever looks at one is found out."""
