@@ -18,6 +18,12 @@ from rlx.agents.dqn import DQN
 from rlx.errors import ConfigError, RunError
 from rlx.training import compiled
 from rlx.training.compiled import CompiledSteps, interpreted
+from rlx.training.loop import Training
+
+
+def interpreted_steps(training: Training, *, strict: bool) -> CompiledSteps:
+    """As `compile_steps`, without a compiler: bit for bit what is written."""
+    return CompiledSteps(training, interpreted, strict=strict)
 
 
 class Updating(DQN):
@@ -202,7 +208,7 @@ REFUSED = [
 @pytest.mark.parametrize(("kind", "words"), REFUSED)
 def test_what_no_graph_does_runs_as_it_is_written(kind, words, capsys, monkeypatch):
     """A graph would do once, when it is traced, what Python does at every step."""
-    monkeypatch.setattr(compiled, "inductor", interpreted)
+    monkeypatch.setattr(compiled, "compile_steps", interpreted_steps)
     keys = ("dqn", "cartpole", f"agent._target_=test_traps.{kind.__name__}")
     written = training(*keys)
     lenient = training(*keys)
@@ -339,7 +345,7 @@ def test_an_interrupt_does_not_reach_the_compiler(rlx):
 
 
 def test_a_compiled_run_goes_on_where_there_is_no_compiler_and_when_it_grows(rlx, monkeypatch):
-    monkeypatch.setattr(compiled, "inductor", interpreted)
+    monkeypatch.setattr(compiled, "compile_steps", interpreted_steps)
     monkeypatch.setattr("rlx.training.loop.LEAST_COMPILED", 10)
     run = rlx("train", *COMPILED, *SHORT, "steps=800", "checkpoint_every=400").run
     grown = rlx("resume", run, "seeds=3")
@@ -358,6 +364,7 @@ def test_a_compiled_run_goes_on_where_there_is_no_compiler_and_when_it_grows(rlx
 def test_a_cache_folder_that_cannot_be_is_not_taken(folder, tmp_path, monkeypatch):
     """Inductor's commands break at a space."""
     (tmp_path / "a_file").write_text("")
+    monkeypatch.setattr(compiled.products, "decompositions", dict)
     monkeypatch.delenv(compiled.CACHE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
     compiled.compile_steps(training("dqn", "cartpole"), strict=True)

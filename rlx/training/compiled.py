@@ -48,7 +48,8 @@ def compile_steps(training: "Training", *, strict: bool) -> "CompiledSteps":
             os.environ.setdefault(CACHE, str(folder))
     if training.device.type == "cuda":
         return CompiledSteps(training, recorded, strict=strict)
-    cheaper = products.decompositions() | {torch.ops.aten.tanh.default: _tanh}
+    with _signals_wait():
+        cheaper = products.decompositions() | {torch.ops.aten.tanh.default: _tanh}
     return CompiledSteps(training, inductor, cheaper, strict=strict)
 
 
