@@ -280,7 +280,8 @@ class Training:
     def _compiled_text(self) -> str:
         """What the header says of compiling."""
         if not self.compiles:
-            return "no"
+            reason = self._obstacle()
+            return "no" if reason is None else f"no: {reason}"
         return "yes: half a minute to two the first time, seconds from then on"
 
     def _learn(self, progress: console.Progress) -> None:
