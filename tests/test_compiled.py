@@ -1,6 +1,7 @@
 """Compiled steps: the graph of a step is the step, and a compiled run is a run like any other."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from rlx.errors import ConfigError
 from rlx.training import compiled, state
 from rlx.training.compiled import CompiledSteps, interpreted
 from rlx.training.config import Config, validated
-from rlx.training.loop import Training
+from rlx.training.loop import Training, compiler
 from rlx.vector_step import play
 
 TRACED = [(agent, env) for agent, env in PAIRS if agent != "efficientzero" and env != "gym"]
@@ -35,6 +36,8 @@ VARIANTS = [
     ("dqn", "mini_breakout"),
 ]
 """(agent, env, further keys): each takes other lines of an agent or an env."""
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which(compiler()) is None, reason="no C++ compiler")
 
 
 def training(agent: str, env: str, *keys: str) -> Training:
@@ -240,6 +243,7 @@ COMPILED = ("agent=dqn", "env=cartpole", "agent.hidden=[16]", "agent.learning_st
 SHORT = ("num_envs=4", "eval_every=400", "eval_episodes=2", "final_episodes=5", "tuned=none")
 
 
+@NEEDS_COMPILER
 def test_a_compiled_run_resumes_bit_for_bit_and_learns_what_another_learns(rlx):
     """The same C++ for the first and the second process, from the cache or not."""
     run = partial(rlx, "train", *COMPILED, *SHORT, "checkpoint_every=400")
@@ -268,6 +272,7 @@ def test_a_run_stays_as_it_began(rlx, monkeypatch):
     assert resumed.code == 0 and "compiled no" in resumed.out
 
 
+@NEEDS_COMPILER
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -298,6 +303,7 @@ def test_without_a_compiler(rlx, monkeypatch):
     assert result.code == 0 and "compiled no" in result.out
 
 
+@NEEDS_COMPILER
 def test_a_compiler_that_fails_leaves_the_steps_as_they_are_written(rlx, monkeypatch):
     def failing(graph, inputs):
         raise RuntimeError("the compiler crashed")
