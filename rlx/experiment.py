@@ -46,7 +46,12 @@ class Device:
     """`true`: compile what a training does at every step; `auto`: where it is worth the time."""
 
     def __post_init__(self) -> None:
-        choice(str(self.compile).lower(), ("auto", "true", "false"), "device.compile")
+        choice(compile_mode(vars(self)), ("auto", "true", "false"), "device.compile")
+
+
+def compile_mode(device: Mapping[str, Any]) -> str:
+    """`device.compile` of the config group `device`: "auto", "true" or "false"."""
+    return str(device.get("compile", Device.compile)).lower()
 
 
 @dataclass(frozen=True)

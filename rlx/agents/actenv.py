@@ -16,7 +16,6 @@ Then Act is pushed to raise its Q_a, and Env's Q_e is pulled towards Q_a:
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -295,8 +294,7 @@ class ActEnv(Agent):
         self.steps += transition.reward.shape[1]
 
     def due(self) -> list[Part]:
-        due = self.clock.advance()
-        return [self.learn] * due + [partial(self.average, due)] if due else []
+        return self.clock.parts(self.learn, self.average)
 
     def learn(self) -> dict[str, Tensor]:
         """Learn from one minibatch; metrics [S]."""

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -152,8 +151,7 @@ class DQN(Agent):
         )
 
     def due(self) -> list[Part]:
-        due = self.clock.advance()
-        return [self.learn] * due + [partial(self.average, due)] if due else []
+        return self.clock.parts(self.learn, self.average)
 
     def learn(self) -> dict[str, Tensor]:
         """Learn from one minibatch; metrics [S]."""

@@ -7,7 +7,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -374,8 +373,7 @@ class HDQN(Agent):
         self.finished = self.finished | ended.any(1)
 
     def due(self) -> list[Part]:
-        due = self.clock.advance()
-        return [self.learn] * due + [partial(self.average, due)] if due else []
+        return self.clock.parts(self.learn, self.average)
 
     def learn(self) -> dict[str, Tensor]:
         """Learn from a minibatch of both learners; metrics [S]."""

@@ -217,7 +217,9 @@ def _measured(
 
 def _modes(config: Config) -> list[bool]:
     """Whether steps are compiled: what `device.compile` says, `auto` both ways."""
-    wanted = str(config.device.get("compile", "auto")).lower()
+    from rlx import experiment
+
+    wanted = experiment.compile_mode(config.device)
     return {"true": [True], "false": [False]}.get(wanted, [False, True])
 
 
@@ -233,6 +235,7 @@ def _own_row(
     config: Config, name: str, clock: str, seeds: int, compiled: bool
 ) -> "tuple[Row, Timed | None]":
     """rlx's row, yet without measurements, and its training; None where it cannot be compiled."""
+    from rlx import experiment
     from rlx.benchmarks import own
     from rlx.benchmarks.timing import clock as clock_of
 
@@ -243,7 +246,7 @@ def _own_row(
     try:
         timed = own.Timed(own.config_of(node, seeds, compiled=compiled), name, clock_of(clock))
     except ConfigError as error:
-        if not compiled or str(config.device.get("compile")).lower() == "true":
+        if not compiled or experiment.compile_mode(config.device) == "true":
             raise
         console.facts(compiled=f"no: {error}")
         return row, None

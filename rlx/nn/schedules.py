@@ -1,7 +1,12 @@
 """What changes with the steps of a run: values that fall linearly, and how many updates are due."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+
+from rlx.agent import Part
 
 
 def linear(start: float, end: float, progress: Tensor) -> Tensor:
@@ -38,3 +43,11 @@ class UpdateSchedule(nn.Module):
         if self.steps < self.learning_starts:
             return 0
         return int((before + 1) * self.per_tick) - int(before * self.per_tick)
+
+    def parts(self, learn: Part, average: Callable[[int], dict[str, Tensor]]) -> list[Part]:
+        """Count one vector step; returns `learn` for each minibatch that is due, then `average`.
+
+        The latter is given their number; there are no parts where none is due.
+        """
+        due = self.advance()
+        return [learn] * due + [partial(average, due)] if due else []

@@ -163,7 +163,7 @@ class Training:
 
     def _should_compile(self) -> bool:
         """Whether to compile, by the config alone; ConfigError where it says so and cannot be."""
-        wanted = str(build(experiment.Device, self.config.device, "device").compile).lower()
+        wanted = experiment.compile_mode(self.config.device)
         if wanted == "false":
             return False
         obstacle = self._obstacle()
@@ -352,7 +352,7 @@ class Training:
             from rlx.training.compiled import compile_steps
             from rlx.training.traced import NotTraceable
 
-            strict = str(self.config.device.get("compile")).lower() == "true"
+            strict = experiment.compile_mode(self.config.device) == "true"
             try:
                 self.compiled = compile_steps(self, strict=strict)
             except NotTraceable as error:

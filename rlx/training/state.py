@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlx.errors import ConfigError
+from rlx.experiment import compile_mode
 from rlx.nn.seed_axis import concatenated
 from rlx.training import journal
 
@@ -85,7 +86,7 @@ def load(
     training.kept.load_state_dict(_part(saved, "kept", torch.device("cpu")))
     if training.stop is not None:
         training.stop.load_state_dict(_part(saved, "stop", torch.device("cpu")))
-    if str(training.config.device.get("compile", "auto")).lower() == "auto":
+    if compile_mode(training.config.device) == "auto":
         # Runs of earlier versions were not compiled.
         training.go_on_compiled(counters.get("compiled", False))
     training.step = counters["step"]
