@@ -13,7 +13,6 @@ from test_resume import fingerprint
 from rlx.agent import Agent
 from rlx.config import describe, load_class, varying
 from rlx.data.writer import Writer
-from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent
 from rlx.nn.rng import seed_tensor
 from rlx.nn.seed_axis import concatenate, take
