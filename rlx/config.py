@@ -64,7 +64,7 @@ class _Varies:
     """The mark of a number that may differ between the seeds that are trained as one batch."""
 
     def __str__(self) -> str:
-        return "or a list with one for each seed"
+        return "or one per seed"
 
 
 VARIES = _Varies()
