@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
-from rlx.command import compose_config
+from rlx.composing import compose_config
 from rlx.conf import group_files
 from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError

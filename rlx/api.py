@@ -21,8 +21,8 @@ from gymnasium.wrappers import TimeLimit
 from omegaconf import DictConfig
 
 from rlx import conf
-from rlx.command import compose_config, hydra_left_as_it_is
 from rlx.command_line import explain, to_hydra
+from rlx.composing import compose_config, hydra_left_as_it_is
 from rlx.config import load_class, plain
 from rlx.errors import ConfigError
 from rlx.grids import parse_seeds

@@ -8,13 +8,20 @@ import importlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rlx
 from rlx.command_line import config_overrides, explain, to_hydra, use_conf
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.help import command_usage, commands, takes_runs, usage
 from rlx.names import nearest
+
+if TYPE_CHECKING:
+    from rlx.sweeps.sweep import Sweep
 
 SHELLS = ("bash", "zsh", "fish")
 """The shells whose completion Hydra knows."""
@@ -26,6 +33,9 @@ def main() -> None:
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()
+    # As Python does: pools of processes tell their workers to end when threads shut down, and the
+    # hooks behind that wait for them.
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     # Without what Python would tear down besides: of torch above all, that takes seconds.
     os._exit(code)
@@ -58,6 +68,12 @@ def _run(arguments: list[str]) -> int:
         return _install_completion(words)
     if command not in known:
         raise ConfigError(f"rlx {command}: unknown command.{nearest(command, known)}")
+    if command == "resume":
+        from rlx.sweeps.sweep import Sweep
+
+        for word in words:
+            if Sweep.is_at(word):
+                return _go_on(Sweep(Path(word)), [other for other in words if other != word])
     line = to_hydra(command, words)
     if {"-h", "--help"} & set(words):
         return _help(command, line)
@@ -87,8 +103,20 @@ def _help(command: str, line: list[str]) -> int:
     return 0
 
 
-def _hydra(command: str, line: list[str]) -> int:
-    """Run a command on Hydra's command line; returns the exit code."""
+def _go_on(sweep: "Sweep", words: list[str]) -> int:
+    """Go on with a sweep, with more `words` than it was begun with; returns the exit code."""
+    from rlx.sweeps.running import go_on
+
+    line = to_hydra(sweep.command, words)
+    use_conf(sweep.words)
+    return _hydra(sweep.command, line, lambda: go_on(sweep, line))
+
+
+def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None) -> int:
+    """Run a command on Hydra's command line; returns the exit code.
+
+    `act`: what to do instead of the command.
+    """
     # Hydra raises its errors then, instead of printing them, and they are explained here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Completion is installed for the program rlx.
@@ -100,7 +128,7 @@ def _hydra(command: str, line: list[str]) -> int:
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _told_to_stop)
     try:
-        importlib.import_module(f"rlx.commands.{command}").main()
+        (act or importlib.import_module(f"rlx.commands.{command}").main)()
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(explain(error, command, line))
     except ValueError as error:

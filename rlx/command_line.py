@@ -7,48 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlx import conf
+from rlx.composing import FLAGS, QUIET, WITH_VALUE
 from rlx.errors import ConfigError
 from rlx.help import all_keys, own_keys, takes_runs
 from rlx.names import closest, nearest
-
-QUIET = (
-    "hydra/job_logging=none",
-    "hydra/hydra_logging=none",
-    "hydra.output_subdir=null",
-    "hydra.run.dir=.",
-    "hydra.sweep.dir=outputs/sweeps/${now:%Y%m%d-%H%M%S-%f}",
-    "hydra.sweep.subdir=.",
-)
-"""rlx makes its own run directories and messages; Hydra only composes."""
-
-FLAGS = (
-    "-m",
-    "--multirun",
-    "-r",
-    "--run",
-    "-h",
-    "--help",
-    "--hydra-help",
-    "--resolve",
-    "--version",
-)
-"""Hydra's flags that stand alone."""
-WITH_VALUE = (
-    "-cd",
-    "--config-dir",
-    "-cn",
-    "--config-name",
-    "-cp",
-    "--config-path",
-    "-c",
-    "--cfg",
-    "-i",
-    "--info",
-    "-p",
-    "--package",
-    "-sc",
-)
-"""Hydra's flags that stand before a value."""
 
 
 def config_overrides(line: list[str]) -> list[str]:
@@ -64,7 +26,7 @@ def config_overrides(line: list[str]) -> list[str]:
 def to_hydra(command: str, arguments: list[str]) -> list[str]:
     """The command line of an rlx command as Hydra takes it; ConfigError where it has no meaning.
 
-    Paths become run=[…] (of rlx data: data=[…]), flags go to the front, as Hydra 1.3 takes none
+    Paths become run=[…] (of rlx data: data=[…]), in a sweep one job for each, flags go to the front, as Hydra 1.3 takes none
     between overrides, and dotted keys need no +: what they may be is checked where they are read.
     """
     groups = own_keys(command)
@@ -86,8 +48,11 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
             paths.append(word)
     if paths:
         key = "data" if command == "data" else "run"
-        quoted = ",".join(_quoted(path) for path in paths)
-        overrides.append(f"{key}=[{quoted}]")
+        quoted = [_quoted(path) for path in paths]
+        if {"-m", "--multirun"} & set(flags) and key == "run":
+            overrides.append(f"run={','.join(f'[{path}]' for path in quoted)}")
+        else:
+            overrides.append(f"{key}=[{','.join(quoted)}]")
     if {"-c", "--cfg"} & set(flags):
         # Hydra prints a config or sweeps, not both.
         flags = [flag for flag in flags if flag not in ("-m", "--multirun")]

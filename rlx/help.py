@@ -111,7 +111,7 @@ def _values(command: str, overrides: list[str]) -> dict[str, Any]:
     """The config of a command line as a plain dictionary, unresolved; raises Hydra's errors."""
     from omegaconf import OmegaConf
 
-    from rlx.command import compose_config
+    from rlx.composing import compose_config
 
     config = OmegaConf.to_container(compose_config(command, overrides))
     assert isinstance(config, dict)

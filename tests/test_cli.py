@@ -171,7 +171,8 @@ def test_multirun_makes_one_run_per_combination(rlx):
     assert result.code == 0
     runs = sorted(Path("outputs/train").glob("*/*"))
     assert [run.parent.name for run in runs] == ["hdqn-acrobot"] * 2 + ["hdqn-cartpole"] * 2
-    assert "sweep    4 of 4: env=cartpole agent.learning_rate=0.00025 " in result.out
+    assert "sweep    4 of 4 · about " in result.out
+    assert "left: env=cartpole agent.learning_rate=0.00025 " in result.out
 
 
 def test_the_newest_weights_are_kept_where_asked(rlx):

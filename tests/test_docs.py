@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 import rlx as package
 from rlx import conf
-from rlx.command import compose_config
+from rlx.composing import compose_config
 from rlx.command_line import config_overrides, to_hydra
 from rlx.conf import group_files
 from rlx.config import build

@@ -349,11 +349,10 @@ def test_told_to_stop_ends_a_sweep_and_says_how_to_go_on(number, rlx, monkeypatc
     (run,) = Path("outputs/train/ppo-cartpole").iterdir()
     assert result.code == 128 + number
     assert json.loads((run / "meta.json").read_text())["status"] == "interrupted"
+    (sweep,) = Path("outputs/sweeps").iterdir()
     lines = result.err.splitlines()
-    assert f"rlx resume {run}" in lines[0] and "not begun, 2 of 3" in lines[1]
-    assert lines[2].startswith("rlx train agent=ppo")
-    assert "agent.hidden=[16]" in lines[2]
-    assert "agent.hidden=[32]" in lines[3]
+    assert f"rlx resume {run}" in lines[0]
+    assert "0 of 3 done" in lines[1] and lines[1].endswith(f"rlx resume {sweep}")
 
 
 def test_a_sweep_is_checked_before_it_begins_and_says_all_that_is_wrong(rlx, tmp_path):
@@ -364,7 +363,7 @@ def test_a_sweep_is_checked_before_it_begins_and_says_all_that_is_wrong(rlx, tmp
         for line in result.err.splitlines()
         if "does not divide" in line and line.startswith("rlx: ")
     ].__len__() == 3
-    assert "3 of 4 combinations are wrong" in result.err
+    assert "3 of 4 jobs are wrong" in result.err
 
 
 def test_what_fails_in_a_sweep_is_told_at_once_and_at_the_end(rlx, monkeypatch):

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from rlx.agent import Policy
-from rlx.command import compose_config, hydra_left_as_it_is
+from rlx.composing import compose_config, hydra_left_as_it_is
 from rlx.conf import group_files
 from rlx.config import Count, Index, build, choice, plain
 from rlx.errors import ConfigError

@@ -4,12 +4,10 @@ Scores are shares of a human's.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from rlx import statistics
 from rlx.errors import ConfigError
@@ -172,32 +170,3 @@ def _print(kind: str, returns: dict[str, list[float]]) -> None:
 def is_benchmark(runs: Sequence[Run]) -> bool:
     """Whether all runs are of the benchmark's games."""
     return all(run.config.get("env", {}).get("game") in SCORES for run in runs)
-
-
-class Table(Callback):
-    """Prints the table when a multirun ends; see conf/experiment/atari100k.yaml."""
-
-    def __init__(self) -> None:
-        self.runs: list[Run] = []
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note which runs there are before the job."""
-        self.before = self._paths(config)
-
-    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        """Note the run of the job, if it is complete."""
-        for path in self._paths(config) - self.before:
-            run = Run(path)
-            if run.meta()["status"] == "completed":
-                self.runs.append(run)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table of all of them."""
-        if self.runs:
-            table(self.runs)
-
-    def _paths(self, config: DictConfig) -> set[Path]:
-        """All runs of the job's agent and game."""
-        name = f"{config.hydra.runtime.choices.agent}-{config.env.game}"
-        folder = Path(config.outputs, "train", name)
-        return {path.parent for path in folder.glob("*/meta.json")}

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig, check_protocol, chosen, command
+from rlx.command import RunConfig, check_protocol, command, pin_runs
+from rlx.composing import chosen
 from rlx.config import Count, NonNegative, build, choice, load_class
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import attack_tables, console
+from rlx.show.attack_run import AttackRun
+from rlx.statistics import Bootstrap, Estimate, Robustness
+from rlx.sweeps.ranking import Measure
 
 if TYPE_CHECKING:
     import gymnasium
@@ -61,7 +65,31 @@ class Config(RunConfig):
     """Env copies that are played at once."""
 
 
-@command("attack")
+def check(composed: DictConfig) -> None:
+    """Raise what is wrong with an attack's config."""
+    _load(build(Config, composed, ""))
+
+
+def _area(run: Run) -> Estimate:
+    """The area under the robustness curve, all heads attacked: 1 where nothing is lost."""
+    attack = AttackRun.of(run)
+    returns = attack.returns(attack.strongest_mode or attack.modes[0])
+    robustness = Robustness.of(
+        returns,
+        np.array(attack.summary["eps"]),
+        attack.summary["random"],
+        attack.summary["clean"]["iqm"],
+        Bootstrap(len(returns), returns.shape[2]),
+    )
+    low, high = robustness.area.ci95
+    area = float(robustness.area.value)
+    return Estimate(robustness.seed_areas.value, area, (float(low), float(high)))
+
+
+AREA = Measure("area", _area, of_env=False)
+
+
+@command("attack", check=check, pin=pin_runs, measure=AREA)
 def main(composed: DictConfig) -> float:
     """Returns the mean area under the robustness curves."""
     _, study = _attacked(composed)

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from omegaconf import DictConfig
 
-from rlx.command import command, compose_config
+from rlx.command import command
+from rlx.composing import compose_config
 from rlx.config import plain
 from rlx.errors import ConfigError, RunError
 from rlx.show import console

@@ -6,11 +6,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig, command
+from rlx.command import RunConfig, command, pin_runs
 from rlx.config import Count, build
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import console
+from rlx.sweeps.ranking import RETURN
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Config(RunConfig):
     """Whether to write the first seed's first episode as episode.gif."""
 
 
-@command("evaluate")
+@command("evaluate", pin=pin_runs, measure=RETURN)
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")

@@ -14,6 +14,8 @@ from rlx.errors import ConfigError
 from rlx.runs.finding import command_of, find_all, run_paths
 from rlx.runs.run import Run
 from rlx.show import console
+from rlx.sweeps.report import report
+from rlx.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,12 +45,24 @@ def main(composed: DictConfig) -> None:
         raise ConfigError(
             "run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B"
         )
-    if command_of(run_paths(config.run)[0]) == "train":
+    sweeps = [path for path in run_paths(config.run) if Sweep.is_at(path)]
+    if sweeps:
+        _report_sweeps(sweeps, run_paths(config.run))
+    elif command_of(run_paths(config.run)[0]) == "train":
         runs = _finished(find_all(config.run, config.outputs, "train", trusted=config.trust))
         _report_trainings(runs, config, composed)
     else:
         runs = _finished(find_all(config.run, config.outputs, "attack", trusted=config.trust))
         _report_attacks(runs, config, composed)
+
+
+def _report_sweeps(sweeps: Sequence[str], paths: Sequence[str]) -> None:
+    """Print what has come of each sweep so far; its table and figure are beside it."""
+    others = [path for path in paths if path not in sweeps]
+    if others:
+        raise ConfigError(f"run={others[0]}: is no sweep; report sweeps by themselves.")
+    for path in sweeps:
+        report(Sweep(Path(path)))
 
 
 def _finished(runs: Sequence[Run]) -> list[Run]:

@@ -57,7 +57,7 @@ def main(composed: DictConfig) -> float:
 
         return growing.grow(run, config.seeds)
     with run.lock():  # from the first look at what is saved to the last write
-        return _go_on(run, changes)
+        return go_on(run, changes)
 
 
 def _changes(config: Config) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _changes(config: Config) -> dict[str, Any]:
     return changes
 
 
-def _go_on(run: Run, changes: dict[str, Any]) -> float:
+def go_on(run: Run, changes: dict[str, Any]) -> float:
     """Take up the run, which is locked, with some keys changed."""
     from rlx.experiment import training_config
     from rlx.training.config import validated

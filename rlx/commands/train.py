@@ -1,10 +1,14 @@
 """Train an agent on an env, many seeds at once, and keep each seed's best weights."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from rlx.command import check_protocol, chosen, command
+from rlx.benchmarks import atari100k
+from rlx.command import check_protocol, command
+from rlx.commands.resume import go_on
+from rlx.composing import chosen
 from rlx.conf import group_files
 from rlx.config import build
 from rlx.errors import ConfigError
@@ -13,6 +17,7 @@ from rlx.machine import require_disk
 from rlx.names import nearest
 from rlx.runs.run import Run
 from rlx.show import console
+from rlx.sweeps.ranking import RETURN
 from rlx.training.config import Config
 
 if TYPE_CHECKING:
@@ -33,7 +38,26 @@ def check(composed: DictConfig) -> None:
     Training(build(Config, one_seed, ""), run_name(config))
 
 
-@command("train", check)
+def pin(composed: DictConfig) -> DictConfig:
+    """The config with all values typed, and with the runs and data sets that it names."""
+    from rlx.training.config import validated
+
+    return validated(composed)
+
+
+def resume(run: Run, config: DictConfig) -> float:
+    """Go on with a job's run, on the device of its config, which may be another one now."""
+    with run.lock():
+        return go_on(run, {"device": config.device})
+
+
+def benchmark(runs: Sequence[Run]) -> None:
+    """Print the table of a benchmark, where the runs of a sweep are one."""
+    if atari100k.is_benchmark(runs):
+        atari100k.table(runs)
+
+
+@command("train", check=check, pin=pin, resume=resume, measure=RETURN, table=benchmark)
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean of the last evaluation, for sweepers."""
     training, run = _begun(composed)

@@ -15,7 +15,7 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,8 @@ FORMAT = 3
 """Version of the layout above; written to meta.json."""
 _trusted: set[str] = set()
 """The configs that the user has trusted in this process; an adversary's env reads some anew."""
+_note: "tuple[str, Callable[[Run], None]] | None" = None
+"""A command, and what is told of each run that it makes now; see `noting`."""
 GROUPS = ("agent", "env", "eval_env", "device", "attack")
 """Keys of config.yaml that hold keys themselves."""
 
@@ -85,6 +87,8 @@ class Run:
                 f"outputs={root}: cannot write {run.path} ({error.strerror})."
             ) from None
         run.write_meta(status="running", started=started.isoformat(timespec="seconds"))
+        if _note is not None and command == _note[0]:
+            _note[1](run)
         return run
 
     @property
@@ -351,6 +355,18 @@ class Run:
             return dict(from_json(json.loads(file.read_text())))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{file}: not valid JSON ({error}).") from None
+
+
+@contextmanager
+def noting(command: str, note: "Callable[[Run], None]") -> Iterator[None]:
+    """Tell `note` of each run that `command` makes within the context, as soon as it is there."""
+    global _note
+    former = _note
+    _note = (command, note)
+    try:
+        yield
+    finally:
+        _note = former
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:

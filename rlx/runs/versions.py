@@ -23,16 +23,30 @@ def versions() -> dict[str, Any]:
     }
 
 
+def project_commit() -> str | None:
+    """The commit of the checkout in which the user stands, as `_commit` tells rlx's."""
+    try:
+        # Not what is untracked: outputs/ may be, and grows with every run.
+        return _state(Path.cwd(), "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def _commit() -> str | None:
     """The commit of rlx's source, "+" appended where it was changed; None outside a checkout."""
     checkout = Path(rlx.__file__).parents[1]
     if not (checkout / ".git").exists():
         return None
     try:
-        commit = _git(checkout, "rev-parse", "--short", "HEAD")
-        changes = _git(checkout, "status", "--porcelain", "--", "rlx", "conf")
+        return _state(checkout, "--", "rlx", "conf")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _state(checkout: Path, *arguments: str) -> str:
+    """The commit of a checkout, "+" appended where `git status` with `arguments` names changes."""
+    commit = _git(checkout, "rev-parse", "--short", "HEAD")
+    changes = _git(checkout, "status", "--porcelain", *arguments)
     return f"{commit}+" if changes else commit
 
 

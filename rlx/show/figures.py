@@ -82,7 +82,7 @@ def curves(panels: Mapping[str, Sequence[Curve]], x: str, random: float | None =
     """
     columns, legend_lines = _legend_size(panels)
     title = "interquartile mean, 95 % interval; thin: each seed" if len(panels) == 1 else None
-    figure, all_axes = _panels(list(panels), x, "return", legend_lines)
+    figure, all_axes = make_panels(list(panels), x, "return", legend_lines)
     for axes, panel in zip(all_axes, panels.values(), strict=False):
         for number, curve in enumerate(panel):
             _draw(axes, curve, number)
@@ -107,7 +107,7 @@ def robustness(
     """
     columns, legend_lines = _legend_size({"": curves})
     titles = [title, "Share of seeds × radii with a score above τ"]
-    figure, (left, right) = _panels(titles, x, "return", legend_lines, _panel_size(1))
+    figure, (left, right) = make_panels(titles, x, "return", legend_lines, _panel_size(1))
     for number, curve in enumerate(curves):
         _draw(left, curve, number)
     left.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
@@ -214,7 +214,7 @@ def grid(values: NDArray[np.float64], title: str) -> "Figure":
     return figure
 
 
-def _panels(
+def make_panels(
     titles: Sequence[str],
     x: str,
     y: str,
@@ -251,5 +251,5 @@ def _panels(
 
 def _axes(title: str, x: str, y: str, legend_lines: int = 0) -> "tuple[Figure, Axes]":
     """A figure of one panel, and its axes."""
-    figure, panels = _panels([title], x, y, legend_lines)
-    return figure, panels[0]
+    figure, drawn = make_panels([title], x, y, legend_lines)
+    return figure, drawn[0]

@@ -1,0 +1,188 @@
+"""Hydra composes: the config of a command, and what the running command chose (`chosen`)."""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from omegaconf import DictConfig, open_dict
+
+from rlx.conf import conf_dir, user_dir
+from rlx.config import load_class, rename_keys
+
+Task = Callable[[DictConfig], float | None]
+"""The work of a command on its composed config; a sweeper gets the number that it returns."""
+
+QUIET = (
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=outputs/sweeps/${now:%Y%m%d-%H%M%S-%f}",
+    "hydra.sweep.subdir=.",
+)
+"""rlx makes its own run directories and messages; Hydra only composes."""
+
+FLAGS = (
+    "-m",
+    "--multirun",
+    "-r",
+    "--run",
+    "-h",
+    "--help",
+    "--hydra-help",
+    "--resolve",
+    "--version",
+)
+"""Hydra's flags that stand alone."""
+WITH_VALUE = (
+    "-cd",
+    "--config-dir",
+    "-cn",
+    "--config-name",
+    "-cp",
+    "--config-path",
+    "-c",
+    "--cfg",
+    "-i",
+    "--info",
+    "-p",
+    "--package",
+    "-sc",
+)
+"""Hydra's flags that stand before a value."""
+
+
+def run_composed(name: str, task: Task) -> None:
+    """Let Hydra compose conf/`name`.yaml with sys.argv and call `task` on the config.
+
+    In a sweep, `task` is called on the config of each job.
+    """
+    import hydra
+
+    def renamed(composed: DictConfig) -> float | None:
+        rename(composed)
+        return task(composed)
+
+    hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(renamed)()
+
+
+def rename(composed: DictConfig) -> None:
+    """Give the keys of the running job's config their names of today, in place.
+
+    A user's YAML may be older than rlx.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    rename_keys(composed, HydraConfig.get().overrides.task)
+
+
+def launch(name: str, words: Sequence[str], jobs: Sequence[Sequence[str]], task: Task) -> None:
+    """Let the launcher that `words` name do `task` on conf/`name`.yaml, for each of the `jobs`.
+
+    `words`: the overrides of the command line; `jobs`: all overrides of each job. Hydra's own
+    sweepers make jobs of words, and so could not be told which to leave out.
+    """
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext, RunMode
+
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name=name):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        config = hydra.compose_config(
+            name, [*words, *_search()], RunMode.MULTIRUN, with_log_configuration=False
+        )
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+        node = config.hydra.launcher
+        if str(node._target_).startswith("hydra"):
+            plugins = Plugins.instance()
+            launcher = plugins.instantiate_launcher(context, task_function=task, config=config)
+        else:
+            # Hydra finds launchers only in packages of the name hydra_plugins.
+            launcher = load_class(node, "hydra.launcher", Launcher)()
+            launcher.setup(hydra_context=context, task_function=task, config=config)
+        launcher.launch(jobs, initial_job_idx=0)
+
+
+def _search() -> list[str]:
+    """The override by which Hydra finds the user's config groups, outside of hydra.main."""
+    folder = user_dir()
+    return [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
+
+
+def overrides_of(argv: Sequence[str]) -> list[str]:
+    """The words of a command line for Hydra, without the program and the flags."""
+    words = []
+    arguments = iter(argv[1:])
+    for word in arguments:
+        if word in WITH_VALUE:
+            next(arguments, None)
+        elif word not in FLAGS:
+            words.append(word)
+    return words
+
+
+def as_typed(argv: Sequence[str]) -> str:
+    """A command line for Hydra as one types it."""
+    words = [word.lstrip("+") for word in argv[1:] if word not in QUIET]
+    return " ".join([argv[0], *map(shlex.quote, words)])
+
+
+def task_overrides() -> list[str]:
+    """The overrides of the running job, as Hydra takes them."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task)
+
+
+def overrides_text() -> str:
+    """The overrides of the running job, as one would type them."""
+    words = []
+    for override in task_overrides():
+        words.append(override.lstrip("+").replace("\\:", ":"))  # Hydra escapes 0:5
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def chosen(group: str) -> str:
+    """The option of a config group that the running command was given, as in "cartpole"."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
+    """The composed conf/`name`.yaml, outside of a command; raises Hydra's errors.
+
+    Afterwards `chosen` answers for this config, as it does within a command.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    running = GlobalHydra.instance().hydra  # a command's, or that of a user's own program
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
+            config = hydra.compose(name, [*overrides, *_search()], return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = running
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    rename_keys(config, overrides)
+    return config
+
+
+@contextmanager
+def hydra_left_as_it_is() -> Iterator[None]:
+    """Let `chosen` answer for another config within, and for that of before behind it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    config = HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = config

@@ -1,0 +1,165 @@
+"""What a sweep says: its jobs ranked, how sure the order is, and what each of its keys does."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from rlx import statistics
+from rlx.runs.run import Run
+from rlx.statistics import Array, Bootstrap, Estimate, Resampled
+from rlx.sweeps.sweep import Job, Sweep
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the jobs of a command are ranked by; more is better."""
+
+    name: str
+    """As in "return"."""
+    of: Callable[[Run], Estimate]
+    """That of a finished run."""
+    of_env: bool
+    """Whether it may only be compared within one env."""
+
+
+RETURN = Measure("return", lambda run: Estimate.from_dict(run.summary()["return"]), of_env=True)
+"""The greedy return of a training or an evaluation."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a job's run is ranked by; more is better."""
+
+    estimate: Estimate
+    """The score of each seed, and the interquartile mean over seeds."""
+    resampled: Array
+    """The scores of the seeds in each resample of seeds, [resamples, S]; NaN where S is 1."""
+
+    @property
+    def seeds(self) -> Resampled:
+        """The scores of the seeds, [S]."""
+        return Resampled(self.estimate.per_seed, self.resampled)
+
+    @property
+    def iqm(self) -> Resampled:
+        """Their interquartile mean, []."""
+        return Resampled(np.array(self.estimate.iqm), statistics.iqm(self.resampled, 1))
+
+
+def _score(estimate: Estimate, rng: int) -> Score:
+    """The score of an estimate; `rng` seeds its resamples, which are its own."""
+    per_seed = estimate.per_seed[:, None]
+    resampled = Bootstrap(len(per_seed), 1, rng=rng).means(per_seed)
+    if len(per_seed) == 1:
+        resampled = np.full_like(resampled, np.nan)
+    return Score(estimate, resampled)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one value of a key does."""
+
+    key: str
+    value: str
+    jobs: int
+    """The number of finished jobs that have the value."""
+    mean: Resampled
+    """The mean over these jobs of their interquartile means, []."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The finished jobs of a sweep that can be compared: of one env, where they are trainings."""
+
+    env: str
+    """The settings of the env that these jobs share and others have not; empty: there are none."""
+    what: str
+    """The name of the score."""
+    jobs: list[Job]
+    """The best first."""
+    scores: list[Score]
+    """The scores of the jobs."""
+    keys: list[str]
+    """The keys that tell the jobs of the sweep from each other, those of the env left out."""
+
+    @cached_property
+    def lead(self) -> Resampled | None:
+        """The probability that a seed of the first job is better than one of the second, [].
+
+        None where there is one job.
+        """
+        if len(self.scores) < 2:
+            return None
+        first, second, *_ = self.scores
+        return statistics.probability_of_improvement(first.seeds, second.seeds)
+
+    @cached_property
+    def effects(self) -> list[Effect]:
+        """The marginal mean of each value of each key that has several."""
+        effects = []
+        for key in self.keys:
+            values = [job.settings.get(key, "") for job in self.jobs]
+            distinct = sorted(set(values), key=in_order)
+            if len(distinct) < 2:
+                continue
+            for value in distinct:
+                pairs = zip(values, self.scores, strict=True)
+                scores = [score.iqm for other, score in pairs if other == value]
+                mean = np.array([score.value for score in scores]).mean(keepdims=True)[0]
+                resampled = np.mean([score.resampled for score in scores], axis=0)
+                effects.append(Effect(key, value, len(scores), Resampled(mean, resampled)))
+        return effects
+
+
+def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
+    """The rankings of a sweep's finished jobs: one, or one for each env."""
+    jobs = sweep.jobs()
+    keys = swept_keys(jobs)
+    env_keys = [key for key in keys if measure.of_env and _is_of_env(key)]
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.finished and job.run is not None:
+            env = " ".join(f"{key}={job.settings.get(key, '')}" for key in env_keys)
+            groups.setdefault(env, []).append(job)
+    rankings = []
+    for env, finished in groups.items():
+        scores = [_score(measure.of(_run(job)), job.number) for job in finished]
+        order = sorted(range(len(scores)), key=lambda i: -scores[i].estimate.iqm)
+        rankings.append(
+            Ranking(
+                env,
+                measure.name,
+                [finished[i] for i in order],
+                [scores[i] for i in order],
+                [key for key in keys if key not in env_keys],
+            )
+        )
+    return rankings
+
+
+def swept_keys(jobs: Sequence[Job]) -> list[str]:
+    """The keys that tell the jobs from each other."""
+    keys = dict.fromkeys(key for job in jobs for key in job.settings)
+    return [key for key in keys if len({job.settings.get(key) for job in jobs}) > 1]
+
+
+def in_order(text: str) -> tuple[int, float, str]:
+    """What values of a key are sorted by: numbers by size, then words."""
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, text
+
+
+def _is_of_env(key: str) -> bool:
+    """Whether a key belongs to the env, or says on which episodes it is judged."""
+    return key.split(".")[0] in ("env", "eval_env", "run")
+
+
+def _run(job: Job) -> Run:
+    """The run of a finished job."""
+    run = job.run
+    assert run is not None
+    return run

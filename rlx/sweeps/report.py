@@ -1,0 +1,138 @@
+"""A sweep's results for people: tables, sweep.csv and a figure; also while it runs."""
+
+import csv
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlx.show import console
+from rlx.statistics import Resampled
+from rlx.sweeps.ranking import Ranking, in_order, rankings, swept_keys
+from rlx.sweeps.sweep import Job, Sweep, counted
+
+if TYPE_CHECKING:
+    from rlx.command import Command
+
+
+def report(sweep: Sweep) -> None:
+    """Print what has come of a sweep so far; write its table and its figure beside it."""
+    from rlx.show.sweep_figures import Panel, figure
+
+    command: Command = importlib.import_module(f"rlx.commands.{sweep.command}").main
+    jobs = sweep.jobs()
+    ranked = [] if command.measure is None else rankings(sweep, command.measure)
+    for ranking in ranked:
+        _print_ranking(ranking)
+        _print_effects(ranking)
+    runs = [job.run for job in jobs if job.finished]
+    if runs and command.table is not None:
+        command.table([run for run in runs if run is not None])
+    _print_others(jobs)
+    table = sweep.path / "sweep.csv"
+    _write_csv(table, jobs, ranked)
+    files: dict[str, Any] = {"table": table}
+    panels = [
+        Panel(
+            ranking.env,
+            ranking.what,
+            {key: [job.settings.get(key, "") for job in ranking.jobs] for key in ranking.keys},
+            np.array([score.estimate.iqm for score in ranking.scores]),
+        )
+        for ranking in ranked
+        if ranking.keys
+    ]
+    if panels:
+        files["figure"] = sweep.path / "sweep.png"
+        drawn = figure(panels, in_order)
+        drawn.savefig(files["figure"])
+        drawn.savefig(files["figure"].with_suffix(".pdf"))
+    done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
+    console.facts(sweep=done)
+    console.result(sweep.path, **files)
+
+
+def _print_ranking(ranking: Ranking) -> None:
+    """Print the jobs, the best first, and how sure the first place is."""
+    rows = []
+    for place, (job, score) in enumerate(zip(ranking.jobs, ranking.scores, strict=True), 1):
+        value = console.interval_text(score.estimate.iqm, score.estimate.ci95)
+        settings = [job.settings.get(key, "") for key in ranking.keys]
+        rows.append([str(place), *settings, value, str(len(score.estimate.per_seed))])
+    title = f"{ranking.what.capitalize()}: interquartile mean over seeds, 95 % bootstrap interval"
+    if ranking.env:
+        title = f"{ranking.env}. {title}"
+    console.table(title, ["", *ranking.keys, ranking.what, "seeds"], rows)
+    console.facts(best=_run_path(ranking.jobs[0]))
+    if ranking.lead is not None:
+        console.facts(
+            lead=f"a seed of the first is better than one of the second: {_text(ranking.lead)}"
+        )
+
+
+def _print_effects(ranking: Ranking) -> None:
+    """Print what each value of each key does, on the average of all others."""
+    rows = [
+        [effect.key, effect.value, str(effect.jobs), _text(effect.mean)]
+        for effect in ranking.effects
+    ]
+    if len(ranking.keys) > 1 and rows:
+        title = f"Mean {ranking.what} of all jobs that have a value in common"
+        console.table(title, ["key", "value", "jobs", ranking.what], rows)
+
+
+def _print_others(jobs: Sequence[Job]) -> None:
+    """Print the jobs that are not finished, why they failed and where that is told whole."""
+    rows = []
+    for job in jobs:
+        if not job.finished:
+            log = str(job.log) if job.log.exists() else ""
+            rows.append([job.status, job.text, job.error or "", log])
+    if rows:
+        counts = ", ".join(f"{count} {state}" for state, count in counted(jobs).items())
+        console.table(f"Jobs: {counts}", ["state", "job", "error", "log"], rows)
+
+
+def _write_csv(path: Path, jobs: Sequence[Job], ranked: Sequence[Ranking]) -> None:
+    """Write a row for each job, the ranked ones first; rank 1 is the best of its env."""
+    keys = swept_keys(jobs)
+    rows: list[dict[str, Any]] = []
+    for ranking in ranked:
+        for rank, (job, score) in enumerate(zip(ranking.jobs, ranking.scores, strict=True), 1):
+            low, high = score.estimate.ci95
+            rows.append(
+                _row(job, keys)
+                | {
+                    "rank": rank,
+                    ranking.what: score.estimate.iqm,
+                    "ci95_low": low,
+                    "ci95_high": high,
+                    "seeds": len(score.estimate.per_seed),
+                }
+            )
+    written = {row["job"] for row in rows}
+    rows += [_row(job, keys) for job in jobs if job.id not in written]
+    header = list(dict.fromkeys(key for row in rows for key in row)) or ["job"]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, header)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _row(job: Job, keys: Sequence[str]) -> dict[str, Any]:
+    """What the table has of every job."""
+    settings = {key: job.settings.get(key, "") for key in keys}
+    return {"job": job.id, "state": job.status, "error": job.error or "", **settings}
+
+
+def _run_path(job: Job) -> str:
+    """Where the run of a finished job is."""
+    return "" if job.run is None else str(job.run.path)
+
+
+def _text(value: Resampled) -> str:
+    """A number with its interval."""
+    low, high = value.ci95
+    return console.interval_text(float(value.value), (float(low), float(high)))

@@ -1,0 +1,345 @@
+"""From a command line with -m to jobs that are done: planned, launched, each in its own process.
+
+A job is done by whoever has its lock. What is finished is left alone, what was interrupted goes on,
+what failed is tried again.
+"""
+
+import hashlib
+import importlib
+import shlex
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from rlx import conf
+from rlx.composing import (
+    as_typed,
+    launch,
+    overrides_of,
+    overrides_text,
+    rename,
+    run_composed,
+    task_overrides,
+)
+from rlx.errors import ConfigError, Interrupted, RunError
+from rlx.runs.run import noting
+from rlx.show import console
+from rlx.sweeps.report import report
+from rlx.sweeps.sweep import LEFT_OUT, Job, Planned, Sweep, counted, identity, write_log
+
+if TYPE_CHECKING:
+    from rlx.command import Command
+
+
+class Options(NamedTuple):
+    """What a command line says of the sweep itself."""
+
+    name: str | None
+    """`sweep=NAME`: the folder of the sweep; None: one named after its jobs."""
+    fresh: bool
+    """`fresh=true`: do what is finished once more."""
+
+
+def options(argv: list[str]) -> Options:
+    """Take the options of a sweep out of a command line; ConfigError where they are wrong."""
+    values = {}
+    for key in ("sweep", "fresh"):
+        for word in [word for word in argv if word.startswith(f"{key}=")]:
+            argv.remove(word)
+            values[key] = word.partition("=")[2].strip("'\"")
+    name = values.get("sweep")
+    if name is not None and (not name.strip(".") or "/" in name or name != name.strip()):
+        raise ConfigError(f"sweep={name}: expected the name of a folder below outputs/sweeps.")
+    fresh = values.get("fresh", "false").lower()
+    if fresh not in ("true", "false"):
+        raise ConfigError(f"fresh={fresh}: expected true or false.")
+    return Options(name, fresh == "true")
+
+
+def refuse(given: Options) -> None:
+    """ConfigError where a command line without -m speaks of a sweep."""
+    if given.name is not None:
+        raise ConfigError(f"sweep={given.name}: names a sweep; add -m, and a key with many values.")
+    if given.fresh:
+        raise ConfigError("fresh=true: begins a sweep anew; add -m. A single run is always new.")
+
+
+def run_sweep(command: "Command", given: Options) -> None:
+    """Plan the sweep of sys.argv, and do it; raises what failed.
+
+    The exit code is 2 where nothing but configs were wrong.
+    """
+    argv = sys.argv
+    if any(word.startswith("hydra/sweeper=") for word in argv):
+        plan = Plan.of_sweeper(argv)
+    else:
+        plan = Plan.of(command)
+    path = Path(plan.outputs) / "sweeps" / (given.name or plan.name(command.name))
+    sweep = Sweep.begin(path, command.name, argv[1:], as_typed(argv), plan.jobs)
+    if given.fresh:
+        sweep.forget()
+    _do_all(sweep)
+
+
+def go_on(sweep: Sweep, more: Sequence[str]) -> None:
+    """Go on with a sweep on its command line and the words `more`; raises what failed.
+
+    Its jobs are those of then, whatever conf/ or the newest run is now.
+    """
+    sweep.check_maker()
+    outputs = sweep.path.absolute().parents[1]
+    added = overrides_of(["", *more])
+    sys.argv = [f"rlx {sweep.command}", *sweep.words, *added, f"outputs='{outputs}'"]
+    _do_all(sweep)
+
+
+def _do_all(sweep: Sweep) -> None:
+    """Do what is left of a sweep on the words of sys.argv; then say what has come of it."""
+    _tell(sweep)
+    folder = conf.user_dir()
+    task = JobTask(sweep.command, str(sweep.path), str(folder) if folder else None)
+    argv = sys.argv
+    jobs = sweep.jobs()
+    with _told_how_to_go_on(sweep):
+        if any(word.startswith("hydra/sweeper=") for word in argv):
+            sys.argv = [*argv, f"hydra.sweep.dir='{sweep.path}'"]
+            run_composed(sweep.command, task)
+        elif remaining := [job.overrides for job in jobs if not job.finished]:
+            words = [*overrides_of(argv), f"hydra.sweep.dir='{sweep.path}'"]
+            launch(sweep.command, words, remaining, task)
+    report(sweep)
+    _raise_failures(sweep)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a sweep, before anything is written."""
+
+    jobs: list[Planned]
+    """All jobs; none where a sweeper will decide."""
+    outputs: str
+    """Folder of all runs."""
+    words: str = ""
+    """The command line, where there are no jobs."""
+
+    @classmethod
+    def of(cls, command: "Command") -> "Plan":
+        """Compose and check every job of sys.argv; ConfigError with all that is wrong."""
+        planner = _Planner(command)
+        argv = sys.argv
+        # They are composed in this process, one after the other, whatever launches the jobs.
+        launcher = ("hydra/launcher=", "hydra.launcher.")
+        arguments = [argument for argument in argv if not argument.startswith(launcher)]
+        # Hydra writes a file about each sweep.
+        with tempfile.TemporaryDirectory(prefix="rlx-") as folder:
+            sys.argv = [*arguments, f"hydra.sweep.dir='{folder}'"]
+            try:
+                run_composed(command.name, planner)
+            finally:
+                sys.argv = argv
+        planner.raise_failures()
+        return cls(list(planner.jobs.values()), planner.outputs)
+
+    @classmethod
+    def of_sweeper(cls, argv: Sequence[str]) -> "Plan":
+        """The plan of a sweeper that decides by results what comes next: there is none."""
+        outputs = "outputs"
+        for word in argv:
+            if word.startswith("outputs="):
+                outputs = word.partition("=")[2].strip("'\"")
+        return cls([], outputs, " ".join(argv[1:]))
+
+    def name(self, command: str) -> str:
+        """The name of the sweep where none is given: the same jobs are the same sweep."""
+        text = " ".join(sorted(job.id for job in self.jobs)) or self.words
+        return f"{command}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+class _Planner:
+    """A task that looks at the jobs of a sweep, and does none of them."""
+
+    def __init__(self, command: "Command"):
+        self.command = command
+        self.jobs: dict[str, Planned] = {}
+        """The jobs by their identity."""
+        self.outputs = "outputs"
+        """Folder of all runs."""
+        self.seen = 0
+        """The number of combinations that were composed; two may be the same job."""
+        self.errors: list[ConfigError | RunError] = []
+
+    def __call__(self, composed: DictConfig) -> None:
+        """Note the job of a composed config, and what is wrong with it."""
+        self.seen += 1
+        try:
+            if self.command.check is not None:
+                self.command.check(composed)
+            job = _planned(self.command, composed)
+        except (ConfigError, RunError) as error:
+            self.errors.append(error)
+            _tell_failure(overrides_text(), str(error))
+            return
+        self.outputs = str(composed.get("outputs", "outputs"))
+        self.jobs[job.id] = job
+
+    def raise_failures(self) -> None:
+        """ConfigError where a job is wrong."""
+        if self.errors:
+            count = f"{len(self.errors)} of {self.seen} jobs are wrong"
+            raise ConfigError(f"{count}; none was begun.")
+
+
+@dataclass(frozen=True)
+class JobTask:
+    """What a launcher does for each job, here or in another process, on this machine or another."""
+
+    command: str
+    """The name of the command, as in "train"."""
+    sweep: str
+    """The folder of the sweep."""
+    conf: str | None
+    """The user's folder of config groups."""
+
+    def __call__(self, composed: DictConfig) -> float | None:
+        """Do the job of a composed config, unless it is done or another process has it."""
+        conf.use(Path(self.conf) if self.conf else None)
+        rename(composed)
+        command = importlib.import_module(f"rlx.commands.{self.command}").main
+        sweep = Sweep(Path(self.sweep))
+        job = sweep.job(task_overrides()) or sweep.add(_planned(command, composed))
+        config = job.config
+        for key in LEFT_OUT:  # these may be others than when the sweep was begun
+            if key in composed:
+                config[key] = composed[key]
+        with job.lock() as ours:
+            if not ours:
+                console.facts(sweep=f"another process has {job.text}")
+                return None
+            job = job.read()
+            if job.finished:
+                return job.value
+            console.facts(sweep=_progress(sweep, job))
+            return _do(command, job, config)
+
+
+def _do(command: "Command", job: Job, config: DictConfig) -> float | None:
+    """Do a job; its file says how it ended. A failure is told, and the sweep goes on."""
+    began = time.monotonic()
+    former_s = job.took_s
+
+    def took() -> float:
+        return former_s + time.monotonic() - began
+
+    job.write(state="running", error=None, code=0)
+    try:
+        value = _begin_or_go_on(command, job, config)
+    except KeyboardInterrupt:
+        job.read().write(state="interrupted", took_s=took())
+        raise
+    except Exception as error:
+        text = str(error)
+        code = 1
+        if isinstance(error, ConfigError | RunError):
+            code = error.code
+        else:
+            text = f"{type(error).__name__}: {text}"
+        write_log(job, traceback.format_exc())
+        job.read().write(state="failed", error=text, code=code, took_s=took())
+        _tell_failure(job.text, text)
+        return None
+    job.log.unlink(missing_ok=True)
+    job.read().write(state="completed", value=value, took_s=took())
+    return value
+
+
+def _begin_or_go_on(command: "Command", job: Job, config: DictConfig) -> float | None:
+    """Go on with the job's run where it can be, else do the job anew."""
+    run = job.run
+    if run is not None:
+        if command.resume is not None and run.checkpoints.resumable():
+            return command.resume(run, config)
+        with run.lock():  # ConfigError where somebody is at it
+            run.delete()
+    with noting(command.name, job.note):
+        return command.task(config)
+
+
+def _planned(command: "Command", composed: DictConfig) -> Planned:
+    """The job of a composed config, with nothing left open that may be another thing tomorrow."""
+    pinned = composed if command.pin is None else command.pin(composed)
+    return Planned(identity(pinned), task_overrides(), pinned)
+
+
+def _progress(sweep: Sweep, job: Job) -> str:
+    """What is said when a job begins: "3 of 12 · about 40 min left: agent.learning_rate=0.001"."""
+    jobs = sweep.jobs()
+    took = [other.took_s for other in jobs if other.state == "completed"]
+    left = [other for other in jobs if not other.finished]
+    at_work = [other for other in left if other.status == "running"]
+    text = f"{job.number + 1} of {len(jobs)}"
+    if took:
+        seconds = sum(took) / len(took) * len(left) / max(1, len(at_work))
+        text += f" · about {console.duration(seconds)} left"
+    return f"{text}: {job.text}"
+
+
+def _tell(sweep: Sweep) -> None:
+    """Say which sweep this is, and what of it is there already."""
+    jobs = sweep.jobs()
+    console.facts(sweep=sweep.path, jobs=len(jobs) or "as the sweeper decides")
+    counts = counted(jobs)
+    if counts.keys() - {"waiting"}:
+        for sentence in sweep.other_commits():
+            console.warning(sentence)
+        rest = ", ".join(f"{count} {state}" for state, count in counts.items())
+        done = f"{counts.get('completed', 0)} of {len(jobs)} done"
+        console.facts(**{"goes on": f"{done} ({rest}); fresh=true begins anew"})
+
+
+@contextmanager
+def _told_how_to_go_on(sweep: Sweep) -> Any:
+    """Where the sweep is interrupted within the context, say with which line it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        jobs = sweep.jobs()
+        done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
+        line = f"rlx resume {shlex.quote(str(sweep.path))}"
+        told = f"{error}\nrlx: " if str(error) else ""
+        number = error.code - 128 if isinstance(error, Interrupted) else signal.SIGINT
+        raise Interrupted(
+            number, f"{told}the sweep is stopped, {done}; it goes on with: {line}"
+        ) from None
+
+
+def _raise_failures(sweep: Sweep) -> None:
+    """RunError where jobs failed, of exit code 2 where nothing but configs were wrong.
+
+    Each is told once more: the first time may be far above.
+    """
+    jobs = sweep.jobs()
+    failed = [job for job in jobs if job.status == "failed"]
+    if not failed:
+        return
+    for job in failed:
+        _tell_failure(job.text, str(job.error))
+    error = RunError(
+        f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again. "
+        f"Tracebacks are in {sweep.path / 'jobs'}"
+    )
+    error.code = min(job.code for job in failed)
+    raise error
+
+
+def _tell_failure(overrides: str, message: str) -> None:
+    """Print a failure on one line."""
+    print(f"rlx: {message}  ({overrides})", file=sys.stderr, flush=True)

@@ -1,0 +1,333 @@
+"""A sweep: one directory on disk. The only code that knows its file names.
+
+sweep.json        format version, command, the words of its line, commits, when it was begun
+jobs/<id>.yaml    the resolved config of a job
+jobs/<id>.json    how far it is: number, overrides, state, run, error, took_s, value
+jobs/<id>.log     why a job failed, with the traceback
+sweep.csv, sweep.png, sweep.pdf    rlx/sweeps/report.py
+"""
+
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from rlx.errors import ConfigError
+from rlx.runs import trust
+from rlx.runs.files import write, write_json
+from rlx.runs.run import Run
+from rlx.runs.versions import project_commit, versions
+
+FORMAT = 1
+"""Version of the layout above; written to sweep.json."""
+LEFT_OUT = ("outputs", "device", "trust")
+"""Keys of a config that change nothing about a job's result, and so are no part of its identity."""
+STATES = ("completed", "running", "interrupted", "failed", "waiting")
+"""What a job can be. One that was killed is interrupted."""
+
+
+def identity(config: DictConfig) -> str:
+    """12 hexadecimal digits that tell the job of this resolved config from all others."""
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    kept = {str(key): value for key, value in values.items() if key not in LEFT_OUT}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep, as its file had it when it was read."""
+
+    folder: Path
+    """The folder of the sweep."""
+    id: str
+    """Its identity."""
+    number: int
+    """Its place in the sweep, from 0 on."""
+    overrides: list[str]
+    """What Hydra composes its config of, beside the words that all jobs share."""
+    state: str = "waiting"
+    """One of `STATES`; "running" also where its process was killed."""
+    run_path: str | None = None
+    """Its run directory, as seen from the sweep's folder; None: it has none yet."""
+    error: str | None = None
+    """Why it failed."""
+    code: int = 0
+    """The exit code of its failure; 0: it has not failed."""
+    took_s: float = 0.0
+    """Seconds that it has taken, in all tries."""
+    value: float | None = field(default=None, compare=False)
+    """What the command's task returned."""
+
+    @property
+    def file(self) -> Path:
+        """Where it is on disk."""
+        return self.folder / "jobs" / f"{self.id}.json"
+
+    @property
+    def config(self) -> DictConfig:
+        """Its resolved config; ConfigError where the file is not what the identity stands for."""
+        file = self.file.with_suffix(".yaml")
+        try:
+            config = OmegaConf.create(file.read_text())
+        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{file}: cannot be read ({str(error).splitlines()[0]}).") from None
+        if not isinstance(config, DictConfig) or identity(config) != self.id:
+            raise ConfigError(f"{file}: was changed; it is no more the config of this job.")
+        return config
+
+    @property
+    def log(self) -> Path:
+        """Where the traceback is, if it failed."""
+        return self.file.with_suffix(".log")
+
+    @property
+    def run(self) -> Run | None:
+        """Its run; None: it has none yet, or somebody deleted it."""
+        if self.run_path is None:
+            return None
+        path = Path(os.path.normpath(self.folder / self.run_path))
+        return Run(path) if (path / "meta.json").is_file() else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do.
+
+        The run says it, where there is one: a process may be killed before it can say so here.
+        """
+        if self.run_path is None:
+            return self.state == "completed"
+        run = self.run
+        return run is not None and run.unfinished() is None
+
+    @property
+    def status(self) -> str:
+        """The state as it is now: one of `STATES`."""
+        if self.finished:
+            return "completed"
+        if self.state == "running" and not self._is_locked():
+            return "interrupted"
+        return "waiting" if self.state == "completed" else self.state  # its run was deleted
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Key → value of its overrides, as texts."""
+        pairs = [override.lstrip("+").partition("=") for override in self.overrides]
+        return {key: value.replace("\\:", ":") for key, _, value in pairs}
+
+    @property
+    def text(self) -> str:
+        """Its overrides as one would type them."""
+        return " ".join(shlex.quote(f"{key}={value}") for key, value in self.settings.items())
+
+    def write(self, **changes: Any) -> "Job":
+        """The job with some `changes`, written to disk."""
+        values = {name: value for name, value in vars(self).items() if name not in ("folder", "id")}
+        job = Job(self.folder, self.id, **(values | changes))
+        write_json(job.file, values | changes)
+        return job
+
+    def note(self, run: Run) -> None:
+        """Write down which run is the job's, as soon as there is one."""
+        path = os.path.relpath(run.path.absolute(), self.folder.absolute())
+        _read(self.file).write(run_path=path)
+
+    def read(self) -> "Job":
+        """The job as it is on disk now."""
+        return _read(self.file)
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Whether the job is this process's within the context: no other one has it."""
+        with open(self.file.with_suffix(".lock"), "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def _is_locked(self) -> bool:
+        """Whether a process has the job."""
+        with self.lock() as free:
+            return not free
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job of which nothing is on disk."""
+
+    id: str
+    """Its identity."""
+    overrides: list[str]
+    """What Hydra composes its config of, beside the words that all jobs share."""
+    config: DictConfig
+    """Its resolved config."""
+
+    def write(self, folder: Path, number: int) -> Job:
+        """Put the job, the one at the place `number`, on disk in the sweep's `folder`."""
+        job = Job(folder, self.id, number, self.overrides)
+        write(job.file.with_suffix(".yaml"), OmegaConf.to_yaml(self.config, resolve=True))
+        return job.write()
+
+
+class Sweep:
+    """An existing sweep directory."""
+
+    def __init__(self, path: Path):
+        """The sweep in the folder `path`; ConfigError where sweep.json cannot be read."""
+        self.path = path
+        file = path / "sweep.json"
+        try:
+            self.facts: dict[str, Any] = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file}: not valid JSON ({error}).") from None
+        version = self.facts.get("format")
+        if version != FORMAT:
+            raise ConfigError(f"{path}: format {version}; this rlx reads format {FORMAT}.")
+
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether a sweep is in the folder `path`."""
+        return (Path(path) / "sweep.json").is_file()
+
+    @classmethod
+    def begin(
+        cls, path: Path, command: str, words: Sequence[str], line: str, jobs: Sequence[Planned]
+    ) -> "Sweep":
+        """The sweep in the folder `path`, new or begun before, of these jobs.
+
+        `words`: its command line as Hydra takes it; `line`: as one types it. ConfigError where
+        another sweep is there, or where it cannot be written.
+        """
+        if cls.is_at(path):
+            sweep = cls(path)
+            sweep._check(command, line, jobs)
+            return sweep
+        if path.exists() and any(item.name != "jobs" for item in path.iterdir()):
+            raise ConfigError(f"sweep={path.name}: {path} is there, and is no sweep.")
+        facts = {
+            "format": FORMAT,
+            "command": command,
+            "line": line,
+            "words": list(words),
+            "started": datetime.datetime.now().isoformat(timespec="seconds"),
+            "project_commit": project_commit(),
+            **versions(),
+        }
+        try:
+            (path / "jobs").mkdir(parents=True, exist_ok=True)
+            for number, job in enumerate(jobs):
+                job.write(path, number)
+            text = _signed_text(words, [job.overrides for job in jobs])
+            # Last: with it the sweep is whole.
+            write_json(path / "sweep.json", facts | {"signature": trust.signature(text)})
+        except OSError as error:
+            raise ConfigError(f"sweep: cannot write {path} ({error.strerror}).") from None
+        return cls(path)
+
+    def check_maker(self) -> None:
+        """ConfigError unless this user made it: its words can make Python import anything."""
+        text = _signed_text(self.words, [job.overrides for job in self.jobs()])
+        if not trust.is_signed(text, self.facts.get("signature")):
+            raise ConfigError(
+                f"{self.path}: was not begun by you on this machine, or was changed. If you trust "
+                f"its command, type it: {self.line}"
+            )
+
+    @property
+    def command(self) -> str:
+        """The command of all its jobs, as in "train"."""
+        return str(self.facts["command"])
+
+    @property
+    def line(self) -> str:
+        """Its command line, as one types it."""
+        return str(self.facts["line"])
+
+    @property
+    def words(self) -> list[str]:
+        """Its command line as Hydra takes it."""
+        return list(self.facts["words"])
+
+    def jobs(self) -> list[Job]:
+        """All jobs as they are on disk now, in order."""
+        jobs = [_read(file) for file in (self.path / "jobs").glob("*.json")]
+        return sorted(jobs, key=lambda job: job.number)
+
+    def job(self, overrides: Sequence[str]) -> Job | None:
+        """The job of these overrides; None: a sweeper has just thought of it."""
+        return next((job for job in self.jobs() if job.overrides == list(overrides)), None)
+
+    def add(self, planned: Planned) -> Job:
+        """One job more, which a sweeper has just thought of."""
+        return planned.write(self.path, len(self.jobs()))
+
+    def forget(self) -> None:
+        """Let all jobs wait again. Their runs stay where they are, and are no more the sweep's."""
+        for job in self.jobs():
+            job.log.unlink(missing_ok=True)
+            Job(self.path, job.id, job.number, job.overrides).write()
+
+    def other_commits(self) -> list[str]:
+        """A sentence for each commit that is another now than when the sweep was begun."""
+        now = {"rlx": versions()["commit"], "your project": project_commit()}
+        then = {"rlx": self.facts.get("commit"), "your project": self.facts.get("project_commit")}
+        return [
+            f"begun with commit {then[name]} of {name}; this is {now[name]}"
+            for name in now
+            if now[name] != then[name]
+        ]
+
+    def _check(self, command: str, line: str, jobs: Sequence[Planned]) -> None:
+        """ConfigError unless the sweep is of this command and has these jobs."""
+        name = self.path.name
+        if self.command == command and {job.id for job in self.jobs()} == {job.id for job in jobs}:
+            return
+        if self.line == line:
+            raise ConfigError(
+                f"sweep={name}: the same command line makes other jobs now: conf/, rlx or the "
+                f"newest run is another. Take another name, or go on with the jobs of then: "
+                f"rlx resume {shlex.quote(str(self.path))}"
+            )
+        raise ConfigError(
+            f"sweep={name}: is of another command, {self.line}; take another name, or go on with "
+            f"it: rlx resume {shlex.quote(str(self.path))}"
+        )
+
+
+def counted(jobs: Sequence[Job]) -> dict[str, int]:
+    """State → number of jobs, of the states that there are."""
+    states = [job.status for job in jobs]
+    return {state: states.count(state) for state in sorted(set(states))}
+
+
+def _signed_text(words: Sequence[str], overrides: Sequence[Sequence[str]]) -> str:
+    """What the signature of a sweep is of."""
+    return json.dumps([list(words), sorted(map(list, overrides))])
+
+
+def write_log(job: Job, text: str) -> None:
+    """Put the traceback of a failed job beside it."""
+    with suppress(OSError):  # the disk may be full
+        write(job.log, text)
+
+
+def _read(file: Path) -> Job:
+    """The job in a file; ConfigError where it cannot be read."""
+    try:
+        return Job(file.parents[1], file.stem, **json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}).") from None
