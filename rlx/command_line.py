@@ -125,13 +125,11 @@ def _renamed(override: str) -> str:
 def use_conf(words: list[str]) -> list[str]:
     """Let the config folder that `words` name count, or conf/ where the user stands.
 
-    Returns the flags that Hydra needs for it. Modules that the folder's files name are found beside
-    it, and in the folder where the user stands.
+    Returns the flags that Hydra needs for it.
     """
     named = _config_dir(words)
     folder = named or _conf_here()
     conf.use(folder)
-    _make_importable([Path.cwd()] if folder is None else [folder.absolute().parent, Path.cwd()])
     if folder is None or named is not None:
         return []
     return ["--config-dir", str(folder)]
@@ -152,13 +150,6 @@ def _conf_here() -> Path | None:
     if folder.is_dir() and str(folder) != conf.conf_dir():
         return folder
     return None
-
-
-def _make_importable(folders: list[Path]) -> None:
-    """Let Python find modules in `folders`, behind all others."""
-    for folder in folders:
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
 
 
 def _as_key_value(command: str, flag: str, words: Iterator[str]) -> str:

@@ -3,11 +3,15 @@
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, open_dict
 
 from rlx.conf import conf_dir, user_dir
 from rlx.config import load_class, rename_keys
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
 
 Task = Callable[[DictConfig], float | None]
 """The work of a command on its composed config; a sweeper gets the number that it returns."""
@@ -76,11 +80,12 @@ def rename(composed: DictConfig) -> None:
     rename_keys(composed, HydraConfig.get().overrides.task)
 
 
-def launch(name: str, words: Sequence[str], jobs: Sequence[Sequence[str]], task: Task) -> None:
-    """Let the launcher that `words` name do `task` on conf/`name`.yaml, for each of the `jobs`.
+@contextmanager
+def launcher(name: str, words: Sequence[str], task: Task) -> "Iterator[Launcher]":
+    """The launcher that `words` name; it does `task` on conf/`name`.yaml for the jobs it is given.
 
-    `words`: the overrides of the command line; `jobs`: all overrides of each job. Hydra's own
-    sweepers make jobs of words, and so could not be told which to leave out.
+    `words`: the overrides of the command line. Hydra's own sweepers make jobs of words, and so
+    could not be told which to leave out.
     """
     from hydra import initialize_config_dir
     from hydra._internal.callbacks import Callbacks
@@ -99,12 +104,12 @@ def launch(name: str, words: Sequence[str], jobs: Sequence[Sequence[str]], task:
         node = config.hydra.launcher
         if str(node._target_).startswith("hydra"):
             plugins = Plugins.instance()
-            launcher = plugins.instantiate_launcher(context, task_function=task, config=config)
+            plugin = plugins.instantiate_launcher(context, task_function=task, config=config)
         else:
             # Hydra finds launchers only in packages of the name hydra_plugins.
-            launcher = load_class(node, "hydra.launcher", Launcher)()
-            launcher.setup(hydra_context=context, task_function=task, config=config)
-        launcher.launch(jobs, initial_job_idx=0)
+            plugin = load_class(node, "hydra.launcher", Launcher)()
+            plugin.setup(hydra_context=context, task_function=task, config=config)
+        yield plugin
 
 
 def _search() -> list[str]:

@@ -1,5 +1,6 @@
 """The folders of config files: rlx's own conf/, and a folder of the user's."""
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,15 @@ def conf_dir() -> str:
 
 
 def use(folder: Path | None) -> None:
-    """Let the options in a user's `folder` count from now on; None: only rlx's."""
+    """Let the options in a user's `folder` count from now on; None: only rlx's.
+
+    Modules that its files name are found beside it, and in the folder where the user stands, behind
+    all others.
+    """
     _user[:] = [] if folder is None else [folder.absolute()]
+    for place in [*(user.parent for user in _user), Path.cwd()]:
+        if str(place) not in sys.path:
+            sys.path.append(str(place))
 
 
 def user_dir() -> Path | None:

@@ -33,5 +33,9 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int, message: str):
         """`number`: the signal's; 0, where none came, counts as SIGINT."""
-        super().__init__(message)
+        super().__init__(number, message)  # both: a pool of processes sends it by pickle
+        self.number = number
         self.code = 128 + (number or signal.SIGINT)
+
+    def __str__(self) -> str:
+        return str(self.args[1])

@@ -1,6 +1,8 @@
 """From a composed config to the agent, env, data and device of a run."""
 
+import multiprocessing
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -44,9 +46,13 @@ class Device:
     # Runs of earlier versions lack this.
     compile: Any = "auto"
     """`true`: compile what a training does at every step; `auto`: where it is worth the time."""
+    index: int | None = None
+    """Which of several GPUs, from 0; null: the first, and another for each process of a pool."""
 
     def __post_init__(self) -> None:
         choice(compile_mode(vars(self)), ("auto", "true", "false"), "device.compile")
+        if self.index is not None:
+            at_least(self.index, 0, "device.index")
 
 
 def compile_mode(device: Mapping[str, Any]) -> str:
@@ -352,7 +358,42 @@ def setup_device(node: Mapping[str, Any]) -> "torch.device":
     torch.backends.cudnn.deterministic = True
     if name == "auto":
         name = "cuda" if has_gpu else "cpu"
-    return torch.device(name)
+    return _numbered(name, config.index)
+
+
+def _numbered(name: str, index: int | None) -> "torch.device":
+    """The device "cpu" or "cuda", of several GPUs that of number `index`, made torch's current one.
+
+    Null means the GPU that the process has already: the first where nothing was set. The processes
+    of a pool (`hydra/launcher=joblib`) take one each in turn. ConfigError where there is no such
+    GPU.
+    """
+    import torch
+
+    if name == "cpu":
+        if index is not None:
+            raise ConfigError(
+                f"device.index={index}: numbers GPUs, and this runs on the CPU; leave it out."
+            )
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if index is None:
+        worker = pool_number()
+        if worker is None or count == 1:
+            return torch.device("cuda")
+        index = worker % count
+    if index >= count:
+        numbers = "only GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
+        raise ConfigError(f"device.index={index}: torch sees {numbers} here.")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def pool_number() -> int | None:
+    """The number of this process in its pool of processes, from 0; None: it is in none."""
+    # joblib's are called LokyProcess-1, LokyProcess-2, …
+    number = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
+    return int(number[1]) - 1 if number else None
 
 
 def make_agent(

@@ -3,6 +3,8 @@
 import importlib
 import itertools
 import json
+import multiprocessing
+import re
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +185,43 @@ def test_devices(name):
     device = setup_device(node)
     assert device.type == ("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     assert torch.backends.cudnn.deterministic, "the same command gives the same images' gradients"
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """A torch that sees four GPUs; returns those that were made its current one."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+def test_a_gpu_is_chosen_by_its_number(four_gpus):
+    node = compose("train", "device=cuda", "++device.index=3").device
+    assert setup_device(node) == torch.device("cuda", 3) and four_gpus == [3]
+    node = compose("train", "device=auto").device
+    assert setup_device(node) == torch.device("cuda") and four_gpus == [3]
+    for index, message in (
+        (4, "device.index=4: torch sees GPUs 0 to 3 here."),
+        (-1, "device.index=-1: must be at least 0"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            setup_device(compose("train", "device=cuda", f"++device.index={index}").device)
+
+
+def test_the_processes_of_a_pool_take_one_gpu_each(four_gpus, monkeypatch):
+    node = compose("train", "device=auto").device
+    for number, index in ((1, 0), (2, 1), (4, 3), (5, 0)):
+        monkeypatch.setattr(multiprocessing.current_process(), "_name", f"LokyProcess-{number}")
+        assert setup_device(node) == torch.device("cuda", index)
+    chosen = compose("train", "device=auto", "++device.index=2").device
+    assert setup_device(chosen) == torch.device("cuda", 2)
+
+
+def test_the_cpu_has_no_number():
+    with pytest.raises(ConfigError, match=r"^device\.index=0: .*the CPU; leave it out"):
+        setup_device(compose("train", "device=cpu", "++device.index=0").device)
 
 
 def parts(stem: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from rlx import conf
 from rlx.composing import (
     as_typed,
-    launch,
+    launcher,
     overrides_of,
     overrides_text,
     rename,
@@ -33,6 +33,7 @@ from rlx.composing import (
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.runs.run import noting
 from rlx.show import console
+from rlx.sweeps import engines
 from rlx.sweeps.report import report
 from rlx.sweeps.sweep import LEFT_OUT, Job, Planned, Sweep, counted, identity, write_log
 
@@ -79,10 +80,13 @@ def run_sweep(command: "Command", given: Options) -> None:
     The exit code is 2 where nothing but configs were wrong.
     """
     argv = sys.argv
+    engines.require(argv)
     if any(word.startswith("hydra/sweeper=") for word in argv):
         plan = Plan.of_sweeper(argv)
     else:
         plan = Plan.of(command)
+        with launcher(command.name, overrides_of(argv), command.task):
+            pass  # what is wrong with its keys is said before anything is written
     path = Path(plan.outputs) / "sweeps" / (given.name or plan.name(command.name))
     sweep = Sweep.begin(path, command.name, argv[1:], as_typed(argv), plan.jobs)
     if given.fresh:
@@ -99,6 +103,7 @@ def go_on(sweep: Sweep, more: Sequence[str]) -> None:
     outputs = sweep.path.absolute().parents[1]
     added = overrides_of(["", *more])
     sys.argv = [f"rlx {sweep.command}", *sweep.words, *added, f"outputs='{outputs}'"]
+    engines.require(sys.argv)
     _do_all(sweep)
 
 
@@ -109,15 +114,39 @@ def _do_all(sweep: Sweep) -> None:
     task = JobTask(sweep.command, str(sweep.path), str(folder) if folder else None)
     argv = sys.argv
     jobs = sweep.jobs()
+    broken: RunError | None = None
     with _told_how_to_go_on(sweep):
         if any(word.startswith("hydra/sweeper=") for word in argv):
             sys.argv = [*argv, f"hydra.sweep.dir='{sweep.path}'"]
             run_composed(sweep.command, task)
         elif remaining := [job.overrides for job in jobs if not job.finished]:
             words = [*overrides_of(argv), f"hydra.sweep.dir='{sweep.path}'"]
-            launch(sweep.command, words, remaining, task)
+            broken = _launch(sweep, words, remaining, task)
     report(sweep)
     _raise_failures(sweep)
+    if broken is not None:
+        raise broken
+    _raise_unfinished(sweep)
+
+
+def _launch(
+    sweep: Sweep, words: Sequence[str], jobs: Sequence[Sequence[str]], task: "JobTask"
+) -> RunError | None:
+    """Let the launcher that `words` name do the jobs; returns what was wrong with the launcher."""
+    from hydra.core.utils import JobStatus
+
+    name = engines.named(words)
+    try:
+        with engines.stopping(name), launcher(sweep.command, words, task) as plugin:
+            for result in plugin.launch(jobs, initial_job_idx=0):
+                # Hydra keeps what was raised before or behind the job's work.
+                if result.status == JobStatus.FAILED:
+                    raise result._return_value
+    except Exception as error:
+        if name == "basic":
+            raise
+        return RunError(f"hydra/launcher={name}: {engines.one_line(error)}")
+    return None
 
 
 @dataclass(frozen=True)
@@ -137,8 +166,8 @@ class Plan:
         planner = _Planner(command)
         argv = sys.argv
         # They are composed in this process, one after the other, whatever launches the jobs.
-        launcher = ("hydra/launcher=", "hydra.launcher.")
-        arguments = [argument for argument in argv if not argument.startswith(launcher)]
+        prefixes = ("hydra/launcher=", "hydra.launcher.")
+        arguments = [word for word in argv if not word.lstrip("+~").startswith(prefixes)]
         # Hydra writes a file about each sweep.
         with tempfile.TemporaryDirectory(prefix="rlx-") as folder:
             sys.argv = [*arguments, f"hydra.sweep.dir='{folder}'"]
@@ -220,15 +249,22 @@ class JobTask:
         for key in LEFT_OUT:  # these may be others than when the sweep was begun
             if key in composed:
                 config[key] = composed[key]
-        with job.lock() as ours:
-            if not ours:
-                console.facts(sweep=f"another process has {job.text}")
-                return None
-            job = job.read()
-            if job.finished:
-                return job.value
-            console.facts(sweep=_progress(sweep, job))
-            return _do(command, job, config)
+        try:
+            with engines.in_pool() as may_begin, job.lock() as ours:
+                if not may_begin:
+                    return None
+                if not ours:
+                    console.facts(sweep=f"another process has {job.text}")
+                    return None
+                job = job.read()
+                if job.finished:
+                    return job.value
+                console.facts(sweep=_progress(sweep, job))
+                return _do(command, job, config)
+        except Interrupted as error:
+            engines.hand_on(error)
+            raise
+        return None
 
 
 def _do(command: "Command", job: Job, config: DictConfig) -> float | None:
@@ -319,6 +355,16 @@ def _told_how_to_go_on(sweep: Sweep) -> Any:
         raise Interrupted(
             number, f"{told}the sweep is stopped, {done}; it goes on with: {line}"
         ) from None
+
+
+def _raise_unfinished(sweep: Sweep) -> None:
+    """RunError where jobs are left, none of which failed."""
+    jobs = sweep.jobs()
+    left = counted([job for job in jobs if not job.finished])
+    if left:
+        text = ", ".join(f"{count} {state}" for state, count in left.items())
+        line = f"rlx resume {shlex.quote(str(sweep.path))}"
+        raise RunError(f"{text}, of {len(jobs)} jobs; the sweep goes on with: {line}")
 
 
 def _raise_failures(sweep: Sweep) -> None:

@@ -498,11 +498,17 @@ class Training:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let `_on_signal` handle SIGINT and SIGTERM within the context."""
+        """Let `_on_signal` handle SIGINT and SIGTERM within the context.
+
+        So too what a scheduler sends ahead of its time limit, where somebody handles that: submitit
+        has the job queued again, but knows of no checkpoint.
+        """
         former_handlers = {}
         # ValueError: not in the main thread, where some sweepers' launchers run.
         with suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
+            ahead = (signal.SIGUSR1, signal.SIGUSR2)
+            handled = [number for number in ahead if callable(signal.getsignal(number))]
+            for number in (signal.SIGINT, signal.SIGTERM, *handled):
                 former_handlers[number] = signal.signal(number, self._on_signal)
         try:
             yield
