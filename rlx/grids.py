@@ -76,6 +76,16 @@ def parse_seeds(value: object, key: str = "seeds") -> list[int]:
     return seeds
 
 
+def parse_rows(value: object) -> list[int]:
+    """The seed of each row of a batch: those of `parse_seeds`, or of a list of such lists.
+
+    The lists are those of the members of a vector sweep, which may have seeds in common.
+    """
+    if _is_list(value) and value and all(_is_list(item) for item in value):  # type: ignore
+        return [seed for item in value for seed in parse_seeds(item)]  # type: ignore
+    return parse_seeds(value)
+
+
 def _is_list(value: Any) -> bool:
     """Whether `value` is a list, of Python or of OmegaConf."""
     return isinstance(value, (list, tuple)) or OmegaConf.is_list(value)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.commands.train import run_name, settings
+from rlx.commands.train import settings
 from rlx.config import Count, Positive, build, load_class
 from rlx.errors import ConfigError
 from rlx.runs.run import Run
@@ -85,7 +85,7 @@ def main(composed: DictConfig) -> float:
     if config.drawing:
         return _time_drawing(config)
     _check_agent(config)
-    name = run_name(config)
+    name = training_config.run_name(config)
     clock = _clock(config, device)
     programs = _programs(config)
     cores = _free_cores() if clock == "cpu" else None

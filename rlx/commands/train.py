@@ -18,7 +18,7 @@ from rlx.names import nearest
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.sweeps.ranking import RETURN
-from rlx.training.config import Config
+from rlx.training.config import Config, run_name
 
 if TYPE_CHECKING:
     from rlx.training.loop import Training
@@ -86,14 +86,6 @@ def _begun(composed: DictConfig) -> "tuple[Training, Run]":
     training = Training(build(Config, composed, ""), name)
     require_disk(config.outputs, state.disk_size(training))
     return training, Run.create(config.outputs, "train", name, composed)
-
-
-def run_name(config: Config) -> str:
-    """Agent and env, as in "dqn-cartpole"; of Gymnasium's and Atari's envs the id or the game."""
-    env = chosen("env")
-    if env in ("gym", "atari"):
-        env = str(config.env.get("id", config.env.get("game"))).replace("/", "-")
-    return f"{chosen('agent')}-{env}"
 
 
 def settings() -> str:

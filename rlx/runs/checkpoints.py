@@ -266,7 +266,11 @@ def _check_state(state: Mapping[str, Any]) -> None:
     seeds = state.get("seeds")
     if not isinstance(seeds, list) or not all(map(_is_counter, seeds)):
         raise ValueError("'seeds' is no list of different seeds")
-    if len(set(seeds)) < len(seeds):
+    # The members of a vector sweep may have seeds in common.
+    rows = state.get("rows", seeds)
+    if not isinstance(rows, list) or not all(map(_is_counter, rows)):
+        raise ValueError("'rows' is no list of different rows")
+    if len(rows) != len(seeds) or len(set(rows)) < len(rows):
         raise ValueError("'seeds' is no list of different seeds")
     for name in ("step", "evaluated"):
         value = state.get(name, 0)

@@ -1,6 +1,6 @@
 """What a sweep says: its jobs ranked, how sure the order is, and what each of its keys does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +9,7 @@ import numpy as np
 from rlx import statistics
 from rlx.runs.run import Run
 from rlx.statistics import Array, Bootstrap, Estimate, Resampled
-from rlx.sweeps.sweep import Job, Sweep
+from rlx.sweeps.sweep import Job, Sweep, swept_keys
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,6 @@ def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
             )
         )
     return rankings
-
-
-def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """The keys that tell the jobs from each other."""
-    keys = dict.fromkeys(key for job in jobs for key in job.settings)
-    return [key for key in keys if len({job.settings.get(key) for job in jobs}) > 1]
 
 
 def in_order(text: str) -> tuple[int, float, str]:

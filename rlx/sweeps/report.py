@@ -10,8 +10,8 @@ import numpy as np
 
 from rlx.show import console
 from rlx.statistics import Resampled
-from rlx.sweeps.ranking import Ranking, in_order, rankings, swept_keys
-from rlx.sweeps.sweep import Job, Sweep, counted
+from rlx.sweeps.ranking import Ranking, in_order, rankings
+from rlx.sweeps.sweep import Job, Sweep, swept_keys
 
 if TYPE_CHECKING:
     from rlx.command import Command
@@ -85,14 +85,10 @@ def _print_effects(ranking: Ranking) -> None:
 
 def _print_others(jobs: Sequence[Job]) -> None:
     """Print the jobs that are not finished, why they failed and where that is told whole."""
-    rows = []
     for job in jobs:
         if not job.finished:
-            log = str(job.log) if job.log.exists() else ""
-            rows.append([job.status, job.text, job.error or "", log])
-    if rows:
-        counts = ", ".join(f"{count} {state}" for state, count in counted(jobs).items())
-        console.table(f"Jobs: {counts}", ["state", "job", "error", "log"], rows)
+            reason = f": {job.error} ({job.log})" if job.log.exists() else ""
+            console.facts(**{job.status: f"{job.label}{reason}"})
 
 
 def _write_csv(path: Path, jobs: Sequence[Job], ranked: Sequence[Ranking]) -> None:

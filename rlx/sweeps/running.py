@@ -85,8 +85,10 @@ def run_sweep(command: "Command", given: Options) -> None:
         plan = Plan.of_sweeper(argv)
     else:
         plan = Plan.of(command)
-        with launcher(command.name, overrides_of(argv), command.task):
-            pass  # what is wrong with its keys is said before anything is written
+        # What is wrong with it is said before anything is written.
+        with launcher(command.name, overrides_of(argv), command.task) as plugin:
+            if hasattr(plugin, "check"):
+                plugin.check(command.name, plan.jobs)
     path = Path(plan.outputs) / "sweeps" / (given.name or plan.name(command.name))
     sweep = Sweep.begin(path, command.name, argv[1:], as_typed(argv), plan.jobs)
     if given.fresh:
@@ -245,16 +247,13 @@ class JobTask:
         command = importlib.import_module(f"rlx.commands.{self.command}").main
         sweep = Sweep(Path(self.sweep))
         job = sweep.job(task_overrides()) or sweep.add(_planned(command, composed))
-        config = job.config
-        for key in LEFT_OUT:  # these may be others than when the sweep was begun
-            if key in composed:
-                config[key] = composed[key]
+        config = with_todays(job.config, composed)
         try:
             with engines.in_pool() as may_begin, job.lock() as ours:
                 if not may_begin:
                     return None
                 if not ours:
-                    console.facts(sweep=f"another process has {job.text}")
+                    console.facts(sweep=f"another process has {job.label}")
                     return None
                 job = job.read()
                 if job.finished:
@@ -267,33 +266,45 @@ class JobTask:
         return None
 
 
+def with_todays(config: DictConfig, composed: DictConfig) -> DictConfig:
+    """A job's config with what may be another one than when the sweep was begun, as the device."""
+    for key in LEFT_OUT:
+        if key in composed:
+            config[key] = composed[key]
+    return config
+
+
+def fail(job: Job, error: Exception, took_s: float) -> None:
+    """Write down that a job failed, `took_s` seconds after it began this time, and tell it."""
+    text = str(error)
+    code = 1
+    if isinstance(error, ConfigError | RunError):
+        code = error.code
+    else:
+        text = f"{type(error).__name__}: {text}"
+    lines = traceback.format_exception(error)
+    write_log(job, "".join(lines))
+    job = job.read()
+    job.write(state="failed", error=text, code=code, took_s=job.took_s + took_s)
+    _tell_failure(job.label, text)
+
+
 def _do(command: "Command", job: Job, config: DictConfig) -> float | None:
     """Do a job; its file says how it ended. A failure is told, and the sweep goes on."""
     began = time.monotonic()
-    former_s = job.took_s
-
-    def took() -> float:
-        return former_s + time.monotonic() - began
-
-    job.write(state="running", error=None, code=0)
+    job = job.write(state="running", error=None, code=0)
     try:
         value = _begin_or_go_on(command, job, config)
     except KeyboardInterrupt:
-        job.read().write(state="interrupted", took_s=took())
+        took_s = job.took_s + time.monotonic() - began
+        job.read().write(state="interrupted", took_s=took_s)
         raise
     except Exception as error:
-        text = str(error)
-        code = 1
-        if isinstance(error, ConfigError | RunError):
-            code = error.code
-        else:
-            text = f"{type(error).__name__}: {text}"
-        write_log(job, traceback.format_exc())
-        job.read().write(state="failed", error=text, code=code, took_s=took())
-        _tell_failure(job.text, text)
+        fail(job, error, time.monotonic() - began)
         return None
     job.log.unlink(missing_ok=True)
-    job.read().write(state="completed", value=value, took_s=took())
+    took_s = job.took_s + time.monotonic() - began
+    job.read().write(state="completed", value=value, took_s=took_s)
     return value
 
 
@@ -325,7 +336,7 @@ def _progress(sweep: Sweep, job: Job) -> str:
     if took:
         seconds = sum(took) / len(took) * len(left) / max(1, len(at_work))
         text += f" · about {console.duration(seconds)} left"
-    return f"{text}: {job.text}"
+    return f"{text}: {job.label}"
 
 
 def _tell(sweep: Sweep) -> None:
@@ -377,7 +388,7 @@ def _raise_failures(sweep: Sweep) -> None:
     if not failed:
         return
     for job in failed:
-        _tell_failure(job.text, str(job.error))
+        _tell_failure(job.label, str(job.error))
     error = RunError(
         f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again. "
         f"Tracebacks are in {sweep.path / 'jobs'}"

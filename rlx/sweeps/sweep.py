@@ -132,6 +132,13 @@ class Job:
         """Its overrides as one would type them."""
         return " ".join(shlex.quote(f"{key}={value}") for key, value in self.settings.items())
 
+    @property
+    def label(self) -> str:
+        """What tells it from the other jobs of the sweep, as one would type it."""
+        keys = swept_keys(Sweep(self.folder).jobs())
+        pairs = [f"{key}={value}" for key, value in self.settings.items() if key in keys]
+        return " ".join(map(shlex.quote, pairs)) or self.text
+
     def write(self, **changes: Any) -> "Job":
         """The job with some `changes`, written to disk."""
         values = {name: value for name, value in vars(self).items() if name not in ("folder", "id")}
@@ -312,6 +319,12 @@ def counted(jobs: Sequence[Job]) -> dict[str, int]:
     """State → number of jobs, of the states that there are."""
     states = [job.status for job in jobs]
     return {state: states.count(state) for state in sorted(set(states))}
+
+
+def swept_keys(jobs: Sequence[Job]) -> list[str]:
+    """The keys that tell the jobs from each other."""
+    keys = dict.fromkeys(key for job in jobs for key in job.settings)
+    return [key for key in keys if len({job.settings.get(key) for job in jobs}) > 1]
 
 
 def _signed_text(words: Sequence[str], overrides: Sequence[Sequence[str]]) -> str:

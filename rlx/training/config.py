@@ -7,10 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rlx.composing import chosen
 from rlx.config import Count, NonNegative, choice, convert, load_class, typed
 from rlx.errors import ConfigError
 from rlx.experiment import Device, typed_env
-from rlx.grids import parse_seeds
+from rlx.grids import parse_rows
 from rlx.runs.finding import find_all
 
 
@@ -63,8 +64,16 @@ class Config:
     """`best`: each seed's weights of its best evaluation; `newest`: its newest."""
 
     def __post_init__(self) -> None:
-        parse_seeds(self.seeds)
+        parse_rows(self.seeds)
         choice(self.keep, ("best", "newest"), "keep")
+
+
+def run_name(config: Config) -> str:
+    """Agent and env, as in "dqn-cartpole"; of Gymnasium's and Atari's envs the id or the game."""
+    env = chosen("env")
+    if env in ("gym", "atari"):
+        env = str(config.env.get("id", config.env.get("game"))).replace("/", "-")
+    return f"{chosen('agent')}-{env}"
 
 
 def validated(composed: Mapping[str, Any]) -> DictConfig:

@@ -97,6 +97,12 @@ class Log:
         """Go on with the seeds `index` (int64 [S']) only."""
         self.load_state_dict({name: value[index] for name, value in self.state_dict().items()})
 
+    def part(self, index: Tensor) -> "Log":
+        """The log of the seeds `index` (int64 [S']) alone, a copy."""
+        part = Log((len(index), self.running.shape[1]), self.running.device)
+        part.load_state_dict({name: value[index] for name, value in self.state_dict().items()})
+        return part
+
     def state_dict(self) -> dict[str, Tensor]:
         """The counts and the newest metrics: tensors [S, …] by name."""
         counts = {"running": self.running, "sum": self.sum, "count": self.count, "bad": self.bad}

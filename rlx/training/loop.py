@@ -17,7 +17,7 @@ from rlx.config import build
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import SELECTION, evaluate
-from rlx.grids import parse_seeds
+from rlx.grids import parse_rows
 from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
 from rlx.robustness.attacked_env import AttackedEnv
@@ -43,7 +43,7 @@ class Training:
         """Build everything, write nothing; raises ConfigError. `name`: as in "dqn-cartpole"."""
         self.config = config
         self.name = name
-        self.seeds = parse_seeds(config.seeds)
+        self.seeds = parse_rows(config.seeds)
         stop_config = _stop_config(config)
         self.device = experiment.setup_device(config.device)
         self.spec = experiment.env_spec(config.env)
@@ -185,11 +185,11 @@ class Training:
                 ) as progress:
                     self._learn(progress)
                 self.interruptible = True
-                return result.finish(self, self._elapsed())
+                return self._finish()
             except KeyboardInterrupt:
                 self.interruptible = False
                 if self.saved < self.step:
-                    self._save()
+                    self.save()
                 output.write_meta(step=self.step)
                 message = f"interrupted at step {self.step:,}; go on with: {go_on}"
                 raise Interrupted(self.signal, message) from None
@@ -198,6 +198,10 @@ class Training:
                 if output.checkpoints.steps():
                     outcome = f"the last checkpoint stands: {go_on}"
                 raise RunError(f"{error}; {outcome}") from None
+
+    def _finish(self) -> float:
+        """Report the kept weights; returns the interquartile mean of the last evaluation."""
+        return result.finish(self, self.elapsed())
 
     def _header(self) -> None:
         """Print what will be trained, on what, and what it takes."""
@@ -235,7 +239,7 @@ class Training:
             at_end = self.step >= config.steps
             must_save = at_end or self._passed(config.checkpoint_every) or self._last_save_is_old()
             if must_save and self.saved < self.step:
-                self._save()
+                self.save()
             if self.signal:
                 raise KeyboardInterrupt
             if at_end:
@@ -245,7 +249,7 @@ class Training:
                 self._apply_stop_rule(returns, progress)
             progress.update(self.step)
         if self.saved < self.step:
-            self._save()
+            self.save()
         self._close(progress)
 
     def _close(self, progress: console.Progress) -> None:
@@ -329,8 +333,8 @@ class Training:
 
     def _evaluate(self, progress: console.Progress) -> None:
         """Play greedily, log the returns, keep the weights that are the best so far."""
+        self._check()
         seeds = self._running_seeds()
-        self.log.check(seeds, self.obs)
         self.interruptible = True
         try:
             episodes = evaluate(
@@ -344,7 +348,7 @@ class Training:
         except RunError:
             # It is the env's fault: what was learnt is whole.
             self.interruptible = False
-            self._save()
+            self.save()
             raise
         self.interruptible = False
         mean = episodes.returns.mean(1).cpu()
@@ -354,9 +358,18 @@ class Training:
                 # The newest weights win over the kept ones, whatever return these had.
                 self.kept.value.fill_(-torch.inf)
             self.kept.improve(self.agent.policy, mean, self.step)
-        self.output.log(self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step)))
+        rows = self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step))
+        self._write(rows)
         self.evaluated = self.step
         progress.evaluated(self.step, mean, self.kept.value)
+
+    def _check(self) -> None:
+        """Raise RunError where a seed met a number that is not finite."""
+        self.log.check(self._running_seeds(), self.obs)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows of an evaluation, one of each seed that still learns."""
+        self.output.log(rows)
 
     def _running_seeds(self) -> list[int]:
         """The seeds that still learn."""
@@ -371,17 +384,17 @@ class Training:
         seconds = self.config.checkpoint_seconds
         return seconds is not None and time.monotonic() - self.saved_at >= seconds
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Save the kept weights, and a checkpoint of this step."""
         config = self.config
-        seeds = self._running_seeds()
-        self.log.check(seeds, self.obs)
+        self._check()
         began = time.monotonic()
         counters = {
             "step": self.step,
             "evaluated": self.evaluated,
-            "wall_s": self._elapsed(),
-            "seeds": seeds,
+            "wall_s": self.elapsed(),
+            "seeds": self._running_seeds(),
+            "rows": self.running.tolist(),
             "data": self.fingerprint,
             "compiled": self.compiles,
             "lasting": self._passed(config.checkpoint_every) or self.step >= config.steps,
@@ -408,11 +421,12 @@ class Training:
 
     def _save_kept(self) -> None:
         """Save the kept weights as the checkpoint "best"."""
-        facts = {"seeds": self.seeds} | self.kept.facts()
+        rows = list(range(len(self.seeds)))
+        facts = {"seeds": self.seeds, "rows": rows} | self.kept.facts()
         self.output.checkpoints.save("best", facts, self.kept.policy.state_dict())
         self.kept.changed = False
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
         """Seconds that the run has taken, in all processes."""
         return self.wall_s + time.monotonic() - self.began
 

@@ -14,20 +14,14 @@ if TYPE_CHECKING:
     from rlx.training.loop import Training
 
 
-def finish(training: "Training", wall_s: float) -> float:
+def finish(training: "Training", wall_s: float, episodes: Episodes | None = None) -> float:
     """Evaluate the kept weights of a training, save its result and print it.
 
-    `wall_s`: seconds that the run has taken. Returns the interquartile mean of the last evaluation
-    while it learnt.
+    `wall_s`: seconds that the run has taken; `episodes`: that evaluation, if it is done. Returns
+    the interquartile mean of the last evaluation while it learnt.
     """
-    episodes = evaluate(
-        training.kept.policy,
-        training.make_env,
-        len(training.seeds),
-        training.config.final_episodes,
-        REPORT,
-        training.device,
-    )
+    if episodes is None:
+        episodes = final_episodes(training)
     returns = episodes.returns.cpu().numpy()
     estimate = statistics.estimate(returns)
     run = training.output
@@ -48,6 +42,18 @@ def finish(training: "Training", wall_s: float) -> float:
     # A seed that stopped before its first evaluation has the value by which it stopped.
     last = torch.where(training.last.isnan(), training.kept.value, training.last)
     return float(statistics.iqm(last.numpy()))
+
+
+def final_episodes(training: "Training") -> Episodes:
+    """The episodes by which the kept weights of a training are judged in the end."""
+    return evaluate(
+        training.kept.policy,
+        training.make_env,
+        len(training.seeds),
+        training.config.final_episodes,
+        REPORT,
+        training.device,
+    )
 
 
 def _summary(

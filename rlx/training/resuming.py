@@ -1,13 +1,15 @@
 """A run's training as its newest whole checkpoint has it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from rlx.config import build
+from rlx.agent import Agent
+from rlx.config import build, load_class, varying
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec
-from rlx.grids import parse_seeds
+from rlx.grids import parse_rows
 from rlx.policies import check_tensors
 from rlx.runs.run import Run
 from rlx.training import state
@@ -23,8 +25,10 @@ class Resumed(NamedTuple):
     """A sentence about each newer checkpoint that is damaged."""
 
 
-def resumed(run: Run, config: DictConfig) -> Resumed:
+def resumed(run: Run, config: DictConfig, kind: type[Training] = Training) -> Resumed:
     """Read the newest whole checkpoint of `run`; `config`: the run's config, perhaps changed.
+
+    `kind`: Training, or how else the run learns.
 
     ConfigError where there is no such checkpoint, or where it does not fit the config.
     """
@@ -32,15 +36,16 @@ def resumed(run: Run, config: DictConfig) -> Resumed:
     try:
         file = run.path / "checkpoints" / f"{counters['step']:09d}" / "agent.safetensors"
         running = len(counters["seeds"])
-        check_tensors(config, env_spec(config.env), running, policy, file)
-        expected = (len(parse_seeds(config.seeds)), running, config.num_envs)
+        own = of_rows(config, counters.get("rows", range(running)))
+        check_tensors(own, env_spec(config.env), running, policy, file)
+        expected = (len(parse_rows(config.seeds)), running, config.num_envs)
         found = (len(saved["loop.last"]), *saved["loop.obs"].shape[:2])
         if expected != found and not config.data:
             raise ConfigError(
                 f"{run.path}: config.yaml has (seeds, those learning, num_envs) = {expected}, "
                 f"the checkpoint {found}."
             )
-        training = Training(build(Config, config, ""), run.path.parent.name)
+        training = kind(build(Config, config, ""), run.path.parent.name)
         state.load(training, counters, policy, saved, run.checkpoints.parts(counters["replay"]))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
@@ -48,3 +53,14 @@ def resumed(run: Run, config: DictConfig) -> Resumed:
             f"({type(error).__name__}: {error})."
         ) from error
     return Resumed(training, warnings)
+
+
+def of_rows(config: DictConfig, rows: Sequence[int]) -> DictConfig:
+    """The config of a training with the numbers of these rows, where each seed has its own."""
+    agent = dict(config.agent)
+    for name in varying(load_class(agent, "agent", Agent).config_type):
+        if OmegaConf.is_list(agent.get(name)):
+            agent[name] = [agent[name][row] for row in rows]
+    own = config.copy()
+    own.agent = agent
+    return own

@@ -1,6 +1,6 @@
 """Everything that decides a training's future, as tensors and counters, and back again."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,6 +124,37 @@ def join(whole: "Training", first: "Training", second: "Training") -> None:
     agent = concatenated(first.agent.state_dict(), second.agent.state_dict())
     whole.agent.load_state_dict(agent)
     whole.saved = -1  # `whole` is on no disk yet
+
+
+def take_part(part: "Training", whole: "Training", rows: Sequence[int]) -> None:
+    """Make a new training `part` what the seeds at `rows` of the training `whole` are by now."""
+    places = {row: place for place, row in enumerate(whole.running.tolist())}
+    running = torch.tensor([places[row] for row in rows], device=whole.device)
+    copies = torch.arange(whole.num_envs, device=whole.device)
+    of_env = (running.unsqueeze(1) * whole.num_envs + copies).flatten()
+    everyone = torch.tensor(rows)
+    saved = {}
+    for name, tensor in tensors(whole).items():
+        index = running
+        if name.startswith("env."):
+            index = of_env
+        elif name.startswith("kept.") or name == "loop.last":  # of those that stopped, too
+            index = everyone
+        saved[name] = tensor[index.to(tensor.device)]
+    saved["loop.running"] = torch.arange(len(rows), device=whole.device)
+    policy = {name: value[running] for name, value in whole.agent.policy.state_dict().items()}
+    counters = {
+        "step": whole.step,
+        "evaluated": whole.evaluated,
+        "wall_s": whole.elapsed() * len(rows) / len(whole.seeds),
+        "replay": {},
+        "data": whole.fingerprint,
+        "compiled": whole.compiles,
+    }
+    load(part, counters, policy, saved, ())
+    agent = {name: value[running] for name, value in whole.agent.state_dict().items()}
+    part.agent.load_state_dict(agent)
+    part.saved = -1  # `part` is on no disk yet
 
 
 def disk_size(training: "Training") -> int:

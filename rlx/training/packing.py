@@ -1,0 +1,148 @@
+"""Trainings that differ in seeds and numbers alone, as one batch along the seed axis.
+
+A pack is a run of its own until it ends. Then it is taken apart into one run for each member, as if
+each had been trained alone.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from rlx.agent import Agent
+from rlx.config import build, load_class, varying
+from rlx.errors import RunError
+from rlx.grids import parse_seeds
+from rlx.robustness.attacked_env import AttackedEnv
+from rlx.rollout import Episodes
+from rlx.runs.run import Run
+from rlx.show import console
+from rlx.training import result, state
+from rlx.training.config import Config
+from rlx.training.loop import Training
+
+
+def alike(config: DictConfig) -> str | None:
+    """What two trainings must have in common to be members of one pack; None: it can be in none.
+
+    `config`: a validated one. A stop rule takes seeds out of a batch, and env=attacked has a victim
+    for each seed.
+    """
+    if config.stop or issubclass(load_class(config.env, "env", object), AttackedEnv):
+        return None
+    values: Any = OmegaConf.to_container(config)
+    for key in ("seeds", "outputs", "device"):
+        del values[key]
+    for name in _varying(config):
+        # Whether there is a number at all is decided before the batch is made.
+        values["agent"][name] = values["agent"].get(name) is not None
+    return json.dumps(values, sort_keys=True)
+
+
+def packed(members: Sequence[DictConfig]) -> DictConfig:
+    """The config of a pack of these validated configs, which are alike."""
+    config = members[0].copy()
+    config.seeds = [parse_seeds(member.seeds) for member in members]
+    for name in _varying(config):
+        values = [member.agent[name] for member in members]
+        if all(value == values[0] for value in values):
+            continue
+        rows = []
+        for value, seeds in zip(values, config.seeds, strict=True):
+            rows += list(value) if OmegaConf.is_list(value) else [value] * len(seeds)
+        config.agent[name] = rows
+    return config
+
+
+def _varying(config: DictConfig) -> list[str]:
+    """The settings of the agent that may differ between the seeds of a batch."""
+    agent = load_class(config.agent, "agent", Agent)
+    return sorted(varying(agent.config_type))
+
+
+class Pack(Training):
+    """A training of several members; their seeds are its rows, one member after the other."""
+
+    def __init__(self, config: Config, name: str):
+        super().__init__(config, name)
+        self.members: list[list[int]] = []
+        """The rows of each member."""
+        row = 0
+        for seeds in config.seeds:
+            self.members.append(list(range(row, row + len(seeds))))
+            row += len(seeds)
+        self.failed: dict[int, str] = {}
+        """Why members dropped out, by their number."""
+
+    def alive(self) -> list[int]:
+        """The numbers of the members that have not dropped out."""
+        running = set(self.running.tolist())
+        return [number for number, rows in enumerate(self.members) if running.issuperset(rows)]
+
+    def drop(self, members: Mapping[int, str]) -> None:
+        """Go on without some members; the texts say why."""
+        self.failed |= members
+        gone = {row for number in members for row in self.members[number]}
+        kept = [place for place, row in enumerate(self.running.tolist()) if row not in gone]
+        self.take(torch.tensor(kept, dtype=torch.int64, device=self.device))
+
+    def _check(self) -> None:
+        """Drop the members of which a seed met a number that is not finite."""
+        bad: dict[int, str] = {}
+        rows = self.running.tolist()
+        for number in self.alive():
+            places = torch.tensor([rows.index(row) for row in self.members[number]])
+            log = self.log.part(places.to(self.device))
+            try:
+                log.check([self.seeds[row] for row in self.members[number]], self.obs[places])
+            except RunError as error:
+                bad[number] = str(error)
+        for reason in bad.values():
+            console.warning(f"one of the batch drops out: {reason}")
+        if bad:
+            self.drop(bad)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows of an evaluation, each with its place in the batch."""
+        places = self.running.tolist()
+        self.output.log([row | {"row": place} for row, place in zip(rows, places, strict=True)])
+
+    def _finish(self) -> float:
+        """The members report for themselves; see `take_apart`."""
+        return float("nan")
+
+
+def take_apart(pack: Pack, number: int, config: DictConfig, run: Run, episodes: Episodes) -> float:
+    """Make the new, empty `run` that of a member, as if it had been trained alone.
+
+    `number`: which member; `config`: its own config; `episodes`: the last evaluation of all rows.
+    Returns the interquartile mean of the member's last evaluation while it learnt.
+    """
+    rows = pack.members[number]
+    member = Training(build(Config, config, ""), pack.name)
+    state.take_part(member, pack, rows)
+    member.output = run
+    own = Episodes(*(tensor[rows] for tensor in vars(episodes).values()))
+    with run.writing(), console.only_progress():
+        run.write_meta(compiled=pack.output.meta().get("compiled"), batch=len(pack.members))
+        metrics = [row for row in pack.output.metrics() if row["row"] in rows]
+        run.log([{key: row[key] for key in row if key != "row"} for row in metrics])
+        _copy_checkpoints(pack, rows, member)
+        member.began = pack.began  # of the time only a share is the member's
+        member.save()
+        return result.finish(member, member.wall_s, own)
+
+
+def _copy_checkpoints(pack: Pack, rows: Sequence[int], member: Training) -> None:
+    """Save the member's policy at each step before the last of which the pack has a checkpoint."""
+    checkpoints = pack.output.checkpoints
+    for name in checkpoints.steps():
+        counters = checkpoints.counters(name)
+        if int(name) >= pack.step or not counters.get("lasting"):
+            continue
+        places = [counters["rows"].index(row) for row in rows]
+        policy = {key: value[places] for key, value in checkpoints.load(name).items()}
+        facts = {"step": int(name), "seeds": [pack.seeds[row] for row in rows]}
+        member.output.checkpoints.save(name, facts, policy)
