@@ -294,7 +294,9 @@ def _walk(tree: Tree, action: Tensor) -> tuple[Tensor, Tensor]:
     edge = tree.edge[:nodes]
     entered = chosen.take(edge // tree.actions) == edge
     entered[0] = True
-    missed = (tree.above[:nodes, :nodes] & ~entered).any(1)
+    left = tree.above[:nodes, :nodes] & ~entered
+    # As `any(1)`, which takes a CPU forty times as long.
+    missed = left.view(torch.uint8).amax(1).view(torch.bool)
     # The last of the nodes on the way has the largest number, and so the largest place.
     last = tree.place[:nodes].masked_fill(missed, 0).amax(0)
     return chosen.take(last), ~missed
@@ -355,8 +357,9 @@ def _mean_values(tree: Tree, total: Tensor, count: Tensor) -> Tensor:
     """
     mean = total / count.clamp(min=1)
     parents = tree.edge // tree.actions
+    terms = 1 + count
     for node in range(1, len(mean)):
-        mean[node] = (mean.take(parents[node]) + total[node]) / (1 + count[node])
+        mean[node] = (mean.take(parents[node]) + total[node]) / terms[node]
     return mean
 
 

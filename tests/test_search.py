@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlx.nn.rng import uniform
 from rlx.search import RecurrentOutput, Settings, _gamma, draws_needed, halving, search
@@ -232,6 +233,24 @@ def test_a_seed_searches_as_alone_and_rows_do_not_mix():
     torch.testing.assert_close(both.value[1:], alone.value, rtol=1e-4, atol=1e-5)
     assert (both.visits[1:] == alone.visits).all(-1).sum() >= 5, "of 6; rounding may break a tie"
     assert draws_needed(settings, 6, 4) == 6 * 4 * (17 + 20)
+
+
+class NothingAsked(TorchDispatchMode):
+    """Fails where the host asks a tensor for a value, or for how many are true."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert operation._schema.name not in ("aten::_local_scalar_dense", "aten::nonzero")
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", ["muzero", "gumbel"])
+def test_it_asks_the_device_nothing(case):
+    settings = Settings(**(BASE | CASES[case]))
+    model = RandomModel(3)
+    root = model.root(2, 5)
+    key, counter = torch.tensor([3, 4]), torch.tensor([0, 50])
+    with NothingAsked():
+        search(model, root, settings, key, counter)
 
 
 class Bandit:
