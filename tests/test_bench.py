@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ from conftest import compose, small
 from rlx.benchmarks import own, peers
 from rlx.benchmarks.timing import clock
 from rlx.experiment import env_spec
+from rlx.machine import compiler
 
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which(compiler()[0]) is None, reason="no C++ compiler")
 QUICK = ("seconds=0.02", "rounds=2", "device.compile=false")
 
 
@@ -187,3 +190,14 @@ def test_a_peer_imports_nothing_of_rlx(tmp_path):
     assert facts["version"] and speed["steps_per_s"] > 0
     for file in (peers.SERVER, *peers.SCRIPTS):
         assert not re.search(r"^ *(from|import) rlx", file.read_text(), re.MULTILINE)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("agent", ["dqn", "q_table"])
+def test_what_is_compiled_has_a_row_of_its_own(agent, rlx):
+    """An agent of `store` and `due`, and one of `update`: neither is kept from compiling by it."""
+    env = {"dqn": "cartpole", "q_table": "chain"}[agent]
+    words = ("seconds=0.02", "rounds=1", "device.compile=true", "seeds=[2]", *small(agent))
+    result = rlx("bench", f"agent={agent}", f"env={env}", *words)
+    assert result.code == 0, result.err
+    assert "rlx, compiled" in {row["program"] for row in rows(result.run / "speed.csv")}

@@ -114,16 +114,17 @@ class Timed:
 
     def _watch_learning(self) -> None:
         """Note in `learnt` when something is learnt."""
-        agent: Any = self.training.agent
+        agent = self.training.agent
+        kind: Any = type(agent)
         name = "update" if _has_update(agent) else "due"
-        method = getattr(agent, name)
 
-        def watched(*arguments: Any) -> Any:
-            result = method(*arguments)
+        def watched(agent: Any, *arguments: Any) -> Any:
+            result = getattr(kind, name)(agent, *arguments)
             self.learnt = bool(result)
             return result
 
-        setattr(agent, name, watched)
+        # In a class: what an agent itself holds, a compiled step takes for state of the agent's.
+        agent.__class__ = type(kind.__name__, (kind,), {name: watched})
 
 
 @dataclass
