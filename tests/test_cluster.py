@@ -261,6 +261,36 @@ def test_no_slurm_on_this_machine(rlx, monkeypatch, tmp_path):
     assert not Path("outputs").exists()
 
 
+@needs("hydra_submitit_launcher")
+def test_a_slurm_that_does_not_answer(rlx, monkeypatch, tmp_path):
+    for program in ("sbatch", "scontrol"):
+        (tmp_path / program).write_text("#!/bin/sh\necho Slurmctld is DOWN\nexit 1\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    result = rlx("train", *SWEEP, "hydra/launcher=submitit_slurm")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "Slurm does not answer (scontrol ping: Slurmctld is DOWN)" in result.err
+    assert not Path("outputs").exists()
+
+
+@needs("hydra_joblib_launcher")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra/launcher=jobs"], "hydra/launcher=jobs: no such launcher. There are: basic, "),
+        (["hydra.launcher.cpus=2"], "hydra.launcher.cpus: unknown key of this launcher. All: rlx "),
+        (["hydra.launcher.n_jobs=many"], "hydra.launcher.n_jobs=many: Value 'many' of type 'str'"),
+    ],
+)
+def test_wrong_keys_of_a_launcher(words, message, rlx):
+    if not words[0].startswith("hydra/launcher"):
+        words = ["hydra/launcher=joblib", *words]
+    result = rlx("train", *SWEEP, *words)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert message in result.err
+    assert not Path("outputs").exists()
+
+
 @pytest.mark.parametrize(
     ("launcher", "extra"), [("joblib", "joblib"), ("submitit_slurm", "slurm"), ("ray", "ray")]
 )
