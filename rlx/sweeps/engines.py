@@ -77,6 +77,11 @@ def named(words: Sequence[str]) -> str:
     return names[-1] if names else "basic"
 
 
+def is_elsewhere(name: str) -> bool:
+    """Whether the launcher of this name does jobs in other processes, and may fail by itself."""
+    return name in _ENGINES
+
+
 @contextmanager
 def stopping(name: str) -> Iterator[None]:
     """Let SIGINT and SIGTERM stop the jobs of the launcher `name`, begun within the context.

@@ -102,7 +102,10 @@ def go_on(sweep: Sweep, more: Sequence[str]) -> None:
     sweep.check_maker()
     outputs = sweep.path.absolute().parents[1]
     added = overrides_of(["", *more])
-    sys.argv = [f"rlx {sweep.command}", *sweep.words, *added, f"outputs='{outputs}'"]
+    words = sweep.words
+    if any(word.startswith("hydra/launcher=") for word in added):  # with keys of its own
+        words = [word for word in words if not _is_of_launcher(word)]
+    sys.argv = [f"rlx {sweep.command}", *words, *added, f"outputs='{outputs}'"]
     engines.require(sys.argv)
     _do_all(sweep)
 
@@ -134,6 +137,7 @@ def _launch(
 ) -> RunError | None:
     """Let the launcher that `words` name do the jobs; returns what was wrong with the launcher."""
     from hydra.core.utils import JobStatus
+    from hydra.errors import HydraException
 
     name = engines.named(words)
     try:
@@ -142,8 +146,10 @@ def _launch(
                 # Hydra keeps what was raised before or behind the job's work.
                 if result.status == JobStatus.FAILED:
                     raise result._return_value
+    except (ConfigError, RunError, HydraException):
+        raise
     except Exception as error:
-        if name == "basic":
+        if not engines.is_elsewhere(name):
             raise
         return RunError(f"hydra/launcher={name}: {engines.one_line(error)}")
     return None
@@ -166,8 +172,7 @@ class Plan:
         planner = _Planner(command)
         argv = sys.argv
         # They are composed in this process, one after the other, whatever launches the jobs.
-        prefixes = ("hydra/launcher=", "hydra.launcher.")
-        arguments = [word for word in argv if not word.lstrip("+~").startswith(prefixes)]
+        arguments = [word for word in argv if not _is_of_launcher(word)]
         # Hydra writes a file about each sweep.
         with tempfile.TemporaryDirectory(prefix="rlx-") as folder:
             sys.argv = [*arguments, f"hydra.sweep.dir='{folder}'"]
@@ -355,6 +360,11 @@ def _told_how_to_go_on(sweep: Sweep) -> Any:
         raise Interrupted(
             number, f"{told}the sweep is stopped, {done}; it goes on with: {line}"
         ) from None
+
+
+def _is_of_launcher(word: str) -> bool:
+    """Whether a word of a command line names the launcher, or is one of its keys."""
+    return word.lstrip("+~").startswith(("hydra/launcher=", "hydra.launcher."))
 
 
 def _raise_unfinished(sweep: Sweep) -> None:
