@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from rlx.composing import Task, chosen, run_composed
 from rlx.conf import group_files, sweeps_of
+from rlx.config import plain
 from rlx.errors import ConfigError, RunError
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
@@ -44,7 +45,7 @@ class RunConfig:
 def pin_runs(composed: DictConfig) -> DictConfig:
     """The config of a command that reads runs with these as they are found from any folder."""
     pinned = composed.copy()
-    runs = find_all(composed.run, composed.outputs, trusted=composed.trust)
+    runs = find_all(plain(composed)["run"], composed.outputs, trusted=composed.trust)
     pinned.run = [str(run.path.absolute()) for run in runs]
     return pinned
 
@@ -120,6 +121,8 @@ class Command:
 
 def _is_sweep() -> bool:
     """Whether the command line, or an experiment that it names, asks for a sweep."""
+    if {"-c", "--cfg"} & set(sys.argv):
+        return False  # Hydra prints the config, and does nothing
     if {"-m", "--multirun"} & set(sys.argv):
         return True
     named = [arg.partition("=")[2] for arg in sys.argv if arg.startswith("experiment=")]

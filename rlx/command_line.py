@@ -26,8 +26,9 @@ def config_overrides(line: list[str]) -> list[str]:
 def to_hydra(command: str, arguments: list[str]) -> list[str]:
     """The command line of an rlx command as Hydra takes it; ConfigError where it has no meaning.
 
-    Paths become run=[…] (of rlx data: data=[…]), in a sweep one job for each, flags go to the front, as Hydra 1.3 takes none
-    between overrides, and dotted keys need no +: what they may be is checked where they are read.
+    Paths become run=[…] (of rlx data: data=[…]), in a sweep a job for each of them. Flags go to the
+    front, as Hydra 1.3 takes none between overrides. Dotted keys need no +: what they may be is
+    checked where they are read.
     """
     groups = own_keys(command)
     swept = _swept(arguments)

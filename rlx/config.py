@@ -13,13 +13,16 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from rlx.conf import options_with, renamed
 from rlx.errors import ConfigError
 from rlx.names import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -55,6 +58,21 @@ Count = Annotated[int, Range(1)]
 """A whole number from 1 on, as a batch size."""
 Index = Annotated[int, Range(0)]
 """A whole number from 0 on, as the number of a choice or of steps before something."""
+
+
+class _Varies:
+    """The mark of a number that may differ between the seeds that are trained as one batch."""
+
+    def __str__(self) -> str:
+        return "or one per seed"
+
+
+VARIES = _Varies()
+if TYPE_CHECKING:
+    PerSeed: TypeAlias = T | Tensor
+else:
+    PerSeed = Annotated[T, VARIES]
+"""`PerSeed[Share]` is a share, or a list of one share for each seed, which agents see as [S]."""
 
 
 def rename_keys(config: DictConfig, overrides: Iterable[str] = ()) -> None:
@@ -130,6 +148,20 @@ class _Parameter(NamedTuple):
     """The annotated type; Any where there is no annotation."""
     default: Any
     """The default value; `inspect.Parameter.empty` where there is none."""
+
+
+def varying(kind: type) -> set[str]:
+    """The fields of the config dataclass `kind` that may differ between seeds: its `PerSeed`."""
+    parameters, _ = _parameters(kind)
+    return {name for name, parameter in parameters.items() if _varies(parameter.hint)}
+
+
+def _varies(hint: Any) -> bool:
+    """Whether the type `hint`, or one of a union, is `PerSeed`."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(map(_varies, arguments))
+    return VARIES in arguments
 
 
 def _parameters(kind: Callable[..., Any]) -> tuple[dict[str, _Parameter], bool]:
@@ -221,11 +253,16 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
 
 
 def _convert_ranged(value: Any, hint: Any, key: str) -> Any:
-    """`value` as a value of the annotated type `hint`, within the ranges of the annotation."""
-    kind, *ranges = typing.get_args(hint)
+    """`value` as a value of the annotated type `hint`, within the ranges of the annotation.
+
+    Where the number may differ between seeds, a list of them is converted one by one.
+    """
+    kind, *marks = typing.get_args(hint)
+    if VARIES in marks and isinstance(value, (list, tuple)) and value:
+        return [_convert_ranged(number, hint, key) for number in value]
     number = convert(value, kind, key)
-    for allowed in ranges:
-        if number not in allowed:
+    for allowed in marks:
+        if allowed is not VARIES and number not in allowed:
             raise ConfigError(f"{key}={value}: must be {allowed}.")
     return number
 
@@ -244,8 +281,8 @@ def describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin is Annotated:
-        kind, *ranges = arguments
-        return ", ".join([describe(kind), *map(str, ranges)])
+        kind, *marks = arguments
+        return ", ".join([describe(kind), *map(str, marks)])
     if origin is dict:
         return names[dict]
     if origin in (list, tuple):

@@ -408,6 +408,7 @@ def make_agent(
     An offline agent learns from `data`. ConfigError where agent, env and data do not fit.
     """
     from rlx.agent import Agent, OfflineAgent
+    from rlx.nn.per_seed import settings_of_seeds
 
     # The constructors of an Agent and an OfflineAgent differ in the last argument.
     agent: Any = load_class(node, "agent", Agent)
@@ -417,7 +418,7 @@ def make_agent(
         raise ConfigError(
             f"agent: {agent.__name__} needs a game of two players in turn, such as env=tic_tac_toe."
         )
-    config = build(agent.config_type, node, "agent")
+    config = settings_of_seeds(build(agent.config_type, node, "agent"), seeds, "agent")
     offline = issubclass(agent, OfflineAgent)
     if offline and data is None:
         raise ConfigError(

@@ -1,6 +1,8 @@
 """The machine's free memory and free disk."""
 
 import math
+import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -28,3 +30,8 @@ def require_disk(root: str, size: int) -> None:
             f"outputs={root}: checkpoints of this run take {size / 1e9:,.1f} GB of disk, "
             f"and {free / 1e9:,.1f} GB are free."
         )
+
+
+def compiler() -> list[str]:
+    """The C++ compiler and its options, as `CXX` names them."""
+    return shlex.split(os.environ.get("CXX", "")) or ["g++"]

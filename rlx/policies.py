@@ -23,6 +23,7 @@ from rlx.experiment import (
 )
 from rlx.grids import parse_seeds
 from rlx.names import nearest
+from rlx.nn.per_seed import settings_of_seeds
 from rlx.nn.rng import seed_tensor
 from rlx.nn.seed_axis import concatenate, take
 from rlx.runs.run import Run
@@ -215,4 +216,5 @@ def _require_same(runs: Sequence[Run]) -> None:
 def _make_policy(config: DictConfig, spec: Spec, seeds: Tensor) -> Policy:
     """A new policy as a training of `config` makes it, of `seeds` (int64 [S])."""
     agent = load_class(config.agent, "agent", Agent)
-    return agent.policy_type(build(agent.config_type, config.agent, "agent"), spec, seeds)
+    settings: Any = build(agent.config_type, config.agent, "agent")
+    return agent.policy_type(settings_of_seeds(settings, seeds, "agent"), spec, seeds)

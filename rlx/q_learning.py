@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import Spec
-from rlx.config import Count, Index, Positive, Share, choice
+from rlx.config import Count, Index, PerSeed, Positive, Share, choice
 from rlx.nn.optim import OPTIMIZERS, descend
 from rlx.nn.seed_axis import polyak_update
 from rlx.replay import Replay
@@ -29,11 +29,11 @@ class LearnerConfig:
     """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
     n_steps: Count
     """Rewards that are summed before the target network's value is added."""
-    discount: Share
+    discount: PerSeed[Share]
     """Factor by which a reward one step later is worth less."""
     optimizer: str
     """`adam` or `rmsprop`."""
-    learning_rate: Positive
+    learning_rate: PerSeed[Positive]
     """Step size of the optimiser."""
     batch_size: Count
     """Transitions in a minibatch of one seed."""
@@ -43,27 +43,27 @@ class LearnerConfig:
     """Transitions stored, per seed, before the first update."""
     replay_ratio: Positive
     """Updates per environment step of a seed."""
-    target_tau: Share
+    target_tau: PerSeed[Share]
     """Weight of the online network in a target update; 1 is a hard copy."""
-    target_every: Count
+    target_every: PerSeed[Count]
     """Updates between two target updates."""
     target_init: str
     """`copy`: the target starts as the online network; `random`: from weights of its own."""
-    average_tau: Share
+    average_tau: PerSeed[Share]
     """Weight of the learning network, per update, in the running average that acts greedily.
 
     1 acts on the newest weights. Between two updates a greedy policy can change from good to stuck;
     its average does not (Polyak & Juditsky 1992).
     """
-    max_grad_norm: Positive | None
+    max_grad_norm: PerSeed[Positive] | None
     """Bound on the norm of each seed's gradient; null: none."""
-    max_grad_value: Positive | None
+    max_grad_value: PerSeed[Positive] | None
     """Bound on each element of the gradient; null: none."""
-    epsilon_start: Share
+    epsilon_start: PerSeed[Share]
     """Probability of a random choice at the first decision."""
-    epsilon_end: Share
+    epsilon_end: PerSeed[Share]
     """Probability of a random choice from `epsilon_steps` decisions on."""
-    epsilon_steps: Count
+    epsilon_steps: PerSeed[Count]
     """Decisions, per seed, over which exploration falls linearly."""
 
     def __post_init__(self) -> None:

@@ -101,33 +101,33 @@ class SearchOutput:
 class Tree:
     """R trees of at most M nodes each: node 0 is the root, node k is added by simulation k.
 
-    All nodes lie in one axis [R · M], and the edges, one for each action, in [R · M, A]. "Place"
-    means a node's number in that axis, and an edge's number is place · A + action.
+    A node's number is larger than its parent's. "Place" means where node k of tree r is among all
+    M · R, k · R + r. An edge is one action of one node, and has the number place · A + action.
     """
 
     def __init__(self, root: RecurrentOutput, nodes: int):
         seeds, batch, actions = root.logits.shape
         self.shape = (seeds, batch)
-        self.nodes = nodes
         self.actions = actions
         roots = seeds * batch
-        places = roots * nodes
         device = root.logits.device
-        self.base = torch.arange(roots, device=device) * nodes
-        """Places of the roots, [R]."""
-        self.prefix = torch.zeros(places, device=device)
-        self.value = torch.zeros(places, device=device)
-        self.fresh = torch.zeros(places, dtype=torch.bool, device=device)
-        """Whether a value prefix begins behind the node."""
-        self.logits = torch.zeros(places, actions, device=device)
+        self.place = torch.arange(nodes * roots, device=device).view(nodes, roots)
+        """int64 [M, R]."""
+        self.prefix = torch.zeros(nodes, roots, device=device)
+        self.value = torch.zeros_like(self.prefix)
+        self.fresh = torch.zeros_like(self.prefix, dtype=torch.bool)
+        """Whether a value prefix begins behind the node, [M, R]."""
+        self.edge = torch.zeros_like(self.place)
+        """The edge that leads to the node, [M, R]; 0 of the root, to which none leads."""
+        self.above = torch.zeros(nodes, nodes, roots, dtype=torch.bool, device=device)
+        """Which nodes lie on the way from the root to a node, [M, M, R]; itself is one of them."""
+        self.logits = torch.zeros(nodes, roots, actions, device=device)
         self.prior = torch.zeros_like(self.logits)
         self.reward = torch.zeros_like(self.logits)
         self.visits = torch.zeros_like(self.logits)
         self.total = torch.zeros_like(self.logits)
-        """Sum, over an edge's visits, of the values that were found behind it."""
+        """Sum, over an edge's visits, of the values that were found behind it, [M, R, A]."""
         self.q = torch.zeros_like(self.logits)
-        self.child = torch.full((places, actions), -1, device=device)
-        """Place of the node behind an edge; −1 where there is none yet."""
         self.latent = {
             name: value.new_zeros(nodes, *value.shape) for name, value in root.latent.items()
         }
@@ -138,68 +138,67 @@ class Tree:
         """Largest action value minus the smallest."""
         self._fill(0, root)
 
-    def _fill(self, number: int, output: RecurrentOutput) -> Tensor:
-        """Fill the node `number` of each tree; returns the places [R]."""
-        place = self.base + number
+    def _fill(self, number: int, output: RecurrentOutput) -> None:
+        """Fill the node `number` of each tree."""
         for name, value in output.latent.items():
             self.latent[name][number] = value
         logits = output.logits.flatten(0, 1)
-        self.logits[place] = logits
-        self.prior[place] = logits.softmax(1)
-        self.value[place] = output.value.flatten()
-        self.prefix[place] = output.prefix.flatten()
-        return place
+        self.logits[number] = logits
+        self.prior[number] = logits.softmax(1)
+        self.value[number] = output.value.flatten()
+        self.prefix[number] = output.prefix.flatten()
+        self.above[number, number] = True
 
     def latents(self, place: Tensor) -> dict[str, Tensor]:
         """The latents of one node of each tree, at `place` [R]: name → [S, B, …]."""
-        roots = len(self.base)
-        row = (place - self.base) * roots + torch.arange(roots, device=place.device)
         latents = {}
         for name, pool in self.latent.items():
-            latents[name] = pool.flatten(0, 2).index_select(0, row).unflatten(0, self.shape)
+            latents[name] = pool.flatten(0, 2).index_select(0, place).unflatten(0, self.shape)
         return latents
 
     def expand(
-        self, number: int, edge: Tensor, depth: Tensor, output: RecurrentOutput, horizon: int
+        self, number: int, edge: Tensor, above: Tensor, output: RecurrentOutput, horizon: int
     ) -> None:
-        """Add the node `number` behind an edge [R] of each tree, `depth` [R] below its root."""
-        place = self._fill(number, output)
+        """Add the node `number` behind an edge [R] of each tree.
+
+        `above` (bool [number, R]): which nodes lie on the way from the root to the edge.
+        """
+        self._fill(number, output)
+        self.edge[number] = edge
+        self.above[number, :number] = above
         parent = edge // self.actions
-        self.child.view(-1)[edge] = place
-        earlier = torch.where(self.fresh[parent], 0.0, self.prefix[parent])
-        self.reward.view(-1)[edge] = self.prefix[place] - earlier
+        earlier = torch.where(self.fresh.take(parent), 0.0, self.prefix.take(parent))
+        self.reward.put_(edge, self.prefix[number] - earlier)
+        depth = above.sum(0)
         fresh = depth % horizon == 0
-        self.fresh[place] = fresh
+        self.fresh[number] = fresh
         for name in output.memory:
             pool = self.latent[name][number]
             pool.masked_fill_(along(fresh.view(self.shape), pool), 0.0)
 
-    def backup(self, number: int, edges: Tensor, passed: Tensor, discount: float) -> None:
-        """Add the value of node `number` to the edges of its path from the root.
-
-        `edges` [D, R] and `passed` (bool [D, R]) are those of `_walk`.
-        """
-        gain = self.value[self.base + number]
-        rewards = self.reward.view(-1)[edges]
+    def backup(self, number: int, discount: float) -> None:
+        """Add the value of node `number` to the edges of the way that leads to it."""
+        below_root = slice(1, number + 1)
+        edges = self.edge[below_root]
+        passed = self.above[number, below_root]
+        rewards = self.reward.take(edges)
+        gain = self.value[number]
         gains: list[Tensor] = []
-        for reward, on_path in zip(rewards.flip(0), passed.flip(0), strict=True):
+        for reward, on_way in zip(rewards.flip(0), passed.flip(0), strict=True):
             gains.append(gain)
-            gain = torch.where(on_path, reward + discount * gain, gain)
-        edge = edges.flatten()
-        visits = self.visits.view(-1)
-        total = self.total.view(-1)
-        visits.index_add_(0, edge, passed.flatten().to(visits.dtype))
-        total.index_add_(0, edge, torch.where(passed, torch.stack(gains[::-1]), 0.0).flatten())
-        self.q.view(-1)[edge] = rewards.flatten() + discount * total[edge] / visits[edge]
-        # Only the first `number` nodes of a tree have edges with a child behind them.
-        trees = (len(self.base), self.nodes, self.actions)
-        q = self.q.view(trees)[:, :number].flatten(1)
-        visited = (self.visits > 0).view(trees)[:, :number].flatten(1)
-        self.low = torch.where(visited, q, torch.inf).amin(1, keepdim=True)
-        self.spread = torch.where(visited, q, -torch.inf).amax(1, keepdim=True) - self.low
+            gain = torch.where(on_way, reward + discount * gain, gain)
+        visits = self.visits.take(edges) + passed
+        total = self.total.take(edges) + torch.where(passed, torch.stack(gains[::-1]), 0.0)
+        # Of all visited edges of a tree: each of them leads to one of these nodes.
+        q = rewards + discount * total / visits
+        self.visits.put_(edges, visits)
+        self.total.put_(edges, total)
+        self.q.put_(edges, q)
+        self.low = q.amin(0).unsqueeze(1)
+        self.spread = q.amax(0).unsqueeze(1) - self.low
 
     def normalised(self, q: Tensor, floor: float) -> Tensor:
-        """Action values [R, A] by the tree's range, in [0, 1]; `floor`: the smallest range."""
+        """Action values [K, R, A] by the tree's range, in [0, 1]; `floor`: the smallest range."""
         ranged = self.spread > 0
         low = torch.where(ranged, self.low, 0.0)
         spread = torch.where(ranged, self.spread.clamp(min=floor), 1.0)
@@ -222,11 +221,14 @@ def search(
     if settings.gumbel is not None:
         schedule = halving(min(settings.gumbel, actions), settings.simulations)
     for number in range(1, settings.simulations + 1):
-        edges, passed = _walk(tree, number, settings, gumbel, schedule, ties[number - 1])
-        edge = edges[-1]
+        if settings.gumbel is None:
+            action = _puct(tree, number, settings, ties[number - 1])
+        else:
+            action = _gumbel(tree, number, settings, gumbel, schedule[number - 1])
+        edge, above = _walk(tree, action)
         output = model(tree.latents(edge // actions), (edge % actions).view(tree.shape))
-        tree.expand(number, edge, passed.sum(0), output, settings.horizon)
-        tree.backup(number, edges, passed, settings.discount)
+        tree.expand(number, edge, above, output, settings.horizon)
+        tree.backup(number, settings.discount)
     return _summary(tree, settings, gumbel)
 
 
@@ -264,7 +266,7 @@ def _draw_noise(
     """
     seeds, batch = tree.shape
     actions = tree.actions
-    gumbel = torch.zeros_like(tree.logits[tree.base])
+    gumbel = torch.zeros_like(tree.logits[0])
     if not settings.noise:
         # Chance breaks ties here too, but alike for all roots: no decision depends on the others.
         zero = torch.zeros((), dtype=torch.int64, device=key.device)
@@ -277,58 +279,39 @@ def _draw_noise(
         return -(-noise[0].clamp(1e-7, 1 - 1e-7).log()).log(), ties
     gamma = _gamma(settings.dirichlet_alpha, noise)
     dirichlet = gamma / gamma.sum(1, keepdim=True)
-    tree.prior[tree.base] = tree.prior[tree.base].lerp(dirichlet, settings.dirichlet_fraction)
+    tree.prior[0] = tree.prior[0].lerp(dirichlet, settings.dirichlet_fraction)
     return gumbel, ties
 
 
-def _walk(
-    tree: Tree,
-    number: int,
-    settings: Settings,
-    gumbel: Tensor,
-    schedule: list[int],
-    ties: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Simulation `number`'s way from every root to an edge without a child: (edges, passed).
+def _walk(tree: Tree, action: Tensor) -> tuple[Tensor, Tensor]:
+    """The way from every root to an edge without a node behind it: (the edge [R], above).
 
-    Both are [D, R]. A tree's path is as long as its `passed` is true; from then on its last edge
-    is repeated.
+    `action` [K, R] is what each of the K nodes of a tree would choose; above, bool [K, R], are the
+    nodes on the way. No loop follows it: the host would have to ask the device where it ends.
     """
-    place = tree.base
-    edge = tree.base
-    mean: Tensor | None = None
-    inside = torch.ones_like(place, dtype=torch.bool)
-    edges: list[Tensor] = []
-    passed: list[Tensor] = []
-    # No path is longer than the tree has nodes: asked first, since `any` waits for the device.
-    while len(edges) < number and inside.any():
-        if settings.gumbel is None:
-            action, mean = _puct(tree, place, mean, settings, ties)
-        elif not edges:
-            action = _gumbel(tree, place, settings, gumbel, schedule[number - 1])
-        else:
-            action = _improved(tree, place, settings)
-        edge = torch.where(inside, place * tree.actions + action, edge)
-        edges.append(edge)
-        passed.append(inside)
-        child = tree.child.view(-1)[edge]
-        inside = inside & (child >= 0)
-        place = torch.where(inside, child, place)
-    return torch.stack(edges), torch.stack(passed)
+    nodes = len(action)
+    chosen = tree.place[:nodes] * tree.actions + action
+    edge = tree.edge[:nodes]
+    entered = chosen.take(edge // tree.actions) == edge
+    entered[0] = True
+    missed = (tree.above[:nodes, :nodes] & ~entered).any(1)
+    # The last of the nodes on the way has the largest number, and so the largest place.
+    last = tree.place[:nodes].masked_fill(missed, 0).amax(0)
+    return chosen.take(last), ~missed
 
 
 def _summary(tree: Tree, settings: Settings, gumbel: Tensor) -> SearchOutput:
     """What the finished trees say of their roots."""
-    visits = tree.visits[tree.base]
-    total = (visits * tree.q[tree.base]).sum(1)
+    visits = tree.visits[0]
+    total = (visits * tree.q[0]).sum(1)
     if settings.gumbel is None:
         policy = visits / settings.simulations
         value = total / settings.simulations
         action = visits.argmax(1)
     else:
-        improved = _completed(tree, tree.base, settings)
+        improved = _completed(tree, 1, settings).squeeze(0)
         policy = improved.softmax(1)
-        value = (total + tree.value[tree.base]) / (1 + settings.simulations)
+        value = (total + tree.value[0]) / (1 + settings.simulations)
         # Of the actions that survived the halving, the one with the best score.
         loser = visits < visits.amax(1, keepdim=True)
         action = (gumbel + improved).masked_fill(loser, -torch.inf).argmax(1)
@@ -340,67 +323,75 @@ def _summary(tree: Tree, settings: Settings, gumbel: Tensor) -> SearchOutput:
     )
 
 
-def _puct(
-    tree: Tree, place: Tensor, mean_above: Tensor | None, settings: Settings, draws: Tensor
-) -> tuple[Tensor, Tensor]:
-    """MuZero's choice at the nodes `place` [R]: (action [R], mean value of actions [R, 1]).
+def _puct(tree: Tree, nodes: int, settings: Settings, draws: Tensor) -> Tensor:
+    """MuZero's choices [K, R] at the first K = `nodes` nodes of each tree.
 
-    `mean_above` is the mean value at the node above; None: the nodes are the roots. `draws`
-    [R or 1, A] break ties. Of its N visits, n(a) with the action a, a node gives an action the
-    score (Schrittwieser et al. 2020, appendix B)
+    `draws` [R or 1, A] break ties. Of its N visits, n(a) with the action a, a node gives an action
+    the score (Schrittwieser et al. 2020, appendix B)
 
         Q(a) + P(a) · √N / (1 + n(a)) · (c_init + log((N + c_base + 1) / c_base))
 
-    with Q by the tree's range. Where n(a) is 0, the mean value stands for Q(a) (Ye et al. 2021):
-    the mean of Q over the visited actions and, below the root, of the mean value above.
+    with Q by the tree's range. Where n(a) is 0, `_mean_values` stand for Q(a).
     """
-    q = tree.q[place]
-    visits = tree.visits[place]
+    q = tree.q[:nodes]
+    visits = tree.visits[:nodes]
     visited = visits > 0
-    count = visited.sum(1, keepdim=True)
-    if mean_above is None:
-        mean = q.sum(1, keepdim=True) / count.clamp(min=1)
-    else:
-        mean = (mean_above + q.sum(1, keepdim=True)) / (1 + count)
-    total = visits.sum(1, keepdim=True) + int(settings.first_visit_by_prior)
+    mean = _mean_values(tree, q.sum(2), visited.sum(2))
+    total = visits.sum(2, keepdim=True) + int(settings.first_visit_by_prior)
     exploration = ((total + settings.c_base + 1) / settings.c_base).log() + settings.c_init
     weight = exploration * total.sqrt() / (visits + 1)
-    values = tree.normalised(torch.where(visited, q, mean), settings.value_floor)
-    score = values + tree.prior[place] * weight
-    best = score >= score.amax(1, keepdim=True) - TIE
+    values = tree.normalised(torch.where(visited, q, mean.unsqueeze(2)), settings.value_floor)
+    score = values + tree.prior[:nodes] * weight
+    best = score >= score.amax(2, keepdim=True) - TIE
     # Among the best, the largest draw decides; 1 + draw is above the 0 of the others.
-    return torch.where(best, 1 + draws, 0.0).argmax(1), mean
+    return torch.where(best, 1 + draws, 0.0).argmax(2)
 
 
-def _completed(tree: Tree, place: Tensor, settings: Settings) -> Tensor:
-    """Logits [R, A] of the improved policy at the nodes `place` [R].
+def _mean_values(tree: Tree, total: Tensor, count: Tensor) -> Tensor:
+    """The mean values [K, R] of nodes, whose visited actions have a Q of `total` in sum.
+
+    `total` and their number `count` are [K, R]. Ye et al. 2021: the mean of Q over the visited
+    actions and, below the root, of the mean value of the node above.
+    """
+    mean = total / count.clamp(min=1)
+    parents = tree.edge // tree.actions
+    for node in range(1, len(mean)):
+        mean[node] = (mean.take(parents[node]) + total[node]) / (1 + count[node])
+    return mean
+
+
+def _gumbel(tree: Tree, nodes: int, settings: Settings, gumbel: Tensor, visits: int) -> Tensor:
+    """Gumbel MuZero's choices [K, R] at the first K = `nodes` nodes of each tree.
+
+    The root chooses the best of its actions that were visited `visits` times, by Gumbel-top-k; all
+    other nodes that whose share of visits lags most behind the improved policy (Danihelka et al.
+    2022, eq. 14).
+    """
+    improved = _completed(tree, nodes, settings)
+    visited = tree.visits[:nodes]
+    share = visited / (1 + visited.sum(2, keepdim=True))
+    action = (improved.softmax(2) - share).argmax(2)
+    closed = visited[0] != visits
+    action[0] = (gumbel + improved[0]).masked_fill(closed, -torch.inf).argmax(1)
+    return action
+
+
+def _completed(tree: Tree, nodes: int, settings: Settings) -> Tensor:
+    """Logits [K, R, A] of the improved policy at the first K = `nodes` nodes of each tree.
 
     Danihelka et al. 2022, eqs. 8, 11 and 33: actions that were not visited are worth the mean of
     the network's value and of the visited ones', weighted by prior.
     """
-    q = tree.q[place]
-    visits = tree.visits[place]
+    q = tree.q[:nodes]
+    visits = tree.visits[:nodes]
     visited = visits > 0
-    prior = torch.where(visited, tree.prior[place], 0.0)
-    total = visits.sum(1)
-    visited_mean = (prior * q).sum(1) / prior.sum(1).clamp(min=1e-12)
-    mixed = (tree.value[place] + total * visited_mean) / (1 + total)
-    values = tree.normalised(torch.where(visited, q, mixed.unsqueeze(1)), settings.value_floor)
-    scale = (settings.c_visit + visits.amax(1, keepdim=True)) * settings.c_scale
-    return tree.logits[place] + scale * values
-
-
-def _gumbel(tree: Tree, place: Tensor, settings: Settings, gumbel: Tensor, visits: int) -> Tensor:
-    """The best [R] of the root's actions that were visited so often, by Gumbel-top-k."""
-    score = gumbel + _completed(tree, place, settings)
-    return score.masked_fill(tree.visits[place] != visits, -torch.inf).argmax(1)
-
-
-def _improved(tree: Tree, place: Tensor, settings: Settings) -> Tensor:
-    """The action [R] whose share of visits lags most behind the improved policy (eq. 14)."""
-    visits = tree.visits[place]
-    share = visits / (1 + visits.sum(1, keepdim=True))
-    return (_completed(tree, place, settings).softmax(1) - share).argmax(1)
+    prior = torch.where(visited, tree.prior[:nodes], 0.0)
+    total = visits.sum(2)
+    visited_mean = (prior * q).sum(2) / prior.sum(2).clamp(min=1e-12)
+    mixed = (tree.value[:nodes] + total * visited_mean) / (1 + total)
+    values = tree.normalised(torch.where(visited, q, mixed.unsqueeze(2)), settings.value_floor)
+    scale = (settings.c_visit + visits.amax(2, keepdim=True)) * settings.c_scale
+    return tree.logits[:nodes] + scale * values
 
 
 _TRIES = 8

@@ -1,6 +1,7 @@
 """Compiled steps: the graph of a step is the step, and a compiled run is a run like any other."""
 
 import json
+import shlex
 import shutil
 from functools import partial
 
@@ -14,10 +15,11 @@ from rlx.agent import Part, Transition
 from rlx.agents.dqn import DQN
 from rlx.config import build
 from rlx.errors import ConfigError
+from rlx.machine import compiler
 from rlx.training import compiled, state
 from rlx.training.compiled import CompiledSteps, interpreted
 from rlx.training.config import Config, validated
-from rlx.training.loop import Training, compiler
+from rlx.training.loop import Training
 from rlx.vector_step import play
 
 TRACED = [(agent, env) for agent, env in PAIRS if agent != "efficientzero" and env != "gym"]
@@ -37,7 +39,7 @@ VARIANTS = [
 ]
 """(agent, env, further keys): each takes other lines of an agent or an env."""
 
-NEEDS_COMPILER = pytest.mark.skipif(shutil.which(compiler()) is None, reason="no C++ compiler")
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which(compiler()[0]) is None, reason="no C++ compiler")
 
 
 def training(agent: str, env: str, *keys: str) -> Training:
@@ -267,7 +269,7 @@ def test_a_run_stays_as_it_began(rlx, monkeypatch):
     """`auto` would compile a longer run: one that goes on does not begin to."""
     short = rlx("train", *COMPILED, *SHORT, "steps=800", "checkpoint_every=400")
     assert short.code == 0 and "compiled no" in short.out
-    monkeypatch.setattr("rlx.training.loop.LEAST_COMPILED", 10)
+    monkeypatch.setattr("rlx.training.compiling.LEAST_STEPS", 10)
     resumed = rlx("resume", short.run, "steps=1200")
     assert resumed.code == 0 and "compiled no" in resumed.out
 
@@ -298,9 +300,21 @@ def test_without_a_compiler(rlx, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     result = rlx("train", *COMPILED, *SHORT, "steps=800", "device.compile=true")
     assert result.code == 2 and "there is no C++ compiler no-such-compiler here" in result.err
-    monkeypatch.setattr("rlx.training.loop.LEAST_COMPILED", 10)
+    monkeypatch.setattr("rlx.training.compiling.LEAST_STEPS", 10)
     result = rlx("train", *COMPILED, *SHORT, "steps=800")
     assert result.code == 0 and "compiled no" in result.out
+
+
+@NEEDS_COMPILER
+def test_a_compiler_may_have_options(rlx, monkeypatch, tmp_path):
+    import torch._inductor.config
+
+    cpp = torch._inductor.config.cpp
+    monkeypatch.setattr(cpp, "cxx", cpp.cxx)  # is restored after the test
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", f"{shlex.join(compiler())} -m64")
+    result = rlx("train", *COMPILED, *SHORT, "steps=800", "device.compile=true")
+    assert result.code == 0 and "compiled step" in result.out
 
 
 @NEEDS_COMPILER
@@ -309,7 +323,7 @@ def test_a_compiler_that_fails_leaves_the_steps_as_they_are_written(rlx, monkeyp
         raise RuntimeError("the compiler crashed")
 
     monkeypatch.setattr(compiled, "inductor", failing)
-    monkeypatch.setattr("rlx.training.loop.LEAST_COMPILED", 10)
+    monkeypatch.setattr("rlx.training.compiling.LEAST_STEPS", 10)
     result = rlx("train", *COMPILED, *SHORT, "steps=800")
     assert result.code == 0
     assert "step cannot be compiled: the compiler crashed; it runs as it is written" in result.out

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 
 import rlx as package
 from rlx import conf
-from rlx.composing import compose_config
 from rlx.command_line import config_overrides, to_hydra
+from rlx.composing import compose_config
 from rlx.conf import group_files
 from rlx.config import build
 from rlx.help import commands

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlx.envs  # noqa: F401 (registers)
 from rlx.conf import conf_dir
@@ -77,6 +78,31 @@ def test_step_equals_gymnasiums(name, low, high):
             assert bool(terminated[i]) == done, (states[i], actions[i])
         ends += done
     assert (ends == 0 if continuous else 0 < ends < 1000) and not truncated.any()
+
+
+class Operations(TorchDispatchMode):
+    """How many operations are asked of torch; views, which compute nothing, are none."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation._schema.returns
+        is_view = any(result.alias_info and not result.alias_info.is_write for result in results)
+        self.count += not is_view
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("acrobot", 104), ("cartpole", 41), ("mountain_car", 30)]
+)
+def test_a_step_takes_few_operations(name, most, composed):
+    # A small batch's step takes as long as its operations, a few microseconds each.
+    env = make_env(composed("train", f"env={name}").env, 6, CPU)
+    env.reset(seed=0)
+    action = torch.zeros(env.action_space.shape, dtype=torch.int64)
+    with Operations() as operations:
+        env.step(action)
+    assert operations.count <= most
 
 
 def alike(one, other) -> bool:

@@ -346,7 +346,7 @@ def test_an_interrupt_does_not_reach_the_compiler(rlx):
 
 def test_a_compiled_run_goes_on_where_there_is_no_compiler_and_when_it_grows(rlx, monkeypatch):
     monkeypatch.setattr(compiled, "compile_steps", interpreted_steps)
-    monkeypatch.setattr("rlx.training.loop.LEAST_COMPILED", 10)
+    monkeypatch.setattr("rlx.training.compiling.LEAST_STEPS", 10)
     run = rlx("train", *COMPILED, *SHORT, "steps=800", "checkpoint_every=400").run
     grown = rlx("resume", run, "seeds=3")
     assert grown.code == 0

@@ -23,12 +23,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy, leaky_relu, one_hot, threshold
 
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
-from rlx.config import Count, Index, Positive, Share, choice
+from rlx.config import Count, Index, PerSeed, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image
 from rlx.nn.exploration import random_choice
 from rlx.nn.networks import SeedLinear
 from rlx.nn.optim import Adam, descend
+from rlx.nn.per_seed import add_numbers
 from rlx.nn.rng import Streams, categorical
 from rlx.nn.schedules import UpdateSchedule
 from rlx.nn.seed_axis import along, polyak_update
@@ -50,7 +51,7 @@ class Config:
 
     false: by the initial ones, mean 0 and variance 1.
     """
-    norm_tau: Share
+    norm_tau: PerSeed[Share]
     """Weight of a minibatch in the running statistics."""
     return_scale: float
     """Return of a full success, whose rate is 1.
@@ -62,9 +63,9 @@ class Config:
 
     `all`: 1; `better`: how far the episode's rate exceeds the minibatch's mean.
     """
-    learning_rate: Positive
+    learning_rate: PerSeed[Positive]
     """Step size of the optimisers of a_loss and e_loss."""
-    learning_rate2: Positive
+    learning_rate2: PerSeed[Positive]
     """Step size of the optimisers of a_loss2 and e_loss2."""
     batch_size: Count
     """Transitions in a minibatch of one seed."""
@@ -74,7 +75,7 @@ class Config:
     """Transitions of a uniformly random policy stored before the first update."""
     replay_ratio: Positive
     """Updates per environment step of a seed."""
-    average_tau: Share
+    average_tau: PerSeed[Share]
     """Weight of the learning network, per update, in the running average that acts greedily.
 
     1 acts on the newest weights.
@@ -84,9 +85,9 @@ class Config:
 
     false: the largest one.
     """
-    epsilon_end: Share
+    epsilon_end: PerSeed[Share]
     """Probability of a random action that exploration falls towards."""
-    epsilon_steps: Count
+    epsilon_steps: PerSeed[Count]
     """Decisions, per seed and after the random ones, of exploration's decay from 1.
 
     After them its distance from `epsilon_end` is 1/e of what it was.
@@ -108,9 +109,12 @@ class BatchNorm(nn.Module):
     that learn: here a seed can sit a minibatch out.
     """
 
-    def __init__(self, features: int, seeds: Tensor, tau: float):
+    tau: float | Tensor
+    """Weight of a minibatch in the running statistics: one number, or [S]."""
+
+    def __init__(self, features: int, seeds: Tensor, tau: float | Tensor):
         super().__init__()
-        self.tau = tau
+        add_numbers(self, tau=tau)
         self.scale = nn.Parameter(torch.ones(len(seeds), 1, features, device=seeds.device))
         self.shift = nn.Parameter(torch.zeros_like(self.scale))
         # Parameters without a gradient: saved runs have them among the parameters.

@@ -13,13 +13,14 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Carry, Choose, OfflineAgent, Policy, Scores, Spec, greedy
-from rlx.config import Count, NonNegative, Positive, Share
+from rlx.config import Count, NonNegative, PerSeed, Positive, Share
 from rlx.data.datasets import Data
 from rlx.nn.encoders import check_conv, make_encoder
 from rlx.nn.networks import MLP, scale_for_relu
 from rlx.nn.optim import Adam, descend
+from rlx.nn.per_seed import add_numbers
 from rlx.nn.rng import Streams
-from rlx.nn.seed_axis import polyak_update
+from rlx.nn.seed_axis import along, polyak_update
 
 
 @dataclass(frozen=True)
@@ -30,28 +31,28 @@ class Config:
     """Units of each hidden layer, of both heads."""
     conv: list[list[int]]
     """Channels, kernel and stride of each convolution, where observations are images [C, H, W]."""
-    threshold: Share
+    threshold: PerSeed[Share]
     """Share of the most probable action's probability that an admissible action has at least.
 
     Probabilities are those of the imitated policy.
     """
     q_weight: NonNegative
     """Weight of the Q-learning loss; 0: behaviour cloning alone."""
-    imitation_weight: NonNegative
+    imitation_weight: PerSeed[NonNegative]
     """Weight of the imitation loss; 0: Q-learning alone."""
-    logit_penalty: NonNegative
+    logit_penalty: PerSeed[NonNegative]
     """Weight of the mean squared logit within the imitation loss."""
     n_steps: Count
     """Rewards that are summed before the target network's value is added."""
-    discount: Share
+    discount: PerSeed[Share]
     """Factor by which a reward one step later is worth less."""
-    learning_rate: Positive
+    learning_rate: PerSeed[Positive]
     """Step size of Adam."""
-    adam_eps: float
+    adam_eps: PerSeed[float]
     """Adam's ε, which is added to its denominator."""
     batch_size: Count
     """Transitions in a minibatch of one seed."""
-    target_tau: Share
+    target_tau: PerSeed[Share]
     """Weight of the online network in a target update; 1 is a hard copy."""
     target_every: Count
     """Minibatches between two target updates."""
@@ -80,10 +81,13 @@ class TwoHeads(nn.Module):
 class BCQPolicy(Policy):
     """Takes the admissible action of the highest value."""
 
+    log_threshold: float | Tensor
+    """Logarithm of `config.threshold`: one number, or [S]."""
+
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str = "online"):
         super().__init__()
         self.net = TwoHeads(config, spec, seeds, name)
-        self.log_threshold = math.log(config.threshold) if config.threshold else -math.inf
+        add_numbers(self, log_threshold=_log(config.threshold))
 
     def initial_carry(self, batch: int) -> Carry:
         return {}
@@ -105,10 +109,18 @@ class BCQPolicy(Policy):
         no constant is masked in, and the gradient leads to actions that are not admissible yet: an
         attack on a mask would find no gradient, and the policy would look robust.
         """
-        distance = logits - logits.amax(-1, keepdim=True) - self.log_threshold
+        log_threshold = along(self.log_threshold, logits)
+        distance = logits - logits.amax(-1, keepdim=True) - log_threshold
         admissible = distance >= 0
         lowest = torch.where(admissible, q, torch.inf).amin(-1, keepdim=True)
         return torch.where(admissible, q - lowest, distance)
+
+
+def _log(x: float | Tensor) -> float | Tensor:
+    """The logarithm of x, −∞ of 0; of a tensor, elementwise."""
+    if isinstance(x, Tensor):
+        return x.log()
+    return math.log(x) if x else -math.inf
 
 
 class BCQ(OfflineAgent):

@@ -143,7 +143,7 @@ class DQN(Agent):
             obs=transition.obs,
             action=transition.action,
             reward=transition.reward,
-            discount=self.config.discount * (~terminal).float(),
+            discount=along(self.config.discount, terminal) * (~terminal).float(),
             # Images are not kept twice: the next row holds it. At a truncation none does; such a
             # row is drawn again, and if it must be shown it ends as if terminated.
             next_obs=transition.next_obs,

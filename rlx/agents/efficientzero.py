@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
-from rlx.config import Count, Index, NonNegative, Positive, Range, Share, choice
+from rlx.config import Count, Index, NonNegative, PerSeed, Positive, Range, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.augmentation import augment
 from rlx.nn.buffers import add_buffers
@@ -25,7 +25,7 @@ from rlx.nn.exploration import random_choice
 from rlx.nn.optim import SGD, Adam, descend
 from rlx.nn.rng import Streams, categorical, uniform
 from rlx.nn.schedules import UpdateSchedule
-from rlx.nn.seed_axis import rows_within
+from rlx.nn.seed_axis import along, rows_within
 from rlx.replay import Replay
 from rlx.search import SearchOutput, Settings, draws_needed, search
 from rlx.target_cache import TargetCache
@@ -109,21 +109,21 @@ class Config:
     """
     bootstrap: str
     """What n-step returns end with: the target network's value (`head`), or its `search`'s."""
-    value_weight: NonNegative
+    value_weight: PerSeed[NonNegative]
     """Weight of the value's loss."""
-    policy_weight: NonNegative
+    policy_weight: PerSeed[NonNegative]
     """Weight of the policy's loss."""
     optimizer: str
     """`adam` or `sgd` (with momentum 0.9)."""
-    learning_rate: Positive
+    learning_rate: PerSeed[Positive]
     """Step size of the optimiser."""
     warmup: Index
     """Minibatches over which the learning rate rises from 0."""
     decay_after: Index | None
     """Minibatches after which the learning rate falls to a tenth; null: never."""
-    weight_decay: NonNegative
+    weight_decay: PerSeed[NonNegative]
     """Weight of the parameters in their own gradient."""
-    max_grad_norm: Positive
+    max_grad_norm: PerSeed[Positive]
     """Bound on the norm of each seed's gradient."""
     batch_size: Count
     """Rows of the replay in a minibatch of one seed."""
@@ -137,9 +137,9 @@ class Config:
     """Minibatches per environment step of a seed."""
     target_every: Count
     """Minibatches between two copies of the network to the target."""
-    priority_alpha: NonNegative
+    priority_alpha: PerSeed[NonNegative]
     """Power of a row's priority that it is drawn by; 0: evenly."""
-    priority_beta: Share
+    priority_beta: PerSeed[Share]
     """Share of the sampling's bias that importance weights undo; 1: all of it."""
     priority_beta_steps: Count | None
     """Minibatches over which `priority_beta` rises to 1; null: it stays."""
@@ -517,7 +517,7 @@ class EfficientZero(Agent):
             "prefix": 1.0,
             "consistency": self.config.consistency,
         }
-        weighted = [weights[name] * loss for name, loss in losses.items()]
+        weighted = [along(weights[name], loss) * loss for name, loss in losses.items()]
         return torch.stack(weighted).sum(0) / self.config.unroll
 
     @torch.no_grad()
@@ -539,7 +539,7 @@ class EfficientZero(Agent):
         if int(self.updates[0]) % self.config.target_every == 0:
             self.target.load_state_dict(self.policy.model.state_dict())
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self) -> float | Tensor:
         """The step size of the next minibatch."""
         config = self.config
         updates = int(self.updates[0])
@@ -554,7 +554,8 @@ class EfficientZero(Agent):
         Prioritised replay (Schaul et al. 2016); the largest weight of a seed is 1.
         """
         config = self.config
-        mass = self.priority.flatten(1) ** config.priority_alpha
+        priority = self.priority.flatten(1)
+        mass = priority ** along(config.priority_alpha, priority)
         # A float32 sum over a million rows would leave out those of small priority.
         cumulative = mass.cumsum(1, dtype=torch.float64)
         total = cumulative[:, -1:]
@@ -566,7 +567,7 @@ class EfficientZero(Agent):
             progress = min(1.0, int(self.updates[0]) / config.priority_beta_steps)
         beta = config.priority_beta + (1 - config.priority_beta) * progress
         relative = self.replay.stored().unsqueeze(1) * share.clamp(min=1e-12)
-        weight = (relative**-beta).float()
+        weight = (relative ** -along(beta, relative)).float()
         return slot, weight / weight.amax(1, keepdim=True)
 
     def value_targets(self, batch: dict[str, Tensor]) -> Tensor:

@@ -14,11 +14,12 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Feature, Part, Policy, Scores, Spec, Transition, greedy
-from rlx.config import Count, Share, choice, convert
+from rlx.config import Count, PerSeed, Share, choice, convert
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.nn.exploration import EpsilonGreedy
 from rlx.nn.networks import QNetwork
+from rlx.nn.per_seed import add_numbers
 from rlx.nn.rng import Streams
 from rlx.nn.schedules import UpdateSchedule
 from rlx.nn.seed_axis import along, polyak_update
@@ -53,23 +54,23 @@ class Config(LearnerConfig):
     """How the controller sees the goal: `one_hot`, or as one raw number (`index`)."""
     goal_terminates: bool
     """Reaching the goal ends the controller's own episode; false: it bootstraps beyond the goal."""
-    goal_steps: Count | None
+    goal_steps: PerSeed[Count] | None
     """Steps after which a goal that was not reached is given up; null: never."""
     discount_within_goal: bool
     """The meta-controller's reward for k steps is Σ γ^i r_i, and it bootstraps with γ^k (semi-MDP).
 
     False: the plain sum, and it bootstraps with γ.
     """
-    controller_discount: Share
+    controller_discount: PerSeed[Share]
     """The controller's γ: what reaching a goal one step later is worth.
 
     Close to 1 the controller hardly cares when it reaches a goal.
     """
-    controller_epsilon_start: Share
+    controller_epsilon_start: PerSeed[Share]
     """Probability of a random action at the controller's first decision."""
-    controller_epsilon_end: Share
+    controller_epsilon_end: PerSeed[Share]
     """Probability of a random action from `controller_epsilon_steps` decisions on."""
-    controller_epsilon_steps: Count
+    controller_epsilon_steps: PerSeed[Count]
     """The controller's decisions, per seed, over which its exploration falls linearly."""
     # With a default, for runs that were saved before there was this key.
     regions: tuple[Box, ...] = ()
@@ -122,11 +123,14 @@ class GoalPolicy(Policy):
     heads = ("goal", "action")
     scores_are_values = True
 
+    goal_steps: int | Tensor | None
+    """`config.goal_steps`: one number, or [S]."""
+
     def __init__(self, config: Config, spec: Spec, seeds: Tensor):
         super().__init__()
         check_no_image(spec.observation_space, "HDQN")
         self.goals = config.goals
-        self.goal_steps = config.goal_steps
+        add_numbers(self, goal_steps=config.goal_steps)
         if config.goals == "regions":
             self.regions = Regions(config.regions, spec)
         self.meta = meta_network(config, spec, seeds, "meta")
@@ -144,7 +148,7 @@ class GoalPolicy(Policy):
         """bool [S, B]: whether a goal ends, reached or not, after `clock` steps [S, B]."""
         if self.goal_steps is None:
             return torch.zeros_like(clock, dtype=torch.bool)
-        return clock >= self.goal_steps
+        return clock >= along(self.goal_steps, clock)
 
     def initial_carry(self, batch: int) -> Carry:
         parameter = next(self.parameters())
@@ -408,7 +412,7 @@ class HDQN(Agent):
             obs=join(goal, transition.obs),
             action=transition.action,
             reward=reached.float(),
-            discount=self.config.controller_discount * not_done,
+            discount=along(self.config.controller_discount, not_done) * not_done,
             next_obs=join(goal, transition.next_obs),
             # The next row pursues another goal.
             last=ended,
@@ -424,8 +428,9 @@ class HDQN(Agent):
         elapsed = torch.where(begins, 1.0, self.goal_discount)
         weight = elapsed if config.discount_within_goal else 1.0
         self.goal_reward = torch.where(begins, 0.0, self.goal_reward) + weight * transition.reward
-        self.goal_discount = elapsed * config.discount
-        discount = self.goal_discount if config.discount_within_goal else config.discount
+        one_step = along(config.discount, elapsed)
+        self.goal_discount = elapsed * one_step
+        discount = self.goal_discount if config.discount_within_goal else one_step
         self.meta.replay.add(
             ended,
             obs=self.start_obs,

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
-from rlx.config import Count, NonNegative, Positive, Share, choice
+from rlx.config import Count, NonNegative, PerSeed, Positive, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.buffers import Fields, add_buffers
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.nn.networks import MLP, RunningNorm, SeedGRU, scale_for_relu
 from rlx.nn.optim import OPTIMIZERS, descend
 from rlx.nn.rng import Streams, categorical
-from rlx.nn.seed_axis import rows_at
+from rlx.nn.seed_axis import along, rows_at
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
 
@@ -42,28 +42,28 @@ class LearnerConfig:
     """Passes over a rollout."""
     minibatches: Count
     """Minibatches in an epoch; a recurrent network's consist of whole env copies."""
-    discount: Share
+    discount: PerSeed[Share]
     """Factor by which a reward one step later is worth less."""
-    gae_lambda: Share
+    gae_lambda: PerSeed[Share]
     """Decay λ of generalised advantages: 0 trusts the critic, 1 the rewards."""
-    clip: Positive | None
+    clip: PerSeed[Positive] | None
     """Bound on how far the ratio of new to old probabilities counts from 1.
 
     It falls linearly to 0 over `anneal_steps`. null: the plain policy gradient.
     """
-    value_coefficient: NonNegative
+    value_coefficient: PerSeed[NonNegative]
     """Weight of the critic's squared error in the loss."""
-    entropy_coefficient: NonNegative
+    entropy_coefficient: PerSeed[NonNegative]
     """Weight of the policy's entropy, which the loss rewards."""
-    max_grad_norm: Positive | None
+    max_grad_norm: PerSeed[Positive] | None
     """Bound on the norm of each seed's gradient; null: none."""
     optimizer: str
     """`adam` or `rmsprop`."""
-    learning_rate: Positive
+    learning_rate: PerSeed[Positive]
     """Step size of the optimiser at the beginning."""
-    learning_rate_end: NonNegative
+    learning_rate_end: PerSeed[NonNegative]
     """Step size after `anneal_steps`; between the two it falls linearly."""
-    anneal_steps: Count
+    anneal_steps: PerSeed[Count]
     """Environment steps of a seed over which learning rate and clip fall."""
     normalise_advantage: bool
     """Give the advantages of each minibatch mean 0 and deviation 1."""
@@ -74,7 +74,7 @@ class LearnerConfig:
     """
     normalise_reward: bool
     """Divide rewards by the deviation of the discounted return."""
-    initial_std: Positive
+    initial_std: PerSeed[Positive]
     """Initial deviation of continuous actions, in halves of the action space's range."""
 
     def __post_init__(self) -> None:
@@ -137,15 +137,15 @@ class ActorCritic(Policy):
         if isinstance(action_space, spaces.Box):
             self._add_normal(action_space, config.initial_std, seeds)
 
-    def _add_normal(self, space: spaces.Box, initial_std: float, seeds: Tensor) -> None:
+    def _add_normal(self, space: spaces.Box, initial_std: float | Tensor, seeds: Tensor) -> None:
         """Register what a normal distribution of actions needs: its deviation, and the bounds."""
         if len(space.shape) != 1 or not space.is_bounded():
             raise ConfigError(
                 f"agent: needs bounded Box actions of one axis; this env has {space}."
             )
         shape = (len(seeds), 1, *space.shape)
-        log_std = torch.full(shape, math.log(initial_std), device=seeds.device)
-        self.log_std = nn.Parameter(log_std)
+        std = torch.ones(shape, dtype=torch.float64, device=seeds.device)
+        self.log_std = nn.Parameter((std * along(initial_std, std)).log().float())
         for name in ("low", "high"):
             bound = torch.as_tensor(getattr(space, name), device=seeds.device)
             self.register_buffer(name, bound.expand(shape).contiguous())
@@ -459,9 +459,10 @@ class PPO(Agent):
         if not self.config.normalise_reward:
             return self.reward
         ended = self.terminated | self.truncated
+        discount = along(self.config.discount, self.reward)
         # A return goes on from the step before, unless an episode ended there.
-        goes_on = self.config.discount * ~ended
-        first = self.reward[..., :1] + self.config.discount * self.running_return.unsqueeze(-1)
+        goes_on = discount * ~ended
+        first = self.reward[..., :1] + discount * self.running_return.unsqueeze(-1)
         rewards = torch.cat([first, self.reward[..., 1:]], -1)
         returns = decayed_sums(rewards.flip(-1), pad(goes_on[..., :-1], (1, 0)).flip(-1)).flip(-1)
         self.running_return = returns[..., -1] * ~ended[..., -1]
@@ -551,8 +552,8 @@ def compute_gae(
     terminated: Tensor,
     ended: Tensor,
     *,
-    discount: float,
-    gae_lambda: float,
+    discount: float | Tensor,
+    gae_lambda: float | Tensor,
 ) -> Tensor:
     """Generalised advantages [S, N, T] (Schulman et al. 2016, eq. 16), all arguments [S, N, T].
 
@@ -560,8 +561,10 @@ def compute_gae(
 
     `next_values` are those of the observations before any autoreset: behind a terminal state the
     value is 0, and a truncated episode is bootstrapped. `ended`: terminated or truncated; the sum
-    stops there, and at the end of the rollout.
+    stops there, and at the end of the rollout. `discount`, `gae_lambda`: one number, or [S].
     """
+    discount = along(discount, rewards)
+    gae_lambda = along(gae_lambda, rewards)
     deltas = rewards + discount * next_values * ~terminated - values
     return decayed_sums(deltas, discount * gae_lambda * ~ended)
 

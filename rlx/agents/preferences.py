@@ -14,13 +14,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from rlx.agent import Agent, Carry, Part, Spec, Transition
 from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
-from rlx.config import Count, NonNegative, Positive, Range, at_least
+from rlx.config import Count, NonNegative, PerSeed, Positive, Range, at_least
 from rlx.nn.buffers import add_buffers
 from rlx.nn.encoders import ObsEncoder, check_no_image
 from rlx.nn.networks import MLP, RunningNorm
 from rlx.nn.optim import Adam, descend
 from rlx.nn.rng import Streams, pick
-from rlx.nn.seed_axis import rows_within
+from rlx.nn.seed_axis import along, rows_within
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Config(LearnerConfig):
     """Steps of every env copy between two rounds of queries, which are about these steps."""
     segment_steps: Count
     """Length of a segment; one that an episode's end cuts short is shorter."""
-    rater_noise: Annotated[float, Range(0, 0.5)]
+    rater_noise: PerSeed[Annotated[float, Range(0, 0.5)]]
     """Share of the answers that are wrong; at 0.5 they say nothing."""
     reward_models: Count
     """Reward networks, fitted apart to other draws of the answers.
@@ -49,9 +49,9 @@ class Config(LearnerConfig):
     """
     reward_hidden: list[Count]
     """Units of each hidden layer of a reward network."""
-    reward_learning_rate: Positive
+    reward_learning_rate: PerSeed[Positive]
     """Step size of the reward networks' optimiser."""
-    reward_decay: NonNegative
+    reward_decay: PerSeed[NonNegative]
     """Weight, in the loss, of the rewards' squared distance from their mean, summed over segments.
 
     Of rewards that explain the answers alike it prefers the even ones. It does not see a constant,
@@ -230,7 +230,7 @@ class PreferencePPO(Agent):
         rewards = self.true_reward.flatten(0, 2)[index]
         returns = (rewards * inside).sum(-1)
         answer = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
-        mistaken = answer_draw[..., 1] < self.config.rater_noise
+        mistaken = answer_draw[..., 1] < along(self.config.rater_noise, answer)
         place = self.asked[:1] + torch.arange(queries, device=draws.device)
         self.answers.index_copy_(1, place, torch.where(mistaken, 1 - answer, answer))
         self.segments.index_copy_(1, place, self.inputs.flatten(0, 2)[index])

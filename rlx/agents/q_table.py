@@ -11,10 +11,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Policy, Scores, Spec, Transition, greedy
-from rlx.config import Count, Positive, Share, choice
+from rlx.config import Count, PerSeed, Positive, Share, choice
 from rlx.nn.exploration import EpsilonGreedy
 from rlx.nn.schedules import linear
-from rlx.nn.seed_axis import polyak_update, rows_at
+from rlx.nn.seed_axis import along, polyak_update, rows_at
 
 TARGETS = ("q_learning", "sarsa", "expected_sarsa")
 
@@ -27,23 +27,23 @@ class Config:
     """Whose value the next state has: that of its best action (`q_learning`), of the action that is
     taken there (`sarsa`), or the mean over the ε-greedy policy (`expected_sarsa`).
     """
-    discount: Share
+    discount: PerSeed[Share]
     """Factor by which a reward one step later is worth less."""
-    learning_rate: Positive
+    learning_rate: PerSeed[Positive]
     """Share of its error by which an entry moves, at the first decision."""
-    learning_rate_end: float
+    learning_rate_end: PerSeed[float]
     """The learning rate from `learning_rate_steps` decisions on."""
-    learning_rate_steps: Count
+    learning_rate_steps: PerSeed[Count]
     """Decisions, per seed, over which the learning rate falls linearly."""
-    initial_value: float
+    initial_value: PerSeed[float]
     """First value of every entry; above what can be earned it makes greedy play explore."""
-    average_tau: Share
+    average_tau: PerSeed[Share]
     """Weight of the learning table, per step, in the running average that acts greedily."""
-    epsilon_start: Share
+    epsilon_start: PerSeed[Share]
     """Probability of a random action at the first decision."""
-    epsilon_end: Share
+    epsilon_end: PerSeed[Share]
     """Probability of a random action from `epsilon_steps` decisions on."""
-    epsilon_steps: Count
+    epsilon_steps: PerSeed[Count]
     """Decisions, per seed, over which exploration falls linearly."""
 
     def __post_init__(self) -> None:
@@ -57,7 +57,8 @@ class TablePolicy(Policy):
         super().__init__()
         assert isinstance(spec.observation_space, spaces.Discrete)
         shape = (len(seeds), int(spec.observation_space.n), spec.actions)
-        self.table = nn.Parameter(torch.full(shape, config.initial_value, device=seeds.device))
+        table = torch.zeros(shape, device=seeds.device)
+        self.table = nn.Parameter(table + along(config.initial_value, table))
 
     def initial_carry(self, batch: int) -> Carry:
         return {}
@@ -138,7 +139,7 @@ class QTable(Agent):
             next_value = self.online.values(transition.next_obs).amax(-1)
         else:
             next_value = self._expected(transition.next_obs)
-        discount = self.config.discount * (~transition.terminated).float()
+        discount = along(self.config.discount, next_value) * (~transition.terminated).float()
         target = transition.reward + discount * next_value
         everywhere = torch.ones_like(transition.terminated)
         return self._learn(transition.obs, transition.action, target, everywhere)
@@ -148,7 +149,7 @@ class QTable(Agent):
 
         Returns the mean absolute error [S] of the former.
         """
-        discount = self.config.discount
+        discount = along(self.config.discount, self.reward)
         next_action = transition.action.unsqueeze(-1)
         next_value = self.online.values(transition.obs).gather(-1, next_action).squeeze(-1)
         target = self.reward + discount * next_value

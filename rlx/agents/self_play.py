@@ -15,8 +15,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
-from rlx.config import Count, Index, Share
+from rlx.config import Count, Index, PerSeed, Share
 from rlx.nn.networks import MLP
+from rlx.nn.per_seed import add_numbers
 from rlx.nn.rng import Streams, pick, pick_allowed
 from rlx.nn.schedules import UpdateSchedule, linear
 from rlx.nn.seed_axis import along, polyak_update
@@ -43,9 +44,9 @@ class Config(LearnerConfig):
     """How many past selves are kept."""
     league_every: Count
     """Minibatches after which a learner's present self replaces the oldest past one."""
-    league_games: Share
+    league_games: PerSeed[Share]
     """Share of the games in which one side is a past self."""
-    opening: Index
+    opening: PerSeed[Index]
     """Most random plies that a game begins with."""
     lookahead: Count
     """Plies, its own move among them, that the greedy player looks ahead; learners look 1 ahead."""
@@ -98,11 +99,14 @@ class BoardPolicy(Policy):
     (`first`, `second`), its plies so far (`ply`) and how many of them are random (`opening`).
     """
 
+    discount: float | Tensor
+    """`config.discount`: one number, or [S]."""
+
     def __init__(self, config: Config, spec: Spec, seeds: Tensor, name: str = "q0"):
         super().__init__()
         self.q = BoardNet(config, spec, seeds, name)
         self.lookahead = config.lookahead
-        self.discount = config.discount
+        add_numbers(self, discount=config.discount)
 
     def initial_carry(self, batch: int) -> Carry:
         parameter = next(self.parameters())
@@ -130,7 +134,8 @@ class BoardPolicy(Policy):
         reply = self.values(after.flip(3).flatten(1, 2), plies - 1).amax(-1).view_as(learnt)
         # No reply is legal on a full board: a draw.
         reply = torch.where(reply == FORBIDDEN, 0.0, reply)
-        value = torch.where(self.q.rules.has_won(after), 1.0, -self.discount * reply)
+        value = -along(self.discount, reply) * reply
+        value = torch.where(self.q.rules.has_won(after), 1.0, value)
         return torch.where(learnt == FORBIDDEN, learnt, value)
 
 
@@ -212,12 +217,13 @@ class SelfPlay(Agent):
         side_draw, learner_draw, league_draw, past_self_draw, opening_draw = draws.unbind(-1)
         learner = pick(learner_draw, LEARNERS)
         past_self = LEARNERS + pick(past_self_draw, self.config.league)
-        opponent = torch.where(league_draw < self.config.league_games, past_self, 1 - learner)
+        against_past_self = league_draw < along(self.config.league_games, league_draw)
+        opponent = torch.where(against_past_self, past_self, 1 - learner)
         learner_begins = side_draw < 0.5
         return {
             "first": torch.where(learner_begins, learner, opponent),
             "second": torch.where(learner_begins, opponent, learner),
-            "opening": pick(opening_draw, self.config.opening + 1),
+            "opening": pick(opening_draw, along(self.config.opening, opening_draw) + 1),
         }
 
     def store(self, transition: Transition) -> None:
@@ -231,6 +237,7 @@ class SelfPlay(Agent):
             flipped = along(flipped, obs[0])  # [N, 1, …]
             obs = torch.where(flipped, obs.flip(-1), obs)
             next_obs = torch.where(flipped, next_obs.flip(-1), next_obs)
+        discount = along(self.config.discount, transition.reward)
         for learner in self.learners:
             assert isinstance(learner, QLearner)
             learner.replay.add(
@@ -238,7 +245,7 @@ class SelfPlay(Agent):
                 obs=obs.flatten(2),
                 action=action,
                 reward=transition.reward,
-                discount=-self.config.discount * (~transition.terminated).float(),
+                discount=-discount * (~transition.terminated).float(),
                 next_obs=next_obs.flatten(2),
                 last=transition.terminated | transition.truncated,
             )

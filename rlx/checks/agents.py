@@ -19,7 +19,7 @@ from rlx.config import load_class
 from rlx.data.datasets import Data
 from rlx.errors import ConfigError
 from rlx.nn.rng import reset_seeds, seed_tensor
-from rlx.nn.seed_axis import take
+from rlx.nn.seed_axis import along, take
 from rlx.vector_step import vector_step
 
 SEEDS = (3, 5, 8)
@@ -110,7 +110,7 @@ class _RandomData(Data):
         """Whether the first seed is shown what the second one is shown."""
 
     def sample(
-        self, number: int, draws: Tensor, n_steps: int, discount: float
+        self, number: int, draws: Tensor, n_steps: int, discount: float | Tensor
     ) -> dict[str, Tensor]:
         """Random rows [S, B, …], the same for the same `draws`."""
         if self.others_for_first:
@@ -123,7 +123,7 @@ class _RandomData(Data):
             "next_obs": random_elements(self.spec.observation_space, next_draws),
             "action": random_elements(self.spec.action_space, action_draws),
             "reward": draws.to(torch.float32),
-            "discount": torch.full(draws.shape, discount),
+            "discount": torch.ones(draws.shape, device=draws.device) * along(discount, draws),
         }
 
     def adapt_to(self, spec: Spec, env: Mapping[str, Any]) -> list[str]:

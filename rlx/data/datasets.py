@@ -28,13 +28,13 @@ class Data(ABC):
 
     @abstractmethod
     def sample(
-        self, number: int, draws: Tensor, n_steps: int, discount: float
+        self, number: int, draws: Tensor, n_steps: int, discount: float | Tensor
     ) -> dict[str, Tensor]:
         """Minibatch `number`: fields [S, B, …], those of `Replay.sample`.
 
         They are obs, action, reward (Σ_{i<k} γ^i r_i), discount (γ^k, 0 behind a terminal state)
-        and next_obs; k is `n_steps`, or less at the end of an episode; γ is `discount`. `draws`:
-        float64 [S, B], uniform in [0, 1), choose the rows.
+        and next_obs; k is `n_steps`, or less at the end of an episode; γ is `discount`, one number
+        or [S]. `draws`: float64 [S, B], uniform in [0, 1), choose the rows.
         """
 
     @abstractmethod
@@ -66,6 +66,13 @@ class Data(ABC):
 
     def __deepcopy__(self, memo: dict) -> "Data":
         return self  # it does not change
+
+
+def column(discount: float | Tensor) -> np.ndarray:
+    """float64 []: one discount, or [S, 1], one of each seed."""
+    if isinstance(discount, Tensor):
+        return discount.double().unsqueeze(1).cpu().numpy()
+    return np.asarray(discount)
 
 
 def histogram(counts: np.ndarray) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rlx.agent import Spec
 from rlx.data.compatibility import IDENTITY, check_actions, differences, obs_dtype
-from rlx.data.datasets import Data, histogram
+from rlx.data.datasets import Data, column, histogram
 from rlx.data.facts import read_facts
 from rlx.data.npy import (
     batch_dtype,
@@ -140,7 +140,7 @@ class Episodes(Data):
         return float(self.obs.min()), float(self.obs.max())
 
     def sample(
-        self, number: int, draws: Tensor, n_steps: int, discount: float
+        self, number: int, draws: Tensor, n_steps: int, discount: float | Tensor
     ) -> dict[str, Tensor]:
         """As `Data.sample`; every transition is drawn equally often, whatever `number`."""
         first = pick(draws, self.transitions).cpu().numpy()
@@ -151,20 +151,20 @@ class Episodes(Data):
         batch = {
             "obs": self.stacked(first, episode, self.stack),
             "action": cast(self.action[first], self._action_dtype),
-            "reward": self._discounted_rewards(first, end, n_steps, discount),
-            "discount": (discount ** (end - first) * ~terminal).astype(np.float32),
+            "reward": self._discounted_rewards(first, end, n_steps, column(discount)),
+            "discount": (column(discount) ** (end - first) * ~terminal).astype(np.float32),
             "next_obs": self.stacked(end, episode, self.stack),
         }
         return {name: torch.from_numpy(value).to(draws.device) for name, value in batch.items()}
 
     def _discounted_rewards(
-        self, first: np.ndarray, end: np.ndarray, n_steps: int, discount: float
+        self, first: np.ndarray, end: np.ndarray, n_steps: int, discount: np.ndarray
     ) -> np.ndarray:
         """float32 [S, B]: Σ γ^i r_{first + i} up to transition `end`, at most `n_steps` of them."""
         steps = np.arange(n_steps)
         taken = first[..., None] + steps
         behind = end[..., None]
-        weight = np.where(taken < behind, discount**steps, 0.0)
+        weight = np.where(taken < behind, discount[..., None] ** steps, 0.0)
         reward = self.reward[np.minimum(taken, behind - 1)]
         return (reward * weight).sum(-1).astype(np.float32)
 

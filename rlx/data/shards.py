@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlx.agent import Spec
 from rlx.data.compatibility import check_actions, obs_dtype
-from rlx.data.datasets import Data, histogram
+from rlx.data.datasets import Data, column, histogram
 from rlx.data.episodes import Episodes
 from rlx.data.npy import (
     MOST_ACTIONS,
@@ -129,7 +129,7 @@ class Shards(Data):
         return []
 
     def sample(
-        self, number: int, draws: Tensor, n_steps: int, discount: float
+        self, number: int, draws: Tensor, n_steps: int, discount: float | Tensor
     ) -> dict[str, Tensor]:
         """As `Data.sample`; ConfigError for n_steps > 1, as shards have no order."""
         if n_steps > 1:
@@ -140,7 +140,7 @@ class Shards(Data):
             "obs": self._observations(arrays["states"][rows]),
             "action": arrays["actions"][rows],
             "reward": arrays["rewards"][rows],
-            "discount": (discount * ~arrays["dones"][rows]).astype(np.float32),
+            "discount": (column(discount) * ~arrays["dones"][rows]).astype(np.float32),
             "next_obs": self._observations(arrays["next_states"][rows]),
         }
         return {name: torch.from_numpy(value).to(draws.device) for name, value in batch.items()}

@@ -1,8 +1,9 @@
 """Acrobot: swing up a pendulum of two links (Sutton 1996; Gymnasium's Acrobot-v1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -61,55 +62,86 @@ class Acrobot(Dynamics):
     def transition(
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        torque = action.to(state.dtype) - 1
-        theta1, theta2, speed1, speed2 = self._runge_kutta(state.unbind(-1), torque, _DT)
-        theta1 = torch.remainder(theta1 + math.pi, 2 * math.pi) - math.pi
-        theta2 = torch.remainder(theta2 + math.pi, 2 * math.pi) - math.pi
-        speed1 = speed1.clamp(-_MAX_SPEED_1, _MAX_SPEED_1)
-        speed2 = speed2.clamp(-_MAX_SPEED_2, _MAX_SPEED_2)
-        terminated = -torch.cos(theta1) - torch.cos(theta1 + theta2) > 1.0
+        joints = state.T.unflatten(0, (2, 2))  # [angles or speeds, joint, B]
+        links = torch.stack([joints[:, 0], joints.sum(1)], 1)
+        links = _runge_kutta(self._motion(action.to(state.dtype) - 1).slope, links, _DT)
+        terminated = links[0].cos().sum(0) < -1.0
         reward = terminated.to(state.dtype) - 1
-        return torch.stack([theta1, theta2, speed1, speed2], -1), reward, terminated
+        joints = torch.stack([links[:, 0], links[:, 1] - links[:, 0]], 1)
+        theta = torch.remainder(joints[0] + math.pi, 2 * math.pi) - math.pi
+        speed1 = joints[1, 0].clamp(-_MAX_SPEED_1, _MAX_SPEED_1)
+        speed2 = joints[1, 1].clamp(-_MAX_SPEED_2, _MAX_SPEED_2)
+        return torch.stack([*theta, speed1, speed2], -1), reward, terminated
 
     def observe(self, state: Tensor) -> Tensor:
-        theta1, theta2, speed1, speed2 = state.unbind(-1)
-        angles = [theta1.cos(), theta1.sin(), theta2.cos(), theta2.sin()]
-        return torch.stack([*angles, speed1, speed2], -1)
+        theta = state[:, :2]
+        cos1, cos2 = theta.cos().unbind(-1)
+        sin1, sin2 = theta.sin().unbind(-1)
+        speed1, speed2 = state[:, 2:].unbind(-1)
+        return torch.stack([cos1, sin1, cos2, sin2, speed1, speed2], -1)
 
-    def _acceleration(
-        self, theta1: Tensor, theta2: Tensor, speed1: Tensor, speed2: Tensor, torque: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Angular accelerations [B] (rad/s²) of both links; the names are those of the book."""
+    def _motion(self, torque: Tensor) -> "_Motion":
+        """The motion of the links while `torque` [B] (N·m) is on the joint between them."""
         m, g = self.link_mass, self.gravity
         length = self.link_length
         centre = length / 2
-        sin2, cos2 = theta2.sin(), theta2.cos()
         coupling = m * length * centre
-        d1 = 2 * coupling * cos2 + (m * (2 * centre**2 + length**2) + 2 * self.link_inertia)
-        d2 = coupling * cos2 + (m * centre**2 + self.link_inertia)
-        phi2 = (m * centre * g) * (theta1 + theta2).sin()
-        centrifugal = coupling * sin2 * speed2 * (speed2 + 2 * speed1)
-        phi1 = (m * (centre + length) * g) * theta1.sin() + phi2 - centrifugal
-        ratio = d2 / d1
-        top = torque + ratio * phi1 - coupling * speed1.square() * sin2 - phi2
-        acceleration2 = top / ((m * centre**2 + self.link_inertia) - ratio * d2)
-        return -(d2 * acceleration2 + phi1) / d1, acceleration2
+        lower_inertia = m * centre**2 + self.link_inertia
+        upper_inertia = lower_inertia + m * length**2
+        one = torch.ones_like(torque)
+        weights = [m * (centre + length) * g / coupling * one, m * centre * g / coupling * one]
+        inertias = [upper_inertia / coupling * one, lower_inertia / coupling * one]
+        torque = torque / coupling
+        return _Motion(
+            torque=torch.stack([-torque, torque]),
+            weight=torch.stack(weights),
+            other_inertia=torch.stack(inertias[::-1]),
+            inertias=inertias[0] * inertias[1],
+        )
 
-    def _runge_kutta(self, y: Sequence[Tensor], torque: Tensor, dt: float) -> list[Tensor]:
-        """The state `y`, four numbers [B], after `dt` seconds: the classical method of order 4."""
 
-        def slope(y: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            theta1, theta2, speed1, speed2 = y
-            return speed1, speed2, *self._acceleration(theta1, theta2, speed1, speed2, torque)
+class _Motion(NamedTuple):
+    """What the motion of the two links depends on, beside where they are.
 
-        k1 = slope(y)
-        k2 = slope([a + dt / 2 * k for a, k in zip(y, k1, strict=True)])
-        k3 = slope([a + dt / 2 * k for a, k in zip(y, k2, strict=True)])
-        k4 = slope([a + dt * k for a, k in zip(y, k3, strict=True)])
-        return [
-            a + dt / 6 * (p + 2 * (q + r) + s)
-            for a, p, q, r, s in zip(y, k1, k2, k3, k4, strict=True)
-        ]
+    A link's angle φ is that to the vertical: θ1 and θ1 + θ2. In these the book's two equations have
+    one form, where o is the other link, and one operation computes both:
+
+        I φ'' + C cos(φₒ − φ) φₒ'' = T − W sin φ + C sin(φₒ − φ) φₒ'²
+
+    All is divided by the coupling C of the links.
+    """
+
+    torque: Tensor
+    """T, [2, B]."""
+    weight: Tensor
+    """W, [2, B]; the upper link carries the lower one."""
+    other_inertia: Tensor
+    """I of the other link, [2, B]."""
+    inertias: Tensor
+    """The product of both I, [B]."""
+
+    def slope(self, y: Tensor) -> Tensor:
+        """Speeds and accelerations [2, 2, B] of the links at angles and speeds `y` [2, 2, B]."""
+        angle, speed = y
+        other_angle, other_speed = y.flip(1)
+        turn = other_angle - angle
+        cos = turn.cos()
+        # addcmul(a, b, c) is a + b c, in one operation instead of two.
+        force = torch.addcmul(self.torque, self.weight, angle.sin(), value=-1)
+        force = torch.addcmul(force, turn.sin(), other_speed.square())
+        # The two equations, solved for the accelerations by Cramer's rule.
+        top = torch.addcmul(self.other_inertia * force, cos, force.flip(0), value=-1)
+        determinant = torch.addcmul(self.inertias, cos, cos, value=-1)
+        return torch.stack([speed, top / determinant])
+
+
+def _runge_kutta(slope: Callable[[Tensor], Tensor], y: Tensor, dt: float) -> Tensor:
+    """`y` after `dt` seconds by its derivative `slope`: the classical method of order 4."""
+    k1 = slope(y)
+    k2 = slope(y.add(k1, alpha=dt / 2))
+    k3 = slope(y.add(k2, alpha=dt / 2))
+    k4 = slope(y.add(k3, alpha=dt))
+    return y.add((k1 + k4).add(k2 + k3, alpha=2), alpha=dt / 6)
 
 
 register("rlx/Acrobot-v1", Acrobot)

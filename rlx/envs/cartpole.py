@@ -50,7 +50,7 @@ class CartPole(Dynamics):
     def transition(
         self, state: Tensor, action: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, speed, theta, spin = state.unbind(-1)
+        _, speed, theta, spin = state.unbind(-1)
         sin, cos = theta.sin(), theta.cos()
         mass = self.cart_mass + self.pole_mass
         push = (action.to(state.dtype) * 2 - 1) * self.force
@@ -59,12 +59,10 @@ class CartPole(Dynamics):
         length = self.half_length * (4 / 3 - self.pole_mass / mass * cos.square())
         angular = (self.gravity * sin - cos * pull) / length
         linear = pull - self.pole_mass * self.half_length / mass * angular * cos
-        x = x + _DT * speed
-        speed = speed + _DT * linear
-        theta = theta + _DT * spin
-        spin = spin + _DT * angular
+        state = state + _DT * torch.stack([speed, linear, spin, angular], -1)
+        x, _, theta, _ = state.unbind(-1)
         terminated = (x.abs() > _MAX_POSITION) | (theta.abs() > _MAX_ANGLE)
-        return torch.stack([x, speed, theta, spin], -1), torch.ones_like(x), terminated
+        return state, torch.ones_like(x), terminated
 
     def observe(self, state: Tensor) -> Tensor:
         return state

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import Choose, Rules, Scores
+from rlx.nn.per_seed import add_numbers
 from rlx.nn.rng import Streams, pick, pick_allowed
 from rlx.nn.schedules import linear
 
@@ -26,20 +27,25 @@ class EpsilonGreedy(nn.Module):
 
     decisions: Tensor
     """Decisions of each seed so far, int64 [S]."""
+    start: float | Tensor
+    """Epsilon at the first decision."""
+    end: float | Tensor
+    """Epsilon from `steps` decisions on."""
+    steps: int | Tensor
+    """Decisions over which epsilon falls."""
 
     def __init__(
         self,
-        start: float,
-        end: float,
-        steps: int,
+        start: float | Tensor,
+        end: float | Tensor,
+        steps: int | Tensor,
         seeds: Tensor,
         name: str,
         rules: Rules | None = None,
     ):
+        """`start`, `end`, `steps`: one number, or [S], one of each seed."""
         super().__init__()
-        self.start = start
-        self.end = end
-        self.steps = steps
+        add_numbers(self, start=start, end=end, steps=steps)
         self.rules = rules
         self.rng = Streams(seeds, f"{name}/explore")
         self.register_buffer("decisions", torch.zeros_like(seeds))

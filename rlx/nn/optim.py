@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.errors import RunError
+from rlx.nn.per_seed import add_numbers
 from rlx.nn.seed_axis import along, per_seed_norm
 
 BETA1 = 0.9
@@ -31,13 +32,15 @@ class Optimizer(nn.Module):
     rate: Tensor
     """float64 [S]: the step size of each seed."""
 
-    def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
-        """`parameters`: [S, …] each; their device is the optimiser's."""
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float | Tensor):
+        """`parameters`: [S, …] each; their device is the optimiser's.
+
+        `learning_rate`: one number, or [S], one of each seed.
+        """
         super().__init__()
-        rate = torch.full(
-            (len(parameters[0]),), learning_rate, dtype=torch.float64, device=parameters[0].device
-        )
-        self.register_buffer("rate", rate, persistent=False)
+        shape = (len(parameters[0]),)
+        rate = torch.zeros(shape, dtype=torch.float64, device=parameters[0].device)
+        self.register_buffer("rate", rate + learning_rate, persistent=False)
 
     @property
     def learning_rate(self) -> Tensor:
@@ -63,14 +66,21 @@ class Adam(Optimizer):
 
     count: Tensor
     """[S]: steps that each seed has made."""
+    eps: float | Tensor
+    """What is added to the root of squared gradients: one number, or [S]."""
     mean: Tensor
     """[S, P]: running mean of the gradients."""
     square: Tensor
     """[S, P]: running mean of the squared gradients."""
 
-    def __init__(self, parameters: Sequence[Tensor], learning_rate: float, eps: float = EPS):
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        learning_rate: float | Tensor,
+        eps: float | Tensor = EPS,
+    ):
         super().__init__(parameters, learning_rate)
-        self.eps = eps
+        add_numbers(self, eps=eps)
         self.register_buffer("count", torch.zeros(len(parameters[0]), device=parameters[0].device))
         self.register_buffer("mean", torch.zeros_like(_flat(parameters)))
         self.register_buffer("square", torch.zeros_like(self.mean))
@@ -102,7 +112,7 @@ class RMSprop(Optimizer):
     square: Tensor
     """[S, P]: running mean of the squared gradients."""
 
-    def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float | Tensor):
         super().__init__(parameters, learning_rate)
         self.register_buffer("square", torch.zeros_like(_flat(parameters)))
 
@@ -126,7 +136,7 @@ class SGD(Optimizer):
     momentum: Tensor
     """[S, P]: the velocity, a decaying sum of the gradients."""
 
-    def __init__(self, parameters: Sequence[Tensor], learning_rate: float):
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float | Tensor):
         super().__init__(parameters, learning_rate)
         self.register_buffer("momentum", torch.zeros_like(_flat(parameters)))
 
@@ -152,9 +162,9 @@ def descend(
     optimizer: Optimizer,
     *,
     where: Tensor | None = None,
-    max_grad_norm: float | None = None,
-    max_grad_value: float | None = None,
-    weight_decay: float = 0.0,
+    max_grad_norm: float | Tensor | None = None,
+    max_grad_value: float | Tensor | None = None,
+    weight_decay: float | Tensor = 0.0,
 ) -> None:
     """One step of every seed down its own `loss` [S], a mean within the seed.
 
@@ -162,7 +172,7 @@ def descend(
     seeds. A parameter that the loss does not reach stays as it is. `where`: bool [S], the seeds
     that move; None: all. `max_grad_norm` bounds the norm of each seed's gradient (in torch's form,
     with 1e-6 in the denominator), then `max_grad_value` each of its elements; `weight_decay` times
-    the parameters is added last.
+    the parameters is added last. These three are one number, or [S], one of each seed.
     """
     seeds = len(parameters[0])
     if loss.shape != (seeds,):
@@ -174,13 +184,22 @@ def descend(
             shrink = (max_grad_norm / (per_seed_norm(gradients) + 1e-6)).clamp_max(1)
             gradients = [gradient * along(shrink, gradient) for gradient in gradients]
         if max_grad_value is not None:
-            gradients = [gradient.clamp(-max_grad_value, max_grad_value) for gradient in gradients]
-        if weight_decay:
+            gradients = [_clipped(gradient, max_grad_value) for gradient in gradients]
+        if isinstance(weight_decay, Tensor) or weight_decay:
             pairs = zip(gradients, parameters, strict=True)
-            gradients = [gradient + weight_decay * parameter for gradient, parameter in pairs]
+            gradients = [
+                gradient + along(weight_decay, parameter) * parameter
+                for gradient, parameter in pairs
+            ]
         if where is None:
             where = torch.ones_like(loss, dtype=torch.bool)
         optimizer.step(parameters, gradients, where)
+
+
+def _clipped(x: Tensor, bound: float | Tensor) -> Tensor:
+    """x [S, …] with each element cut to ± `bound`, one number or [S]."""
+    limit = along(bound, x)
+    return x.clamp(-limit, limit)  # type: ignore[arg-type]
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

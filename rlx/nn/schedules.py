@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from rlx.agent import Part
 
 
-def linear(start: float, end: float, progress: Tensor) -> Tensor:
-    """From `start` at progress 0 to `end` at 1 and beyond, elementwise."""
+def linear(start: float | Tensor, end: float | Tensor, progress: Tensor) -> Tensor:
+    """From `start` at progress 0 to `end` at 1 and beyond, elementwise; `progress`: [S]."""
     return start + (end - start) * progress.clamp(max=1)
 
 

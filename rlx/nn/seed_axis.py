@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+N = TypeVar("N", bound=float | Tensor)
 
 
-def along(x: Tensor, like: Tensor) -> Tensor:
-    """View x [*] as [*, 1, …, 1], so that it broadcasts over `like` [*, …]."""
-    return x.view(*x.shape, *[1] * (like.dim() - x.dim()))
+def along(x: N, like: Tensor) -> N:
+    """View x [*] as [*, 1, …, 1], so that it broadcasts over `like` [*, …].
+
+    A plain number stays as it is: x may be a setting, of which each seed may have its own, [S].
+    """
+    if not isinstance(x, Tensor):
+        return x
+    return x.view(*x.shape, *[1] * (like.dim() - x.dim()))  # type: ignore[return-value]
 
 
 def rows_at(x: Tensor, index: Tensor) -> Tensor:
@@ -41,12 +47,12 @@ def polyak_update(target: nn.Module, online: nn.Module, tau: float | Tensor) -> 
     """Move `target` by the share `tau` of its distance towards `online` (Polyak & Juditsky 1992).
 
     `tau`: one number, or [S], one of each seed; n updates of weight τ are one of 1 − (1 − τ)^n.
-    Moments of normalisation move too.
+    Moments of normalisation move too, and what no checkpoint holds does not.
     """
-    old = (*target.parameters(), *target.buffers())
-    new = (*online.parameters(), *online.buffers())
+    old = target.state_dict(keep_vars=True).values()
+    new = online.state_dict(keep_vars=True).values()
     for slow, fast in zip(old, new, strict=True):
-        slow.lerp_(fast, along(tau, slow) if isinstance(tau, Tensor) else tau)
+        slow.lerp_(fast, along(tau, slow))
 
 
 def take(module: M, index: Tensor) -> M:

@@ -5,9 +5,11 @@ otherwise than operation by operation.
 """
 
 import os
+import shlex
 import signal
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -20,7 +22,9 @@ from torch import Tensor, fx
 from rlx import contract
 from rlx.agent import Agent, Part
 from rlx.errors import ConfigError, RunError
+from rlx.machine import compiler
 from rlx.names import one_line
+from rlx.runs.files import write
 from rlx.show import console
 from rlx.training import products
 from rlx.training.host import Reads
@@ -48,6 +52,7 @@ def compile_steps(training: "Training", *, strict: bool) -> "CompiledSteps":
             os.environ.setdefault(CACHE, str(folder))
     if training.device.type == "cuda":
         return CompiledSteps(training, recorded, strict=strict)
+    _name_compiler()
     with _signals_wait():
         cheaper = products.decompositions() | {torch.ops.aten.tanh.default: _tanh}
     return CompiledSteps(training, inductor, cheaper, strict=strict)
@@ -57,6 +62,22 @@ def cache_folder() -> Path:
     """The folder in which compiled functions are kept for the next run."""
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(parent).expanduser() / "rlx" / "compiled"
+
+
+def _name_compiler() -> None:
+    """Tell inductor of a compiler with options, as in CXX="g++ -m64": it takes one word only."""
+    import torch._inductor.config
+
+    words = compiler()
+    if len(words) == 1:
+        return
+    command = f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
+    program = cache_folder() / f"compiler-{zlib.crc32(command.encode()):08x}"
+    with suppress(OSError):
+        program.parent.mkdir(parents=True, exist_ok=True)
+        write(program, command)
+        program.chmod(0o755)
+        torch._inductor.config.cpp.cxx = (None, str(program))
 
 
 def _tanh(x: Tensor) -> Tensor:

@@ -1,10 +1,7 @@
 """Training: the loop of `rlx train`."""
 
-import os
 import shlex
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,8 +15,6 @@ from rlx import contract, experiment
 from rlx.agent import OfflineAgent
 from rlx.config import build
 from rlx.env import TensorEnv
-from rlx.envs.batched import BatchedEnv
-from rlx.envs.view import View
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import SELECTION, evaluate
 from rlx.grids import parse_seeds
@@ -28,7 +23,7 @@ from rlx.nn.seed_axis import take
 from rlx.robustness.attacked_env import AttackedEnv
 from rlx.runs.run import Run
 from rlx.show import console
-from rlx.training import journal, result, state, stopping
+from rlx.training import compiling, journal, result, state, stopping
 from rlx.training.kept import Kept
 from rlx.training.log import Log
 from rlx.vector_step import vector_step
@@ -36,9 +31,6 @@ from rlx.vector_step import vector_step
 if TYPE_CHECKING:
     from rlx.training.compiled import CompiledSteps
     from rlx.training.config import Config
-
-LEAST_COMPILED = 5_000
-"""Vector steps from which on compiling is worth its time."""
 
 
 class Training:
@@ -101,7 +93,7 @@ class Training:
 
         In an env that drifts, the best evaluation was one in another env.
         """
-        self.compiles = self._should_compile()
+        self.compiles = compiling.wanted(self)
         """Whether the vector steps are compiled; a run that goes on stays as it was."""
         self.log = Log(shape, self.device)
         self.journal = journal.Journal()
@@ -161,46 +153,6 @@ class Training:
             config = self._one_process()
         return experiment.make_env(config, len(self.seeds) * self.num_envs, self.device)
 
-    def _should_compile(self) -> bool:
-        """Whether to compile, by the config alone; ConfigError where it says so and cannot be."""
-        wanted = experiment.compile_mode(self.config.device)
-        if wanted == "false":
-            return False
-        obstacle = self._obstacle()
-        if wanted == "true":
-            if obstacle:
-                raise ConfigError(f"device.compile=true: {obstacle}.")
-            return True
-        # Seeds that stop would each time ask for functions of another size.
-        vector_steps = self.config.steps // self.num_envs
-        return obstacle is None and self.stop is None and vector_steps >= LEAST_COMPILED
-
-    def go_on_compiled(self, compiled: bool) -> None:
-        """Go on in the mode of the run that is resumed, if it can be; else a line says so."""
-        obstacle = self._obstacle() if compiled else None
-        if obstacle is not None:
-            console.warning(
-                f"the run was compiled, and goes on as it is written: {obstacle}; "
-                "its numbers are rounded otherwise from here on"
-            )
-        self.compiles = compiled and obstacle is None
-
-    def _obstacle(self) -> str | None:
-        """Why the vector steps cannot be compiled; None: nothing is known of."""
-        kind = type(self.agent)
-        if self.data is not None:
-            return f"{kind.__name__} learns from a data set; compiled are agents that act"
-        if not kind.traceable:
-            return f"{kind.__name__}'s steps are no plain tensor operations"
-        env = self.env
-        while isinstance(env, View):
-            env = env.env
-        if not isinstance(env, BatchedEnv):
-            return f"{type(env).__name__} does not step in torch"
-        if self.device.type == "cpu" and shutil.which(compiler()) is None:
-            return f"there is no C++ compiler {compiler()} here"
-        return None
-
     def _one_process(self) -> dict[str, Any]:
         """The config group `env` without processes beside this one."""
         return {**self.config.env, "workers": 1}
@@ -223,7 +175,7 @@ class Training:
         self.saved_at = self.began
         go_on = go_on or f"rlx resume {shlex.quote(str(output.path))}"
         self._header()
-        output.write_meta(compiled=self._compiler() if self.compiles else None)
+        output.write_meta(compiled=compiling.by_what(self))
         with output.writing(), self._signals():
             if resumed_config is not None:
                 output.rewind(resumed_config, self.step, self.evaluated)
@@ -263,26 +215,12 @@ class Training:
             steps=f"{steps}, evaluated every {config.eval_every:,}",
             device=f"{self.device}, {torch.get_num_threads()} thread(s)",
             size=size,
-            compiled=self._compiled_text(),
+            compiled=compiling.description(self),
         )
         if self.data is not None:
             console.facts(data=config.data, **self.data.card())
             for difference in self.differences:
                 console.facts(differs=difference)
-
-    def _compiler(self) -> str:
-        """What the vector steps are compiled by."""
-        if self.device.type == "cuda":
-            return "inductor, recorded as CUDA graphs"
-        version = subprocess.run([compiler(), "--version"], capture_output=True, text=True)
-        return f"inductor, {version.stdout.partition(chr(10))[0]}"
-
-    def _compiled_text(self) -> str:
-        """What the header says of compiling."""
-        if not self.compiles:
-            reason = self._obstacle()
-            return "no" if reason is None else f"no: {reason}"
-        return "yes: half a minute to two the first time, seconds from then on"
 
     def _learn(self, progress: console.Progress) -> None:
         """Learn until every seed has made its steps or has stopped.
@@ -328,9 +266,10 @@ class Training:
 
         Returns the returns so far [S', N] of the running episodes, those that ended included.
         """
-        steps = self._compiled_steps()
-        if steps is not None:
-            return steps.vector_step()
+        if self.compiles and self.compiled is None:
+            compiling.begin(self)
+        if self.compiled is not None:
+            return self.compiled.vector_step()
         if isinstance(self.agent, OfflineAgent):
             self.step += 1
             self.log.note(self.agent.learn(), self.step)
@@ -342,25 +281,6 @@ class Training:
         self.step += self.num_envs
         self.log.note(done.metrics, self.step)
         return self.log.add(done.transition.reward, done.first)
-
-    def _compiled_steps(self) -> "CompiledSteps | None":
-        """The vector steps as compiled functions of the seeds that still learn; None: as written.
-
-        ConfigError where they must be compiled and cannot be.
-        """
-        if self.compiles and self.compiled is None:
-            from rlx.training.compiled import compile_steps
-            from rlx.training.traced import NotTraceable
-
-            strict = experiment.compile_mode(self.config.device) == "true"
-            try:
-                self.compiled = compile_steps(self, strict=strict)
-            except NotTraceable as error:
-                if strict:
-                    raise ConfigError(f"device.compile=true: {error}.") from error
-                console.warning(f"the steps cannot be compiled: {error}; they run as written")
-                self.compiles = False
-        return self.compiled
 
     def _apply_stop_rule(self, returns: Tensor, progress: console.Progress) -> None:
         """Keep the weights of the seeds that stop now, and go on without them."""
@@ -521,11 +441,6 @@ class Training:
         self.signal = number
         if self.interruptible:
             raise KeyboardInterrupt
-
-
-def compiler() -> str:
-    """The C++ compiler."""
-    return os.environ.get("CXX", "g++")
 
 
 def _stop_config(config: "Config") -> stopping.Config | None:

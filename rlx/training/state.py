@@ -9,7 +9,7 @@ from torch import Tensor
 from rlx.errors import ConfigError
 from rlx.experiment import compile_mode
 from rlx.nn.seed_axis import concatenated
-from rlx.training import journal
+from rlx.training import compiling, journal
 
 if TYPE_CHECKING:
     from rlx.training.loop import Training
@@ -88,7 +88,8 @@ def load(
         training.stop.load_state_dict(_part(saved, "stop", torch.device("cpu")))
     if compile_mode(training.config.device) == "auto":
         # Runs of earlier versions were not compiled.
-        training.go_on_compiled(counters.get("compiled", False))
+        compiled = counters.get("compiled", False)
+        training.compiles = compiling.still_wanted(training, compiled)
     training.step = counters["step"]
     training.evaluated = counters["evaluated"]
     training.wall_s = counters["wall_s"]

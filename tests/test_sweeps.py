@@ -1,0 +1,269 @@
+"""A sweep is a thing on disk: killed at any moment, it goes on, and says the same in the end."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlx.errors import RunError
+from rlx.sweeps.sweep import Sweep
+from rlx.training.loop import Training
+
+SMALL = (
+    "agent=ppo",
+    "env=cartpole",
+    "agent.hidden=[8]",
+    "agent.rollout_steps=16",
+    "agent.minibatches=2",
+    "steps=1024",
+    "num_envs=4",
+    "eval_every=512",
+    "eval_episodes=2",
+    "final_episodes=3",
+    "seeds=2",
+    "checkpoint_every=256",
+)
+RATES = "agent.learning_rate=1e-2,1e-3"
+TWELVE = ("agent.learning_rate=1e-2,1e-3,1e-4", "agent.discount=0.9,0.95,0.98,0.99")
+
+
+def the_sweep() -> Path:
+    (sweep,) = Path("outputs/sweeps").iterdir()
+    return sweep
+
+
+def table(sweep: Path) -> list[dict[str, str]]:
+    with open(sweep / "sweep.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def runs() -> list[Path]:
+    return sorted(Path("outputs/train").glob("*/*"))
+
+
+def fail_where(monkeypatch, condition, error):
+    learn = Training._learn
+
+    def failing(self, progress):
+        if condition(self):
+            raise error
+        return learn(self, progress)
+
+    monkeypatch.setattr(Training, "_learn", failing)
+
+
+def is_slow(training: Training) -> bool:
+    return training.config.agent["learning_rate"] < 0.005
+
+
+@pytest.fixture
+def done(rlx):
+    """A finished sweep of two jobs."""
+    result = rlx("train", "-m", *SMALL, RATES)
+    assert result.code == 0, result.err
+    return result
+
+
+def test_the_same_command_again_skips_what_is_finished(rlx, done):
+    sweep, before = the_sweep(), runs()
+    again = rlx("train", "-m", *reversed(SMALL), "agent.learning_rate=0.01,0.001")
+    assert again.code == 0 and "2 of 2 done" in again.out
+    assert the_sweep() == sweep and runs() == before
+    assert rlx("resume", sweep).code == 0 and runs() == before
+
+
+def test_fresh_trains_anew(rlx, done):
+    before = runs()
+    first = table(the_sweep())
+    assert rlx("train", "-m", *SMALL, RATES, "fresh=true").code == 0
+    assert len(runs()) == 4 and set(before) < set(runs())
+    assert table(the_sweep()) == first
+
+
+def test_a_deleted_run_is_trained_again(rlx, done):
+    shutil.rmtree(runs()[0])
+    assert "1 of 2 done" in rlx("resume", the_sweep()).out
+    assert len(runs()) == 2 and {row["state"] for row in table(the_sweep())} == {"completed"}
+
+
+def test_the_table_ranks_with_intervals_and_effects(rlx, done):
+    rows = table(the_sweep())
+    assert [row["rank"] for row in rows] == ["1", "2"]
+    returns = [float(row["return"]) for row in rows]
+    assert returns == sorted(returns, reverse=True)
+    for row, value in zip(rows, returns, strict=True):
+        job = json.loads((the_sweep() / f"jobs/{row['job']}.json").read_text())
+        run = the_sweep() / job["run_path"]
+        summary = json.loads((run / "summary.json").read_text())
+        assert value == summary["return"]["iqm"]
+        assert [float(row["ci95_low"]), float(row["ci95_high"])] == summary["return"]["ci95"]
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert float(row["agent.learning_rate"]) == config["agent"]["learning_rate"]
+    assert "a seed of the first is better than one of the second" in done.out
+    assert (the_sweep() / "sweep.png").is_file()
+    report = rlx("report", the_sweep())
+    assert report.code == 0 and done.out.endswith(report.out)
+
+
+def test_what_failed_is_tried_again(rlx, monkeypatch):
+    with monkeypatch.context() as patch:
+        fail_where(
+            patch,
+            lambda training: training.config.agent["learning_rate"] < 0.005,
+            RunError("no power"),
+        )
+        result = rlx("train", "-m", *SMALL, RATES)
+        assert result.code == 1 and "1 of 2 jobs failed" in result.err
+        assert "no power" in result.out  # in the table
+        failed = table(the_sweep())[-1]
+        assert failed["state"] == "failed" and "no power" in failed["error"]
+        assert "no power" in (the_sweep() / f"jobs/{failed['job']}.log").read_text()
+    again = rlx("train", "-m", *SMALL, RATES)
+    assert again.code == 0 and "1 of 2 done" in again.out
+    assert {row["state"] for row in table(the_sweep())} == {"completed"}
+    assert not list(the_sweep().glob("jobs/*.log"))
+
+
+def test_an_error_in_a_users_code_ends_one_job_alone(rlx, monkeypatch):
+    fail_where(monkeypatch, is_slow, ZeroDivisionError("by 0"))
+    result = rlx("train", "-m", *SMALL, RATES)
+    assert result.code == 1 and "ZeroDivisionError: by 0" in result.err
+    assert [row["state"] for row in table(the_sweep())] == ["completed", "failed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_interrupted_goes_on(number, rlx, monkeypatch):
+    step = Training._vector_step
+
+    def stopped(self):
+        if self.step == 512:
+            os.kill(os.getpid(), number)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_vector_step", stopped)
+        result = rlx("train", "-m", *SMALL, RATES)
+    assert result.code == 128 + number
+    sweep = the_sweep()
+    assert result.err.strip().endswith(f"0 of 2 done; it goes on with: rlx resume {sweep}")
+    (run,) = runs()
+    whole = rlx("resume", sweep)
+    assert whole.code == 0 and "resumes  at step 516" in whole.out
+    assert len(runs()) == 2 and run in runs()
+
+
+def test_a_sweep_killed_at_any_moment_says_the_same_in_the_end(rlx, request):
+    """SIGKILL, ten times: nothing finished is lost or done twice, and the table is the same."""
+    assert rlx("train", "-m", *SMALL, *TWELVE, "sweep=whole", "outputs=whole").code == 0
+    expected = table(Path("whole/sweeps/whole"))
+    command = [sys.executable, "-m", "rlx", "train", "-m", *SMALL, *TWELVE, "sweep=killed"]
+    moments = random.Random(request.config.getoption("--trials"))
+    sweep = Path("outputs/sweeps/killed")
+    finished: dict[str, str] = {}
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not Sweep.is_at(sweep) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 1.5))
+        process.kill()
+        process.wait()
+        if Sweep.is_at(sweep):
+            now = {job.id: str(job.run_path) for job in Sweep(sweep).jobs() if job.finished}
+            assert finished.items() <= now.items()
+            finished = now
+    assert rlx("train", "-m", *SMALL, *TWELVE, "sweep=killed").code == 0
+    now = {job.id: str(job.run_path) for job in Sweep(sweep).jobs()}
+    assert finished.items() <= now.items()
+    assert table(sweep) == expected
+    completed = [run for run in runs() if (run / "summary.json").is_file()]
+    assert len(completed) == 12
+
+
+def test_a_job_of_another_process_is_left_to_it(rlx, done):
+    sweep = Sweep(the_sweep())
+    sweep.forget()
+    first, _ = sweep.jobs()
+    with first.lock() as ours:
+        assert ours
+        result = rlx("resume", the_sweep())
+    assert "another process has" in result.out
+    assert [job.status for job in sweep.jobs()] == ["waiting", "completed"]
+
+
+def test_another_commit_is_named(rlx, done):
+    file = the_sweep() / "sweep.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps(facts | {"commit": "0000000"}))
+    assert "begun with commit 0000000 of rlx" in rlx("train", "-m", *SMALL, RATES).out
+
+
+def test_a_swept_run_can_go_on_by_itself(rlx, done):
+    assert rlx("resume", runs()[0], "steps=1536").code == 0
+
+
+def test_two_ways_to_write_a_job_are_one_job(rlx):
+    assert rlx("train", "-m", *SMALL, "steps=1024,1k", "agent.learning_rate=0.01,1e-2").code == 0
+    assert len(runs()) == 2  # 1k is 1,000
+
+
+def test_attacks_over_many_runs_are_one_sweep(rlx, tiny_runs):
+    victims = sorted((tiny_runs / "train").glob("*/*"))
+    line = ("attack", *victims, "-m", "attack=noise,fgsm", "eps=0:0.1:0.1", "episodes=2")
+    result = rlx(*line, "scale=bounds")
+    assert result.code == 2 and "none was begun" in result.err  # CartPole has no bounds
+    acrobots = [run for run in victims if "acrobot" in run.parent.name]
+    line = ("attack", *acrobots, "-m", "attack=noise,fgsm", "eps=0:0.1:0.1", "episodes=2")
+    result = rlx(*line)
+    assert result.code == 0, result.err
+    rows = table(the_sweep())
+    assert len(rows) == 2 * len(acrobots) and {row["attack"] for row in rows} == {"noise", "fgsm"}
+    areas = [float(row["area"]) for row in rows]
+    assert areas == sorted(areas, reverse=True)
+    before = sorted(Path("outputs/attack").glob("*/*"))
+    assert "done" in rlx(*line).out and sorted(Path("outputs/attack").glob("*/*")) == before
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (("sweep=a/b",), "sweep=a/b: expected the name of a folder"),
+        (("sweep=..",), "sweep=..: expected the name of a folder"),
+        (("fresh=perhaps",), "fresh=perhaps: expected true or false"),
+        (("agent.discount=0.9,2",), "agent.discount=2"),
+        (("agent.learning_rat=1,2",), "agent.learning_rat"),
+    ],
+)
+def test_bad_sweeps_are_refused_and_nothing_is_written(words, expected, rlx, tmp_path):
+    result = rlx("train", "-m", *SMALL, RATES, *words)
+    assert result.code == 2 and expected in result.err and list(tmp_path.iterdir()) == []
+
+
+def test_sweep_options_need_a_sweep(rlx, tmp_path):
+    for word in ("sweep=mine", "fresh=true"):
+        result = rlx("train", *SMALL, word)
+        assert result.code == 2 and "-m" in result.err and list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_of_another_command_is_refused(rlx, done):
+    before = {file: file.read_bytes() for file in the_sweep().rglob("*") if file.is_file()}
+    name = f"sweep={the_sweep().name}"
+    result = rlx("train", "-m", *SMALL, "agent.learning_rate=0.5,0.25", name)
+    assert result.code == 2 and "is of another command, rlx train" in result.err
+    assert {file: file.read_bytes() for file in the_sweep().rglob("*") if file.is_file()} == before
+
+
+def test_a_changed_sweep_is_not_gone_on_with(rlx, done):
+    file = the_sweep() / "sweep.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps(facts | {"words": [*facts["words"], "agent._target_=evil.Agent"]}))
+    result = rlx("resume", the_sweep())
+    assert result.code == 2 and "was not begun by you" in result.err
