@@ -117,25 +117,22 @@ def _do_all(sweep: Sweep) -> None:
     task = JobTask(sweep.command, str(sweep.path), str(folder) if folder else None)
     argv = sys.argv
     jobs = sweep.jobs()
-    broken: RunError | None = None
     with _told_how_to_go_on(sweep):
         if any(word.startswith("hydra/sweeper=") for word in argv):
             sys.argv = [*argv, f"hydra.sweep.dir='{sweep.path}'"]
             run_composed(sweep.command, task)
         elif remaining := [job.overrides for job in jobs if not job.finished]:
             words = [*overrides_of(argv), f"hydra.sweep.dir='{sweep.path}'"]
-            broken = _launch(sweep, words, remaining, task)
+            _launch(sweep, words, remaining, task)
     report(sweep)
     _raise_failures(sweep)
-    if broken is not None:
-        raise broken
     _raise_unfinished(sweep)
 
 
 def _launch(
     sweep: Sweep, words: Sequence[str], jobs: Sequence[Sequence[str]], task: "JobTask"
-) -> RunError | None:
-    """Let the launcher that `words` name do the jobs; returns what was wrong with the launcher."""
+) -> None:
+    """Let the launcher that `words` name do the jobs, and say what was wrong with the launcher."""
     from hydra.core.utils import JobStatus
     from hydra.errors import HydraException
 
@@ -151,8 +148,7 @@ def _launch(
     except Exception as error:
         if not engines.is_elsewhere(name):
             raise
-        return RunError(f"hydra/launcher={name}: {engines.one_line(error)}")
-    return None
+        console.warning(f"hydra/launcher={name}: {engines.one_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -354,11 +350,10 @@ def _told_how_to_go_on(sweep: Sweep) -> Any:
     except KeyboardInterrupt as error:
         jobs = sweep.jobs()
         done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
-        line = f"rlx resume {shlex.quote(str(sweep.path))}"
         told = f"{error}\nrlx: " if str(error) else ""
         number = error.code - 128 if isinstance(error, Interrupted) else signal.SIGINT
         raise Interrupted(
-            number, f"{told}the sweep is stopped, {done}; it goes on with: {line}"
+            number, f"{told}the sweep is stopped, {done}; it goes on with: {_line(sweep)}"
         ) from None
 
 
@@ -373,8 +368,12 @@ def _raise_unfinished(sweep: Sweep) -> None:
     left = counted([job for job in jobs if not job.finished])
     if left:
         text = ", ".join(f"{count} {state}" for state, count in left.items())
-        line = f"rlx resume {shlex.quote(str(sweep.path))}"
-        raise RunError(f"{text}, of {len(jobs)} jobs; the sweep goes on with: {line}")
+        raise RunError(f"{text}, of {len(jobs)} jobs; the sweep goes on with: {_line(sweep)}")
+
+
+def _line(sweep: Sweep) -> str:
+    """The line that goes on with a sweep."""
+    return f"rlx resume {shlex.quote(str(sweep.path))}"
 
 
 def _raise_failures(sweep: Sweep) -> None:
