@@ -205,6 +205,13 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
         return (
             f"{key}={value}: several values. A list is {key}=[{value}]; a sweep over them: {sweep}"
         )
+    launcher = re.search(r"Could not find 'hydra/launcher/([^']+)'", text)
+    if launcher:
+        return _unknown_launcher(launcher[1])
+    unmerged = re.search(r"Error merging override (.+)", text)
+    if unmerged and error.__cause__ is not None:
+        reason, *_ = str(error.__cause__).splitlines()
+        return f"{unmerged[1]}: {reason}"
     not_found = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
     if not_found:
         return _unknown_option(not_found[1], not_found[2])
@@ -215,6 +222,15 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
     # OmegaConf's messages end with lines about its own objects, which say nothing to a user.
     text = re.sub(r"\n+\s*(full_key|object_type|reference_type).*", "", text)
     return text.replace("\n\n", "\n")
+
+
+def _unknown_launcher(name: str) -> str:
+    """The message about a launcher that Hydra does not have."""
+    from hydra.core.config_store import ConfigStore
+
+    plugins = ConfigStore.instance().repo["hydra"]["launcher"]
+    names = [*conf.group_files("hydra/launcher"), *(Path(file).stem for file in plugins)]
+    return f"hydra/launcher={name}: no such launcher. There are: {', '.join(sorted(names))}."
 
 
 def _unknown_option(group: str, option: str) -> str:
@@ -241,6 +257,10 @@ def _unknown_key(key: str, command: str, line: list[str]) -> str:
     if key in conf.renamed():
         return f"{key}: is called {conf.renamed()[key]} now."
     all_of = f"All keys: rlx {command} --help"
+    if key.startswith("hydra.launcher."):
+        chosen = [word for word in line if word.startswith("hydra/launcher=")]
+        all_of = f"All: rlx {' '.join([command, *chosen])} --cfg hydra -p hydra.launcher"
+        return f"{key}: unknown key of this launcher. {all_of}"
     if group in ("agent", "env", "eval_env") and takes_runs(command):
         return f"{key}: the run's own; rlx {command} takes it as it was trained. {all_of}"
     return f"{key}: unknown key.{nearest(key, all_keys(command, config_overrides(line)))} {all_of}"

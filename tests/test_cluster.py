@@ -16,20 +16,23 @@ from pathlib import Path
 
 import pytest
 
-SWEEP = (
-    "agent=dqn",
-    "env=cartpole",
-    "agent.learning_rate=1e-3,3e-4,1e-4",
-    "agent.discount=0.99,0.95",
+SHORT = (
     "-m",
+    "agent=dqn",
     "seeds=1",
-    "steps=5000",
-    "eval_every=1000",
-    "checkpoint_every=1000",
+    "steps=3000",
+    "eval_every=500",
+    "checkpoint_every=500",
     "eval_episodes=5",
     "final_episodes=5",
     "device=cpu",
     "device.compile=false",
+)
+SWEEP = (
+    *SHORT,
+    "env=cartpole",
+    "agent.learning_rate=1e-3,3e-4,1e-4",
+    "agent.discount=0.99,0.95",
 )
 """Six jobs of some seconds each."""
 SCRIPT = Path(__file__).with_name("slurm.sh")
@@ -47,12 +50,12 @@ def needs(package: str) -> pytest.MarkDecorator:
 class Launched:
     """A sweep that runs in a process of its own, and session, as one from a terminal would."""
 
-    def __init__(self, folder: Path, *words: str):
+    def __init__(self, folder: Path, *words: str | Path):
         self.folder = folder
         self.output = folder / "output"
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rlx", "train", *SWEEP, *words],
+                [sys.executable, "-m", "rlx", "train", *words],
                 cwd=folder,
                 stdout=output,
                 stderr=output,
@@ -107,7 +110,7 @@ def launched(tmp_path):
     """launched("hydra/launcher=joblib") starts the sweep in a folder of its own."""
     sweeps = []
 
-    def launch(*words: str) -> Launched:
+    def launch(*words: str | Path) -> Launched:
         folder = tmp_path / f"sweep-{len(sweeps)}"
         folder.mkdir()
         sweeps.append(Launched(folder, *words))
@@ -121,7 +124,7 @@ def launched(tmp_path):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> str:
     """The table of the sweep that nobody stops, one job after the other."""
-    sweep = Launched(tmp_path_factory.mktemp("uninterrupted"))
+    sweep = Launched(tmp_path_factory.mktemp("uninterrupted"), *SWEEP)
     assert sweep.end() == 0, sweep.output.read_text()
     return table(sweep)
 
@@ -136,7 +139,7 @@ def table(sweep: Launched) -> str:
 @needs("hydra_joblib_launcher")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
 def test_joblib_is_stopped_and_goes_on(number, launched, uninterrupted, tmp_path):
-    words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    words = (*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     sweep = launched(*words)
     sweep.wait_for(lambda: len(sweep.at_work()) == 2)
     if number == signal.SIGINT:  # Ctrl-C reaches the workers too
@@ -157,11 +160,46 @@ def test_joblib_is_stopped_and_goes_on(number, launched, uninterrupted, tmp_path
     assert table(again) == uninterrupted
 
 
-@needs("hydra_joblib_launcher")
-def test_failures_in_other_processes_are_told(tmp_path, launched):
-    sweep = launched("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "agent.hidden=[16],[0]")
-    assert sweep.end() == 2, "all combinations are checked here, whatever launches them"
-    assert "agent.hidden" in sweep.output.read_text() and not sweep.jobs()
+FAULTY = """
+import itertools
+from dataclasses import dataclass
+
+from rlx.envs.cartpole import CartPole
+
+steps = itertools.count()
+
+
+@dataclass(frozen=True)
+class Faulty(CartPole):
+    fails: bool = False
+
+    def transition(self, state, action, draws):
+        if self.fails and next(steps) == 100:
+            raise RuntimeError("the cart is broken")
+        return super().transition(state, action, draws)
+"""
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("joblib", marks=needs("hydra_joblib_launcher")),
+        pytest.param("submitit_local", marks=needs("hydra_submitit_launcher")),
+    ],
+)
+def test_jobs_elsewhere_know_the_users_folder_and_their_failures_are_told(
+    launcher, launched, tmp_path
+):
+    (tmp_path / "project/conf/env").mkdir(parents=True)
+    (tmp_path / "project/faulty.py").write_text(FAULTY)
+    node = "_target_: faulty.Faulty\nmax_episode_steps: 500\nfails: false\n"
+    (tmp_path / "project/conf/env/faulty.yaml").write_text(node)
+    words = ("-cd", tmp_path / "project/conf", f"hydra/launcher={launcher}")
+    sweep = launched(*SHORT, *words, "env=faulty", "env.fails=false,true")
+    assert sweep.end() == 1
+    assert [job["state"] for job in sweep.jobs()] == ["completed", "failed"]
+    told = sweep.output.read_text()
+    assert "the cart is broken" in told and "1 of 2 jobs failed" in told
 
 
 @pytest.fixture
@@ -194,7 +232,7 @@ def begin_at_once() -> None:
 @pytest.mark.slurm
 @needs("hydra_submitit_launcher")
 def test_a_slurm_array_goes_on_after_its_jobs_were_queued_again(slurm, launched, uninterrupted):
-    sweep = launched("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1")
+    sweep = launched(*SWEEP, "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1")
     first, second = sweep.wait_for(lambda: sweep.at_work()[:2] if len(sweep.at_work()) > 1 else [])
     array = asked("squeue", "--noheader", "--format=%F")[0]
     # An operator's or a preemption's way; SIGTERM comes first.
@@ -223,6 +261,36 @@ def test_no_slurm_on_this_machine(rlx, monkeypatch, tmp_path):
     assert not Path("outputs").exists()
 
 
+@needs("hydra_submitit_launcher")
+def test_a_slurm_that_does_not_answer(rlx, monkeypatch, tmp_path):
+    for program in ("sbatch", "scontrol"):
+        (tmp_path / program).write_text("#!/bin/sh\necho Slurmctld is DOWN\nexit 1\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    result = rlx("train", *SWEEP, "hydra/launcher=submitit_slurm")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "Slurm does not answer (scontrol ping: Slurmctld is DOWN)" in result.err
+    assert not Path("outputs").exists()
+
+
+@needs("hydra_joblib_launcher")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra/launcher=jobs"], "hydra/launcher=jobs: no such launcher. There are: basic, "),
+        (["hydra.launcher.cpus=2"], "hydra.launcher.cpus: unknown key of this launcher. All: rlx "),
+        (["hydra.launcher.n_jobs=many"], "hydra.launcher.n_jobs=many: Value 'many' of type 'str'"),
+    ],
+)
+def test_wrong_keys_of_a_launcher(words, message, rlx):
+    if not words[0].startswith("hydra/launcher"):
+        words = ["hydra/launcher=joblib", *words]
+    result = rlx("train", *SWEEP, *words)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert message in result.err
+    assert not Path("outputs").exists()
+
+
 @pytest.mark.parametrize(
     ("launcher", "extra"), [("joblib", "joblib"), ("submitit_slurm", "slurm"), ("ray", "ray")]
 )
@@ -243,7 +311,7 @@ def workers_of_ray() -> list[int]:
 @pytest.mark.ray
 @needs("hydra_ray_launcher")
 def test_ray_goes_on_after_its_workers_were_killed(launched, uninterrupted):
-    sweep = launched("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2")
+    sweep = launched(*SWEEP, "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2")
     sweep.wait_for(lambda: len(sweep.at_work()) == 2 and len(workers_of_ray()) == 2)
     gentle, hard = workers_of_ray()
     os.kill(gentle, signal.SIGTERM)

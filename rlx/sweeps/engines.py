@@ -9,6 +9,7 @@ import multiprocessing
 import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -23,14 +24,14 @@ class Engine(NamedTuple):
     """The extra of rlx's that installs it."""
     package: str
     """Its package."""
-    program: str | None = None
-    """A program that must be on the PATH."""
+    slurm: bool = False
+    """Whether it needs a Slurm that answers."""
 
 
 _ENGINES = {
     "joblib": Engine("joblib", "hydra_joblib_launcher"),
     "submitit_local": Engine("slurm", "hydra_submitit_launcher"),
-    "submitit_slurm": Engine("slurm", "hydra_submitit_launcher", "sbatch"),
+    "submitit_slurm": Engine("slurm", "hydra_submitit_launcher", slurm=True),
     "ray": Engine("ray", "hydra_ray_launcher"),
     "ray_aws": Engine("ray", "hydra_ray_launcher"),
 }
@@ -47,11 +48,19 @@ def require(words: Sequence[str]) -> None:
         return
     if not _is_installed(engine.package):
         raise ConfigError(f'{_KEY}{name}: is not installed; pip install "rlx[{engine.extra}]"')
-    if engine.program is not None and shutil.which(engine.program) is None:
-        raise ConfigError(
-            f"{_KEY}{name}: no Slurm on this machine ({engine.program} is not on the PATH); "
-            "hydra/launcher=submitit_local runs the jobs here."
-        )
+    if engine.slurm:
+        _require_slurm(f"{_KEY}{name}")
+
+
+def _require_slurm(key: str) -> None:
+    """ConfigError where the machine has no Slurm, or where its controller does not answer."""
+    here = "hydra/launcher=submitit_local runs the jobs here."
+    if shutil.which("sbatch") is None:
+        raise ConfigError(f"{key}: no Slurm on this machine (sbatch is not on the PATH); {here}")
+    ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True)
+    if ping.returncode != 0:
+        said, *_ = [*(ping.stdout + ping.stderr).splitlines(), "nothing"]
+        raise ConfigError(f"{key}: Slurm does not answer (scontrol ping: {said}); {here}")
 
 
 def _is_installed(package: str) -> bool:
@@ -66,6 +75,11 @@ def named(words: Sequence[str]) -> str:
     """The launcher that a command line names."""
     names = [word.removeprefix(_KEY) for word in words if word.startswith(_KEY)]
     return names[-1] if names else "basic"
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether the launcher of this name does jobs in other processes, and may fail by itself."""
+    return name in _ENGINES
 
 
 @contextmanager

@@ -104,7 +104,10 @@ def go_on(sweep: Sweep, more: Sequence[str]) -> None:
     sweep.check_maker()
     outputs = sweep.path.absolute().parents[1]
     added = overrides_of(["", *more])
-    sys.argv = [f"rlx {sweep.command}", *sweep.words, *added, f"outputs='{outputs}'"]
+    words = sweep.words
+    if any(word.startswith("hydra/launcher=") for word in added):  # with keys of its own
+        words = [word for word in words if not _is_of_launcher(word)]
+    sys.argv = [f"rlx {sweep.command}", *words, *added, f"outputs='{outputs}'"]
     engines.require(sys.argv)
     _do_all(sweep)
 
@@ -116,26 +119,24 @@ def _do_all(sweep: Sweep) -> None:
     task = JobTask(sweep.command, str(sweep.path), str(folder) if folder else None)
     argv = sys.argv
     jobs = sweep.jobs()
-    broken: RunError | None = None
     with _told_how_to_go_on(sweep):
         if any(word.startswith("hydra/sweeper=") for word in argv):
             sys.argv = [*argv, f"hydra.sweep.dir='{sweep.path}'"]
             run_composed(sweep.command, task)
         elif remaining := [job.overrides for job in jobs if not job.finished]:
             words = [*overrides_of(argv), f"hydra.sweep.dir='{sweep.path}'"]
-            broken = _launch(sweep, words, remaining, task)
+            _launch(sweep, words, remaining, task)
     report(sweep)
     _raise_failures(sweep)
-    if broken is not None:
-        raise broken
     _raise_unfinished(sweep)
 
 
 def _launch(
     sweep: Sweep, words: Sequence[str], jobs: Sequence[Sequence[str]], task: "JobTask"
-) -> RunError | None:
-    """Let the launcher that `words` name do the jobs; returns what was wrong with the launcher."""
+) -> None:
+    """Let the launcher that `words` name do the jobs, and say what was wrong with the launcher."""
     from hydra.core.utils import JobStatus
+    from hydra.errors import HydraException
 
     name = engines.named(words)
     try:
@@ -144,11 +145,12 @@ def _launch(
                 # Hydra keeps what was raised before or behind the job's work.
                 if result.status == JobStatus.FAILED:
                     raise result._return_value
+    except (ConfigError, RunError, HydraException):
+        raise
     except Exception as error:
-        if name == "basic":
+        if not engines.is_elsewhere(name):
             raise
-        return RunError(f"hydra/launcher={name}: {engines.one_line(error)}")
-    return None
+        console.warning(f"hydra/launcher={name}: {engines.one_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,7 @@ class Plan:
         planner = _Planner(command)
         argv = sys.argv
         # They are composed in this process, one after the other, whatever launches the jobs.
-        prefixes = ("hydra/launcher=", "hydra.launcher.")
-        arguments = [word for word in argv if not word.lstrip("+~").startswith(prefixes)]
+        arguments = [word for word in argv if not _is_of_launcher(word)]
         # Hydra writes a file about each sweep.
         with tempfile.TemporaryDirectory(prefix="rlx-") as folder:
             sys.argv = [*arguments, f"hydra.sweep.dir='{folder}'"]
@@ -360,12 +361,16 @@ def _told_how_to_go_on(sweep: Sweep) -> Any:
     except KeyboardInterrupt as error:
         jobs = sweep.jobs()
         done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
-        line = f"rlx resume {shlex.quote(str(sweep.path))}"
         told = f"{error}\nrlx: " if str(error) else ""
         number = error.code - 128 if isinstance(error, Interrupted) else signal.SIGINT
         raise Interrupted(
-            number, f"{told}the sweep is stopped, {done}; it goes on with: {line}"
+            number, f"{told}the sweep is stopped, {done}; it goes on with: {_line(sweep)}"
         ) from None
+
+
+def _is_of_launcher(word: str) -> bool:
+    """Whether a word of a command line names the launcher, or is one of its keys."""
+    return word.lstrip("+~").startswith(("hydra/launcher=", "hydra.launcher."))
 
 
 def _raise_unfinished(sweep: Sweep) -> None:
@@ -374,8 +379,12 @@ def _raise_unfinished(sweep: Sweep) -> None:
     left = counted([job for job in jobs if not job.finished])
     if left:
         text = ", ".join(f"{count} {state}" for state, count in left.items())
-        line = f"rlx resume {shlex.quote(str(sweep.path))}"
-        raise RunError(f"{text}, of {len(jobs)} jobs; the sweep goes on with: {line}")
+        raise RunError(f"{text}, of {len(jobs)} jobs; the sweep goes on with: {_line(sweep)}")
+
+
+def _line(sweep: Sweep) -> str:
+    """The line that goes on with a sweep."""
+    return f"rlx resume {shlex.quote(str(sweep.path))}"
 
 
 def _raise_failures(sweep: Sweep) -> None:
