@@ -33,8 +33,8 @@ FORMAT = 1
 """Version of the layout above; written to sweep.json."""
 LEFT_OUT = ("outputs", "device", "trust")
 """Keys of a config that change nothing about a job's result, and so are no part of its identity."""
-STATES = ("completed", "running", "interrupted", "failed", "waiting")
-"""What a job can be. One that was killed is interrupted."""
+STATES = ("completed", "pruned", "running", "interrupted", "failed", "waiting")
+"""What a job can be. One that was killed is interrupted, a trial given up early is pruned."""
 
 
 def identity(config: DictConfig) -> str:
@@ -63,7 +63,7 @@ class Job:
     run_path: str | None = None
     """Its run directory, as seen from the sweep's folder; None: it has none yet."""
     error: str | None = None
-    """Why it failed."""
+    """Why it failed, or was pruned."""
     code: int = 0
     """The exit code of its failure; 0: it has not failed."""
     took_s: float = 0.0
@@ -108,7 +108,7 @@ class Job:
         The run says it, where there is one: a process may be killed before it can say so here.
         """
         if self.run_path is None:
-            return self.state == "completed"
+            return self.state in ("completed", "pruned")
         run = self.run
         return run is not None and run.unfinished() is None
 
@@ -116,7 +116,7 @@ class Job:
     def status(self) -> str:
         """The state as it is now: one of `STATES`."""
         if self.finished:
-            return "completed"
+            return "pruned" if self.state == "pruned" else "completed"
         if self.state == "running" and not self._is_locked():
             return "interrupted"
         return "waiting" if self.state == "completed" else self.state  # its run was deleted
@@ -245,9 +245,13 @@ class Sweep:
             raise ConfigError(f"sweep: cannot write {path} ({error.strerror}).") from None
         return cls(path)
 
-    def check_maker(self) -> None:
-        """ConfigError unless this user made it: its words can make Python import anything."""
-        text = _signed_text(self.words, [job.overrides for job in self.jobs()])
+    def check_maker(self, *, makes_jobs: bool = False) -> None:
+        """ConfigError unless this user made it: its words can make Python import anything.
+
+        `makes_jobs`: its command makes the jobs anew of the words, and asks no file what they are.
+        """
+        jobs = [] if makes_jobs else [job.overrides for job in self.jobs()]
+        text = _signed_text(self.words, jobs)
         if not trust.is_signed(text, self.facts.get("signature")):
             raise ConfigError(
                 f"{self.path}: was not begun by you on this machine, or was changed. If you trust "

@@ -5,11 +5,12 @@ each had been trained alone.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from rlx.agent import Agent
 from rlx.config import build, load_class, varying
@@ -74,18 +75,22 @@ class Pack(Training):
             self.members.append(list(range(row, row + len(seeds))))
             row += len(seeds)
         self.failed: dict[int, str] = {}
-        """Why members dropped out, by their number."""
+        """Why members failed, by their number."""
+        self.watch: Callable[[Pack], None] | None = None
+        """What is told of each evaluation, and may drop members."""
 
     def alive(self) -> list[int]:
         """The numbers of the members that have not dropped out."""
         running = set(self.running.tolist())
         return [number for number, rows in enumerate(self.members) if running.issuperset(rows)]
 
-    def drop(self, members: Mapping[int, str]) -> None:
-        """Go on without some members; the texts say why."""
-        self.failed |= members
+    def drop(self, members: Iterable[int]) -> None:
+        """Go on without some members; without the last of them the pack ends."""
         gone = {row for number in members for row in self.members[number]}
         kept = [place for place, row in enumerate(self.running.tolist()) if row not in gone]
+        if not kept:
+            self.running = self.running[:0]
+            return
         self.take(torch.tensor(kept, dtype=torch.int64, device=self.device))
 
     def _check(self) -> None:
@@ -102,7 +107,27 @@ class Pack(Training):
         for reason in bad.values():
             console.warning(f"one of the batch drops out: {reason}")
         if bad:
+            self.failed |= bad
             self.drop(bad)
+
+    def _evaluate(self, progress: console.Progress) -> None:
+        """As Training does, then let `watch` decide who goes on."""
+        self._check()
+        if not len(self.running):
+            return
+        super()._evaluate(progress)
+        if self.watch is not None:
+            self.watch(self)
+
+    def _vector_step(self) -> Tensor:
+        """As Training does, as long as there is a member left."""
+        return super()._vector_step() if len(self.running) else self.log.running
+
+    def save(self) -> None:
+        """As Training does, as long as there is a member left."""
+        self._check()
+        if len(self.running):
+            super().save()
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         """Write the rows of an evaluation, each with its place in the batch."""

@@ -4,9 +4,10 @@ It implements Hydra's Launcher, which gets the overrides of all jobs at once.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -45,8 +46,8 @@ class VectorLauncher(Launcher):
         """ConfigError where no two jobs fit in one batch."""
         if command != "train":
             raise ConfigError(f"hydra/launcher=vector: batches trainings; rlx {command} is none.")
-        batches = _batches({job.id: job.config for job in jobs})
-        if len(jobs) > 1 and len(batches) == len(jobs):
+        groups = batches({job.id: job.config for job in jobs})
+        if len(jobs) > 1 and len(groups) == len(jobs):
             keys = ", ".join(_apart([job.config for job in jobs]))
             raise ConfigError(
                 f"hydra/launcher=vector: no two of the {len(jobs)} jobs fit in one batch; they "
@@ -71,12 +72,12 @@ class VectorLauncher(Launcher):
             composed[job.id] = config
             jobs[job.id] = job
         configs = {job_id: job.config for job_id, job in jobs.items()}
-        batches = _batches(configs)
-        _tell(batches, configs)
+        groups = batches(configs)
+        _tell(groups, configs)
         returns = []
-        for batch in batches:
+        for batch in groups:
             if len(batch) > 1:
-                _Batch(sweep, [jobs[job_id] for job_id in batch], composed[batch[0]]).do()
+                Batch(sweep, [jobs[job_id] for job_id in batch], composed[batch[0]]).do()
                 returns += [_done() for _ in batch]
             else:
                 returns.append(self._alone(composed[batch[0]]))
@@ -93,12 +94,12 @@ class VectorLauncher(Launcher):
         )
 
 
-def _batches(configs: Mapping[str, DictConfig]) -> list[list[str]]:
+def batches(configs: Mapping[str, DictConfig]) -> list[list[str]]:
     """The identities of the jobs, those together that fit in one batch."""
-    batches: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for job_id, config in configs.items():
-        batches.setdefault(alike(config) or job_id, []).append(job_id)
-    return list(batches.values())
+        groups.setdefault(alike(config) or job_id, []).append(job_id)
+    return list(groups.values())
 
 
 def _apart(configs: Sequence[DictConfig]) -> list[str]:
@@ -133,13 +134,15 @@ def _done() -> JobReturn:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Jobs of a sweep that are trained as one batch."""
 
     sweep: Sweep
     jobs: Sequence[Job]
     composed: DictConfig
     """What Hydra composed for the first of them; its device and outputs are those of all."""
+    watch: Callable[[Sequence[Job], Pack], None] | None = None
+    """What is told of each evaluation, and may drop members; the jobs are those of the pack."""
 
     def do(self) -> None:
         """Train the jobs, and make a run of each. A failure ends this batch alone."""
@@ -165,16 +168,25 @@ class _Batch:
     def _train(self, began: float) -> None:
         """Train the jobs that are left, in their batch of before if there is one."""
         jobs = self._left()
+        if not jobs:
+            return
+        if any(run.checkpoints.resumable() for run in self._saved(self.jobs)):
+            jobs = list(self.jobs)  # some may have been taken apart, or have dropped out
         configs = [self._config(job) for job in jobs]
         self._each("running", began)
         config = packed(configs)
         pack, run, resumed_config = self._pack(jobs, config)
+        if self.watch is not None:
+            pack.watch = partial(self.watch, jobs)
         pack.run(run, resumed_config, go_on=f"rlx resume {self.sweep.path}")
-        episodes = final_episodes(pack)
-        for number in sorted(pack.failed):
-            fail(jobs[number], RunError(pack.failed[number]), 0.0)
+        alive = pack.alive()
+        for number, job in enumerate(jobs):
+            if number not in alive and not job.read().finished:
+                reason = pack.failed.get(number, "dropped out before the batch was interrupted")
+                fail(job, RunError(reason), 0.0)
+        episodes = final_episodes(pack) if alive else None
         took_s = (time.monotonic() - began) / len(jobs)
-        for number in pack.alive():
+        for number in alive:
             job = jobs[number].read()
             if job.finished:
                 continue
@@ -182,6 +194,7 @@ class _Batch:
                 job.run.delete()  # half taken apart when the process was killed
             own = Run.create(configs[number].outputs, "train", pack.name, configs[number])
             job.note(own)
+            assert episodes is not None
             value = take_apart(pack, number, configs[number], own, episodes)
             job.log.unlink(missing_ok=True)
             job.read().write(state="completed", value=value, took_s=job.took_s + took_s)
@@ -190,10 +203,7 @@ class _Batch:
     def _pack(self, jobs: Sequence[Job], config: DictConfig) -> tuple[Pack, Run, DictConfig | None]:
         """The pack as its newest checkpoint has it, or a new one; its run, and its config then."""
         name = run_name(build(Config, config, ""))
-        digest = sha256(" ".join(job.id for job in jobs).encode()).hexdigest()[:12]
-        root = self.sweep.path / "batches" / digest
-        for meta in sorted(root.glob("train/*/*/meta.json")):
-            run = Run(meta.parent)
+        for run in self._saved(jobs):
             if run.checkpoints.resumable():
                 found, warnings = resumed(run, config, Pack)
                 for warning in warnings:
@@ -204,9 +214,18 @@ class _Batch:
             run.delete()
         return (
             Pack(build(Config, config, ""), name),
-            Run.create(str(root), "train", name, config),
+            Run.create(str(self._root(jobs)), "train", name, config),
             None,
         )
+
+    def _saved(self, jobs: Sequence[Job]) -> list[Run]:
+        """The runs of a pack of these jobs that are on disk: one, or none."""
+        return [Run(meta.parent) for meta in sorted(self._root(jobs).glob("train/*/*/meta.json"))]
+
+    def _root(self, jobs: Sequence[Job]) -> Path:
+        """Where the run of a pack of these jobs is."""
+        digest = sha256(" ".join(job.id for job in jobs).encode()).hexdigest()[:12]
+        return self.sweep.path / "batches" / digest
 
     def _left(self) -> list[Job]:
         """The jobs that are not finished, as they are on disk now."""
