@@ -187,10 +187,9 @@ class Tuning:
 
         Returns the interquartile mean return of the best on the fresh seeds.
         """
-        asked = len(_asked(self.study.get_trials(deepcopy=False)))
         console.facts(
             tuning=self.sweep.path,
-            trials=f"{self.plan.config.trials}, {asked} of them asked for before",
+            trials=f"{self.plan.config.trials}, {self._count()} of them asked for before",
         )
         try:
             self._train_trials()
@@ -207,8 +206,7 @@ class Tuning:
 
     def _facts(self) -> str:
         """What the tuned settings are known by: the number of trials, and their seeds."""
-        count = len(_asked(self.study.get_trials(deepcopy=False)))
-        return f"{count} trials on seeds {console.ranges(self.plan.base.seeds)}"
+        return f"{self._count()} trials on seeds {console.ranges(self.plan.base.seeds)}"
 
     # Asking and training
 
@@ -234,10 +232,18 @@ class Tuning:
                 jobs = self._jobs(batch)
                 if any(_is_open(job) for job in jobs) and all(_is_free(job) for job in jobs):
                     return jobs
-            left = self.plan.config.trials - len(trials)
-            if left <= 0 or self._is_late():
-                return []
-            return self._jobs(self._ask(min(left, self.plan.config.batch)))
+            jobs = []
+            while not jobs and not self._is_late():
+                left = self.plan.config.trials - self._count()
+                if left <= 0:
+                    break
+                jobs = self._jobs(self._ask(min(left, self.plan.config.batch)))
+            return jobs
+
+    def _count(self) -> int:
+        """The number of trials so far, less those that a killed process had only thought of."""
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(bool({"job", "error"} & set(trial.user_attrs)) for trial in trials)
 
     def _is_late(self) -> bool:
         """Whether no more trials are to be begun."""
