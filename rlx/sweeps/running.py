@@ -5,7 +5,6 @@ what failed is tried again.
 """
 
 import hashlib
-import importlib
 import shlex
 import signal
 import sys
@@ -24,6 +23,7 @@ from rlx import conf
 from rlx.composing import (
     as_typed,
     launcher,
+    load_command,
     overrides_of,
     overrides_text,
     rename,
@@ -245,7 +245,7 @@ class JobTask:
         """Do the job of a composed config, unless it is done or another process has it."""
         conf.use(Path(self.conf) if self.conf else None)
         rename(composed)
-        command = importlib.import_module(f"rlx.commands.{self.command}").main
+        command = load_command(self.command)
         sweep = Sweep(Path(self.sweep))
         job = sweep.job(task_overrides()) or sweep.add(_planned(command, composed))
         config = with_todays(job.config, composed)

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -125,7 +126,9 @@ class Job:
     def settings(self) -> dict[str, str]:
         """Key → value of its overrides, as texts."""
         pairs = [override.lstrip("+").partition("=") for override in self.overrides]
-        return {key: value.replace("\\:", ":") for key, _, value in pairs}
+        values = {key: value.replace("\\:", ":") for key, _, value in pairs}
+        # A single run, which may be written without the brackets.
+        return {key: re.sub(r"^\['([^',]*)'\]$", r"\1", value) for key, value in values.items()}
 
     @property
     def text(self) -> str:
