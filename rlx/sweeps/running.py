@@ -124,6 +124,7 @@ def _do_all(sweep: Sweep) -> None:
         elif remaining := [job.overrides for job in jobs if not job.finished]:
             words = [*overrides_of(argv), f"hydra.sweep.dir='{sweep.path}'"]
             broken = _launch(sweep, words, remaining, task)
+    sweep.clear_batches()
     report(sweep)
     _raise_failures(sweep)
     if broken is not None:
