@@ -74,6 +74,7 @@ def train(composed: DictConfig) -> Run:
 def _begun(composed: DictConfig) -> "tuple[Training, Run]":
     """A training, and the new run directory that it will fill."""
     config = build(Config, composed, "")
+    parse_seeds(config.seeds)  # lists of lists are for the batches of vector sweeps alone
     check_protocol(config.protocol)
     name = run_name(config)
     console.facts(train=name, settings=settings())

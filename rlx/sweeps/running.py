@@ -126,6 +126,7 @@ def _do_all(sweep: Sweep) -> None:
         elif remaining := [job.overrides for job in jobs if not job.finished]:
             words = [*overrides_of(argv), f"hydra.sweep.dir='{sweep.path}'"]
             _launch(sweep, words, remaining, task)
+    sweep.clear_batches()
     report(sweep)
     _raise_failures(sweep)
     _raise_unfinished(sweep)
