@@ -16,6 +16,7 @@ from rlx.runs.run import Run
 
 if TYPE_CHECKING:
     from rlx.sweeps.ranking import Measure
+    from rlx.sweeps.running import Options
 
 Check = Callable[[DictConfig], None]
 """Raises what is wrong with a composed config, and writes nothing."""
@@ -28,6 +29,8 @@ Resume = Callable[[Run, DictConfig], float]
 
 Table = Callable[[Sequence[Run]], None]
 """Prints something of all finished runs of a sweep."""
+MakesJobs = Callable[[DictConfig, "Options"], float]
+"""Begins, or goes on with, a sweep whose jobs come of the results of others."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def command(
     resume: Resume | None = None,
     measure: "Measure | None" = None,
     table: Table | None = None,
+    makes_jobs: MakesJobs | None = None,
 ) -> Callable[[Task], "Command"]:
     """A decorator of a command's task, which gets the composed conf/`name`.yaml.
 
@@ -65,7 +69,7 @@ def command(
     """
 
     def decorated(task: Task) -> Command:
-        return Command(name, task, check, pin, resume, measure, table)
+        return Command(name, task, check, pin, resume, measure, table, makes_jobs)
 
     return decorated
 
@@ -88,19 +92,31 @@ class Command:
     """What the jobs of a sweep are ranked by; None: they are not."""
     table: Table | None
     """What more there is to print of the finished runs of a sweep."""
+    makes_jobs: MakesJobs | None
+    """What it does instead of `task` where each run of it is a sweep by itself."""
 
     def __call__(self) -> None:
         """Do the task for a single run or for a sweep; raises what fails."""
         from rlx.sweeps import running
 
         options = running.options(sys.argv)
-        if _is_sweep():
+        if self.makes_jobs is not None:
+            self.begin(options)
+        elif _is_sweep():
             running.run_sweep(self, options)
         else:
             running.refuse(options)
-            self._once()
+            self._once(self.task)
 
-    def _once(self) -> None:
+    def begin(self, options: "Options") -> None:
+        """Begin, or go on with, a sweep that makes its own jobs."""
+        if {"-m", "--multirun"} & set(sys.argv):
+            raise ConfigError(f"-m: rlx {self.name} is a sweep by itself.")
+        makes_jobs = self.makes_jobs
+        assert makes_jobs is not None
+        self._once(lambda composed: makes_jobs(composed, options))
+
+    def _once(self, task: Task) -> None:
         """Do the task for a single run.
 
         Its errors are carried past Hydra, which would print lines of its own about them.
@@ -109,7 +125,7 @@ class Command:
 
         def guarded(composed: DictConfig) -> float | None:
             try:
-                return self.task(composed)
+                return task(composed)
             except (ConfigError, RunError) as error:
                 errors.append(error)
                 return None

@@ -91,8 +91,17 @@ def own_keys(command: str) -> set[str]:
 
 
 def _command_file(command: str) -> str:
-    """The text of conf/`command`.yaml."""
-    return (Path(conf_dir()) / f"{command}.yaml").read_text()
+    """The text of conf/`command`.yaml, behind that of the command whose keys it takes over."""
+    text = (Path(conf_dir()) / f"{command}.yaml").read_text()
+    base = re.search(r"^  - (?!_self_)(\w+)$", text, re.MULTILINE)
+    if base is None:
+        return text
+    defaults, _, keys = text.partition("\n\n")
+    base_defaults, _, base_keys = _command_file(base[1]).partition("\n\n")
+    own_defaults = defaults.replace(f"{base[0]}\n", "").removeprefix("defaults:\n")
+    known = set(re.findall(r"^\w+:", base_keys, re.MULTILINE))
+    lines = [line for line in keys.splitlines() if line.partition(" ")[0] not in known]
+    return f"{base_defaults}\n{own_defaults}\n\n{base_keys}" + "\n".join(lines) + "\n"
 
 
 def all_keys(command: str, overrides: list[str]) -> list[str]:

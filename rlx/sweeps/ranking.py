@@ -97,12 +97,12 @@ class Ranking:
 
     @cached_property
     def effects(self) -> list[Effect]:
-        """The marginal mean of each value of each key that has several."""
+        """The marginal mean of each value of each key that has several, some in common."""
         effects = []
         for key in self.keys:
             values = [job.settings.get(key, "") for job in self.jobs]
             distinct = sorted(set(values), key=in_order)
-            if len(distinct) < 2:
+            if len(distinct) < 2 or len(distinct) == len(values) > 3:
                 continue
             for value in distinct:
                 pairs = zip(values, self.scores, strict=True)
@@ -151,8 +151,8 @@ def in_order(text: str) -> tuple[int, float, str]:
 
 
 def _is_of_env(key: str) -> bool:
-    """Whether a key belongs to the env, or says on which episodes it is judged."""
-    return key.split(".")[0] in ("env", "eval_env", "run")
+    """Whether a key belongs to the env, or says on which episodes or seeds it is judged."""
+    return key.split(".")[0] in ("env", "eval_env", "run", "stage")
 
 
 def _run(job: Job) -> Run:

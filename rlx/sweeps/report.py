@@ -50,6 +50,8 @@ def report(sweep: Sweep) -> None:
         drawn.savefig(files["figure"])
         drawn.savefig(files["figure"].with_suffix(".pdf"))
     done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
+    if pruned := sum(job.status == "pruned" for job in jobs):
+        done += f", {pruned} of them pruned"
     console.facts(sweep=done)
     console.result(sweep.path, **files)
 

@@ -101,13 +101,18 @@ def go_on(sweep: Sweep, more: Sequence[str]) -> None:
 
     Its jobs are those of then, whatever conf/ or the newest run is now.
     """
-    sweep.check_maker()
+    command: Command = load_command(sweep.command)
+    makes_jobs = command.makes_jobs is not None
+    sweep.check_maker(makes_jobs=makes_jobs)
     outputs = sweep.path.absolute().parents[1]
     added = overrides_of(["", *more])
     words = sweep.words
     if any(word.startswith("hydra/launcher=") for word in added):  # with keys of its own
         words = [word for word in words if not _is_of_launcher(word)]
     sys.argv = [f"rlx {sweep.command}", *words, *added, f"outputs='{outputs}'"]
+    if makes_jobs:
+        command.begin(Options(sweep.path.name, False))
+        return
     engines.require(sys.argv)
     _do_all(sweep)
 

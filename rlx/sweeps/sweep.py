@@ -38,8 +38,8 @@ LEFT_OUT = ("outputs", "device", "trust")
 """Keys of a config that change nothing about a job's result, and so are no part of its identity."""
 BATCHES = "batches"
 """Name of the folder, in a sweep's, of the runs that train several of its jobs at once."""
-STATES = ("completed", "running", "interrupted", "failed", "waiting")
-"""What a job can be. One that was killed is interrupted."""
+STATES = ("completed", "pruned", "running", "interrupted", "failed", "waiting")
+"""What a job can be. One that was killed is interrupted, a trial given up early is pruned."""
 
 
 def identity(config: DictConfig) -> str:
@@ -68,7 +68,7 @@ class Job:
     run_path: str | None = None
     """Its run directory, as seen from the sweep's folder; None: it has none yet."""
     error: str | None = None
-    """Why it failed."""
+    """Why it failed, or was pruned."""
     code: int = 0
     """The exit code of its failure; 0: it has not failed."""
     took_s: float = 0.0
@@ -113,7 +113,7 @@ class Job:
         The run says it, where there is one: a process may be killed before it can say so here.
         """
         if self.run_path is None:
-            return self.state == "completed"
+            return self.state in ("completed", "pruned")
         run = self.run
         return run is not None and run.unfinished() is None
 
@@ -127,7 +127,7 @@ class Job:
     def status(self) -> str:
         """The state as it is now: one of `STATES`."""
         if self.finished:
-            return "completed"
+            return "pruned" if self.state == "pruned" else "completed"
         if self.state == "running" and not self._is_locked():
             return "interrupted"
         return "waiting" if self.state == "completed" else self.state  # its run was deleted
@@ -258,9 +258,13 @@ class Sweep:
             raise ConfigError(f"sweep: cannot write {path} ({error.strerror}).") from None
         return cls(path)
 
-    def check_maker(self) -> None:
-        """ConfigError unless this user made it: its words can make Python import anything."""
-        text = _signed_text(self.words, [job.overrides for job in self.jobs()])
+    def check_maker(self, *, makes_jobs: bool = False) -> None:
+        """ConfigError unless this user made it: its words can make Python import anything.
+
+        `makes_jobs`: its command makes the jobs anew of the words, and asks no file what they are.
+        """
+        jobs = [] if makes_jobs else [job.overrides for job in self.jobs()]
+        text = _signed_text(self.words, jobs)
         if not trust.is_signed(text, self.facts.get("signature")):
             raise ConfigError(
                 f"{self.path}: was not begun by you on this machine, or was changed. If you trust "

@@ -5,7 +5,7 @@ each had been trained alone.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,8 @@ class Pack(Training):
         for seeds in config.seeds:
             self.members.append(list(range(row, row + len(seeds))))
             row += len(seeds)
+        self.watch: Callable[[Pack], None] | None = None
+        """What is told of each evaluation, and may drop members."""
 
     def alive(self) -> list[int]:
         """The numbers of the members that have not dropped out."""
@@ -128,6 +130,12 @@ class Pack(Training):
             console.warning(f"one of the batch drops out: {reason}")
         if bad:
             self.drop(bad)
+
+    def _evaluate(self, progress: console.Progress) -> None:
+        """As Training does, then let `watch` decide who goes on."""
+        super()._evaluate(progress)
+        if self.watch is not None:
+            self.watch(self)
 
     def _has_finite_weights(self) -> Tensor:
         """bool [S'], on the CPU: whether all weights of a seed's policy are finite."""

@@ -5,9 +5,10 @@ It implements Hydra's Launcher, which gets the overrides of all jobs at once.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -29,6 +30,9 @@ from rlx.training.config import Config, run_name
 from rlx.training.packing import Pack, packed, shared, take_apart, why_alone
 from rlx.training.result import final_episodes
 from rlx.training.resuming import resumed
+
+Watch = Callable[[Sequence[Job], Pack], None]
+"""Is told of each evaluation of a pack of these jobs, and may drop members."""
 
 
 class VectorLauncher(Launcher):
@@ -69,10 +73,10 @@ class VectorLauncher(Launcher):
             assert job is not None
             jobs.append(job)
             composed[job.id] = self._composed(number, overrides)
-        batches = _batches(sweep, jobs)
-        _tell(batches)
+        groups = batches(sweep, jobs)
+        _tell(groups)
         returns = []
-        for batch in batches:
+        for batch in groups:
             config = composed[batch.left()[0].id]
             if batch.run is None and len(batch.jobs) == 1:
                 returns.append(self._alone(config))
@@ -108,21 +112,23 @@ def _done() -> JobReturn:
     return done
 
 
-def _batches(sweep: Sweep, jobs: Sequence[Job]) -> "list[_Batch]":
+def batches(sweep: Sweep, jobs: Sequence[Job], watch: "Watch | None" = None) -> "list[Batch]":
     """The batches of jobs that are left; one job alone is one, too.
 
-    A batch that was stopped goes on as it was, and so does a job that was begun alone.
+    A batch that was stopped goes on as it was, and so does a job that was begun alone. `watch` is
+    told of each evaluation.
     """
-    batches = [_Batch(sweep, [job]) for job in jobs if job.may_go_on]
+    batches = [Batch(sweep, [job]) for job in jobs if job.may_go_on]
     begun = {job.id for job in jobs if job.may_go_on}
+    wanted = {job.id for job in jobs}
     for run, members in sweep.batches().items():
-        batch = _Batch(sweep, members, run)
-        if batch.left():
+        batch = Batch(sweep, members, run, watch)
+        if batch.left() and wanted & {job.id for job in members}:
             batches.append(batch)
             begun |= {job.id for job in members}
     fresh = {job.id: job for job in jobs if job.id not in begun}
     for ids in _alike({job_id: job.config for job_id, job in fresh.items()}):
-        batches.append(_Batch(sweep, [fresh[job_id] for job_id in ids]))
+        batches.append(Batch(sweep, [fresh[job_id] for job_id in ids], None, watch))
     return batches
 
 
@@ -162,7 +168,7 @@ def _is_group(value: object) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
-def _tell(batches: "Sequence[_Batch]") -> None:
+def _tell(batches: "Sequence[Batch]") -> None:
     """Say how many batches there are, and why there is more than one."""
     sizes = [len(batch.left()) for batch in batches]
     if len(batches) == 1:
@@ -179,7 +185,7 @@ def _tell(batches: "Sequence[_Batch]") -> None:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Jobs of a sweep that are trained as one batch."""
 
     sweep: Sweep
@@ -187,6 +193,8 @@ class _Batch:
     """All members, in the order of their rows."""
     run: Run | None = None
     """The run of the batch, if it was stopped at a checkpoint."""
+    watch: Watch | None = None
+    """What is told of each evaluation, and may drop members."""
 
     def left(self) -> list[Job]:
         """The jobs that this batch has to finish, as they are on disk now.
@@ -267,6 +275,8 @@ class _Batch:
             require_disk(config.outputs, 2 * state.disk_size(pack))
             run = self.sweep.begin_batch(name, config, self.jobs)
         assert isinstance(pack, Pack)
+        if self.watch is not None:
+            pack.watch = partial(self.watch, self.jobs)
         try:
             pack.run(run, resumed_config, go_on=f"rlx resume {self.sweep.path}")
         except RunError:
