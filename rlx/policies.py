@@ -151,14 +151,17 @@ def load_policy(run: Run, checkpoint: str) -> Loaded:
     return Loaded(policy.requires_grad_(False), spec, seeds)
 
 
+def numbers_of_seeds(config: DictConfig) -> list[str]:
+    """The keys of the agent for which a training's config has a number for each seed."""
+    kind = load_class(config.agent, "agent", Agent).config_type
+    return [name for name in sorted(varying(kind)) if OmegaConf.is_list(config.agent.get(name))]
+
+
 def of_rows(config: DictConfig, rows: Sequence[int]) -> DictConfig:
     """The config of a training with the numbers of these rows, where each seed has its own."""
-    agent = dict(config.agent)
-    for name in varying(load_class(agent, "agent", Agent).config_type):
-        if OmegaConf.is_list(agent.get(name)):
-            agent[name] = [agent[name][row] for row in rows]
     own = config.copy()
-    own.agent = agent
+    for name in numbers_of_seeds(config):
+        own.agent[name] = [config.agent[name][row] for row in rows]
     return own
 
 

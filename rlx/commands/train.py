@@ -30,12 +30,15 @@ def check(composed: DictConfig) -> None:
     check_protocol(config.protocol)
     settings()
 
+    from rlx.policies import numbers_of_seeds
     from rlx.training.config import validated
     from rlx.training.loop import Training
 
-    one_seed = validated(composed)
-    one_seed.seeds = parse_seeds(config.seeds)[:1]
-    Training(build(Config, one_seed, ""), run_name(config))
+    seeds = parse_seeds(config.seeds)
+    checked = validated(composed)
+    if not numbers_of_seeds(checked):
+        checked.seeds = seeds[:1]
+    Training(build(Config, checked, ""), run_name(config))
 
 
 def pin(composed: DictConfig) -> DictConfig:

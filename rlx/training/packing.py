@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from gymnasium.spaces import Box
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -107,6 +108,14 @@ class Pack(Training):
             self.running = self.running[:0]
             raise RunError("every job of the batch dropped out")
         self.take(torch.tensor(kept, dtype=torch.int64, device=self.device))
+
+    def _vector_step(self) -> Tensor:
+        """The step of a training; with actions of real numbers, members may drop out behind it."""
+        returns = super()._vector_step()
+        # An env may raise on the actions that come of such weights, and end the whole batch.
+        if isinstance(self.spec.action_space, Box) and not self._has_finite_weights().all():
+            self._check()
+        return returns
 
     def _check(self) -> None:
         """Drop the members of which a seed met a number that is not finite."""
