@@ -1,9 +1,10 @@
 """Hydra composes: the config of a command, and what the running command chose (`chosen`)."""
 
+import importlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -134,6 +135,14 @@ def as_typed(argv: Sequence[str]) -> str:
     """A command line for Hydra as one types it."""
     words = [word.lstrip("+") for word in argv[1:] if word not in QUIET]
     return " ".join([argv[0], *map(shlex.quote, words)])
+
+
+def load_command(name: str) -> Any:
+    """The command of this name; ImportError where there is none.
+
+    Found when it is asked for: commands import what composes them.
+    """
+    return importlib.import_module(f"rlx.commands.{name}").main
 
 
 def task_overrides() -> list[str]:

@@ -34,7 +34,7 @@ def usage() -> str:
         "",
         "  rlx train agent=hdqn env=acrobot            train 10 seeds of an agent",
         "  rlx attack eps=0:0.03:0.0025                attack the newest run",
-        "  rlx train -m agent.learning_rate=1e-4,1e-3  one run per combination",
+        "  rlx train -m agent.learning_rate=1e-4,1e-3  a sweep: one job per combination",
         "",
         "rlx <command> --help explains its keys and lists config groups.  "
         "rlx <command> --cfg job prints the composed config.",
@@ -72,6 +72,7 @@ def command_usage(command: str, overrides: list[str]) -> str:
         "",
         f"The keys of an agent or env: rlx {command} agent=dqn --help. "
         f"All values: rlx {command} --cfg job.",
+        "-m makes a sweep of values behind commas; sweep=NAME names it, fresh=true does it anew.",
     ]
     return "\n".join(lines)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from rlx.agent import Agent, Policy, Spec
-from rlx.config import build, load_class
+from rlx.config import build, load_class, varying
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError
 from rlx.experiment import (
@@ -142,12 +142,27 @@ def load_policy(run: Run, checkpoint: str) -> Loaded:
             f"checkpoint={checkpoint}: every seed of {run.path} had stopped by then; "
             "use checkpoint=best, the weights each stopped with."
         )
+    config = of_rows(config, run.checkpoints.counters(checkpoint).get("rows", range(len(seeds))))
     saved = run.checkpoints.load(checkpoint)
     file = run.checkpoints.folder(checkpoint) / "agent.safetensors"
     check_tensors(config, spec, len(seeds), saved, file)
     policy = _make_policy(config, spec, seed_tensor(seeds))
     policy.load_state_dict({name: saved[name] for name in policy.state_dict()})
     return Loaded(policy.requires_grad_(False), spec, seeds)
+
+
+def numbers_of_seeds(config: DictConfig) -> list[str]:
+    """The keys of the agent for which a training's config has a number for each seed."""
+    kind = load_class(config.agent, "agent", Agent).config_type
+    return [name for name in sorted(varying(kind)) if OmegaConf.is_list(config.agent.get(name))]
+
+
+def of_rows(config: DictConfig, rows: Sequence[int]) -> DictConfig:
+    """The config of a training with the numbers of these rows, where each seed has its own."""
+    own = config.copy()
+    for name in numbers_of_seeds(config):
+        own.agent[name] = [config.agent[name][row] for row in rows]
+    return own
 
 
 def check_tensors(

@@ -172,7 +172,7 @@ def test_multirun_makes_one_run_per_combination(rlx):
     runs = sorted(Path("outputs/train").glob("*/*"))
     assert [run.parent.name for run in runs] == ["hdqn-acrobot"] * 2 + ["hdqn-cartpole"] * 2
     assert "sweep    4 of 4 · about " in result.out
-    assert "left: env=cartpole agent.learning_rate=0.00025 " in result.out
+    assert "left: env=cartpole agent.learning_rate=0.00025\n" in result.out
 
 
 def test_the_newest_weights_are_kept_where_asked(rlx):

@@ -75,12 +75,12 @@ class Launched:
         return sorted((json.loads(file.read_text()) for file in files), key=lambda j: j["number"])
 
     def at_work(self) -> list[int]:
-        """The numbers of the jobs that are being trained, and have learnt something."""
+        """The numbers of the jobs that are being trained, and have a checkpoint."""
         running = [job for job in self.jobs() if job["state"] == "running" and job["run_path"]]
         return [
             job["number"]
             for job in running
-            if (self.path / job["run_path"] / "metrics.jsonl").exists()
+            if any((self.path / job["run_path"] / "checkpoints").glob("0*"))
         ]
 
     def wait_for(self, what: Callable[[], object], seconds: float = 60) -> object:
@@ -223,9 +223,8 @@ def asked(*words: str) -> list[str]:
 
 def begin_at_once() -> None:
     """Let jobs that were queued again begin, for which Slurm waits two minutes."""
-    for line in asked("squeue", "--noheader", "--states=PENDING", "--format=%i %r"):
-        job, _, reason = line.partition(" ")
-        if reason == "BeginTime":
+    for job in asked("squeue", "--noheader", "--states=PENDING", "--format=%i"):
+        if "[" not in job:  # which is the rest of an array
             asked("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
@@ -238,11 +237,13 @@ def test_a_slurm_array_goes_on_after_its_jobs_were_queued_again(slurm, launched,
     # An operator's or a preemption's way; SIGTERM comes first.
     asked("scontrol", "requeue", f"{array}_{first}")
     # What comes ahead of a time limit.
-    asked("scancel", "--signal=USR2", f"{array}_{second}")
-    deadline = time.monotonic() + 180
+    ahead = subprocess.Popen(["scancel", "--signal=USR2", f"{array}_{second}"])
+    deadline = time.monotonic() + 180  # scancel tries again and again while the job is queued
     while sweep.process.poll() is None and time.monotonic() < deadline:
         begin_at_once()
         time.sleep(1)
+    ahead.kill()
+    ahead.wait()
     assert sweep.end(1) == 0, sweep.output.read_text()
     assert table(sweep) == uninterrupted
     logs = [

@@ -18,7 +18,7 @@ from rlx.agent import Agent, OfflineAgent
 from rlx.commands import attack as attack_command
 from rlx.commands import bench as bench_command
 from rlx.commands.train import Config as TrainConfig
-from rlx.conf import conf_dir
+from rlx.conf import conf_dir, group_files
 from rlx.config import build, load_class
 from rlx.data.writer import Writer
 from rlx.errors import ConfigError
@@ -269,6 +269,12 @@ def test_presets(name, data_set):
 @pytest.mark.parametrize("name", names("experiment"))
 def test_experiments(name, data_set):
     overrides = [f"experiment={name}"]
+    if "\nlines:" in group_files("experiment")[name].read_text():
+        for line in compose("study", *overrides).lines.values():
+            verb, *words = [word for word in line.split() if word[0] != "{"]
+            single = [re.sub(r"=([^\[,]*),.*", r"=\1", word) for word in words]
+            compose(verb, *single)
+        return
     if OmegaConf.missing_keys(compose("train", *overrides)):
         overrides += env_overrides("atari")[1:]
     built(data_set, *overrides)

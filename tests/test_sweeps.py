@@ -267,3 +267,65 @@ def test_a_changed_sweep_is_not_gone_on_with(rlx, done):
     file.write_text(json.dumps(facts | {"words": [*facts["words"], "agent._target_=evil.Agent"]}))
     result = rlx("resume", the_sweep())
     assert result.code == 2 and "was not begun by you" in result.err
+
+
+STUDY = """# @package _global_
+# A small study.
+lines:
+  train: >-
+    train agent=ppo,dqn env=cartpole tuned=none seeds=2 steps=600 eval_every=300 eval_episodes=2
+    final_episodes=3
+  attack: attack {train} attack=noise,fgsm eps=0:0.1:0.1 episodes=2 scale=reference
+  report: report {train}
+"""
+
+
+@pytest.fixture
+def study(rlx, tmp_path):
+    """A folder with the study "small"."""
+    folder = tmp_path / "conf/experiment"
+    folder.mkdir(parents=True)
+    (folder / "small.yaml").write_text(STUDY)
+    return rlx
+
+
+def test_a_study_that_is_killed_goes_on(study):
+    command = [sys.executable, "-m", "rlx", "study", "experiment=small"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    attacks = Path("outputs/sweeps/small-attack")
+    while not list(attacks.glob("sweep.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    trained = runs()
+    assert len(trained) == 2 and not list(Path("outputs").glob("report/*/*"))
+    assert study("study", "experiment=small").code == 0
+    assert runs() == trained and len(list(Path("outputs/attack").glob("*/*"))) == 4
+    (report,) = Path("outputs").glob("report/*/*")
+    assert (report / "report.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("  late: attack {later}", "is no earlier line"),
+        ("  late: fly {train}", "expected a command of rlx's"),
+        ("  late: 7", "expected a command of rlx's"),
+    ],
+)
+def test_a_study_with_a_wrong_line_is_refused(line, expected, study, tmp_path):
+    file = tmp_path / "conf/experiment/small.yaml"
+    file.write_text(file.read_text() + line + "\n")
+    result = study("study", "experiment=small")
+    assert result.code == 2 and expected in result.err and not Path("outputs").exists()
+    assert study("study").code == 2
+
+
+def test_what_is_not_defined_is_ranked_last(rlx, tiny_runs):
+    """The area of an agent that is no better than random play is NaN."""
+    (victim,) = (tiny_runs / "train").glob("dqn-cartpole/*")
+    line = ("attack", victim, "-m", "attack=noise,fgsm", "eps=0,0.1", "episodes=2")
+    assert rlx(*line, "scale=[1,1,1,1]").code == 0
+    areas = [row["area"] for row in table(the_sweep())]
+    assert areas == sorted(areas, key=lambda area: (area == "nan", -float(area)))

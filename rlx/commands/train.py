@@ -30,12 +30,15 @@ def check(composed: DictConfig) -> None:
     check_protocol(config.protocol)
     settings()
 
+    from rlx.policies import numbers_of_seeds
     from rlx.training.config import validated
     from rlx.training.loop import Training
 
-    one_seed = validated(composed)
-    one_seed.seeds = parse_seeds(config.seeds)[:1]
-    Training(build(Config, one_seed, ""), run_name(config))
+    seeds = parse_seeds(config.seeds)
+    checked = validated(composed)
+    if not numbers_of_seeds(checked):
+        checked.seeds = seeds[:1]
+    Training(build(Config, checked, ""), run_name(config))
 
 
 def pin(composed: DictConfig) -> DictConfig:
@@ -74,6 +77,7 @@ def train(composed: DictConfig) -> Run:
 def _begun(composed: DictConfig) -> "tuple[Training, Run]":
     """A training, and the new run directory that it will fill."""
     config = build(Config, composed, "")
+    parse_seeds(config.seeds)  # lists of lists are for the batches of vector sweeps alone
     check_protocol(config.protocol)
     name = run_name(config)
     console.facts(train=name, settings=settings())

@@ -28,6 +28,12 @@ def find(
     recover(top)
     if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
         run = Run(top, trusted)
+        if run.is_batch:
+            sweep = top.absolute().parents[3]
+            raise ConfigError(
+                f"run={path}: is a batch of the sweep {sweep}, which goes on with: "
+                f"rlx resume {sweep}"
+            )
         _make_ready(run)
         maker = run.meta()["command"]
         if maker != command:
@@ -100,6 +106,8 @@ def _find_newest(top: Path, command: str, finished: bool, trusted: bool) -> Run:
         except ConfigError as error:
             # Perhaps it is not the run that is looked for.
             unreadable = f" {error}"
+            continue
+        if run.is_batch:
             continue
         if meta["command"] != command:
             continue

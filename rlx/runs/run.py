@@ -222,6 +222,11 @@ class Run:
             meta = {"format": FORMAT, "command": command} | versions()
         write_json(file, meta | facts)
 
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is a batch of a sweep's jobs, each of which will have a run of its own."""
+        return "jobs" in self.meta()
+
     def unfinished(self) -> str | None:
         """Why the run has no result yet, as in "failed (no space left)"; None: it has a result."""
         meta = self.meta()

@@ -62,7 +62,7 @@ class AttackRun:
         """The attack as the user chose it, as in "pgd margin towards 0" or "auto quick"."""
         settings = self.config.attack
         effort = self.summary.get("effort")
-        if effort is not None:
+        if isinstance(effort, str):  # null is read as NaN
             return f"{self.summary['cells'][0]['attack']} {effort}"
         kind = settings.get("loss", settings.get("kind", ""))
         name = f"{self.summary['cells'][0]['attack']} {kind}".strip()

@@ -106,7 +106,9 @@ class Ranking:
                 continue
             for value in distinct:
                 pairs = zip(values, self.scores, strict=True)
-                scores = [score.iqm for other, score in pairs if other == value]
+                found = [score.iqm for other, score in pairs if other == value]
+                # An area is NaN where an agent is no better than random play.
+                scores = [score for score in found if np.isfinite(score.value)] or found
                 mean = np.array([score.value for score in scores]).mean(keepdims=True)[0]
                 resampled = np.mean([score.resampled for score in scores], axis=0)
                 effects.append(Effect(key, value, len(scores), Resampled(mean, resampled)))
@@ -126,7 +128,8 @@ def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
     rankings = []
     for env, finished in groups.items():
         scores = [_score(measure.of(_run(job)), job.number) for job in finished]
-        order = sorted(range(len(scores)), key=lambda i: -scores[i].estimate.iqm)
+        values = np.array([score.estimate.iqm for score in scores])
+        order = np.argsort(-values, kind="stable").tolist()  # NaN comes last
         rankings.append(
             Ranking(
                 env,

@@ -1,13 +1,13 @@
 """A sweep's results for people: tables, sweep.csv and a figure; also while it runs."""
 
 import csv
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlx.composing import load_command
 from rlx.show import console
 from rlx.statistics import Resampled
 from rlx.sweeps.ranking import Ranking, in_order, rankings
@@ -21,7 +21,7 @@ def report(sweep: Sweep) -> None:
     """Print what has come of a sweep so far; write its table and its figure beside it."""
     from rlx.show.sweep_figures import Panel, figure
 
-    command: Command = importlib.import_module(f"rlx.commands.{sweep.command}").main
+    command: Command = load_command(sweep.command)
     jobs = sweep.jobs()
     ranked = [] if command.measure is None else rankings(sweep, command.measure)
     for ranking in ranked:

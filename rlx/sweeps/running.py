@@ -5,7 +5,6 @@ what failed is tried again.
 """
 
 import hashlib
-import importlib
 import shlex
 import signal
 import sys
@@ -24,6 +23,7 @@ from rlx import conf
 from rlx.composing import (
     as_typed,
     launcher,
+    load_command,
     overrides_of,
     overrides_text,
     rename,
@@ -101,7 +101,7 @@ def go_on(sweep: Sweep, more: Sequence[str]) -> None:
 
     Its jobs are those of then, whatever conf/ or the newest run is now.
     """
-    command: Command = importlib.import_module(f"rlx.commands.{sweep.command}").main
+    command: Command = load_command(sweep.command)
     makes_jobs = command.makes_jobs is not None
     sweep.check_maker(makes_jobs=makes_jobs)
     outputs = sweep.path.absolute().parents[1]
@@ -131,6 +131,7 @@ def _do_all(sweep: Sweep) -> None:
         elif remaining := [job.overrides for job in jobs if not job.finished]:
             words = [*overrides_of(argv), f"hydra.sweep.dir='{sweep.path}'"]
             _launch(sweep, words, remaining, task)
+    sweep.clear_batches()
     report(sweep)
     _raise_failures(sweep)
     _raise_unfinished(sweep)
@@ -250,7 +251,7 @@ class JobTask:
         """Do the job of a composed config, unless it is done or another process has it."""
         conf.use(Path(self.conf) if self.conf else None)
         rename(composed)
-        command = importlib.import_module(f"rlx.commands.{self.command}").main
+        command = load_command(self.command)
         sweep = Sweep(Path(self.sweep))
         job = sweep.job(task_overrides()) or sweep.add(_planned(command, composed))
         config = with_todays(job.config, composed)

@@ -4,6 +4,7 @@ sweep.json        format version, command, the words of its line, commits, when 
 jobs/<id>.yaml    the resolved config of a job
 jobs/<id>.json    how far it is: number, overrides, state, run, error, took_s, value
 jobs/<id>.log     why a job failed, with the traceback
+batches/          runs that train several jobs at once, until each job has a run of its own
 sweep.csv, sweep.png, sweep.pdf    rlx/sweeps/report.py
 """
 
@@ -12,7 +13,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +36,8 @@ FORMAT = 1
 """Version of the layout above; written to sweep.json."""
 LEFT_OUT = ("outputs", "device", "trust")
 """Keys of a config that change nothing about a job's result, and so are no part of its identity."""
+BATCHES = "batches"
+"""Name of the folder, in a sweep's, of the runs that train several of its jobs at once."""
 STATES = ("completed", "pruned", "running", "interrupted", "failed", "waiting")
 """What a job can be. One that was killed is interrupted, a trial given up early is pruned."""
 
@@ -113,6 +118,12 @@ class Job:
         return run is not None and run.unfinished() is None
 
     @property
+    def may_go_on(self) -> bool:
+        """Whether its run was stopped and can be taken up at a checkpoint."""
+        run = self.run
+        return run is not None and not self.finished and bool(run.checkpoints.resumable())
+
+    @property
     def status(self) -> str:
         """The state as it is now: one of `STATES`."""
         if self.finished:
@@ -125,7 +136,9 @@ class Job:
     def settings(self) -> dict[str, str]:
         """Key → value of its overrides, as texts."""
         pairs = [override.lstrip("+").partition("=") for override in self.overrides]
-        return {key: value.replace("\\:", ":") for key, _, value in pairs}
+        values = {key: value.replace("\\:", ":") for key, _, value in pairs}
+        # A single run, which may be written without the brackets.
+        return {key: re.sub(r"^\['([^',]*)'\]$", r"\1", value) for key, value in values.items()}
 
     @property
     def text(self) -> str:
@@ -286,8 +299,40 @@ class Sweep:
         """One job more, which a sweeper has just thought of."""
         return planned.write(self.path, len(self.jobs()))
 
+    def begin_batch(self, name: str, config: DictConfig, jobs: Sequence[Job]) -> Run:
+        """A new run that trains some jobs at once; `name`: as in "dqn-cartpole"."""
+        run = Run.create(str(self.path / BATCHES), "train", name, config)
+        run.write_meta(jobs=[job.id for job in jobs])
+        return run
+
+    def batches(self) -> dict[Run, list[Job]]:
+        """The runs that train several jobs at once and can go on, and these jobs, in order."""
+        jobs = {job.id: job for job in self.jobs()}
+        found = {}
+        for file in sorted(self.path.glob(f"{BATCHES}/train/*/*/meta.json")):
+            run = Run(file.parent)
+            members = [jobs[job_id] for job_id in run.meta().get("jobs", []) if job_id in jobs]
+            if members and run.checkpoints.resumable():
+                found[run] = members
+        return found
+
+    def clear_batches(self) -> None:
+        """Delete the batches of whose jobs none is left, and those that cannot go on."""
+        top = self.path / BATCHES
+        in_use = []
+        for run, members in self.batches().items():
+            if not all(job.finished for job in members):
+                in_use.append(run.path)
+        for path in top.glob("train/*/*"):
+            if path not in in_use:
+                _delete_batch(path)
+        if not in_use and not any(top.glob("train/*/*")):
+            shutil.rmtree(top, ignore_errors=True)
+
     def forget(self) -> None:
         """Let all jobs wait again. Their runs stay where they are, and are no more the sweep's."""
+        for path in self.path.glob(f"{BATCHES}/train/*/*"):
+            _delete_batch(path)
         for job in self.jobs():
             job.log.unlink(missing_ok=True)
             Job(self.path, job.id, job.number, job.overrides).write()
@@ -329,6 +374,12 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
     """The keys that tell the jobs from each other."""
     keys = dict.fromkeys(key for job in jobs for key in job.settings)
     return [key for key in keys if len({job.settings.get(key) for job in jobs}) > 1]
+
+
+def _delete_batch(path: Path) -> None:
+    """Remove the run of a batch, unless a process is writing it."""
+    with suppress(ConfigError), Run(path).lock():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _signed_text(words: Sequence[str], overrides: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from rlx.errors import ConfigError
 from rlx.experiment import make_env, training_config
 from rlx.grids import parse_seeds
 from rlx.nn.seed_axis import concatenated
+from rlx.policies import numbers_of_seeds
 from rlx.robustness.attacked_env import AttackedEnv
 from rlx.runs.run import Run
 from rlx.show import console
@@ -47,6 +48,12 @@ def grow(run: Run, seeds: object) -> float:
         new_seeds = [seed for seed in wanted if seed not in old_seeds]
         if not new_seeds:
             raise ConfigError(f"seeds={seeds}: {run.path} has them all.")
+        lists = numbers_of_seeds(saved)
+        if lists:
+            raise ConfigError(
+                f"seeds={seeds}: agent.{lists[0]} has a number for each seed of {run.path}, and "
+                "none for new ones; train these as a run of their own."
+            )
         env = make_env(saved.env, 1, "cpu")
         if isinstance(env, AttackedEnv):
             env.members.check_seeds(len(wanted), ())

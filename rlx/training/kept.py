@@ -24,16 +24,16 @@ class Kept:
         self.changed = True
         """Whether the weights have changed since they were last saved."""
 
-    def improve(self, policy: Policy, value: Tensor, step: int) -> None:
-        """Keep the weights of `policy` in the seeds where they are the best so far.
+    def improve(self, policy: Policy, running: Tensor, value: Tensor, step: int) -> None:
+        """Keep the weights of a `policy` of S' seeds where they are the best so far.
 
-        `value`: [S], the returns of the policy's greedy evaluation. Among equals the later wins.
+        `running`: int64 [S'], the rows of these seeds among all S; `value`: [S'], the returns of
+        the policy's greedy evaluation. Among equals the later wins.
         """
-        better = value >= self.value
-        device = next(policy.parameters()).device
-        all_seeds = torch.arange(len(better), device=device)
+        better = value >= self.value[running.cpu()]
         unsolved = torch.zeros_like(better)
-        self.keep(policy, all_seeds, better.to(device), step, solved=unsolved, value=value)
+        where = better.to(running.device)
+        self.keep(policy, running, where, step, solved=unsolved, value=value)
 
     def keep(
         self,

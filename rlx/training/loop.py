@@ -357,7 +357,7 @@ class Training:
             if self.keeps_newest:
                 # The newest weights win over the kept ones, whatever return these had.
                 self.kept.value.fill_(-torch.inf)
-            self.kept.improve(self.agent.policy, mean, self.step)
+            self.kept.improve(self.agent.policy, self.running, mean, self.step)
         rows = self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step))
         self._write(rows)
         self.evaluated = self.step

@@ -4,11 +4,12 @@ A pack is a run of its own until it ends. Then it is taken apart into one run fo
 each had been trained alone.
 """
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from gymnasium.spaces import Box
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -25,21 +26,25 @@ from rlx.training.config import Config
 from rlx.training.loop import Training
 
 
-def alike(config: DictConfig) -> str | None:
-    """What two trainings must have in common to be members of one pack; None: it can be in none.
+def why_alone(config: DictConfig) -> str | None:
+    """Why a training, of this validated config, can be a member of no pack; None: it can be."""
+    if config.stop:
+        return "with a stop rule, which takes seeds out of a batch, each is trained alone"
+    if issubclass(load_class(config.env, "env", object), AttackedEnv):
+        return "with env=attacked, which has a victim for each seed, each is trained alone"
+    return None
 
-    `config`: a validated one. A stop rule takes seeds out of a batch, and env=attacked has a victim
-    for each seed.
-    """
-    if config.stop or issubclass(load_class(config.env, "env", object), AttackedEnv):
-        return None
+
+def shared(config: DictConfig) -> dict[str, Any]:
+    """What the members of a pack have in common of their validated configs."""
     values: Any = OmegaConf.to_container(config)
     for key in ("seeds", "outputs", "device"):
         del values[key]
     for name in _varying(config):
-        # Whether there is a number at all is decided before the batch is made.
-        values["agent"][name] = values["agent"].get(name) is not None
-    return json.dumps(values, sort_keys=True)
+        if values["agent"].get(name) is not None:
+            # Whether there is a number at all is decided before the batch is made.
+            values["agent"][name] = "a number for each seed"
+    return values
 
 
 def packed(members: Sequence[DictConfig]) -> DictConfig:
@@ -47,8 +52,8 @@ def packed(members: Sequence[DictConfig]) -> DictConfig:
     config = members[0].copy()
     config.seeds = [parse_seeds(member.seeds) for member in members]
     for name in _varying(config):
-        values = [member.agent[name] for member in members]
-        if all(value == values[0] for value in values):
+        values = [member.agent.get(name) for member in members]
+        if not OmegaConf.is_list(values[0]) and all(value == values[0] for value in values):
             continue
         rows = []
         for value, seeds in zip(values, config.seeds, strict=True):
@@ -74,8 +79,6 @@ class Pack(Training):
         for seeds in config.seeds:
             self.members.append(list(range(row, row + len(seeds))))
             row += len(seeds)
-        self.failed: dict[int, str] = {}
-        """Why members failed, by their number."""
         self.watch: Callable[[Pack], None] | None = None
         """What is told of each evaluation, and may drop members."""
 
@@ -84,50 +87,71 @@ class Pack(Training):
         running = set(self.running.tolist())
         return [number for number, rows in enumerate(self.members) if running.issuperset(rows)]
 
-    def drop(self, members: Iterable[int]) -> None:
-        """Go on without some members; without the last of them the pack ends."""
+    def failed(self) -> dict[int, str]:
+        """Why members have dropped out, by their number."""
+        alive = self.alive()
+        reasons = {int(number): text for number, text in self._reasons().items()}
+        # A pack that was killed goes on from before some dropped out.
+        return {number: text for number, text in reasons.items() if number not in alive}
+
+    def _reasons(self) -> dict[str, str]:
+        """What the run knows of members that dropped out; JSON has no numbers as keys."""
+        return dict(self.output.meta().get("dropped", {}))
+
+    def drop(self, members: Mapping[int, str]) -> None:
+        """Go on without some members; the texts say why. RunError where none is left."""
+        reasons = {str(number): text for number, text in members.items()}
+        self.output.write_meta(dropped=self._reasons() | reasons)
         gone = {row for number in members for row in self.members[number]}
         kept = [place for place, row in enumerate(self.running.tolist()) if row not in gone]
         if not kept:
             self.running = self.running[:0]
-            return
+            raise RunError("every job of the batch dropped out")
         self.take(torch.tensor(kept, dtype=torch.int64, device=self.device))
+
+    def _vector_step(self) -> Tensor:
+        """The step of a training; with actions of real numbers, members may drop out behind it."""
+        returns = super()._vector_step()
+        # An env may raise on the actions that come of such weights, and end the whole batch.
+        if isinstance(self.spec.action_space, Box) and not self._has_finite_weights().all():
+            self._check()
+        return returns
 
     def _check(self) -> None:
         """Drop the members of which a seed met a number that is not finite."""
         bad: dict[int, str] = {}
         rows = self.running.tolist()
+        finite = self._has_finite_weights()
         for number in self.alive():
             places = torch.tensor([rows.index(row) for row in self.members[number]])
+            seeds = [self.seeds[row] for row in self.members[number]]
             log = self.log.part(places.to(self.device))
             try:
-                log.check([self.seeds[row] for row in self.members[number]], self.obs[places])
+                log.check(seeds, self.obs[places])
             except RunError as error:
                 bad[number] = str(error)
+                continue
+            if not finite[places].all():
+                # What they would do to an env could end the evaluation of all members.
+                seed = seeds[int(torch.nonzero(~finite[places])[0])]
+                bad[number] = f"weights of seed {seed} became non-finite by step {self.step:,}"
         for reason in bad.values():
             console.warning(f"one of the batch drops out: {reason}")
         if bad:
-            self.failed |= bad
             self.drop(bad)
 
     def _evaluate(self, progress: console.Progress) -> None:
         """As Training does, then let `watch` decide who goes on."""
-        self._check()
-        if not len(self.running):
-            return
         super()._evaluate(progress)
         if self.watch is not None:
             self.watch(self)
 
-    def _vector_step(self) -> Tensor:
-        """As Training does, as long as there is a member left."""
-        return super()._vector_step() if len(self.running) else self.log.running
-
-    def save(self) -> None:
-        """As Training does, as long as there is a member left."""
-        self._check()
-        if len(self.running):
-            super().save()
+    def _has_finite_weights(self) -> Tensor:
+        """bool [S'], on the CPU: whether all weights of a seed's policy are finite."""
+        finite = torch.ones(len(self.running), dtype=torch.bool, device=self.device)
+        for weights in self.agent.policy.parameters():
+            finite &= weights.isfinite().flatten(1).all(1)
+        return finite.cpu()
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         """Write the rows of an evaluation, each with its place in the batch."""
@@ -155,7 +179,7 @@ def take_apart(pack: Pack, number: int, config: DictConfig, run: Run, episodes: 
         metrics = [row for row in pack.output.metrics() if row["row"] in rows]
         run.log([{key: row[key] for key in row if key != "row"} for row in metrics])
         _copy_checkpoints(pack, rows, member)
-        member.began = pack.began  # of the time only a share is the member's
+        member.began = time.monotonic()  # `wall_s` is the member's share of all before
         member.save()
         return result.finish(member, member.wall_s, own)
 
@@ -169,5 +193,5 @@ def _copy_checkpoints(pack: Pack, rows: Sequence[int], member: Training) -> None
             continue
         places = [counters["rows"].index(row) for row in rows]
         policy = {key: value[places] for key, value in checkpoints.load(name).items()}
-        facts = {"step": int(name), "seeds": [pack.seeds[row] for row in rows]}
-        member.output.checkpoints.save(name, facts, policy)
+        facts = {"seeds": [pack.seeds[row] for row in rows], "rows": list(range(len(rows)))}
+        member.output.checkpoints.save(name, counters | facts, policy)

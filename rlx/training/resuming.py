@@ -1,16 +1,14 @@
 """A run's training as its newest whole checkpoint has it."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from rlx.agent import Agent
-from rlx.config import build, load_class, varying
+from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec
 from rlx.grids import parse_rows
-from rlx.policies import check_tensors
+from rlx.policies import check_tensors, of_rows
 from rlx.runs.run import Run
 from rlx.training import state
 from rlx.training.config import Config
@@ -53,14 +51,3 @@ def resumed(run: Run, config: DictConfig, kind: type[Training] = Training) -> Re
             f"({type(error).__name__}: {error})."
         ) from error
     return Resumed(training, warnings)
-
-
-def of_rows(config: DictConfig, rows: Sequence[int]) -> DictConfig:
-    """The config of a training with the numbers of these rows, where each seed has its own."""
-    agent = dict(config.agent)
-    for name in varying(load_class(agent, "agent", Agent).config_type):
-        if OmegaConf.is_list(agent.get(name)):
-            agent[name] = [agent[name][row] for row in rows]
-    own = config.copy()
-    own.agent = agent
-    return own

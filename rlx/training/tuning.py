@@ -33,10 +33,10 @@ from rlx.sweeps.sweep import Job, Planned, Sweep, identity
 from rlx.training import config as training_config
 from rlx.training.config import run_name, validated
 from rlx.training.loop import Training
-from rlx.training.packing import Pack, alike
+from rlx.training.packing import Pack, why_alone
 from rlx.training.space import Space
 from rlx.training.tuned import Comparison, write_tuned
-from rlx.training.vector import Batch, batches
+from rlx.training.vector import batches
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -106,7 +106,7 @@ class Plan:
         names = [field.name for field in fields(training_config.Config)]
         base = validated({name: value for name, value in plain(composed).items() if name in names})
         base.seeds = parse_seeds(config.seeds)
-        if alike(base) is None:
+        if why_alone(base) is not None:
             key = "stop" if base.stop else "env=attacked"
             raise ConfigError(f"{key}: not in a tuning, whose trials are trained as one batch.")
         space = Space.of(config.search, base)
@@ -214,12 +214,9 @@ class Tuning:
         """Train batches until all trials are told, or others have the rest."""
         while jobs := self._next():
             composed = self._composed(str(self.sweep.path))
-            groups = batches({job.id: self._config_of(job) for job in jobs})
-            by_id = {job.id: job for job in jobs}
-            for group in groups:
-                members = [by_id[job_id] for job_id in group]
-                if any(_is_open(job.read()) for job in members):
-                    Batch(self.sweep, members, composed, self._watch).do()
+            left = [job for job in jobs if _is_open(job.read())]
+            for batch in batches(self.sweep, left, self._watch):
+                batch.do(composed)
             if all(job.read().status == "failed" for job in jobs):
                 raise RunError(f"all trials of a batch failed; see {self.sweep.path / 'jobs'}")
 
@@ -367,7 +364,7 @@ class Tuning:
         idle = [number for number in alive if jobs[number].read().state == "pruned"]
         if idle and (not pack.compiles or 2 * len(idle) >= len(alive)):
             console.facts(pruned=f"{len(idle)} of the {len(alive)} trials of this batch")
-            pack.drop(idle)
+            pack.drop({number: "pruned" for number in idle})
 
     def _settle(self) -> None:
         """Tell Optuna what has become of the trials whose jobs have ended."""
@@ -414,12 +411,9 @@ class Tuning:
         settings = {"best": config, "today": self.plan.today}
         with self._asking():
             jobs = {name: self._final_job(name, each) for name, each in settings.items()}
-        by_id = {job.id: job for job in jobs.values()}
-        configs = {job.id: settings[name] for name, job in jobs.items()}
-        for group in batches(configs):
-            members = [by_id[job_id] for job_id in group]
-            if any(not job.read().finished for job in members):
-                Batch(self.sweep, members, self._composed(self.plan.config.outputs)).do()
+        left = [job for job in jobs.values() if not job.finished]
+        for batch in batches(self.sweep, left):
+            batch.do(self._composed(self.plan.config.outputs))
         runs = {name: job.read().run for name, job in jobs.items()}
         left = [job for job in jobs.values() if not job.read().finished]
         if left:

@@ -3,31 +3,36 @@
 It implements Hydra's Launcher, which gets the overrides of all jobs at once.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from rlx.config import build
 from rlx.errors import ConfigError, RunError
+from rlx.machine import require_disk
 from rlx.names import flatten_keys
-from rlx.runs.run import Run
+from rlx.runs.run import Run, noting
 from rlx.show import console
 from rlx.sweeps.running import JobTask, fail, with_todays
 from rlx.sweeps.sweep import Job, Planned, Sweep
+from rlx.training import state
 from rlx.training.config import Config, run_name
-from rlx.training.packing import Pack, alike, packed, take_apart
+from rlx.training.packing import Pack, packed, shared, take_apart, why_alone
 from rlx.training.result import final_episodes
 from rlx.training.resuming import resumed
+
+Watch = Callable[[Sequence[Job], Pack], None]
+"""Is told of each evaluation of a pack of these jobs, and may drop members."""
 
 
 class VectorLauncher(Launcher):
@@ -46,12 +51,12 @@ class VectorLauncher(Launcher):
         """ConfigError where no two jobs fit in one batch."""
         if command != "train":
             raise ConfigError(f"hydra/launcher=vector: batches trainings; rlx {command} is none.")
-        groups = batches({job.id: job.config for job in jobs})
-        if len(jobs) > 1 and len(groups) == len(jobs):
-            keys = ", ".join(_apart([job.config for job in jobs]))
+        configs = {job.id: job.config for job in jobs}
+        if len(jobs) > 1 and len(_alike(configs)) == len(jobs):
             raise ConfigError(
-                f"hydra/launcher=vector: no two of the {len(jobs)} jobs fit in one batch; they "
-                f"differ in {keys}. Without it they are trained one after the other."
+                f"hydra/launcher=vector: no two of the {len(jobs)} jobs fit in one batch "
+                f"({_apart(list(configs.values()))}). Without it they are trained one after the "
+                "other."
             )
 
     def launch(
@@ -60,28 +65,33 @@ class VectorLauncher(Launcher):
         """Do the jobs of these overrides; what has become of them their files say."""
         assert isinstance(self.task, JobTask)
         sweep = Sweep(Path(self.task.sweep))
+        sweep.clear_batches()
         composed = {}
-        jobs = {}
+        jobs = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(config):
-                config.hydra.job.id = str(number)
-                config.hydra.job.num = number
-            job = sweep.job(list(OmegaConf.to_container(config.hydra.overrides.task)))  # type: ignore
+            job = sweep.job(overrides)
             assert job is not None
-            composed[job.id] = config
-            jobs[job.id] = job
-        configs = {job_id: job.config for job_id, job in jobs.items()}
-        groups = batches(configs)
-        _tell(groups, configs)
+            jobs.append(job)
+            composed[job.id] = self._composed(number, overrides)
+        groups = batches(sweep, jobs)
+        _tell(groups)
         returns = []
         for batch in groups:
-            if len(batch) > 1:
-                Batch(sweep, [jobs[job_id] for job_id in batch], composed[batch[0]]).do()
-                returns += [_done() for _ in batch]
+            config = composed[batch.left()[0].id]
+            if batch.run is None and len(batch.jobs) == 1:
+                returns.append(self._alone(config))
             else:
-                returns.append(self._alone(composed[batch[0]]))
+                batch.do(config)
+                returns.append(_done())
         return returns
+
+    def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        """What Hydra composes for a job of the sweep, the one at the place `number`."""
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = str(number)
+            config.hydra.job.num = number
+        return config
 
     def _alone(self, config: DictConfig) -> JobReturn:
         """Do a job that fits in no batch, as Hydra does it."""
@@ -94,43 +104,84 @@ class VectorLauncher(Launcher):
         )
 
 
-def batches(configs: Mapping[str, DictConfig]) -> list[list[str]]:
-    """The identities of the jobs, those together that fit in one batch."""
-    groups: dict[str, list[str]] = {}
-    for job_id, config in configs.items():
-        groups.setdefault(alike(config) or job_id, []).append(job_id)
-    return list(groups.values())
-
-
-def _apart(configs: Sequence[DictConfig]) -> list[str]:
-    """The keys by which some of the configs are kept out of one batch."""
-    flat = [flatten_keys(OmegaConf.to_container(config)) for config in configs]
-    keys = [key for key in flat[0] if len({str(values.get(key)) for values in flat}) > 1]
-    together = []
-    for key in keys:
-        if not (key.startswith(("seeds", "outputs", "device"))):
-            together.append(key)
-    return together
-
-
-def _tell(batches: Sequence[Sequence[str]], configs: Mapping[str, DictConfig]) -> None:
-    """Say how many batches there are, and why there is more than one."""
-    sizes = ", ".join(str(len(batch)) for batch in batches)
-    text = f"{len(configs)} jobs in {len(batches)} batches of {sizes}"
-    if len(batches) == 1:
-        text = f"{len(configs)} jobs in one batch"
-    else:
-        keys = ", ".join(_apart([configs[batch[0]] for batch in batches]))
-        text += f"; apart by {keys}"
-    console.facts(vector=text)
-
-
 def _done() -> JobReturn:
-    """What Hydra gets for a job of a batch."""
+    """What Hydra gets for a batch."""
     done = JobReturn()
     done.status = JobStatus.COMPLETED
     done.return_value = None
     return done
+
+
+def batches(sweep: Sweep, jobs: Sequence[Job], watch: "Watch | None" = None) -> "list[Batch]":
+    """The batches of jobs that are left; one job alone is one, too.
+
+    A batch that was stopped goes on as it was, and so does a job that was begun alone. `watch` is
+    told of each evaluation.
+    """
+    batches = [Batch(sweep, [job]) for job in jobs if job.may_go_on]
+    begun = {job.id for job in jobs if job.may_go_on}
+    wanted = {job.id for job in jobs}
+    for run, members in sweep.batches().items():
+        batch = Batch(sweep, members, run, watch)
+        if batch.left() and wanted & {job.id for job in members}:
+            batches.append(batch)
+            begun |= {job.id for job in members}
+    fresh = {job.id: job for job in jobs if job.id not in begun}
+    for ids in _alike({job_id: job.config for job_id, job in fresh.items()}):
+        batches.append(Batch(sweep, [fresh[job_id] for job_id in ids], None, watch))
+    return batches
+
+
+def _alike(configs: Mapping[str, DictConfig]) -> list[list[str]]:
+    """The identities of the jobs of these configs, those together that fit in one batch."""
+    batches: dict[str, list[str]] = {}
+    for job_id, config in configs.items():
+        key = job_id
+        if why_alone(config) is None:
+            key = json.dumps(shared(config), sort_keys=True)
+        batches.setdefault(key, []).append(job_id)
+    return list(batches.values())
+
+
+def _apart(configs: Sequence[DictConfig]) -> str:
+    """Why these configs are not in one batch: the keys in which they differ, and other reasons."""
+    keys = []
+    values = [shared(config) for config in configs]
+    for name in values[0]:
+        column = [value[name] for value in values]
+        classes = {group["_target_"] for group in column if _is_group(group)}
+        if all(value == column[0] for value in column):
+            continue
+        if len(classes) == 1:
+            flat = [flatten_keys(group, name) for group in column]
+            keys += [key for key in flat[0] if len({str(group.get(key)) for group in flat}) > 1]
+        else:
+            keys.append(name)
+    reasons = [why for why in map(why_alone, configs) if why is not None]
+    if keys:
+        reasons.insert(0, f"they differ in {', '.join(keys)}")
+    return "; ".join(dict.fromkeys(reasons))
+
+
+def _is_group(value: object) -> bool:
+    """Whether a value of a config is a config group with a class."""
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _tell(batches: "Sequence[Batch]") -> None:
+    """Say how many batches there are, and why there is more than one."""
+    sizes = [len(batch.left()) for batch in batches]
+    if len(batches) == 1:
+        console.facts(vector=f"{sizes[0]} jobs in one batch")
+        return
+    text = f"{sum(sizes)} jobs in {len(batches)} batches of {', '.join(map(str, sizes))}"
+    begun = [batch for batch in batches if batch.run is not None or batch.jobs[0].may_go_on]
+    new = [batch.jobs[0].config for batch in batches if batch not in begun]
+    if len(new) > 1:
+        text += f"; {_apart(new)}"
+    if begun:
+        text += f"; {len(begun)} of them were begun before"
+    console.facts(vector=text)
 
 
 @dataclass(frozen=True)
@@ -139,104 +190,106 @@ class Batch:
 
     sweep: Sweep
     jobs: Sequence[Job]
-    composed: DictConfig
-    """What Hydra composed for the first of them; its device and outputs are those of all."""
-    watch: Callable[[Sequence[Job], Pack], None] | None = None
-    """What is told of each evaluation, and may drop members; the jobs are those of the pack."""
+    """All members, in the order of their rows."""
+    run: Run | None = None
+    """The run of the batch, if it was stopped at a checkpoint."""
+    watch: Watch | None = None
+    """What is told of each evaluation, and may drop members."""
 
-    def do(self) -> None:
-        """Train the jobs, and make a run of each. A failure ends this batch alone."""
+    def left(self) -> list[Job]:
+        """The jobs that this batch has to finish, as they are on disk now.
+
+        A member that somebody has begun alone meanwhile goes on alone.
+        """
+        jobs = [job.read() for job in self.jobs]
+        if len(jobs) == 1:
+            return jobs
+        return [job for job in jobs if not job.finished and not job.may_go_on]
+
+    def do(self, composed: DictConfig) -> None:
+        """Train the jobs, and make a run of each. A failure ends this batch alone.
+
+        `composed`: what Hydra composed for one of them; its device and outputs are those of all.
+        """
         with ExitStack() as stack:
             for job in self.jobs:
                 if not stack.enter_context(job.lock()):
                     console.facts(sweep=f"another process has {job.label}, and so the batch")
                     return
             former = HydraConfig.instance().cfg
-            HydraConfig.instance().set_config(self.composed)
+            HydraConfig.instance().set_config(composed)
             began = time.monotonic()
             try:
-                self._train(began)
+                self._train(composed)
             except KeyboardInterrupt:
-                self._each("interrupted", began)
+                self._note("interrupted", began)
                 raise
             except Exception as error:
-                for job in self._left():
-                    fail(job, error, (time.monotonic() - began) / len(self.jobs))
+                for job in self.left():
+                    fail(job, error, self._share(began))
             finally:
                 HydraConfig.instance().cfg = former
 
-    def _train(self, began: float) -> None:
-        """Train the jobs that are left, in their batch of before if there is one."""
-        jobs = self._left()
-        if not jobs:
-            return
-        if any(run.checkpoints.resumable() for run in self._saved(self.jobs)):
-            jobs = list(self.jobs)  # some may have been taken apart, or have dropped out
-        configs = [self._config(job) for job in jobs]
-        self._each("running", began)
-        config = packed(configs)
-        pack, run, resumed_config = self._pack(jobs, config)
-        if self.watch is not None:
-            pack.watch = partial(self.watch, jobs)
-        pack.run(run, resumed_config, go_on=f"rlx resume {self.sweep.path}")
+    def _train(self, composed: DictConfig) -> None:
+        """Train the jobs that are left, from where their batch was stopped if it was."""
+        began = time.monotonic()
+        self._note("running", began)
+        configs = [with_todays(job.config, composed) for job in self.jobs]
+        pack = self._train_pack(packed(configs))
+        for number, reason in sorted(pack.failed().items()):
+            job = self.jobs[number].read()
+            if not job.finished and not job.may_go_on:
+                fail(job, RunError(reason), self._share(began))
         alive = pack.alive()
-        for number, job in enumerate(jobs):
-            if number not in alive and not job.read().finished:
-                reason = pack.failed.get(number, "dropped out before the batch was interrupted")
-                fail(job, RunError(reason), 0.0)
-        episodes = final_episodes(pack) if alive else None
-        took_s = (time.monotonic() - began) / len(jobs)
+        if alive:
+            episodes = final_episodes(pack)
         for number in alive:
-            job = jobs[number].read()
-            if job.finished:
+            job = self.jobs[number].read()
+            if job.finished or job.may_go_on:
                 continue
             if job.run is not None:
                 job.run.delete()  # half taken apart when the process was killed
-            own = Run.create(configs[number].outputs, "train", pack.name, configs[number])
-            job.note(own)
-            assert episodes is not None
-            value = take_apart(pack, number, configs[number], own, episodes)
+            config = configs[number]
+            with noting("train", job.note):
+                own = Run.create(config.outputs, "train", pack.name, config)
+            value = take_apart(pack, number, config, own, episodes)
             job.log.unlink(missing_ok=True)
-            job.read().write(state="completed", value=value, took_s=job.took_s + took_s)
-        run.delete()
+            took_s = job.took_s + self._share(began)
+            job.read().write(state="completed", value=value, took_s=took_s)
+        pack.output.delete()
 
-    def _pack(self, jobs: Sequence[Job], config: DictConfig) -> tuple[Pack, Run, DictConfig | None]:
-        """The pack as its newest checkpoint has it, or a new one; its run, and its config then."""
-        name = run_name(build(Config, config, ""))
-        for run in self._saved(jobs):
-            if run.checkpoints.resumable():
-                found, warnings = resumed(run, config, Pack)
-                for warning in warnings:
-                    console.warning(warning)
-                console.facts(resumes=f"at step {found.step:,}")
-                assert isinstance(found, Pack)
-                return found, run, config
-            run.delete()
-        return (
-            Pack(build(Config, config, ""), name),
-            Run.create(str(self._root(jobs)), "train", name, config),
-            None,
-        )
+    def _train_pack(self, config: DictConfig) -> Pack:
+        """The trained pack of all jobs, or the pack from which all have dropped out."""
+        resumed_config = None
+        if self.run is not None:
+            pack, warnings = resumed(self.run, config, Pack)
+            for warning in warnings:
+                console.warning(warning)
+            console.facts(resumes=f"at step {pack.step:,}")
+            run = self.run
+            resumed_config = config
+        else:
+            name = run_name(build(Config, config, ""))
+            pack = Pack(build(Config, config, ""), name)
+            # The batch, and the runs that are made of it.
+            require_disk(config.outputs, 2 * state.disk_size(pack))
+            run = self.sweep.begin_batch(name, config, self.jobs)
+        assert isinstance(pack, Pack)
+        if self.watch is not None:
+            pack.watch = partial(self.watch, self.jobs)
+        try:
+            pack.run(run, resumed_config, go_on=f"rlx resume {self.sweep.path}")
+        except RunError:
+            if pack.alive():
+                raise
+        return pack
 
-    def _saved(self, jobs: Sequence[Job]) -> list[Run]:
-        """The runs of a pack of these jobs that are on disk: one, or none."""
-        return [Run(meta.parent) for meta in sorted(self._root(jobs).glob("train/*/*/meta.json"))]
-
-    def _root(self, jobs: Sequence[Job]) -> Path:
-        """Where the run of a pack of these jobs is."""
-        digest = sha256(" ".join(job.id for job in jobs).encode()).hexdigest()[:12]
-        return self.sweep.path / "batches" / digest
-
-    def _left(self) -> list[Job]:
-        """The jobs that are not finished, as they are on disk now."""
-        return [job for job in (job.read() for job in self.jobs) if not job.finished]
-
-    def _each(self, state: str, began: float) -> None:
+    def _note(self, status: str, began: float) -> None:
         """Write down the state of all jobs that are left."""
-        share = (time.monotonic() - began) / len(self.jobs)
-        for job in self._left():
-            job.write(state=state, took_s=job.took_s + share)
+        for job in self.left():
+            took_s = job.took_s + self._share(began)
+            job.write(state=status, error=None, code=0, took_s=took_s)
 
-    def _config(self, job: Job) -> DictConfig:
-        """The config of a job, with what may be another one than when the sweep was begun."""
-        return with_todays(job.config, self.composed)
+    def _share(self, began: float) -> float:
+        """Each job's share of the seconds since `began`."""
+        return (time.monotonic() - began) / len(self.jobs)
