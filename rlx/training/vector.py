@@ -4,6 +4,7 @@ It implements Hydra's Launcher, which gets the overrides of all jobs at once.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,8 @@ from omegaconf import DictConfig, open_dict
 
 from rlx.config import build
 from rlx.errors import ConfigError, RunError
+from rlx.experiment import setup_device
+from rlx.grids import parse_seeds
 from rlx.machine import require_disk
 from rlx.names import flatten_keys
 from rlx.runs.run import Run, noting
@@ -31,6 +34,9 @@ from rlx.training.packing import Pack, packed, shared, take_apart, why_alone
 from rlx.training.result import final_episodes
 from rlx.training.resuming import resumed
 
+CPU_ROWS = 32
+"""The most seeds in a batch on a CPU. What more of them keep is beyond its caches: of DQN on CartPole
+each step of 128 takes 1.7 times as long (docs/results/speed.md)."""
 Watch = Callable[[Sequence[Job], Pack], None]
 """Is told of each evaluation of a pack of these jobs, and may drop members."""
 
@@ -128,8 +134,18 @@ def batches(sweep: Sweep, jobs: Sequence[Job], watch: "Watch | None" = None) -> 
             begun |= {job.id for job in members}
     fresh = {job.id: job for job in jobs if job.id not in begun}
     for ids in _alike({job_id: job.config for job_id, job in fresh.items()}):
-        batches.append(Batch(sweep, [fresh[job_id] for job_id in ids], None, watch))
+        for part in _parts([fresh[job_id] for job_id in ids]):
+            batches.append(Batch(sweep, part, None, watch))
     return batches
+
+
+def _parts(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs that fit in one batch, as many batches of one size as the caches of a CPU ask for."""
+    rows = sum(len(parse_seeds(job.config.seeds)) for job in jobs)
+    count = 1
+    if setup_device(jobs[0].config.device).type == "cpu":
+        count = min(len(jobs), math.ceil(rows / CPU_ROWS))
+    return [list(jobs[part::count]) for part in range(count)]
 
 
 def _alike(configs: Mapping[str, DictConfig]) -> list[list[str]]:
@@ -178,7 +194,7 @@ def _tell(batches: "Sequence[Batch]") -> None:
     begun = [batch for batch in batches if batch.run is not None or batch.jobs[0].may_go_on]
     new = [batch.jobs[0].config for batch in batches if batch not in begun]
     if len(new) > 1:
-        text += f"; {_apart(new)}"
+        text += f"; {_apart(new) or f'{CPU_ROWS} seeds are what the caches of a CPU hold'}"
     if begun:
         text += f"; {len(begun)} of them were begun before"
     console.facts(vector=text)
