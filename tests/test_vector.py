@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import AGENTS, ENVS, small
+from conftest import AGENTS, ENVS, small, stop_rule
 from safetensors.torch import load_file
 from test_agents import calm
 from test_compiled import NEEDS_COMPILER
@@ -26,6 +26,7 @@ from test_per_seed_numbers import OFFLINE, SOON, config_type, env_of, values
 
 from rlx.config import varying
 from rlx.data.writer import Writer
+from rlx.policies import open_runs
 from rlx.runs.checkpoints import Checkpoints
 from rlx.runs.run import Run
 from rlx.sweeps.sweep import Job, Sweep
@@ -148,11 +149,9 @@ PPO = (
     "eval_every=512",
     "checkpoint_every=256",
 )
+STOP = stop_rule(10, 15)
 RATES = "agent.learning_rate=1e-2,1e-3"
 TWELVE = ("agent.learning_rate=1e-2,1e-3,1e-4", "agent.discount=0.9,0.95,0.98,0.99")
-STOP = (
-    "{window: 2, solved: 12, give_up_from: 400, give_up_every: 10, give_up_below: 0, episodes: 500}"
-)
 
 
 def table(sweep: Path) -> list[dict[str, str]]:
@@ -243,7 +242,12 @@ def test_jobs_fall_into_few_batches(words, expected, rlx):
 
 
 def test_a_stop_rule_is_trained_alone(rlx):
-    words = ("num_envs=1", f"stop=null,{STOP}", "agent.learning_rate=1e-3,1e-4")
+    words = (
+        "num_envs=1",
+        "eval_every=64",
+        STOP.replace("=", "=null,", 1),
+        "agent.learning_rate=1e-3,1e-4",
+    )
     batch = rlx("train", "-m", *PPO, *words, VECTOR, "outputs=batch")
     assert batch.code == 0, batch.err
     assert "4 jobs in 3 batches of 2, 1, 1; they differ in stop; with a stop rule" in batch.out
@@ -265,7 +269,7 @@ def test_lists_of_numbers_are_packed(rlx):
     [
         (("agent.hidden=[8],[6]",), "they differ in agent.hidden)"),
         (("steps=512,1024", "agent.discount=0.9"), "they differ in steps)"),
-        ((RATES, f"stop={STOP}", "num_envs=1"), "(with a stop rule, which takes seeds out of"),
+        ((RATES, STOP, "num_envs=1"), "(with a stop rule, which takes seeds out of"),
     ],
 )
 def test_a_sweep_without_a_batch_is_refused(words, reason, rlx, tmp_path):
@@ -329,13 +333,13 @@ def test_a_sweep_of_which_all_drop_out(rlx):
 
 
 def break_from(monkeypatch, step: int) -> None:
-    """Make a metric of the slow seeds NaN from a step on."""
+    """Make a metric of the first member NaN from a step on, while there are two."""
     note = Log.note
 
     def noting(self, metrics, now):
         if metrics and now >= step and len(self.bad) == 4:
-            value = next(iter(metrics.values()))
-            metrics["loss/broken"] = torch.where(torch.arange(len(value)) < 2, torch.nan, 0.0)
+            name, value = next(iter(metrics.items()))
+            metrics[name] = torch.where(torch.arange(len(value)) < 2, torch.nan, value)
         return note(self, metrics, now)
 
     monkeypatch.setattr(Log, "note", noting)
@@ -355,7 +359,7 @@ def test_a_member_that_dropped_out_after_a_checkpoint(killed_at, rlx, alone, mon
     assert_same(run_with("alone", learning_rate=1e-3), run_with(learning_rate=1e-3))
     first, second = table(the_sweep())
     assert first["state"] == "completed" and second["state"] == "failed"
-    assert "loss/broken of seed 0 became non-finite at step 4" in second["error"]
+    assert "of seed 0 became non-finite at step 4" in second["error"]
     assert not list(the_sweep().glob("batches")) and len(trained_runs()) == 1
     # What failed is tried again, alone now.
     again = rlx(*words)
@@ -550,8 +554,18 @@ def test_numbers_of_each_seed_and_new_seeds(rlx):
 
 def test_numbers_of_each_seed_and_a_stop_rule(rlx):
     """Seeds stop one after the other; each checkpoint is of those that still learnt."""
-    words = ("agent=hdqn", "env=acrobot", "env.max_episode_steps=20", *SIZES, *small("hdqn"))
-    stop = STOP.replace("solved: 12", "solved: 0").replace("episodes: 500", "episodes: 9")
-    words += ("num_envs=1", "agent.goal_steps=[1,7]", "checkpoint_every=10")
-    result = rlx("train", *words, f"stop={stop}")
+    words = ("agent=hdqn", "env=cartpole", *SIZES, *small("hdqn"), "steps=1600", "num_envs=1")
+    words += ("agent.goal_steps=[1,7]", "checkpoint_every=100", stop_rule(5, 30))
+    result = rlx("train", *words)
     assert result.code == 0, result.err
+    checkpoints = Checkpoints(result.run)
+    numbers = set()
+    for name in [*checkpoints.steps(), "best"]:
+        rows = checkpoints.counters(name).get("rows", [])
+        numbers.add(tuple(rows))
+        evaluated = rlx("evaluate", result.run, f"checkpoint={name}", "episodes=2")
+        assert evaluated.code == (0 if rows else 2), evaluated.err
+        if rows:
+            opened = open_runs([Run(result.run)], name, torch.device("cpu"))
+            assert opened.policy.goal_steps.tolist() == [(1, 7)[row] for row in rows]
+    assert {(0, 1), (0,)} <= numbers or {(0, 1), (1,)} <= numbers
