@@ -35,8 +35,8 @@ from rlx.training.result import final_episodes
 from rlx.training.resuming import resumed
 
 CPU_ROWS = 32
-"""The most seeds in a batch on a CPU. What more of them keep is beyond its caches: of DQN on CartPole
-each step of 128 takes 1.7 times as long (docs/results/speed.md)."""
+"""The most seeds in a batch on a CPU. Its caches do not hold what more of them keep: of 128, a step
+of DQN on CartPole takes 1.7 times as long for each (docs/results/speed.md)."""
 Watch = Callable[[Sequence[Job], Pack], None]
 """Is told of each evaluation of a pack of these jobs, and may drop members."""
 
