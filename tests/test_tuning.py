@@ -97,11 +97,12 @@ def test_a_trial_is_a_job_with_a_run(rlx):
     assert first["agent.learning_rate"] == 3e-4 and first["agent.gae_lambda"] == 0.95
     assert [trial.user_attrs["batch"] for trial in trials(sweep)] == [0, 0, 2, 2]
     best = max(trials(sweep), key=lambda trial: trial.value)
+    name = f"trial-{best.number}"
     finals = [job for job in Sweep(sweep).jobs() if job.settings["stage"] == "final"]
-    assert {job.settings["settings"] for job in finals} == {"best", "today"}
+    assert {job.settings["settings"] for job in finals} == {name, "today"}
     for job in finals:
         assert job.run.config.seeds == [7, 8, 9] and job.run.path.is_relative_to("outputs/train")
-        if job.settings["settings"] == "best":
+        if job.settings["settings"] == name:
             rate = job.run.config.agent.learning_rate
             assert rate == pytest.approx(best.params["agent.learning_rate"], rel=1e-3)
     assert result.run == sweep
@@ -248,28 +249,32 @@ def compared(rlx, monkeypatch, better: bool):
 
     monkeypatch.setattr("rlx.training.tuned._returns", changed)
     monkeypatch.setattr(optuna.pruners.HyperbandPruner, "prune", prune)
-    rate = "search={agent: {learning_rate: [0.0003, 0.005]}}"
     others = ("discount", "gae_lambda", "clip", "entropy_coefficient", "value_coefficient")
     nulls = [f"search.agent.{key}=null" for key in (*others, "max_grad_norm", "initial_std")]
-    rate = "search.agent.learning_rate=[0.0003,0.005]"
-    return rlx("tune", *SMALL, *nulls, rate, "trials=4", "batch=1", "sampler=random")
+    rate = ("~search.agent.learning_rate", "search.agent.learning_rate=[0.0003,0.005]")
+    return rlx("tune", *SMALL, *nulls, *rate, "trials=6", "batch=1", "sampler=random")
 
 
 def test_better_settings_are_written_and_used(rlx, monkeypatch):
     result = compared(rlx, monkeypatch, better=True)
     assert result.code == 0, result.err
-    file = Path("conf/tuned/ppo-cartpole.yaml")
+    # rlx has settings of its own under the name ppo-cartpole.
+    file = Path("conf/tuned/ppo-cartpole-found.yaml")
     assert f"wrote {file.absolute()}" in result.out
     text = file.read_text()
-    assert "rlx tune agent=ppo env=cartpole" in text and "4 trials on seeds 0–1" in text
+    assert "rlx tune agent=ppo env=cartpole" in text and "6 trials on seeds 0–1" in text
     values = yaml.safe_load(text)
     assert values["steps"] == 1024 and values["num_envs"] == 4
     assert values["agent"]["learning_rate"] == 0.005 and "anneal_steps" not in values["agent"]
+    assert "tuned=ppo-cartpole-found" in result.out
     # With the file alone, a training is the one that was compared.
-    again = rlx("train", "agent=ppo", "env=cartpole", "seeds=[7,8,9]", "final_episodes=3")
-    assert again.code == 0 and "settings tuned/ppo-cartpole" in again.out
+    words = ("agent=ppo", "env=cartpole", "seeds=[7,8,9]", "tuned=ppo-cartpole-found")
+    again = rlx("train", *words)
+    assert again.code == 0, again.err
     (best,) = [
-        job.run for job in Sweep(the_sweep()).jobs() if job.settings.get("settings") == "best"
+        job.run
+        for job in Sweep(the_sweep()).jobs()
+        if job.settings.get("settings", "today") != "today"
     ]
     left_out = ("outputs", "device", "checkpoint_every", "checkpoint_seconds")
     one, other = (

@@ -104,7 +104,10 @@ def write_tuned(comparison: Comparison, line: str, found: str) -> None:
         console.facts(tuned=f"nothing is written: {text}")
         return
     folder = conf.user_dir() or Path.cwd() / "conf"
-    file = folder / "tuned" / f"{comparison.best.path.parent.name}.yaml"
+    name = comparison.best.path.parent.name
+    if str(folder) != conf.conf_dir() and (Path(conf.conf_dir()) / f"tuned/{name}.yaml").exists():
+        name += "-found"  # Hydra takes rlx's own file of a name before the user's
+    file = folder / "tuned" / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.exists():
         file.replace(file.with_suffix(".yaml.before"))
@@ -121,6 +124,8 @@ def write_tuned(comparison: Comparison, line: str, found: str) -> None:
     values = yaml.safe_dump(settings(comparison.config), sort_keys=False)
     file.write_text("\n".join(["# @package _global_", *comments, values]))
     console.facts(tuned=f"wrote {file}")
+    if name != f"{chosen('agent')}-{chosen('env')}":
+        console.facts(use=f"tuned={name}")
 
 
 def settings(config: DictConfig) -> dict[str, Any]:

@@ -215,6 +215,7 @@ class Tuning:
         while jobs := self._next():
             composed = self._composed(str(self.sweep.path))
             left = [job for job in jobs if _is_open(job.read())]
+            self._check_jobs(left)
             for batch in batches(self.sweep, left, self._watch):
                 batch.do(composed)
             if all(job.read().status == "failed" for job in jobs):
@@ -302,20 +303,20 @@ class Tuning:
         overrides = ["stage=trial", *(f"{key}={value}" for key, value in values.items())]
         return Planned(identity(config), overrides, config)
 
-    def _config_of(self, job: Job) -> DictConfig:
-        """The config of a trial's job, made anew of the trial, and not read from the folder.
+    def _check_jobs(self, jobs: Sequence[Job]) -> None:
+        """ConfigError where trials are other trainings now than when they were asked for.
 
-        ConfigError where it is another one than when the trial was asked for.
+        What was on disk is compared with what the command line makes of the trial.
         """
-        trials = self.study.get_trials(deepcopy=False)
-        trial = next(trial for trial in trials if trial.user_attrs.get("job") == job.id)
-        planned = self._planned(trial)
-        if planned.id != job.id:
-            raise ConfigError(
-                f"sweep={self.sweep.path.name}: trial {trial.number} is another training now: "
-                "conf/ or rlx has changed. For a new tuning add sweep=NAME."
-            )
-        return planned.config
+        trials = _asked(self.study.get_trials(deepcopy=False))
+        by_job = {trial.user_attrs["job"]: trial for trial in trials}
+        for job in jobs:
+            trial = by_job[job.id]
+            if self._planned(trial).id != job.id:
+                raise ConfigError(
+                    f"sweep={self.sweep.path.name}: trial {trial.number} is another training now: "
+                    "conf/ or rlx has changed. For a new tuning add sweep=NAME."
+                )
 
     def _composed(self, outputs: str) -> DictConfig:
         """Hydra's own config of this command, with the device and the folder of the runs."""
@@ -408,7 +409,7 @@ class Tuning:
         best = self.study.best_trial
         config = self.plan.space.config(self.plan.base, best.params)
         config.seeds = list(self.plan.today.seeds)
-        settings = {"best": config, "today": self.plan.today}
+        settings = {f"trial-{best.number}": config, "today": self.plan.today}
         with self._asking():
             jobs = {name: self._final_job(name, each) for name, each in settings.items()}
         left = [job for job in jobs.values() if not job.finished]
@@ -420,8 +421,9 @@ class Tuning:
             raise RunError(
                 f"{left[0].text}: is {left[0].read().status}, and so nothing is compared"
             )
-        assert runs["best"] is not None and runs["today"] is not None
-        return Comparison.of(runs["best"], runs["today"], best.number, config)
+        found, today = runs.values()
+        assert found is not None and today is not None
+        return Comparison.of(found, today, best.number, config)
 
     def _final_job(self, name: str, config: DictConfig) -> Job:
         """The job that trains these settings on the fresh seeds."""
