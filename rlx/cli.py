@@ -68,7 +68,7 @@ def _run(arguments: list[str]) -> int:
         return _install_completion(words)
     if command not in known:
         raise ConfigError(f"rlx {command}: unknown command.{nearest(command, known)}")
-    if command == "resume":
+    if command == "resume" and not {"-h", "--help"} & set(words):
         from rlx.sweeps.sweep import Sweep
 
         for word in words:

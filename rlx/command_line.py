@@ -1,13 +1,14 @@
 """A user's command line in Hydra's grammar, and Hydra's errors about it in plain words."""
 
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from rlx import conf
-from rlx.composing import FLAGS, QUIET, WITH_VALUE
+from rlx.composing import FLAGS, QUIET, WITH_VALUE, quoted
 from rlx.errors import ConfigError
 from rlx.help import all_keys, own_keys, takes_runs
 from rlx.names import closest, nearest
@@ -39,7 +40,10 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
     words = iter(arguments)
     for word in words:
         if word in WITH_VALUE:
-            flags += [word, next(words, "")]
+            value = next(words, "")
+            if word in ("-cd", "--config-dir"):
+                value = os.path.abspath(value)  # a sweep may go on from another folder
+            flags += [word, value]
         elif word in FLAGS:
             flags.append(word)
         elif word.startswith("-"):
@@ -50,11 +54,11 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
             paths.append(word)
     if paths:
         key = "data" if command == "data" else "run"
-        quoted = [_quoted(path) for path in paths]
+        names = [quoted(path) for path in paths]
         if {"-m", "--multirun"} & set(flags) and key == "run":
-            overrides.append(f"run={','.join(f'[{path}]' for path in quoted)}")
+            overrides.append(f"run={','.join(f'[{path}]' for path in names)}")
         else:
-            overrides.append(f"{key}=[{','.join(quoted)}]")
+            overrides.append(f"{key}=[{','.join(names)}]")
     if {"-c", "--cfg"} & set(flags):
         # Hydra prints a config or sweeps, not both.
         flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
@@ -89,27 +93,15 @@ def _swept(arguments: list[str]) -> set[str]:
     return swept
 
 
-def _quoted(text: str) -> str:
-    r"""`text` in single quotes, as a word of Hydra's grammar.
-
-    There a backslash means itself, but before a quote it means that the quote is text, and two
-    before a quote mean one. So a quote in `text` gets a backslash, and backslashes right before any
-    quote are doubled: it's → 'it\'s', it\'s → 'it\\\'s', C:\runs\ → 'C:\runs\\'.
-    """
-    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    text = re.sub(r"(\\+)$", r"\1\1", text)
-    return f"'{text}'"
-
-
 def _as_path(override: str) -> str:
     """`override`, its value quoted where it is a folder with characters of Hydra's grammar."""
     key, _, value = override.partition("=")
     if (
         key in ("outputs", "out", "data")
-        and re.search(r"[^\w./-]", value)
+        and re.search(r"[^\w./-]", value, re.ASCII)
         and value[0] not in "'\""
     ):
-        return f"{key}={_quoted(value)}"
+        return f"{key}={quoted(value)}"
     return override
 
 
@@ -168,7 +160,7 @@ def _as_key_value(command: str, flag: str, words: Iterator[str]) -> str:
 
 def _is_override(word: str) -> bool:
     """Whether `word` is key=value or ~key, and not the path of something that exists."""
-    if Path(word).exists():
+    if os.path.exists(word):  # of a word too long for a path Path.exists raises
         return False
     if word.startswith("~"):
         return True
@@ -206,9 +198,9 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
         return (
             f"{key}={value}: several values. A list is {key}=[{value}]; a sweep over them: {sweep}"
         )
-    launcher = re.search(r"Could not find 'hydra/launcher/([^']+)'", text)
-    if launcher:
-        return _unknown_launcher(launcher[1])
+    plugin = re.search(r"Could not find 'hydra/(launcher|sweeper)/([^']+)'", text)
+    if plugin:
+        return _unknown_plugin(plugin[1], plugin[2])
     unmerged = re.search(r"Error merging override (.+)", text)
     if unmerged and error.__cause__ is not None:
         reason, *_ = str(error.__cause__).splitlines()
@@ -225,13 +217,13 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
     return text.replace("\n\n", "\n")
 
 
-def _unknown_launcher(name: str) -> str:
-    """The message about a launcher that Hydra does not have."""
+def _unknown_plugin(kind: str, name: str) -> str:
+    """The message about a launcher or sweeper (`kind`) that Hydra does not have."""
     from hydra.core.config_store import ConfigStore
 
-    plugins = ConfigStore.instance().repo["hydra"]["launcher"]
-    names = [*conf.group_files("hydra/launcher"), *(Path(file).stem for file in plugins)]
-    return f"hydra/launcher={name}: no such launcher. There are: {', '.join(sorted(names))}."
+    plugins = ConfigStore.instance().repo["hydra"][kind]
+    names = [*conf.group_files(f"hydra/{kind}"), *(Path(file).stem for file in plugins)]
+    return f"hydra/{kind}={name}: no such {kind}. There are: {', '.join(sorted(names))}."
 
 
 def _unknown_option(group: str, option: str) -> str:

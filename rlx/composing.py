@@ -1,6 +1,7 @@
 """Hydra composes: the config of a command, and what the running command chose (`chosen`)."""
 
 import importlib
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -129,6 +130,18 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
         elif word not in FLAGS:
             words.append(word)
     return words
+
+
+def quoted(text: str) -> str:
+    r"""`text` in single quotes, as a word of Hydra's grammar.
+
+    There a backslash means itself, but before a quote it means that the quote is text, and two
+    before a quote mean one. So a quote in `text` gets a backslash, and backslashes right before any
+    quote are doubled: it's → 'it\'s', it\'s → 'it\\\'s', C:\runs\ → 'C:\runs\\'.
+    """
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    text = re.sub(r"(\\+)$", r"\1\1", text)
+    return f"'{text}'"
 
 
 def as_typed(argv: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from rlx import statistics
+from rlx.errors import ConfigError
 from rlx.runs.run import Run
 from rlx.statistics import Array, Bootstrap, Estimate, Resampled
 from rlx.sweeps.sweep import Job, Sweep, swept_keys
@@ -127,7 +128,7 @@ def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
             groups.setdefault(env, []).append(job)
     rankings = []
     for env, finished in groups.items():
-        scores = [_score(measure.of(_run(job)), job.number) for job in finished]
+        scores = [_score(_measured(measure, _run(job)), job.number) for job in finished]
         values = np.array([score.estimate.iqm for score in scores])
         order = np.argsort(-values, kind="stable").tolist()  # NaN comes last
         rankings.append(
@@ -140,6 +141,16 @@ def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
             )
         )
     return rankings
+
+
+def _measured(measure: Measure, run: Run) -> Estimate:
+    """What a finished run is ranked by; ConfigError where its result does not say it."""
+    try:
+        return measure.of(run)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ConfigError(
+            f"{run.path}: its result has no {measure.name} that can be read."
+        ) from None
 
 
 def in_order(text: str) -> tuple[int, float, str]:

@@ -11,7 +11,7 @@ from rlx.composing import load_command
 from rlx.show import console
 from rlx.statistics import Resampled
 from rlx.sweeps.ranking import Ranking, in_order, rankings
-from rlx.sweeps.sweep import Job, Sweep, swept_keys
+from rlx.sweeps.sweep import Job, Sweep, swept_keys, writing
 
 if TYPE_CHECKING:
     from rlx.command import Command
@@ -32,7 +32,8 @@ def report(sweep: Sweep) -> None:
         command.table([run for run in runs if run is not None])
     _print_others(jobs)
     table = sweep.path / "sweep.csv"
-    _write_csv(table, jobs, ranked)
+    with writing(sweep.path):
+        _write_csv(table, jobs, ranked)
     files: dict[str, Any] = {"table": table}
     panels = [
         Panel(
@@ -47,8 +48,9 @@ def report(sweep: Sweep) -> None:
     if panels:
         files["figure"] = sweep.path / "sweep.png"
         drawn = figure(panels, in_order)
-        drawn.savefig(files["figure"])
-        drawn.savefig(files["figure"].with_suffix(".pdf"))
+        with writing(sweep.path):
+            drawn.savefig(files["figure"])
+            drawn.savefig(files["figure"].with_suffix(".pdf"))
     done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
     if pruned := sum(job.status == "pruned" for job in jobs):
         done += f", {pruned} of them pruned"
@@ -87,10 +89,11 @@ def _print_effects(ranking: Ranking) -> None:
 
 def _print_others(jobs: Sequence[Job]) -> None:
     """Print the jobs that are not finished, why they failed and where that is told whole."""
+    keys = swept_keys(jobs)
     for job in jobs:
         if not job.finished:
             reason = f": {job.error} ({job.log})" if job.log.exists() else ""
-            console.facts(**{job.status: f"{job.label}{reason}"})
+            console.facts(**{job.status: f"{job.label_of(keys)}{reason}"})
 
 
 def _write_csv(path: Path, jobs: Sequence[Job], ranked: Sequence[Ranking]) -> None:

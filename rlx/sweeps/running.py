@@ -5,13 +5,14 @@ what failed is tried again.
 """
 
 import hashlib
+import os
 import shlex
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from omegaconf import DictConfig
 
 from rlx import conf
 from rlx.composing import (
+    QUIET,
     as_typed,
     launcher,
     load_command,
     overrides_of,
     overrides_text,
+    quoted,
     rename,
     run_composed,
     task_overrides,
@@ -35,7 +38,18 @@ from rlx.runs.run import noting
 from rlx.show import console
 from rlx.sweeps import engines
 from rlx.sweeps.report import report
-from rlx.sweeps.sweep import LEFT_OUT, Job, Planned, Sweep, counted, identity, write_log
+from rlx.sweeps.sweep import (
+    LEFT_OUT,
+    Job,
+    Planned,
+    Sweep,
+    counted,
+    identity,
+    key_of,
+    lasting,
+    swept_keys,
+    write_log,
+)
 
 if TYPE_CHECKING:
     from rlx.command import Command
@@ -58,12 +72,18 @@ def options(argv: list[str]) -> Options:
             argv.remove(word)
             values[key] = word.partition("=")[2].strip("'\"")
     name = values.get("sweep")
-    if name is not None and (not name.strip(".") or "/" in name or name != name.strip()):
+    if name is not None and not _is_folder_name(name):
         raise ConfigError(f"sweep={name}: expected the name of a folder below outputs/sweeps.")
     fresh = values.get("fresh", "false").lower()
     if fresh not in ("true", "false"):
         raise ConfigError(f"fresh={fresh}: expected true or false.")
     return Options(name, fresh == "true")
+
+
+def _is_folder_name(name: str) -> bool:
+    """Whether `name` names a folder, and can be printed and typed."""
+    fits = 0 < len(os.fsencode(name)) < 256 and name.isprintable()
+    return fits and name.strip(".") != "" and "/" not in name and name == name.strip()
 
 
 def refuse(given: Options) -> None:
@@ -81,19 +101,18 @@ def run_sweep(command: "Command", given: Options) -> None:
     """
     argv = sys.argv
     engines.require(argv)
-    if any(word.startswith("hydra/sweeper=") for word in argv):
-        plan = Plan.of_sweeper(argv)
-    else:
-        plan = Plan.of(command)
-        # What is wrong with it is said before anything is written.
-        with launcher(command.name, overrides_of(argv), command.task) as plugin:
-            if hasattr(plugin, "check"):
-                plugin.check(command.name, plan.jobs)
+    by_sweeper = any(word.startswith("hydra/sweeper=") for word in argv)
+    plan = Plan.of_sweeper(argv) if by_sweeper else Plan.of(command)
+    # What is wrong with launcher and sweeper is said before anything is written.
+    with launcher(command.name, overrides_of(argv), command.task) as plugin:
+        if hasattr(plugin, "check") and not by_sweeper:
+            plugin.check(command.name, plan.jobs)
     path = Path(plan.outputs) / "sweeps" / (given.name or plan.name(command.name))
     sweep = Sweep.begin(path, command.name, argv[1:], as_typed(argv), plan.jobs)
     if given.fresh:
         sweep.forget()
-    _do_all(sweep)
+    todays = {job.id: [word for word in job.overrides if not lasting([word])] for job in plan.jobs}
+    _do_all(sweep, todays)
 
 
 def go_on(sweep: Sweep, more: Sequence[str]) -> None:
@@ -101,24 +120,53 @@ def go_on(sweep: Sweep, more: Sequence[str]) -> None:
 
     Its jobs are those of then, whatever conf/ or the newest run is now.
     """
+    argv = ["", *more]
+    given = options(argv)
+    if given.name is not None:
+        raise ConfigError(f"sweep={given.name}: the sweep has its name already.")
     command: Command = load_command(sweep.command)
     makes_jobs = command.makes_jobs is not None
+    added = overrides_of(argv)
+    if not makes_jobs:
+        for word in added:
+            _check_may_change(word)
     sweep.check_maker(makes_jobs=makes_jobs)
-    outputs = sweep.path.absolute().parents[1]
-    added = overrides_of(["", *more])
+    folder = Path(os.path.abspath(sweep.path))
+    if folder.parent.name != "sweeps":
+        raise ConfigError(f"{sweep.path}: expected in the folder outputs/sweeps of its runs.")
+    outputs = folder.parents[1]
     words = sweep.words
     if any(word.startswith("hydra/launcher=") for word in added):  # with keys of its own
         words = [word for word in words if not _is_of_launcher(word)]
-    sys.argv = [f"rlx {sweep.command}", *words, *added, f"outputs='{outputs}'"]
+    added.append(f"outputs={quoted(str(outputs))}")
+    sys.argv = [f"rlx {sweep.command}", *words, *added]
     if makes_jobs:
-        command.begin(Options(sweep.path.name, False))
+        command.begin(Options(sweep.path.name, given.fresh))
         return
     engines.require(sys.argv)
-    _do_all(sweep)
+    if given.fresh:
+        sweep.forget()
+    todays = [word for word in added if not lasting([word])]
+    _do_all(sweep, {job.id: todays for job in sweep.jobs()})
 
 
-def _do_all(sweep: Sweep) -> None:
-    """Do what is left of a sweep on the words of sys.argv; then say what has come of it."""
+def _check_may_change(word: str) -> None:
+    """ConfigError where a word beside `rlx resume SWEEP` would make other jobs of the sweep's."""
+    may_change = [key for key in LEFT_OUT if key != "outputs"]
+    if word in QUIET or _is_of_launcher(word):
+        return
+    if key_of(word).partition(".")[0] not in may_change:
+        raise ConfigError(
+            f"{word.lstrip('+')}: may not change when a sweep is resumed; its jobs are those it "
+            f"was begun with. These may: {', '.join(may_change)}, hydra/launcher, fresh."
+        )
+
+
+def _do_all(sweep: Sweep, todays: Mapping[str, Sequence[str]]) -> None:
+    """Do what is left of a sweep on the words of sys.argv; then say what has come of it.
+
+    `todays`: identity of a job → the overrides of `LEFT_OUT` that it has now, as device=cuda.
+    """
     _tell(sweep)
     folder = conf.user_dir()
     task = JobTask(sweep.command, str(sweep.path), str(folder) if folder else None)
@@ -126,10 +174,11 @@ def _do_all(sweep: Sweep) -> None:
     jobs = sweep.jobs()
     with _told_how_to_go_on(sweep):
         if any(word.startswith("hydra/sweeper=") for word in argv):
-            sys.argv = [*argv, f"hydra.sweep.dir='{sweep.path}'"]
+            sys.argv = [*argv, f"hydra.sweep.dir={quoted(str(sweep.path))}"]
             run_composed(sweep.command, task)
-        elif remaining := [job.overrides for job in jobs if not job.finished]:
-            words = [*overrides_of(argv), f"hydra.sweep.dir='{sweep.path}'"]
+        elif left := [job for job in jobs if not job.finished]:
+            words = [*overrides_of(argv), f"hydra.sweep.dir={quoted(str(sweep.path))}"]
+            remaining = [[*lasting(job.overrides), *todays[job.id]] for job in left]
             _launch(sweep, words, remaining, task)
     sweep.clear_batches()
     report(sweep)
@@ -179,12 +228,14 @@ class Plan:
         arguments = [word for word in argv if not _is_of_launcher(word)]
         # Hydra writes a file about each sweep.
         with tempfile.TemporaryDirectory(prefix="rlx-") as folder:
-            sys.argv = [*arguments, f"hydra.sweep.dir='{folder}'"]
+            sys.argv = [*arguments, f"hydra.sweep.dir={quoted(folder)}"]
             try:
                 run_composed(command.name, planner)
             finally:
                 sys.argv = argv
         planner.raise_failures()
+        if not planner.jobs:
+            raise ConfigError("-m: the line makes no job, perhaps because a glob matches nothing.")
         return cls(list(planner.jobs.values()), planner.outputs)
 
     @classmethod
@@ -339,11 +390,12 @@ def _progress(sweep: Sweep, job: Job) -> str:
     took = [other.took_s for other in jobs if other.state == "completed"]
     left = [other for other in jobs if not other.finished]
     at_work = [other for other in left if other.status == "running"]
+    label = job.label_of(swept_keys(jobs))
     text = f"{job.number + 1} of {len(jobs)}"
     if took:
         seconds = sum(took) / len(took) * len(left) / max(1, len(at_work))
         text += f" · about {console.duration(seconds)} left"
-    return f"{text}: {job.label}"
+    return f"{text}: {label}"
 
 
 def _tell(sweep: Sweep) -> None:
@@ -402,8 +454,9 @@ def _raise_failures(sweep: Sweep) -> None:
     failed = [job for job in jobs if job.status == "failed"]
     if not failed:
         return
+    keys = swept_keys(jobs)
     for job in failed:
-        _tell_failure(job.label, str(job.error))
+        _tell_failure(job.label_of(keys), str(job.error))
     error = RunError(
         f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again. "
         f"Tracebacks are in {sweep.path / 'jobs'}"

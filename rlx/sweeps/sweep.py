@@ -17,7 +17,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rlx.conf import conf_dir
+from rlx.config import choice, convert, typed
 from rlx.errors import ConfigError
 from rlx.runs import trust
 from rlx.runs.files import write, write_json
@@ -104,6 +106,10 @@ class Job:
         if self.run_path is None:
             return None
         path = Path(os.path.normpath(self.folder / self.run_path))
+        outputs = self.folder.absolute().parents[1]
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.normpath(outputs)):
+            # A job that is done anew deletes its run.
+            raise ConfigError(f"{self.file}: run_path={self.run_path} leads out of {outputs}.")
         return Run(path) if (path / "meta.json").is_file() else None
 
     @property
@@ -148,7 +154,10 @@ class Job:
     @property
     def label(self) -> str:
         """What tells it from the other jobs of the sweep, as one would type it."""
-        keys = swept_keys(Sweep(self.folder).jobs())
+        return self.label_of(swept_keys(Sweep(self.folder).jobs()))
+
+    def label_of(self, keys: Sequence[str]) -> str:
+        """`label`, where the keys that tell the jobs from each other are known."""
         pairs = [f"{key}={value}" for key, value in self.settings.items() if key in keys]
         return " ".join(map(shlex.quote, pairs)) or self.text
 
@@ -156,7 +165,8 @@ class Job:
         """The job with some `changes`, written to disk."""
         values = {name: value for name, value in vars(self).items() if name not in ("folder", "id")}
         job = Job(self.folder, self.id, **(values | changes))
-        write_json(job.file, values | changes)
+        with writing(self.folder):
+            write_json(job.file, values | changes)
         return job
 
     def note(self, run: Run) -> None:
@@ -171,7 +181,9 @@ class Job:
     @contextmanager
     def lock(self) -> Iterator[bool]:
         """Whether the job is this process's within the context: no other one has it."""
-        with open(self.file.with_suffix(".lock"), "w") as file:
+        with ExitStack() as stack:
+            with writing(self.folder):
+                file = stack.enter_context(open(self.file.with_suffix(".lock"), "w"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -181,8 +193,14 @@ class Job:
 
     def _is_locked(self) -> bool:
         """Whether a process has the job."""
-        with self.lock() as free:
-            return not free
+        try:
+            with open(self.file.with_suffix(".lock")) as file:  # the folder may be read-only
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
 
 
 @dataclass(frozen=True)
@@ -198,9 +216,13 @@ class Planned:
 
     def write(self, folder: Path, number: int) -> Job:
         """Put the job, the one at the place `number`, on disk in the sweep's `folder`."""
-        job = Job(folder, self.id, number, self.overrides)
-        write(job.file.with_suffix(".yaml"), OmegaConf.to_yaml(self.config, resolve=True))
-        return job.write()
+        self.write_config(folder)
+        return Job(folder, self.id, number, self.overrides).write()
+
+    def write_config(self, folder: Path) -> None:
+        """Put the job's config on disk in the sweep's `folder`."""
+        file = folder / "jobs" / f"{self.id}.yaml"
+        write(file, OmegaConf.to_yaml(self.config, resolve=True))
 
 
 class Sweep:
@@ -211,17 +233,22 @@ class Sweep:
         self.path = path
         file = path / "sweep.json"
         try:
-            self.facts: dict[str, Any] = json.loads(file.read_text())
+            facts = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file}: not valid JSON ({error}).") from None
-        version = self.facts.get("format")
+        version = facts.get("format") if isinstance(facts, dict) else None
         if version != FORMAT:
             raise ConfigError(f"{path}: format {version}; this rlx reads format {FORMAT}.")
+        self.facts: dict[str, Any] = facts
+        for key, kind in (("command", str), ("line", str), ("words", list[str])):
+            convert(facts.get(key), kind, f"{file}: {key}")
+        if not Path(conf_dir(), f"{self.command}.yaml").is_file():
+            raise ConfigError(f"{file}: command={self.command}: is none of rlx's.")
 
     @staticmethod
     def is_at(path: str | Path) -> bool:
         """Whether a sweep is in the folder `path`."""
-        return (Path(path) / "sweep.json").is_file()
+        return os.path.isfile(os.path.join(path, "sweep.json"))  # a long word is no path
 
     @classmethod
     def begin(
@@ -234,6 +261,7 @@ class Sweep:
         """
         if cls.is_at(path):
             sweep = cls(path)
+            sweep._mend(line, jobs)
             sweep._check(command, line, jobs)
             return sweep
         if path.exists() and any(item.name != "jobs" for item in path.iterdir()):
@@ -247,15 +275,13 @@ class Sweep:
             "project_commit": project_commit(),
             **versions(),
         }
-        try:
+        with writing(path):
             (path / "jobs").mkdir(parents=True, exist_ok=True)
             for number, job in enumerate(jobs):
                 job.write(path, number)
             text = _signed_text(words, [job.overrides for job in jobs])
             # Last: with it the sweep is whole.
             write_json(path / "sweep.json", facts | {"signature": trust.signature(text)})
-        except OSError as error:
-            raise ConfigError(f"sweep: cannot write {path} ({error.strerror}).") from None
         return cls(path)
 
     def check_maker(self, *, makes_jobs: bool = False) -> None:
@@ -293,7 +319,8 @@ class Sweep:
 
     def job(self, overrides: Sequence[str]) -> Job | None:
         """The job of these overrides; None: a sweeper has just thought of it."""
-        return next((job for job in self.jobs() if job.overrides == list(overrides)), None)
+        wanted = lasting(overrides)
+        return next((job for job in self.jobs() if lasting(job.overrides) == wanted), None)
 
     def add(self, planned: Planned) -> Job:
         """One job more, which a sweeper has just thought of."""
@@ -347,6 +374,19 @@ class Sweep:
             if now[name] != then[name]
         ]
 
+    def _mend(self, line: str, jobs: Sequence[Planned]) -> None:
+        """Write the files of jobs that were deleted, where `jobs` are those of the same line."""
+        there = {job.id for job in self.jobs()}
+        if self.line != line or not there <= {job.id for job in jobs}:
+            return
+        with writing(self.path):
+            (self.path / "jobs").mkdir(exist_ok=True)
+            for number, job in enumerate(jobs):
+                if job.id not in there:
+                    job.write(self.path, number)
+                elif not (self.path / "jobs" / f"{job.id}.yaml").exists():
+                    job.write_config(self.path)
+
     def _check(self, command: str, line: str, jobs: Sequence[Planned]) -> None:
         """ConfigError unless the sweep is of this command and has these jobs."""
         name = self.path.name
@@ -362,6 +402,25 @@ class Sweep:
             f"sweep={name}: is of another command, {self.line}; take another name, or go on with "
             f"it: rlx resume {shlex.quote(str(self.path))}"
         )
+
+
+def lasting(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a job without those of `LEFT_OUT`, as device=cuda."""
+    return [word for word in overrides if key_of(word).partition(".")[0] not in LEFT_OUT]
+
+
+def key_of(word: str) -> str:
+    """The key of an override."""
+    return word.lstrip("+~").partition("=")[0]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """ConfigError where the sweep in the folder `path` cannot be written within the context."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"sweep: cannot write {path} ({error.strerror}).") from None
 
 
 def counted(jobs: Sequence[Job]) -> dict[str, int]:
@@ -396,6 +455,9 @@ def write_log(job: Job, text: str) -> None:
 def _read(file: Path) -> Job:
     """The job in a file; ConfigError where it cannot be read."""
     try:
-        return Job(file.parents[1], file.stem, **json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}).") from None
+    values = typed(Job, content, str(file), given=("folder", "id"))
+    choice(values["state"], STATES, f"{file}: state")
+    return Job(file.parents[1], file.stem, **values)

@@ -1,0 +1,149 @@
+"""Sweeps whose folder was damaged, moved or written by somebody else, and words beside them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_sweeps import RATES, SMALL, runs, table, the_sweep
+
+from rlx.sweeps.sweep import Sweep
+
+
+@pytest.fixture
+def done(rlx):
+    """A finished sweep of two jobs."""
+    result = rlx("train", "-m", *SMALL, RATES)
+    assert result.code == 0, result.err
+    return result
+
+
+def jobs() -> list[Path]:
+    return sorted(the_sweep().glob("jobs/*.json"))
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ([1], "format None"),
+        ({"command": None}, "command=None: expected a word"),
+        ({"command": "fly"}, "command=fly: is none of rlx's"),
+        ({"words": None}, "words=None: expected a list"),
+    ],
+)
+def test_facts_of_another_kind_are_refused(changes, expected, rlx, done):
+    file = the_sweep() / "sweep.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps(facts | changes if isinstance(changes, dict) else changes))
+    for verb in ("report", "resume"):
+        result = rlx(verb, the_sweep())
+        assert result.code == 2 and expected in result.err
+        assert len(result.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("number", "x", "expected a whole number"),
+        ("run_path", {}, "expected a word or null"),
+        ("state", "happy", "unknown"),
+        ("overrides", 7, "expected a list"),
+        ("colour", "red", "unknown key"),
+        ("run_path", "../../../elsewhere/run", "leads out of"),
+    ],
+)
+def test_a_job_of_another_kind_is_refused(key, value, expected, rlx, done, tmp_path):
+    """A job that is done anew deletes its run, which must not be somebody else's."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(runs()[0], elsewhere / "run")
+    (elsewhere / "run/meta.json").write_text('{"format": 3, "status": "failed"}')
+    content = json.loads(jobs()[0].read_text())
+    jobs()[0].write_text(json.dumps(content | {key: value}))
+    result = rlx("report", the_sweep())
+    assert result.code == 2 and expected in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert rlx("train", "-m", *SMALL, RATES).code == 2 and (elsewhere / "run/meta.json").is_file()
+
+
+@pytest.mark.parametrize("what", ["jobs", "job", "config"])
+def test_the_same_command_writes_deleted_jobs_again(what, rlx, done):
+    expected = table(the_sweep())
+    if what == "jobs":
+        shutil.rmtree(the_sweep() / "jobs")
+    else:
+        jobs()[0].with_suffix({"job": ".json", "config": ".yaml"}[what]).unlink()
+    assert rlx("train", "-m", *SMALL, RATES).code == 0
+    assert table(the_sweep()) == expected and rlx("resume", the_sweep()).code == 0
+
+
+def test_a_result_that_cannot_be_ranked_is_named(rlx, done):
+    (runs()[0] / "summary.json").write_text("{}")
+    result = rlx("report", the_sweep())
+    assert result.code == 2 and f"{runs()[0]}: its result has no return" in result.err
+
+
+def test_a_sweep_that_was_moved_trains_where_it_is(rlx, tmp_path, monkeypatch):
+    assert rlx("train", "-m", *SMALL, RATES, "outputs=it's ü", "sweep=here").code == 0
+    (tmp_path / "it's ü").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved/train")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    result = rlx("resume", "../moved/sweeps/here", "device.threads=2")
+    assert result.code == 0 and result.out.count("2 thread(s)") == 2
+    assert len(list((tmp_path / "moved/train").glob("*/*"))) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["below", "moved"]
+    (tmp_path / "moved/sweeps/here").rename("alone")
+    result = rlx("resume", "alone")
+    assert result.code == 2 and "expected in the folder outputs/sweeps" in result.err
+
+
+@pytest.mark.parametrize(
+    "word", ["agent.discount=0.5", "seeds=3", "steps=2048", "env=acrobot", "outputs=x", "sweep=x"]
+)
+def test_resume_takes_no_word_that_makes_other_jobs(word, rlx, done):
+    before = runs()
+    result = rlx("resume", the_sweep(), word)
+    assert result.code == 2 and result.err.startswith(f"rlx: {word}: ") and runs() == before
+    assert len(result.err.splitlines()) == 1
+
+
+def test_resume_takes_fresh_and_help(rlx, done):
+    assert rlx("resume", the_sweep(), "fresh=true").code == 0 and len(runs()) == 4
+    shutil.rmtree("outputs/train")
+    assert "rlx resume" in rlx("resume", the_sweep(), "--help").out and runs() == []
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (("agent.learning_rate=glob(no*)",), "makes no job"),
+        (("hydra/sweeper=fly",), "hydra/sweeper=fly: no such sweeper"),
+        ((RATES, f"sweep={'long' * 100}"), "expected the name of a folder"),
+        ((RATES, "sweep=two\nlines"), "expected the name of a folder"),
+    ],
+)
+def test_what_is_no_sweep_writes_nothing(words, expected, rlx, tmp_path):
+    result = rlx("train", "-m", *SMALL, *words)
+    assert result.code == 2 and expected in result.err and list(tmp_path.iterdir()) == []
+
+
+def test_a_long_list_of_values_is_no_path(rlx):
+    values = ",".join(f"{number}e-4" for number in range(1, 90))
+    result = rlx("train", "-m", *SMALL, f"agent.learning_rate={values}", "agent.discount=2")
+    assert result.code == 2 and "89 of 89 jobs are wrong" in result.err
+
+
+def test_what_cannot_be_written_is_one_line(rlx, done):
+    (the_sweep() / "sweep.csv").unlink()
+    (the_sweep() / "sweep.csv").mkdir()
+    result = rlx("report", the_sweep())
+    assert result.code == 2 and "Return" in result.out
+    assert result.err == f"rlx: sweep: cannot write {the_sweep()} (Is a directory).\n"
+
+
+def test_looking_at_a_killed_sweep_writes_no_lock(rlx, done):
+    (job, _) = Sweep(the_sweep()).jobs()
+    shutil.rmtree(runs()[0])
+    job.file.with_suffix(".lock").unlink()
+    assert job.write(state="running").status == "interrupted"
+    assert not job.file.with_suffix(".lock").exists()
