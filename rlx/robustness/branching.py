@@ -159,7 +159,9 @@ class _Search:
         undecided = self._undecided(row, possible)
         kept = undecided.any(1)
         waiting = torch.zeros_like(self.result.boxes).index_add_(0, row[kept], 2 + 0 * row[kept])
-        spent = (self.result.boxes + waiting)[row] > self.max_boxes
+        # A box of one point has no halves; its scores are within rounding of each other.
+        point = (box.low[0] == box.high[0]).all(1)
+        spent = point | ((self.result.boxes + waiting)[row] > self.max_boxes)
         given_up = kept & spent
         count = torch.zeros_like(self.result.open, dtype=torch.int64)
         count.index_add_(0, row[given_up], undecided[given_up].long())

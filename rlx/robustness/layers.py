@@ -71,8 +71,8 @@ class Network:
         return self.layers[-1].weight.shape[-1]
 
     def __call__(self, obs: Tensor) -> Tensor:
-        """The scores [S, B, A] of `obs` [S, B, n], in float64."""
-        y = obs.double()
+        """The scores [S, B, A] of `obs` [S, B, n], in float64 unless `float` says otherwise."""
+        y = obs.to(self.layers[0].weight.dtype)
         for layer in self.layers:
             y = layer.activated(y @ layer.weight + layer.bias)
         return y
@@ -85,6 +85,10 @@ class Network:
     def at(self, rows: Tensor) -> "Network":
         """The network at the observations `rows`, int64 [B'], of the B."""
         return self._changed(lambda weight: weight, lambda bias: _rows(bias, rows))
+
+    def float(self) -> "Network":
+        """The network in float32, for attacks; bounds are of the one in float64."""
+        return self._changed(Tensor.float, Tensor.float)
 
     def _changed(
         self, of_weight: Callable[[Tensor], Tensor], of_bias: Callable[[Tensor], Tensor]
