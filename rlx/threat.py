@@ -48,6 +48,12 @@ class Budget:
             radius = whole_radius(radius)
         return cls(radius, low, high, whole, angles)
 
+    def ends(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest point of the box around `obs`, [S, B, *O] each."""
+        low = torch.maximum(obs - self.radius, torch.minimum(self.low, obs))
+        high = torch.minimum(obs + self.radius, torch.maximum(self.high, obs))
+        return low, high
+
     def project(self, moved: Tensor, obs: Tensor) -> Tensor:
         """The point of the box around `obs` that is nearest to `moved`, [S, B, *O].
 
@@ -56,8 +62,7 @@ class Budget:
         """
         if self.whole:
             moved = moved.round()
-        low = torch.maximum(obs - self.radius, torch.minimum(self.low, obs))
-        high = torch.minimum(obs + self.radius, torch.maximum(self.high, obs))
+        low, high = self.ends(obs)
         near = torch.minimum(torch.maximum(moved, low), high)
         if not self.angles:
             return near

@@ -234,3 +234,24 @@ def test_where_a_search_decides_its_choice_counts_and_not_the_highest_score():
         found = reach.mask[..., choice]
         assert (opposite.best(reach.obs[:, :, choice])[found] == choice).all()
     assert (reach.mask[..., :2].all(-1) == (x.abs() <= 0.3)).float().mean() > 0.9
+
+
+def test_with_boxes_to_spend_the_set_is_exact():
+    net = Scores(network())
+    obs = spread()
+    budget = box(obs, 0.05)
+    found = reachable(net, obs, budget, drawer(), steps=1, samples=0)
+    assert found.open is None
+    exact = reachable(net, obs, budget, drawer(), steps=1, samples=0, max_boxes=2000)
+    assert (exact.mask >= found.mask).all()
+    assert exact.open.float().mean() < 0.01
+    assert not (exact.open & exact.mask).any()
+    for choice in range(CHOICES):
+        shown = exact.obs[:, :, choice]
+        assert ((shown - obs).abs() <= budget.radius + 1e-6).all()
+        assert (net.best(shown)[exact.mask[..., choice]] == choice).all()
+    # Whatever many points of the box lead to is in the set.
+    for _ in range(300):
+        point = obs + (torch.rand_like(obs) * 2 - 1) * 0.05
+        seen = torch.nn.functional.one_hot(net.best(point), CHOICES).bool()
+        assert not (seen & ~exact.mask & ~exact.open).any()

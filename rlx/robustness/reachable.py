@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.nn.seed_axis import along
+from rlx.robustness.branching import decide
 from rlx.threat import Budget, Draw
 
 
@@ -30,6 +31,10 @@ class Reachable:
     """The choice that needs no perturbation, int64 [S, B]."""
     flat: Tensor
     """Whether the scores have no gradient at all at the clean observation, bool [S, B]."""
+    open: Tensor | None = None
+    """Whether a choice was neither found nor proved to be out of reach, bool [S, B, K].
+
+    None: nothing was proved."""
 
     def shown(self, pick: Tensor) -> Tensor:
         """The observations [S, B, *O] that force `pick`, int64 [S, B]."""
@@ -38,14 +43,23 @@ class Reachable:
 
 
 def reachable(
-    scores: Scores, obs: Tensor, budget: Budget, draw: Draw, *, steps: int, samples: int
+    scores: Scores,
+    obs: Tensor,
+    budget: Budget,
+    draw: Draw,
+    *,
+    steps: int,
+    samples: int,
+    max_boxes: int | None = None,
 ) -> Reachable:
     """The choices that an observation within `budget` of `obs` [S, B, *O] forces.
 
     For each choice, `steps` signed gradient steps climb the margin of its score over the others:
     the first goes to a corner of the box, each later one half as far as the one before. Besides,
     the decisions at `samples` random corners count, which need no gradient: where the gradient
-    is masked, they are what finds the choices.
+    is masked, they are what finds the choices. With `max_boxes` it is then proved which of the
+    others no observation forces, at so many boxes for each row at most (`branch`); ConfigError
+    where the scores have no bounds.
     """
     if scores.continuous:
         return _pushed(scores, obs, budget, steps)
@@ -68,7 +82,12 @@ def reachable(
         signs = (draw(obs[0, 0].numel()).view(obs.shape) < 0.5).to(obs.dtype) * 2 - 1
         corner = budget.project(obs + budget.radius * signs, obs)
         found.add(corner, scores.best(corner))
-    return Reachable(found.mask, found.obs, clean, flat)
+    if max_boxes is None:
+        return Reachable(found.mask, found.obs, clean, flat)
+    decided = decide(scores, obs, budget, found.mask, max_boxes)
+    new = decided.found & ~found.mask
+    shown = torch.where(along(new, decided.obs), decided.obs, found.obs)
+    return Reachable(decided.found, shown, clean, flat, decided.open)
 
 
 @dataclass

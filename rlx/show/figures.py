@@ -123,6 +123,26 @@ def robustness(
     return figure
 
 
+def sandwich(panels: Mapping[str, tuple[Curve, Curve]], x: str) -> "Figure":
+    """A figure of shares against `x`, by title: what is at least so, and what is so at most.
+
+    The truth is in the shaded band between the two curves.
+    """
+    titles = ["\n".join(textwrap.wrap(title, LABEL_WIDTH + 10)) for title in panels]
+    figure, all_axes = make_panels(titles, x, "share of decisions", 3, (5.6, 3.6))
+    for axes, (lower, upper) in zip(all_axes, panels.values(), strict=False):
+        for number, curve in enumerate((upper, lower)):
+            _draw(axes, curve, number)
+        least = [estimate.iqm for estimate in lower.estimates]
+        most = [estimate.iqm for estimate in upper.estimates]
+        axes.fill_between(
+            lower.x, least, most, color="#b8860b", alpha=0.45, linewidth=0, label="undecided"
+        )
+        axes.set_ylim(-0.02, 1.02)
+        _legend_below(axes, 2, "interquartile mean, 95 % interval; thin: each seed")
+    return figure
+
+
 def _draw(axes: "Axes", curve: Curve, number: int) -> None:
     """Draw a curve, in the colour and style of its `number` within its panel."""
     if len(curve.x) == 0:  # of a run that was never evaluated

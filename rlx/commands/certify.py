@@ -1,0 +1,170 @@
+"""Certify decisions: the share that no observation in a box can change, from below and above."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from rlx.command import RunConfig, command, pin_runs
+from rlx.composing import chosen
+from rlx.config import Count, build, load_class
+from rlx.errors import ConfigError
+from rlx.grids import parse_grid
+from rlx.runs.finding import find_all
+from rlx.runs.run import Run
+from rlx.show import console
+from rlx.statistics import Estimate
+from rlx.sweeps.ranking import Measure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rlx.robustness.sweep import Game
+    from rlx.threat import Attack
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """The keys of certify.yaml."""
+
+    attack: Any
+    """What tries to change the decisions that are not certified: a file of conf/attack."""
+    device: Any
+    """Where it runs: a file of conf/device."""
+    checkpoint: str
+    """`best`, or the step of a checkpoint."""
+    seeds: Any
+    """Which of the runs' seeds are certified; null: all."""
+    eps: Any
+    """Radii of the box in units of `scale`: start:stop:step, numbers, fractions, a list."""
+    scale: Any
+    """What eps = 1 means: `bounds`, `std`, `reference`, `std:RUN` or one number per component of an
+    observation."""
+    manifold: str | None
+    """`angle`: only what keeps pairs of a cosine and a sine on the circle changes a decision. The
+    bounds are those of all of the box still."""
+    episodes: Count
+    """Clean episodes of each seed whose decisions are looked at."""
+    max_boxes: Count
+    """Boxes that are bounded for a decision at a radius before it is given up."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Whose decisions are certified, and where."""
+
+    game: "Game"
+    """The policies, the radii and the episodes; where the scale is `std`, not yet its numbers."""
+    attack: "Attack"
+    """What tries to change decisions."""
+    scale: object
+    """`std`, `bounds` or numbers: what eps = 1 means."""
+
+    @property
+    def runs(self) -> "Sequence[Run]":
+        """The trainings whose policies are certified."""
+        return self.game.runs
+
+
+def check(composed: DictConfig) -> None:
+    """Raise what is wrong with the config, as far as it can be told without playing."""
+    _load(build(Config, composed, ""))
+
+
+CERTIFIED = Measure(
+    "certified", lambda run: Estimate.from_dict(run.summary()["certified"]), of_env=False
+)
+"""The certified share, in the mean over heads and radii."""
+
+
+@command("certify", check=check, pin=pin_runs, measure=CERTIFIED)
+def main(composed: DictConfig) -> float:
+    """Returns the certified share, in the mean over heads and radii."""
+    config = build(Config, composed, "")
+    plan = _load(config)
+
+    from rlx.robustness.certificates import Certificates, certify
+    from rlx.robustness.observations import play_spread
+    from rlx.robustness.scale import tell_radii, unit_scale
+
+    opened = plan.game.opened
+    source = plan.runs[0].path.parent.name
+    output = Run.create(config.outputs, "certify", source, composed)
+    eps = plan.game.eps
+    console.facts(
+        run=", ".join(str(run.path) for run in plan.runs),
+        seeds=f"{len(opened.seeds)} ({console.ranges(opened.seeds)})",
+        eps=f"{len(eps)} radii from {eps[0]:g} to {eps[-1]:g}, in units of {config.scale}",
+        episodes=f"{config.episodes} clean ones per seed, checkpoint {config.checkpoint}",
+        attack=f"{chosen('attack')}, and up to {config.max_boxes:,} boxes per decision and radius",
+        device=opened.device,
+    )
+    console.warn_of_unfinished(plan.runs)
+    with output.writing():
+        began = time.monotonic()
+        space = opened.spec.observation_space
+        scale = unit_scale(plan.scale, space, lambda: play_spread(opened, config.episodes)[0])
+        game = replace(plan.game, scale=scale)
+        env = opened.make_env(1)
+        tell_radii(eps, scale, opened.spec, env, game.angles)
+        certificates = Certificates(eps, certify(game, plan.attack, config.max_boxes))
+        wall_s = time.monotonic() - began
+        files = {"table": output.path / "certify.csv", "figure": output.path / "certify.png"}
+        certificates.write_csv(files["table"], opened.seeds)
+        certificates.figure(source, config.scale).savefig(files["figure"])
+        facts = {
+            "run": [str(run.path) for run in plan.runs],
+            "seeds": opened.seeds,
+            "scale": scale,
+            "units": env.observation_units,
+            "attack": chosen("attack"),
+            "max_boxes": config.max_boxes,
+            "wall_s": wall_s,
+        }
+        output.complete(certificates.summary() | facts, certificates.arrays())
+    certificates.print()
+    console.warn_of_few_seeds(len(opened.seeds))
+    console.result(output.path, wall_s, **files)
+    return certificates.mean.iqm
+
+
+def _load(config: Config) -> Plan:
+    """The plan of a config; ConfigError where there are no bounds, before anything is written."""
+    eps = parse_grid(config.eps, "eps")
+    runs = find_all(config.run, config.outputs, trusted=config.trust)
+
+    from rlx.evaluation import REPORT
+    from rlx.experiment import setup_device
+    from rlx.policies import open_runs
+    from rlx.robustness.clean_decisions import check_bounded
+    from rlx.robustness.manifold import kept_angles
+    from rlx.robustness.scale import resolved, unit_scale
+    from rlx.robustness.sweep import Game, check_attackable
+    from rlx.threat import Attack, Threat
+
+    kind = load_class(config.attack, "attack", Threat)
+    if not issubclass(kind, Attack):
+        raise ConfigError(
+            f"attack={chosen('attack')}: plays whole episodes; rlx certify needs one that moves "
+            "each decision by itself, as attack=pgd."
+        )
+    attack = build(kind, config.attack, "attack")
+    opened = open_runs(runs, config.checkpoint, setup_device(config.device), config.seeds)
+    space = opened.spec.observation_space
+    scale = resolved(config.scale, opened, config.outputs, config.trust)
+    game = Game(
+        opened,
+        eps,
+        unit_scale(scale, space, lambda: np.ones(space.shape or ())),
+        config.episodes,
+        REPORT,
+        max_num_envs=len(opened.seeds) * config.episodes,
+        angles=kept_angles(config.manifold, opened.make_env(len(opened.seeds))),
+        runs=runs,
+        checkpoint=config.checkpoint,
+    )
+    check_bounded(opened)
+    check_attackable(game, attack, attack.modes(opened.policy.heads))
+    return Plan(game, attack, scale)

@@ -1,0 +1,213 @@
+"""Branch and bound: boxes are split until it is known which choices they can force."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlx.agent import Scores
+from rlx.robustness.bounds import Box, crown, margins_of, score_error
+from rlx.robustness.layers import Network, read_network
+from rlx.threat import Budget
+
+CHUNK = 4096
+"""Boxes that are bounded at once: their numbers then fit a CPU's cache."""
+
+
+@dataclass
+class Decided:
+    """Which of A choices the boxes of N rows can force, of one seed."""
+
+    found: Tensor
+    """Whether an observation was found that forces the choice, bool [N, A]."""
+    obs: Tensor
+    """These observations, float32 [N, A, n]; anything where none was found."""
+    open: Tensor
+    """Whether the choice was neither found nor excluded, bool [N, A]."""
+    by_bounds: Tensor
+    """Whether the bounds of the whole box were enough to exclude all but one choice, bool [N]."""
+    boxes: Tensor
+    """How many boxes were bounded, int64 [N]."""
+
+
+def branch(
+    network: Network,
+    low: Tensor,
+    high: Tensor,
+    found: Tensor,
+    max_boxes: int,
+    *,
+    stop_at_two: bool = False,
+) -> Decided:
+    """Decide which choices the boxes from `low` to `high`, float32 [N, n], can force.
+
+    `network`: that of one seed, at these N rows; `found`, bool [N, A]: choices that are known to be
+    possible. A choice is excluded where another one's score is higher in all of the box (`crown`);
+    it is found where float32 must choose it at the middle of a box, or at the corner that its
+    bound points to. What is neither is split, along the number that moves the tightest bound most.
+    At most `max_boxes` boxes are bounded for each row. `stop_at_two`: a row is done once two
+    choices are found: its decision can be changed, whatever else there may be.
+    """
+    search = _Search(network, low, high, found, max_boxes, stop_at_two)
+    search.run()
+    return search.result
+
+
+class _Search:
+    """The boxes that are still open, and what was found so far."""
+
+    def __init__(
+        self,
+        network: Network,
+        low: Tensor,
+        high: Tensor,
+        found: Tensor,
+        max_boxes: int,
+        stop_at_two: bool,
+    ):
+        self.network = network
+        self.low = low.double()
+        self.high = high.double()
+        self.max_boxes = max_boxes
+        self.stop_at_two = stop_at_two
+        rows, choices = found.shape
+        self.error = torch.cat(
+            [
+                score_error(network.at(part), self._root(part))[0]
+                for part in torch.arange(rows, device=low.device).split(CHUNK)
+            ]
+        )
+        """What float32 may be off by in each score in a row's whole box, [N, A]."""
+        self.result = Decided(
+            found=found.clone(),
+            obs=low.unsqueeze(1).repeat(1, choices, 1),
+            open=torch.zeros_like(found),
+            by_bounds=torch.zeros(rows, dtype=torch.bool, device=low.device),
+            boxes=torch.zeros(rows, dtype=torch.int64, device=low.device),
+        )
+
+    def _root(self, rows: Tensor) -> Box:
+        """The whole boxes of `rows` [B]."""
+        return Box(self.low[rows].unsqueeze(0), self.high[rows].unsqueeze(0))
+
+    def run(self) -> None:
+        """Bound, drop and split, until no box is left."""
+        row = torch.arange(len(self.low), device=self.low.device)
+        box = self._root(row)
+        possible = torch.ones_like(self.result.found)
+        first = True
+        while len(row):
+            parts = []
+            for part in torch.arange(len(row), device=row.device).split(CHUNK):
+                some = Box(box.low[:, part], box.high[:, part])
+                parts.append(self._bound(row[part], some, possible[part]))
+            possible = torch.cat([part[0] for part in parts])
+            influence = torch.cat([part[1] for part in parts])
+            if first:
+                self.result.by_bounds = possible.sum(1) == 1
+                first = False
+            row, box, possible = self._split(row, box, possible, influence)
+
+    def _bound(self, row: Tensor, box: Box, possible: Tensor) -> tuple[Tensor, Tensor]:
+        """What is still possible [B, A] in the boxes of `row` [B], and what to split by [B, n]."""
+        network = self.network.at(row)
+        choices = possible.shape[1]
+        best = network(box.centre).argmax(-1)
+        bounds = crown(network, box, margins_of(best, choices))
+        lower = bounds.lower[0]
+        possible = possible & (lower <= 0)
+        self.result.boxes.index_add_(0, row, torch.ones_like(row))
+        undecided = self._undecided(row, possible)
+        corners = box.centre.unsqueeze(2) - bounds.slopes.sign() * box.radius.unsqueeze(2)
+        some = undecided.any(1)
+        if some.any():
+            points = torch.cat([box.centre.unsqueeze(2), corners], 2)[0, some]
+            self._try(row[some], points)
+        # The tightest of the bounds that are not decided.
+        worst = lower.masked_fill(~undecided, torch.inf).argmin(1)
+        return possible, bounds.slopes[0, torch.arange(len(row), device=row.device), worst].abs()
+
+    def _undecided(self, row: Tensor, possible: Tensor) -> Tensor:
+        """Which choices [B, A] the boxes of `row` [B] are kept for."""
+        undecided = possible & ~self.result.found[row]
+        if self.stop_at_two:
+            undecided &= self.result.found[row].sum(1, keepdim=True) < 2
+        return undecided
+
+    def _try(self, row: Tensor, points: Tensor) -> None:
+        """Note the choices that float32 must take at `points` [B, P, n] in the boxes of `row`."""
+        low = self.low[row].unsqueeze(1)
+        high = self.high[row].unsqueeze(1)
+        shown = torch.minimum(torch.maximum(points.float().double(), low), high)
+        count = shown.shape[1]
+        rows = row.repeat_interleave(count)
+        scores = self.network.at(rows)(shown.view(1, len(rows), -1))[0]
+        choice = scores.argmax(1)
+        error = self.error[rows]
+        beaten = scores + error
+        beaten.scatter_(1, choice.unsqueeze(1), -torch.inf)
+        least = (scores - error).gather(1, choice.unsqueeze(1)).squeeze(1)
+        certain = least > beaten.amax(1)
+        new = certain & ~self.result.found[rows, choice]
+        self.result.found[rows[new], choice[new]] = True
+        self.result.obs[rows[new], choice[new]] = shown.view(len(rows), -1)[new].float()
+
+    def _split(
+        self, row: Tensor, box: Box, possible: Tensor, influence: Tensor
+    ) -> tuple[Tensor, Box, Tensor]:
+        """The halves of all boxes in which something is undecided, as far as the budget goes."""
+        undecided = self._undecided(row, possible)
+        kept = undecided.any(1)
+        waiting = torch.zeros_like(self.result.boxes).index_add_(0, row[kept], 2 + 0 * row[kept])
+        # A box of one point has no halves; its scores are within rounding of each other.
+        point = (box.low[0] == box.high[0]).all(1)
+        spent = point | ((self.result.boxes + waiting)[row] > self.max_boxes)
+        given_up = kept & spent
+        count = torch.zeros_like(self.result.open, dtype=torch.int64)
+        count.index_add_(0, row[given_up], undecided[given_up].long())
+        self.result.open |= count > 0
+        kept &= ~spent
+        row = row[kept]
+        low = box.low[0, kept]
+        high = box.high[0, kept]
+        # Where no bound is moved by anything, the widest side.
+        axis = (influence[kept] + 1e-9 * (high - low)).argmax(1, keepdim=True)
+        middle = ((low + high) / 2).gather(1, axis)
+        lower_high = high.scatter(1, axis, middle)
+        upper_low = low.scatter(1, axis, middle)
+        halves = Box(torch.cat([low, upper_low])[None], torch.cat([lower_high, high])[None])
+        return row.repeat(2), halves, possible[kept].repeat(2, 1)
+
+
+@torch.no_grad()
+def decide(scores: Scores, obs: Tensor, budget: Budget, found: Tensor, max_boxes: int) -> Decided:
+    """What `branch` decides of all seeds: its tensors as [S, B, …], observations as [S, B, A, *O].
+
+    `scores` are those of one head at `obs` [S, B, *O]. What was found is shown to the policy
+    itself. A point that is no observation (a fraction of whole numbers, a cosine and a sine that
+    are off the circle) is not found; nor is the box, then, more than an outer bound of what can be
+    shown.
+    """
+    network = read_network(scores, obs)
+    low, high = budget.ends(obs)
+    seeds = []
+    for seed in range(len(obs)):
+        ends = (low[seed].flatten(1), high[seed].flatten(1))
+        seeds.append(branch(network.of_seed(seed), *ends, found[seed], max_boxes))
+    shown = torch.stack([seed.obs for seed in seeds]).unflatten(-1, obs.shape[2:])
+    both = torch.stack([seed.found for seed in seeds])
+    still_open = torch.stack([seed.open for seed in seeds])
+    for choice in range(found.shape[-1]):
+        point = budget.project(shown[:, :, choice], obs)
+        shown[:, :, choice] = point
+        new = both[..., choice] & ~found[..., choice]
+        refused = new & (scores.best(point) != choice)
+        both[..., choice] &= ~refused
+        still_open[..., choice] |= refused
+    return Decided(
+        found=both,
+        obs=shown,
+        open=still_open & ~both,
+        by_bounds=torch.stack([seed.by_bounds for seed in seeds]),
+        boxes=torch.stack([seed.boxes for seed in seeds]),
+    )
