@@ -6,8 +6,10 @@ from omegaconf import DictConfig
 
 from rlx.command import check_protocol, command
 from rlx.commands.train import settings
+from rlx.config import build
 from rlx.show import console
 from rlx.sweeps.ranking import RETURN
+from rlx.training.tune_config import Config
 
 if TYPE_CHECKING:
     from rlx.sweeps.running import Options
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 def tune(composed: DictConfig, options: "Options") -> float:
     """Begin or go on with a tuning; returns the interquartile mean of the best on fresh seeds."""
-    check_protocol(composed.protocol)
+    check_protocol(build(Config, composed, "").protocol)
     console.facts(settings=settings())
 
     from rlx.training.tuning import Plan, Tuning

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlx import statistics
 from rlx.composing import as_typed, compose_config, hydra_left_as_it_is, task_overrides
-from rlx.config import Count, NonNegative, build, choice, plain
+from rlx.config import build, plain
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.grids import parse_seeds
 from rlx.runs.files import write
@@ -35,6 +35,7 @@ from rlx.training.config import run_name, validated
 from rlx.training.loop import Training
 from rlx.training.packing import Pack, why_alone
 from rlx.training.space import Space
+from rlx.training.tune_config import Config
 from rlx.training.tuned import Comparison, write_tuned
 from rlx.training.vector import batches
 
@@ -48,41 +49,6 @@ if TYPE_CHECKING:
 
 CHANGES_NOTHING = ("trials", "batch", "minutes")
 """Keys with which a tuning may go on under other values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(training_config.Config):
-    """The keys of tune.yaml: those of a training, and these."""
-
-    search: Any
-    """The values that are tried: a file of conf/search."""
-    trials: Count
-    """Settings that are tried."""
-    batch: Count
-    """Trials that are asked for at once, and trained side by side."""
-    sampler: str
-    """Who thinks of the next trial: `tpe` or `random`."""
-    pruner: str
-    """Who gives trials up: `hyperband`, or `none`."""
-    final_seeds: Any
-    """Seeds of the last comparison, of which no trial may have been trained."""
-    minutes: NonNegative | None
-    """Minutes after which no more trials are begun; null: all are."""
-    storage: str | None
-    """File of Optuna's journal; null: one in the folder of the sweep."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice(self.sampler, ("tpe", "random"), "sampler")
-        choice(self.pruner, ("hyperband", "none"), "pruner")
-        final = parse_seeds(self.final_seeds, "final_seeds")
-        both = sorted(set(final) & set(parse_seeds(self.seeds)))
-        if both:
-            raise ConfigError(
-                f"final_seeds={self.final_seeds}: {both[0]} is one of seeds; expected fresh ones."
-            )
-        if len(final) < 2:
-            raise ConfigError(f"final_seeds={self.final_seeds}: expected at least 2 seeds.")
 
 
 @dataclass(frozen=True)
