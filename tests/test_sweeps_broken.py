@@ -1,12 +1,16 @@
 """Sweeps whose folder was damaged, moved or written by somebody else, and words beside them."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_sweeps import RATES, SMALL, runs, table, the_sweep
 
+from rlx.show.sweep_figures import Panel, figure
+from rlx.sweeps.ranking import in_order
 from rlx.sweeps.sweep import Sweep
 
 
@@ -147,3 +151,21 @@ def test_looking_at_a_killed_sweep_writes_no_lock(rlx, done):
     job.file.with_suffix(".lock").unlink()
     assert job.write(state="running").status == "interrupted"
     assert not job.file.with_suffix(".lock").exists()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("keys", [1, 2, 3])
+@pytest.mark.parametrize("scores", [[1.0, math.nan, 3.0], [math.nan] * 3])
+def test_what_has_no_score_is_drawn_without_a_warning(keys, scores, tmp_path):
+    settings = {f"key{number}": ["1", "a/long/path/to/a/run", "0.5"] for number in range(keys)}
+    drawn = figure([Panel("", "area", settings, np.array(scores))], in_order)
+    drawn.savefig(tmp_path / "sweep.png")
+    texts = [text.get_text() for axes in drawn.axes for text in axes.texts]
+    assert not any("nan" in text for text in texts)
+
+
+def test_many_long_names_leave_room():
+    names = [f"outputs/train/dqn-cartpole/{number}" for number in range(30)]
+    drawn = figure([Panel("", "area", {"run": names}, np.arange(30.0))], in_order)
+    labels = [label.get_text() for label in drawn.axes[0].get_xticklabels()]
+    assert len(labels) <= 12 and max(map(len, labels)) <= 18

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 Order = Callable[[str], Any]
 """What the values of a key are sorted by."""
 MOST_CELLS = 12
-"""The most rows or columns of a map whose cells have room for numbers."""
+"""The most rows or columns of a map whose cells have room for numbers, and the most names."""
+MOST_LETTERS = 18
+"""The longest name of a value that is written whole."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def _points(axes: "Axes", panel: Panel, order: Order) -> None:
     names = sorted(set(values), key=order)
     places = [names.index(value) for value in values]
     axes.plot(places, panel.scores, "o", color=COLOURS[0])
-    axes.set_xticks(range(len(names)), names)
+    _name_columns(axes, names)
     axes.set_xlabel(key)
     axes.set_ylabel(panel.what)
 
@@ -67,19 +69,40 @@ def _map(axes: "Axes", panel: Panel, order: Order) -> None:
     for place, scores in cells.items():
         values[place] = np.mean(scores)
     image = axes.imshow(values, cmap="viridis", aspect="auto", origin="lower")
-    if max(values.shape) <= MOST_CELLS:
+    if max(values.shape) <= MOST_CELLS and np.isfinite(values).any():
         middle = (np.nanmin(values) + np.nanmax(values)) / 2
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 colour = "white" if value < middle else "black"
                 text = f"{value:.3g}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(column_names)), column_names)
-    axes.set_yticks(range(len(row_names)), row_names)
+    _name_columns(axes, column_names)
+    axes.set_yticks(*_named(row_names))
     axes.set_xlabel(column_key)
     axes.set_ylabel(row_key)
     axes.grid(False)
     axes.figure.colorbar(image, ax=axes, label=panel.what)
+
+
+def _name_columns(axes: "Axes", names: Sequence[str]) -> None:
+    """Write the names of values below the places 0, 1, …, slanted where they are wide."""
+    places, texts = _named(names)
+    axes.set_xticks(places, texts)
+    if sum(map(len, texts)) > 5 * MOST_CELLS:
+        axes.tick_params("x", labelrotation=30)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+
+
+def _named(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The places of as many of the names as there is room for, and these names."""
+    places = list(range(0, len(names), -(-len(names) // MOST_CELLS)))
+    return places, [_short(names[place]) for place in places]
+
+
+def _short(name: str) -> str:
+    """A name, or the end of a long one, which tells runs from each other."""
+    return name if len(name) <= MOST_LETTERS else f"…{name[1 - MOST_LETTERS :]}"
 
 
 def _parallel(axes: "Axes", panel: Panel, order: Order) -> None:
@@ -92,17 +115,20 @@ def _parallel(axes: "Axes", panel: Panel, order: Order) -> None:
         steps = np.linspace(0, 1, len(names)) if len(names) > 1 else np.array([0.5])
         heights.append([steps[names.index(value)] for value in values])
         for height, name in zip(steps, names, strict=True):
-            axes.text(place, height, f" {name}", fontsize=8, va="center", zorder=3)
-    low, high = float(panel.scores.min()), float(panel.scores.max())
+            axes.text(place, height, f" {_short(name)}", fontsize=8, va="center", zorder=3)
+    scored = panel.scores[np.isfinite(panel.scores)]
+    low, high = (scored.min(), scored.max()) if len(scored) else (np.nan, np.nan)
     share = (panel.scores - low) / (high - low if high > low else 1.0)
     heights.append(list(share))
     lines = np.array(heights)
-    for job in np.argsort(panel.scores):
-        colour = colormaps["viridis"](share[job])
+    unscored = np.flatnonzero(np.isnan(share)).tolist()
+    for job in [*unscored, *np.argsort(panel.scores)[: len(scored)]]:
+        colour = "lightgrey" if job in unscored else colormaps["viridis"](share[job])
         axes.plot(lines[:, job], color=colour, linewidth=1.2, alpha=0.8)
     last = len(heights) - 1
     for height, score in ((0.0, low), (1.0, high)):
-        axes.text(last, height, f" {score:.4g}", fontsize=8, va="center")
+        if np.isfinite(score):
+            axes.text(last, height, f" {score:.4g}", fontsize=8, va="center")
     axes.set_xticks(range(len(heights)), [*panel.settings, panel.what])
     axes.set_yticks([])
     axes.grid(False, axis="y")

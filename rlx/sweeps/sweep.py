@@ -431,8 +431,9 @@ def counted(jobs: Sequence[Job]) -> dict[str, int]:
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
     """The keys that tell the jobs from each other."""
-    keys = dict.fromkeys(key for job in jobs for key in job.settings)
-    return [key for key in keys if len({job.settings.get(key) for job in jobs}) > 1]
+    all_settings = [job.settings for job in jobs]
+    keys = dict.fromkeys(key for settings in all_settings for key in settings)
+    return [key for key in keys if len({settings.get(key) for settings in all_settings}) > 1]
 
 
 def _delete_batch(path: Path) -> None:
