@@ -11,7 +11,7 @@ from torch import nn
 from rlx.agent import Scores
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder
-from rlx.nn.networks import MLP, QNetwork, RunningNorm, SeedGRU
+from rlx.nn.networks import MLP, ConvNet, QNetwork, RunningNorm, SeedGRU
 from rlx.nn.rng import Streams, seed_tensor
 from rlx.robustness.bounds import Box, crown, interval, margins_of
 from rlx.robustness.branching import branch, decide
@@ -301,6 +301,12 @@ def test_what_has_no_bounds_is_named(scores, named):
         read_network(Scores(scores), observations())
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_images_have_no_bounds():
+    net = ConvNet((1, 16, 16), [[4, 4, 2]], False, 1.0, IDS, Streams(IDS, "net"))
+    with pytest.raises(ConfigError, match="of flat observations"):
+        read_network(Scores(net), torch.rand(SEEDS, BATCH, 1, 16, 16))
 
 
 def test_a_search_and_continuous_actions_have_no_bounds():

@@ -31,6 +31,8 @@ class Config(RunConfig):
 
     attack: Any
     """What tries to change the decisions that are not certified: a file of conf/attack."""
+    effort: Any
+    """What `attack=minq` takes its numbers from: a file of conf/effort."""
     device: Any
     """Where it runs: a file of conf/device."""
     checkpoint: str

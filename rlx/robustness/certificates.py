@@ -334,10 +334,11 @@ class Certificates:
         for name, head in self.heads.items():
             curves = []
             for share, label in (
-                ("certified", "certified"),
-                ("unmoved", "not moved by any observation that was found"),
+                ("unmoved", "no observation was found that changes it"),
+                ("certified", "certified: none does"),
+                ("bounded", "certified by the bounds of the whole box"),
             ):
                 estimates = [head.estimate(share, radius) for radius in range(len(self.eps))]
                 curves.append(figures.Curve(label, self.eps, estimates))
-            panels[f"{title}: {name}"] = (curves[0], curves[1])
+            panels[f"{title}: {name}"] = curves
         return figures.sandwich(panels, figures.eps_label(scale))

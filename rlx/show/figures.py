@@ -123,23 +123,22 @@ def robustness(
     return figure
 
 
-def sandwich(panels: Mapping[str, tuple[Curve, Curve]], x: str) -> "Figure":
-    """A figure of shares against `x`, by title: what is at least so, and what is so at most.
+def sandwich(panels: Mapping[str, Sequence[Curve]], x: str) -> "Figure":
+    """A figure of shares against `x`, by title: first what is so at most, then what is at least so.
 
-    The truth is in the shaded band between the two curves.
+    The truth is between these two curves, where it is shaded; any others are drawn beside them.
     """
-    titles = ["\n".join(textwrap.wrap(title, LABEL_WIDTH + 10)) for title in panels]
-    figure, all_axes = make_panels(titles, x, "share of decisions", 3, (5.6, 3.6))
-    for axes, (lower, upper) in zip(all_axes, panels.values(), strict=False):
-        for number, curve in enumerate((upper, lower)):
-            _draw(axes, curve, number)
-        least = [estimate.iqm for estimate in lower.estimates]
-        most = [estimate.iqm for estimate in upper.estimates]
+    columns, legend_lines = _legend_size(panels)
+    figure, all_axes = make_panels(list(panels), x, "share of decisions", legend_lines)
+    for axes, curves in zip(all_axes, panels.values(), strict=False):
+        most, least = ([estimate.iqm for estimate in curve.estimates] for curve in curves[:2])
         axes.fill_between(
-            lower.x, least, most, color="#b8860b", alpha=0.45, linewidth=0, label="undecided"
+            curves[0].x, least, most, color="black", alpha=0.35, linewidth=0, label="undecided"
         )
+        for number, curve in enumerate(curves):
+            _draw(axes, curve, number)
         axes.set_ylim(-0.02, 1.02)
-        _legend_below(axes, 2, "interquartile mean, 95 % interval; thin: each seed")
+        _legend_below(axes, columns, "interquartile mean, 95 % interval; thin: each seed")
     return figure
 
 
