@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from rlx.errors import RunError
+from rlx.show import console
 from rlx.sweeps.sweep import Sweep
 from rlx.training.loop import Training
 
@@ -329,3 +330,10 @@ def test_what_is_not_defined_is_ranked_last(rlx, tiny_runs):
     assert rlx(*line, "scale=[1,1,1,1]").code == 0
     areas = [row["area"] for row in table(the_sweep())]
     assert areas == sorted(areas, key=lambda area: (area == "nan", -float(area)))
+
+
+def test_a_table_wider_than_the_screen_is_whole(capsys):
+    header = [f"agent.a_long_name_of_a_key_{number}" for number in range(14)]
+    console.table("Jobs", header, [["0.000123456"] * 14])
+    out = capsys.readouterr().out
+    assert all(name in out for name in header)
