@@ -2,11 +2,14 @@
 
 import csv
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from rlx.agent import Scores
+from rlx.attacks.minq import MinQ
 from rlx.attacks.pgd import PGD
 from rlx.evaluation import REPORT
 from rlx.policies import open_runs
@@ -159,3 +162,20 @@ def test_what_cannot_be_certified_is_said_in_one_line(rlx, train, line, named):
     assert named in result.err
     assert len(result.err.strip().splitlines()) == 1
     assert not (trained.run.parents[1] / "certify").exists()
+
+
+def test_minq_with_boxes_forces_no_better_choice(tiny_runs):
+    """Branch and bound adds what gradients have not found, and takes nothing away."""
+    played = game(tiny_runs, "dqn-cartpole", [4.0], BOXES["dqn-cartpole"])
+    policy = played.opened.policy
+    torch.manual_seed(0)
+    obs = torch.randn(len(played.opened.seeds), 200, 4) * 0.05
+    budget = played.budget(torch.full(obs.shape[:2], 4.0), obs)
+    carry = policy.initial_carry(200)
+    scores = Scores(partial(policy.scores, carry=carry, head="action"))
+    forced = []
+    for boxes in (None, 200):
+        shown = MinQ(None, 1, 0, boxes).perturb(scores, obs, budget, torch.rand)
+        decision = scores.best(shown).unsqueeze(-1)
+        forced.append(scores(obs).gather(-1, decision).squeeze(-1))
+    assert (forced[1] <= forced[0]).all() and (forced[1] < scores(obs).amax(-1)).any()

@@ -28,6 +28,10 @@ class MinQ(Attack):
     """Gradient steps towards each choice, by which the reachable ones are found."""
     samples: Index
     """Random corners of the box that are tried beside the gradients."""
+    max_boxes: Count | None = None
+    """Boxes per decision by which branch and bound makes the reachable choices exact; null: none.
+
+    Of fully connected networks only, and many times slower."""
 
     def perturb(self, scores: Scores, obs: Tensor, budget: Budget, draw: Draw) -> Tensor:
         if scores.continuous:
@@ -35,7 +39,15 @@ class MinQ(Attack):
                 "attack=minq: continuous actions have no values of choices; "
                 "use attack=pgd attack.loss=distance."
             )
-        reach = reachable(scores, obs, budget, draw, steps=self.steps, samples=self.samples)
+        reach = reachable(
+            scores,
+            obs,
+            budget,
+            draw,
+            steps=self.steps,
+            samples=self.samples,
+            max_boxes=self.max_boxes,
+        )
         with torch.no_grad():
             clean = scores(obs)
         if self.target is None:
