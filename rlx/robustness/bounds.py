@@ -48,6 +48,8 @@ class Bounds(NamedTuple):
     """The bounds, float64 [S, B, K]."""
     slopes: Tensor
     """By how much each number of the observation moves them within the box, [S, B, K, n]."""
+    rounding: Tensor
+    """What float32 may be off by, which `lower` has allowed for, [S, B, K]."""
 
 
 def interval(network: Network, box: Box, objective: Tensor) -> Tensor:
@@ -90,8 +92,8 @@ def crown(network: Network, box: Box, objective: Tensor) -> Bounds:
     last = network.layers[-1]
     coefficients = objective @ last.weight.mT.unsqueeze(1)
     size = torch.maximum(low.abs(), high.abs())
-    constant = _times(objective, last.bias)
-    constant -= _objective_error(network, objective, coefficients, size, error)
+    rounding = _objective_error(network, objective, coefficients, size, error)
+    constant = _times(objective, last.bias) - rounding
     by_interval = _least_within(coefficients, low, high) + constant
     lower = constant
     for layer, line in zip(network.layers[-2::-1], lines[::-1], strict=True):
@@ -104,7 +106,7 @@ def crown(network: Network, box: Box, objective: Tensor) -> Bounds:
         coefficients = coefficients @ layer.weight.mT.unsqueeze(1)
     slopes = coefficients * box.radius.unsqueeze(2)
     lower = lower + _times(coefficients, box.centre) - slopes.abs().sum(-1)
-    return Bounds(torch.maximum(lower, by_interval), slopes)
+    return Bounds(torch.maximum(lower, by_interval), slopes, rounding)
 
 
 def score_error(network: Network, box: Box) -> Tensor:

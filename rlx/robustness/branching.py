@@ -10,6 +10,11 @@ from rlx.robustness.bounds import Box, crown, margins_of, score_error
 from rlx.robustness.layers import Network, read_network
 from rlx.threat import Budget
 
+BOXES_AT_A_TIE = 16
+"""Boxes that a row may cost at most where rounding hides at some point which choice is the best.
+
+It can no longer be certified then. Of two default DQN on CartPole, with 2 000 decisions at 4 radii,
+this left out 62 % of the boxes, certified the same, and missed one change that can be shown."""
 CHUNK = 4096
 """Boxes that are bounded at once: their numbers then fit a CPU's cache."""
 
@@ -68,7 +73,8 @@ class _Search:
         self.network = network
         self.low = low.double()
         self.high = high.double()
-        self.max_boxes = max_boxes
+        self.limit = torch.full((len(low),), max_boxes, device=low.device)
+        """The most boxes for each row, [N]."""
         self.stop_at_two = stop_at_two
         rows, choices = found.shape
         self.error = torch.cat(
@@ -112,12 +118,17 @@ class _Search:
         """What is still possible [B, A] in the boxes of `row` [B], and what to split by [B, n]."""
         network = self.network.at(row)
         choices = possible.shape[1]
-        best = network(box.centre).argmax(-1)
+        scores = network(box.centre)
+        best = scores.argmax(-1)
         bounds = crown(network, box, margins_of(best, choices))
         lower = bounds.lower[0]
         possible = possible & (lower <= 0)
         self.result.boxes.index_add_(0, row, torch.ones_like(row))
         undecided = self._undecided(row, possible)
+        if self.stop_at_two:
+            margins = scores.amax(-1, keepdim=True) - scores
+            tied = (undecided & (margins <= bounds.rounding)[0]).any(1)
+            self.limit[row[tied]] = self.limit[row[tied]].clamp_max(BOXES_AT_A_TIE)
         corners = box.centre.unsqueeze(2) - bounds.slopes.sign() * box.radius.unsqueeze(2)
         some = undecided.any(1)
         if some.any():
@@ -161,7 +172,7 @@ class _Search:
         waiting = torch.zeros_like(self.result.boxes).index_add_(0, row[kept], 2 + 0 * row[kept])
         # A box of one point has no halves; its scores are within rounding of each other.
         point = (box.low[0] == box.high[0]).all(1)
-        spent = point | ((self.result.boxes + waiting)[row] > self.max_boxes)
+        spent = point | ((self.result.boxes + waiting)[row] > self.limit[row])
         given_up = kept & spent
         count = torch.zeros_like(self.result.open, dtype=torch.int64)
         count.index_add_(0, row[given_up], undecided[given_up].long())
