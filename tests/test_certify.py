@@ -166,13 +166,13 @@ def test_what_cannot_be_certified_is_said_in_one_line(rlx, train, line, named):
 
 def test_minq_with_boxes_forces_no_better_choice(tiny_runs):
     """Branch and bound adds what gradients have not found, and takes nothing away."""
-    played = game(tiny_runs, "dqn-cartpole", [4.0], BOXES["dqn-cartpole"])
+    played = game(tiny_runs, "hdqn-acrobot", [0.5], BOXES["hdqn-acrobot"])
     policy = played.opened.policy
     torch.manual_seed(0)
-    obs = torch.randn(len(played.opened.seeds), 200, 4) * 0.05
-    budget = played.budget(torch.full(obs.shape[:2], 4.0), obs)
+    obs = torch.rand(len(played.opened.seeds), 200, 6) - 0.5
+    budget = played.budget(torch.full(obs.shape[:2], 0.5), obs)
     carry = policy.initial_carry(200)
-    scores = Scores(partial(policy.scores, carry=carry, head="action"))
+    scores = Scores(partial(policy.scores, carry=carry, head="goal"))
     forced = []
     for boxes in (None, 200):
         shown = MinQ(None, 1, 0, boxes).perturb(scores, obs, budget, torch.rand)
