@@ -190,7 +190,7 @@ class _Look:
             other = decided.found.scatter(1, clean.unsqueeze(1), False)
             movable = other.any(1)
             where = other.int().argmax(1)
-            points = decided.obs[torch.arange(len(rows)), where].view(obs.shape)
+            points = decided.obs[torch.arange(len(rows), device=rows.device), where].view(obs.shape)
             shown = budget.project(points, obs)[0]
             self.moved[rows[movable]] = radius
             self.forcing[rows[movable]] = shown[movable]
