@@ -228,6 +228,7 @@ def begin_at_once() -> None:
             asked("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 @needs("hydra_submitit_launcher")
 def test_a_slurm_array_goes_on_after_its_jobs_were_queued_again(slurm, launched, uninterrupted):
@@ -309,6 +310,7 @@ def workers_of_ray() -> list[int]:
     return [int(line) for line in result.stdout.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @needs("hydra_ray_launcher")
 def test_ray_goes_on_after_its_workers_were_killed(launched, uninterrupted):
