@@ -6,7 +6,6 @@ what failed is tried again.
 
 import hashlib
 import os
-import shlex
 import signal
 import sys
 import tempfile
@@ -422,7 +421,7 @@ def _told_how_to_go_on(sweep: Sweep) -> Any:
         told = f"{error}\nrlx: " if str(error) else ""
         number = error.code - 128 if isinstance(error, Interrupted) else signal.SIGINT
         raise Interrupted(
-            number, f"{told}the sweep is stopped, {done}; it goes on with: {_line(sweep)}"
+            number, f"{told}the sweep is stopped, {done}; it goes on with: {sweep.resume_line}"
         ) from None
 
 
@@ -437,12 +436,7 @@ def _raise_unfinished(sweep: Sweep) -> None:
     left = counted([job for job in jobs if not job.finished])
     if left:
         text = ", ".join(f"{count} {state}" for state, count in left.items())
-        raise RunError(f"{text}, of {len(jobs)} jobs; the sweep goes on with: {_line(sweep)}")
-
-
-def _line(sweep: Sweep) -> str:
-    """The line that goes on with a sweep."""
-    return f"rlx resume {shlex.quote(str(sweep.path))}"
+        raise RunError(f"{text}, of {len(jobs)} jobs; the sweep goes on with: {sweep.resume_line}")
 
 
 def _raise_failures(sweep: Sweep) -> None:

@@ -308,6 +308,11 @@ class Sweep:
         return str(self.facts["line"])
 
     @property
+    def resume_line(self) -> str:
+        """The command line that goes on with it."""
+        return f"rlx resume {shlex.quote(str(self.path))}"
+
+    @property
     def words(self) -> list[str]:
         """Its command line as Hydra takes it."""
         return list(self.facts["words"])
@@ -396,11 +401,11 @@ class Sweep:
             raise ConfigError(
                 f"sweep={name}: the same command line makes other jobs now: conf/, rlx or the "
                 f"newest run is another. Take another name, or go on with the jobs of then: "
-                f"rlx resume {shlex.quote(str(self.path))}"
+                f"{self.resume_line}"
             )
         raise ConfigError(
             f"sweep={name}: is of another command, {self.line}; take another name, or go on with "
-            f"it: rlx resume {shlex.quote(str(self.path))}"
+            f"it: {self.resume_line}"
         )
 
 

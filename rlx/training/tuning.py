@@ -7,7 +7,6 @@ who trains a batch holds the locks of its jobs. What a killed process had is don
 
 import fcntl
 import importlib.util
-import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -162,8 +161,8 @@ class Tuning:
             comparison = self._compare()
         except KeyboardInterrupt as error:
             number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-            line = f"rlx resume {shlex.quote(str(self.sweep.path))}"
-            raise Interrupted(number, f"the tuning is stopped; it goes on with: {line}") from None
+            message = f"the tuning is stopped; it goes on with: {self.sweep.resume_line}"
+            raise Interrupted(number, message) from None
         if comparison is not None:
             comparison.print()
             write_tuned(comparison, self.plan.line, self._facts())
@@ -437,7 +436,7 @@ def _check_writable(file: Path) -> None:
 def _check_same(sweep: Sweep, plan: Plan) -> None:
     """ConfigError unless the sweep is the tuning of this plan; what it is of is in tune.yaml."""
     name = sweep.path.name
-    line = f"rlx resume {shlex.quote(str(sweep.path))}"
+    line = sweep.resume_line
     if sweep.command != "tune":
         raise ConfigError(f"sweep={name}: is of another command, {sweep.line}; take another name.")
     file = sweep.path / "tune.yaml"

@@ -294,7 +294,7 @@ class Batch:
         if self.watch is not None:
             pack.watch = partial(self.watch, self.jobs)
         try:
-            pack.run(run, resumed_config, go_on=f"rlx resume {self.sweep.path}")
+            pack.run(run, resumed_config, go_on=self.sweep.resume_line)
         except RunError:
             if pack.alive():
                 raise
