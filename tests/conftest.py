@@ -32,6 +32,10 @@ class Result:
     def __init__(self, code: int, out: str, err: str):
         self.code, self.out, self.err = code, out, err
 
+    def __repr__(self) -> str:
+        """What a failed test shows of it."""
+        return f"<exit code {self.code}; {self.err.strip()[-600:] or self.out.strip()[-600:]}>"
+
     @property
     def run(self) -> Path:
         """The run directory: the last line of its output."""

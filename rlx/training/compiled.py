@@ -70,6 +70,7 @@ def _name_compiler() -> None:
 
     words = compiler()
     if len(words) == 1:
+        torch._inductor.config.cpp.cxx = (None, words[0])
         return
     command = f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
     program = cache_folder() / f"compiler-{zlib.crc32(command.encode()):08x}"
