@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from rlx.composing import Task, chosen, run_composed
+from rlx.composing import Task, chosen, run_composed, tell_users_options
 from rlx.conf import group_files, sweeps_of
 from rlx.config import plain
 from rlx.errors import ConfigError, RunError
@@ -124,6 +124,7 @@ class Command:
         errors: list[ConfigError | RunError] = []
 
         def guarded(composed: DictConfig) -> float | None:
+            tell_users_options()
             try:
                 return task(composed)
             except (ConfigError, RunError) as error:
