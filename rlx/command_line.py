@@ -29,7 +29,7 @@ def config_overrides(line: list[str]) -> list[str]:
     """The words of a command line for Hydra that say what the config is."""
     words = []
     for word in line:
-        # Paths, and what `options` of rlx/sweeps/running.py takes out.
+        # Paths, and what `options` of rlx/sweeps/planning.py takes out.
         is_other = word.startswith(("run=[", "data=[", "sweep=", "fresh="))
         if "=" in word and word not in QUIET and not is_other:
             words.append(word)

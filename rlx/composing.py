@@ -15,6 +15,7 @@ from rlx.show import console
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext
 
 Task = Callable[[DictConfig], float | None]
 """The work of a command on its composed config; a sweeper gets the number that it returns."""
@@ -88,17 +89,14 @@ def rename(composed: DictConfig) -> None:
 
 
 @contextmanager
-def launcher(name: str, words: Sequence[str], task: Task) -> "Iterator[Launcher]":
-    """The launcher that `words` name; it does `task` on conf/`name`.yaml for the jobs it is given.
+def sweep_of(name: str, words: Sequence[str]) -> "Iterator[tuple[HydraContext, DictConfig]]":
+    """Hydra's context of a sweep of conf/`name`.yaml, and its config, with no key that is swept.
 
-    `words`: the overrides of the command line. Hydra's own sweepers make jobs of words, and so
-    could not be told which to leave out.
+    `words`: the overrides of the command line.
     """
     from hydra import initialize_config_dir
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.launcher import Launcher
     from hydra.types import HydraContext, RunMode
 
     from rlx import user_options
@@ -110,7 +108,20 @@ def launcher(name: str, words: Sequence[str], task: Task) -> "Iterator[Launcher]
         config = hydra.compose_config(
             name, list(words), RunMode.MULTIRUN, with_log_configuration=False
         )
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+        yield HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)), config
+
+
+@contextmanager
+def launcher(name: str, words: Sequence[str], task: Task) -> "Iterator[Launcher]":
+    """The launcher that `words` name; it does `task` on conf/`name`.yaml for the jobs it is given.
+
+    `words`: the overrides of the command line. Hydra's own sweepers make jobs of words, and so
+    could not be told which to leave out.
+    """
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.launcher import Launcher
+
+    with sweep_of(name, words) as (context, config):
         node = config.hydra.launcher
         if str(node._target_).startswith("hydra"):
             plugins = Plugins.instance()

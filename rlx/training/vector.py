@@ -18,6 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from rlx.composing import load_command
 from rlx.config import build
 from rlx.errors import ConfigError, RunError
 from rlx.experiment import setup_device
@@ -26,7 +27,8 @@ from rlx.machine import require_disk
 from rlx.names import flatten_keys
 from rlx.runs.run import Run, noting
 from rlx.show import console
-from rlx.sweeps.running import JobTask, fail, with_todays
+from rlx.sweeps.job_configs import JobConfigs
+from rlx.sweeps.running import JobTask, fail, job_of, with_todays
 from rlx.sweeps.sweep import Job, Planned, Sweep
 from rlx.training import state
 from rlx.training.config import Config, run_name
@@ -72,24 +74,35 @@ class VectorLauncher(Launcher):
         assert isinstance(self.task, JobTask)
         sweep = Sweep(Path(self.task.sweep))
         sweep.clear_batches()
-        composed = {}
+        overrides_of = {}
+        left = {}
         jobs = []
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            job = sweep.job(overrides)
-            assert job is not None
+        for overrides in job_overrides:
+            job = self._job(sweep, overrides)
             jobs.append(job)
-            composed[job.id] = self._composed(number, overrides)
-        groups = batches(sweep, jobs)
-        _tell(groups)
-        returns = []
+            overrides_of[job.id] = overrides
+            if not job.finished:
+                left[job.id] = job
+        groups = batches(sweep, list(left.values()))
+        if groups:
+            _tell(groups)
         for batch in groups:
-            config = composed[batch.left()[0].id]
+            first = next(job for job in batch.jobs if job.id in left)
+            config = self._composed(first.number, overrides_of[first.id])
             if batch.run is None and len(batch.jobs) == 1:
-                returns.append(self._alone(config))
+                # Hydra keeps what was raised before or behind the job's work.
+                _ = self._alone(config).return_value
             else:
                 batch.do(config)
-                returns.append(_done())
-        return returns
+        return [_done(job.read()) for job in jobs]
+
+    def _job(self, sweep: Sweep, overrides: Sequence[str]) -> Job:
+        """The job of these overrides, which a sweeper may just have thought of."""
+        if not sweep.grows:
+            return sweep.job(overrides)
+        configs = JobConfigs(self.context.config_loader, self.config)
+        with configs.running(overrides) as composed:
+            return job_of(sweep, load_command(sweep.command), composed)
 
     def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
         """What Hydra composes for a job of the sweep, the one at the place `number`."""
@@ -110,11 +123,11 @@ class VectorLauncher(Launcher):
         )
 
 
-def _done() -> JobReturn:
-    """What Hydra gets for a batch."""
+def _done(job: Job) -> JobReturn:
+    """What Hydra gets for a job that was one of a batch."""
     done = JobReturn()
     done.status = JobStatus.COMPLETED
-    done.return_value = None
+    done.return_value = job.value
     return done
 
 
