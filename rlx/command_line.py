@@ -63,6 +63,13 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
             overrides.append(_upsert(_renamed(_as_path(word)), groups, swept))
         else:
             paths.append(word)
+    for override in overrides:
+        if override.lstrip("+").startswith("hydra.sweeper.params="):
+            # Which OmegaConf cannot merge with the nothing that is there.
+            raise ConfigError(
+                f"{override.lstrip('+')}: a sweep's values are words of the line, as in: "
+                f"rlx {command} -m agent.learning_rate=1e-4,1e-3"
+            )
     if paths:
         key = "data" if command == "data" else "run"
         names = [quoted(path) for path in paths]

@@ -74,14 +74,12 @@ def refuse(given: Options) -> None:
 class Plan:
     """The jobs of a sweep, before anything is written."""
 
-    jobs: list[Planned]
-    """All jobs; none where a sweeper will decide."""
+    jobs: list[Planned] | None
+    """All jobs; None where a sweeper of Hydra's thinks of them by results."""
     outputs: str
     """Folder of all runs."""
     words: str
     """The command line."""
-    by_sweeper: bool
-    """Whether a sweeper of Hydra's decides by results what comes next."""
 
     @classmethod
     def of(cls, command: "Command", argv: Sequence[str]) -> "Plan":
@@ -91,7 +89,7 @@ class Plan:
         with sweep_of(command.name, words) as (context, config):
             outputs = str(config.get("outputs", "outputs"))
             if not _is_product(config):
-                return cls([], outputs, " ".join(argv[1:]), by_sweeper=True)
+                return cls(None, outputs, " ".join(argv[1:]))
             planner = _Planner(command)
             combinations = _combinations(context, config)
             if len(combinations) > MANY:
@@ -104,11 +102,13 @@ class Plan:
         if not planner.jobs:
             raise ConfigError("-m: the line makes no job, perhaps because a glob matches nothing.")
         tell_users_options()
-        return cls(list(planner.jobs.values()), outputs, " ".join(argv[1:]), by_sweeper=False)
+        return cls(list(planner.jobs.values()), outputs, " ".join(argv[1:]))
 
     def name(self, command: str) -> str:
         """The name of the sweep where none is given: the same jobs are the same sweep."""
-        text = " ".join(sorted(job.id for job in self.jobs)) or self.words
+        text = self.words
+        if self.jobs is not None:
+            text = " ".join(sorted(job.id for job in self.jobs))
         return f"{command}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -122,9 +122,7 @@ def _combinations(context: "HydraContext", config: DictConfig) -> list[list[str]
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    params = plain(config.hydra.sweeper).get("params") or {}
-    if not isinstance(params, dict):
-        raise ConfigError(f"hydra.sweeper.params={params}: expected keys with values.")
+    params = plain(config.hydra.sweeper).get("params") or {}  # of an experiment
     words = [f"{key}={value}" for key, value in params.items()]
     parser = OverridesParser.create(config_loader=context.config_loader)
     overrides = parser.parse_overrides([*words, *config.hydra.overrides.task])

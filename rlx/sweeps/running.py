@@ -38,6 +38,7 @@ from rlx.sweeps.report import report
 from rlx.sweeps.sweep import (
     LEFT_OUT,
     Job,
+    Planned,
     Sweep,
     counted,
     key_of,
@@ -58,17 +59,24 @@ def run_sweep(command: "Command", given: Options) -> None:
     argv = sys.argv
     engines.require(argv)
     plan = Plan.of(command, argv)
-    # What is wrong with launcher and sweeper is said before anything is written.
-    with launcher(command.name, overrides_of(argv), command.task) as plugin:
-        if hasattr(plugin, "check"):
-            plugin.check(command.name, plan.jobs)
+    _check_launcher(command, plan.jobs)
     path = Path(plan.outputs) / "sweeps" / (given.name or plan.name(command.name))
-    jobs = None if plan.by_sweeper else plan.jobs
-    sweep = Sweep.begin(path, command.name, argv[1:], as_typed(argv), jobs)
+    sweep = Sweep.begin(path, command.name, argv[1:], as_typed(argv), plan.jobs)
     if given.fresh:
         sweep.forget()
-    todays = {job.id: [word for word in job.overrides if not lasting([word])] for job in plan.jobs}
+    jobs = plan.jobs or []
+    todays = {job.id: [word for word in job.overrides if not lasting([word])] for job in jobs}
     _do_all(sweep, todays)
+
+
+def _check_launcher(command: "Command", jobs: Sequence[Planned] | None) -> None:
+    """Raise what is wrong with the launcher that sys.argv names, and with its keys.
+
+    `jobs`: those that it must be able to do; None: a sweeper will think of them.
+    """
+    with launcher(command.name, overrides_of(sys.argv), command.task) as plugin:
+        if hasattr(plugin, "check"):
+            plugin.check(command.name, jobs)
 
 
 def go_on(sweep: Sweep, more: Sequence[str]) -> None:
@@ -100,6 +108,7 @@ def go_on(sweep: Sweep, more: Sequence[str]) -> None:
         command.begin(Options(sweep.path.name, given.fresh))
         return
     engines.require(sys.argv)
+    _check_launcher(command, None if sweep.grows else [])
     if given.fresh:
         sweep.forget()
     todays = [word for word in added if not lasting([word])]

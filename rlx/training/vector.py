@@ -18,7 +18,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from rlx.composing import load_command
 from rlx.config import build
 from rlx.errors import ConfigError, RunError
 from rlx.experiment import setup_device
@@ -27,8 +26,7 @@ from rlx.machine import require_disk
 from rlx.names import flatten_keys
 from rlx.runs.run import Run, noting
 from rlx.show import console
-from rlx.sweeps.job_configs import JobConfigs
-from rlx.sweeps.running import JobTask, fail, job_of, with_todays
+from rlx.sweeps.running import JobTask, fail, with_todays
 from rlx.sweeps.sweep import Job, Planned, Sweep
 from rlx.training import state
 from rlx.training.config import Config, run_name
@@ -55,8 +53,13 @@ class VectorLauncher(Launcher):
         self.config = config
 
     @staticmethod
-    def check(command: str, jobs: Sequence[Planned]) -> None:
-        """ConfigError where no two jobs fit in one batch."""
+    def check(command: str, jobs: Sequence[Planned] | None) -> None:
+        """ConfigError where no two jobs fit in one batch, or where a sweeper will think of them."""
+        if jobs is None:
+            raise ConfigError(
+                "hydra/launcher=vector: not with a sweeper of Hydra's, which wants a result before "
+                "it thinks of the next jobs; rlx tune trains its trials as batches."
+            )
         if command != "train":
             raise ConfigError(f"hydra/launcher=vector: batches trainings; rlx {command} is none.")
         configs = {job.id: job.config for job in jobs}
@@ -75,34 +78,23 @@ class VectorLauncher(Launcher):
         sweep = Sweep(Path(self.task.sweep))
         sweep.clear_batches()
         overrides_of = {}
-        left = {}
         jobs = []
         for overrides in job_overrides:
-            job = self._job(sweep, overrides)
+            job = sweep.job(overrides)
             jobs.append(job)
             overrides_of[job.id] = overrides
-            if not job.finished:
-                left[job.id] = job
-        groups = batches(sweep, list(left.values()))
-        if groups:
-            _tell(groups)
+        groups = batches(sweep, jobs)
+        _tell(groups)
+        returns = []
         for batch in groups:
-            first = next(job for job in batch.jobs if job.id in left)
+            first = batch.left()[0]
             config = self._composed(first.number, overrides_of[first.id])
             if batch.run is None and len(batch.jobs) == 1:
-                # Hydra keeps what was raised before or behind the job's work.
-                _ = self._alone(config).return_value
+                returns.append(self._alone(config))
             else:
                 batch.do(config)
-        return [_done(job.read()) for job in jobs]
-
-    def _job(self, sweep: Sweep, overrides: Sequence[str]) -> Job:
-        """The job of these overrides, which a sweeper may just have thought of."""
-        if not sweep.grows:
-            return sweep.job(overrides)
-        configs = JobConfigs(self.context.config_loader, self.config)
-        with configs.running(overrides) as composed:
-            return job_of(sweep, load_command(sweep.command), composed)
+                returns.append(_done())
+        return returns
 
     def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
         """What Hydra composes for a job of the sweep, the one at the place `number`."""
@@ -123,11 +115,11 @@ class VectorLauncher(Launcher):
         )
 
 
-def _done(job: Job) -> JobReturn:
-    """What Hydra gets for a job that was one of a batch."""
+def _done() -> JobReturn:
+    """What Hydra gets for a batch."""
     done = JobReturn()
     done.status = JobStatus.COMPLETED
-    done.return_value = job.value
+    done.return_value = None
     return done
 
 
