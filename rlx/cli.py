@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rlx
-from rlx.command_line import config_overrides, explain, to_hydra, use_conf
+from rlx.command_line import config_overrides, explain, is_of_line, to_hydra, use_conf
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.help import command_usage, commands, takes_runs, usage
 from rlx.names import nearest
@@ -132,7 +132,7 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(explain(error, command, line))
     except ValueError as error:
-        if "Config group override" not in str(error):
+        if not is_of_line(error, line):
             raise
         return _fail(explain(error, command, line))
     except (RunError, Interrupted) as error:
