@@ -49,7 +49,8 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
         elif word.startswith("-"):
             raise ConfigError(_as_key_value(command, word, words))
         elif _is_override(word):
-            overrides.append(_upsert(_renamed(_as_path(word)), groups, swept))
+            override = _filter(_renamed(_as_path(word)), groups)
+            overrides.append(_upsert(override, groups, swept))
         else:
             paths.append(word)
     if paths:
@@ -91,6 +92,17 @@ def _swept(arguments: list[str]) -> set[str]:
         if key == "experiment":
             swept |= conf.sweeps_of(value)
     return swept
+
+
+def _filter(override: str, keys: set[str]) -> str:
+    """`override` as a key of `where`, in a command that has this key, where it is no other `keys`.
+
+    So any column can be named, also one whose name is that of a config group.
+    """
+    key, _, value = override.partition("=")
+    if "where" not in keys or key in keys or not key.isidentifier():
+        return override
+    return f"where.{key}={quoted(value)}"
 
 
 def _as_path(override: str) -> str:
