@@ -108,9 +108,15 @@ def _unfinished(entries: Iterable[Entry], resumable: bool) -> Iterator[Removal]:
                 continue
             reason = f" ({entry.error})" if entry.error else ""
             yield Removal(entry, [entry.path], f"{entry.status}{reason}")
-        elif entry.status == UNREADABLE and not (entry.path / "meta.json").exists():
-            if time.time() - entry.path.stat().st_mtime > QUIET_S and not Sweep.is_at(entry.path):
-                yield Removal(entry, [entry.path], "no run was begun in it")
+        elif _is_orphan(entry):
+            yield Removal(entry, [entry.path], "no run was begun in it")
+
+
+def _is_orphan(entry: Entry) -> bool:
+    """Whether it is a folder that was to become a run some time ago, and did not."""
+    if entry.status != UNREADABLE or entry.kind == "sweep" or (entry.path / "meta.json").exists():
+        return False
+    return time.time() - entry.path.stat().st_mtime > QUIET_S
 
 
 def _superseded(entries: Iterable[Entry]) -> Iterator[Removal]:

@@ -131,10 +131,10 @@ def _bootstraps(summaries: Sequence[dict[str, Any]], returns: Sequence[Array]) -
     """
     sources = [(summary.get("run"), summary["seeds"]) for summary in summaries]
     if sources[0][0] is not None and sources[0] == sources[1]:
-        return [Bootstrap(*values.shape) for values in returns]
+        return [Bootstrap(len(values), values.shape[1]) for values in returns]
     if returns[0].shape[1] == returns[1].shape[1]:
         return independent([len(values) for values in returns], returns[0].shape[1])
-    return [Bootstrap(*values.shape, rng=number) for number, values in enumerate(returns)]
+    return [Bootstrap(len(one), one.shape[1], rng=number) for number, one in enumerate(returns)]
 
 
 def _returns(run: Run) -> Array:

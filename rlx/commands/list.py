@@ -270,7 +270,5 @@ def _in_units(number: float | None, units: Mapping[str, float]) -> str:
     """A number in the largest of the units that is not above it, as in "3 h"."""
     if number is None:
         return ""
-    name, factor = next(
-        (pair for pair in reversed(units.items()) if number >= pair[1]), next(iter(units.items()))
-    )
-    return f"{number / factor:.3g} {name}".strip()
+    fitting = [unit for unit, size in units.items() if number >= size] or list(units)[:1]
+    return f"{number / units[fitting[-1]]:.3g} {fitting[-1]}"

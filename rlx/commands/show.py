@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rlx.command import command
 from rlx.commands.list import in_bytes, listed, print_table, row_of, tops_of
 from rlx.composing import compose_config
 from rlx.conf import group_files
-from rlx.config import build
+from rlx.config import build, plain
 from rlx.errors import ConfigError
 from rlx.experiment import CommonEnvConfig
 from rlx.names import flatten_keys
@@ -120,10 +120,9 @@ def _line(entry: Entry) -> str:
     groups = {group: _option(group, config[group], entry) for group in GROUPS if group in config}
     words = [f"{group}={option}" for group, option in groups.items() if option]
     try:
-        defaults = OmegaConf.to_container(compose_config(entry.kind, words), resolve=True)
+        defaults = plain(compose_config(entry.kind, words))
     except (HydraException, ValueError) as error:
         return f"unknown ({str(error).splitlines()[0]}); all keys are in config.yaml"
-    assert isinstance(defaults, dict)
     if "env" in defaults:
         defaults["env"] = asdict(CommonEnvConfig()) | dict(defaults["env"] or {})
     runs = entry.summary.get("run", config.get("run")) or []
