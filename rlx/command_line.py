@@ -13,13 +13,16 @@ from rlx.errors import ConfigError
 from rlx.help import all_keys, own_keys, takes_runs
 from rlx.names import closest, nearest
 
+WORDS = {"data": "data", "new": "what"}
+"""Command → the key that words without a key are for, where they are no runs."""
+
 
 def config_overrides(line: list[str]) -> list[str]:
     """The words of a command line for Hydra that say what the config is."""
     words = []
     for word in line:
         # Paths, and what `options` of rlx/sweeps/running.py takes out.
-        is_other = word.startswith(("run=[", "data=[", "sweep=", "fresh="))
+        is_other = word.startswith(("run=[", "data=[", "what=[", "sweep=", "fresh="))
         if "=" in word and word not in QUIET and not is_other:
             words.append(word)
     return words
@@ -28,9 +31,9 @@ def config_overrides(line: list[str]) -> list[str]:
 def to_hydra(command: str, arguments: list[str]) -> list[str]:
     """The command line of an rlx command as Hydra takes it; ConfigError where it has no meaning.
 
-    Paths become run=[…] (of rlx data: data=[…]), in a sweep a job for each of them. Flags go to the
-    front, as Hydra 1.3 takes none between overrides. Dotted keys need no +: what they may be is
-    checked where they are read.
+    Paths become run=[…] (see `WORDS`), in a sweep a job for each of them. Flags go to the front, as
+    Hydra 1.3 takes none between overrides. Dotted keys need no +: what they may be is checked where
+    they are read.
     """
     groups = own_keys(command)
     swept = _swept(arguments)
@@ -54,7 +57,7 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
         else:
             paths.append(word)
     if paths:
-        key = "data" if command == "data" else "run"
+        key = WORDS.get(command, "run")
         names = [quoted(path) for path in paths]
         if {"-m", "--multirun"} & set(flags) and key == "run":
             overrides.append(f"run={','.join(f'[{path}]' for path in names)}")
