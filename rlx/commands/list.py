@@ -17,7 +17,7 @@ from rlx.command import command
 from rlx.config import build, choice
 from rlx.errors import ConfigError
 from rlx.names import nearest
-from rlx.runs.files import nearest_path
+from rlx.runs.files import nearest_path, to_json
 from rlx.runs.finding import run_paths
 from rlx.runs.listing import UNREADABLE, Entry, disk_size, folders, read
 from rlx.show import console
@@ -55,7 +55,7 @@ class Row:
     def value(self) -> float | None:
         """The interquartile mean return; None: it has none."""
         value = self.entry.estimate.get("iqm")
-        return value if isinstance(value, float | int) else None
+        return value if isinstance(value, float | int) and math.isfinite(value) else None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -239,15 +239,16 @@ def _write(rows: Sequence[Row], form: str) -> None:
     items = []
     for row in rows:
         item: dict[str, Any] = {name: column.of(row) for name, column in COLUMNS.items()}
-        low, high = (None if math.isnan(end) else end for end in row.interval)
-        started = row.entry.meta.get("started")
-        more = {"ci95_low": low, "ci95_high": high, "started": started, "error": row.entry.error}
-        items.append(item | more | {"run": str(row.entry.path)})
+        item["ci95_low"], item["ci95_high"] = row.interval
+        item["started"] = row.entry.meta.get("started")
+        item["error"] = row.entry.error
+        item["run"] = str(row.entry.path)
+        items.append(to_json(item))
     if form == "json":
         print(json.dumps(items, indent=1))
         return
-    header = [*COLUMNS, "ci95_low", "ci95_high", "started", "error", "run"]
-    writer = csv.DictWriter(sys.stdout, header, lineterminator="\n")
+    header = items[0] if items else [*COLUMNS, "run"]
+    writer = csv.DictWriter(sys.stdout, list(header), lineterminator="\n")
     writer.writeheader()
     writer.writerows(items)
 

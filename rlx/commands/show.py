@@ -16,7 +16,6 @@ from rlx.config import build, plain
 from rlx.errors import ConfigError
 from rlx.experiment import CommonEnvConfig
 from rlx.names import flatten_keys
-from rlx.runs.files import from_json
 from rlx.runs.listing import Entry, disk_size
 from rlx.runs.run import Run
 from rlx.show import console
@@ -164,12 +163,12 @@ def _print_numbers(entry: Entry) -> None:
         console.facts(seeds=f"{len(seeds)} ({console.ranges(seeds)})")
     if isinstance(summary.get("cells"), list):
         _print_cells(summary["cells"])
-        for mode, area in from_json(summary.get("area", {})).items():
-            ends = from_json(summary["area_ci95"][mode])
-            text = f"{console.interval_text(area, ends)} (1: unharmed, 0: as random play)"
+        for mode, area in summary.get("area", {}).items():
+            text = console.interval_text(area, summary["area_ci95"][mode])
+            text += " (1: unharmed, 0: as random play)"
             console.facts(**{f"area of {mode}": text})
     elif entry.estimate:
-        estimate = from_json(entry.estimate)
+        estimate = entry.estimate
         text = console.interval_text(estimate["iqm"], estimate["ci95"])
         worst = console.number(min(estimate["per_seed"]))
         console.facts(**{"return": f"{text}, the worst seed {worst}"})
@@ -187,8 +186,7 @@ def _print_cells(cells: Sequence[Mapping[str, Any]]) -> None:
     modes = list(dict.fromkeys(cell["head"] for cell in cells))
     rows: dict[float, list[str]] = {}
     for cell in cells:
-        estimate = from_json(cell["return"])
-        text = console.interval_text(estimate["iqm"], estimate["ci95"])
+        text = console.interval_text(cell["return"]["iqm"], cell["return"]["ci95"])
         rows.setdefault(cell["eps"], [f"{cell['eps']:g}"]).append(text)
     title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
     console.table(title, ["eps", *modes], list(rows.values()))

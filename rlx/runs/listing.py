@@ -3,7 +3,6 @@
 What cannot be read is listed too, with the reason. Importing this imports no torch.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -43,7 +42,7 @@ class Entry:
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The content of meta.json."""
     summary: Mapping[str, Any] = field(default_factory=dict)
-    """The content of summary.json; null is None."""
+    """The content of summary.json, NaN where it has null; empty where there is none."""
 
     @property
     def agent(self) -> str:
@@ -130,10 +129,8 @@ def read(path: Path) -> Entry:
         status = str(meta["status"])
         if status == "running" and not run.is_busy:
             status = "interrupted"
-        summary = json.loads((path / "summary.json").read_text()) if status == "completed" else {}
-        if not isinstance(summary, dict):
-            raise ConfigError(f"{path / 'summary.json'}: holds no keys.")
-    except (ConfigError, OSError, ValueError) as problem:
+        summary = run.summary() if status == "completed" else {}
+    except (ConfigError, OSError) as problem:
         return Entry(path, kind, UNREADABLE, name, str(problem))
     if kind != meta["command"]:
         name = ""
