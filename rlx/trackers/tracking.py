@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError
 from rlx.grids import parse_seeds
@@ -68,7 +70,7 @@ class Tracking:
 
     def begin(self) -> None:
         """Begin with the run, or take it up again, and say where it can be looked at."""
-        self._each(lambda name, tracker: console.facts(**{name: tracker.begin(_tracked(self.run))}))
+        self._each(lambda name, tracker: console.facts(tracker=tracker.begin(_tracked(self.run))))
 
     def send(self, until: float) -> None:
         """Send what was logged up to the step `until`, the last that no crash takes back."""
@@ -136,7 +138,7 @@ def _scalars(run: Run) -> "Iterator[tuple[int, dict[str, float]]]":
     for row in run.metrics():
         rows[row["step"]].append(row)
     for number, step in enumerate(steps):
-        scalars = {}
+        scalars: dict[str, float] = {}
         names = dict.fromkeys(name for row in rows[step] for name in row)
         for name in names.keys() - {"step", "seed"}:
             values = {row["seed"]: row.get(name, math.nan) for row in rows[step]}
@@ -162,7 +164,7 @@ def _by_seed(name: str, values: Mapping[int, float]) -> dict[str, float]:
     finite = {seed: value for seed, value in values.items() if math.isfinite(value)}
     scalars = {f"seed-{seed}/{name}": value for seed, value in finite.items()}
     if finite:
-        scalars[f"iqm/{name}"] = float(iqm(list(finite.values())))
+        scalars[f"iqm/{name}"] = float(iqm(np.array(list(finite.values()))))
     return scalars
 
 
