@@ -53,7 +53,9 @@ class Tracking:
 
     def __init__(self, run: Run, trackers: Mapping[str, Tracker]):
         self.run = run
-        self.trackers = dict(trackers)
+        self.trackers = trackers
+        self.live: dict[str, Tracker] = {}
+        """The trackers that have begun, and have not failed."""
         self.sent = dict.fromkeys(trackers, -1)
         """The last step that each tracker has got."""
 
@@ -66,31 +68,39 @@ class Tracking:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._each(self._end)
+        self.end()
 
     def begin(self) -> None:
         """Begin with the run, or take it up again, and say where it can be looked at."""
+        self.live = dict(self.trackers)
         self._each(lambda name, tracker: console.facts(tracker=tracker.begin(_tracked(self.run))))
 
     def send(self, until: float) -> None:
         """Send what was logged up to the step `until`, the last that no crash takes back."""
         self._each(lambda name, tracker: self._send(name, tracker, until))
 
-    def _each(self, act: Callable[[str, Tracker], None]) -> None:
-        """`act` on each tracker; that one raises changes nothing for the run."""
-        for name, tracker in list(self.trackers.items()):
+    def end(self) -> None:
+        """Send what is left of a run that is over; Ctrl-C gives up one that takes too long."""
+        self._each(self._end, (Exception, KeyboardInterrupt))
+        self.live.clear()
+
+    def _each(
+        self,
+        act: Callable[[str, Tracker], None],
+        faults: tuple[type[BaseException], ...] = (Exception,),
+    ) -> None:
+        """`act` on each tracker; that one raises one of `faults` changes nothing for the run."""
+        for name, tracker in list(self.live.items()):
             try:
                 act(name, tracker)
-            except Exception as error:
-                del self.trackers[name]
+            except faults as error:
+                del self.live[name]
                 reason = one_line(f"{type(error).__name__}: {error}")
                 console.warning(f"tracker {name} failed and is left out from here on ({reason})")
 
     def _send(self, name: str, tracker: Tracker, until: float) -> None:
         """Send the steps up to `until` that a tracker does not have yet."""
-        for step, scalars in _scalars(self.run):
-            if not self.sent[name] < step <= until:
-                continue
+        for step, scalars in _scalars(self.run, self.sent[name], until):
             new = {key: value for key, value in scalars.items() if tracker.last_step(key) < step}
             if new:
                 tracker.log(step, new)
@@ -128,8 +138,11 @@ def _tracked(run: Run) -> Tracked:
     return Tracked(re.sub(r"[^\w.-]", "-", name), command, group, path, outputs, config)
 
 
-def _scalars(run: Run) -> "Iterator[tuple[int, dict[str, float]]]":
-    """(step, scalar by name) of each evaluation of a training, or of each radius of an attack."""
+def _scalars(run: Run, after: int, until: float) -> "Iterator[tuple[int, dict[str, float]]]":
+    """(step, scalar by name) of each evaluation of a training, or of each radius of an attack.
+
+    Only those behind the step `after` and up to `until`; of an attack the steps are 0, 1, ….
+    """
     if run.path.parent.parent.name == "attack":
         yield from _of_attack(run.summary())
         return
@@ -138,14 +151,16 @@ def _scalars(run: Run) -> "Iterator[tuple[int, dict[str, float]]]":
     for row in run.metrics():
         rows[row["step"]].append(row)
     for number, step in enumerate(steps):
+        if not after < step <= until:
+            continue
         scalars: dict[str, float] = {}
-        names = dict.fromkeys(name for row in rows[step] for name in row)
-        for name in names.keys() - {"step", "seed"}:
+        for name in dict.fromkeys(name for row in rows[step] for name in row):
             values = {row["seed"]: row.get(name, math.nan) for row in rows[step]}
-            scalars |= _by_seed(name, values)
+            if name not in ("step", "seed"):
+                scalars |= _by_seed(name, values)
         # Seeds that have stopped count with their last return.
         scalars["iqm/return/mean"] = float(iqm(returns[number]))
-        yield step, {name: value for name, value in scalars.items() if math.isfinite(value)}
+        yield step, _finite(scalars)
 
 
 def _of_attack(summary: Mapping[str, Any]) -> "Iterator[tuple[int, dict[str, float]]]":
@@ -161,7 +176,7 @@ def _of_attack(summary: Mapping[str, Any]) -> "Iterator[tuple[int, dict[str, flo
 
 def _by_seed(name: str, values: Mapping[int, float]) -> dict[str, float]:
     """The scalar of each seed that has one, and their interquartile mean."""
-    finite = {seed: value for seed, value in values.items() if math.isfinite(value)}
+    finite = _finite(values)
     scalars = {f"seed-{seed}/{name}": value for seed, value in finite.items()}
     if finite:
         scalars[f"iqm/{name}"] = float(iqm(np.array(list(finite.values()))))
@@ -180,14 +195,18 @@ def _result(run: Run) -> _Result:
     """The result of a run that is complete."""
     summary = run.summary()
     if run.path.parent.parent.name == "attack":
-        areas = {f"area/{mode}": float(area) for mode, area in summary["area"].items()}
+        areas = {f"area/{mode}": area for mode, area in summary["area"].items()}
         with open(run.path / "robustness.csv", newline="") as file:
             header, *rows = csv.reader(file)
-        return _Result(areas, header, rows)
+        return _Result(_finite(areas), header, rows)
     returns = summary["return"]
     low, high = returns["ci95"]
     numbers = {"final/return": returns["iqm"], "final/low": low, "final/high": high}
     columns = zip(summary["seeds"], returns["per_seed"], summary["kept"]["step"], strict=True)
     rows = [[str(value) for value in row] for row in columns]
-    numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
-    return _Result(numbers, ["seed", "return", "kept at step"], rows)
+    return _Result(_finite(numbers), ["seed", "return", "kept at step"], rows)
+
+
+def _finite(values: Mapping[Any, float]) -> dict[Any, float]:
+    """Those of `values` that are finite: no tracker draws NaN, and some refuse it."""
+    return {key: value for key, value in values.items() if math.isfinite(value)}

@@ -14,7 +14,7 @@ MODES = ("offline", "online", "shared", "disabled")
 
 @dataclass
 class WandB(Tracker):
-    """A run of W&B in the run's directory, which `wandb sync` uploads."""
+    """A run of W&B in the folder of all runs, which `wandb sync` uploads."""
 
     project: str
     """The project of W&B that the run belongs to."""
@@ -34,7 +34,7 @@ class WandB(Tracker):
         mode = self.mode or os.environ.get("WANDB_MODE", "offline")
         if mode == "offline":
             # Two offline parts of one run would be uploaded one over the other: it is written anew.
-            for former in (run.path / "wandb").glob(f"offline-run-*-{run.name}"):
+            for former in (run.outputs / "wandb").glob(f"offline-run-*-{run.name}"):
                 shutil.rmtree(former)
         self.run = wandb.init(
             project=self.project,
@@ -42,7 +42,7 @@ class WandB(Tracker):
             name=run.name,
             group=run.group,
             job_type=run.command,
-            dir=run.path,
+            dir=run.outputs,  # not the run, from which W&B would make links to elsewhere
             config=dict(run.config),
             mode=mode,  # type: ignore[arg-type]
             resume="allow",
