@@ -286,7 +286,7 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
     if unmerged and error.__cause__ is not None:
         reason, *_ = str(error.__cause__).splitlines()
         return f"{unmerged[1]}: {reason}"
-    not_found = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    not_found = re.search(r"Could not (?:find|load) '([^'/]+)/([^']+)'", text)
     if not_found:
         return _unknown_option(not_found[1], not_found[2])
     unknown = re.search(r"Could not override '([^']+)'", text)

@@ -135,6 +135,7 @@ def test_the_folders_are_all_known():
         "protocol",
         "reference",  # scales: tests/test_scale.py
         "search",  # tests/test_tuning.py
+        "tracker",  # tests/test_trackers.py
         "tuned",
     }
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == tested

@@ -20,6 +20,8 @@ from rlx.show import attack_tables, console
 from rlx.show.attack_run import AttackRun
 from rlx.statistics import Bootstrap, Estimate, Robustness
 from rlx.sweeps.ranking import Measure
+from rlx.trackers.tracker import Tracker
+from rlx.trackers.tracking import Tracking, make_trackers
 
 if TYPE_CHECKING:
     import gymnasium
@@ -63,6 +65,8 @@ class Config(RunConfig):
     """Radius at which the lost return is shared out among heads and components; null: nowhere."""
     max_num_envs: Count
     """Env copies that are played at once."""
+    tracker: Any = None
+    """The trackers that are told of the study: files of conf/tracker, with their keys."""
 
 
 def check(composed: DictConfig) -> None:
@@ -117,6 +121,8 @@ class Plan:
     """Copies of the env, as many as seeds."""
     components: Sequence[str]
     """The components of an observation to which harm is attributed; empty: it is not."""
+    trackers: Mapping[str, Tracker]
+    """The trackers that are told of the study, by name."""
 
     @property
     def runs(self) -> Sequence[Run]:
@@ -157,7 +163,8 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     plan = _load(config)
     output = Run.create(config.outputs, "attack", plan.source, composed)
     _header(config, plan)
-    with output.writing():
+    with Tracking(output, plan.trackers) as tracking, output.writing():
+        tracking.begin()
         result = _play(config, plan)
         files = _save(output, config, plan, result)
     attack_tables.print_study(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
@@ -171,6 +178,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
 def _load(config: Config) -> Plan:
     """The plan of a config; ConfigError where it cannot be played, before anything is written."""
     check_protocol(config.protocol)
+    trackers = make_trackers(config.tracker)
     eps = parse_grid(config.eps, "eps")
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
@@ -213,7 +221,7 @@ def _load(config: Config) -> Plan:
                 "use attack=auto, minq or pgd."
             )
         components = component_names(game, env.observation_units)
-    return Plan(attack, modes, game, scale, env, components)
+    return Plan(attack, modes, game, scale, env, components, trackers)
 
 
 def _play(config: Config, plan: Plan) -> Result:

@@ -16,7 +16,7 @@ from rlx.show import console, figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IGNORED_KEYS = ("outputs", "device", "checkpoint_every", "checkpoint_seconds")
+IGNORED_KEYS = ("outputs", "device", "tracker", "checkpoint_every", "checkpoint_seconds")
 """Keys that change nothing about a result, and so tell no run from another."""
 
 
