@@ -16,7 +16,7 @@ from rlx.errors import ConfigError
 from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import attack_tables, console
+from rlx.show import attack_tables, console, figures
 from rlx.show.attack_run import AttackRun
 from rlx.statistics import Bootstrap, Estimate, Robustness
 from rlx.sweeps.ranking import Measure
@@ -42,6 +42,8 @@ class Config(RunConfig):
     """How hard adversaries try: a file of conf/effort, whose values the attack's settings take."""
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     protocol: str | None
     """`corrected`, or `source` for the settings of the source study."""
     checkpoint: str
@@ -295,7 +297,8 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
     study.write_csv(files["table"])
     episodes = f"{len(seeds)} seeds × {config.episodes} episodes"
     title = f"{plan.source} under {study.attack}, {episodes}"
-    figure(study.summary(), title, config.scale).savefig(files["figure"])
+    drawn = figure(study.summary(), title, config.scale, config.figure)
+    figures.save(drawn, files["figure"])
     steps = int(sum(episodes.lengths.sum() for episodes in result.played.values()))
     facts = {
         "run": [str(run.path) for run in plan.runs],

@@ -10,7 +10,7 @@ from rlx.command import RunConfig, command, pin_runs
 from rlx.config import Count, build
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import console
+from rlx.show import console, figures
 from rlx.sweeps.ranking import RETURN
 
 
@@ -20,6 +20,8 @@ class Config(RunConfig):
 
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     checkpoint: str
     """`best`, or the step of a checkpoint."""
     seeds: Any
@@ -41,7 +43,6 @@ def main(composed: DictConfig) -> float:
     from rlx.evaluation import REPORT, evaluate
     from rlx.policies import open_runs
     from rlx.robustness.observations import VisitCount
-    from rlx.show import figures
 
     device = experiment.setup_device(config.device)
     opened = open_runs(runs, config.checkpoint, device, config.seeds)
@@ -78,7 +79,7 @@ def main(composed: DictConfig) -> float:
             files["figure"] = output.path / "visits.png"
             per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
             title = f"{source}: steps spent in each cell, per greedy episode"
-            figures.grid(per_episode, title).savefig(files["figure"])
+            figures.save(figures.grid(per_episode, title, config.figure), files["figure"])
         if config.video:
             files["video"] = output.path / "episode.gif"
             video.film(policy, camera, 0, REPORT, files["video"])
