@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from rlx.robustness.attribution import Attribution
     from rlx.robustness.study import Study
     from rlx.robustness.sweep import Game, Played
-    from rlx.threat import Mode, Threat
+    from rlx.show.video import Camera, Film, Scene
+    from rlx.threat import Attack, Mode, Threat
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Config(RunConfig):
     """Radius at which the lost return is shared out among heads and components; null: nowhere."""
     max_num_envs: Count
     """Env copies that are played at once."""
+    video: bool
+    """Whether to film episodes clean and attacked: video.mp4, or video.gif without PyAV."""
+    video_seeds: Any
+    """Which seeds are filmed, as `seeds`; null: the first."""
+    video_episodes: Any
+    """Which of the episodes: a count, a range, or a list of numbers from 0 on."""
+    video_eps: NonNegative | None
+    """The radius at which they are attacked; null: the largest of `eps`."""
 
 
 def check(composed: DictConfig) -> None:
@@ -119,6 +128,10 @@ class Plan:
     """Copies of the env, as many as seeds."""
     components: Sequence[str]
     """The components of an observation to which harm is attributed; empty: it is not."""
+    scenes: "Sequence[Scene]"
+    """The episodes that are filmed."""
+    camera: "Camera | None"
+    """What films them; None: nothing does."""
 
     @property
     def runs(self) -> Sequence[Run]:
@@ -147,6 +160,8 @@ class Result:
     """What eps = 1 means for each component of an observation, [*O]."""
     attribution: "Attribution | None"
     """Who carries the harm; None: nobody asked."""
+    films: "Sequence[Film]"
+    """Clean and attacked episodes in turn; empty: nobody asked."""
     wall_s: float
     """Seconds that playing took."""
 
@@ -178,12 +193,13 @@ def _load(config: Config) -> Plan:
 
     from rlx.attacks.auto import Auto
     from rlx.evaluation import REPORT
-    from rlx.experiment import setup_device
+    from rlx.experiment import make_env, setup_device
     from rlx.policies import open_runs
     from rlx.robustness.attribution import component_names
     from rlx.robustness.manifold import kept_angles
     from rlx.robustness.scale import resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
+    from rlx.show import video
     from rlx.threat import Attack, Threat
 
     kind = load_class(config.attack, "attack", Threat)
@@ -208,14 +224,22 @@ def _load(config: Config) -> Plan:
     )
     check_attackable(game, attack, modes)
     components: list[str] = []
-    if config.attribution is not None:
-        if not isinstance(attack, Attack | Auto):
+    for key, asked in (("attribution", config.attribution is not None), ("video", config.video)):
+        if asked and not isinstance(attack, Attack | Auto):
             raise ConfigError(
-                f"attribution: attack={chosen('attack')} plays whole episodes; "
+                f"{key}: attack={chosen('attack')} plays whole episodes; "
                 "use attack=auto, minq or pgd."
             )
+    if config.attribution is not None:
         components = component_names(game, env.observation_units)
-    return Plan(attack, modes, game, scale, env, components)
+    scenes: list[Scene] = []
+    camera = None
+    if config.video:
+        scenes = video.scenes(
+            config.video_seeds, config.video_episodes, opened.seeds, config.episodes
+        )
+        camera = video.Camera(make_env(video.drawing(opened.env), 1, device, opened.age))
+    return Plan(attack, modes, game, scale, env, components, scenes, camera)
 
 
 def _play(config: Config, plan: Plan) -> Result:
@@ -252,6 +276,7 @@ def _play(config: Config, plan: Plan) -> Result:
     with costs.of(chosen("attack")):
         played = sweep(game, plan.attack, plan.modes)
     attribution = _attributed(config, plan, game)
+    films = _filmed(config, plan, game)
     wall_s = time.monotonic() - began
     study = Study.of(
         chosen("attack"),
@@ -262,26 +287,41 @@ def _play(config: Config, plan: Plan) -> Result:
         states,
         floor(game),
     )
-    return Result(study, played, game.scale, attribution, wall_s)
+    return Result(study, played, game.scale, attribution, films, wall_s)
 
 
-def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None":
-    """Who carries the harm at the radius `attribution`; None where that is null.
-
-    Of a study of many attacks the strongest single one is asked.
-    """
-    if config.attribution is None:
-        return None
+def _single(plan: Plan, game: "Game", radius: float) -> "tuple[str, Attack]":
+    """The attack, and its name; of a study of many the one that is strongest at a radius."""
     from rlx.attacks.auto import Auto
-    from rlx.robustness.attribution import attribute
     from rlx.threat import Attack
 
     name = chosen("attack")
     attack = plan.attack
     if isinstance(attack, Auto):
-        at_radius = replace(game, eps=[config.attribution])
-        name, attack = attack.strongest_single(at_radius, plan.modes)
+        name, attack = attack.strongest_single(replace(game, eps=[radius]), plan.modes)
     assert isinstance(attack, Attack)  # others were refused
+    return name, attack
+
+
+def _filmed(config: Config, plan: Plan, game: "Game") -> "list[Film]":
+    """The scenes clean and under attack, in the first of the modes; none where nothing films."""
+    if plan.camera is None:
+        return []
+    from rlx.robustness.filming import films
+
+    radius = max(game.eps) if config.video_eps is None else config.video_eps
+    name, attack = _single(plan, game, radius)
+    mode = next(iter(plan.modes.values()))
+    return films(game, attack, name, mode, radius, plan.scenes, plan.camera)
+
+
+def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None":
+    """Who carries the harm at the radius `attribution`; None where that is null."""
+    if config.attribution is None:
+        return None
+    from rlx.robustness.attribution import attribute
+
+    name, attack = _single(plan, game, config.attribution)
     with game.costs.of("attribution"):
         return attribute(game, attack, name, config.attribution, plan.components)
 
@@ -299,6 +339,10 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
     title = f"{plan.source} under {study.attack}, {episodes}"
     drawn = figure(study.summary(), title, config.scale, config.figure)
     figures.save(drawn, files["figure"])
+    if plan.camera is not None:
+        from rlx.show import video
+
+        files["video"] = video.save(plan.camera, result.films, output.path, group=2)
     steps = int(sum(episodes.lengths.sum() for episodes in result.played.values()))
     facts = {
         "run": [str(run.path) for run in plan.runs],
