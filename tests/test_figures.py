@@ -231,7 +231,7 @@ def test_the_size_is_a_key_of_the_commands_that_draw(rlx, tiny_runs):
 
 
 def test_from_python(tiny_runs, rlx):
-    run = str(next((tiny_runs / "train/dqn-cartpole").iterdir()))
+    run = str(min((tiny_runs / "train/dqn-cartpole").iterdir()))
     attacked = rlx("attack", run, "attack=fgsm", "scale=std", "eps=[0,0.1]", "episodes=2").run
     certified = rlx(
         "certify", run, "scale=std", "eps=[0,0.02]", "episodes=1", "attack.restarts=1"

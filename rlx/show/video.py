@@ -37,6 +37,8 @@ MOST_FILMS = 36
 """The most episodes in a video."""
 MOST_NUMBERS = 12
 """The most components of an observation that are written one by one."""
+COLUMN = 84
+"""Pixels of a column of numbers."""
 FONT_SIZE = 14
 LINE = 19
 """Pixels from a line of text to the next."""
@@ -94,8 +96,9 @@ class Film:
     ) -> None:
         """Note a decision; all tensors are of one copy, [1, 1, …]."""
         if bool(deciding):
-            arrays = (value[0, 0].cpu().numpy() for value in (obs, shown, choice, clean))
-            self.decisions[-1][head] = Decision(*arrays, bool(flipped))
+            self.decisions[-1][head] = Decision(
+                _array(obs), _array(shown), _array(choice), _array(clean), bool(flipped)
+            )
 
     def greedy(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         """The way to choose of an episode that nobody attacks."""
@@ -110,6 +113,11 @@ class Film:
             for step, decisions in enumerate(self.decisions)
             if any(decision.flipped for decision in decisions.values())
         ]
+
+
+def _array(value: Tensor) -> np.ndarray:
+    """The value of the only copy of a tensor [1, 1, …]."""
+    return value[0, 0].detach().cpu().numpy()
 
 
 class Camera:
@@ -272,18 +280,20 @@ def save(camera: Camera, films: Sequence[Film], path: Path, group: int = 1) -> P
 
 def _save_gif(frames: "_Frames", fps: float, path: Path) -> None:
     """Write frames as a GIF, which counts time in hundredths of a second."""
+    from PIL import Image
+
     each = math.ceil(fps / GIF_FPS)
     count = -(-len(frames) // each)
     palette = frames.palette()
     images = (
-        image.quantize(palette=palette, dither=0)
+        image.quantize(palette=palette, dither=Image.Dither.NONE)
         for number, image in enumerate(frames)
         if number % each == 0
     )
     ends = [round(100 * each * (number + 1) / fps) for number in range(count)]
     milliseconds = [10 * int(end) for end in np.diff([0, *ends])]
     next(images).save(
-        path, save_all=True, append_images=images, duration=milliseconds, loop=0, optimize=False
+        path, save_all=True, append_images=images, duration=milliseconds, loop=0, optimize=True
     )
 
 
@@ -441,24 +451,22 @@ class _Cell:
 
     def _draw_numbers(self, draw: Any, step: int) -> None:
         """Write the observation, and what each attacked head was shown in its place."""
-        column = (self.width - 2 * BORDER) / (len(self.attacked) + 3)
-        for place, title in enumerate(["observed", *(f"{head} sees" for head in self.attacked)]):
-            right = BORDER + column * (place + 3)
+        titles = ["observed", *(f"{head} sees" for head in self.attacked)]
+        rights = [self.width - BORDER - COLUMN * place for place in reversed(range(len(titles)))]
+        for right, title in zip(rights, titles, strict=True):
             draw.text((right, self.bottom + LINE), title, FAINT, _font(), anchor="ra")
         for number, name in enumerate(self.names):
             row = self.bottom + LINE * (2 + number)
             draw.text((BORDER, row), name, INK, _font())
-            for place, head in enumerate(self.attacked):
+            for right, head in zip(rights[1:], self.attacked, strict=True):
                 decision = self._newest(head, step)
                 if decision is None:
                     continue
                 obs, shown = float(decision.obs[number]), float(decision.shown[number])
-                right = BORDER + column * (place + 4)
                 colour = INK if obs == shown else FLIPPED
                 draw.text((right, row), f"{shown:.3f}", colour, _font(), anchor="ra")
                 if head == self.attacked[-1]:
-                    right = BORDER + column * 3
-                    draw.text((right, row), f"{obs:.3f}", INK, _font(), anchor="ra")
+                    draw.text((rights[0], row), f"{obs:.3f}", INK, _font(), anchor="ra")
 
     def _draw_pictures(self, frame: "Image.Image", draw: Any, step: int) -> None:
         """Draw the observed image, and what each attacked head was shown in its place."""
