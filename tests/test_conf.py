@@ -129,6 +129,7 @@ def test_the_folders_are_all_known():
         "effort",
         "env",
         "experiment",
+        "figure",  # tests/test_figures.py
         "hydra",  # launchers: tests/test_vector.py
         "help",  # synonyms: tests/test_kinds.py
         "preset",

@@ -31,7 +31,7 @@ def finish(training: "Training", wall_s: float, episodes: Episodes | None = None
         drawn = figures.learning(
             steps, seeds, values, training.name, training.unit, training.threshold
         )
-        drawn.savefig(figure)
+        figures.save(drawn, figure)
     summary = _summary(training, episodes, estimate, wall_s)
     run.complete(summary, {"returns": returns})
     _table(training, summary, estimate)
