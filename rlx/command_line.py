@@ -45,6 +45,7 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
     """
     groups = own_keys(command)
     swept = _swept(arguments)
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
     paths = []
     flags = []
     overrides = list(QUIET)
@@ -60,7 +61,7 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
         elif word.startswith("-"):
             raise ConfigError(_as_key_value(command, word, words))
         elif _is_override(word):
-            overrides.append(_upsert(_renamed(_as_path(word)), groups, swept))
+            overrides.append(_upsert(_renamed(_as_path(word, is_sweep)), groups, swept))
         else:
             paths.append(word)
     for override in overrides:
@@ -73,7 +74,7 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
     if paths:
         key = "data" if command == "data" else "run"
         names = [quoted(path) for path in paths]
-        if {"-m", "--multirun"} & set(flags) and key == "run":
+        if is_sweep and key == "run":
             overrides.append(f"run={','.join(f'[{path}]' for path in names)}")
         else:
             overrides.append(f"{key}=[{','.join(names)}]")
@@ -142,16 +143,18 @@ def _swept(arguments: list[str]) -> set[str]:
     return swept
 
 
-def _as_path(override: str) -> str:
-    """`override`, its value quoted where it is a folder with characters of Hydra's grammar."""
+def _as_path(override: str, is_sweep: bool) -> str:
+    """`override`, its value quoted where it is a folder with characters of Hydra's grammar.
+
+    In a sweep commas are between folders.
+    """
     key, _, value = override.partition("=")
-    if (
-        key in ("outputs", "out", "data")
-        and re.search(r"[^\w./-]", value, re.ASCII)
-        and value[0] not in "'\""
-    ):
-        return f"{key}={quoted(value)}"
-    return override
+    if key not in ("outputs", "out", "data") or value[:1] in ("'", '"'):
+        return override
+    paths = []
+    for path in value.split(",") if is_sweep else [value]:
+        paths.append(quoted(path) if re.search(r"[^\w./-]", path, re.ASCII) else path)
+    return f"{key}={','.join(paths)}"
 
 
 def _renamed(override: str) -> str:

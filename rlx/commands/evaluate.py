@@ -1,8 +1,9 @@
 """Play a trained run's greedy policy on new episodes."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -12,6 +13,10 @@ from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.sweeps.ranking import RETURN
+
+if TYPE_CHECKING:
+    from rlx.policies import Opened
+    from rlx.show.video import Camera
 
 
 @dataclass(frozen=True)
@@ -30,28 +35,44 @@ class Config(RunConfig):
     """Whether to write the first seed's first episode as episode.gif."""
 
 
-@command("evaluate", pin=pin_runs, measure=RETURN)
-def main(composed: DictConfig) -> float:
-    """Returns the interquartile mean over seeds."""
-    config = build(Config, composed, "")
+def check(composed: DictConfig) -> None:
+    """Raise what is wrong with the config, as far as it can be told without playing."""
+    _load(build(Config, composed, ""))
+
+
+def _load(config: Config) -> "tuple[Sequence[Run], Opened, Camera | None]":
+    """The runs, their policies and, where there shall be a video, what films it."""
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
-    from rlx import experiment, statistics
-    from rlx.env import time_limit_words
-    from rlx.evaluation import REPORT, evaluate
+    from rlx import experiment
     from rlx.policies import open_runs
-    from rlx.robustness.observations import VisitCount
-    from rlx.show import figures
 
     device = experiment.setup_device(config.device)
     opened = open_runs(runs, config.checkpoint, device, config.seeds)
+    if not config.video:
+        return runs, opened, None
+
+    from rlx.show import video
+
+    filmed = experiment.make_env(video.drawing(opened.env), 1, device, opened.age)
+    return runs, opened, video.Camera(filmed)
+
+
+@command("evaluate", check=check, pin=pin_runs, measure=RETURN)
+def main(composed: DictConfig) -> float:
+    """Returns the interquartile mean over seeds."""
+    config = build(Config, composed, "")
+    runs, opened, camera = _load(config)
+
+    from rlx import statistics
+    from rlx.env import time_limit_words
+    from rlx.evaluation import REPORT, evaluate
+    from rlx.robustness.observations import VisitCount
+    from rlx.show import figures
+
+    device = opened.device
     policy = opened.policy
     seeds = opened.seeds
-    if config.video:
-        from rlx.show import video
-
-        filmed = experiment.make_env(video.drawing(opened.env), 1, device, opened.age)
-        camera = video.Camera(filmed)
     source = runs[0].path.parent.name
     output = Run.create(config.outputs, "evaluate", source, composed)
     console.facts(
@@ -79,7 +100,9 @@ def main(composed: DictConfig) -> float:
             per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
             title = f"{source}: steps spent in each cell, per greedy episode"
             figures.grid(per_episode, title).savefig(files["figure"])
-        if config.video:
+        if camera is not None:
+            from rlx.show import video
+
             files["video"] = output.path / "episode.gif"
             video.film(policy, camera, 0, REPORT, files["video"])
         returns = episodes.returns.cpu().numpy()
