@@ -126,13 +126,13 @@ class Command:
 
         Its errors are carried past Hydra, which would print lines of its own about them.
         """
-        errors: list[ConfigError | RunError] = []
+        errors: list[Exception] = []
 
         def guarded(composed: DictConfig) -> float | None:
             tell_users_options()
             try:
                 return task(composed)
-            except (ConfigError, RunError) as error:
+            except (ConfigError, RunError, BrokenPipeError) as error:
                 errors.append(error)
                 return None
 

@@ -24,13 +24,16 @@ from rlx.errors import ConfigError
 from rlx.help import all_keys, own_keys, takes_runs
 from rlx.names import closest, nearest
 
+WORDS = {"data": "data", "new": "what"}
+"""Command → the key that words without a key are for, where they are no runs."""
+
 
 def config_overrides(line: list[str]) -> list[str]:
     """The words of a command line for Hydra that say what the config is."""
     words = []
     for word in line:
         # Paths, and what `options` of rlx/sweeps/planning.py takes out.
-        is_other = word.startswith(("run=[", "data=[", "sweep=", "fresh="))
+        is_other = word.startswith(("run=[", "data=[", "what=[", "sweep=", "fresh="))
         if "=" in word and word not in QUIET and not is_other:
             words.append(word)
     return words
@@ -39,9 +42,9 @@ def config_overrides(line: list[str]) -> list[str]:
 def to_hydra(command: str, arguments: list[str]) -> list[str]:
     """The command line of an rlx command as Hydra takes it; ConfigError where it has no meaning.
 
-    Paths become run=[…] (of rlx data: data=[…]), in a sweep a job for each of them. Flags go to the
-    front, as Hydra 1.3 takes none between overrides. Dotted keys need no +: what they may be is
-    checked where they are read.
+    Paths become run=[…] (see `WORDS`), in a sweep a job for each of them. Flags go to the front, as
+    Hydra 1.3 takes none between overrides. Dotted keys need no +: what they may be is checked where
+    they are read.
     """
     groups = own_keys(command)
     swept = _swept(arguments)
@@ -61,7 +64,8 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
         elif word.startswith("-"):
             raise ConfigError(_as_key_value(command, word, words))
         elif _is_override(word):
-            overrides.append(_upsert(_renamed(_as_path(word, is_sweep)), groups, swept))
+            override = _filter(_renamed(_as_path(word, is_sweep)), groups)
+            overrides.append(_upsert(override, groups, swept))
         else:
             paths.append(word)
     for override in overrides:
@@ -72,7 +76,7 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
                 f"rlx {command} -m agent.learning_rate=1e-4,1e-3"
             )
     if paths:
-        key = "data" if command == "data" else "run"
+        key = WORDS.get(command, "run")
         names = [quoted(path) for path in paths]
         if is_sweep and key == "run":
             overrides.append(f"run={','.join(f'[{path}]' for path in names)}")
@@ -141,6 +145,17 @@ def _swept(arguments: list[str]) -> set[str]:
         if key == "experiment":
             swept |= conf.sweeps_of(value)
     return swept
+
+
+def _filter(override: str, keys: set[str]) -> str:
+    """`override` as a key of `where`, in a command that has this key, where it is no other `keys`.
+
+    So any column can be named, also one whose name is that of a config group.
+    """
+    key, _, value = override.partition("=")
+    if "where" not in keys or key in keys or not key.isidentifier():
+        return override
+    return f"where.{key}={quoted(value)}"
 
 
 def _as_path(override: str, is_sweep: bool) -> str:
@@ -274,7 +289,7 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
     if unmerged and error.__cause__ is not None:
         reason, *_ = str(error.__cause__).splitlines()
         return f"{unmerged[1]}: {reason}"
-    not_found = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    not_found = re.search(r"Could not (?:find|load) '([^'/]+)/([^']+)'", text)
     if not_found:
         return _unknown_option(not_found[1], not_found[2])
     unknown = re.search(r"Could not override '([^']+)'", text)

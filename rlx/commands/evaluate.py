@@ -11,12 +11,12 @@ from rlx.command import RunConfig, command, pin_runs
 from rlx.config import Count, build
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import console
+from rlx.show import console, figures
 from rlx.sweeps.ranking import RETURN
 
 if TYPE_CHECKING:
     from rlx.policies import Opened
-    from rlx.show.video import Camera
+    from rlx.show.video import Scene
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Config(RunConfig):
 
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     checkpoint: str
     """`best`, or the step of a checkpoint."""
     seeds: Any
@@ -32,7 +34,11 @@ class Config(RunConfig):
     episodes: Count
     """Episodes of each seed."""
     video: bool
-    """Whether to write the first seed's first episode as episode.gif."""
+    """Whether to film episodes: video.mp4, or video.gif without PyAV."""
+    video_seeds: Any
+    """Which seeds are filmed, as `seeds`; null: the first."""
+    video_episodes: Any
+    """Which of the episodes: a count, a range, or a list of numbers from 0 on."""
 
 
 def check(composed: DictConfig) -> None:
@@ -40,39 +46,43 @@ def check(composed: DictConfig) -> None:
     _load(build(Config, composed, ""))
 
 
-def _load(config: Config) -> "tuple[Sequence[Run], Opened, Camera | None]":
-    """The runs, their policies and, where there shall be a video, what films it."""
+def _load(config: Config) -> "tuple[Sequence[Run], Opened, Sequence[Scene]]":
+    """The runs, their policies, and what shall be filmed."""
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
     from rlx.policies import open_runs
-
-    device = experiment.setup_device(config.device)
-    opened = open_runs(runs, config.checkpoint, device, config.seeds)
-    if not config.video:
-        return runs, opened, None
-
     from rlx.show import video
 
-    filmed = experiment.make_env(video.drawing(opened.env), 1, device, opened.age)
-    return runs, opened, video.Camera(filmed)
+    opened = open_runs(
+        runs, config.checkpoint, experiment.setup_device(config.device), config.seeds
+    )
+    if not config.video:
+        return runs, opened, []
+    video.drawing(opened.env)
+    seeds = opened.seeds
+    scenes = video.scenes(config.video_seeds, config.video_episodes, seeds, config.episodes)
+    return runs, opened, scenes
 
 
 @command("evaluate", check=check, pin=pin_runs, measure=RETURN)
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")
-    runs, opened, camera = _load(config)
+    runs, opened, scenes = _load(config)
 
-    from rlx import statistics
+    from rlx import experiment, statistics
     from rlx.env import time_limit_words
     from rlx.evaluation import REPORT, evaluate
     from rlx.robustness.observations import VisitCount
-    from rlx.show import figures
+    from rlx.show import video
 
     device = opened.device
     policy = opened.policy
     seeds = opened.seeds
+    if scenes:
+        drawn = video.drawing(opened.env)
+        camera = video.Camera(experiment.make_env(drawn, 1, device, opened.age))
     source = runs[0].path.parent.name
     output = Run.create(config.outputs, "evaluate", source, composed)
     console.facts(
@@ -99,12 +109,12 @@ def main(composed: DictConfig) -> float:
             files["figure"] = output.path / "visits.png"
             per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
             title = f"{source}: steps spent in each cell, per greedy episode"
-            figures.grid(per_episode, title).savefig(files["figure"])
-        if camera is not None:
-            from rlx.show import video
-
-            files["video"] = output.path / "episode.gif"
-            video.film(policy, camera, 0, REPORT, files["video"])
+            figures.save(figures.grid(per_episode, title, config.figure), files["figure"])
+        if scenes:
+            films = [
+                camera.greedy(policy, scene, REPORT + scene.episode, source) for scene in scenes
+            ]
+            files["video"] = video.save(camera, films, output.path)
         returns = episodes.returns.cpu().numpy()
         estimate = statistics.estimate(returns)
         steps = int(episodes.lengths.sum())

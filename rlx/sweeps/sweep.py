@@ -37,7 +37,7 @@ from rlx.runs.versions import project_commit, versions
 
 FORMAT = 1
 """Version of the layout above; written to sweep.json."""
-LEFT_OUT = ("outputs", "device", "trust")
+LEFT_OUT = ("outputs", "device", "tracker", "trust")
 """Keys of a config that change nothing about a job's result, and so are no part of its identity."""
 BATCHES = "batches"
 """Name of the folder, in a sweep's, of the runs that train several of its jobs at once."""
