@@ -37,7 +37,16 @@ MOST_COLUMNS = 10_000
 """The widest table, in characters."""
 NARROWEST = 12
 """Characters that a column of sentences has at least, where a terminal is narrow."""
-terminal = Console(highlight=False, soft_wrap=True)
+
+
+class _Terminal(Console):
+    """A console that raises where nobody reads on, as in `rlx … | head`; rich exits with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that rich is handling
+
+
+terminal = _Terminal(highlight=False, soft_wrap=True)
 if not terminal.is_terminal:
     terminal.width = 200
 

@@ -203,6 +203,8 @@ class Training:
                 output.write_meta(step=self.step)
                 message = f"interrupted at step {self.step:,}; go on with: {go_on}"
                 raise Interrupted(self.signal, message) from None
+            except BrokenPipeError:  # nobody reads what is printed, as in: rlx train … | head
+                raise
             except (RunError, OSError) as error:
                 outcome = "no checkpoint had been saved yet"
                 if output.checkpoints.steps():
