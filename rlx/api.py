@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from rlx import conf
 from rlx.command_line import explain, to_hydra
-from rlx.composing import compose_config, hydra_left_as_it_is
+from rlx.composing import compose_config, hydra_left_as_it_is, tell_users_options
 from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError
 from rlx.grids import parse_seeds
@@ -328,9 +328,11 @@ def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
     words = [f"{key}={_word(value)}" for key, value in overrides.items()]
     line = to_hydra(command, [*runs, *words])
     try:
-        return compose_config(command, [word for word in line if "=" in word])
-    except (HydraException, OmegaConfBaseException) as error:
+        composed = compose_config(command, [word for word in line if "=" in word])
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error, command, line)) from None
+    tell_users_options()
+    return composed
 
 
 def _word(value: object) -> str:

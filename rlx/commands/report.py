@@ -113,7 +113,7 @@ def _report_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -
     if len({attack.trainings for attack in attacks}) == 1:
         _report_same_agents(attacks, config, composed)
     else:
-        _require_same_env(attacks)
+        require_same_env(attacks)
         _report_agents(attacks, config, composed)
 
 
@@ -157,7 +157,7 @@ def _save_figure(figure: "Figure", output: Run) -> Path:
     return file
 
 
-def _require_same_env(attacks: "Sequence[AttackRun]") -> None:
+def require_same_env(attacks: "Sequence[AttackRun]") -> None:
     """ConfigError unless all agents are attacked in the same env."""
     from rlx.experiment import eval_env_config, same_env
     from rlx.names import flatten_keys

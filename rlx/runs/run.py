@@ -327,6 +327,15 @@ class Run:
             self._locked = False
             os.close(folder)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a process is writing the run."""
+        try:
+            with self.lock():
+                return False
+        except ConfigError:
+            return True
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the lock while a command fills the run; however that ends, meta.json says so."""

@@ -203,10 +203,14 @@ class Training:
         """Report the kept weights; returns the interquartile mean of the last evaluation."""
         return result.finish(self, self.elapsed())
 
+    def _seeds_text(self) -> str:
+        """How many seeds there are, and which, as the header says it."""
+        return f"{len(self.seeds)} ({console.ranges(self.seeds)})"
+
     def _header(self) -> None:
         """Print what will be trained, on what, and what it takes."""
         config = self.config
-        seeds = f"{len(self.seeds)} ({console.ranges(self.seeds)})"
+        seeds = self._seeds_text()
         size = f"up to {state.disk_size(self) / 1e6:,.0f} MB on disk"
         if self.data is None:
             seeds += f", {self.num_envs} env copies each"

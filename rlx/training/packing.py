@@ -82,6 +82,12 @@ class Pack(Training):
         self.watch: Callable[[Pack], None] | None = None
         """What is told of each evaluation, and may drop members."""
 
+    def _seeds_text(self) -> str:
+        """How many members there are, and their seeds."""
+        counts = {len(rows) for rows in self.members}
+        each = f" of {counts.pop()}" if len(counts) == 1 else f", {len(self.seeds)}"
+        return f"{len(self.members)} jobs{each} seeds ({console.ranges(set(self.seeds))})"
+
     def alive(self) -> list[int]:
         """The numbers of the members that have not dropped out."""
         running = set(self.running.tolist())
