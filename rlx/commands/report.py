@@ -244,5 +244,5 @@ def _attack_figure(runs: Sequence[Run], mode: str | None, style: figures.Style) 
     attacks = [AttackRun.of(run) for run in runs]
     if len({attack.trainings for attack in attacks}) == 1:
         return AttackComparison.of(attacks, mode).figure(style)
-    _require_same_env(attacks)
+    require_same_env(attacks)
     return AgentComparison.of(attacks, mode).figure(style)
