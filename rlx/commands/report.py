@@ -9,12 +9,14 @@ from omegaconf import DictConfig
 
 from rlx.benchmarks import atari100k
 from rlx.command import command
+from rlx.composing import load_command
 from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.runs.finding import command_of, find_all, run_paths
 from rlx.runs.run import Run
-from rlx.show import console
-from rlx.sweeps.report import report
+from rlx.show import console, figures
+from rlx.sweeps import report as sweeps
+from rlx.sweeps.ranking import rankings
 from rlx.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 class Config:
     """The keys of report.yaml."""
 
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     run: Any
     """Attack runs, on the same agents or on different ones of one env; or training runs."""
     mode: str | None
@@ -45,9 +49,9 @@ def main(composed: DictConfig) -> None:
         raise ConfigError(
             "run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B"
         )
-    sweeps = [path for path in run_paths(config.run) if Sweep.is_at(path)]
-    if sweeps:
-        _report_sweeps(sweeps, run_paths(config.run))
+    swept = [path for path in run_paths(config.run) if Sweep.is_at(path)]
+    if swept:
+        _report_sweeps(swept, run_paths(config.run), config.figure)
     elif command_of(run_paths(config.run)[0]) == "train":
         runs = _finished(find_all(config.run, config.outputs, "train", trusted=config.trust))
         _report_trainings(runs, config, composed)
@@ -56,13 +60,13 @@ def main(composed: DictConfig) -> None:
         _report_attacks(runs, config, composed)
 
 
-def _report_sweeps(sweeps: Sequence[str], paths: Sequence[str]) -> None:
+def _report_sweeps(swept: Sequence[str], paths: Sequence[str], style: figures.Style) -> None:
     """Print what has come of each sweep so far; its table and figure are beside it."""
-    others = [path for path in paths if path not in sweeps]
+    others = [path for path in paths if path not in swept]
     if others:
         raise ConfigError(f"run={others[0]}: is no sweep; report sweeps by themselves.")
-    for path in sweeps:
-        report(Sweep(Path(path)))
+    for path in swept:
+        sweeps.report(Sweep(Path(path)), style)
 
 
 def _finished(runs: Sequence[Run]) -> list[Run]:
@@ -92,7 +96,7 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     table = output.path / "report.csv"
     with output.writing():
-        drawn = _save_figure(training_comparison.figure(runs, labels), output)
+        drawn = _save_figure(training_comparison.figure(runs, labels, config.figure), output)
         training_comparison.write_csv(runs, labels, table)
         training_comparison.print_table(runs, labels)
         if atari100k.is_benchmark(runs):
@@ -122,7 +126,7 @@ def _report_same_agents(
     comparison = AttackComparison.of(attacks, config.mode)
     output = Run.create(config.outputs, "report", comparison.agents, composed)
     with output.writing():
-        drawn = _save_figure(comparison.figure(), output)
+        drawn = _save_figure(comparison.figure(config.figure), output)
         comparison.print_ranks()
         paths = [str(attack.path) for attack in attacks]
         output.complete({"run": paths} | comparison.summary())
@@ -138,7 +142,7 @@ def _report_agents(attacks: "Sequence[AttackRun]", config: Config, composed: Dic
     table = output.path / "report.csv"
     pairs = output.path / "pairs.csv"
     with output.writing():
-        drawn = _save_figure(comparison.figure(), output)
+        drawn = _save_figure(comparison.figure(config.figure), output)
         comparison.write_csv(table)
         comparison.write_pairs(pairs)
         comparison.print_tables()
@@ -147,10 +151,9 @@ def _report_agents(attacks: "Sequence[AttackRun]", config: Config, composed: Dic
 
 
 def _save_figure(figure: "Figure", output: Run) -> Path:
-    """Write the figure as PNG, and as PDF for papers; returns the path of the PNG."""
+    """Write the figure; returns the path of the PNG."""
     file = output.path / "report.png"
-    figure.savefig(file)
-    figure.savefig(file.with_suffix(".pdf"))
+    figures.save(figure, file)
     return file
 
 
@@ -185,3 +188,61 @@ def _training_config(attack: "AttackRun") -> DictConfig:
             "without it nothing is known of the env."
         )
     return training_config(training)
+
+
+def figure(
+    paths: Sequence[str],
+    style: figures.Style = figures.SCREEN,
+    mode: str | None = None,
+    trust: bool = False,
+) -> "Figure":
+    """What is drawn of the runs, or of the sweep, at `paths`; ConfigError where nothing is.
+
+    `mode` and `trust`: as the keys of report.yaml.
+    """
+    if Sweep.is_at(paths[0]):
+        return _sweep_figure(paths, style)
+    maker = command_of(paths[0]) or "train"
+    if maker not in ("train", "attack", "certify"):
+        raise ConfigError(
+            f"run={paths[0]}: made by rlx {maker}, of which no figure is drawn; "
+            "expected runs of rlx train, attack or certify, or a sweep."
+        )
+    runs = _finished(find_all(list(paths), "outputs", maker, trusted=trust))
+    if maker == "train":
+        from rlx.show import training_comparison
+
+        return training_comparison.figure(runs, training_comparison.run_labels(runs), style)
+    if maker == "certify":
+        from rlx.robustness import certificates
+
+        run = runs[0]
+        if len(runs) > 1:
+            raise ConfigError(f"run={runs[1].path}: certificates are drawn of one run at a time.")
+        return certificates.figure(run.summary(), run.path.parent.name, run.config.scale, style)
+    return _attack_figure(runs, mode, style)
+
+
+def _sweep_figure(paths: Sequence[str], style: figures.Style) -> "Figure":
+    """The scores of a sweep's jobs against the keys that differ."""
+    if len(paths) > 1:
+        raise ConfigError(f"run={paths[1]}: a sweep is drawn by itself.")
+    sweep = Sweep(Path(paths[0]))
+    measure = load_command(sweep.command).measure
+    drawn = sweeps.figure(rankings(sweep, measure), style) if measure is not None else None
+    if drawn is None:
+        raise ConfigError(f"run={paths[0]}: no jobs that differ are finished; nothing to draw.")
+    return drawn
+
+
+def _attack_figure(runs: Sequence[Run], mode: str | None, style: figures.Style) -> "Figure":
+    """The attacks `runs` beside each other: on the same agents, or agent with agent."""
+    from rlx.show.agent_comparison import AgentComparison
+    from rlx.show.attack_comparison import AttackComparison
+    from rlx.show.attack_run import AttackRun
+
+    attacks = [AttackRun.of(run) for run in runs]
+    if len({attack.trainings for attack in attacks}) == 1:
+        return AttackComparison.of(attacks, mode).figure(style)
+    require_same_env(attacks)
+    return AgentComparison.of(attacks, mode).figure(style)

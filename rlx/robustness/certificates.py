@@ -19,7 +19,7 @@ from rlx.robustness.bounds import Box, crown, margins_of
 from rlx.robustness.branching import CHUNK, branch
 from rlx.robustness.clean_decisions import CleanDecisions, Decisions
 from rlx.robustness.sweep import Game
-from rlx.show import console
+from rlx.show import console, figures
 from rlx.statistics import Estimate
 from rlx.threat import Attack, Budget
 
@@ -326,19 +326,26 @@ class Certificates:
                 f"{head.decisions.sum():,} decisions"
             )
 
-    def figure(self, title: str, scale: object) -> "Figure":
-        """The sandwich: certified, undecided and moved shares against the radius, by head."""
-        from rlx.show import figures
 
-        panels = {}
-        for name, head in self.heads.items():
-            curves = []
-            for share, label in (
-                ("unmoved", "no observation was found that changes it"),
-                ("certified", "certified: none does"),
-                ("bounded", "certified by the bounds of the whole box"),
-            ):
-                estimates = [head.estimate(share, radius) for radius in range(len(self.eps))]
-                curves.append(figures.Curve(label, self.eps, estimates))
-            panels[f"{title}: {name}"] = curves
-        return figures.sandwich(panels, figures.eps_label(scale))
+def figure(
+    summary: Mapping[str, Any],
+    title: str,
+    scale: object,
+    style: figures.Style = figures.SCREEN,
+) -> "Figure":
+    """The sandwich: certified, undecided and moved shares against the radius, by head.
+
+    `summary`: as `Certificates.summary`; `scale`: what eps = 1 means.
+    """
+    panels = {}
+    for name, head in summary["heads"].items():
+        curves = []
+        for share, label in (
+            ("unmoved", "no observation was found that changes it"),
+            ("certified", "certified: none does"),
+            ("bounded", "certified by the bounds of the whole box"),
+        ):
+            estimates = [Estimate.from_dict(estimate) for estimate in head[share]]
+            curves.append(figures.Curve(label, summary["eps"], estimates))
+        panels[f"{title}: {name}"] = curves
+    return figures.sandwich(panels, figures.eps_label(scale), style)

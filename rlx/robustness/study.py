@@ -14,6 +14,7 @@ from rlx import statistics
 from rlx.robustness import audit
 from rlx.robustness.clean_states import CleanStates
 from rlx.robustness.sweep import Played
+from rlx.show import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -276,17 +277,21 @@ class Study:
         return f">{self.eps[-1]:g}" if critical > 0 else f"≤{self.eps[0]:g}"
 
 
-def figure(summary: Mapping[str, Any], title: str, scale: object) -> "Figure":
+def figure(
+    summary: Mapping[str, Any],
+    title: str,
+    scale: object,
+    style: figures.Style = figures.SCREEN,
+) -> "Figure":
     """Return against the radius, a curve for each mode, of a study's `summary`.
 
     `scale`: what eps = 1 means, as `rlx.robustness.scale.unit_scale` explains.
     """
-    from rlx.show import figures
-
     curves = []
     for mode in dict.fromkeys(cell["head"] for cell in summary["cells"]):
         cells = [cell for cell in summary["cells"] if cell["head"] == mode]
         estimates = [statistics.Estimate.from_dict(cell["return"]) for cell in cells]
         label = f"{cells[0]['attack']} on {mode}"
         curves.append(figures.Curve(label, summary["eps"], estimates))
-    return figures.curves({title: curves}, figures.eps_label(scale), summary["random"])
+    x = figures.eps_label(scale)
+    return figures.curves({title: curves}, x, summary["random"], style)

@@ -123,7 +123,7 @@ class AgentComparison:
         """The name of the env, as in "cartpole"."""
         return self.rows[0].attack.source.partition("-")[2]
 
-    def figure(self) -> "Figure":
+    def figure(self, style: figures.Style = figures.SCREEN) -> "Figure":
         """Return against the radius, and the performance profiles."""
         shares = []
         for profile in self.profiles:
@@ -131,7 +131,7 @@ class AgentComparison:
         x = figures.eps_label(units_text(self.scale))
         curves = [row.curve for row in self.rows]
         title = f"{self.env}: return under attack"
-        return figures.robustness(title, curves, x, self.random, self.levels, shares)
+        return figures.robustness(title, curves, x, self.random, self.levels, shares, style)
 
     def write_csv(self, path: Path) -> None:
         """A row for each attack and radius."""

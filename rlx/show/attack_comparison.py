@@ -70,10 +70,11 @@ class AttackComparison:
             correlations=correlations,
         )
 
-    def figure(self) -> "Figure":
+    def figure(self, style: figures.Style = figures.SCREEN) -> "Figure":
         """Return against the radius, a curve for each attack."""
         title = f"{self.agents}, mode {self.mode}, {len(self.seeds)} seeds"
-        return figures.curves({title: self.curves}, figures.eps_label(self.scale), self.random)
+        x = figures.eps_label(self.scale)
+        return figures.curves({title: self.curves}, x, self.random, style)
 
     def print_ranks(self) -> None:
         """Print each seed's return and rank under each attack, and the correlations."""

@@ -16,7 +16,7 @@ from rlx.show import console, figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IGNORED_KEYS = ("outputs", "device", "checkpoint_every", "checkpoint_seconds")
+IGNORED_KEYS = ("outputs", "device", "tracker", "checkpoint_every", "checkpoint_seconds")
 """Keys that change nothing about a result, and so tell no run from another."""
 
 
@@ -54,7 +54,9 @@ def differences(configs: Sequence[DictConfig]) -> list[str]:
     return texts
 
 
-def figure(runs: Sequence[Run], labels: Sequence[str]) -> "Figure":
+def figure(
+    runs: Sequence[Run], labels: Sequence[str], style: figures.Style = figures.SCREEN
+) -> "Figure":
     """Greedy return while learning: a curve for each run, a panel for each env."""
     panels: dict[str, list[figures.Curve]] = {}
     for run, label in zip(runs, labels, strict=True):
@@ -62,7 +64,7 @@ def figure(runs: Sequence[Run], labels: Sequence[str]) -> "Figure":
         estimates = [statistics.estimate(returns[:, None]) for returns in values]
         env = run.path.parent.name.partition("-")[2]
         panels.setdefault(env, []).append(figures.Curve(label, steps, estimates))
-    return figures.curves(panels, "environment steps per seed")
+    return figures.curves(panels, "environment steps per seed", style=style)
 
 
 def write_csv(runs: Sequence[Run], labels: Sequence[str], path: Path) -> None:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlx.composing import load_command
-from rlx.show import console
+from rlx.show import console, figures
 from rlx.statistics import Resampled
 from rlx.sweeps.ranking import Ranking, in_order, rankings
 from rlx.sweeps.sweep import Job, Sweep, swept_keys, writing
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from rlx.command import Command
 
 
-def report(sweep: Sweep) -> None:
+def report(sweep: Sweep, style: figures.Style = figures.SCREEN) -> None:
     """Print what has come of a sweep so far; write its table and its figure beside it."""
-    from rlx.show.sweep_figures import Panel, figure
-
     command: Command = load_command(sweep.command)
     jobs = sweep.jobs()
     ranked = [] if command.measure is None else rankings(sweep, command.measure)
@@ -35,8 +35,24 @@ def report(sweep: Sweep) -> None:
     with writing(sweep.path):
         _write_csv(table, jobs, ranked)
     files: dict[str, Any] = {"table": table}
+    drawn = figure(ranked, style)
+    if drawn is not None:
+        files["figure"] = sweep.path / "sweep.png"
+        with writing(sweep.path):
+            figures.save(drawn, files["figure"])
+    done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
+    if pruned := sum(job.status == "pruned" for job in jobs):
+        done += f", {pruned} of them pruned"
+    console.facts(sweep=done)
+    console.result(sweep.path, **files)
+
+
+def figure(ranked: Sequence[Ranking], style: figures.Style) -> "Figure | None":
+    """The scores of a sweep's jobs against the keys that differ; None where there are none."""
+    from rlx.show import sweep_figures
+
     panels = [
-        Panel(
+        sweep_figures.Panel(
             ranking.env,
             ranking.what,
             {key: [job.settings.get(key, "") for job in ranking.jobs] for key in ranking.keys},
@@ -45,17 +61,7 @@ def report(sweep: Sweep) -> None:
         for ranking in ranked
         if ranking.keys
     ]
-    if panels:
-        files["figure"] = sweep.path / "sweep.png"
-        drawn = figure(panels, in_order)
-        with writing(sweep.path):
-            drawn.savefig(files["figure"])
-            drawn.savefig(files["figure"].with_suffix(".pdf"))
-    done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
-    if pruned := sum(job.status == "pruned" for job in jobs):
-        done += f", {pruned} of them pruned"
-    console.facts(sweep=done)
-    console.result(sweep.path, **files)
+    return sweep_figures.figure(panels, in_order, style) if panels else None
 
 
 def _print_ranking(ranking: Ranking) -> None:
