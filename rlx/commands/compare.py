@@ -113,7 +113,7 @@ def _compare_returns(runs: Sequence[Run]) -> None:
         ["worst seed", *(console.number(each.value.min()) for each in seeds), ""],
         ["seeds", *(str(len(values)) for values in returns), ""],
         ["episodes per seed", *(str(values.shape[1]) for values in returns), ""],
-        ["took", *(console.duration(one["wall_s"]) for one in summaries), ""],
+        ["steps", *(str(one.get("steps", "")) for one in summaries), ""],
     ]
     title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
     console.table(title, ["", "A", "B", "A − B"], rows)
@@ -129,7 +129,7 @@ def _bootstraps(summaries: Sequence[dict[str, Any]], returns: Sequence[Array]) -
     Seeds are drawn together where both runs have played the same policies, else for each by itself;
     episodes are drawn together where their numbers are equal, as their start states are.
     """
-    sources = [(summary.get("run"), summary["seeds"]) for summary in summaries]
+    sources = [(summary.get("run"), summary.get("seeds")) for summary in summaries]
     if sources[0][0] is not None and sources[0] == sources[1]:
         return [Bootstrap(len(values), values.shape[1]) for values in returns]
     if returns[0].shape[1] == returns[1].shape[1]:
