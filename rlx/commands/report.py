@@ -94,7 +94,7 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
     with output.writing():
         drawn = _save_figure(training_comparison.figure(runs, labels), output)
         training_comparison.write_csv(runs, labels, table)
-        training_comparison.print_table(runs, labels)
+        console.table(*training_comparison.results(runs, labels))
         if atari100k.is_benchmark(runs):
             atari100k.table(runs)
         output.complete({"run": [str(run.path) for run in runs], "labels": labels})

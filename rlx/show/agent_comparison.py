@@ -175,26 +175,35 @@ class AgentComparison:
 
     def print_tables(self) -> None:
         """Print what eps means, the agents by rank, then the differences of each two of them."""
-        console.facts(
-            env=self.env,
-            scale=f"eps 1 is {units_text(self.scale)}",
-            episodes=f"{self.episodes} per seed and radius, the same start states for all agents",
-        )
+        console.facts(**self.facts())
+        for text in self.warnings():
+            console.warning(text)
+        console.table(*self.agents())
+        console.table(*self.differences())
+
+    def facts(self) -> dict[str, str]:
+        """What all attacks have in common: the env, what eps means, the episodes."""
+        episodes = f"{self.episodes} per seed and radius, the same start states for all agents"
+        scale = f"eps 1 is {units_text(self.scale)}"
+        return {"env": self.env, "scale": scale, "episodes": episodes}
+
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers should know."""
+        texts = []
         settings = [row.attack.config.attack for row in self.rows]
         if any(others != settings[0] for others in settings):
-            console.warning(
+            texts.append(
                 "the agents are under different attacks; a difference may be that of the attacks"
             )
-        console.warn_of_few_seeds(min(row.seeds for row in self.rows))
+        texts += console.few_seeds(min(row.seeds for row in self.rows))
         for row in self.rows:
             # Studies from before the audit do not say.
             if not row.attack.summary.get("converged", {}).get(row.mode, True):
-                console.warning(f"{row.label}: an upper bound, not converged (see its audit)")
-        self._print_agents()
-        self._print_pairs()
+                texts.append(f"{row.label}: an upper bound, not converged (see its audit)")
+        return texts
 
-    def _print_agents(self) -> None:
-        """Print each agent on a line, the most robust first."""
+    def agents(self) -> console.Table:
+        """Each agent on a line, the most robust first."""
         numbers = _spread(len(self.eps))
         radii = [f"at {self.eps[number]:g}" for number in numbers]
         rows = []
@@ -217,10 +226,10 @@ class AgentComparison:
             f"these agents ({self.clean:.4g})"
         )
         header = ["", "agent, attack", "mode", "seeds", *radii, "area", "critical eps"]
-        console.table(title, header, rows)
+        return console.Table(title, header, rows)
 
-    def _print_pairs(self) -> None:
-        """Print the difference of each two agents on a line."""
+    def differences(self) -> console.Table:
+        """The difference of each two agents on a line."""
         numbers = _spread(len(self.eps))
         radii = [f"at {self.eps[number]:g}" for number in numbers]
         rows = []
@@ -244,7 +253,7 @@ class AgentComparison:
             "probability that a random seed of the first has the larger area"
         )
         header = ["", *radii, "area", "critical eps", "probability"]
-        console.table(title, header, rows)
+        return console.Table(title, header, rows)
 
     def _critical_difference_text(self, first: int, second: int) -> str:
         """The difference of two critical radii; "≥" or "≤" where one is beyond the grid."""

@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Table as RichTable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,15 @@ MOST_COLUMNS = 10_000
 terminal = Console(highlight=False, soft_wrap=True)
 if not terminal.is_terminal:
     terminal.width = 200
+
+
+class Table(NamedTuple):
+    """A table of numbers, as `table` prints it and a report's page shows it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    """Words stay as they are, numbers are rounded as by `number`."""
 
 
 _brief = False
@@ -207,12 +216,12 @@ def per_seed(
     """
     if _brief:
         return
-    rich_table = Table(title=title, title_justify="left")
+    rich_table = RichTable(title=title, title_justify="left")
     rich_table.add_column("seed", justify="right")
     for name in columns:
         rich_table.add_column(name, justify="right")
     for i, seed in enumerate(seeds):
-        rich_table.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
+        rich_table.add_row(str(seed), *(cell(values[i]) for values in columns.values()))
     terminal.print(rich_table)
     statistic = f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
     if len(seeds) == 1:
@@ -229,9 +238,16 @@ def time_limit(words: str | None) -> None:
 
 def warn_of_few_seeds(seeds: int) -> None:
     """Warn of an interval of too few seeds."""
-    if 1 < seeds < 5:
-        share = f"it covers the truth in {COVERAGE[seeds]} % of all cases"
-        warning(f"an interval of {seeds} seeds is too narrow: {share}")
+    for text in few_seeds(seeds):
+        warning(text)
+
+
+def few_seeds(seeds: int) -> list[str]:
+    """What is to be said of an interval of so many `seeds`: nothing, or that they are too few."""
+    if not 1 < seeds < 5:
+        return []
+    share = f"it covers the truth in {COVERAGE[seeds]} % of all cases"
+    return [f"an interval of {seeds} seeds is too narrow: {share}"]
 
 
 def interval_text(value: float, ci95: tuple[float, float]) -> str:
@@ -257,11 +273,11 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
     """Print a table. Words stay as they are, numbers are rounded as by `number`."""
     if _brief:
         return
-    rich_table = Table(title=title, title_justify="left")
+    rich_table = RichTable(title=title, title_justify="left")
     for name in header:
         rich_table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        rich_table.add_row(*(_cell(value) for value in row))
+        rich_table.add_row(*(cell(value) for value in row))
     # A table that is wider than the console is not cut: a file or a pager shows it whole.
     whole = terminal.measure(
         rich_table, options=terminal.options.update(width=MOST_COLUMNS)
@@ -270,7 +286,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
     terminal.print(rich_table, crop=False)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """A cell of a table: words as they are, whole numbers whole, others as by `number`."""
     if isinstance(value, str):
         return value

@@ -56,13 +56,18 @@ def differences(configs: Sequence[DictConfig]) -> list[str]:
 
 def figure(runs: Sequence[Run], labels: Sequence[str]) -> "Figure":
     """Greedy return while learning: a curve for each run, a panel for each env."""
-    panels: dict[str, list[figures.Curve]] = {}
+    return figures.curves(panels(runs, labels), "environment steps per seed")
+
+
+def panels(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[figures.Curve]]:
+    """Greedy return against the step: the curves of the runs, by env."""
+    found: dict[str, list[figures.Curve]] = {}
     for run, label in zip(runs, labels, strict=True):
         steps, _, values = run.curve()
         estimates = [statistics.estimate(returns[:, None]) for returns in values]
         env = run.path.parent.name.partition("-")[2]
-        panels.setdefault(env, []).append(figures.Curve(label, steps, estimates))
-    return figures.curves(panels, "environment steps per seed")
+        found.setdefault(env, []).append(figures.Curve(label, steps, estimates))
+    return found
 
 
 def write_csv(runs: Sequence[Run], labels: Sequence[str], path: Path) -> None:
@@ -91,11 +96,11 @@ def _csv_row(run: Run, label: str) -> dict[str, Any]:
     }
 
 
-def print_table(runs: Sequence[Run], labels: Sequence[str]) -> None:
-    """Print the result of each run on a line."""
+def results(runs: Sequence[Run], labels: Sequence[str]) -> console.Table:
+    """The result of each run."""
     rows = [_table_row(run, label) for run, label in zip(runs, labels, strict=True)]
     title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
-    console.table(title, ["run", "return", "seeds", "solved", "steps", "took"], rows)
+    return console.Table(title, ["run", "return", "seeds", "solved", "steps", "took"], rows)
 
 
 def _table_row(run: Run, label: str) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlx.composing import load_command
 from rlx.show import console
+from rlx.show.sweep_figures import Panel, figure
 from rlx.statistics import Resampled
 from rlx.sweeps.ranking import Ranking, in_order, rankings
 from rlx.sweeps.sweep import Job, Sweep, swept_keys, writing
@@ -19,14 +20,11 @@ if TYPE_CHECKING:
 
 def report(sweep: Sweep) -> None:
     """Print what has come of a sweep so far; write its table and its figure beside it."""
-    from rlx.show.sweep_figures import Panel, figure
-
     command: Command = load_command(sweep.command)
     jobs = sweep.jobs()
     ranked = [] if command.measure is None else rankings(sweep, command.measure)
     for ranking in ranked:
         _print_ranking(ranking)
-        _print_effects(ranking)
     runs = [job.run for job in jobs if job.finished]
     if runs and command.table is not None:
         command.table([run for run in runs if run is not None])
@@ -35,19 +33,10 @@ def report(sweep: Sweep) -> None:
     with writing(sweep.path):
         _write_csv(table, jobs, ranked)
     files: dict[str, Any] = {"table": table}
-    panels = [
-        Panel(
-            ranking.env,
-            ranking.what,
-            {key: [job.settings.get(key, "") for job in ranking.jobs] for key in ranking.keys},
-            np.array([score.estimate.iqm for score in ranking.scores]),
-        )
-        for ranking in ranked
-        if ranking.keys
-    ]
-    if panels:
+    drawable = panels(ranked)
+    if drawable:
         files["figure"] = sweep.path / "sweep.png"
-        drawn = figure(panels, in_order)
+        drawn = figure(drawable, in_order)
         with writing(sweep.path):
             drawn.savefig(files["figure"])
             drawn.savefig(files["figure"].with_suffix(".pdf"))
@@ -58,8 +47,32 @@ def report(sweep: Sweep) -> None:
     console.result(sweep.path, **files)
 
 
+def panels(ranked: Sequence[Ranking]) -> list[Panel]:
+    """What the figure shows: the rankings of jobs that differ in some key."""
+    return [
+        Panel(
+            ranking.env,
+            ranking.what,
+            {key: [job.settings.get(key, "") for job in ranking.jobs] for key in ranking.keys},
+            np.array([score.estimate.iqm for score in ranking.scores]),
+        )
+        for ranking in ranked
+        if ranking.keys
+    ]
+
+
 def _print_ranking(ranking: Ranking) -> None:
     """Print the jobs, the best first, and how sure the first place is."""
+    console.table(*ranking_table(ranking))
+    console.facts(best=_run_path(ranking.jobs[0]))
+    if ranking.lead is not None:
+        console.facts(lead=lead_text(ranking.lead))
+    for table in effects(ranking):
+        console.table(*table)
+
+
+def ranking_table(ranking: Ranking) -> console.Table:
+    """The jobs, the best first."""
     rows = []
     for place, (job, score) in enumerate(zip(ranking.jobs, ranking.scores, strict=True), 1):
         value = console.interval_text(score.estimate.iqm, score.estimate.ci95)
@@ -68,23 +81,24 @@ def _print_ranking(ranking: Ranking) -> None:
     title = f"{ranking.what.capitalize()}: interquartile mean over seeds, 95 % bootstrap interval"
     if ranking.env:
         title = f"{ranking.env}. {title}"
-    console.table(title, ["", *ranking.keys, ranking.what, "seeds"], rows)
-    console.facts(best=_run_path(ranking.jobs[0]))
-    if ranking.lead is not None:
-        console.facts(
-            lead=f"a seed of the first is better than one of the second: {_text(ranking.lead)}"
-        )
+    return console.Table(title, ["", *ranking.keys, ranking.what, "seeds"], rows)
 
 
-def _print_effects(ranking: Ranking) -> None:
-    """Print what each value of each key does, on the average of all others."""
+def lead_text(lead: Resampled) -> str:
+    """How sure the first place is."""
+    return f"a seed of the first is better than one of the second: {_text(lead)}"
+
+
+def effects(ranking: Ranking) -> list[console.Table]:
+    """What each value of each key does, on the average of all others; of one key nothing."""
     rows = [
         [effect.key, effect.value, str(effect.jobs), _text(effect.mean)]
         for effect in ranking.effects
     ]
-    if len(ranking.keys) > 1 and rows:
-        title = f"Mean {ranking.what} of all jobs that have a value in common"
-        console.table(title, ["key", "value", "jobs", ranking.what], rows)
+    if len(ranking.keys) < 2 or not rows:
+        return []
+    title = f"Mean {ranking.what} of all jobs that have a value in common"
+    return [console.Table(title, ["key", "value", "jobs", ranking.what], rows)]
 
 
 def _print_others(jobs: Sequence[Job]) -> None:
