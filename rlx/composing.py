@@ -173,6 +173,21 @@ def overrides_text() -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
+def origin() -> dict[str, Any]:
+    """The part of meta.json on how a run came about: nothing where nobody composed.
+
+    `line`: its command line; `choices`: the option of each config group.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    options = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group}
+    line = f"rlx {hydra.job.config_name} {overrides_text()}".strip()
+    return {"line": line, "choices": options}
+
+
 def chosen(group: str) -> str:
     """The option of a config group that the running command was given, as in "cartpole"."""
     from hydra.core.hydra_config import HydraConfig

@@ -1,4 +1,4 @@
-"""The machine's free memory and free disk."""
+"""The machine: its CPU, free memory, free disk, compiler."""
 
 import math
 import os
@@ -18,6 +18,16 @@ def free_memory() -> float:
     available = next(line for line in lines if line.startswith("MemAvailable"))
     kibibytes = int(available.split()[1])
     return kibibytes * 1024
+
+
+def cpu_name() -> str | None:
+    """The model of the CPU; None where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else None
 
 
 def require_disk(root: str, size: int) -> None:

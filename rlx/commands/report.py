@@ -1,7 +1,9 @@
-"""Compare runs in one figure: learning curves, attacks on the same agents, or attacked agents."""
+"""Compare runs in a figure, tables, a page: trainings, attacks, attacked agents, certificates."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from rlx.benchmarks import atari100k
 from rlx.command import command
 from rlx.config import build
 from rlx.errors import ConfigError
+from rlx.page.document import Document, check_format
 from rlx.runs.finding import command_of, find_all, run_paths
 from rlx.runs.run import Run
 from rlx.show import console
@@ -20,7 +23,9 @@ from rlx.sweeps.sweep import Sweep
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from rlx.page.document import Section
     from rlx.show.attack_run import AttackRun
+    from rlx.sweeps.ranking import Ranking
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,12 @@ class Config:
     """The keys of report.yaml."""
 
     run: Any
-    """Attack runs, on the same agents or on different ones of one env; or training runs."""
+    """Attack runs, on the same agents or on different ones of one env; or training runs, certify
+    runs, sweeps. Certify runs of the agents that are attacked may stand beside attack runs."""
     mode: str | None
     """Which mode of the attacks to compare; null: all heads, or the first that all have."""
+    format: str | None
+    """`html`: also one page with all of it; `md`: also as Markdown, with its figures beside it."""
     outputs: str
     """Folder of all runs."""
     trust: bool
@@ -41,36 +49,49 @@ class Config:
 def main(composed: DictConfig) -> None:
     """Draws and prints what `run` names."""
     config = build(Config, composed, "")
+    check_format(config.format)
     if config.run is None:
         raise ConfigError(
             "run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B"
         )
-    sweeps = [path for path in run_paths(config.run) if Sweep.is_at(path)]
+    paths = run_paths(config.run)
+    sweeps = [path for path in paths if Sweep.is_at(path)]
     if sweeps:
-        _report_sweeps(sweeps, run_paths(config.run))
-    elif command_of(run_paths(config.run)[0]) == "train":
-        runs = _finished(find_all(config.run, config.outputs, "train", trusted=config.trust))
-        _report_trainings(runs, config, composed)
+        _report_sweeps(sweeps, paths, config.format)
+    elif command_of(paths[0]) == "train":
+        _report_trainings(_finished(paths, "train", config), config, composed)
     else:
-        runs = _finished(find_all(config.run, config.outputs, "attack", trusted=config.trust))
-        _report_attacks(runs, config, composed)
+        _report_attacks(paths, config, composed)
 
 
-def _report_sweeps(sweeps: Sequence[str], paths: Sequence[str]) -> None:
+def _report_sweeps(sweeps: Sequence[str], paths: Sequence[str], kind: str | None) -> None:
     """Print what has come of each sweep so far; its table and figure are beside it."""
     others = [path for path in paths if path not in sweeps]
     if others:
         raise ConfigError(f"run={others[0]}: is no sweep; report sweeps by themselves.")
     for path in sweeps:
-        report(Sweep(Path(path)))
+        sweep = Sweep(Path(path))
+        write = None if kind is None else partial(_sweep_page, kind)
+        report(sweep, write)
 
 
-def _finished(runs: Sequence[Run]) -> list[Run]:
+def _sweep_page(kind: str, sweep: Sweep, ranked: "Sequence[Ranking]") -> Path:
+    """Write the page of a sweep beside its table."""
+    from rlx.page import making, sections
+
+    finished = {job.label: job.run for job in sweep.jobs() if job.finished and job.run is not None}
+    made = making.sections(finished, [f"rlx {sweep.command}", *sweep.words])
+    parts = [*sections.sweep(ranked, sweep.jobs()), *sections.episodes(list(finished.values()))]
+    return Document(f"Sweep {sweep.path.name}", [*parts, *made]).write(sweep.path, kind)
+
+
+def _finished(paths: Sequence[str], made_by: str, config: Config) -> list[Run]:
     """The runs that have a result; a line is printed for every run that has none.
 
     ConfigError where none is left.
     """
     finished = []
+    runs = find_all(list(paths), config.outputs, made_by, trusted=config.trust)
     for run in runs:
         status = run.unfinished()
         if status is None:
@@ -90,60 +111,152 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
 
     labels = training_comparison.run_labels(runs)
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
-    table = output.path / "report.csv"
+    files = {"table": output.path / "report.csv"}
     with output.writing():
-        drawn = _save_figure(training_comparison.figure(runs, labels), output)
-        training_comparison.write_csv(runs, labels, table)
+        files["figure"] = _save_figure(training_comparison.figure(runs, labels), output)
+        training_comparison.write_csv(runs, labels, files["table"])
         console.table(*training_comparison.results(runs, labels))
+        for table in training_comparison.pairs(runs, labels):
+            console.table(*table)
         if atari100k.is_benchmark(runs):
             atari100k.table(runs)
+        if config.format is not None:
+            from rlx.page import sections
+
+            named = dict(zip(labels, runs, strict=True))
+            parts = sections.trainings(runs, labels)
+            files["page"] = _save_page(config.format, output, parts, named)
         output.complete({"run": [str(run.path) for run in runs], "labels": labels})
-    console.result(output.path, table=table, figure=drawn)
+    console.result(output.path, **files)
 
 
-def _report_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
-    """Compare the attacks `runs`: on the same agents which ranks highest, else agent with agent."""
+def _report_attacks(paths: Sequence[str], config: Config, composed: DictConfig) -> None:
+    """Compare the attacks `runs`: on the same agents which ranks highest, else agent with agent.
+
+    Certify runs among them are shown on the page.
+    """
     from rlx.show.attack_run import AttackRun
 
-    attacks = [AttackRun.of(run) for run in runs]
+    certified = [path for path in paths if command_of(path) == "certify"]
+    attacking = [path for path in paths if path not in certified]
+    certificates = _finished(certified, "certify", config) if certified else []
+    if not attacking:
+        _report_certificates(certificates, config, composed)
+        return
+    attacks = [AttackRun.of(run) for run in _finished(attacking, "attack", config)]
     if len({attack.trainings for attack in attacks}) == 1:
-        _report_same_agents(attacks, config, composed)
+        _report_same_agents(attacks, certificates, config, composed)
     else:
         _require_same_env(attacks)
-        _report_agents(attacks, config, composed)
+        _report_agents(attacks, certificates, config, composed)
+
+
+def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
+    """Print what is certified, and draw it."""
+    from rlx.show import certify_tables, figures
+
+    output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
+    panels = {}
+    for run in runs:
+        summary = run.summary()
+        title = run.path.parent.name if len(runs) == 1 else str(run.path)
+        panels |= certify_tables.panels(summary, title)
+        for table in certify_tables.tables(summary):
+            console.table(*table)
+        for text in certify_tables.proved(summary):
+            console.facts(proved=text)
+    files = {}
+    with output.writing():
+        drawn = figures.sandwich(panels, figures.eps_label(runs[0].config.scale))
+        files["figure"] = _save_figure(drawn, output)
+        if config.format is not None:
+            files["page"] = _save_attack_page(config.format, output, [], runs, [])
+        output.complete({"run": [str(run.path) for run in runs]})
+    console.result(output.path, **files)
 
 
 def _report_same_agents(
-    attacks: "Sequence[AttackRun]", config: Config, composed: DictConfig
+    attacks: "Sequence[AttackRun]",
+    certificates: Sequence[Run],
+    config: Config,
+    composed: DictConfig,
 ) -> None:
     """Draw the robustness curves, and print the ranks of the agents under each attack."""
     from rlx.show.attack_comparison import AttackComparison
 
     comparison = AttackComparison.of(attacks, config.mode)
     output = Run.create(config.outputs, "report", comparison.agents, composed)
+    files = {}
     with output.writing():
-        drawn = _save_figure(comparison.figure(), output)
+        files["figure"] = _save_figure(comparison.figure(), output)
         comparison.print_ranks()
+        if config.format is not None:
+            from rlx.page import sections
+
+            parts = sections.same_agents(comparison)
+            files["page"] = _save_attack_page(config.format, output, attacks, certificates, parts)
         paths = [str(attack.path) for attack in attacks]
         output.complete({"run": paths} | comparison.summary())
-    console.result(output.path, figure=drawn)
+    console.result(output.path, **files)
 
 
-def _report_agents(attacks: "Sequence[AttackRun]", config: Config, composed: DictConfig) -> None:
+def _report_agents(
+    attacks: "Sequence[AttackRun]",
+    certificates: Sequence[Run],
+    config: Config,
+    composed: DictConfig,
+) -> None:
     """Draw, write and print how robust the agents are, and how much they differ."""
     from rlx.show.agent_comparison import AgentComparison
 
     comparison = AgentComparison.of(attacks, config.mode)
     output = Run.create(config.outputs, "report", comparison.env, composed)
-    table = output.path / "report.csv"
-    pairs = output.path / "pairs.csv"
+    files = {"table": output.path / "report.csv", "pairs": output.path / "pairs.csv"}
     with output.writing():
-        drawn = _save_figure(comparison.figure(), output)
-        comparison.write_csv(table)
-        comparison.write_pairs(pairs)
+        files["figure"] = _save_figure(comparison.figure(), output)
+        comparison.write_csv(files["table"])
+        comparison.write_pairs(files["pairs"])
         comparison.print_tables()
+        if config.format is not None:
+            from rlx.page import sections
+
+            parts = sections.agents(comparison)
+            files["page"] = _save_attack_page(config.format, output, attacks, certificates, parts)
         output.complete(comparison.summary())
-    console.result(output.path, table=table, pairs=pairs, figure=drawn)
+    console.result(output.path, **files)
+
+
+def _save_attack_page(
+    kind: str,
+    output: Run,
+    attacks: "Sequence[AttackRun]",
+    certificates: Sequence[Run],
+    parts: "Sequence[Section]",
+) -> Path:
+    """Write the page of attacks and certificates: `parts`, then each by itself, the trainings."""
+    from rlx.page import sections
+
+    labels = sections.names(attacks)
+    studies = [sections.study(attack, name) for name, attack in labels.items()]
+    certified = {f"certify {run.path.name}": run for run in certificates}
+    trainings = sections.attacked([*(attack.run for attack in attacks), *certificates])
+    parts = [*parts, *studies, *map(sections.certificates, certificates)]
+    if trainings:
+        parts += sections.trainings(list(trainings.values()), list(trainings))
+    runs = trainings | {name: attack.run for name, attack in labels.items()} | certified
+    return _save_page(kind, output, parts, runs)
+
+
+def _save_page(
+    kind: str, output: Run, parts: "Sequence[Section]", runs: "Mapping[str, Run]"
+) -> Path:
+    """Write the page of a report: `parts`, then what all need to know of the `runs`."""
+    from rlx.page import making, sections
+
+    made = making.sections(runs, sys.argv)
+    whole = [*parts, *sections.episodes(list(runs.values())), *made]
+    title = f"Report: {', '.join(runs)}"
+    return Document(title, whole).write(output.path, kind)
 
 
 def _save_figure(figure: "Figure", output: Run) -> Path:

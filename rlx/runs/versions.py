@@ -3,11 +3,13 @@
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import rlx
+from rlx.machine import cpu_name
 
 PACKAGES = ("torch", "gymnasium", "numpy", "hydra-core")
 
@@ -19,8 +21,18 @@ def versions() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "cpu": cpu_name(),
+        "gpu": _gpu_name(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def _gpu_name() -> str | None:
+    """The model of the GPU; None where there is none, or where nobody has asked for torch yet."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_name())
 
 
 def project_commit() -> str | None:

@@ -125,13 +125,21 @@ class AgentComparison:
 
     def figure(self) -> "Figure":
         """Return against the radius, and the performance profiles."""
-        shares = []
-        for profile in self.profiles:
-            shares.append(np.stack([profile.value, *profile.ci95]))
-        x = figures.eps_label(units_text(self.scale))
         curves = [row.curve for row in self.rows]
         title = f"{self.env}: return under attack"
-        return figures.robustness(title, curves, x, self.random, self.levels, shares)
+        return figures.robustness(title, curves, self.x, self.random, self.profile_curves())
+
+    @property
+    def x(self) -> str:
+        """What the curves are drawn against."""
+        return figures.eps_label(units_text(self.scale))
+
+    def profile_curves(self) -> list[figures.Curve]:
+        """The performance profiles, a curve for each of the `rows`."""
+        return [
+            figures.profile(row.label, self.levels, profile)
+            for row, profile in zip(self.rows, self.profiles, strict=True)
+        ]
 
     def write_csv(self, path: Path) -> None:
         """A row for each attack and radius."""
@@ -216,7 +224,7 @@ class AgentComparison:
                     row.mode,
                     str(row.seeds),
                     *(console.interval_text(one.iqm, one.ci95) for one in estimates),
-                    _interval_text(row.result.area),
+                    console.resampled_text(row.result.area),
                     _critical_text(row.result),
                 ]
             )
@@ -243,9 +251,9 @@ class AgentComparison:
                 [
                     f"{first + 1} − {second + 1}",
                     *returns,
-                    _interval_text(pair.area),
+                    console.resampled_text(pair.area),
                     self._critical_difference_text(first, second),
-                    _interval_text(pair.probability),
+                    console.resampled_text(pair.probability),
                 ]
             )
         title = (
@@ -258,7 +266,7 @@ class AgentComparison:
     def _critical_difference_text(self, first: int, second: int) -> str:
         """The difference of two critical radii; "≥" or "≤" where one is beyond the grid."""
         difference = self.pairs[first, second].critical_eps
-        text = _interval_text(difference)
+        text = console.resampled_text(difference)
         results = [self.rows[number].result for number in (first, second)]
         beyond = any(np.isinf(result.critical_eps.value) for result in results)
         if np.isnan(difference.value) or not beyond:
@@ -416,12 +424,6 @@ def _statistics(
 def _spread(count: int) -> list[int]:
     """Numbers from the first to the last of `count`, at most `PRINTED_RADII` of them."""
     return sorted({round(number) for number in np.linspace(0, count - 1, PRINTED_RADII)})
-
-
-def _interval_text(statistic: statistics.Resampled) -> str:
-    """A statistic [] and its interval, as in "0.2 [0.1, 0.3]"."""
-    low, high = statistic.ci95
-    return console.interval_text(float(statistic.value), (low, high))
 
 
 def _critical_text(result: statistics.Robustness) -> str:

@@ -73,7 +73,12 @@ class AttackComparison:
     def figure(self) -> "Figure":
         """Return against the radius, a curve for each attack."""
         title = f"{self.agents}, mode {self.mode}, {len(self.seeds)} seeds"
-        return figures.curves({title: self.curves}, figures.eps_label(self.scale), self.random)
+        return figures.curves({title: self.curves}, self.x, self.random)
+
+    @property
+    def x(self) -> str:
+        """What the curves are drawn against."""
+        return figures.eps_label(self.scale)
 
     def print_ranks(self) -> None:
         """Print each seed's return and rank under each attack, and the correlations."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlx.runs.run import Run
-    from rlx.statistics import Estimate
+    from rlx.statistics import Estimate, Resampled
 
 COVERAGE = {2: 50, 3: 74, 4: 88}
 """Number of seeds → percent of their 95 % bootstrap intervals that hold the truth.
@@ -258,6 +258,12 @@ def interval_text(value: float, ci95: tuple[float, float]) -> str:
     if np.isnan(low):
         return number(value)
     return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def resampled_text(statistic: "Resampled") -> str:
+    """A statistic [] and its interval, as `interval_text` has them."""
+    low, high = statistic.ci95
+    return interval_text(float(statistic.value), (float(low), float(high)))
 
 
 def number(value: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.statistics import Estimate, interval, iqm
+from rlx.statistics import Estimate, Resampled, interval, iqm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 COLOURS = ("#1b6ca8", "#c8553d", "#3c8d5a", "#8a5aa8", "#b8860b", "#5b6770", "#d06aa0", "#2a9d9d")
 LINE_STYLES = ("-", "--", ":", "-.")
+PROFILES = "Share of seeds × radii with a score above τ"
+"""The title of performance profiles."""
+SCORE = "score τ (0: random play, 1: the best clean play)"
+"""What performance profiles are drawn against."""
 LABEL_WIDTH = 46
 """Characters after which a label goes on in another line."""
 LEGEND_GAP = 0.5
@@ -34,6 +38,17 @@ class Curve:
     """The points, [E]: radii or steps."""
     estimates: Sequence[Estimate]
     """The return over seeds at each point, [E]."""
+
+
+def profile(label: str, levels: NDArray[np.float64], share: Resampled) -> Curve:
+    """The curve of a share [L] against the `levels` [L] above which it is."""
+    low, high = share.ci95
+    nobody = np.empty(0)
+    values = zip(share.value.tolist(), low.tolist(), high.tolist(), strict=True)
+    estimates = [
+        Estimate(nobody, value, (its_low, its_high)) for value, its_low, its_high in values
+    ]
+    return Curve(label, levels.tolist(), estimates)
 
 
 def learning(
@@ -97,29 +112,24 @@ def robustness(
     curves: Sequence[Curve],
     x: str,
     random: float,
-    levels: NDArray[np.float64],
-    shares: Sequence[NDArray[np.float64]],
+    profiles: Sequence[Curve],
 ) -> "Figure":
     """A figure of agents beside each other: returns against the radius, and performance profiles.
 
-    `random`: the return of random play, for a line across; `levels` [L]: scores; `shares`: for each
-    curve the share above each level and the ends of its interval, [3, L].
+    `random`: the return of random play, for a line across; `profiles`: for each curve the share
+    above each score.
     """
     columns, legend_lines = _legend_size({"": curves})
-    titles = [title, "Share of seeds × radii with a score above τ"]
+    titles = [title, PROFILES]
     figure, (left, right) = make_panels(titles, x, "return", legend_lines, _panel_size(1))
     for number, curve in enumerate(curves):
         _draw(left, curve, number)
     left.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
     _legend_below(left, columns, "interquartile mean, 95 % interval; thin: each seed")
-    right.set_xlabel("score τ (0: random play, 1: the best clean play)")
+    right.set_xlabel(SCORE)
     right.set_ylabel("share")
-    for number, (share, low, high) in enumerate(shares):
-        colour = COLOURS[number % len(COLOURS)]
-        style = LINE_STYLES[number % len(LINE_STYLES)]
-        if np.isfinite(low).all():
-            right.fill_between(levels, low, high, color=colour, alpha=0.18, linewidth=0)
-        right.plot(levels, share, color=colour, linestyle=style, linewidth=2)
+    for number, curve in enumerate(profiles):
+        _draw(right, curve, number, marker=None)
     return figure
 
 
@@ -142,7 +152,7 @@ def sandwich(panels: Mapping[str, Sequence[Curve]], x: str) -> "Figure":
     return figure
 
 
-def _draw(axes: "Axes", curve: Curve, number: int) -> None:
+def _draw(axes: "Axes", curve: Curve, number: int, marker: str | None = "o") -> None:
     """Draw a curve, in the colour and style of its `number` within its panel."""
     if len(curve.x) == 0:  # of a run that was never evaluated
         return
@@ -160,7 +170,7 @@ def _draw(axes: "Axes", curve: Curve, number: int) -> None:
         color=colour,
         linestyle=style,
         linewidth=2,
-        marker="o",
+        marker=marker,
         markersize=3,
         label="\n".join(textwrap.wrap(curve.label, LABEL_WIDTH)),
     )

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 IGNORED_KEYS = ("outputs", "device", "checkpoint_every", "checkpoint_seconds")
 """Keys that change nothing about a result, and so tell no run from another."""
+
+LEVELS = 201
+"""Returns at which a performance profile is computed."""
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
@@ -65,8 +69,7 @@ def panels(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[figures
     for run, label in zip(runs, labels, strict=True):
         steps, _, values = run.curve()
         estimates = [statistics.estimate(returns[:, None]) for returns in values]
-        env = run.path.parent.name.partition("-")[2]
-        found.setdefault(env, []).append(figures.Curve(label, steps, estimates))
+        found.setdefault(env_of(run), []).append(figures.Curve(label, steps, estimates))
     return found
 
 
@@ -101,6 +104,77 @@ def results(runs: Sequence[Run], labels: Sequence[str]) -> console.Table:
     rows = [_table_row(run, label) for run, label in zip(runs, labels, strict=True)]
     title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
     return console.Table(title, ["run", "return", "seeds", "solved", "steps", "took"], rows)
+
+
+def seeds(run: Run, label: str) -> console.Table:
+    """Each seed of a training on a line."""
+    summary = run.summary()
+    columns: dict[str, Sequence[Any]] = {"return": summary["return"]["per_seed"]}
+    kept = summary.get("kept", {})
+    if kept:
+        columns |= {"kept at step": kept["step"], "value there": kept["value"]}
+    for statistic in statistics.STATISTICS:
+        if statistic.key in summary:
+            columns[statistic.column] = [
+                statistic.form.format(value) for value in summary[statistic.key]
+            ]
+    rows = [list(row) for row in zip(map(str, summary["seeds"]), *columns.values(), strict=True)]
+    return console.Table(label, ["seed", *columns], rows)
+
+
+def pairs(runs: Sequence[Run], labels: Sequence[str]) -> list[console.Table]:
+    """The difference of each two trainings in one env, and how sure it is; a table for each env."""
+    tables = []
+    for env, seeds in _seeds_by_env(runs, labels).items():
+        rows = []
+        for (first, ours), (second, theirs) in combinations(seeds.items(), 2):
+            difference = _iqm(ours) - _iqm(theirs)
+            probability = statistics.probability_of_improvement(ours, theirs)
+            texts = [console.resampled_text(one) for one in (difference, probability)]
+            rows.append([first, second, *texts])
+        if rows:
+            title = (
+                f"{env}: the first minus the second, and the probability that a random seed of the "
+                "first has the higher return; seeds are resampled"
+            )
+            tables.append(console.Table(title, ["first", "second", "return", "probability"], rows))
+    return tables
+
+
+def profiles(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[figures.Curve]]:
+    """The share of the seeds with a higher return than τ, against τ, by env."""
+    found = {}
+    for env, seeds in _seeds_by_env(runs, labels).items():
+        returns = np.concatenate([one.value for one in seeds.values()])
+        levels = np.linspace(returns.min(), returns.max(), LEVELS)
+        found[env] = [
+            figures.profile(label, levels, statistics.share_above(one, levels))
+            for label, one in seeds.items()
+        ]
+    return found
+
+
+def _seeds_by_env(
+    runs: Sequence[Run], labels: Sequence[str]
+) -> dict[str, dict[str, statistics.Resampled]]:
+    """The returns of the seeds of each run, [S], by env and label."""
+    found: dict[str, dict[str, statistics.Resampled]] = {}
+    for number, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        estimate = statistics.Estimate.from_dict(run.summary()["return"])
+        seeds = statistics.resampled_seeds(estimate, rng=number)
+        found.setdefault(env_of(run), {})[label] = seeds
+    return found
+
+
+def _iqm(seeds: statistics.Resampled) -> statistics.Resampled:
+    """The interquartile mean of `seeds` [S], []."""
+    value = np.asarray(statistics.iqm(seeds.value))
+    return statistics.Resampled(value, statistics.iqm(seeds.resampled, 1))
+
+
+def env_of(run: Run) -> str:
+    """The env of a training, as in "cartpole"."""
+    return run.path.parent.name.partition("-")[2]
 
 
 def _table_row(run: Run, label: str) -> list[str]:

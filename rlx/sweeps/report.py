@@ -1,7 +1,7 @@
 """A sweep's results for people: tables, sweep.csv and a figure; also while it runs."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,12 @@ from rlx.sweeps.sweep import Job, Sweep, swept_keys, writing
 if TYPE_CHECKING:
     from rlx.command import Command
 
+Page = Callable[[Sweep, Sequence[Ranking]], Path]
+"""What writes a page of a sweep whose jobs are ranked, and returns its file."""
 
-def report(sweep: Sweep) -> None:
-    """Print what has come of a sweep so far; write its table and its figure beside it."""
+
+def report(sweep: Sweep, page: Page | None = None) -> None:
+    """Print what has come of a sweep so far; write its table, its figure and a `page` beside it."""
     command: Command = load_command(sweep.command)
     jobs = sweep.jobs()
     ranked = [] if command.measure is None else rankings(sweep, command.measure)
@@ -40,6 +43,8 @@ def report(sweep: Sweep) -> None:
         with writing(sweep.path):
             drawn.savefig(files["figure"])
             drawn.savefig(files["figure"].with_suffix(".pdf"))
+    if page is not None:
+        files["page"] = page(sweep, ranked)
     done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
     if pruned := sum(job.status == "pruned" for job in jobs):
         done += f", {pruned} of them pruned"
@@ -86,13 +91,13 @@ def ranking_table(ranking: Ranking) -> console.Table:
 
 def lead_text(lead: Resampled) -> str:
     """How sure the first place is."""
-    return f"a seed of the first is better than one of the second: {_text(lead)}"
+    return f"a seed of the first is better than one of the second: {console.resampled_text(lead)}"
 
 
 def effects(ranking: Ranking) -> list[console.Table]:
     """What each value of each key does, on the average of all others; of one key nothing."""
     rows = [
-        [effect.key, effect.value, str(effect.jobs), _text(effect.mean)]
+        [effect.key, effect.value, str(effect.jobs), console.resampled_text(effect.mean)]
         for effect in ranking.effects
     ]
     if len(ranking.keys) < 2 or not rows:
@@ -145,9 +150,3 @@ def _row(job: Job, keys: Sequence[str]) -> dict[str, Any]:
 def _run_path(job: Job) -> str:
     """Where the run of a finished job is."""
     return "" if job.run is None else str(job.run.path)
-
-
-def _text(value: Resampled) -> str:
-    """A number with its interval."""
-    low, high = value.ci95
-    return console.interval_text(float(value.value), (float(low), float(high)))

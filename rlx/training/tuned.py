@@ -84,10 +84,10 @@ class Comparison:
         rows = []
         for name, trained in (("best trial", self.best), (self.today_name, self.today)):
             seeds = str(len(trained.estimate.per_seed))
-            rows.append([name, _text(trained.iqm), seeds, str(trained.path)])
+            rows.append([name, console.resampled_text(trained.iqm), seeds, str(trained.path)])
         title = "Return on fresh seeds: interquartile mean, 95 % bootstrap interval"
         console.table(title, ["settings", "return", "seeds", "run"], rows)
-        console.facts(difference=_text(self.difference))
+        console.facts(difference=console.resampled_text(self.difference))
 
 
 def write_tuned(comparison: Comparison, line: str, found: str) -> None:
@@ -117,12 +117,12 @@ def write_tuned(comparison: Comparison, line: str, found: str) -> None:
     comments = [
         f"# Found by: {line}",
         f"# rlx {now['rlx']}, commit {now['commit']}. {found}; best was trial {comparison.trial}.",
-        f"# On seeds {per_seed}: {_text(comparison.best.iqm)}; "
-        f"{comparison.today_name}: {_text(comparison.today.iqm)}; "
-        f"difference {_text(comparison.difference)}.",
+        f"# On seeds {per_seed}: {console.resampled_text(comparison.best.iqm)}; "
+        f"{comparison.today_name}: {console.resampled_text(comparison.today.iqm)}; "
+        f"difference {console.resampled_text(comparison.difference)}.",
     ]
     values = yaml.safe_dump(settings(comparison.config), sort_keys=False)
-    file.write_text("\n".join(["# @package _global_", *comments, values]))
+    file.writeconsole.resampled_text("\n".join(["# @package _global_", *comments, values]))
     console.facts(tuned=f"wrote {file}")
     if name != f"{chosen('agent')}-{chosen('env')}":
         console.facts(use=f"tuned={name}")
@@ -147,9 +147,3 @@ def _returns(run: Run) -> np.ndarray:
     """[S, P]: the returns of a finished run."""
     with np.load(run.path / "returns.npz", allow_pickle=False) as arrays:
         return arrays["returns"].astype(np.float64)
-
-
-def _text(value: Resampled) -> str:
-    """A number with its interval."""
-    low, high = value.ci95
-    return console.interval_text(float(value.value), (float(low), float(high)))
