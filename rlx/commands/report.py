@@ -1,6 +1,7 @@
 """Compare runs in a figure, tables, a page: trainings, attacks, attacked agents, certificates."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 
 from rlx.benchmarks import atari100k
 from rlx.command import command
+from rlx.composing import as_typed
 from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.page.document import Document, check_format
@@ -80,7 +82,7 @@ def _sweep_page(kind: str, sweep: Sweep, ranked: "Sequence[Ranking]") -> Path:
     from rlx.page import making, sections
 
     finished = {job.label: job.run for job in sweep.jobs() if job.finished and job.run is not None}
-    made = making.sections(finished, [f"rlx {sweep.command}", *sweep.words])
+    made = making.sections(finished, sweep.line)
     parts = [*sections.sweep(ranked, sweep.jobs()), *sections.episodes(list(finished.values()))]
     return Document(f"Sweep {sweep.path.name}", [*parts, *made]).write(sweep.path, kind)
 
@@ -144,11 +146,28 @@ def _report_attacks(paths: Sequence[str], config: Config, composed: DictConfig) 
         _report_certificates(certificates, config, composed)
         return
     attacks = [AttackRun.of(run) for run in _finished(attacking, "attack", config)]
+    if config.format is not None and not certificates:
+        certificates = _certificates_of(attacks, config)
     if len({attack.trainings for attack in attacks}) == 1:
         _report_same_agents(attacks, certificates, config, composed)
     else:
         _require_same_env(attacks)
         _report_agents(attacks, certificates, config, composed)
+
+
+def _certificates_of(attacks: "Sequence[AttackRun]", config: Config) -> list[Run]:
+    """The newest certify runs of the agents that are attacked, where there are some."""
+    found = {}
+    for attack in attacks:
+        folder = Path(config.outputs, "certify", attack.source)
+        for path in sorted(folder.glob("*/summary.json")):
+            run = Run(path.parent, config.trust)
+            trainings = tuple(Path(text).resolve() for text in run.summary()["run"])
+            if run.unfinished() is None and trainings == attack.trainings:
+                found[trainings] = run
+    for run in found.values():
+        console.facts(certify=run.path)
+    return list(found.values())
 
 
 def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
@@ -240,11 +259,13 @@ def _save_attack_page(
     studies = [sections.study(attack, name) for name, attack in labels.items()]
     certified = {f"certify {run.path.name}": run for run in certificates}
     trainings = sections.attacked([*(attack.run for attack in attacks), *certificates])
-    parts = [*parts, *studies, *map(sections.certificates, certificates)]
+    several = len(attacks) > 1
+    whole = [*(parts if several else []), *studies, *map(sections.certificates, certificates)]
+    whole += [] if several else parts
     if trainings:
-        parts += sections.trainings(list(trainings.values()), list(trainings))
+        whole += sections.trainings(list(trainings.values()), list(trainings))
     runs = trainings | {name: attack.run for name, attack in labels.items()} | certified
-    return _save_page(kind, output, parts, runs)
+    return _save_page(kind, output, whole, runs)
 
 
 def _save_page(
@@ -253,9 +274,12 @@ def _save_page(
     """Write the page of a report: `parts`, then what all need to know of the `runs`."""
     from rlx.page import making, sections
 
-    made = making.sections(runs, sys.argv)
+    line = making.reading(as_typed(sys.argv), run_paths(output.config.run))
+    made = making.sections(runs, line)
     whole = [*parts, *sections.episodes(list(runs.values())), *made]
-    title = f"Report: {', '.join(runs)}"
+    counts = Counter(run.meta()["command"] for run in runs.values())
+    texts = [f"{count} × rlx {command}" for command, count in counts.items()]
+    title = f"{output.path.parent.name}: {', '.join(texts)}"
     return Document(title, whole).write(output.path, kind)
 
 

@@ -85,8 +85,7 @@ def _curves(chart: Chart) -> "altair.LayerChart":
     many = len(names) > 1
     legend = None
     if many:
-        longest = max(map(len, names))
-        columns = 1 if longest > 24 else 2
+        columns = max(1, 48 // max(map(len, names)))
         legend = alt.Legend(
             title=None,
             orient="bottom",
@@ -106,6 +105,7 @@ def _curves(chart: Chart) -> "altair.LayerChart":
     picked = alt.selection_point(name="picked", fields=["curve"], bind="legend")
     options = alt.binding_select(options=[None, *names], labels=["all", *names], name="Show ")
     named = alt.selection_point(name="named", fields=["curve"], bind=options)
+
     def opacity(shown: float) -> Any:
         if not many:
             return alt.value(shown)
@@ -125,8 +125,10 @@ def _curves(chart: Chart) -> "altair.LayerChart":
         lines = alt.Chart(seeds).mark_line(strokeWidth=alt.expr("seeds ? 0.8 : 0"))
         encoded = lines.encode(x=x, y=y, color=colour, detail="seed:N", opacity=opacity(0.25))
         layers.append(encoded.add_params(with_seeds))
-    band = base.mark_area().encode(y=alt.Y("low:Q").title(chart.y), y2="high:Q")
-    layers.append(band.encode(opacity=opacity(0.2)))
+    ends = [estimate.ci95 for curve in chart.curves for estimate in curve.estimates]
+    if np.isfinite(ends).any():
+        band = base.mark_area().encode(y=alt.Y("low:Q").title(chart.y), y2="high:Q")
+        layers.append(band.encode(opacity=opacity(0.2)))
     line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash, opacity=opacity(1))
     layers.append(line.add_params(picked, named) if many else line)
     marked = max(len(curve.x) for curve in chart.curves) <= MOST_MARKED

@@ -27,7 +27,7 @@ FORMATS = {"html": "report.html", "md": "report.md"}
 FILMS = (".gif", ".mp4", ".webm")
 MOST_FILM_BYTES = 1_000_000
 """The most bytes of films that are written into a page; others are named."""
-NUMBER = re.compile(r"[<>≤≥]?\s*([-−]?[\d,]*\.?\d+(?:e[-+]?\d+)?)(?=$|[\s%(\[])")
+NUMBER = re.compile(r"[<>≤≥]?([-−]?[\d,]*\.?\d+(?:e[-+]?\d+)?) ?%?( \[.*\]| \(.*\))?")
 DURATION = re.compile(r"(?:(\d+) h ?)?(?:(\d+) min ?)?(\d+) s")
 
 
@@ -160,6 +160,7 @@ def _environment(kind: str) -> "jinja2.Environment":
         "kind": lambda part: type(part).__name__,
         "cell": console.cell,
         "sort_value": sort_value,
+        "columns": _columns,
         "spec": charts.spec,
         "code": _code,
         "escaped": _escaped,
@@ -175,10 +176,19 @@ def sort_value(cell: Any) -> float | None:
     if duration:
         hours, minutes, seconds = (int(part or 0) for part in duration.groups())
         return 3600 * hours + 60 * minutes + seconds
-    number = NUMBER.match(cell)
+    number = NUMBER.fullmatch(cell)
     if number is None:
         return None
     return float(number[1].replace(",", "").replace("−", "-"))
+
+
+def _columns(table: console.Table) -> list[tuple[str, bool]]:
+    """The names of a table's columns, and whether each holds numbers alone."""
+    found = []
+    for number, name in enumerate(table.header):
+        values = [row[number] for row in table.rows if row[number] not in ("", "–")]
+        found.append((name, all(sort_value(value) is not None for value in values)))
+    return found
 
 
 def _escaped(text: str) -> str:

@@ -1,6 +1,5 @@
 """How the runs of a report were made: settings, versions, machine, and the lines that repeat it."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlx.composing import as_typed, compose_config, hydra_left_as_it_is
+from rlx.composing import compose_config, hydra_left_as_it_is
 from rlx.conf import group_files
 from rlx.config import plain
 from rlx.names import flatten_keys
@@ -22,11 +21,11 @@ from rlx.training.config import validated
 UNKNOWN = "–"
 
 
-def sections(runs: Mapping[str, Run], argv: Sequence[str]) -> list[Section]:
-    """What was run, and the lines that make it again; `argv`: the line that made the report."""
+def sections(runs: Mapping[str, Run], line: str) -> list[Section]:
+    """What was run, and the lines that make it again; `line`: the one that made the report."""
     return [
         Section("What was run", [_runs(runs), _machines(runs), *_settings(runs), *_configs(runs)]),
-        Section("To make it again", _lines(runs, argv)),
+        Section("To make it again", _lines(runs, line)),
     ]
 
 
@@ -84,35 +83,39 @@ def _machines(runs: Mapping[str, Run]) -> console.Table:
 
 
 def _settings(runs: Mapping[str, Run]) -> list[Part]:
-    """The keys whose values are not the defaults, those of each run on a column."""
-    columns = {}
-    defaults: dict[str, Any] = {}
+    """The keys of which some run has another value than the default, a table for each command."""
+    parts: list[Part] = []
     unknown = []
+    by_command: dict[str, dict[str, dict[str, str]]] = {}
     for label, run in runs.items():
         default = _defaults(run)
         if default is None:
             unknown.append(label)
             continue
         config = flatten_keys(OmegaConf.to_container(run.config))
-        columns[label] = config
-        defaults |= {key: value for key, value in default.items() if key not in defaults}
-    parts: list[Part] = []
-    keys = dict.fromkeys(key for config in columns.values() for key in config)
-    rows = []
-    for key in keys:
-        values = [config.get(key, UNKNOWN) for config in columns.values()]
-        default_value = defaults.get(key, UNKNOWN)
-        differs = any(value not in (default_value, UNKNOWN) for value in values)
-        if differs and key.split(".")[0] not in (*IGNORED_KEYS, "run"):
-            rows.append([key, *(_text(value) for value in (default_value, *values))])
-    title = "Keys that differ from the defaults of the agent, env and attack"
-    if rows:
-        parts.append(console.Table(title, ["key", "default", *columns], rows))
-    elif columns:
-        parts.append(Note("All other keys have their defaults."))
+        columns = by_command.setdefault(_command(run), {})
+        columns[label] = {key: _value(value, default.get(key)) for key, value in config.items()}
+    for command, columns in by_command.items():
+        keys = dict.fromkeys(key for column in columns.values() for key in column)
+        rows = []
+        for key in keys:
+            texts = [column.get(key, UNKNOWN) for column in columns.values()]
+            ignored = key.split(".")[0] in (*IGNORED_KEYS, "run")
+            if not ignored and any(text.endswith(")") for text in texts):
+                rows.append([key, *texts])
+        title = f"rlx {command}: keys that differ from their defaults, which are in brackets"
+        if rows:
+            parts.append(console.Table(title, ["key", *columns], rows))
+        else:
+            parts.append(Note(f"rlx {command}: all keys have their defaults."))
     if unknown:
         parts.append(Note(f"The defaults of {', '.join(unknown)} are not known here."))
     return parts
+
+
+def _value(value: Any, default: Any) -> str:
+    """A value, and the default in brackets where that is another."""
+    return _text(value) if value == default else f"{_text(value)} ({_text(default)})"
 
 
 def _defaults(run: Run) -> dict[str, Any] | None:
@@ -158,7 +161,7 @@ def _configs(runs: Mapping[str, Run]) -> list[Part]:
     ]
 
 
-def _lines(runs: Mapping[str, Run], argv: Sequence[str]) -> list[Part]:
+def _lines(runs: Mapping[str, Run], report: str) -> list[Part]:
     """The command lines of the runs, the trainings first, then that of the report."""
     lines = []
     unknown = []
@@ -169,30 +172,22 @@ def _lines(runs: Mapping[str, Run], argv: Sequence[str]) -> list[Part]:
             unknown.append(label)
             continue
         line = meta["line"]
-        words = shlex.split(line)
         reads = run.summary().get("run")
-        if reads and not any(word.startswith("run=") for word in words):
-            line += f" {shlex.quote('run=[' + ','.join(reads) + ']')}"  # the newest run, then
+        if reads:
+            line = reading(line, reads)
         lines += [f"# {label}", line, *(text for text in meta.get("resumed", []) if text)]
-    lines += ["# this report", as_typed(argv)]
-    lines = [_with_paths(line) for line in lines]
+    lines += ["# this report", report]
     parts: list[Part] = [Lines("Command lines", "\n".join(lines))]
     if unknown:
         parts.append(Note(f"Made by an rlx that noted no command line: {', '.join(unknown)}."))
     return parts
 
 
-def _with_paths(line: str) -> str:
-    """A command line with the runs that it names in the place where one types them."""
-    if " run=" not in line.replace("'", " "):
-        return line
-    words = []
-    for word in shlex.split(line):
-        paths = re.fullmatch(r"run=\[?(.*?)\]?", word)
-        # Hydra's quotes: a path may have a comma.
-        found = re.findall(r"'([^'\\]*)'|([^',]+)", paths[1]) if paths else []
-        words += ["".join(pair) for pair in found] or [word]
-    return shlex.join(words)
+def reading(line: str, paths: Sequence[str]) -> str:
+    """A command line with the runs that it has read, which may be others when it is typed again."""
+    program, command, *words = shlex.split(line)
+    others = [word for word in words if not word.startswith("run=")]
+    return shlex.join([program, command, *paths, *others])
 
 
 def _command(run: Run) -> str:

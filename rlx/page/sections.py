@@ -32,7 +32,7 @@ def trainings(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
         for scores, means in atari100k.scores(runs):
             results.append(scores)
             results += [Note(f"{name}: {text}") for name, text in means.items()]
-    sections = [Section("Results", results)]
+    sections = [Section("Results of training", results)]
     parts: list[Part] = []
     for env, curves in training_comparison.panels(runs, labels).items():
         rules = _threshold(runs, env)
@@ -44,7 +44,7 @@ def trainings(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
             _chart(f"{env}: share of seeds with a return above τ", curves, "return τ", y="share")
             for env, curves in training_comparison.profiles(runs, labels).items()
         ]
-        sections.append(Section("Comparison", [*pairs, *profiles]))
+        sections.append(Section("Comparison of trainings", [*pairs, *profiles]))
     seeds = [training_comparison.seeds(run, label) for run, label in zip(runs, labels, strict=True)]
     return [*sections, Section("Single seeds", seeds)]
 
@@ -85,7 +85,7 @@ def same_agents(comparison: AttackComparison) -> list[Section]:
         rules = {"random play": comparison.random}
         parts.append(_chart(title, comparison.curves, comparison.x, rules=rules))
     texts = [Note(text) for text in comparison.correlation_texts()]
-    return [Section("Single seeds", [*parts, comparison.table(), *texts])]
+    return [Section("Single seeds under attack", [*parts, comparison.table(), *texts])]
 
 
 def study(attack: AttackRun, label: str) -> Section:
@@ -96,7 +96,7 @@ def study(attack: AttackRun, label: str) -> Section:
     rules = {"random play": attack.summary["random"]}
     parts: list[Part] = [
         *_warnings(attack_tables.warnings(found, len(attack.summary["seeds"]))),
-        _chart(f"{label}: return, from above", curves, x, rules=rules),
+        _chart(f"{label}: return, an upper bound of the worst case", curves, x, rules=rules),
         attack_tables.returns(found),
         attack_tables.scores(found),
         _chart(f"{label}: decisions that the box changes", _flips(found), x, y=SHARE),
