@@ -81,8 +81,12 @@ def _sweep_page(kind: str, sweep: Sweep, ranked: "Sequence[Ranking]") -> Path:
     """Write the page of a sweep beside its table."""
     from rlx.page import making, sections
 
-    finished = {job.label: job.run for job in sweep.jobs() if job.finished and job.run is not None}
-    made = making.sections(finished, sweep.line)
+    finished = {}
+    for job in sweep.jobs():
+        run = job.run
+        if run is not None and run.unfinished() is None:
+            finished[job.label] = run
+    made = making.sections(finished, "the sweep", sweep.line)
     parts = [*sections.sweep(ranked, sweep.jobs()), *sections.episodes(list(finished.values()))]
     return Document(f"Sweep {sweep.path.name}", [*parts, *made]).write(sweep.path, kind)
 
@@ -255,29 +259,36 @@ def _save_attack_page(
     """Write the page of attacks and certificates: `parts`, then each by itself, the trainings."""
     from rlx.page import sections
 
-    labels = sections.names(attacks)
-    studies = [sections.study(attack, name) for name, attack in labels.items()]
-    certified = {f"certify {run.path.name}": run for run in certificates}
-    trainings = sections.attacked([*(attack.run for attack in attacks), *certificates])
-    several = len(attacks) > 1
-    whole = [*(parts if several else []), *studies, *map(sections.certificates, certificates)]
-    whole += [] if several else parts
+    named = sections.names(attacks)
+    studies = [sections.study(attack, name) for name, attack in named.items()]
+    single = [*studies, *map(sections.certificates, certificates)]
+    whole = [*parts, *single] if len(attacks) > 1 else [*single, *parts]
+    runs = {name: attack.run for name, attack in named.items()}
+    runs |= {f"certify {run.path.name}": run for run in certificates}
+    trainings = sections.attacked(list(runs.values()))
     if trainings:
         whole += sections.trainings(list(trainings.values()), list(trainings))
-    runs = trainings | {name: attack.run for name, attack in labels.items()} | certified
-    return _save_page(kind, output, whole, runs)
+    return _save_page(kind, output, whole, runs, trainings)
 
 
 def _save_page(
-    kind: str, output: Run, parts: "Sequence[Section]", runs: "Mapping[str, Run]"
+    kind: str,
+    output: Run,
+    parts: "Sequence[Section]",
+    runs: Mapping[str, Run],
+    trainings: Mapping[str, Run] | None = None,
 ) -> Path:
-    """Write the page of a report: `parts`, then what all need to know of the `runs`."""
+    """Write the page of a report on `runs`: `parts`, then how these were made.
+
+    `trainings`: those that the runs have read.
+    """
     from rlx.page import making, sections
 
-    line = making.reading(as_typed(sys.argv), run_paths(output.config.run))
-    made = making.sections(runs, line)
-    whole = [*parts, *sections.episodes(list(runs.values())), *made]
-    counts = Counter(run.meta()["command"] for run in runs.values())
+    line = making.reading(as_typed(sys.argv), [str(run.path) for run in runs.values()])
+    everything = {**(trainings or {}), **runs}
+    made = making.sections(everything, "this report", line)
+    whole = [*parts, *sections.episodes(list(everything.values())), *made]
+    counts = Counter(run.meta()["command"] for run in everything.values())
     texts = [f"{count} × rlx {command}" for command, count in counts.items()]
     title = f"{output.path.parent.name}: {', '.join(texts)}"
     return Document(title, whole).write(output.path, kind)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -160,17 +159,19 @@ def _dots(chart: Dots) -> "altair.Chart":
     import altair as alt
 
     panel = chart.panel
-    keys = list(panel.settings)
-    values = []
-    for number, score in enumerate(panel.scores):
-        row: dict[str, Any] = {key: panel.settings[key][number] for key in keys}
-        values.append(row | {panel.what: _number(score)})
+    columns = [*panel.settings.values(), [_number(score) for score in panel.scores]]
+    # Dots in the names of keys would mean fields of fields.
+    names = [f"column{number}" for number in range(len(columns))]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     order = sorted(set(panel.settings[chart.key]), key=in_order)
-    field_of = {key: key.replace(".", "\\.") for key in [*keys, panel.what]}
-    x = alt.X(f"{field_of[chart.key]}:N").title(chart.key).sort(order).axis(labelAngle=-30)
-    y = alt.Y(f"{field_of[panel.what]}:Q").title(panel.what).scale(zero=False)
-    told = [alt.Tooltip(f"{name}:N", title=key) for key, name in field_of.items()]
-    dots = alt.Chart(alt.InlineData(values=values)).mark_point(filled=True, size=70)
+    ours = names[list(panel.settings).index(chart.key)]
+    x = alt.X(f"{ours}:N").title(chart.key).sort(order).axis(labelAngle=-30)
+    y = alt.Y(f"{names[-1]}:Q").title(panel.what).scale(zero=False)
+    titles = [*panel.settings, panel.what]
+    told = [
+        alt.Tooltip(f"{name}:N", title=title) for name, title in zip(names, titles, strict=True)
+    ]
+    dots = alt.Chart(alt.InlineData(values=rows)).mark_point(filled=True, size=70)
     return dots.encode(x=x, y=y, color=alt.value(COLOURS[0]), tooltip=told)
 
 
@@ -231,10 +232,4 @@ def _number(value: float) -> float | int | None:
     """A number in six digits; None where it is none."""
     if not np.isfinite(value):
         return None
-    rounded = float(f"{value:.6g}") if value != int(value) else int(value)
-    return rounded
-
-
-def as_json(specification: Mapping[str, Any]) -> str:
-    """A specification as JSON without blanks."""
-    return json.dumps(specification, separators=(",", ":"))
+    return int(value) if value == int(value) else float(f"{value:.6g}")

@@ -19,13 +19,19 @@ from rlx.show.training_comparison import IGNORED_KEYS
 from rlx.training.config import validated
 
 UNKNOWN = "–"
+MOST_CONFIGS = 24
+"""The most runs whose settings are shown: those of a sweep may be thousands."""
 
 
-def sections(runs: Mapping[str, Run], line: str) -> list[Section]:
-    """What was run, and the lines that make it again; `line`: the one that made the report."""
+def sections(runs: Mapping[str, Run], what: str, line: str) -> list[Section]:
+    """What was run, and the lines that make it again; `line` makes `what`, the whole of it."""
+    shown = dict(list(runs.items())[:MOST_CONFIGS])
+    settings = [*_settings(shown), *_configs(shown)]
+    if len(runs) > MOST_CONFIGS:
+        settings.append(Note(f"Shown are the settings of the first {MOST_CONFIGS} runs."))
     return [
-        Section("What was run", [_runs(runs), _machines(runs), *_settings(runs), *_configs(runs)]),
-        Section("To make it again", _lines(runs, line)),
+        Section("What was run", [_runs(runs), _machines(runs), *settings]),
+        Section("To make it again", _lines(runs, [f"# {what}", line])),
     ]
 
 
@@ -40,7 +46,7 @@ def _runs(runs: Mapping[str, Run]) -> console.Table:
                 label,
                 str(meta["command"]),
                 _tuned(run),
-                console.ranges(summary["seeds"]),
+                console.ranges(summary.get("seeds", [])),
                 str(meta.get("started", UNKNOWN)).replace("T", " "),
                 console.duration(summary["wall_s"]) if "wall_s" in summary else UNKNOWN,
                 str(run.path),
@@ -161,8 +167,8 @@ def _configs(runs: Mapping[str, Run]) -> list[Part]:
     ]
 
 
-def _lines(runs: Mapping[str, Run], report: str) -> list[Part]:
-    """The command lines of the runs, the trainings first, then that of the report."""
+def _lines(runs: Mapping[str, Run], whole: Sequence[str]) -> list[Part]:
+    """The command lines of the runs, the trainings first, then the `whole`."""
     lines = []
     unknown = []
     order = {"train": 0, "certify": 1}
@@ -176,7 +182,7 @@ def _lines(runs: Mapping[str, Run], report: str) -> list[Part]:
         if reads:
             line = reading(line, reads)
         lines += [f"# {label}", line, *(text for text in meta.get("resumed", []) if text)]
-    lines += ["# this report", report]
+    lines += whole
     parts: list[Part] = [Lines("Command lines", "\n".join(lines))]
     if unknown:
         parts.append(Note(f"Made by an rlx that noted no command line: {', '.join(unknown)}."))

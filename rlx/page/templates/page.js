@@ -1,15 +1,16 @@
 "use strict";
 
 // Charts: SVG, so that the page's own colours reach their text, and print is sharp.
+const views = [];
 for (const place of document.querySelectorAll(".chart")) {
   const specification = JSON.parse(place.firstElementChild.textContent);
   const actions = { export: true, source: false, compiled: false, editor: false };
   vegaEmbed(place, specification, { renderer: "svg", actions })
     .then(({ view }) => {
-      const drawing = place.querySelector("svg");
+      const drawing = place.querySelector("svg.marks");
       drawing.setAttribute("role", "img");
       drawing.setAttribute("aria-label", specification.description);
-      (window.views ??= []).push(view);
+      views.push(view);
     })
     .catch(console.error);
 }
