@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from rlx.composing import Task, chosen, run_composed
+from rlx.composing import Task, chosen, run_composed, tell_users_options
 from rlx.conf import group_files, sweeps_of
 from rlx.config import plain
 from rlx.errors import ConfigError, RunError
@@ -15,8 +15,8 @@ from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 
 if TYPE_CHECKING:
+    from rlx.sweeps.planning import Options
     from rlx.sweeps.ranking import Measure
-    from rlx.sweeps.running import Options
 
 Check = Callable[[DictConfig], None]
 """Raises what is wrong with a composed config, and writes nothing."""
@@ -97,15 +97,15 @@ class Command:
 
     def __call__(self) -> None:
         """Do the task for a single run or for a sweep; raises what fails."""
-        from rlx.sweeps import running
+        from rlx.sweeps import planning, running
 
-        options = running.options(sys.argv)
+        options = planning.options(sys.argv)
         if self.makes_jobs is not None:
             self.begin(options)
         elif _is_sweep():
             running.run_sweep(self, options)
         else:
-            running.refuse(options)
+            planning.refuse(options)
             self._once(self.task)
 
     def begin(self, options: "Options") -> None:
@@ -121,12 +121,13 @@ class Command:
 
         Its errors are carried past Hydra, which would print lines of its own about them.
         """
-        errors: list[ConfigError | RunError] = []
+        errors: list[Exception] = []
 
         def guarded(composed: DictConfig) -> float | None:
+            tell_users_options()
             try:
                 return task(composed)
-            except (ConfigError, RunError) as error:
+            except (ConfigError, RunError, BrokenPipeError) as error:
                 errors.append(error)
                 return None
 

@@ -1,9 +1,12 @@
-"""The machine: its CPU, free memory, free disk, compiler."""
+"""The machine: its CPU, free memory and free disk, and the compiler."""
 
 import math
 import os
+import platform
+import re
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from rlx.errors import ConfigError
@@ -20,21 +23,31 @@ def free_memory() -> float:
     return kibibytes * 1024
 
 
-def cpu_name() -> str | None:
-    """The model of the CPU; None where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else None
+def cpu_name() -> str:
+    """The CPU as the system names it."""
+    with suppress(OSError):  # not Linux
+        name = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if name:
+            return name[1]
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def existing_folder(root: str) -> Path:
+    """The folder `root`, or the nearest of its parents that is there."""
+    folder = Path(root).absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def require_disk(root: str, size: int) -> None:
     """ConfigError unless the disk of the folder `root` has `size` bytes free."""
-    folder = Path(root).absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing_folder(root)).free
     if size > free:
         raise ConfigError(
             f"outputs={root}: checkpoints of this run take {size / 1e9:,.1f} GB of disk, "

@@ -337,15 +337,6 @@ class Comparison:
         )
 
 
-def resampled_seeds(estimate: Estimate, rng: int) -> Resampled:
-    """The returns of the seeds of an estimate, [S], and of resampled seeds; `rng` seeds these."""
-    per_seed = estimate.per_seed[:, None]
-    resampled = Bootstrap(len(per_seed), 1, rng=rng).means(per_seed)
-    if len(per_seed) == 1:
-        resampled = np.full_like(resampled, np.nan)
-    return Resampled(estimate.per_seed, resampled)
-
-
 def share_above(seeds: Resampled, levels: Array) -> Resampled:
     """The share of `seeds` [S] above each of the `levels` [L], [L]: a performance profile."""
     share = np.stack([(seeds.value > level).mean() for level in levels])

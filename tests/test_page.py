@@ -290,8 +290,7 @@ window.addEventListener("load", () => setTimeout(async () => {
   button.click();
   found.rising = column();
   found.sort = button.parentElement.ariaSort;
-  const stores = (one) => Object.keys(one.getState({ data: () => true, signals: () => false }).data);
-  const view = views.find((one) => stores(one).includes("picked_store"));
+  const view = views.find((one) => "picked_store" in one.getState({ data: () => true }).data);
   const chart = view.container();
   const press = { bubbles: true, cancelable: true };
   chart.querySelector(".role-legend-symbol path").dispatchEvent(new MouseEvent("click", press));
@@ -299,7 +298,7 @@ window.addEventListener("load", () => setTimeout(async () => {
   found.picked = view.data("picked_store").length;
   const select = chart.parentElement.querySelector("select");
   select.selectedIndex = 1;
-  select.dispatchEvent(new Event("input"));
+  select.dispatchEvent(new Event("change"));
   await view.runAsync();
   found.named = view.data("named_store").length;
   document.body.innerHTML = "";

@@ -14,7 +14,7 @@ from rlx.errors import ConfigError
 from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import console
+from rlx.show import console, figures
 from rlx.statistics import Estimate
 from rlx.sweeps.ranking import Measure
 
@@ -35,6 +35,8 @@ class Config(RunConfig):
     """What `attack=minq` takes its numbers from: a file of conf/effort."""
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     checkpoint: str
     """`best`, or the step of a checkpoint."""
     seeds: Any
@@ -87,7 +89,7 @@ def main(composed: DictConfig) -> float:
     config = build(Config, composed, "")
     plan = _load(config)
 
-    from rlx.robustness.certificates import Certificates, certify
+    from rlx.robustness.certificates import Certificates, certify, figure
     from rlx.robustness.observations import play_spread
     from rlx.robustness.scale import tell_radii, unit_scale
 
@@ -115,7 +117,8 @@ def main(composed: DictConfig) -> float:
         wall_s = time.monotonic() - began
         files = {"table": output.path / "certify.csv", "figure": output.path / "certify.png"}
         certificates.write_csv(files["table"], opened.seeds)
-        certificates.figure(source, config.scale).savefig(files["figure"])
+        drawn = figure(certificates.summary(), source, config.scale, config.figure)
+        figures.save(drawn, files["figure"])
         facts = {
             "run": [str(run.path) for run in plan.runs],
             "seeds": opened.seeds,

@@ -14,7 +14,7 @@ from rlx.config import Count, build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import console
+from rlx.show import console, figures
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Config(RunConfig):
 
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     run: Any
     """A training of an env that drifts; null: the newest training."""
     checkpoint: str | None
@@ -47,7 +49,6 @@ def main(composed: DictConfig) -> None:
     from rlx import experiment, statistics
     from rlx.evaluation import SELECTION, evaluate
     from rlx.policies import open_runs
-    from rlx.show import figures
 
     device = experiment.setup_device(config.device)
     opened = open_runs(runs, checkpoint, device)
@@ -83,7 +84,7 @@ def main(composed: DictConfig) -> None:
         change = f"{drift.parameter} {training.env[drift.parameter]:g} → {drift.to:g}"
         title = f"{source}, {len(seeds)} seeds: {change}"
         x = "environment steps per seed (also the env's age)"
-        figures.curves({title: curves}, x).savefig(figure)
+        figures.save(figures.curves({title: curves}, x, None, config.figure), figure)
         cells = {
             label: [{"return": estimate.as_dict()} for estimate in values]
             for label, values in estimates.items()

@@ -10,7 +10,7 @@ from rlx.command import RunConfig, command, pin_runs
 from rlx.config import Count, build
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import console
+from rlx.show import console, figures
 from rlx.sweeps.ranking import RETURN
 
 
@@ -20,6 +20,8 @@ class Config(RunConfig):
 
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     checkpoint: str
     """`best`, or the step of a checkpoint."""
     seeds: Any
@@ -27,7 +29,11 @@ class Config(RunConfig):
     episodes: Count
     """Episodes of each seed."""
     video: bool
-    """Whether to write the first seed's first episode as episode.gif."""
+    """Whether to film episodes: video.mp4, or video.gif without PyAV."""
+    video_seeds: Any
+    """Which seeds are filmed, as `seeds`; null: the first."""
+    video_episodes: Any
+    """Which of the episodes: a count, a range, or a list of numbers from 0 on."""
 
 
 @command("evaluate", pin=pin_runs, measure=RETURN)
@@ -41,17 +47,16 @@ def main(composed: DictConfig) -> float:
     from rlx.evaluation import REPORT, evaluate
     from rlx.policies import open_runs
     from rlx.robustness.observations import VisitCount
-    from rlx.show import figures
+    from rlx.show import video
 
     device = experiment.setup_device(config.device)
     opened = open_runs(runs, config.checkpoint, device, config.seeds)
     policy = opened.policy
     seeds = opened.seeds
     if config.video:
-        from rlx.show import video
-
-        filmed = experiment.make_env(video.drawing(opened.env), 1, device, opened.age)
-        camera = video.Camera(filmed)
+        scenes = video.scenes(config.video_seeds, config.video_episodes, seeds, config.episodes)
+        drawn = video.drawing(opened.env)
+        camera = video.Camera(experiment.make_env(drawn, 1, device, opened.age))
     source = runs[0].path.parent.name
     output = Run.create(config.outputs, "evaluate", source, composed)
     console.facts(
@@ -78,10 +83,12 @@ def main(composed: DictConfig) -> float:
             files["figure"] = output.path / "visits.png"
             per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
             title = f"{source}: steps spent in each cell, per greedy episode"
-            figures.grid(per_episode, title).savefig(files["figure"])
+            figures.save(figures.grid(per_episode, title, config.figure), files["figure"])
         if config.video:
-            files["video"] = output.path / "episode.gif"
-            video.film(policy, camera, 0, REPORT, files["video"])
+            films = [
+                camera.greedy(policy, scene, REPORT + scene.episode, source) for scene in scenes
+            ]
+            files["video"] = video.save(camera, films, output.path)
         returns = episodes.returns.cpu().numpy()
         estimate = statistics.estimate(returns)
         steps = int(episodes.lengths.sum())

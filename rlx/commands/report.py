@@ -12,14 +12,15 @@ from omegaconf import DictConfig
 
 from rlx.benchmarks import atari100k
 from rlx.command import command
-from rlx.composing import as_typed
+from rlx.composing import as_typed, load_command
 from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.page.document import Document, check_format
 from rlx.runs.finding import command_of, find_all, run_paths
 from rlx.runs.run import Run
-from rlx.show import console
-from rlx.sweeps.report import report
+from rlx.show import console, figures
+from rlx.sweeps import report as sweeps
+from rlx.sweeps.ranking import rankings
 from rlx.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 class Config:
     """The keys of report.yaml."""
 
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     run: Any
     """Attack runs, on the same agents or on different ones of one env; or training runs, certify
     runs, sweeps. Certify runs of the agents that are attacked may stand beside attack runs."""
@@ -57,24 +60,24 @@ def main(composed: DictConfig) -> None:
             "run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B"
         )
     paths = run_paths(config.run)
-    sweeps = [path for path in paths if Sweep.is_at(path)]
-    if sweeps:
-        _report_sweeps(sweeps, paths, config.format)
+    swept = [path for path in paths if Sweep.is_at(path)]
+    if swept:
+        _report_sweeps(swept, paths, config)
     elif command_of(paths[0]) == "train":
-        _report_trainings(_finished(paths, "train", config), config, composed)
+        runs = _finished(find_all(paths, config.outputs, "train", trusted=config.trust))
+        _report_trainings(runs, config, composed)
     else:
         _report_attacks(paths, config, composed)
 
 
-def _report_sweeps(sweeps: Sequence[str], paths: Sequence[str], kind: str | None) -> None:
+def _report_sweeps(swept: Sequence[str], paths: Sequence[str], config: Config) -> None:
     """Print what has come of each sweep so far; its table and figure are beside it."""
-    others = [path for path in paths if path not in sweeps]
+    others = [path for path in paths if path not in swept]
     if others:
         raise ConfigError(f"run={others[0]}: is no sweep; report sweeps by themselves.")
-    for path in sweeps:
-        sweep = Sweep(Path(path))
-        write = None if kind is None else partial(_sweep_page, kind)
-        report(sweep, write)
+    page = None if config.format is None else partial(_sweep_page, config.format)
+    for path in swept:
+        sweeps.report(Sweep(Path(path)), config.figure, page)
 
 
 def _sweep_page(kind: str, sweep: Sweep, ranked: "Sequence[Ranking]") -> Path:
@@ -91,13 +94,12 @@ def _sweep_page(kind: str, sweep: Sweep, ranked: "Sequence[Ranking]") -> Path:
     return Document(f"Sweep {sweep.path.name}", [*parts, *made]).write(sweep.path, kind)
 
 
-def _finished(paths: Sequence[str], made_by: str, config: Config) -> list[Run]:
+def _finished(runs: Sequence[Run]) -> list[Run]:
     """The runs that have a result; a line is printed for every run that has none.
 
     ConfigError where none is left.
     """
     finished = []
-    runs = find_all(list(paths), config.outputs, made_by, trusted=config.trust)
     for run in runs:
         status = run.unfinished()
         if status is None:
@@ -119,7 +121,8 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     files = {"table": output.path / "report.csv"}
     with output.writing():
-        files["figure"] = _save_figure(training_comparison.figure(runs, labels), output)
+        drawn = training_comparison.figure(runs, labels, config.figure)
+        files["figure"] = _save_figure(drawn, output)
         training_comparison.write_csv(runs, labels, files["table"])
         console.table(*training_comparison.results(runs, labels))
         for table in training_comparison.pairs(runs, labels):
@@ -145,17 +148,22 @@ def _report_attacks(paths: Sequence[str], config: Config, composed: DictConfig) 
 
     certified = [path for path in paths if command_of(path) == "certify"]
     attacking = [path for path in paths if path not in certified]
-    certificates = _finished(certified, "certify", config) if certified else []
+    certificates = []
+    if certified:
+        certificates = _finished(
+            find_all(certified, config.outputs, "certify", trusted=config.trust)
+        )
     if not attacking:
         _report_certificates(certificates, config, composed)
         return
-    attacks = [AttackRun.of(run) for run in _finished(attacking, "attack", config)]
+    runs = _finished(find_all(attacking, config.outputs, "attack", trusted=config.trust))
+    attacks = [AttackRun.of(run) for run in runs]
     if config.format is not None and not certificates:
         certificates = _certificates_of(attacks, config)
     if len({attack.trainings for attack in attacks}) == 1:
         _report_same_agents(attacks, certificates, config, composed)
     else:
-        _require_same_env(attacks)
+        require_same_env(attacks)
         _report_agents(attacks, certificates, config, composed)
 
 
@@ -176,7 +184,7 @@ def _certificates_of(attacks: "Sequence[AttackRun]", config: Config) -> list[Run
 
 def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
     """Print what is certified, and draw it."""
-    from rlx.show import certify_tables, figures
+    from rlx.show import certify_tables
 
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     panels = {}
@@ -190,7 +198,7 @@ def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConf
             console.facts(proved=text)
     files = {}
     with output.writing():
-        drawn = figures.sandwich(panels, figures.eps_label(runs[0].config.scale))
+        drawn = figures.sandwich(panels, figures.eps_label(runs[0].config.scale), config.figure)
         files["figure"] = _save_figure(drawn, output)
         if config.format is not None:
             files["page"] = _save_attack_page(config.format, output, [], runs, [])
@@ -211,7 +219,7 @@ def _report_same_agents(
     output = Run.create(config.outputs, "report", comparison.agents, composed)
     files = {}
     with output.writing():
-        files["figure"] = _save_figure(comparison.figure(), output)
+        files["figure"] = _save_figure(comparison.figure(config.figure), output)
         comparison.print_ranks()
         if config.format is not None:
             from rlx.page import sections
@@ -236,7 +244,7 @@ def _report_agents(
     output = Run.create(config.outputs, "report", comparison.env, composed)
     files = {"table": output.path / "report.csv", "pairs": output.path / "pairs.csv"}
     with output.writing():
-        files["figure"] = _save_figure(comparison.figure(), output)
+        files["figure"] = _save_figure(comparison.figure(config.figure), output)
         comparison.write_csv(files["table"])
         comparison.write_pairs(files["pairs"])
         comparison.print_tables()
@@ -295,14 +303,13 @@ def _save_page(
 
 
 def _save_figure(figure: "Figure", output: Run) -> Path:
-    """Write the figure as PNG, and as PDF for papers; returns the path of the PNG."""
+    """Write the figure; returns the path of the PNG."""
     file = output.path / "report.png"
-    figure.savefig(file)
-    figure.savefig(file.with_suffix(".pdf"))
+    figures.save(figure, file)
     return file
 
 
-def _require_same_env(attacks: "Sequence[AttackRun]") -> None:
+def require_same_env(attacks: "Sequence[AttackRun]") -> None:
     """ConfigError unless all agents are attacked in the same env."""
     from rlx.experiment import eval_env_config, same_env
     from rlx.names import flatten_keys
@@ -333,3 +340,61 @@ def _training_config(attack: "AttackRun") -> DictConfig:
             "without it nothing is known of the env."
         )
     return training_config(training)
+
+
+def figure(
+    paths: Sequence[str],
+    style: figures.Style = figures.SCREEN,
+    mode: str | None = None,
+    trust: bool = False,
+) -> "Figure":
+    """What is drawn of the runs, or of the sweep, at `paths`; ConfigError where nothing is.
+
+    `mode` and `trust`: as the keys of report.yaml.
+    """
+    if Sweep.is_at(paths[0]):
+        return _sweep_figure(paths, style)
+    maker = command_of(paths[0]) or "train"
+    if maker not in ("train", "attack", "certify"):
+        raise ConfigError(
+            f"run={paths[0]}: made by rlx {maker}, of which no figure is drawn; "
+            "expected runs of rlx train, attack or certify, or a sweep."
+        )
+    runs = _finished(find_all(list(paths), "outputs", maker, trusted=trust))
+    if maker == "train":
+        from rlx.show import training_comparison
+
+        return training_comparison.figure(runs, training_comparison.run_labels(runs), style)
+    if maker == "certify":
+        from rlx.robustness import certificates
+
+        run = runs[0]
+        if len(runs) > 1:
+            raise ConfigError(f"run={runs[1].path}: certificates are drawn of one run at a time.")
+        return certificates.figure(run.summary(), run.path.parent.name, run.config.scale, style)
+    return _attack_figure(runs, mode, style)
+
+
+def _sweep_figure(paths: Sequence[str], style: figures.Style) -> "Figure":
+    """The scores of a sweep's jobs against the keys that differ."""
+    if len(paths) > 1:
+        raise ConfigError(f"run={paths[1]}: a sweep is drawn by itself.")
+    sweep = Sweep(Path(paths[0]))
+    measure = load_command(sweep.command).measure
+    drawn = sweeps.figure(rankings(sweep, measure), style) if measure is not None else None
+    if drawn is None:
+        raise ConfigError(f"run={paths[0]}: no jobs that differ are finished; nothing to draw.")
+    return drawn
+
+
+def _attack_figure(runs: Sequence[Run], mode: str | None, style: figures.Style) -> "Figure":
+    """The attacks `runs` beside each other: on the same agents, or agent with agent."""
+    from rlx.show.agent_comparison import AgentComparison
+    from rlx.show.attack_comparison import AttackComparison
+    from rlx.show.attack_run import AttackRun
+
+    attacks = [AttackRun.of(run) for run in runs]
+    if len({attack.trainings for attack in attacks}) == 1:
+        return AttackComparison.of(attacks, mode).figure(style)
+    require_same_env(attacks)
+    return AgentComparison.of(attacks, mode).figure(style)

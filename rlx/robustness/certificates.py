@@ -299,7 +299,16 @@ class Certificates:
         for text in certify_tables.proved(summary):
             console.facts(proved=text)
 
-    def figure(self, title: str, scale: object) -> "Figure":
-        """The sandwich: certified, undecided and moved shares against the radius, by head."""
-        panels = certify_tables.panels(self.summary(), title)
-        return figures.sandwich(panels, figures.eps_label(scale))
+
+def figure(
+    summary: Mapping[str, Any],
+    title: str,
+    scale: object,
+    style: figures.Style = figures.SCREEN,
+) -> "Figure":
+    """The sandwich: certified, undecided and moved shares against the radius, by head.
+
+    `summary`: as `Certificates.summary`; `scale`: what eps = 1 means.
+    """
+    panels = certify_tables.panels(summary, title)
+    return figures.sandwich(panels, figures.eps_label(scale), style)

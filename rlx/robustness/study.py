@@ -14,6 +14,7 @@ from rlx import statistics
 from rlx.robustness import audit
 from rlx.robustness.clean_states import CleanStates
 from rlx.robustness.sweep import Played
+from rlx.show import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -324,17 +325,21 @@ def _beyond_grid(critical: float | str) -> float:
     return critical
 
 
-def figure(summary: Mapping[str, Any], title: str, scale: object) -> "Figure":
+def figure(
+    summary: Mapping[str, Any],
+    title: str,
+    scale: object,
+    style: figures.Style = figures.SCREEN,
+) -> "Figure":
     """Return against the radius, a curve for each mode, of a study's `summary`.
 
     `scale`: what eps = 1 means, as `rlx.robustness.scale.unit_scale` explains.
     """
-    from rlx.show import figures
-
     curves = []
     for mode in dict.fromkeys(cell["head"] for cell in summary["cells"]):
         cells = [cell for cell in summary["cells"] if cell["head"] == mode]
         estimates = [statistics.Estimate.from_dict(cell["return"]) for cell in cells]
         label = f"{cells[0]['attack']} on {mode}"
         curves.append(figures.Curve(label, summary["eps"], estimates))
-    return figures.curves({title: curves}, figures.eps_label(scale), summary["random"])
+    x = figures.eps_label(scale)
+    return figures.curves({title: curves}, x, summary["random"], style)

@@ -26,7 +26,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import rlx
-from rlx.composing import origin
 from rlx.config import rename_keys
 from rlx.errors import ConfigError
 from rlx.runs import trust
@@ -41,7 +40,7 @@ from rlx.runs.files import (
     write,
     write_json,
 )
-from rlx.runs.versions import project_commit, versions
+from rlx.runs.versions import origin, project_commit, versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -334,6 +333,15 @@ class Run:
         finally:
             self._locked = False
             os.close(folder)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a process is writing the run."""
+        try:
+            with self.lock():
+                return False
+        except ConfigError:
+            return True
 
     @contextmanager
     def writing(self) -> Iterator[None]:

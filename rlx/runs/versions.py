@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -25,6 +26,22 @@ def versions() -> dict[str, Any]:
         "gpu": _gpu_name(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def origin() -> dict[str, Any]:
+    """The part of meta.json on how a run came about: nothing where Hydra has composed nothing.
+
+    `line`: its command line; `choices`: the option of each config group.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    # Hydra escapes 0:5.
+    words = [word.lstrip("+").replace("\\:", ":") for word in hydra.overrides.task]
+    options = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group}
+    return {"line": shlex.join(["rlx", hydra.job.config_name, *words]), "choices": options}
 
 
 def _gpu_name() -> str | None:

@@ -123,11 +123,12 @@ class AgentComparison:
         """The name of the env, as in "cartpole"."""
         return self.rows[0].attack.source.partition("-")[2]
 
-    def figure(self) -> "Figure":
+    def figure(self, style: figures.Style = figures.SCREEN) -> "Figure":
         """Return against the radius, and the performance profiles."""
         curves = [row.curve for row in self.rows]
         title = f"{self.env}: return under attack"
-        return figures.robustness(title, curves, self.x, self.random, self.profile_curves())
+        shares = [np.stack([profile.value, *profile.ci95]) for profile in self.profiles]
+        return figures.robustness(title, curves, self.x, self.random, self.levels, shares, style)
 
     @property
     def x(self) -> str:

@@ -70,10 +70,10 @@ class AttackComparison:
             correlations=correlations,
         )
 
-    def figure(self) -> "Figure":
+    def figure(self, style: figures.Style = figures.SCREEN) -> "Figure":
         """Return against the radius, a curve for each attack."""
         title = f"{self.agents}, mode {self.mode}, {len(self.seeds)} seeds"
-        return figures.curves({title: self.curves}, self.x, self.random)
+        return figures.curves({title: self.curves}, self.x, self.random, style)
 
     @property
     def x(self) -> str:

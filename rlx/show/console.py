@@ -4,7 +4,7 @@ Where the output is no terminal, these are lines without decoration.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,7 +84,7 @@ def result(path: Path, wall_s: float | None = None, **files: Path) -> None:
     terminal.print(str(path), markup=False)
 
 
-def ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Collection[int]) -> str:
     """Whole numbers in words, as in "0–3, 7" for 0, 1, 2, 3, 7."""
     spans: list[list[int]] = []
     for number in sorted(numbers):

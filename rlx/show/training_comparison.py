@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from rlx import statistics
+from rlx.errors import ConfigError
 from rlx.names import flatten_keys
 from rlx.runs.run import Run
 from rlx.show import console, figures
@@ -17,7 +19,7 @@ from rlx.show import console, figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IGNORED_KEYS = ("outputs", "device", "checkpoint_every", "checkpoint_seconds")
+IGNORED_KEYS = ("outputs", "device", "tracker", "checkpoint_every", "checkpoint_seconds")
 """Keys that change nothing about a result, and so tell no run from another."""
 
 LEVELS = 201
@@ -58,9 +60,11 @@ def differences(configs: Sequence[DictConfig]) -> list[str]:
     return texts
 
 
-def figure(runs: Sequence[Run], labels: Sequence[str]) -> "Figure":
+def figure(
+    runs: Sequence[Run], labels: Sequence[str], style: figures.Style = figures.SCREEN
+) -> "Figure":
     """Greedy return while learning: a curve for each run, a panel for each env."""
-    return figures.curves(panels(runs, labels), "environment steps per seed")
+    return figures.curves(panels(runs, labels), "environment steps per seed", style=style)
 
 
 def panels(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[figures.Curve]]:
@@ -128,14 +132,14 @@ def pairs(runs: Sequence[Run], labels: Sequence[str]) -> list[console.Table]:
     for env, seeds in _seeds_by_env(runs, labels).items():
         rows = []
         for (first, ours), (second, theirs) in combinations(seeds.items(), 2):
-            difference = _iqm(ours) - _iqm(theirs)
+            difference = resampled_iqm(ours) - resampled_iqm(theirs)
             probability = statistics.probability_of_improvement(ours, theirs)
             texts = [console.resampled_text(one) for one in (difference, probability)]
             rows.append([first, second, *texts])
         if rows:
             title = (
                 f"{env}: the first minus the second, and the probability that a random seed of the "
-                "first has the higher return; seeds are resampled"
+                "first has the higher return"
             )
             tables.append(console.Table(title, ["first", "second", "return", "probability"], rows))
     return tables
@@ -159,14 +163,50 @@ def _seeds_by_env(
 ) -> dict[str, dict[str, statistics.Resampled]]:
     """The returns of the seeds of each run, [S], by env and label."""
     found: dict[str, dict[str, statistics.Resampled]] = {}
-    for number, (run, label) in enumerate(zip(runs, labels, strict=True)):
-        estimate = statistics.Estimate.from_dict(run.summary()["return"])
-        seeds = statistics.resampled_seeds(estimate, rng=number)
+    for run, label, seeds in zip(runs, labels, resampled_returns(runs), strict=True):
         found.setdefault(env_of(run), {})[label] = seeds
     return found
 
 
-def _iqm(seeds: statistics.Resampled) -> statistics.Resampled:
+def resampled_returns(runs: Sequence[Run]) -> list[statistics.Resampled]:
+    """The returns of the seeds of each run, a training or an evaluation, [S].
+
+    Seeds are drawn together where all runs have played the same policies, else for each by itself;
+    episodes are drawn together where their numbers are equal, as their start states are.
+    """
+    summaries = [run.summary() for run in runs]
+    returns = [episode_returns(run) for run in runs]
+    sources = [(summary.get("run"), summary["seeds"]) for summary in summaries]
+    shapes = [values.shape for values in returns]
+    if sources[0][0] is not None and all(source == sources[0] for source in sources):
+        bootstraps = [statistics.Bootstrap(*shape) for shape in shapes]
+    elif len({episodes for _, episodes in shapes}) == 1:
+        bootstraps = statistics.independent([seeds for seeds, _ in shapes], shapes[0][1])
+    else:
+        bootstraps = [statistics.Bootstrap(*shape, rng=rng) for rng, shape in enumerate(shapes)]
+    found = []
+    for values, bootstrap in zip(returns, bootstraps, strict=True):
+        resampled = bootstrap.means(values)
+        if len(values) == 1:
+            resampled = np.full_like(resampled, np.nan)
+        found.append(statistics.Resampled(values.mean(1), resampled))
+    return found
+
+
+def episode_returns(run: Run) -> statistics.Array:
+    """The return of every episode, [S, P]; ConfigError where it cannot be read."""
+    file = run.path / "returns.npz"
+    try:
+        with np.load(file) as arrays:
+            returns = np.asarray(arrays["returns"], dtype=np.float64)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}).") from None
+    if returns.ndim != 2 or not returns.size:
+        raise ConfigError(f"{file}: 'returns' is {list(returns.shape)}; expected seeds × episodes.")
+    return returns
+
+
+def resampled_iqm(seeds: statistics.Resampled) -> statistics.Resampled:
     """The interquartile mean of `seeds` [S], []."""
     value = np.asarray(statistics.iqm(seeds.value))
     return statistics.Resampled(value, statistics.iqm(seeds.resampled, 1))

@@ -9,7 +9,7 @@ import numpy as np
 from rlx import statistics
 from rlx.errors import ConfigError
 from rlx.runs.run import Run
-from rlx.statistics import Array, Estimate, Resampled
+from rlx.statistics import Array, Bootstrap, Estimate, Resampled
 from rlx.sweeps.sweep import Job, Sweep, swept_keys
 
 
@@ -51,7 +51,11 @@ class Score:
 
 def _score(estimate: Estimate, rng: int) -> Score:
     """The score of an estimate; `rng` seeds its resamples, which are its own."""
-    return Score(estimate, statistics.resampled_seeds(estimate, rng).resampled)
+    per_seed = estimate.per_seed[:, None]
+    resampled = Bootstrap(len(per_seed), 1, rng=rng).means(per_seed)
+    if len(per_seed) == 1:
+        resampled = np.full_like(resampled, np.nan)
+    return Score(estimate, resampled)
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlx.composing import load_command
-from rlx.show import console
-from rlx.show.sweep_figures import Panel, figure
+from rlx.show import console, figures
+from rlx.show.sweep_figures import Panel
 from rlx.statistics import Resampled
 from rlx.sweeps.ranking import Ranking, in_order, rankings
 from rlx.sweeps.sweep import Job, Sweep, swept_keys, writing
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from rlx.command import Command
 
 Page = Callable[[Sweep, Sequence[Ranking]], Path]
 """What writes a page of a sweep whose jobs are ranked, and returns its file."""
 
 
-def report(sweep: Sweep, page: Page | None = None) -> None:
+def report(sweep: Sweep, style: figures.Style = figures.SCREEN, page: Page | None = None) -> None:
     """Print what has come of a sweep so far; write its table, its figure and a `page` beside it."""
     command: Command = load_command(sweep.command)
     jobs = sweep.jobs()
@@ -36,13 +38,11 @@ def report(sweep: Sweep, page: Page | None = None) -> None:
     with writing(sweep.path):
         _write_csv(table, jobs, ranked)
     files: dict[str, Any] = {"table": table}
-    drawable = panels(ranked)
-    if drawable:
+    drawn = figure(ranked, style)
+    if drawn is not None:
         files["figure"] = sweep.path / "sweep.png"
-        drawn = figure(drawable, in_order)
         with writing(sweep.path):
-            drawn.savefig(files["figure"])
-            drawn.savefig(files["figure"].with_suffix(".pdf"))
+            figures.save(drawn, files["figure"])
     if page is not None:
         files["page"] = page(sweep, ranked)
     done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
@@ -50,6 +50,14 @@ def report(sweep: Sweep, page: Page | None = None) -> None:
         done += f", {pruned} of them pruned"
     console.facts(sweep=done)
     console.result(sweep.path, **files)
+
+
+def figure(ranked: Sequence[Ranking], style: figures.Style) -> "Figure | None":
+    """The scores of a sweep's jobs against the keys that differ; None where there are none."""
+    from rlx.show import sweep_figures
+
+    found = panels(ranked)
+    return sweep_figures.figure(found, in_order, style) if found else None
 
 
 def panels(ranked: Sequence[Ranking]) -> list[Panel]:

@@ -21,6 +21,7 @@ from rlx.robustness.attacked_env import AttackedEnv
 from rlx.rollout import Episodes
 from rlx.runs.run import Run
 from rlx.show import console
+from rlx.trackers.tracking import Tracking, track_finished
 from rlx.training import result, state
 from rlx.training.config import Config
 from rlx.training.loop import Training
@@ -38,7 +39,7 @@ def why_alone(config: DictConfig) -> str | None:
 def shared(config: DictConfig) -> dict[str, Any]:
     """What the members of a pack have in common of their validated configs."""
     values: Any = OmegaConf.to_container(config)
-    for key in ("seeds", "outputs", "device"):
+    for key in ("seeds", "outputs", "device", "tracker"):
         del values[key]
     for name in _varying(config):
         if values["agent"].get(name) is not None:
@@ -81,6 +82,12 @@ class Pack(Training):
             row += len(seeds)
         self.watch: Callable[[Pack], None] | None = None
         """What is told of each evaluation, and may drop members."""
+
+    def _seeds_text(self) -> str:
+        """How many members there are, and their seeds."""
+        counts = {len(rows) for rows in self.members}
+        each = f" of {counts.pop()}" if len(counts) == 1 else f", {len(self.seeds)}"
+        return f"{len(self.members)} jobs{each} seeds ({console.ranges(set(self.seeds))})"
 
     def alive(self) -> list[int]:
         """The numbers of the members that have not dropped out."""
@@ -173,6 +180,7 @@ def take_apart(pack: Pack, number: int, config: DictConfig, run: Run, episodes: 
     member = Training(build(Config, config, ""), pack.name)
     state.take_part(member, pack, rows)
     member.output = run
+    member.tracking = Tracking(run, {})  # until the run is complete
     own = Episodes(*(tensor[rows] for tensor in vars(episodes).values()))
     with run.writing(), console.only_progress():
         run.write_meta(compiled=pack.output.meta().get("compiled"), batch=len(pack.members))
@@ -181,7 +189,9 @@ def take_apart(pack: Pack, number: int, config: DictConfig, run: Run, episodes: 
         _copy_checkpoints(pack, rows, member)
         member.began = time.monotonic()  # `wall_s` is the member's share of all before
         member.save()
-        return result.finish(member, member.wall_s, own)
+        value = result.finish(member, member.wall_s, own)
+    track_finished(run, member.trackers)
+    return value
 
 
 def _copy_checkpoints(pack: Pack, rows: Sequence[int], member: Training) -> None:

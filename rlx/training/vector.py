@@ -53,8 +53,13 @@ class VectorLauncher(Launcher):
         self.config = config
 
     @staticmethod
-    def check(command: str, jobs: Sequence[Planned]) -> None:
-        """ConfigError where no two jobs fit in one batch."""
+    def check(command: str, jobs: Sequence[Planned] | None) -> None:
+        """ConfigError where no two jobs fit in one batch, or where a sweeper will think of them."""
+        if jobs is None:
+            raise ConfigError(
+                "hydra/launcher=vector: not with a sweeper of Hydra's, which wants a result before "
+                "it thinks of the next jobs; rlx tune trains its trials as batches."
+            )
         if command != "train":
             raise ConfigError(f"hydra/launcher=vector: batches trainings; rlx {command} is none.")
         configs = {job.id: job.config for job in jobs}
@@ -72,18 +77,18 @@ class VectorLauncher(Launcher):
         assert isinstance(self.task, JobTask)
         sweep = Sweep(Path(self.task.sweep))
         sweep.clear_batches()
-        composed = {}
+        overrides_of = {}
         jobs = []
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
+        for overrides in job_overrides:
             job = sweep.job(overrides)
-            assert job is not None
             jobs.append(job)
-            composed[job.id] = self._composed(number, overrides)
+            overrides_of[job.id] = overrides
         groups = batches(sweep, jobs)
         _tell(groups)
         returns = []
         for batch in groups:
-            config = composed[batch.left()[0].id]
+            first = batch.left()[0]
+            config = self._composed(first.number, overrides_of[first.id])
             if batch.run is None and len(batch.jobs) == 1:
                 returns.append(self._alone(config))
             else:
