@@ -101,9 +101,8 @@ def _compare_returns(runs: Sequence[Run]) -> None:
     ]
     title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
     console.table(title, ["", "A", "B", "A − B"], rows)
-    console.facts(
-        better=f"a seed of A than one of B with probability {console.resampled_text(better)}"
-    )
+    probability = console.resampled_text(better)
+    console.facts(better=f"a seed of A than one of B with probability {probability}")
     if runs[0].path.parent.name.partition("-")[2] != runs[1].path.parent.name.partition("-")[2]:
         console.warning("the envs differ, so their returns are of different things")
     console.warn_of_few_seeds(min(map(len, returns)))

@@ -119,7 +119,7 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
 
     labels = training_comparison.run_labels(runs)
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
-    files = {"table": output.path / "report.csv"}
+    files: dict[str, Any] = {"table": output.path / "report.csv"}
     with output.writing():
         drawn = training_comparison.figure(runs, labels, config.figure)
         files["figure"] = _save_figure(drawn, output)
@@ -150,9 +150,8 @@ def _report_attacks(paths: Sequence[str], config: Config, composed: DictConfig) 
     attacking = [path for path in paths if path not in certified]
     certificates = []
     if certified:
-        certificates = _finished(
-            find_all(certified, config.outputs, "certify", trusted=config.trust)
-        )
+        found = find_all(certified, config.outputs, "certify", trusted=config.trust)
+        certificates = _finished(found)
     if not attacking:
         _report_certificates(certificates, config, composed)
         return
@@ -187,7 +186,7 @@ def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConf
     from rlx.show import certify_tables
 
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
-    panels = {}
+    panels: dict[str, list[figures.Curve]] = {}
     for run in runs:
         summary = run.summary()
         title = run.path.parent.name if len(runs) == 1 else str(run.path)
@@ -196,7 +195,7 @@ def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConf
             console.table(*table)
         for text in certify_tables.proved(summary):
             console.facts(proved=text)
-    files = {}
+    files: dict[str, Any] = {}
     with output.writing():
         drawn = figures.sandwich(panels, figures.eps_label(runs[0].config.scale), config.figure)
         files["figure"] = _save_figure(drawn, output)
@@ -217,7 +216,7 @@ def _report_same_agents(
 
     comparison = AttackComparison.of(attacks, config.mode)
     output = Run.create(config.outputs, "report", comparison.agents, composed)
-    files = {}
+    files: dict[str, Any] = {}
     with output.writing():
         files["figure"] = _save_figure(comparison.figure(config.figure), output)
         comparison.print_ranks()
@@ -242,7 +241,10 @@ def _report_agents(
 
     comparison = AgentComparison.of(attacks, config.mode)
     output = Run.create(config.outputs, "report", comparison.env, composed)
-    files = {"table": output.path / "report.csv", "pairs": output.path / "pairs.csv"}
+    files: dict[str, Any] = {
+        "table": output.path / "report.csv",
+        "pairs": output.path / "pairs.csv",
+    }
     with output.writing():
         files["figure"] = _save_figure(comparison.figure(config.figure), output)
         comparison.write_csv(files["table"])

@@ -109,7 +109,7 @@ class Cell:
     def from_dict(cls, values: Mapping[str, Any]) -> "Cell":
         """The cell that `as_dict` gave."""
         # Studies of earlier versions lack some.
-        found = {"movable_per_head": {}, "winners": {}, "truncation_rate": math.nan}
+        found: dict[str, Any] = {"movable_per_head": {}, "winners": {}, "truncation_rate": math.nan}
         for field in dataclasses.fields(cls):
             key = FILE_KEYS.get(field.name, field.name)
             if key in values:

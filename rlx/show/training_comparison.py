@@ -183,7 +183,10 @@ def resampled_returns(runs: Sequence[Run]) -> list[statistics.Resampled]:
     elif len({episodes for _, episodes in shapes}) == 1:
         bootstraps = statistics.independent([seeds for seeds, _ in shapes], shapes[0][1])
     else:
-        bootstraps = [statistics.Bootstrap(*shape, rng=rng) for rng, shape in enumerate(shapes)]
+        bootstraps = [
+            statistics.Bootstrap(seeds, episodes, rng=rng)
+            for rng, (seeds, episodes) in enumerate(shapes)
+        ]
     found = []
     for values, bootstrap in zip(returns, bootstraps, strict=True):
         resampled = bootstrap.means(values)

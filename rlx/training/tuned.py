@@ -125,7 +125,7 @@ def write_tuned(comparison: Comparison, line: str, found: str) -> None:
         f"difference {console.resampled_text(comparison.difference)}.",
     ]
     values = yaml.safe_dump(settings(comparison.config), sort_keys=False)
-    file.writeconsole.resampled_text("\n".join(["# @package _global_", *comments, values]))
+    file.write_text("\n".join(["# @package _global_", *comments, values]))
     console.facts(tuned=f"wrote {file}")
     if name != f"{chosen('agent')}-{chosen('env')}":
         console.facts(use=f"tuned={name}")
