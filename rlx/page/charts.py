@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlx.show import console
-from rlx.show.figures import COLOURS, Curve
+from rlx.show.figures import COLOURS, MOST_BANDS, Curve
 from rlx.show.sweep_figures import Panel
 from rlx.sweeps.ranking import in_order
 
@@ -117,7 +117,8 @@ def _curves(chart: Chart) -> "altair.LayerChart":
         between = _between(chart.curves)
         area = alt.Chart(between).mark_area(color="#888888", opacity=0.35)
         layers.append(area.encode(x=x, y=alt.Y("low:Q").title(chart.y), y2="high"))
-    seeds = _seed_data(chart.curves)
+    few = len(names) <= MOST_BANDS
+    seeds = _seed_data(chart.curves) if few else None
     if seeds is not None:
         box = alt.binding_checkbox(name="Single seeds ")
         with_seeds = alt.param(name="seeds", value=True, bind=box)
@@ -125,7 +126,7 @@ def _curves(chart: Chart) -> "altair.LayerChart":
         encoded = lines.encode(x=x, y=y, color=colour, detail="seed:N", opacity=opacity(0.25))
         layers.append(encoded.add_params(with_seeds))
     ends = [estimate.ci95 for curve in chart.curves for estimate in curve.estimates]
-    if np.isfinite(ends).any():
+    if few and np.isfinite(ends).any():
         band = base.mark_area().encode(y=alt.Y("low:Q").title(chart.y), y2="high:Q")
         layers.append(band.encode(opacity=opacity(0.2)))
     line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash, opacity=opacity(1))

@@ -41,7 +41,7 @@ def origin() -> dict[str, Any]:
     # Hydra escapes 0:5.
     words = [word.lstrip("+").replace("\\:", ":") for word in hydra.overrides.task]
     options = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group}
-    return {"line": shlex.join(["rlx", hydra.job.config_name, *words]), "choices": options}
+    return {"line": shlex.join(["rlx", str(hydra.job.config_name), *words]), "choices": options}
 
 
 def _gpu_name() -> str | None:
