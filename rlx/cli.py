@@ -30,9 +30,15 @@ SHELLS = ("bash", "zsh", "fish")
 def main() -> None:
     """Console entry point."""
     code = run(sys.argv[1:])
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # closed when the program began, as in: rlx … >&-
+            continue
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            pass
+        except OSError:  # a full disk: what was printed is lost
+            code = code or 1
     # As Python does: pools of processes tell their workers to end when threads shut down, and the
     # hooks behind that wait for them.
     threading._shutdown()  # type: ignore[attr-defined]

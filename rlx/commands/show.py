@@ -88,7 +88,8 @@ def _show_run(entry: Entry) -> None:
         names.append("best")
     if names:
         console.facts(weights=", ".join(names))
-    others = listed(entry.path.absolute().parents[2])
+    parents = entry.path.parents
+    others = listed(parents[2] if len(parents) > 2 else entry.path.absolute().parents[2])
     made = [row_of(other) for other in others if entry.path.name in other.sources()]
     if made:
         print_table(made, "Made of it")

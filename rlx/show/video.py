@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Choose, Policy, Scores
+from rlx.config import load_class
 from rlx.env import TensorEnv
 from rlx.envs.batched import BatchedEnv
 from rlx.envs.gym import GymEnv
@@ -178,7 +179,7 @@ class _Seen(gymnasium.Wrapper):
 
 def drawing(node: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config group `env`, changed so that Gymnasium's envs draw images."""
-    if "id" not in node:
+    if "kwargs" not in node or not issubclass(load_class(node, "env", object), GymEnv):
         return node
     return {**node, "kwargs": {**(node["kwargs"] or {}), "render_mode": "rgb_array"}}
 
@@ -186,6 +187,7 @@ def drawing(node: Mapping[str, Any]) -> Mapping[str, Any]:
 def _images_of(env: Any) -> Any:
     """What gives the image uint8 [H, W, 3] of where the newest step has led; it takes its obs."""
     if isinstance(env, BatchedEnv):
+        env.render_mode = "rgb_array"
         return lambda obs: env.final_image()
     if isinstance(env, GymEnv) and env.render_mode == "rgb_array":
         seen = _Seen(env.envs[0])
