@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as RichProgress
-from rich.table import Column, Table
+from rich.table import Column
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from rlx.machine import memory_text
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlx.runs.run import Run
-    from rlx.statistics import Estimate
+    from rlx.statistics import Estimate, Resampled
 
 COVERAGE = {2: 50, 3: 74, 4: 88}
 """Number of seeds → percent of their 95 % bootstrap intervals that hold the truth.
@@ -49,6 +50,15 @@ class _Terminal(Console):
 terminal = _Terminal(highlight=False, soft_wrap=True)
 if not terminal.is_terminal:
     terminal.width = 200
+
+
+class Table(NamedTuple):
+    """A table of numbers, as `table` prints it and a report's page shows it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    """Words stay as they are, numbers are rounded as by `number`."""
 
 
 _brief = False
@@ -312,9 +322,16 @@ def time_limit(words: str | None) -> None:
 
 def warn_of_few_seeds(seeds: int) -> None:
     """Warn of an interval of too few seeds."""
-    if 1 < seeds < 5:
-        share = f"it covers the truth in {COVERAGE[seeds]} % of all cases"
-        warning(f"an interval of {seeds} seeds is too narrow: {share}")
+    for text in few_seeds(seeds):
+        warning(text)
+
+
+def few_seeds(seeds: int) -> list[str]:
+    """What is to be said of an interval of so many `seeds`: nothing, or that they are too few."""
+    if not 1 < seeds < 5:
+        return []
+    share = f"it covers the truth in {COVERAGE[seeds]} % of all cases"
+    return [f"an interval of {seeds} seeds is too narrow: {share}"]
 
 
 def interval_text(value: float, ci95: tuple[float, float]) -> str:
@@ -325,6 +342,12 @@ def interval_text(value: float, ci95: tuple[float, float]) -> str:
     if np.isnan(low):
         return number(value)
     return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def resampled_text(statistic: "Resampled") -> str:
+    """A statistic [] and its interval, as `interval_text` has them."""
+    low, high = statistic.ci95
+    return interval_text(float(statistic.value), (float(low), float(high)))
 
 
 def number(value: float) -> str:
@@ -343,7 +366,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
     """
     if _brief:
         return
-    lines = [[str(name) for name in header], *([_cell(value) for value in row] for row in rows)]
+    lines = [[str(name) for name in header], *([cell(value) for value in row] for row in rows)]
     if not terminal.is_terminal:
         _print_columns(title, lines, prose=[])
         return
@@ -380,7 +403,7 @@ def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
 def _print_columns(title: str, lines: Sequence[Sequence[str]], prose: Sequence[int]) -> None:
     """Print a table of `lines`, of which the first is the header; the columns `prose` may wrap."""
     header, *rows = lines
-    rich_table = Table(title=title or None, title_justify="left")
+    rich_table = RichTable(title=title or None, title_justify="left")
     for column, name in enumerate(header):
         rich_table.add_column(name, justify="right", no_wrap=column not in prose)
     for row in rows:
@@ -394,7 +417,7 @@ def _print_columns(title: str, lines: Sequence[Sequence[str]], prose: Sequence[i
     terminal.print(rich_table, crop=False, soft_wrap=not prose)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """A cell of a table: words as they are, whole numbers whole, others as by `number`."""
     if isinstance(value, str):
         return value

@@ -187,6 +187,7 @@ def drawing(node: Mapping[str, Any]) -> Mapping[str, Any]:
 def _images_of(env: Any) -> Any:
     """What gives the image uint8 [H, W, 3] of where the newest step has led; it takes its obs."""
     if isinstance(env, BatchedEnv):
+        env.render_mode = "rgb_array"
         return lambda obs: env.final_image()
     if isinstance(env, GymEnv) and env.render_mode == "rgb_array":
         seen = _Seen(env.envs[0])

@@ -172,6 +172,8 @@ class Job:
 
     def note(self, run: Run) -> None:
         """Write down which run is the job's, as soon as there is one."""
+        # Of the jobs of a batch Hydra has composed one alone.
+        run.write_meta(line=f"rlx {Sweep(self.folder).command} {self.text}".strip())
         path = os.path.relpath(run.path.absolute(), self.folder.absolute())
         _read(self.file).write(run_path=path)
 
