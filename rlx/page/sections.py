@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rlx.benchmarks import atari100k
+from rlx.errors import ConfigError
 from rlx.page.charts import Chart, Dots
 from rlx.page.document import Note, Part, Section, films
 from rlx.robustness.attribution import Attribution
@@ -90,7 +91,7 @@ def same_agents(comparison: AttackComparison) -> list[Section]:
 
 def study(attack: AttackRun, label: str) -> Section:
     """One attack: its returns, what it changed, and what is to be said against it."""
-    found = Study.from_summary(attack.summary)
+    found = _read(attack)
     x = figures.eps_label(attack.config.scale)
     curves = [attack.curve(mode, mode) for mode in attack.modes]
     rules = {"random play": attack.summary["random"]}
@@ -111,6 +112,17 @@ def study(attack: AttackRun, label: str) -> Section:
     if "cost" in attack.summary:
         parts.append(attack_tables.costs(attack.summary["cost"]))
     return Section(label, parts)
+
+
+def _read(attack: AttackRun) -> Study:
+    """The study of an attack; ConfigError where an earlier rlx has noted less of it."""
+    try:
+        return Study.from_summary(attack.summary)
+    except (KeyError, TypeError) as error:
+        file = attack.path / "summary.json"
+        raise ConfigError(
+            f"{file}: lacks what a page shows ({error}); attack the agent anew."
+        ) from None
 
 
 def _flips(found: Study) -> list[figures.Curve]:
@@ -162,9 +174,7 @@ def sweep(ranked: Sequence[Ranking], jobs: Sequence[Job]) -> list[Section]:
 
 def episodes(runs: Sequence[Run]) -> list[Section]:
     """The films that lie in the runs' folders; nothing where there is none."""
-    found = []
-    for run in runs:
-        found += films(run.path, left=-(-1_000_000 // len(runs)))
+    found = films(run.path for run in runs)
     return [Section("Episodes", found)] if found else []
 
 
