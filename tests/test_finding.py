@@ -184,6 +184,7 @@ def test_what_cannot_be_read_is_named_and_stops_nothing(rlx):
             line.startswith("warning") and str(path) in line for line in result.out.splitlines()
         ), path
     assert len(rows(rlx("list", "format=csv"))) == 7
+    (odd.path / "config.yaml").write_text("agent: x\nenv: [1]\nseeds: {}\n")
     for path in (top / halves[0], top / halves[1], odd.path, broken):
         assert rlx("show", path).code == 0
     assert rlx("clean").code == 0
@@ -310,7 +311,9 @@ def test_clean_removes_what_came_to_no_end(rlx):
     young = Path("outputs/train/dqn-cartpole/20260101-000000-000001")
     for folder in (orphan, young):
         folder.mkdir()
-    os.utime(orphan, (0, 0))
+    for path in (orphan, killed.path):
+        os.utime(path, (0, 0))
+    beginning = made("a2c-cartpole")
     before = tree()
     dry = rlx("clean")
     assert dry.code == 0 and tree() == before
@@ -320,7 +323,8 @@ def test_clean_removes_what_came_to_no_end(rlx):
     assert "dry=false removes it" in dry.out
     done = rlx("clean", "dry=false")
     assert done.code == 0
-    assert good.path.exists() and resumable.path.exists() and young.exists()
+    assert good.path.exists() and resumable.path.exists()
+    assert young.exists() and beginning.path.exists(), "a run may just be beginning in them"
     assert not failed.path.exists() and not orphan.exists() and not killed.path.parent.exists()
     assert rlx("clean", "dry=false", "resumable=true").code == 0
     assert not resumable.path.exists() and good.path.exists()
@@ -329,6 +333,7 @@ def test_clean_removes_what_came_to_no_end(rlx):
 def test_clean_leaves_alone_what_is_running(rlx):
     begun = made()
     going_on = stopped(made())
+    os.utime(begun.path, (0, 0))
     with begun.lock(), going_on.lock():
         result = rlx("clean", "dry=false")
         assert result.code == 0 and begun.path.exists() and going_on.path.exists()

@@ -21,7 +21,7 @@ from rlx.show import console
 from rlx.sweeps.sweep import LEFT_OUT, Sweep
 
 QUIET_S = 600
-"""Seconds for which a folder without meta.json is left alone: a run may just be begun in it."""
+"""Seconds for which a folder is left alone in which a run may be beginning."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def _unfinished(entries: Iterable[Entry], resumable: bool) -> Iterator[Removal]:
     Trainings that could go on are among them only where they are `resumable`.
     """
     for entry in entries:
+        if _may_begin(entry):
+            continue
         if entry.status in ("failed", "interrupted"):
             can_go_on = bool(Run(entry.path).checkpoints.resumable())
             if can_go_on and not resumable:
@@ -108,15 +110,19 @@ def _unfinished(entries: Iterable[Entry], resumable: bool) -> Iterator[Removal]:
                 continue
             reason = f" ({entry.error})" if entry.error else ""
             yield Removal(entry, [entry.path], f"{entry.status}{reason}")
-        elif _is_orphan(entry):
+        elif entry.status == UNREADABLE and not _is_written(entry.path):
             yield Removal(entry, [entry.path], "no run was begun in it")
 
 
-def _is_orphan(entry: Entry) -> bool:
-    """Whether it is a folder that was to become a run some time ago, and did not."""
-    if entry.status != UNREADABLE or entry.kind == "sweep" or (entry.path / "meta.json").exists():
-        return False
-    return time.time() - entry.path.stat().st_mtime > QUIET_S
+def _may_begin(entry: Entry) -> bool:
+    """Whether a run may be beginning in it: its command takes the lock a moment later."""
+    is_young = time.time() - entry.path.stat().st_mtime < QUIET_S
+    return is_young and entry.meta.get("status", "running") == "running"
+
+
+def _is_written(path: Path) -> bool:
+    """Whether there is anything by which a folder is a run or a sweep, readable or not."""
+    return any((path / name).exists() for name in ("meta.json", "sweep.json"))
 
 
 def _superseded(entries: Iterable[Entry]) -> Iterator[Removal]:

@@ -97,7 +97,7 @@ def _compare_returns(runs: Sequence[Run]) -> None:
         ["worst seed", *(console.number(each.value.min()) for each in seeds), ""],
         ["seeds", *(str(len(values)) for values in returns), ""],
         ["episodes per seed", *(str(values.shape[1]) for values in returns), ""],
-        ["took", *(console.duration(one["wall_s"]) for one in summaries), ""],
+        ["steps", *(str(one.get("steps", "")) for one in summaries), ""],
     ]
     title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
     console.table(title, ["", "A", "B", "A − B"], rows)

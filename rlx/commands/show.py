@@ -9,7 +9,7 @@ import yaml
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.commands.list import in_bytes, listed, print_table, row_of, tops_of
+from rlx.commands.list import in_bytes, listed, print_table, tops_of
 from rlx.composing import compose_config
 from rlx.conf import group_files
 from rlx.config import build, plain
@@ -77,8 +77,8 @@ def _show_run(entry: Entry) -> None:
     )
     try:
         _print_numbers(entry)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        console.warning(f"summary.json is not as rlx writes it ({type(error).__name__}: {error})")
+    except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
+        console.warning(f"its numbers are not as rlx writes them ({error})")
     files = sorted(entry.path.iterdir())
     texts = [f"{file.name} ({in_bytes(disk_size(file))})" for file in files]
     console.facts(files=", ".join(texts))
@@ -90,7 +90,7 @@ def _show_run(entry: Entry) -> None:
         console.facts(weights=", ".join(names))
     parents = entry.path.parents
     others = listed(parents[2] if len(parents) > 2 else entry.path.absolute().parents[2])
-    made = [row_of(other) for other in others if entry.path.name in other.sources()]
+    made = [other for other in others if entry.path.name in other.sources()]
     if made:
         print_table(made, "Made of it")
     path = shlex.quote(str(entry.path))
@@ -138,8 +138,10 @@ def _option(group: str, node: Any, entry: Entry) -> str | None:
         return named
     for option, file in files.items():
         content = yaml.safe_load(file.read_text()) or {}
-        target = content.get("_target_")
-        is_it = content == node if target is None else target == dict(node or {}).get("_target_")
+        if "_target_" in content and isinstance(node, dict):
+            is_it = content["_target_"] == node.get("_target_")
+        else:
+            is_it = content == node
         if is_it:
             return option
     return None

@@ -3,12 +3,14 @@
 What cannot be read is listed too, with the reason. Importing this imports no torch.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +81,32 @@ class Entry:
         return estimate if isinstance(estimate, dict) else {}
 
     @property
-    def started(self) -> datetime | None:
-        """When it was begun."""
+    def value(self) -> float | None:
+        """The interquartile mean return; None: there is none."""
+        value = self.estimate.get("iqm")
+        return value if isinstance(value, float | int) and math.isfinite(value) else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the return; NaN where there is none."""
+        match self.estimate.get("ci95"):
+            case [float() | int() as low, float() | int() as high]:
+                return low, high
+        return math.nan, math.nan
+
+    @cached_property
+    def age(self) -> float | None:
+        """Seconds since it was begun; None: nobody knows."""
         try:
-            return datetime.fromisoformat(self.meta["started"])
+            started = datetime.fromisoformat(self.meta["started"])
+            return (datetime.now() - started).total_seconds()
         except (KeyError, TypeError, ValueError):
             return None
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return disk_size(self.path)
 
     def config(self) -> dict[str, Any]:
         """The content of config.yaml as plain data; empty where it cannot be read."""

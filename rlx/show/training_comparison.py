@@ -176,7 +176,7 @@ def resampled_returns(runs: Sequence[Run]) -> list[statistics.Resampled]:
     """
     summaries = [run.summary() for run in runs]
     returns = [episode_returns(run) for run in runs]
-    sources = [(summary.get("run"), summary["seeds"]) for summary in summaries]
+    sources = [(summary.get("run"), summary.get("seeds")) for summary in summaries]
     shapes = [values.shape for values in returns]
     if sources[0][0] is not None and all(source == sources[0] for source in sources):
         bootstraps = [statistics.Bootstrap(*shape) for shape in shapes]
