@@ -140,6 +140,7 @@ class Run:
 
         `recover` (rlx/runs/finding.py) puts back what a crash leaves of the two.
         """
+        self._note_resuming(former.meta())
         partial = hidden_sibling(former.path, "partial")
         shutil.rmtree(partial, ignore_errors=True)  # a crash may have left it
         self.path.rename(partial)
@@ -307,8 +308,15 @@ class Run:
         rows = [row for row in self.metrics() if row["step"] <= evaluated]
         write(self.path / "metrics.jsonl", "".join(_lines(rows)))
         self.write_config(config)
-        resumed = [*self.meta().get("resumed", []), origin().get("line", "")]
-        self.write_meta(status="running", error=None, resumed=resumed)
+        self.write_meta(status="running", error=None)
+        self._note_resuming(self.meta())
+
+    def _note_resuming(self, former: Mapping[str, Any]) -> None:
+        """Add the line that goes on with the run to those that made it, which `former` has."""
+        line = origin().get("line", "")
+        if line.startswith("rlx resume "):  # else a sweep's, which does its job again
+            made = {key: former[key] for key in ("line", "choices") if key in former}
+            self.write_meta(**made, resumed=[*former.get("resumed", []), line])
 
     @contextmanager
     def lock(self) -> Iterator[None]:

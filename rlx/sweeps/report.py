@@ -44,7 +44,8 @@ def report(sweep: Sweep, style: figures.Style = figures.SCREEN, page: Page | Non
         with writing(sweep.path):
             figures.save(drawn, files["figure"])
     if page is not None:
-        files["page"] = page(sweep, ranked)
+        with writing(sweep.path):
+            files["page"] = page(sweep, ranked)
     done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
     if pruned := sum(job.status == "pruned" for job in jobs):
         done += f", {pruned} of them pruned"
