@@ -29,6 +29,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 def main() -> None:
     """Console entry point."""
+    sys.unraisablehook = _not_lost
     code = run(sys.argv[1:])
     with suppress(BrokenPipeError):
         sys.stdout.flush()
@@ -149,6 +150,17 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
 def _told_to_stop(number: int, frame: object) -> None:
     """SIGTERM ends every command as Ctrl-C does, so that what it was writing says so."""
     raise Interrupted(number, "stopped by SIGTERM")
+
+
+def _not_lost(lost: "sys.UnraisableHookArgs") -> None:
+    """Let a signal come once more that came within a destructor, where Python ignores errors."""
+    error = lost.exc_value
+    if not isinstance(error, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+    # Not at once: the destructor is not over.
+    threading.Timer(0.1, os.kill, (os.getpid(), number or signal.SIGINT)).start()
 
 
 def _fail(message: str) -> int:

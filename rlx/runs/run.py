@@ -50,7 +50,7 @@ FORMAT = 3
 _trusted: set[str] = set()
 """The configs that the user has trusted in this process; an adversary's env reads some anew."""
 _note: "tuple[str, Callable[[Run], None]] | None" = None
-"""A command, and what is told of each run that it makes now; see `noting`."""
+"""A command, and what is told of each run that it is about to make; see `noting`."""
 GROUPS = ("agent", "env", "eval_env", "device", "attack")
 """Keys of config.yaml that hold keys themselves."""
 
@@ -79,6 +79,8 @@ class Run:
             raise ConfigError(f"outputs={root}: expected a folder.")
         started = datetime.datetime.now()
         run = cls(Path(root) / command / name / started.strftime("%Y%m%d-%H%M%S-%f"))
+        if _note is not None and command == _note[0]:
+            _note[1](run)
         try:
             run.path.mkdir(parents=True)
             run.write_config(config)
@@ -87,8 +89,6 @@ class Run:
                 f"outputs={root}: cannot write {run.path} ({error.strerror})."
             ) from None
         run.write_meta(status="running", started=started.isoformat(timespec="seconds"))
-        if _note is not None and command == _note[0]:
-            _note[1](run)
         return run
 
     @property
@@ -373,7 +373,10 @@ class Run:
 
 @contextmanager
 def noting(command: str, note: "Callable[[Run], None]") -> Iterator[None]:
-    """Tell `note` of each run that `command` makes within the context, as soon as it is there."""
+    """Tell `note` of each run that `command` makes within the context, before it is there.
+
+    A process that is killed in between leaves a folder that somebody knows of.
+    """
     global _note
     former = _note
     _note = (command, note)
