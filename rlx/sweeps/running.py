@@ -229,7 +229,7 @@ def with_todays(config: DictConfig, composed: DictConfig) -> DictConfig:
     return placed(config, str(config.get("outputs", "outputs")))
 
 
-def fail(job: Job, error: Exception, took_s: float) -> None:
+def fail(job: Job, error: Exception | SystemExit, took_s: float) -> None:
     """Write down that a job failed, `took_s` seconds after it began this time, and tell it."""
     text = str(error)
     code = 1
@@ -257,7 +257,7 @@ def _do(command: "Command", job: Job, composed: DictConfig) -> float | None:
         took_s = job.took_s + time.monotonic() - began
         job.read().write(state="interrupted", took_s=took_s)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fail(job, error, time.monotonic() - began)
         return None
     job.log.unlink(missing_ok=True)

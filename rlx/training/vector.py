@@ -245,7 +245,7 @@ class Batch:
             except KeyboardInterrupt:
                 self._note("interrupted", began)
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 for job in self.left():
                     fail(job, error, self._share(began))
             finally:
