@@ -53,8 +53,8 @@ def main(composed: DictConfig) -> float:
     opened = open_runs(runs, config.checkpoint, device, config.seeds)
     policy = opened.policy
     seeds = opened.seeds
-    if config.video:
-        scenes = video.scenes(config.video_seeds, config.video_episodes, seeds, config.episodes)
+    scenes = video.scenes(config, seeds)
+    if scenes:
         drawn = video.drawing(opened.env)
         camera = video.Camera(experiment.make_env(drawn, 1, device, opened.age))
     source = runs[0].path.parent.name
@@ -84,7 +84,7 @@ def main(composed: DictConfig) -> float:
             per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
             title = f"{source}: steps spent in each cell, per greedy episode"
             figures.save(figures.grid(per_episode, title, config.figure), files["figure"])
-        if config.video:
+        if scenes:
             films = [
                 camera.greedy(policy, scene, REPORT + scene.episode, source) for scene in scenes
             ]

@@ -23,6 +23,7 @@ from rlx.errors import ConfigError
 from rlx.grids import parse_seeds
 from rlx.nn.encoders import is_image
 from rlx.nn.seed_axis import take
+from rlx.show import console
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -132,7 +133,7 @@ class Camera:
         self.fps = _fps(inner)
         """Steps in a second."""
         obs, _ = env.reset(seed=0)
-        self._image(obs)
+        self._image({"final_obs": obs})
 
     def greedy(self, policy: Policy, scene: "Scene", reset_seed: int, title: str) -> Film:
         """A film of a scene that nobody attacks, which begins from `reset_seed`."""
@@ -148,14 +149,14 @@ class Camera:
         carry = policy.initial_carry(1)
         first = torch.ones(1, 1, dtype=torch.bool, device=device)
         obs, _ = self.env.reset(seed=reset_seed)
-        film.images.append(self._image(obs))
+        film.images.append(self._image({"final_obs": obs}))
         ended = False
         with torch.no_grad():
             while not ended:
                 film.decisions.append({})
                 action, carry = policy.act(obs.unsqueeze(0), first, carry, choose)
                 obs, reward, terminated, truncated, info = self.env.step(action[0])
-                film.images.append(self._image(info["final_obs"]))
+                film.images.append(self._image(info))
                 film.rewards.append(float(reward))
                 first = torch.zeros_like(first)
                 ended = bool(terminated | truncated)
@@ -185,17 +186,30 @@ def drawing(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _images_of(env: Any) -> Any:
-    """What gives the image uint8 [H, W, 3] of where the newest step has led; it takes its obs."""
+    """A function of a step's info: the image uint8 [H, W, 3] of where it led, before a reset."""
     if isinstance(env, BatchedEnv):
-        return lambda obs: env.final_image()
+        return _states_of(env)
     if isinstance(env, GymEnv) and env.render_mode == "rgb_array":
         seen = _Seen(env.envs[0])
         env.envs[0] = seen
-        return lambda obs: np.asarray(seen.image)
+        return lambda info: np.asarray(seen.image)
     space = env.single_observation_space
     if isinstance(space, gymnasium.spaces.Box) and is_image(space.shape):
-        return lambda obs: _picture(obs[0].cpu().numpy())
+        return lambda info: _picture(info["final_obs"][0].cpu().numpy())
     raise ConfigError(f"video: {type(env).__name__} draws no images.")
+
+
+def _states_of(env: BatchedEnv) -> Any:
+    """`_images_of` an env of rlx's own: a step hands its last state over before it is reset."""
+    begin = env._begin
+    final: list[Tensor] = []
+
+    def begin_another(where: Tensor) -> None:
+        final[:] = [env.state]
+        begin(where)
+
+    env._begin = begin_another  # type: ignore[method-assign]
+    return lambda info: env.render(final.pop() if final else env.state)[0]
 
 
 def _fps(env: Any) -> float:
@@ -228,25 +242,32 @@ class Scene(NamedTuple):
     """The number of the reported episode, from 0."""
 
 
-def scenes(
-    wanted_seeds: object, wanted_episodes: object, seeds: Sequence[int], episodes: int
-) -> list[Scene]:
-    """The scenes that the keys `video_seeds` and `video_episodes` name; ConfigError where not.
+def scenes(config: Any, seeds: Sequence[int]) -> list[Scene]:
+    """The scenes that a command's keys name, none without `video`; ConfigError where none can be.
 
-    `seeds` and `episodes`: what is played of.
+    `config`: with the keys `video`, `video_seeds`, `video_episodes` and `episodes`; `seeds`: those
+    that are played.
     """
+    if not config.video:
+        for key, default in (("video_seeds", None), ("video_episodes", 1), ("video_eps", None)):
+            value = getattr(config, key, default)
+            if value != default:
+                raise ConfigError(f"{key}={value}: is of a video; add video=true.")
+        return []
     chosen = list(seeds[:1])
-    if wanted_seeds is not None:
-        chosen = parse_seeds(wanted_seeds, "video_seeds")
-    numbers = parse_seeds(wanted_episodes, "video_episodes")
+    if config.video_seeds is not None:
+        chosen = parse_seeds(config.video_seeds, "video_seeds")
+    numbers = parse_seeds(config.video_episodes, "video_episodes")
     for seed in chosen:
         if seed not in seeds:
-            expected = ", ".join(map(str, seeds))
-            raise ConfigError(f"video_seeds={wanted_seeds}: {seed} is not played; of {expected}.")
-    if max(numbers) >= episodes:
+            played = console.ranges(seeds)
+            raise ConfigError(
+                f"video_seeds={config.video_seeds}: {seed} is not played; of {played}."
+            )
+    if max(numbers) >= config.episodes:
         raise ConfigError(
-            f"video_episodes={wanted_episodes}: {max(numbers)} is not played; "
-            f"of 0 to {episodes - 1} (episodes={episodes})."
+            f"video_episodes={config.video_episodes}: {max(numbers)} is not played; "
+            f"of 0 to {config.episodes - 1} (episodes={config.episodes})."
         )
     if len(chosen) * len(numbers) > MOST_FILMS:
         count = f"{len(chosen)} seeds × {len(numbers)} episodes"
