@@ -29,6 +29,8 @@ Resume = Callable[[Run, DictConfig], float]
 
 Table = Callable[[Sequence[Run]], None]
 """Prints something of all finished runs of a sweep."""
+Writes = Callable[[DictConfig], str]
+"""The file, or the folder, that a config names to be written."""
 MakesJobs = Callable[[DictConfig, "Options"], float]
 """Begins, or goes on with, a sweep whose jobs come of the results of others."""
 
@@ -61,6 +63,7 @@ def command(
     resume: Resume | None = None,
     measure: "Measure | None" = None,
     table: Table | None = None,
+    writes: Writes | None = None,
     makes_jobs: MakesJobs | None = None,
 ) -> Callable[[Task], "Command"]:
     """A decorator of a command's task, which gets the composed conf/`name`.yaml.
@@ -69,7 +72,7 @@ def command(
     """
 
     def decorated(task: Task) -> Command:
-        return Command(name, task, check, pin, resume, measure, table, makes_jobs)
+        return Command(name, task, check, pin, resume, measure, table, writes, makes_jobs)
 
     return decorated
 
@@ -92,6 +95,8 @@ class Command:
     """What the jobs of a sweep are ranked by; None: they are not."""
     table: Table | None
     """What more there is to print of the finished runs of a sweep."""
+    writes: Writes | None
+    """What it writes beside its run; two jobs of a sweep may not write one file."""
     makes_jobs: MakesJobs | None
     """What it does instead of `task` where each run of it is a sweep by itself."""
 

@@ -48,6 +48,7 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
     """
     groups = own_keys(command)
     swept = _swept(arguments)
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
     paths = []
     flags = []
     overrides = list(QUIET)
@@ -63,7 +64,7 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
         elif word.startswith("-"):
             raise ConfigError(_as_key_value(command, word, words))
         elif _is_override(word):
-            override = _filter(_renamed(_as_path(word)), groups)
+            override = _filter(_renamed(_as_path(word, is_sweep)), groups)
             overrides.append(_upsert(override, groups, swept))
         else:
             paths.append(word)
@@ -77,7 +78,7 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
     if paths:
         key = WORDS.get(command, "run")
         names = [quoted(path) for path in paths]
-        if {"-m", "--multirun"} & set(flags) and key == "run":
+        if is_sweep and key == "run":
             overrides.append(f"run={','.join(f'[{path}]' for path in names)}")
         else:
             overrides.append(f"{key}=[{','.join(names)}]")
@@ -157,16 +158,18 @@ def _filter(override: str, keys: set[str]) -> str:
     return f"where.{key}={quoted(value)}"
 
 
-def _as_path(override: str) -> str:
-    """`override`, its value quoted where it is a folder with characters of Hydra's grammar."""
+def _as_path(override: str, is_sweep: bool) -> str:
+    """`override`, its value quoted where it is a folder with characters of Hydra's grammar.
+
+    In a sweep commas are between folders.
+    """
     key, _, value = override.partition("=")
-    if (
-        key in ("outputs", "out", "data")
-        and re.search(r"[^\w./-]", value, re.ASCII)
-        and value[0] not in "'\""
-    ):
-        return f"{key}={quoted(value)}"
-    return override
+    if key not in ("outputs", "out", "data") or value[:1] in ("'", '"'):
+        return override
+    paths = []
+    for path in value.split(",") if is_sweep else [value]:
+        paths.append(quoted(path) if re.search(r"[^\w./-]", path, re.ASCII) else path)
+    return f"{key}={','.join(paths)}"
 
 
 def _renamed(override: str) -> str:
@@ -286,7 +289,7 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
     if unmerged and error.__cause__ is not None:
         reason, *_ = str(error.__cause__).splitlines()
         return f"{unmerged[1]}: {reason}"
-    not_found = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    not_found = re.search(r"Could not (?:find|load) '([^'/]+)/([^']+)'", text)
     if not_found:
         return _unknown_option(not_found[1], not_found[2])
     unknown = re.search(r"Could not override '([^']+)'", text)

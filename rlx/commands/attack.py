@@ -20,6 +20,8 @@ from rlx.show import attack_tables, console, figures
 from rlx.show.attack_run import AttackRun
 from rlx.statistics import Bootstrap, Estimate, Robustness
 from rlx.sweeps.ranking import Measure
+from rlx.trackers.tracker import Tracker
+from rlx.trackers.tracking import Tracking, make_trackers
 
 if TYPE_CHECKING:
     import gymnasium
@@ -74,6 +76,8 @@ class Config(RunConfig):
     """Which of the episodes: a count, a range, or a list of numbers from 0 on."""
     video_eps: NonNegative | None
     """The radius at which they are attacked; null: the largest of `eps`."""
+    tracker: Any = None
+    """The trackers that are told of the study: files of conf/tracker, with their keys."""
 
 
 def check(composed: DictConfig) -> None:
@@ -128,6 +132,8 @@ class Plan:
     """Copies of the env, as many as seeds."""
     components: Sequence[str]
     """The components of an observation to which harm is attributed; empty: it is not."""
+    trackers: Mapping[str, Tracker]
+    """The trackers that are told of the study, by name."""
     scenes: "Sequence[Scene]"
     """The episodes that are filmed."""
     camera: "Camera | None"
@@ -174,13 +180,14 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     plan = _load(config)
     output = Run.create(config.outputs, "attack", plan.source, composed)
     _header(config, plan)
-    with output.writing():
+    with Tracking(output, plan.trackers) as tracking, output.writing():
+        tracking.begin()
         result = _play(config, plan)
         files = _save(output, config, plan, result)
     attack_tables.print_study(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
     if result.attribution is not None:
-        attack_tables.print_attribution(result.attribution)
-    attack_tables.print_costs(plan.game.costs)
+        console.table(*attack_tables.attribution(result.attribution))
+    console.table(*attack_tables.costs(plan.game.costs.as_dict()))
     console.result(output.path, result.wall_s, **files)
     return output, result.study
 
@@ -188,6 +195,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
 def _load(config: Config) -> Plan:
     """The plan of a config; ConfigError where it cannot be played, before anything is written."""
     check_protocol(config.protocol)
+    trackers = make_trackers(config.tracker)
     eps = parse_grid(config.eps, "eps")
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
@@ -236,7 +244,7 @@ def _load(config: Config) -> Plan:
     camera = None
     if scenes:
         camera = video.Camera(make_env(video.drawing(opened.env), 1, device, opened.age))
-    return Plan(attack, modes, game, scale, env, components, scenes, camera)
+    return Plan(attack, modes, game, scale, env, components, trackers, scenes, camera)
 
 
 def _play(config: Config, plan: Plan) -> Result:

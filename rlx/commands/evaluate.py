@@ -1,8 +1,9 @@
 """Play a trained run's greedy policy on new episodes."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -12,6 +13,10 @@ from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import console, figures
 from rlx.sweeps.ranking import RETURN
+
+if TYPE_CHECKING:
+    from rlx.policies import Opened
+    from rlx.show.video import Scene
 
 
 @dataclass(frozen=True)
@@ -36,24 +41,40 @@ class Config(RunConfig):
     """Which of the episodes: a count, a range, or a list of numbers from 0 on."""
 
 
-@command("evaluate", pin=pin_runs, measure=RETURN)
+def check(composed: DictConfig) -> None:
+    """Raise what is wrong with the config, as far as it can be told without playing."""
+    _load(build(Config, composed, ""))
+
+
+def _load(config: Config) -> "tuple[Sequence[Run], Opened, Sequence[Scene]]":
+    """The runs, their policies, and what shall be filmed."""
+    runs = find_all(config.run, config.outputs, trusted=config.trust)
+
+    from rlx import experiment
+    from rlx.policies import open_runs
+    from rlx.show import video
+
+    opened = open_runs(
+        runs, config.checkpoint, experiment.setup_device(config.device), config.seeds
+    )
+    return runs, opened, video.scenes(config, opened.seeds)
+
+
+@command("evaluate", check=check, pin=pin_runs, measure=RETURN)
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")
-    runs = find_all(config.run, config.outputs, trusted=config.trust)
+    runs, opened, scenes = _load(config)
 
     from rlx import experiment, statistics
     from rlx.env import time_limit_words
     from rlx.evaluation import REPORT, evaluate
-    from rlx.policies import open_runs
     from rlx.robustness.observations import VisitCount
     from rlx.show import video
 
-    device = experiment.setup_device(config.device)
-    opened = open_runs(runs, config.checkpoint, device, config.seeds)
+    device = opened.device
     policy = opened.policy
     seeds = opened.seeds
-    scenes = video.scenes(config, seeds)
     if scenes:
         drawn = video.drawing(opened.env)
         camera = video.Camera(experiment.make_env(drawn, 1, device, opened.age))

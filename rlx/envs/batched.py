@@ -165,6 +165,8 @@ class BatchedEnv(VectorEnv):
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
+    final_state: Tensor
+    """[B, D]: where the newest step has led, before any reset; kept where the env is to draw."""
     _ended: Tensor
     """bool [B]: whose episode is over. SAME_STEP, which resets these at once, does without it."""
 
@@ -246,6 +248,8 @@ class BatchedEnv(VectorEnv):
                 self._ended = self._ended & ~where
             else:
                 self._ended = torch.zeros_like(where)
+        if self.render_mode is not None:
+            self.final_state = self.state
         return self.dynamics.observe(self.state), {}
 
     def step(self, actions: Tensor | np.ndarray) -> _StepResult:
@@ -299,6 +303,8 @@ class BatchedEnv(VectorEnv):
         if self.drift is not None:
             dynamics = self.drift.apply(dynamics, self._age)
         self.state, reward, terminated = dynamics.transition(self.state, actions, draws)
+        if self.render_mode is not None:
+            self.final_state = self.state
         self._steps += 1
         self._age += 1
         return reward, terminated

@@ -3,7 +3,8 @@
 config.yaml      the resolved config; what evaluate and attack load
 meta.json        format version, command, status (running, completed, interrupted, failed), rlx's
                  version and commit, packages, machine, started, wall_s, signature of config.yaml
-                 (rlx/runs/trust.py)
+                 (rlx/runs/trust.py), the commit of the user's project, the command line, the lines
+                 that went on with it, the options of config groups
 metrics.jsonl    one row per (step, seed): step, seed, return/mean, return/train, length/mean,
                  loss/…, time/steps_per_s
 checkpoints/, replay/    rlx/runs/checkpoints.py
@@ -39,7 +40,7 @@ from rlx.runs.files import (
     write,
     write_json,
 )
-from rlx.runs.versions import versions
+from rlx.runs.versions import origin, project_commit, versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,12 @@ class Run:
             raise ConfigError(
                 f"outputs={root}: cannot write {run.path} ({error.strerror})."
             ) from None
-        run.write_meta(status="running", started=started.isoformat(timespec="seconds"))
+        run.write_meta(
+            status="running",
+            started=started.isoformat(timespec="seconds"),
+            project_commit=project_commit(),
+            **origin(),
+        )
         if _note is not None and command == _note[0]:
             _note[1](run)
         return run
@@ -134,6 +140,7 @@ class Run:
 
         `recover` (rlx/runs/finding.py) puts back what a crash leaves of the two.
         """
+        self._note_resuming(former.meta())
         partial = hidden_sibling(former.path, "partial")
         shutil.rmtree(partial, ignore_errors=True)  # a crash may have left it
         self.path.rename(partial)
@@ -302,6 +309,14 @@ class Run:
         write(self.path / "metrics.jsonl", "".join(_lines(rows)))
         self.write_config(config)
         self.write_meta(status="running", error=None)
+        self._note_resuming(self.meta())
+
+    def _note_resuming(self, former: Mapping[str, Any]) -> None:
+        """Add the line that goes on with the run to those that made it, which `former` has."""
+        line = origin().get("line", "")
+        if line.startswith("rlx resume "):  # else a sweep's, which does its job again
+            made = {key: former[key] for key in ("line", "choices") if key in former}
+            self.write_meta(**made, resumed=[*former.get("resumed", []), line])
 
     @contextmanager
     def lock(self) -> Iterator[None]:

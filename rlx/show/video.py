@@ -188,7 +188,8 @@ def drawing(node: Mapping[str, Any]) -> Mapping[str, Any]:
 def _images_of(env: Any) -> Any:
     """A function of a step's info: the image uint8 [H, W, 3] of where it led, before a reset."""
     if isinstance(env, BatchedEnv):
-        return _states_of(env)
+        env.render_mode = "rgb_array"
+        return lambda info: env.render(env.final_state)[0]
     if isinstance(env, GymEnv) and env.render_mode == "rgb_array":
         seen = _Seen(env.envs[0])
         env.envs[0] = seen
@@ -197,19 +198,6 @@ def _images_of(env: Any) -> Any:
     if isinstance(space, gymnasium.spaces.Box) and is_image(space.shape):
         return lambda info: _picture(info["final_obs"][0].cpu().numpy())
     raise ConfigError(f"video: {type(env).__name__} draws no images.")
-
-
-def _states_of(env: BatchedEnv) -> Any:
-    """`_images_of` an env of rlx's own: a step hands its last state over before it is reset."""
-    begin = env._begin
-    final: list[Tensor] = []
-
-    def begin_another(where: Tensor) -> None:
-        final[:] = [env.state]
-        begin(where)
-
-    env._begin = begin_another  # type: ignore[method-assign]
-    return lambda info: env.render(final.pop() if final else env.state)[0]
 
 
 def _fps(env: Any) -> float:

@@ -140,6 +140,8 @@ class _Planner:
         self.seen = 0
         """The number of combinations that were composed; two may be the same job."""
         self.errors: list[ConfigError | RunError] = []
+        self.files: dict[str, str] = {}
+        """File that a job writes beside its run → its identity."""
 
     def add(self, composed: DictConfig) -> None:
         """Note the job of the running config, and what is wrong with it."""
@@ -148,11 +150,20 @@ class _Planner:
             if self.command.check is not None:
                 self.command.check(composed)
             job = planned(self.command, composed)
+            self._check_file(job)
         except (ConfigError, RunError) as error:
             self.errors.append(error)
             tell_failure(overrides_text(), str(error))
             return
         self.jobs[job.id] = job
+
+    def _check_file(self, job: Planned) -> None:
+        """ConfigError where another job writes the same file beside its run."""
+        if self.command.writes is None:
+            return
+        file = os.path.abspath(self.command.writes(job.config))
+        if self.files.setdefault(file, job.id) != job.id:
+            raise ConfigError(f"{file}: two jobs would write it; name one for each of them.")
 
     def raise_failures(self) -> None:
         """ConfigError where a job is wrong."""

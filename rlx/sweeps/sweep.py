@@ -37,7 +37,7 @@ from rlx.runs.versions import project_commit, versions
 
 FORMAT = 1
 """Version of the layout above; written to sweep.json."""
-LEFT_OUT = ("outputs", "device", "trust")
+LEFT_OUT = ("outputs", "device", "tracker", "trust")
 """Keys of a config that change nothing about a job's result, and so are no part of its identity."""
 BATCHES = "batches"
 """Name of the folder, in a sweep's, of the runs that train several of its jobs at once."""
@@ -172,6 +172,8 @@ class Job:
 
     def note(self, run: Run) -> None:
         """Write down which run is the job's, as soon as there is one."""
+        # Of the jobs of a batch Hydra has composed one alone.
+        run.write_meta(line=f"rlx {Sweep(self.folder).command} {self.text}".strip())
         path = os.path.relpath(run.path.absolute(), self.folder.absolute())
         _read(self.file).write(run_path=path)
 

@@ -63,6 +63,8 @@ class Config:
     """Leave bad shards of the data set out, instead of refusing it."""
     keep: str = "best"
     """`best`: each seed's weights of its best evaluation; `newest`: its newest."""
+    tracker: Any = None
+    """The trackers that are told of the run: files of conf/tracker, with their keys."""
 
     def __post_init__(self) -> None:
         parse_rows(self.seeds)
