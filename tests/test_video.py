@@ -388,3 +388,16 @@ def test_of_a_stack_the_newest_observation_is_written(rlx, no_pyav):
     half = images.shape[2] // 2
     rows = (images[0][-80:, half:] < 100).all(-1).any(1)
     assert rows.any() and not (images[0][-80:, :half] < 100).all(-1).any()
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_nothing_is_drawn_on_another_device_than_the_state_is(name):
+    """A meta tensor, as one of a GPU, cannot be mixed with others."""
+    node = compose("train", f"env={name}", "agent=dqn", "tuned=none").env
+    env = make_env(node, 2, "cpu")
+    env.reset(seed=0)
+    inner = getattr(env, "env", env)
+    if isinstance(inner.dynamics, Tabular):
+        return  # drawn by Gymnasium
+    images = inner.dynamics.render(inner.state.to("meta"))
+    assert images.shape == torch.stack([torch.from_numpy(i) for i in inner.render()]).shape
