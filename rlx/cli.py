@@ -123,6 +123,8 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
 
     `act`: what to do instead of the command.
     """
+    if not {"-c", "--cfg", "-i", "--info", "--hydra-help"} & set(line):
+        _show_start()
     # Hydra raises its errors then, instead of printing them, and they are explained here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Completion is installed for the program rlx.
@@ -150,6 +152,15 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
     except SystemExit as done:  # Hydra's own help and completion
         return int(done.code or 0)
     return 0
+
+
+def _show_start() -> None:
+    """Show a terminal that a command begins, which it overwrites with its first line.
+
+    That may take seconds: of most commands, torch's import comes before it.
+    """
+    if sys.stdout is not None and sys.stdout.isatty():
+        print("starting", end="\r", flush=True)
 
 
 def _told_to_stop(number: int, frame: object) -> None:

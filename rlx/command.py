@@ -13,7 +13,6 @@ from rlx.config import plain
 from rlx.errors import ConfigError, RunError
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import console
 
 if TYPE_CHECKING:
     from rlx.sweeps.planning import Options
@@ -131,7 +130,6 @@ class Command:
 
         def guarded(composed: DictConfig) -> float | None:
             tell_users_options()
-            console.starting()
             try:
                 return task(composed)
             except (ConfigError, RunError, BrokenPipeError) as error:

@@ -103,12 +103,6 @@ def _wrapped(text: str, indent: int = 0) -> str:
     return "\n".join(lines)
 
 
-def starting() -> None:
-    """Show on a terminal that a command begins; its first line, seconds later, overwrites this."""
-    if terminal.is_terminal:
-        terminal.print("starting", end="\r")
-
-
 def warning(text: str) -> None:
     """Print what a reader of the numbers should know, on a line that begins with "warning"."""
     facts(warning=text)
