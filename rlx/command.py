@@ -9,9 +9,7 @@ from omegaconf import DictConfig
 
 from rlx.composing import Task, chosen, run_composed
 from rlx.conf import group_files, sweeps_of
-from rlx.config import plain
 from rlx.errors import ConfigError, RunError
-from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 
 if TYPE_CHECKING:
@@ -43,14 +41,6 @@ class RunConfig:
     """Folder of all runs."""
     trust: bool
     """Import what the run's config names, though somebody else made the run."""
-
-
-def pin_runs(composed: DictConfig) -> DictConfig:
-    """The config of a command that reads runs with these as they are found from any folder."""
-    pinned = composed.copy()
-    runs = find_all(plain(composed)["run"], composed.outputs, trusted=composed.trust)
-    pinned.run = [str(run.path.absolute()) for run in runs]
-    return pinned
 
 
 def command(

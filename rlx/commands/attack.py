@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig, check_protocol, command, pin_runs
+from rlx.command import check_protocol, command
 from rlx.composing import chosen
 from rlx.config import Count, NonNegative, build, choice, load_class
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
-from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import attack_tables, console
 from rlx.show.attack_run import AttackRun
 from rlx.statistics import Bootstrap, Estimate, Robustness
 from rlx.sweeps.ranking import Measure
+from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
 
 if TYPE_CHECKING:
     import gymnasium
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(SubjectConfig):
     """The keys of attack.yaml."""
 
     attack: Any
@@ -89,7 +89,7 @@ def _area(run: Run) -> Estimate:
 AREA = Measure("area", _area, of_env=False)
 
 
-@command("attack", check=check, pin=pin_runs, measure=AREA)
+@command("attack", check=check, pin=pin_subjects, measure=AREA)
 def main(composed: DictConfig) -> float:
     """Returns the mean area under the robustness curves."""
     _, study = _attacked(composed)
@@ -117,21 +117,13 @@ class Plan:
     """Copies of the env, as many as seeds."""
     components: Sequence[str]
     """The components of an observation to which harm is attributed; empty: it is not."""
-
-    @property
-    def runs(self) -> Sequence[Run]:
-        """The trainings that are attacked."""
-        return self.game.runs
+    subjects: Subjects
+    """Whose policies are attacked."""
 
     @property
     def opened(self) -> "Opened":
-        """The policies of the runs, and their env."""
+        """The policies, and their env."""
         return self.game.opened
-
-    @property
-    def source(self) -> str:
-        """Agent and env of the runs, as in "dqn-acrobot"."""
-        return self.runs[0].path.parent.name
 
 
 @dataclass(frozen=True)
@@ -155,7 +147,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
 
     config = build(Config, composed, "")
     plan = _load(config)
-    output = Run.create(config.outputs, "attack", plan.source, composed)
+    output = plan.subjects.create(config.outputs, "attack", composed)
     _header(config, plan)
     with output.writing():
         result = _play(config, plan)
@@ -172,12 +164,11 @@ def _load(config: Config) -> Plan:
     """The plan of a config; ConfigError where it cannot be played, before anything is written."""
     check_protocol(config.protocol)
     eps = parse_grid(config.eps, "eps")
-    runs = find_all(config.run, config.outputs, trusted=config.trust)
+    subjects = Subjects.of(config)
 
     from rlx.attacks.auto import Auto
     from rlx.evaluation import REPORT
     from rlx.experiment import setup_device
-    from rlx.policies import open_runs
     from rlx.robustness.attribution import component_names
     from rlx.robustness.manifold import kept_angles
     from rlx.robustness.scale import resolved, unit_scale
@@ -187,7 +178,7 @@ def _load(config: Config) -> Plan:
     kind = load_class(config.attack, "attack", Threat)
     attack = build(kind, config.attack, "attack")
     device = setup_device(config.device)
-    opened = open_runs(runs, config.checkpoint, device, config.seeds)
+    opened = subjects.open(config.checkpoint, device, config.seeds)
     space = opened.spec.observation_space
     modes = chosen_modes(attack, opened.policy.heads, config.modes)
     env = opened.make_env(len(opened.seeds))
@@ -201,8 +192,9 @@ def _load(config: Config) -> Plan:
         REPORT,
         config.max_num_envs,
         angles=angles,
-        runs=runs,
+        runs=subjects.runs,
         checkpoint=config.checkpoint,
+        victims=subjects.victims,
     )
     check_attackable(game, attack, modes)
     components: list[str] = []
@@ -213,7 +205,7 @@ def _load(config: Config) -> Plan:
                 "use attack=auto, minq or pgd."
             )
         components = component_names(game, env.observation_units)
-    return Plan(attack, modes, game, scale, env, components)
+    return Plan(attack, modes, game, scale, env, components, subjects)
 
 
 def _play(config: Config, plan: Plan) -> Result:
@@ -294,11 +286,11 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
     files = {"table": output.path / "robustness.csv", "figure": output.path / "robustness.png"}
     study.write_csv(files["table"])
     episodes = f"{len(seeds)} seeds × {config.episodes} episodes"
-    title = f"{plan.source} under {study.attack}, {episodes}"
+    title = f"{plan.subjects.name} under {study.attack}, {episodes}"
     figure(study.summary(), title, config.scale).savefig(files["figure"])
     steps = int(sum(episodes.lengths.sum() for episodes in result.played.values()))
     facts = {
-        "run": [str(run.path) for run in plan.runs],
+        "run": plan.subjects.paths,
         "seeds": seeds,
         "scale": result.scale,
         "effort": chosen("effort") if isinstance(plan.attack, Adversary) else None,
@@ -320,7 +312,7 @@ def _header(config: Config, plan: Plan) -> None:
     eps = plan.game.eps
     total = len(seeds) * len(eps) * len(plan.modes) * config.episodes
     console.facts(
-        run=", ".join(str(run.path) for run in plan.runs),
+        run=", ".join(plan.subjects.paths),
         seeds=f"{len(seeds)} ({console.ranges(seeds)})",
         attack=f"{chosen('attack')}, protocol {config.protocol}, modes {', '.join(plan.modes)}",
         effort=chosen("effort"),
@@ -328,7 +320,7 @@ def _header(config: Config, plan: Plan) -> None:
         episodes=f"{config.episodes} per seed, radius and mode: {total:,} in all",
         device=plan.opened.device,
     )
-    console.warn_of_unfinished(plan.runs)
+    console.warn_of_unfinished(plan.subjects.runs)
 
 
 def chosen_modes(attack: "Threat", heads: Sequence[str], wanted: Any) -> "dict[str, Mode]":

@@ -6,16 +6,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig, command, pin_runs
+from rlx.command import command
 from rlx.config import Count, build
-from rlx.runs.finding import find_all
-from rlx.runs.run import Run
 from rlx.show import console
 from rlx.sweeps.ranking import RETURN
+from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(SubjectConfig):
     """The keys of evaluate.yaml."""
 
     device: Any
@@ -30,21 +29,20 @@ class Config(RunConfig):
     """Whether to write the first seed's first episode as episode.gif."""
 
 
-@command("evaluate", pin=pin_runs, measure=RETURN)
+@command("evaluate", pin=pin_subjects, measure=RETURN)
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")
-    runs = find_all(config.run, config.outputs, trusted=config.trust)
+    subjects = Subjects.of(config)
 
     from rlx import experiment, statistics
     from rlx.env import time_limit_words
     from rlx.evaluation import REPORT, evaluate
-    from rlx.policies import open_runs
     from rlx.robustness.observations import VisitCount
     from rlx.show import figures
 
     device = experiment.setup_device(config.device)
-    opened = open_runs(runs, config.checkpoint, device, config.seeds)
+    opened = subjects.open(config.checkpoint, device, config.seeds)
     policy = opened.policy
     seeds = opened.seeds
     if config.video:
@@ -52,15 +50,14 @@ def main(composed: DictConfig) -> float:
 
         filmed = experiment.make_env(video.drawing(opened.env), 1, device, opened.age)
         camera = video.Camera(filmed)
-    source = runs[0].path.parent.name
-    output = Run.create(config.outputs, "evaluate", source, composed)
+    output = subjects.create(config.outputs, "evaluate", composed)
     console.facts(
-        run=", ".join(str(run.path) for run in runs),
+        run=", ".join(subjects.paths),
         seeds=f"{len(seeds)} ({console.ranges(seeds)})",
         episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}",
         device=device,
     )
-    console.warn_of_unfinished(runs)
+    console.warn_of_unfinished(subjects.runs)
     files = {}
     with output.writing():
         began = time.monotonic()
@@ -77,7 +74,7 @@ def main(composed: DictConfig) -> float:
         if grid is not None:
             files["figure"] = output.path / "visits.png"
             per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
-            title = f"{source}: steps spent in each cell, per greedy episode"
+            title = f"{subjects.name}: steps spent in each cell, per greedy episode"
             figures.grid(per_episode, title).savefig(files["figure"])
         if config.video:
             files["video"] = output.path / "episode.gif"
@@ -87,7 +84,7 @@ def main(composed: DictConfig) -> float:
         steps = int(episodes.lengths.sum())
         values = {statistic.key: statistic.of(episodes) for statistic in statistics.STATISTICS}
         summary = {
-            "run": [str(run.path) for run in runs],
+            "run": subjects.paths,
             "seeds": seeds,
             "steps": steps,
             "wall_s": wall_s,

@@ -19,6 +19,7 @@ from rlx.rollout import Episodes, rollout
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.threat import Adversary, Attack, Boxes, Budget, Mode, Threat
+from rlx.victims.files import Victims
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Game:
     """The trainings that the policies are of."""
     checkpoint: str = "best"
     """The checkpoint that the policies are of."""
+    victims: Victims | None = None
+    """The files that the policies are of, where no training is."""
     costs: Costs = field(default_factory=Costs)
     """What was spent on it, by name; a copy with other radii or episodes shares it."""
     quiet: bool = False

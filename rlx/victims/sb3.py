@@ -1,0 +1,418 @@
+"""Models of Stable-Baselines3: the networks are made anew from the weights in a zip.
+
+Nothing is unpickled: of `data` the plain JSON is read, of `policy.pth` the tensors.
+"""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rlx.agent import Carry, Spec
+from rlx.config import choice
+from rlx.errors import ConfigError
+from rlx.names import one_line
+from rlx.nn.encoders import ObsEncoder, is_image, obs_features
+from rlx.nn.networks import MLP, ConvNet, SeedConv, SeedLinear
+from rlx.nn.rng import Streams, seed_tensor
+from rlx.show import console
+from rlx.victims.files import VictimFile, Victims
+from rlx.victims.policy import VictimPolicy
+
+SUPPORTED = "rlx reads MlpPolicy and CnnPolicy (NatureCNN) of PPO, A2C, DQN, SAC, TD3 and DDPG"
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Channels, kernel and stride of each layer of NatureCNN (Mnih et al. 2015)."""
+CNN = ("cnn.0", "cnn.2", "cnn.4")
+"""The names of its convolutions."""
+LINEAR = "linear.0"
+"""The name of the layer behind them."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "elu": torch.nn.functional.elu,
+    "gelu": torch.nn.functional.gelu,
+    "leakyrelu": torch.nn.functional.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+}
+STATISTICS = ("vecnormalize", "vec_normalize")
+"""What rl-zoo3, and the models it puts on a hub, call the file of VecNormalize's statistics."""
+EXPORT = (
+    "export it once: import pickle, numpy; "
+    "n = pickle.load(open('{name}.pkl', 'rb')); numpy.savez('{name}.npz', obs_mean=n.obs_rms.mean, "
+    "obs_var=n.obs_rms.var, epsilon=n.epsilon, clip_obs=n.clip_obs)"
+)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How the algorithms of one kind lay out their actors."""
+
+    hidden: str
+    """The beginning of the names of all layers but the last."""
+    last: str
+    """The name of the last layer; empty: it is the last of the others."""
+    features: tuple[str, ...]
+    """Where the features of images may be."""
+    activation: str
+    """What stands between the layers unless the file says otherwise."""
+    squashed: bool = False
+    """Whether actions are the tanh of the outputs, stretched to the space's bounds."""
+    values: bool = False
+    """Whether the outputs are action values."""
+
+
+FAMILIES = (
+    _Family(
+        "mlp_extractor.policy_net.",
+        "action_net",
+        ("pi_features_extractor.", "features_extractor."),
+        "tanh",
+    ),
+    _Family("q_net.q_net.", "", ("q_net.features_extractor.",), "relu", values=True),
+    _Family("actor.latent_pi.", "actor.mu", ("actor.features_extractor.",), "relu", squashed=True),
+    _Family("actor.mu.", "", ("actor.features_extractor.",), "relu", squashed=True),
+)
+"""PPO and A2C; DQN; SAC; TD3 and DDPG. The first one fits whose last layer is there."""
+
+
+class Sb3Policy(VictimPolicy):
+    """The network by which a model of SB3 decides, of one seed or of several of one shape."""
+
+    mean: Tensor
+    """[S, 1, F]: what is taken off each number of an observation; missing: nothing is."""
+    std: Tensor
+    """[S, 1, F]: by what it is divided then."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        family: _Family,
+        encoder: "Nature | ObsEncoder",
+        body: MLP,
+        normalisation: "Normalisation | None",
+    ):
+        super().__init__(spec, 1)
+        self.scores_are_values = family.values  # type: ignore[misc]
+        self.squashed = family.squashed
+        self.encoder = encoder
+        self.body = body
+        self.clip = None if normalisation is None else normalisation.clip
+        if normalisation is not None:
+            self.register_buffer("mean", normalisation.mean.view(1, 1, -1))
+            self.register_buffer("std", normalisation.std.view(1, 1, -1))
+
+    @property
+    def architecture(self) -> tuple:
+        """What policies have in common that can lie side by side along the seed axis."""
+        shapes = [(name, tensor.shape) for name, tensor in self.state_dict().items()]
+        return (*shapes, self.body.activation, self.clip, self.squashed)
+
+    def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
+        features = self.encoder(obs)
+        if self.clip is not None:
+            features = ((features - self.mean) / self.std).clamp(-self.clip, self.clip)
+        outputs = self.body(features)
+        if not self.squashed:
+            return outputs
+        return self.low + (outputs.tanh() + 1) * ((self.high - self.low) / 2)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """The statistics of SB3's VecNormalize, for all numbers of an observation."""
+
+    mean: Tensor
+    """float32 [F]."""
+    std: Tensor
+    """float32 [F]: √(variance + epsilon)."""
+    clip: float
+    """Largest size of a normalised number."""
+
+
+def load(file: VictimFile, number: int, victims: Victims, spec: Spec) -> Sb3Policy:
+    """The policy of a zip, file `number` of the `victims`; ConfigError where it is none of SB3's.
+
+    Also where it does not fit the env of `spec`.
+    """
+    data, tensors = _read(file)
+    family = _family(file, tensors)
+    settings = data.get("policy_kwargs") or {}
+    if family.squashed and data.get("use_sde"):
+        raise ConfigError(f"victim={file}: uses gSDE; {SUPPORTED}, without it.")
+    if str(settings.get("squash_output", False)) == "True":
+        raise ConfigError(f"victim={file}: has squash_output=True; {SUPPORTED}, without it.")
+    layers = _layers(file, family, tensors)
+    encoder = _encoder(file, family, tensors, spec, settings)
+    inputs = layers[0][0].shape[1]
+    if inputs != encoder.features:
+        raise ConfigError(
+            f"victim={file}: sees {inputs} numbers; this env's observations are "
+            f"{one_line(spec.observation_space)}."
+        )
+    outputs = layers[-1][0].shape[0]
+    _check_actions(file, spec, family, tensors, outputs)
+    check_zoo(file, spec)
+    activation = ACTIVATIONS[_activation(file, victims.activation, family, settings)]
+    hidden = [weight.shape[0] for weight, _ in layers[:-1]]
+    body = MLP(inputs, hidden, outputs, Streams(seed_tensor([0]), "victim"), activation)
+    body.layers = nn.ModuleList(_linear(weight, bias) for weight, bias in layers)
+    normalisation = _normalisation(file, number, victims, spec)
+    return Sb3Policy(spec, family, encoder, body, normalisation).requires_grad_(False)
+
+
+def _read(file: VictimFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON and the policy's tensors of a zip of SB3."""
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            data = json.loads(archive.read("data"))
+            weights = archive.read("policy.pth")
+        tensors = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
+        assert isinstance(data, dict) and isinstance(tensors, Mapping)
+    except (
+        AssertionError,
+        EOFError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"victim={file}: is no model that SB3 saved ({reason[0]}); {SUPPORTED}."
+        ) from None
+    return data, {str(name): tensor for name, tensor in tensors.items()}
+
+
+def _family(file: VictimFile, tensors: Mapping[str, Tensor]) -> _Family:
+    """The family of a model, by the names of its tensors."""
+    if not any("lstm" in name for name in tensors):
+        for family in FAMILIES:
+            last = family.last or f"{family.hidden}0"
+            if f"{last}.weight" in tensors:
+                return family
+    raise ConfigError(f"victim={file}: a policy of another kind; {SUPPORTED}.")
+
+
+def _layers(
+    file: VictimFile, family: _Family, tensors: Mapping[str, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """(weight [m, n], bias [m]) of each layer."""
+    names = [name for name in tensors if name.startswith(family.hidden)]
+    numbers = sorted({int(name.split(".")[-2]) for name in names if name.split(".")[-2].isdigit()})
+    layers = [f"{family.hidden}{number}" for number in numbers]
+    if family.last:
+        layers.append(family.last)
+    # Between two layers is an activation; what has more tensors than these is another network.
+    plain = numbers == list(range(0, 2 * len(numbers), 2)) and len(names) == 2 * len(numbers)
+    if not plain or any(tensors[f"{layer}.weight"].dim() != 2 for layer in layers):
+        raise ConfigError(f"victim={file}: its actor is no plain MLP; {SUPPORTED}.")
+    return [(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in layers]
+
+
+class Nature(nn.Module):
+    """Images [S, B, C, H, W] → features [S, B, 512], as SB3's NatureCNN."""
+
+    def __init__(self, shape: Sequence[int], tensors: Mapping[str, Tensor], scale: float):
+        """`tensors`: the weights, by their names in SB3; images are divided by `scale`."""
+        super().__init__()
+        seeds = seed_tensor([0])
+        rng = Streams(seeds, "victim")
+        self.conv = ConvNet(shape, NATURE, False, scale, seeds, rng)
+        convolutions = [layer for layer in self.conv.layers if isinstance(layer, SeedConv)]
+        for layer, name in zip(convolutions, CNN, strict=True):
+            layer.weight.data = tensors[f"{name}.weight"].unsqueeze(0)
+            assert layer.bias is not None
+            layer.bias.data = tensors[f"{name}.bias"].unsqueeze(0)
+        self.features = len(tensors[f"{LINEAR}.bias"])
+        self.linear = _linear(tensors[f"{LINEAR}.weight"], tensors[f"{LINEAR}.bias"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.conv(x)).relu()
+
+
+def _linear(weight: Tensor, bias: Tensor) -> SeedLinear:
+    """The layer of one seed with the weight [m, n] and bias [m] of torch's own."""
+    outputs, inputs = weight.shape
+    layer = SeedLinear(inputs, outputs, Streams(seed_tensor([0]), "victim"))
+    assert layer.bias is not None
+    layer.weight.data = weight.T.unsqueeze(0).contiguous()
+    layer.bias.data = bias.view(1, 1, -1)
+    return layer
+
+
+def _encoder(
+    file: VictimFile,
+    family: _Family,
+    tensors: Mapping[str, Tensor],
+    spec: Spec,
+    settings: Mapping[str, Any],
+) -> Nature | ObsEncoder:
+    """NatureCNN with the model's weights, or what makes observations flat."""
+    space = spec.observation_space
+    used = [
+        prefix for prefix in family.features if any(name.startswith(prefix) for name in tensors)
+    ]
+    if not used:
+        if is_image(space.shape):
+            raise ConfigError(
+                f"victim={file}: is a MlpPolicy, and this env's observations are images, "
+                f"{one_line(space)}; {SUPPORTED}."
+            )
+        return ObsEncoder(space, seed_tensor([0]))
+    own = {
+        name.removeprefix(used[0]): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(used[0])
+    }
+    names = {f"{layer}.{part}" for layer in (*CNN, LINEAR) for part in ("weight", "bias")}
+    sizes = [tuple(own[f"{layer}.weight"].shape[::2]) for layer in CNN] if set(own) == names else []
+    if sizes != [(channels, kernel) for channels, kernel, _ in NATURE]:
+        raise ConfigError(f"victim={file}: has another features extractor; {SUPPORTED}.")
+    channels = own["cnn.0.weight"].shape[1]
+    shape = space.shape or ()
+    if not is_image(shape) or shape[0] != channels:
+        raise ConfigError(
+            f"victim={file}: sees images of {channels} channels; this env's observations are "
+            f"{one_line(space)} (env.stack joins frames)."
+        )
+    scaled = str(settings.get("normalize_images", True)) == "True"
+    net = Nature(shape, own, 255.0 if scaled else 1.0)
+    if net.conv.features != own[f"{LINEAR}.weight"].shape[1]:
+        raise ConfigError(
+            f"victim={file}: sees images of another size than this env's, {one_line(space)}."
+        )
+    return net
+
+
+def _check_actions(
+    file: VictimFile, spec: Spec, family: _Family, tensors: Mapping[str, Tensor], outputs: int
+) -> None:
+    """ConfigError where the actions of a model with so many `outputs` are not those of `spec`."""
+    space = spec.action_space
+    continuous = family.squashed or "log_std" in tensors
+    fits = continuous == isinstance(space, spaces.Box)
+    size = int(np.prod(space.shape)) if isinstance(space, spaces.Box) else spec.actions
+    if not fits or outputs != size:
+        kind = "numbers of a continuous action" if continuous else "discrete actions"
+        raise ConfigError(
+            f"victim={file}: has {outputs} {kind}; this env's actions are {one_line(space)}."
+        )
+
+
+def _activation(
+    file: VictimFile, wanted: str | None, family: _Family, settings: Mapping[str, Any]
+) -> str:
+    """The name of what stands between the layers: the user's, the file's or SB3's default."""
+    if wanted is not None:
+        return choice(wanted, ACTIVATIONS, "activation")
+    written = settings.get("activation_fn")
+    if written is None:
+        return family.activation
+    name = str(written).removesuffix("'>").rpartition(".")[2].lower()
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ConfigError(
+            f"victim={file}: its activation is {written}; give one of these: activation={known}."
+        )
+    return name
+
+
+def _normalisation(
+    file: VictimFile, number: int, victims: Victims, spec: Spec
+) -> Normalisation | None:
+    """The statistics of file `number`, from the user's files or one beside the model."""
+    if victims.raw:
+        return None
+    if victims.vecnormalize:
+        return _statistics(victims.vecnormalize[number % len(victims.vecnormalize)], spec)
+    for folder in folders(file.path):
+        for name in STATISTICS:
+            if (folder / f"{name}.npz").is_file():
+                console.facts(vecnormalize=folder / f"{name}.npz")
+                return _statistics(folder / f"{name}.npz", spec)
+            if (folder / f"{name}.pkl").is_file():
+                pickled = folder / name
+                raise ConfigError(
+                    f"vecnormalize: {pickled}.pkl is a pickle, which is never loaded; "
+                    f"{EXPORT.format(name=pickled)} (vecnormalize=false: it saw raw observations)."
+                )
+    return None
+
+
+def folders(model: Path) -> list[Path]:
+    """Where rl-zoo3 puts what belongs to a model: beside it, or in a folder of the env's name."""
+    return [model.parent, *sorted(file.parent for file in model.parent.glob("*/config.yml"))]
+
+
+def _statistics(file: Path, spec: Spec) -> Normalisation:
+    """The statistics in an npz file; ConfigError where they do not fit the observations."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            mean = np.asarray(arrays["obs_mean"], dtype=np.float64).flatten()
+            var = np.asarray(arrays["obs_var"], dtype=np.float64).flatten()
+            epsilon = float(arrays["epsilon"]) if "epsilon" in arrays else 1e-8
+            clip = float(arrays["clip_obs"]) if "clip_obs" in arrays else 10.0
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"vecnormalize={file}: cannot be read ({error}); expected an npz file of obs_mean and "
+            "obs_var, and perhaps epsilon and clip_obs."
+        ) from None
+    numbers = obs_features(spec.observation_space)
+    # rl-zoo3 normalises each frame, and stacks them afterwards.
+    repeats = spec.stack if mean.size * spec.stack == numbers else 1
+    if mean.size * repeats != numbers or var.shape != mean.shape or not (var >= 0).all():
+        raise ConfigError(
+            f"vecnormalize={file}: {mean.size} means and {var.size} variances; this env's "
+            f"observations have {numbers} numbers."
+        )
+    std = np.sqrt(np.tile(var, repeats) + epsilon)
+    tensors = [torch.as_tensor(x, dtype=torch.float32) for x in (np.tile(mean, repeats), std)]
+    return Normalisation(tensors[0], tensors[1], clip)
+
+
+def check_zoo(file: VictimFile, spec: Spec) -> None:
+    """ConfigError where the config.yml of rl-zoo3 beside a model asks for another stack of frames.
+
+    A line tells the wrappers that it names: rlx does not make them.
+    """
+    for config in [folder / "config.yml" for folder in folders(file.path)]:
+        if not config.is_file():
+            continue
+        try:
+            keys = dict(yaml.load(config.read_text(), _Plain)[0])  # a SafeLoader
+        except (OSError, ValueError, TypeError, IndexError, KeyError, yaml.YAMLError):
+            console.warning(f"{config}: is not as rl-zoo3 writes it, and was not read")
+            return
+        stack = int(keys.get("frame_stack") or 1)
+        if stack != spec.stack and not is_image(spec.observation_space.shape):
+            raise ConfigError(
+                f"env.stack={spec.stack}: {config} says frame_stack: {stack}; "
+                f"use env.stack={stack}."
+            )
+        wrapper = keys.get("env_wrapper")
+        if wrapper:
+            console.warning(f"{config} names the wrapper {wrapper}, which env= must have as well")
+        return
+
+
+class _Plain(yaml.SafeLoader):
+    """Reads the OrderedDict of rl-zoo3's files as the list of pairs that it is written as."""
+
+
+_Plain.add_multi_constructor(
+    "tag:yaml.org,2002:python/",
+    lambda loader, suffix, node: loader.construct_sequence(node, deep=True),
+)
