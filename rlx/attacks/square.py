@@ -24,9 +24,9 @@ HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 class Square(Attack):
     """Corners of the box, of which a smaller and smaller patch is drawn anew at each query.
 
-    A patch that makes the policy decide worse is kept. Of images it is a square of all rows and
-    columns, with one sign for each channel. Of other observations it is some of the components, each
-    with a sign of its own: they have no neighbours.
+    A patch that makes the policy decide worse is kept. Of images it is a square, with one sign for
+    each channel. Of other observations it is some of the components, which have no neighbours, each
+    with a sign of its own.
     """
 
     loss: str

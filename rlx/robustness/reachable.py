@@ -10,7 +10,6 @@ from rlx.nn.seed_axis import along
 from rlx.robustness.branching import decide
 from rlx.threat import Budget, Draw
 
-
 BLIND_SAMPLES = 16
 """Random corners that are tried at least where scores have no gradients at all."""
 

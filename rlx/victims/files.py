@@ -1,11 +1,11 @@
 """The files of policies that rlx did not train, as a command line names them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlx.config import choice, convert, plain
+from rlx.config import choice, convert, plain, typed
 from rlx.errors import ConfigError
 from rlx.runs.files import nearest_path, sha256
 
@@ -48,7 +48,14 @@ class Victims:
     """What stands between the layers; None: what the file says."""
 
     @classmethod
-    def of(cls, victim: Any, env: Any, vecnormalize: Any, activation: str | None) -> "Victims":
+    def of_node(cls, node: Mapping[str, Any]) -> "Victims":
+        """The victims that `env.victims` names; ConfigError where its keys are not those of `of`."""
+        return cls.of(**typed(cls.of, node, "env.victims"))
+
+    @classmethod
+    def of(
+        cls, victim: Any, env: Any, vecnormalize: Any = None, activation: str | None = None
+    ) -> "Victims":
         """What a command's keys of these names say; ConfigError where there are no such files."""
         files = [file for name in _texts(victim, "victim") for file in _found(name)]
         kinds = sorted({file.kind for file in files})

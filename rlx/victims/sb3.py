@@ -338,7 +338,7 @@ def _normalisation(
         return None
     if victims.vecnormalize:
         return _statistics(victims.vecnormalize[number % len(victims.vecnormalize)], spec)
-    for folder in folders(file.path):
+    for folder in _folders(file.path):
         for name in STATISTICS:
             if (folder / f"{name}.npz").is_file():
                 console.facts(vecnormalize=folder / f"{name}.npz")
@@ -352,9 +352,9 @@ def _normalisation(
     return None
 
 
-def folders(model: Path) -> list[Path]:
+def _folders(model: Path) -> list[Path]:
     """Where rl-zoo3 puts what belongs to a model: beside it, or in a folder of the env's name."""
-    return [model.parent, *sorted(file.parent for file in model.parent.glob("*/config.yml"))]
+    return [model.parent, *sorted(path for path in model.parent.iterdir() if path.is_dir())]
 
 
 def _statistics(file: Path, spec: Spec) -> Normalisation:
@@ -388,7 +388,7 @@ def check_zoo(file: VictimFile, spec: Spec) -> None:
 
     A line tells the wrappers that it names: rlx does not make them.
     """
-    for config in [folder / "config.yml" for folder in folders(file.path)]:
+    for config in [folder / "config.yml" for folder in _folders(file.path)]:
         if not config.is_file():
             continue
         try:
