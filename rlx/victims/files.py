@@ -49,7 +49,7 @@ class Victims:
 
     @classmethod
     def of_node(cls, node: Mapping[str, Any]) -> "Victims":
-        """The victims that `env.victims` names; ConfigError where its keys are not those of `of`."""
+        """The victims that `env.victims` names; ConfigError where it has other keys than `of`."""
         return cls.of(**typed(cls.of, node, "env.victims"))
 
     @classmethod

@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rlx.agent import Spec
@@ -15,7 +14,7 @@ from rlx.victims.files import VictimFile
 from rlx.victims.policy import Scorer, as_scores
 
 
-def load(file: VictimFile, spec: Spec, device: torch.device) -> Scorer:
+def load(file: VictimFile, spec: Spec) -> Scorer:
     """The function of a file, which takes NumPy arrays [B, *O] of the env's own dtype.
 
     ConfigError where the file or the function cannot be had.

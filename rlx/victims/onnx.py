@@ -1,7 +1,11 @@
-"""ONNX files: onnxruntime answers, and onnx2torch, where it knows all operations, has gradients."""
+"""ONNX files: plain networks are read, for others onnxruntime answers.
+
+Gradients of these others are those of onnx2torch, where it knows all operations.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +14,9 @@ from torch import Tensor, nn
 from rlx.agent import Spec
 from rlx.errors import ConfigError, RunError
 from rlx.show import console
+from rlx.victims import chain
 from rlx.victims.files import VictimFile
-from rlx.victims.policy import Scorer, as_scores
+from rlx.victims.policy import Network, Scorer, as_scores
 
 SCORES = ("scores", "logits", "q_values")
 """Names of outputs that are taken before all others, which are taken in their order."""
@@ -19,8 +24,11 @@ TOLERANCE = 1e-3
 """By how much the converted model may differ, relative to 1 and the score's size."""
 
 
-def load(file: VictimFile, spec: Spec, device: torch.device) -> Scorer:
-    """The model of a file; ConfigError where onnxruntime cannot read it."""
+def load(file: VictimFile, spec: Spec) -> Network | Scorer:
+    """The model of a file, read as a network where it is a plain one.
+
+    ConfigError where onnxruntime cannot read it.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -57,15 +65,56 @@ def load(file: VictimFile, spec: Spec, device: torch.device) -> Scorer:
     names = [one.name for one in session.get_outputs()]
     zeros = torch.zeros(2, *(spec.observation_space.shape or ()))
     chosen = _chosen(names, run(zeros), spec, str(file))
+
+    def answers(obs: Tensor) -> Tensor:
+        """The scores [B, A] of `obs` [B, *O]; of a choice they are one-hot."""
+        return as_scores(run(obs)[chosen], len(obs), spec, str(file)).to(obs.device)
+
+    network = _network(file, spec, answers, names[chosen])
+    if network is not None:
+        return network
     converted = _converted(file, chosen, run, zeros)
 
     def scores(obs: Tensor) -> Tensor:
-        """The scores [B, A] of `obs` [B, *O]; of a choice they are one-hot."""
+        """As `answers`; where a gradient is wanted, by the converted model."""
         if converted is not None and torch.is_grad_enabled() and obs.requires_grad:
             return as_scores(converted(obs.cpu()), len(obs), spec, str(file)).to(obs.device)
-        return as_scores(run(obs)[chosen], len(obs), spec, str(file)).to(obs.device)
+        return answers(obs)
 
     return scores
+
+
+def _network(file: VictimFile, spec: Spec, answers: Scorer, output: str) -> Network | None:
+    """The network from a file's input to its value `output`; None where it is another graph."""
+    try:
+        import onnx
+        from onnx.numpy_helper import to_array
+    except ImportError:
+        return None
+    graph = onnx.load(file.path).graph
+    constants: dict[str, Any] = {one.name: to_array(one).copy() for one in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = to_array(node.attribute[0].t).copy()
+    values = {name: node for node in graph.node for name in node.output}
+
+    def node_of(name: str) -> chain.Node | None:
+        node = values[name]
+        inputs = [name for name in node.input if name]
+        sources = [name for name in inputs if name not in constants]
+        # Of a difference or quotient the constant is the second.
+        if len(sources) != 1 or (inputs[0] in constants and node.op_type not in ("Add", "Mul")):
+            return None
+        numbers = [constants[name] for name in inputs if name in constants]
+        kind = node.op_type.lower()
+        if kind == "gemm":
+            kind = "linear"
+            settings = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+            if not settings.get("transB"):
+                numbers[0] = numbers[0].T
+        return chain.Node(kind, sources[0], numbers)
+
+    return chain.read(spec, answers, graph.input[0].name, output, node_of)
 
 
 def _chosen(names: Sequence[str], outputs: Sequence[np.ndarray], spec: Spec, victim: str) -> int:

@@ -1,10 +1,6 @@
 """Victims as policies in their env: what evaluating, attacking and certifying begin with."""
 
-from collections.abc import Sequence
-from functools import partial
-
 import torch
-from torch import Tensor
 
 from rlx.agent import Policy, Spec
 from rlx.errors import ConfigError, RunError
@@ -14,7 +10,7 @@ from rlx.nn.seed_axis import concatenate, take
 from rlx.policies import Opened
 from rlx.victims import function, onnx, sb3, torchscript
 from rlx.victims.files import Victims
-from rlx.victims.policy import Rows
+from rlx.victims.policy import Network, Rows, Scorer
 
 
 def open_victims(victims: Victims, device: torch.device, seeds: object = None) -> Opened:
@@ -37,23 +33,28 @@ def open_victims(victims: Victims, device: torch.device, seeds: object = None) -
 
 def _policy(victims: Victims, spec: Spec, device: torch.device) -> Policy:
     """The policies of all files, side by side along the seed axis."""
-    files = victims.files
-    if files[0].kind == "sb3":
-        return _joined([sb3.load(file, i, victims, spec) for i, file in enumerate(files)], spec)
-    load = {"torchscript": torchscript.load, "onnx": onnx.load, "function": function.load}
-    return Rows(spec, [load[file.kind](file, spec, device) for file in files])
+    models: list[Network | Scorer] = []
+    for number, file in enumerate(victims.files):
+        if file.kind == "sb3":
+            models.append(sb3.load(file, number, victims, spec))
+        elif file.kind == "torchscript":
+            models.append(torchscript.load(file, spec, device))
+        elif file.kind == "onnx":
+            models.append(onnx.load(file, spec))
+        else:
+            models.append(function.load(file, spec))
+    networks = [model for model in models if isinstance(model, Network)]
+    if len(networks) == len(models) and len({net.architecture for net in networks}) == 1:
+        return concatenate(networks)
+    return Rows(spec, [_scorer(model, device) for model in models])
 
 
-def _joined(policies: Sequence[sb3.Sb3Policy], spec: Spec) -> Policy:
-    """Networks of one seed each as one policy: stacked where all are of one shape."""
-    if len({policy.architecture for policy in policies}) == 1:
-        return concatenate(policies)
-    return Rows(spec, [partial(_one, policy) for policy in policies])
-
-
-def _one(policy: Policy, obs: Tensor) -> Tensor:
-    """The scores [B, A] of a policy of one seed at `obs` [B, *O]."""
-    return policy.scores(obs.unsqueeze(0), {}, "action")[0]
+def _scorer(model: Network | Scorer, device: torch.device) -> Scorer:
+    """A network as a function of [B, *O]; others are such functions."""
+    if not isinstance(model, Network):
+        return model
+    network = model.to(device)
+    return lambda obs: network.scores(obs.unsqueeze(0), {}, "action")[0]
 
 
 def _try(opened: Opened) -> None:

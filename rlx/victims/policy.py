@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlx.agent import Carry, Choose, Policy, Scores, Spec, greedy
 from rlx.errors import RunError
+from rlx.nn.encoders import ObsEncoder
+from rlx.nn.rng import seed_tensor
 
 Scorer = Callable[[Tensor], Tensor]
 """Somebody else's model: observations [B, *O] → scores [B, A], or actions [B, D] of a Box."""
@@ -41,6 +43,83 @@ class VictimPolicy(Policy):
         bounds = (self.low, self.high) if self.continuous else None
         scores = Scores(partial(self.scores, carry=carry, head="action"), bounds)
         return choose("action", obs, scores, torch.ones_like(first)), carry
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "elu": torch.nn.functional.elu,
+    "gelu": torch.nn.functional.gelu,
+    "leakyrelu": torch.nn.functional.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+}
+"""What may stand between layers, with torch's own settings."""
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "matmul": torch.bmm,
+    "add": torch.add,
+    "multiply": torch.mul,
+    "divide": torch.div,
+}
+"""What is done with constants: a matrix [S, n, m], or numbers [S, 1, n or 1]."""
+
+
+class Step(nn.Module):
+    """One operation on vectors, [S, B, n] → [S, B, m]."""
+
+    value: Tensor | None
+    """The constant of an operation; None of an activation."""
+
+    def __init__(
+        self,
+        kind: str,
+        value: Tensor | None = None,
+        bounds: tuple[float, float] | None = None,
+    ):
+        """`kind`: one of `ACTIVATIONS` or `OPERATIONS`, or "clamp" to the `bounds`.
+
+        `value`: the constant of one seed, [n, m] or [n].
+        """
+        super().__init__()
+        self.kind = kind
+        self.bounds = bounds
+        if value is not None:
+            value = value.detach().float().cpu()
+            value = value.unsqueeze(0) if kind == "matmul" else value.view(1, 1, -1)
+        self.register_buffer("value", value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bounds is not None:
+            return x.clamp(*self.bounds)
+        if self.value is None:
+            return ACTIVATIONS[self.kind](x)
+        return OPERATIONS[self.kind](x, self.value)
+
+
+class Network(VictimPolicy):
+    """A network that rlx knows all of: an encoder of observations, then steps."""
+
+    def __init__(self, spec: Spec, steps: Sequence[Step], encoder: nn.Module | None = None):
+        """The network of one seed. `encoder`: that of images; None: observations are flattened."""
+        super().__init__(spec, 1)
+        self.encoder = encoder or ObsEncoder(spec.observation_space, seed_tensor([0]))
+        self.steps = nn.Sequential(*steps)
+        self.requires_grad_(False)
+
+    @property
+    def architecture(self) -> tuple:
+        """What networks have in common that can lie side by side along the seed axis."""
+        shapes = [(name, tensor.shape) for name, tensor in self.state_dict().items()]
+        return (*shapes, *((step.kind, step.bounds) for step in self.steps))
+
+    def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
+        return self.steps(self.encoder(obs))
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> list[Step]:
+    """The steps of a layer of torch's, weight [m, n] and bias [m]."""
+    steps = [Step("matmul", weight.T)]
+    return steps if bias is None else [*steps, Step("add", bias)]
 
 
 class Rows(VictimPolicy):

@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ import yaml
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.agent import Carry, Spec
+from rlx.agent import Spec
 from rlx.config import choice
 from rlx.errors import ConfigError
 from rlx.names import one_line
-from rlx.nn.encoders import ObsEncoder, is_image, obs_features
-from rlx.nn.networks import MLP, ConvNet, SeedConv, SeedLinear
+from rlx.nn.encoders import is_image, obs_features
+from rlx.nn.networks import ConvNet, SeedConv
 from rlx.nn.rng import Streams, seed_tensor
 from rlx.show import console
 from rlx.victims.files import VictimFile, Victims
-from rlx.victims.policy import VictimPolicy
+from rlx.victims.policy import ACTIVATIONS, Network, Step, linear
 
 SUPPORTED = "rlx reads MlpPolicy and CnnPolicy (NatureCNN) of PPO, A2C, DQN, SAC, TD3 and DDPG"
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -36,15 +36,6 @@ CNN = ("cnn.0", "cnn.2", "cnn.4")
 """The names of its convolutions."""
 LINEAR = "linear.0"
 """The name of the layer behind them."""
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "elu": torch.nn.functional.elu,
-    "gelu": torch.nn.functional.gelu,
-    "leakyrelu": torch.nn.functional.leaky_relu,
-    "sigmoid": torch.sigmoid,
-    "silu": torch.nn.functional.silu,
-}
 STATISTICS = ("vecnormalize", "vec_normalize")
 """What rl-zoo3, and the models it puts on a hub, call the file of VecNormalize's statistics."""
 EXPORT = (
@@ -86,61 +77,7 @@ FAMILIES = (
 """PPO and A2C; DQN; SAC; TD3 and DDPG. The first one fits whose last layer is there."""
 
 
-class Sb3Policy(VictimPolicy):
-    """The network by which a model of SB3 decides, of one seed or of several of one shape."""
-
-    mean: Tensor
-    """[S, 1, F]: what is taken off each number of an observation; missing: nothing is."""
-    std: Tensor
-    """[S, 1, F]: by what it is divided then."""
-
-    def __init__(
-        self,
-        spec: Spec,
-        family: _Family,
-        encoder: "Nature | ObsEncoder",
-        body: MLP,
-        normalisation: "Normalisation | None",
-    ):
-        super().__init__(spec, 1)
-        self.scores_are_values = family.values  # type: ignore[misc]
-        self.squashed = family.squashed
-        self.encoder = encoder
-        self.body = body
-        self.clip = None if normalisation is None else normalisation.clip
-        if normalisation is not None:
-            self.register_buffer("mean", normalisation.mean.view(1, 1, -1))
-            self.register_buffer("std", normalisation.std.view(1, 1, -1))
-
-    @property
-    def architecture(self) -> tuple:
-        """What policies have in common that can lie side by side along the seed axis."""
-        shapes = [(name, tensor.shape) for name, tensor in self.state_dict().items()]
-        return (*shapes, self.body.activation, self.clip, self.squashed)
-
-    def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
-        features = self.encoder(obs)
-        if self.clip is not None:
-            features = ((features - self.mean) / self.std).clamp(-self.clip, self.clip)
-        outputs = self.body(features)
-        if not self.squashed:
-            return outputs
-        return self.low + (outputs.tanh() + 1) * ((self.high - self.low) / 2)
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """The statistics of SB3's VecNormalize, for all numbers of an observation."""
-
-    mean: Tensor
-    """float32 [F]."""
-    std: Tensor
-    """float32 [F]: √(variance + epsilon)."""
-    clip: float
-    """Largest size of a normalised number."""
-
-
-def load(file: VictimFile, number: int, victims: Victims, spec: Spec) -> Sb3Policy:
+def load(file: VictimFile, number: int, victims: Victims, spec: Spec) -> Network:
     """The policy of a zip, file `number` of the `victims`; ConfigError where it is none of SB3's.
 
     Also where it does not fit the env of `spec`.
@@ -153,22 +90,29 @@ def load(file: VictimFile, number: int, victims: Victims, spec: Spec) -> Sb3Poli
     if str(settings.get("squash_output", False)) == "True":
         raise ConfigError(f"victim={file}: has squash_output=True; {SUPPORTED}, without it.")
     layers = _layers(file, family, tensors)
-    encoder = _encoder(file, family, tensors, spec, settings)
+    nature = _nature(file, family, tensors, spec, settings)
     inputs = layers[0][0].shape[1]
-    if inputs != encoder.features:
+    features = obs_features(spec.observation_space) if nature is None else nature.features
+    if inputs != features:
         raise ConfigError(
             f"victim={file}: sees {inputs} numbers; this env's observations are "
             f"{one_line(spec.observation_space)}."
         )
-    outputs = layers[-1][0].shape[0]
-    _check_actions(file, spec, family, tensors, outputs)
+    _check_actions(file, spec, family, tensors, layers[-1][0].shape[0])
     check_zoo(file, spec)
-    activation = ACTIVATIONS[_activation(file, victims.activation, family, settings)]
-    hidden = [weight.shape[0] for weight, _ in layers[:-1]]
-    body = MLP(inputs, hidden, outputs, Streams(seed_tensor([0]), "victim"), activation)
-    body.layers = nn.ModuleList(_linear(weight, bias) for weight, bias in layers)
-    normalisation = _normalisation(file, number, victims, spec)
-    return Sb3Policy(spec, family, encoder, body, normalisation).requires_grad_(False)
+    steps = _normalisation(file, number, victims, spec)
+    activation = _activation(file, victims.activation, family, settings)
+    for weight, bias in layers:
+        steps += [*linear(weight, bias), Step(activation)]
+    steps.pop()  # none stands behind the last layer
+    if family.squashed:
+        space: Any = spec.action_space
+        low = torch.from_numpy(space.low)
+        high = torch.from_numpy(space.high)
+        steps += [Step("tanh"), Step("multiply", (high - low) / 2), Step("add", (high + low) / 2)]
+    network = Network(spec, steps, nature)
+    network.scores_are_values = family.values  # type: ignore[misc]
+    return network
 
 
 def _read(file: VictimFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -237,30 +181,20 @@ class Nature(nn.Module):
             assert layer.bias is not None
             layer.bias.data = tensors[f"{name}.bias"].unsqueeze(0)
         self.features = len(tensors[f"{LINEAR}.bias"])
-        self.linear = _linear(tensors[f"{LINEAR}.weight"], tensors[f"{LINEAR}.bias"])
+        self.linear = nn.Sequential(*linear(tensors[f"{LINEAR}.weight"], tensors[f"{LINEAR}.bias"]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.conv(x)).relu()
 
 
-def _linear(weight: Tensor, bias: Tensor) -> SeedLinear:
-    """The layer of one seed with the weight [m, n] and bias [m] of torch's own."""
-    outputs, inputs = weight.shape
-    layer = SeedLinear(inputs, outputs, Streams(seed_tensor([0]), "victim"))
-    assert layer.bias is not None
-    layer.weight.data = weight.T.unsqueeze(0).contiguous()
-    layer.bias.data = bias.view(1, 1, -1)
-    return layer
-
-
-def _encoder(
+def _nature(
     file: VictimFile,
     family: _Family,
     tensors: Mapping[str, Tensor],
     spec: Spec,
     settings: Mapping[str, Any],
-) -> Nature | ObsEncoder:
-    """NatureCNN with the model's weights, or what makes observations flat."""
+) -> Nature | None:
+    """NatureCNN with the model's weights; None where observations are flat."""
     space = spec.observation_space
     used = [
         prefix for prefix in family.features if any(name.startswith(prefix) for name in tensors)
@@ -271,7 +205,7 @@ def _encoder(
                 f"victim={file}: is a MlpPolicy, and this env's observations are images, "
                 f"{one_line(space)}; {SUPPORTED}."
             )
-        return ObsEncoder(space, seed_tensor([0]))
+        return None
     own = {
         name.removeprefix(used[0]): tensor
         for name, tensor in tensors.items()
@@ -330,12 +264,10 @@ def _activation(
     return name
 
 
-def _normalisation(
-    file: VictimFile, number: int, victims: Victims, spec: Spec
-) -> Normalisation | None:
-    """The statistics of file `number`, from the user's files or one beside the model."""
+def _normalisation(file: VictimFile, number: int, victims: Victims, spec: Spec) -> list[Step]:
+    """What file `number` does to observations, by the user's statistics or those beside it."""
     if victims.raw:
-        return None
+        return []
     if victims.vecnormalize:
         return _statistics(victims.vecnormalize[number % len(victims.vecnormalize)], spec)
     for folder in _folders(file.path):
@@ -349,7 +281,7 @@ def _normalisation(
                     f"vecnormalize: {pickled}.pkl is a pickle, which is never loaded; "
                     f"{EXPORT.format(name=pickled)} (vecnormalize=false: it saw raw observations)."
                 )
-    return None
+    return []
 
 
 def _folders(model: Path) -> list[Path]:
@@ -357,8 +289,8 @@ def _folders(model: Path) -> list[Path]:
     return [model.parent, *sorted(path for path in model.parent.iterdir() if path.is_dir())]
 
 
-def _statistics(file: Path, spec: Spec) -> Normalisation:
-    """The statistics in an npz file; ConfigError where they do not fit the observations."""
+def _statistics(file: Path, spec: Spec) -> list[Step]:
+    """What VecNormalize does by an npz file; ConfigError where it does not fit the observations."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             mean = np.asarray(arrays["obs_mean"], dtype=np.float64).flatten()
@@ -378,9 +310,13 @@ def _statistics(file: Path, spec: Spec) -> Normalisation:
             f"vecnormalize={file}: {mean.size} means and {var.size} variances; this env's "
             f"observations have {numbers} numbers."
         )
+    mean = np.tile(mean, repeats)
     std = np.sqrt(np.tile(var, repeats) + epsilon)
-    tensors = [torch.as_tensor(x, dtype=torch.float32) for x in (np.tile(mean, repeats), std)]
-    return Normalisation(tensors[0], tensors[1], clip)
+    return [
+        Step("add", torch.from_numpy(-mean)),
+        Step("divide", torch.from_numpy(std)),
+        Step("clamp", bounds=(-clip, clip)),
+    ]
 
 
 def check_zoo(file: VictimFile, spec: Spec) -> None:

@@ -48,7 +48,9 @@ class Subjects:
         if config.victim is None:
             for key in ("env", "vecnormalize", "activation"):
                 if getattr(config, key) is not None:
-                    raise ConfigError(f"{key}: is of a victim, as in victim=sb3:model.zip.")
+                    raise ConfigError(
+                        f"{key}: the run's own; it goes with victim=…, not with run=…."
+                    )
             return cls(find_all(config.run, config.outputs, trusted=config.trust), None)
         if config.run is not None:
             raise ConfigError(f"victim={config.victim}: give a run or a victim, not both.")
