@@ -140,8 +140,8 @@ def check_bounded(opened: Opened) -> None:
         )
     if isinstance(opened.policy, Rows):
         raise ConfigError(
-            "certify: this victim only answers, and shows no network to bound; there are bounds of "
-            "rlx's own agents, and of victim=sb3:FILE.zip where all files are of one shape."
+            "certify: these victims are no plain networks of one shape; there are bounds of "
+            "fully connected layers with ReLU or tanh in sb3:, torchscript: and onnx: files."
         )
     env = opened.make_env(len(opened.seeds))
     obs = env.reset(seed=REPORT)[0].unsqueeze(1)
