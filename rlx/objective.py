@@ -94,7 +94,7 @@ class Objective:
         if scores.continuous and self.loss != "distance":
             raise ConfigError(
                 f"attack.loss={self.loss}: this agent's actions are continuous: "
-                f"use attack=pgd attack.loss=distance."
+                "use attack=pgd attack.loss=distance."
             )
         if not scores.continuous and self.loss == "distance":
             raise ConfigError(f"attack.loss={self.loss}: this agent's choices are discrete.")

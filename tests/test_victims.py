@@ -132,7 +132,7 @@ def test_the_nature_cnn_of_sb3_sees_images(tmp_path):
     save_sb3(tmp_path / "a.zip", names)
     spec = Spec(spaces.Box(0, 255, (2, 36, 36), np.uint8), spaces.Discrete(2), 500, stack=2)
     file = VictimFile("sb3", tmp_path / "a.zip")
-    network = sb3.load(file, 0, Victims([file], {}, [], False, None), spec)
+    network = sb3.load(file, None, spec)
     obs = torch.randint(0, 256, (3, 2, 36, 36), generator=GENERATOR)
     expected = last(linear(cnn(obs / 255).relu().flatten(1)).relu())
     found = network.scores(obs.to(torch.uint8).unsqueeze(0), {}, "action")[0]
@@ -352,7 +352,8 @@ WRONG = [
     ("victim=[mine.py:act,sb3:good.zip]", "files of one kind at a time"),
     ("victim=sb3:good.zip activation=reluu", "Did you mean 'relu'?"),
     ("victim=sb3:good.zip vecnormalize=text.zip", "expected an npz file of obs_mean"),
-    ("victim=sb3:good.zip vecnormalize=[a,b]", "vecnormalize=a: no such file"),
+    ("victim=sb3:good.zip vecnormalize=[a,b]", "2 files for 1 victims; expected one for all"),
+    ("victim=sb3:good.zip vecnormalize=gone.npz", "vecnormalize=gone.npz: no such file"),
     ("victim=sb3:good.zip checkpoint=3", "a victim's file has no checkpoints"),
     ("victim=sb3:good.zip seeds=[3]", "the 1 victims are 0 to 0"),
     ("victim=sb3:good.zip run=outputs", "give a run or a victim, not both"),

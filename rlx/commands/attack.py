@@ -312,7 +312,7 @@ def _header(config: Config, plan: Plan) -> None:
     eps = plan.game.eps
     total = len(seeds) * len(eps) * len(plan.modes) * config.episodes
     console.facts(
-        run=", ".join(plan.subjects.paths),
+        **plan.subjects.told,
         seeds=f"{len(seeds)} ({console.ranges(seeds)})",
         attack=f"{chosen('attack')}, protocol {config.protocol}, modes {', '.join(plan.modes)}",
         effort=chosen("effort"),

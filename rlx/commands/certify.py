@@ -90,7 +90,7 @@ def main(composed: DictConfig) -> float:
     output = subjects.create(config.outputs, "certify", composed)
     eps = plan.game.eps
     console.facts(
-        run=", ".join(subjects.paths),
+        **subjects.told,
         seeds=f"{len(opened.seeds)} ({console.ranges(opened.seeds)})",
         eps=f"{len(eps)} radii from {eps[0]:g} to {eps[-1]:g}, in units of {config.scale}",
         episodes=f"{config.episodes} clean ones per seed, checkpoint {config.checkpoint}",

@@ -52,7 +52,7 @@ def main(composed: DictConfig) -> float:
         camera = video.Camera(filmed)
     output = subjects.create(config.outputs, "evaluate", composed)
     console.facts(
-        run=", ".join(subjects.paths),
+        **subjects.told,
         seeds=f"{len(seeds)} ({console.ranges(seeds)})",
         episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}",
         device=device,

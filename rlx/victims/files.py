@@ -1,7 +1,7 @@
 """The files of policies that rlx did not train, as a command line names them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,14 @@ from rlx.runs.files import nearest_path, sha256
 
 KINDS = ("sb3", "torchscript", "onnx")
 """The words before the colon; a Python file has its function behind it instead."""
+STATISTICS = ("vecnormalize", "vec_normalize")
+"""What rl-zoo3, and the models it puts on a hub, call the file of VecNormalize's statistics."""
+EXPORT = (
+    "export it once: import pickle, numpy; "
+    "n = pickle.load(open('{name}.pkl', 'rb')); numpy.savez('{name}.npz', obs_mean=n.obs_rms.mean, "
+    "obs_var=n.obs_rms.var, epsilon=n.epsilon, clip_obs=n.clip_obs)"
+)
+"""How a pickle of VecNormalize becomes numbers, where SB3 is installed."""
 EXPECTED = "expected sb3:FILE.zip, torchscript:FILE.pt, onnx:FILE.onnx or FILE.py:FUNCTION"
 
 
@@ -24,6 +32,8 @@ class VictimFile:
     """The file, absolute."""
     function: str = ""
     """The name of the function in a Python file."""
+    vecnormalize: Path | None = None
+    """The npz file with the statistics by which observations are normalised; None: they are not."""
 
     def __str__(self) -> str:
         """As a command line names it from any folder."""
@@ -40,10 +50,6 @@ class Victims:
     """All of one kind."""
     env: dict[str, Any]
     """The config group `env`."""
-    vecnormalize: Sequence[Path]
-    """The statistics by which observations are normalised: one file for all, or one for each."""
-    raw: bool
-    """Whether observations are not normalised, whatever lies beside the files."""
     activation: str | None
     """What stands between the layers; None: what the file says."""
 
@@ -68,15 +74,9 @@ class Victims:
             )
         if kinds != ["sb3"] and (vecnormalize is not None or activation is not None):
             raise ConfigError("vecnormalize, activation: are for victim=sb3:FILE.zip.")
-        raw = vecnormalize is False
-        names = [] if raw or vecnormalize is None else _texts(vecnormalize, "vecnormalize")
-        statistics = [_file(name, "vecnormalize") for name in names]
-        if len(statistics) not in (0, 1, len(files)):
-            raise ConfigError(
-                f"vecnormalize: {len(statistics)} files for {len(files)} victims; expected one for "
-                "all or one for each."
-            )
-        return cls(files, plain(env), statistics, raw, activation)
+        if kinds == ["sb3"] and vecnormalize is not False:
+            files = _with_statistics(files, vecnormalize)
+        return cls(files, plain(env), activation)
 
     @property
     def name(self) -> str:
@@ -87,16 +87,22 @@ class Victims:
     @property
     def hashes(self) -> dict[str, str]:
         """The checksum of each file, by the file as a command line names it."""
-        files = {str(file): sha256(file.path) for file in self.files}
-        return files | {str(path): sha256(path) for path in self.vecnormalize}
+        sums = {}
+        for file in self.files:
+            sums[str(file)] = sha256(file.path)
+            if file.vecnormalize is not None:
+                sums[str(file.vecnormalize)] = sha256(file.vecnormalize)
+        return sums
 
     def keys(self) -> dict[str, Any]:
         """The keys that name the same victims from any folder."""
-        statistics: Any = [str(path) for path in self.vecnormalize] or None
+        statistics: Any = [str(file.vecnormalize) for file in self.files if file.vecnormalize]
+        if not statistics:
+            statistics = False if self.files[0].kind == "sb3" else None
         return {
             "victim": [str(file) for file in self.files],
             "env": self.env,
-            "vecnormalize": False if self.raw else statistics,
+            "vecnormalize": statistics,
             "activation": self.activation,
         }
 
@@ -122,6 +128,50 @@ def _found(name: str) -> list[VictimFile]:
     if not matching:
         raise ConfigError(f"victim={name}: matches no file.")
     return [VictimFile(kind, _model(file.absolute())) for file in matching]
+
+
+def _with_statistics(files: Sequence[VictimFile], given: Any) -> list[VictimFile]:
+    """`files` with the statistics that were `given`; None: with those that lie beside each.
+
+    ConfigError where they are too many or too few.
+    """
+    if given is None:
+        statistics = [_beside(file.path) for file in files]
+        if None in statistics and set(statistics) != {None}:
+            raise ConfigError(
+                "vecnormalize: beside some of the victims' files, not all; name them."
+            )
+    else:
+        names = _texts(given, "vecnormalize")
+        if len(names) not in (1, len(files)):
+            raise ConfigError(
+                f"vecnormalize: {len(names)} files for {len(files)} victims; expected one for all "
+                "or one for each."
+            )
+        statistics = [_file(name, "vecnormalize") for name in names]
+        statistics *= len(files) // len(names)
+    pairs = zip(files, statistics, strict=True)
+    return [replace(file, vecnormalize=own) for file, own in pairs]
+
+
+def _beside(model: Path) -> Path | None:
+    """The statistics beside a model; ConfigError where they are there as a pickle alone."""
+    for folder in folders(model):
+        for name in STATISTICS:
+            file = folder / name
+            if file.with_suffix(".npz").is_file():
+                return file.with_suffix(".npz")
+            if file.with_suffix(".pkl").is_file():
+                raise ConfigError(
+                    f"vecnormalize: {file}.pkl is a pickle, which is never loaded; "
+                    f"{EXPORT.format(name=file)} (vecnormalize=false: it saw raw observations)."
+                )
+    return None
+
+
+def folders(model: Path) -> list[Path]:
+    """Where rl-zoo3 puts what belongs to a model: beside it, or in a folder of the env's name."""
+    return [model.parent, *sorted(path for path in model.parent.iterdir() if path.is_dir())]
 
 
 def _model(path: Path) -> Path:

@@ -94,12 +94,14 @@ def _network(file: VictimFile, spec: Spec, answers: Scorer, output: str) -> Netw
     graph = onnx.load(file.path).graph
     constants: dict[str, Any] = {one.name: to_array(one).copy() for one in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = to_array(node.attribute[0].t).copy()
     values = {name: node for node in graph.node for name in node.output}
 
     def node_of(name: str) -> chain.Node | None:
-        node = values[name]
+        node = values.get(name)
+        if node is None:
+            return None
         inputs = [name for name in node.input if name]
         sources = [name for name in inputs if name not in constants]
         # Of a difference or quotient the constant is the second.

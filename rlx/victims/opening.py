@@ -34,9 +34,9 @@ def open_victims(victims: Victims, device: torch.device, seeds: object = None) -
 def _policy(victims: Victims, spec: Spec, device: torch.device) -> Policy:
     """The policies of all files, side by side along the seed axis."""
     models: list[Network | Scorer] = []
-    for number, file in enumerate(victims.files):
+    for file in victims.files:
         if file.kind == "sb3":
-            models.append(sb3.load(file, number, victims, spec))
+            models.append(sb3.load(file, victims.activation, spec))
         elif file.kind == "torchscript":
             models.append(torchscript.load(file, spec, device))
         elif file.kind == "onnx":

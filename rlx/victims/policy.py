@@ -110,7 +110,8 @@ class Network(VictimPolicy):
     def architecture(self) -> tuple:
         """What networks have in common that can lie side by side along the seed axis."""
         shapes = [(name, tensor.shape) for name, tensor in self.state_dict().items()]
-        return (*shapes, *((step.kind, step.bounds) for step in self.steps))
+        kinds = [(step.kind, step.bounds) for step in self.steps]
+        return (*shapes, *kinds, self.scores_are_values)
 
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         return self.steps(self.encoder(obs))
@@ -154,7 +155,13 @@ def as_scores(output: Any, rows: int, spec: Spec, victim: str) -> Tensor:
     Choices, whole numbers [rows], become one-hot: all that is known is which one is best. RunError
     where it is neither.
     """
-    values = torch.as_tensor(output)
+    try:
+        values = torch.as_tensor(output)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(output).__name__
+        raise RunError(
+            f"victim={victim}: returned a {kind}; expected an array of numbers."
+        ) from None
     space = spec.action_space
     if isinstance(space, spaces.Box):
         if values.numel() == rows * space.shape[0]:

@@ -9,6 +9,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rlx.nn.encoders import is_image, obs_features
 from rlx.nn.networks import ConvNet, SeedConv
 from rlx.nn.rng import Streams, seed_tensor
 from rlx.show import console
-from rlx.victims.files import VictimFile, Victims
+from rlx.victims.files import VictimFile, folders
 from rlx.victims.policy import ACTIVATIONS, Network, Step, linear
 
 SUPPORTED = "rlx reads MlpPolicy and CnnPolicy (NatureCNN) of PPO, A2C, DQN, SAC, TD3 and DDPG"
@@ -36,13 +37,6 @@ CNN = ("cnn.0", "cnn.2", "cnn.4")
 """The names of its convolutions."""
 LINEAR = "linear.0"
 """The name of the layer behind them."""
-STATISTICS = ("vecnormalize", "vec_normalize")
-"""What rl-zoo3, and the models it puts on a hub, call the file of VecNormalize's statistics."""
-EXPORT = (
-    "export it once: import pickle, numpy; "
-    "n = pickle.load(open('{name}.pkl', 'rb')); numpy.savez('{name}.npz', obs_mean=n.obs_rms.mean, "
-    "obs_var=n.obs_rms.var, epsilon=n.epsilon, clip_obs=n.clip_obs)"
-)
 
 
 @dataclass(frozen=True)
@@ -77,10 +71,10 @@ FAMILIES = (
 """PPO and A2C; DQN; SAC; TD3 and DDPG. The first one fits whose last layer is there."""
 
 
-def load(file: VictimFile, number: int, victims: Victims, spec: Spec) -> Network:
-    """The policy of a zip, file `number` of the `victims`; ConfigError where it is none of SB3's.
+def load(file: VictimFile, wanted: str | None, spec: Spec) -> Network:
+    """The policy of a zip; ConfigError where it is none of SB3's, or not for the env of `spec`.
 
-    Also where it does not fit the env of `spec`.
+    `wanted`: the activation between its layers; None: what the file says.
     """
     data, tensors = _read(file)
     family = _family(file, tensors)
@@ -99,9 +93,9 @@ def load(file: VictimFile, number: int, victims: Victims, spec: Spec) -> Network
             f"{one_line(spec.observation_space)}."
         )
     _check_actions(file, spec, family, tensors, layers[-1][0].shape[0])
-    check_zoo(file, spec)
-    steps = _normalisation(file, number, victims, spec)
-    activation = _activation(file, victims.activation, family, settings)
+    _check_zoo(file, spec)
+    steps = [] if file.vecnormalize is None else _statistics(file.vecnormalize, spec)
+    activation = _activation(file, wanted, family, settings)
     for weight, bias in layers:
         steps += [*linear(weight, bias), Step(activation)]
     steps.pop()  # none stands behind the last layer
@@ -137,7 +131,8 @@ def _read(file: VictimFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ConfigError(
             f"victim={file}: is no model that SB3 saved ({reason[0]}); {SUPPORTED}."
         ) from None
-    return data, {str(name): tensor for name, tensor in tensors.items()}
+    named = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    return data, named
 
 
 def _family(file: VictimFile, tensors: Mapping[str, Tensor]) -> _Family:
@@ -161,9 +156,13 @@ def _layers(
         layers.append(family.last)
     # Between two layers is an activation; what has more tensors than these is another network.
     plain = numbers == list(range(0, 2 * len(numbers), 2)) and len(names) == 2 * len(numbers)
-    if not plain or any(tensors[f"{layer}.weight"].dim() != 2 for layer in layers):
+    weights = [tensors.get(f"{layer}.weight", torch.empty(0)) for layer in layers]
+    biases = [tensors.get(f"{layer}.bias", torch.empty(0)) for layer in layers]
+    plain = plain and all(weight.dim() == 2 for weight in weights)
+    plain = plain and all(len(a) == b.shape[1] for a, b in pairwise(weights))
+    if not plain or [len(weight) for weight in weights] != [len(bias) for bias in biases]:
         raise ConfigError(f"victim={file}: its actor is no plain MLP; {SUPPORTED}.")
-    return [(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in layers]
+    return list(zip(weights, biases, strict=True))
 
 
 class Nature(nn.Module):
@@ -264,31 +263,6 @@ def _activation(
     return name
 
 
-def _normalisation(file: VictimFile, number: int, victims: Victims, spec: Spec) -> list[Step]:
-    """What file `number` does to observations, by the user's statistics or those beside it."""
-    if victims.raw:
-        return []
-    if victims.vecnormalize:
-        return _statistics(victims.vecnormalize[number % len(victims.vecnormalize)], spec)
-    for folder in _folders(file.path):
-        for name in STATISTICS:
-            if (folder / f"{name}.npz").is_file():
-                console.facts(vecnormalize=folder / f"{name}.npz")
-                return _statistics(folder / f"{name}.npz", spec)
-            if (folder / f"{name}.pkl").is_file():
-                pickled = folder / name
-                raise ConfigError(
-                    f"vecnormalize: {pickled}.pkl is a pickle, which is never loaded; "
-                    f"{EXPORT.format(name=pickled)} (vecnormalize=false: it saw raw observations)."
-                )
-    return []
-
-
-def _folders(model: Path) -> list[Path]:
-    """Where rl-zoo3 puts what belongs to a model: beside it, or in a folder of the env's name."""
-    return [model.parent, *sorted(path for path in model.parent.iterdir() if path.is_dir())]
-
-
 def _statistics(file: Path, spec: Spec) -> list[Step]:
     """What VecNormalize does by an npz file; ConfigError where it does not fit the observations."""
     try:
@@ -319,12 +293,12 @@ def _statistics(file: Path, spec: Spec) -> list[Step]:
     ]
 
 
-def check_zoo(file: VictimFile, spec: Spec) -> None:
+def _check_zoo(file: VictimFile, spec: Spec) -> None:
     """ConfigError where the config.yml of rl-zoo3 beside a model asks for another stack of frames.
 
     A line tells the wrappers that it names: rlx does not make them.
     """
-    for config in [folder / "config.yml" for folder in _folders(file.path)]:
+    for config in [folder / "config.yml" for folder in folders(file.path)]:
         if not config.is_file():
             continue
         try:

@@ -69,6 +69,11 @@ class Subjects:
             return [str(run.path) for run in self.runs]
         return [str(file) for file in self.victims.files]
 
+    @property
+    def told(self) -> dict[str, str]:
+        """What a command's first line says of them."""
+        return {"run" if self.victims is None else "victim": ", ".join(self.paths)}
+
     def open(self, checkpoint: str, device: "torch.device", seeds: object) -> "Opened":
         """The policies, and their env; see `open_runs` and `open_victims`."""
         if self.victims is None:

@@ -45,11 +45,15 @@ def _network(model: torch.jit.ScriptModule, spec: Spec, scores: Scorer) -> Netwo
         graph = torch.jit.freeze(model, optimize_numerics=False).graph
     except RuntimeError:
         return None
-    _, first = graph.inputs()
+    arguments = list(graph.inputs())
+    if len(arguments) != 2:  # itself, and the observations
+        return None
     values = {value.debugName(): node for node in graph.nodes() for value in node.outputs()}
 
     def node_of(name: str) -> chain.Node | None:
-        node = values[name]
+        node = values.get(name)
+        if node is None:
+            return None
         inputs = list(node.inputs())
         constant = [value.node().kind() == "prim::Constant" for value in inputs]
         # Of a difference or quotient the constant is the second.
@@ -63,4 +67,4 @@ def _network(model: torch.jit.ScriptModule, spec: Spec, scores: Scorer) -> Netwo
         return chain.Node(kind, source, constants)
 
     outputs = list(graph.outputs())
-    return chain.read(spec, scores, first.debugName(), outputs[0].debugName(), node_of)
+    return chain.read(spec, scores, arguments[1].debugName(), outputs[0].debugName(), node_of)
