@@ -1,7 +1,7 @@
 """Reinforcement-learning experiments whose robustness results can be trusted.
 
-The command line is `rlx`; from Python, `rlx.train`, `rlx.attack` and `rlx.load` do the same, and
-`rlx.check_agent` and `rlx.check_env` try out your own classes.
+The command line is `rlx`; from Python, `rlx.train`, `rlx.attack` and `rlx.load` do the same,
+`rlx.figure` draws runs, and `rlx.check_agent` and `rlx.check_env` try out your own classes.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlx.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from rlx.api import AttackRun, TrainedRun, attack, check_agent, check_env, load, train
+    from rlx.api import AttackRun, TrainedRun, attack, check_agent, check_env, figure, load, train
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "attack",
     "check_agent",
     "check_env",
+    "figure",
     "load",
     "train",
 ]

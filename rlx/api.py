@@ -8,6 +8,7 @@ obs, _ = env.reset(seed=0)
 action = run.policy.act(obs)
 study = rlx.attack(run, eps="0:0.1:0.05", scale="std")
 study.figure()
+rlx.figure(run.path, width=3.3, font_size=8).savefig("curves.pdf")
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,8 @@ from omegaconf import DictConfig
 
 from rlx import conf
 from rlx.command_line import explain, to_hydra
-from rlx.composing import compose_config, hydra_left_as_it_is
-from rlx.config import load_class, plain
+from rlx.composing import compose_config, hydra_left_as_it_is, tell_users_options
+from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError
 from rlx.grids import parse_seeds
 from rlx.runs.finding import command_of, find
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from rlx.agent import Agent
     from rlx.gym_policy import GymPolicy
+    from rlx.show.figures import Style
 
 
 def train(**overrides: object) -> "TrainedRun":
@@ -92,6 +94,33 @@ def load(
         raise ConfigError(f"checkpoint={checkpoint}: expected best, or the step of a checkpoint.")
     name = f"{checkpoint:09d}" if isinstance(checkpoint, int) else checkpoint
     return TrainedRun(found, checkpoint=name, seed=seed)
+
+
+def figure(
+    *runs: "TrainedRun | AttackRun | str | Path",
+    mode: str | None = None,
+    trust: bool = False,
+    **style: float,
+) -> "Figure":
+    """What rlx draws of runs, as a figure of Matplotlib.
+
+    One training or one attack is drawn as it draws itself, several as `rlx report` compares them;
+    besides a sweep, or a run of `rlx certify`. `style`: `width` and `height` in inches and
+    `font_size` in points, as in conf/figure. `mode`: which mode of attacks is compared; None: all
+    heads at once, or the first that all have. `trust`: import what the runs' configs name, whoever
+    made them. Raises ConfigError where nothing can be drawn.
+    """
+    from rlx.commands.report import figure as compared
+    from rlx.show.figures import Style
+
+    if not runs:
+        raise ConfigError("figure: name the runs to draw, as in rlx.figure('outputs/train/A').")
+    size = build(Style, style, "figure")
+    paths = [str(run.path if isinstance(run, _Finished) else run) for run in runs]
+    if len(runs) == 1 and mode is None and command_of(paths[0]) in ("train", "attack"):
+        one = runs[0] if isinstance(runs[0], _Finished) else load(paths[0], trust=trust)
+        return one.figure(size)
+    return compared(paths, size, mode, trust)
 
 
 def check_agent(agent: "str | type[Agent]", env: str | None = None, **keys: object) -> None:
@@ -244,12 +273,13 @@ class TrainedRun(_Finished):
         made: Any = experiment.make_env(node, 1, "cpu")
         return TimeLimit(made.envs[0], limit)
 
-    def figure(self) -> "Figure":
+    def figure(self, style: "Style | None" = None) -> "Figure":
         """The learning curves of all seeds, as in learning.png."""
         from rlx.show import figures
 
         steps, seeds, values = self.run.curve()
-        return figures.learning(steps, seeds, values, title=self.path.parent.name)
+        title = self.path.parent.name
+        return figures.learning(steps, seeds, values, title, style=style or figures.SCREEN)
 
 
 class AttackRun(_Finished):
@@ -271,14 +301,15 @@ class AttackRun(_Finished):
             rows.append(row)
         return rows
 
-    def figure(self) -> "Figure":
+    def figure(self, style: "Style | None" = None) -> "Figure":
         """Return against the radius, with intervals over seeds, as in robustness.png."""
         from rlx.robustness.study import figure
+        from rlx.show.figures import SCREEN
 
         attack_name = self.summary["cells"][0]["attack"]
         count = f"{len(self.summary['seeds'])} seeds × {self.config.episodes} episodes"
         title = f"{self.path.parent.name} under {attack_name}, {count}"
-        return figure(self.summary, title, self.config.scale)
+        return figure(self.summary, title, self.config.scale, style or SCREEN)
 
 
 def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
@@ -298,9 +329,11 @@ def compose(command: str, *runs: str, **overrides: object) -> DictConfig:
     words = [f"{key}={_word(value)}" for key, value in overrides.items()]
     line = to_hydra(command, [*runs, *words])
     try:
-        return compose_config(command, [word for word in line if "=" in word])
-    except (HydraException, OmegaConfBaseException) as error:
+        composed = compose_config(command, [word for word in line if "=" in word])
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error, command, line)) from None
+    tell_users_options()
+    return composed
 
 
 def _word(value: object) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rlx
-from rlx.command_line import config_overrides, explain, to_hydra, use_conf
+from rlx.command_line import config_overrides, explain, is_of_line, to_hydra, use_conf
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.help import command_usage, commands, takes_runs, usage
 from rlx.names import nearest
@@ -30,9 +30,15 @@ SHELLS = ("bash", "zsh", "fish")
 def main() -> None:
     """Console entry point."""
     code = run(sys.argv[1:])
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # closed when the program began, as in: rlx … >&-
+            continue
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            pass
+        except OSError:  # a full disk: what was printed is lost
+            code = code or 1
     # As Python does: pools of processes tell their workers to end when threads shut down, and the
     # hooks behind that wait for them.
     threading._shutdown()  # type: ignore[attr-defined]
@@ -132,7 +138,7 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(explain(error, command, line))
     except ValueError as error:
-        if "Config group override" not in str(error):
+        if not is_of_line(error, line):
             raise
         return _fail(explain(error, command, line))
     except (RunError, Interrupted) as error:
@@ -160,8 +166,8 @@ def _fail(message: str) -> int:
 def _complete(arguments: list[str], known: dict[str, str]) -> int:
     """Print what a line may go on with, for the shell's tab key.
 
-    The names of commands are completed here. All else is completed by Hydra, which is shown the
-    line without the command.
+    The names of commands are completed here, and the paths of runs. All else is completed by Hydra,
+    which is shown the line without the command.
     """
     line = os.environ["COMP_LINE"]
     words = line.split()
@@ -172,6 +178,14 @@ def _complete(arguments: list[str], known: dict[str, str]) -> int:
     command = words[1]
     if command not in known:
         return 0
+    word = "" if line.endswith(" ") else words[-1]
+    if takes_runs(command) and "=" not in word:
+        from rlx.runs.finding import completions
+
+        outputs = [key.removeprefix("outputs=") for key in words if key.startswith("outputs=")]
+        print("\n".join(completions(word, [*outputs, "outputs"][0])))
+        if "/" in word:
+            return 0
     flags = use_conf(words)
     shorter = line.replace(f"{command} ", "", 1)
     cursor = int(os.environ.get("COMP_POINT", len(line)))

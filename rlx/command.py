@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from rlx.composing import Task, chosen, run_composed
+from rlx.composing import Task, chosen, run_composed, tell_users_options
 from rlx.conf import group_files, sweeps_of
+from rlx.config import plain
 from rlx.errors import ConfigError, RunError
+from rlx.runs.finding import find_all
 from rlx.runs.run import Run
+from rlx.show import console
 
 if TYPE_CHECKING:
+    from rlx.sweeps.planning import Options
     from rlx.sweeps.ranking import Measure
-    from rlx.sweeps.running import Options
 
 Check = Callable[[DictConfig], None]
 """Raises what is wrong with a composed config, and writes nothing."""
@@ -27,6 +30,8 @@ Resume = Callable[[Run, DictConfig], float]
 
 Table = Callable[[Sequence[Run]], None]
 """Prints something of all finished runs of a sweep."""
+Writes = Callable[[DictConfig], str]
+"""The file, or the folder, that a config names to be written."""
 MakesJobs = Callable[[DictConfig, "Options"], float]
 """Begins, or goes on with, a sweep whose jobs come of the results of others."""
 
@@ -43,6 +48,14 @@ class RunConfig:
     """Import what the run's config names, though somebody else made the run."""
 
 
+def pin_runs(composed: DictConfig) -> DictConfig:
+    """The config of a command that reads runs with these as they are found from any folder."""
+    pinned = composed.copy()
+    runs = find_all(plain(composed)["run"], composed.outputs, trusted=composed.trust)
+    pinned.run = [str(run.path.absolute()) for run in runs]
+    return pinned
+
+
 def command(
     name: str,
     *,
@@ -51,6 +64,7 @@ def command(
     resume: Resume | None = None,
     measure: "Measure | None" = None,
     table: Table | None = None,
+    writes: Writes | None = None,
     makes_jobs: MakesJobs | None = None,
 ) -> Callable[[Task], "Command"]:
     """A decorator of a command's task, which gets the composed conf/`name`.yaml.
@@ -59,7 +73,7 @@ def command(
     """
 
     def decorated(task: Task) -> Command:
-        return Command(name, task, check, pin, resume, measure, table, makes_jobs)
+        return Command(name, task, check, pin, resume, measure, table, writes, makes_jobs)
 
     return decorated
 
@@ -82,20 +96,22 @@ class Command:
     """What the jobs of a sweep are ranked by; None: they are not."""
     table: Table | None
     """What more there is to print of the finished runs of a sweep."""
+    writes: Writes | None
+    """What it writes beside its run; two jobs of a sweep may not write one file."""
     makes_jobs: MakesJobs | None
     """What it does instead of `task` where each run of it is a sweep by itself."""
 
     def __call__(self) -> None:
         """Do the task for a single run or for a sweep; raises what fails."""
-        from rlx.sweeps import running
+        from rlx.sweeps import planning, running
 
-        options = running.options(sys.argv)
+        options = planning.options(sys.argv)
         if self.makes_jobs is not None:
             self.begin(options)
         elif _is_sweep():
             running.run_sweep(self, options)
         else:
-            running.refuse(options)
+            planning.refuse(options)
             self._once(self.task)
 
     def begin(self, options: "Options") -> None:
@@ -111,12 +127,14 @@ class Command:
 
         Its errors are carried past Hydra, which would print lines of its own about them.
         """
-        errors: list[ConfigError | RunError] = []
+        errors: list[Exception] = []
 
         def guarded(composed: DictConfig) -> float | None:
+            tell_users_options()
+            console.starting()
             try:
                 return task(composed)
-            except (ConfigError, RunError) as error:
+            except (ConfigError, RunError, BrokenPipeError) as error:
                 errors.append(error)
                 return None
 

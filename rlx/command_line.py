@@ -6,20 +6,34 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rlx import conf
-from rlx.composing import FLAGS, QUIET, WITH_VALUE, quoted
+from rlx.composing import (
+    FLAGS,
+    QUIET,
+    WITH_VALUE,
+    compose_config,
+    hydra_left_as_it_is,
+    quoted,
+)
 from rlx.errors import ConfigError
 from rlx.help import all_keys, own_keys, takes_runs
 from rlx.names import closest, nearest
+
+WORDS = {"data": "data", "new": "what"}
+"""Command → the key that words without a key are for, where they are no runs."""
 
 
 def config_overrides(line: list[str]) -> list[str]:
     """The words of a command line for Hydra that say what the config is."""
     words = []
     for word in line:
-        # Paths, and what `options` of rlx/sweeps/running.py takes out.
-        is_other = word.startswith(("run=[", "data=[", "sweep=", "fresh="))
+        # Paths, and what `options` of rlx/sweeps/planning.py takes out.
+        is_other = word.startswith(("run=[", "data=[", "what=[", "sweep=", "fresh="))
         if "=" in word and word not in QUIET and not is_other:
             words.append(word)
     return words
@@ -28,12 +42,13 @@ def config_overrides(line: list[str]) -> list[str]:
 def to_hydra(command: str, arguments: list[str]) -> list[str]:
     """The command line of an rlx command as Hydra takes it; ConfigError where it has no meaning.
 
-    Paths become run=[…] (of rlx data: data=[…]), in a sweep a job for each of them. Flags go to the
-    front, as Hydra 1.3 takes none between overrides. Dotted keys need no +: what they may be is
-    checked where they are read.
+    Paths become run=[…] (see `WORDS`), in a sweep a job for each of them. Flags go to the front, as
+    Hydra 1.3 takes none between overrides. Dotted keys need no +: what they may be is checked where
+    they are read.
     """
     groups = own_keys(command)
     swept = _swept(arguments)
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
     paths = []
     flags = []
     overrides = list(QUIET)
@@ -49,13 +64,21 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
         elif word.startswith("-"):
             raise ConfigError(_as_key_value(command, word, words))
         elif _is_override(word):
-            overrides.append(_upsert(_renamed(_as_path(word)), groups, swept))
+            override = _filter(_renamed(_as_path(word, is_sweep)), groups)
+            overrides.append(_upsert(override, groups, swept))
         else:
             paths.append(word)
+    for override in overrides:
+        if override.lstrip("+").startswith("hydra.sweeper.params="):
+            # Which OmegaConf cannot merge with the nothing that is there.
+            raise ConfigError(
+                f"{override.lstrip('+')}: a sweep's values are words of the line, as in: "
+                f"rlx {command} -m agent.learning_rate=1e-4,1e-3"
+            )
     if paths:
-        key = "data" if command == "data" else "run"
+        key = WORDS.get(command, "run")
         names = [quoted(path) for path in paths]
-        if {"-m", "--multirun"} & set(flags) and key == "run":
+        if is_sweep and key == "run":
             overrides.append(f"run={','.join(f'[{path}]' for path in names)}")
         else:
             overrides.append(f"{key}=[{','.join(names)}]")
@@ -64,7 +87,38 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
         flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     flags += use_conf(flags)
     _check_folders(groups, overrides)
+    if command == "tune":
+        overrides = _with_axes_replaced(overrides)
     return flags + overrides
+
+
+def _with_axes_replaced(overrides: list[str]) -> list[str]:
+    """`overrides` of rlx tune, with a null before choices for a range and a range for choices.
+
+    OmegaConf merges a list with a list and keys with keys, and knows nothing to do with the others.
+    """
+    words: list[str] = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.startswith("++search.") and value[:1] in ("[", "{"):
+            axis = _axis_before(key.lstrip("+"), words)
+            if axis is not None and OmegaConf.is_list(axis) != value.startswith("["):
+                words.append(f"{key}=null")
+        words.append(override)
+    return words
+
+
+def _axis_before(key: str, words: list[str]) -> Any:
+    """What the search space of a tuning has at a `key`; None where it has nothing, or is wrong."""
+    from hydra.errors import HydraException
+
+    config = [word for word in config_overrides(words) if not word.startswith("++search.")]
+    line = config + [word for word in words if word.startswith(f"++{key}")]
+    try:
+        with hydra_left_as_it_is():
+            return OmegaConf.select(compose_config("tune", line), key)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None  # said when the whole line is composed
 
 
 def _check_folders(keys: set[str], overrides: list[str]) -> None:
@@ -93,16 +147,29 @@ def _swept(arguments: list[str]) -> set[str]:
     return swept
 
 
-def _as_path(override: str) -> str:
-    """`override`, its value quoted where it is a folder with characters of Hydra's grammar."""
+def _filter(override: str, keys: set[str]) -> str:
+    """`override` as a key of `where`, in a command that has this key, where it is no other `keys`.
+
+    So any column can be named, also one whose name is that of a config group.
+    """
     key, _, value = override.partition("=")
-    if (
-        key in ("outputs", "out", "data")
-        and re.search(r"[^\w./-]", value, re.ASCII)
-        and value[0] not in "'\""
-    ):
-        return f"{key}={quoted(value)}"
-    return override
+    if "where" not in keys or key in keys or not key.isidentifier():
+        return override
+    return f"where.{key}={quoted(value)}"
+
+
+def _as_path(override: str, is_sweep: bool) -> str:
+    """`override`, its value quoted where it is a folder with characters of Hydra's grammar.
+
+    In a sweep commas are between folders.
+    """
+    key, _, value = override.partition("=")
+    if key not in ("outputs", "out", "data") or value[:1] in ("'", '"'):
+        return override
+    paths = []
+    for path in value.split(",") if is_sweep else [value]:
+        paths.append(quoted(path) if re.search(r"[^\w./-]", path, re.ASCII) else path)
+    return f"{key}={','.join(paths)}"
 
 
 def _renamed(override: str) -> str:
@@ -180,6 +247,19 @@ def _upsert(override: str, groups: set[str], swept: set[str]) -> str:
     return override
 
 
+def is_of_line(error: ValueError, line: list[str]) -> bool:
+    """Whether Hydra or OmegaConf raised `error`, which is none of their own, about the `line`."""
+    return "Config group override" in str(error) or _below_list(error, line) is not None
+
+
+def _below_list(error: Exception, line: list[str]) -> str | None:
+    """The key of a `line` that OmegaConf could not find since there is a list above it."""
+    part = re.fullmatch(r"invalid literal for int\(\) with base 10: '(.+)'", str(error))
+    keys = [word.partition("=")[0].lstrip("+~") for word in line]
+    found = [key for key in keys if part is not None and part[1] in key.split(".")]
+    return found[0] if found else None
+
+
 def explain(error: Exception, command: str, line: list[str]) -> str:
     """The message about an error of Hydra's or OmegaConf's, with the nearest valid name.
 
@@ -190,6 +270,10 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
         empty = [word for word in line if re.fullmatch(r"\w+=(null|None|)", word)]
         subject = empty[0] if empty else text
         return f"{subject}: a group takes one of its names (tuned=none: no tuned settings)."
+    below_list = _below_list(error, line)
+    if below_list is not None:
+        above = below_list.rpartition(".")[0]
+        return f"{below_list}: is no key, since {above} is a list; {above}=[…] replaces it."
     ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text)
     if ambiguous:
         key = ambiguous[1].lstrip("+")
@@ -205,7 +289,7 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
     if unmerged and error.__cause__ is not None:
         reason, *_ = str(error.__cause__).splitlines()
         return f"{unmerged[1]}: {reason}"
-    not_found = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    not_found = re.search(r"Could not (?:find|load) '([^'/]+)/([^']+)'", text)
     if not_found:
         return _unknown_option(not_found[1], not_found[2])
     unknown = re.search(r"Could not override '([^']+)'", text)

@@ -11,9 +11,11 @@ from omegaconf import DictConfig, open_dict
 
 from rlx.conf import conf_dir, user_dir
 from rlx.config import load_class, rename_keys
+from rlx.show import console
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext
 
 Task = Callable[[DictConfig], float | None]
 """The work of a command on its composed config; a sweeper gets the number that it returns."""
@@ -65,6 +67,10 @@ def run_composed(name: str, task: Task) -> None:
     """
     import hydra
 
+    from rlx import user_options
+
+    user_options.register()
+
     def renamed(composed: DictConfig) -> float | None:
         rename(composed)
         return task(composed)
@@ -83,26 +89,39 @@ def rename(composed: DictConfig) -> None:
 
 
 @contextmanager
+def sweep_of(name: str, words: Sequence[str]) -> "Iterator[tuple[HydraContext, DictConfig]]":
+    """Hydra's context of a sweep of conf/`name`.yaml, and its config, with no key that is swept.
+
+    `words`: the overrides of the command line.
+    """
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import HydraContext, RunMode
+
+    from rlx import user_options
+
+    user_options.register()
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name=name):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        config = hydra.compose_config(
+            name, list(words), RunMode.MULTIRUN, with_log_configuration=False
+        )
+        yield HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)), config
+
+
+@contextmanager
 def launcher(name: str, words: Sequence[str], task: Task) -> "Iterator[Launcher]":
     """The launcher that `words` name; it does `task` on conf/`name`.yaml for the jobs it is given.
 
     `words`: the overrides of the command line. Hydra's own sweepers make jobs of words, and so
     could not be told which to leave out.
     """
-    from hydra import initialize_config_dir
-    from hydra._internal.callbacks import Callbacks
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
     from hydra.plugins.launcher import Launcher
-    from hydra.types import HydraContext, RunMode
 
-    with initialize_config_dir(conf_dir(), version_base="1.3", job_name=name):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        config = hydra.compose_config(
-            name, [*words, *_search()], RunMode.MULTIRUN, with_log_configuration=False
-        )
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+    with sweep_of(name, words) as (context, config):
         node = config.hydra.launcher
         if str(node._target_).startswith("hydra"):
             plugins = Plugins.instance()
@@ -114,10 +133,12 @@ def launcher(name: str, words: Sequence[str], task: Task) -> "Iterator[Launcher]
         yield plugin
 
 
-def _search() -> list[str]:
-    """The override by which Hydra finds the user's config groups, outside of hydra.main."""
-    folder = user_dir()
-    return [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
+def tell_users_options() -> None:
+    """Say which options of rlx's are hidden by the user's, in what was composed since the last."""
+    from rlx.user_options import newly_hiding
+
+    for file in newly_hiding():
+        console.facts(conf=f"{user_dir()}/{file}, instead of rlx's")
 
 
 def overrides_of(argv: Sequence[str]) -> list[str]:
@@ -189,11 +210,14 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
+    from rlx import user_options
+
+    user_options.register()
     running = GlobalHydra.instance().hydra  # a command's, or that of a user's own program
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
-            config = hydra.compose(name, [*overrides, *_search()], return_hydra_config=True)
+            config = hydra.compose(name, list(overrides), return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = running
     HydraConfig.instance().set_config(config)

@@ -208,7 +208,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, hint, key)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return build(typing.cast(type, hint), value, key)
+        kind = typing.cast(type, hint)
+        return build(load_class(value, key, kind) if "_target_" in value else kind, value, key)
     if kind is dict and isinstance(value, Mapping):
         return dict(value)
     if kind in (list, tuple) and isinstance(value, (list, tuple)):
@@ -247,6 +248,9 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
     if value is None and optional:
         return None
     for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            # Its message is about one of the keys.
+            return convert(value, option, key)
         with suppress(ConfigError):
             return convert(value, option, key)
     raise ConfigError(f"{key}={value}: expected {describe(hint)}, not {describe(type(value))}.")

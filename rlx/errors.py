@@ -23,6 +23,8 @@ class RunError(Exception):
     """A run cannot go on; the message says why."""
 
     code = 1
+    copy: int | None = None
+    """Which of the copies of an env raised it, or returned what is wrong; None: nobody knows."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -108,7 +108,7 @@ def all_keys(command: str, overrides: list[str]) -> list[str]:
     """Dotted names of all keys of a command's config and of the groups that its line names."""
     from hydra.errors import HydraException
 
-    groups = ("agent", "env", "attack", "device")
+    groups = ("agent", "env", "attack", "device", "tracker")
     named = [word for word in overrides if word.partition("=")[0] in groups]
     try:
         config = _values(command, named)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import Spec
+from rlx.agent import Scores, Spec
 from rlx.config import Count, Index, PerSeed, Positive, Share, choice
+from rlx.defence import Decisions, Guard
+from rlx.nn.networks import QNetwork
 from rlx.nn.optim import OPTIMIZERS, descend
 from rlx.nn.seed_axis import polyak_update
 from rlx.replay import Replay
@@ -92,14 +94,17 @@ class QLearner(nn.Module):
         *,
         stack: int | None = None,
         learners: int = 1,
+        guard: Guard | None = None,
     ):
         """Learn `network`, with `target`, another network of the same shape.
 
         `obs`: (shape, dtype) of one observation; `stack`: as of `Replay`; `learners`: how many
-        about as large as this one the agent has, for the memory that they need together.
+        about as large as this one the agent has, for the memory that they need together; `guard`:
+        what defends the decisions.
         """
         super().__init__()
         self.config = config
+        self.guard = guard
         network.eval()
         self.target = target.requires_grad_(False).eval()
         if config.target_init == "copy":
@@ -143,15 +148,21 @@ class QLearner(nn.Module):
             where = torch.ones(len(draws), dtype=torch.bool, device=draws.device)
         batch = self.replay.sample(draws, self.config.n_steps)
         target = self._target(network, batch)
+        obs = batch["obs"]
+        decisions = self._guarded(network, batch)
+        if decisions is not None:
+            obs = decisions.learnt()
         # Batch normalisation goes by the minibatch's moments here, and only here.
         network.train()
         if value_of_taken is None:
-            q = _values_of_taken(network, batch["obs"], batch["action"])
+            q = _values_of_taken(network, obs, batch["action"])
         else:
-            q = value_of_taken(batch["obs"], batch["action"])
+            q = value_of_taken(obs, batch["action"])
         network.eval()
         # Huber's loss; its mean within each seed, [S].
         loss = nn.functional.smooth_l1_loss(q, target, reduction="none").mean(1)
+        if decisions is not None:
+            loss = loss + decisions.penalty()
         descend(
             loss,
             list(network.parameters()),
@@ -162,6 +173,27 @@ class QLearner(nn.Module):
         )
         self._update_target(network, where)
         return loss.detach(), q.detach().mean(1)
+
+    def _guarded(self, network: nn.Module, batch: dict[str, Tensor]) -> Decisions | None:
+        """The decisions of a minibatch, where they are defended."""
+        if self.guard is None:
+            return None
+        assert isinstance(network, nn.Sequential)
+        encoder, net = network.children()
+
+        def interval(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+            assert isinstance(net, QNetwork)
+            # An encoder keeps the order of numbers.
+            return net.interval(encoder(low), encoder(high))
+
+        return self.guard.decisions(
+            Scores(network),
+            interval,
+            batch["obs"],
+            batch["action"],
+            self.updates / self.config.replay_ratio,
+            are_values=True,
+        )
 
     @torch.no_grad()
     def _target(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -93,7 +93,12 @@ class _Batch:
         """Play one step on every copy; what copies that are done play on does not count."""
         shape = self.ids.shape
         action, self.carry = self.policy.act(self.obs, self.first, self.carry, self._choose)
-        obs, reward, terminated, truncated, _ = self.env.step(action.flatten(0, 1))
+        try:
+            obs, reward, terminated, truncated, _ = self.env.step(action.flatten(0, 1))
+        except RunError as error:
+            if error.copy is not None:
+                error.copy = int(self.ids.flatten()[error.copy])
+            raise
         self.obs = obs.unflatten(0, shape)
         reward = reward.unflatten(0, shape)
         terminated = terminated.unflatten(0, shape)

@@ -25,7 +25,7 @@ def test_train_leaves_a_whole_run(rlx, tmp_path):
     assert result.code == 0 and result.run.is_relative_to("outputs/train/hdqn-acrobot")
     expected = {"config.yaml", "meta.json", "metrics.jsonl", "summary.json", "returns.npz"}
     expected |= {
-        "learning.png",
+        *(f"learning.{suffix}" for suffix in ("png", "pdf", "svg")),
         "checkpoints/best/agent.safetensors",
         "checkpoints/best/state.json",
     }

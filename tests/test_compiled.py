@@ -36,6 +36,14 @@ VARIANTS = [
     ("self_play", "connect_four"),
     ("dqn", "catch"),
     ("dqn", "mini_breakout"),
+    *[
+        (agent, "cartpole", f"defence={defence}", "agent.defence.scale=[1,1,1,1]")
+        for agent, defence in (("dqn", "sa"), ("hdqn", "radial"), ("hdqn", "adversarial"))
+    ],
+    *[
+        ("ppo", "pendulum", f"defence={defence}", "agent.defence.scale=[1,1,1]")
+        for defence in ("sa", "adversarial")
+    ],
 ]
 """(agent, env, further keys): each takes other lines of an agent or an env."""
 

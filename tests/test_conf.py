@@ -125,16 +125,19 @@ def test_the_folders_are_all_known():
         "agent",
         "attack",
         "bench",
+        "defence",  # tests/test_defences.py
         "device",
         "effort",
         "env",
         "experiment",
+        "figure",  # tests/test_figures.py
         "hydra",  # launchers: tests/test_vector.py
         "help",  # synonyms: tests/test_kinds.py
         "preset",
         "protocol",
         "reference",  # scales: tests/test_scale.py
         "search",  # tests/test_tuning.py
+        "tracker",  # tests/test_trackers.py
         "tuned",
     }
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == tested

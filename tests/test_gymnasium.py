@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 import rlx.envs  # noqa: F401 (registers)
 from rlx.conf import conf_dir
-from rlx.envs.batched import BatchedEnv, register
+from rlx.envs.batched import BatchedEnv, Dynamics, register
 from rlx.envs.cartpole import CartPole
 from rlx.envs.tabular import Tabular
 from rlx.errors import ConfigError
@@ -41,7 +41,14 @@ class HeavyPole(CartPole):
     max_episode_steps = 30
 
 
+class Unseen(HeavyPole):
+    """An env of a user's own that draws no images."""
+
+    render = Dynamics.render
+
+
 register("test/HeavyPole-v3", HeavyPole)
+register("test/Unseen-v0", Unseen)
 
 
 def play(env, seed: int, steps: int = 40) -> list:
@@ -214,7 +221,8 @@ def test_parameters_reach_the_env_and_wrong_ones_are_named():
             make("rlx/FrozenLake-v1", is_slipery=False)
         # Stable-Baselines3 asks for images first, and after a TypeError without.
         with pytest.raises(TypeError, match="draws no images"):
-            make("rlx/CartPole-v1", render_mode="rgb_array")
+            make("test/Unseen-v0", render_mode="rgb_array")
+        assert make("rlx/CartPole-v1", render_mode="rgb_array").reset(seed=0)
     for limit in (0, -1, 2.5):
         with pytest.raises(ConfigError, match="max_episode_steps"):
             gymnasium.make_vec("rlx/CartPole-v1", max_episode_steps=limit)
@@ -234,7 +242,7 @@ def test_a_dynamics_of_ones_own_is_registered_by_one_line_wherever_it_stands():
         assert floating.batch.dynamics == CartPole(gravity=0.0)
         assert gymnasium.make_vec("test/FloatingPole-v0").max_episode_steps == 5
         assert gymnasium.make_vec("test/FloatingPole-v0", gravity=1.0).dynamics.gravity == 1
-        assert CartPole.gymnasium_id == "CartPole-v1"  # by which it is drawn
+        assert CartPole.gymnasium_id == "CartPole-v1"
     finally:
         for name in ("test/Local-v0", "test/FloatingPole-v0"):
             del gymnasium.registry[name]

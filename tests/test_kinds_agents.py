@@ -299,6 +299,8 @@ def test_agents_draw_rows_by_53_bits(agent, monkeypatch):
 # Every key of an agent changes something.
 
 VALUES = {
+    "defence": "{_target_:rlx.defences.adversarial.Adversarial,eps:0.5,scale:[1,1,1,1],ramp:0,"
+    "steps:1,share:1,gradients:1}",
     "epsilon_steps": 5,
     "controller_epsilon_steps": 5,
     "epsilon_end": 1.0,

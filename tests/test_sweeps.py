@@ -337,3 +337,28 @@ def test_a_table_wider_than_the_screen_is_whole(capsys):
     console.table("Jobs", header, [["0.000123456"] * 14])
     out = capsys.readouterr().out
     assert all(name in out for name in header)
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        (("evaluate", "checkpoint=best,77"), "77"),
+        (("evaluate", "seeds=[0],[77]"), "77"),
+        (("collect", "out=one,two,three/../one"), "one: two jobs would write it"),
+        (("collect", "out=one,there"), "out=there: exists already"),
+        (("collect", "out=one", "mix=0,2"), "mix=2"),
+        (("drift", "episodes=1,2"), "drift takes one run, of an env that drifts"),
+        (("scale", "out=one.yaml,two.txt"), "out=two.txt: expected a new file"),
+        (("scale", "out=one.yaml", "seeds=[0],[1]"), "one.yaml: two jobs would write it"),
+        (("export", "run=[RUN,one.onnx]", "seed=0,77"), "seed=77"),
+        (("export", "run=[RUN,one.onnx]", "seed=0,1"), "one.onnx: two jobs would write it"),
+    ],
+)
+def test_every_command_checks_all_jobs_before_the_first(line, expected, rlx, tiny_runs, tmp_path):
+    (victim,) = (tiny_runs / "train").glob("dqn-cartpole/*")
+    (tmp_path / "there").mkdir()
+    verb, *words = [word.replace("RUN", str(victim)) for word in line]
+    paths = [] if verb == "export" else [victim]
+    result = rlx(verb, *paths, "-m", *words)
+    assert result.code == 2 and expected in result.err and "none was begun" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

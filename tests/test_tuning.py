@@ -251,26 +251,24 @@ def compared(rlx, monkeypatch, better: bool):
     monkeypatch.setattr(optuna.pruners.HyperbandPruner, "prune", prune)
     others = ("discount", "gae_lambda", "clip", "entropy_coefficient", "value_coefficient")
     nulls = [f"search.agent.{key}=null" for key in (*others, "max_grad_norm", "initial_std")]
-    rate = ("~search.agent.learning_rate", "search.agent.learning_rate=[0.0003,0.005]")
-    return rlx("tune", *SMALL, *nulls, *rate, "trials=6", "batch=1", "sampler=random")
+    rate = "search.agent.learning_rate=[0.0003,0.005]"
+    return rlx("tune", *SMALL, *nulls, rate, "trials=6", "batch=1", "sampler=random")
 
 
 def test_better_settings_are_written_and_used(rlx, monkeypatch):
     result = compared(rlx, monkeypatch, better=True)
     assert result.code == 0, result.err
-    # rlx has settings of its own under the name ppo-cartpole.
-    file = Path("conf/tuned/ppo-cartpole-found.yaml")
+    file = Path("conf/tuned/ppo-cartpole.yaml")
     assert f"wrote {file.absolute()}" in result.out
     text = file.read_text()
     assert "rlx tune agent=ppo env=cartpole" in text and "6 trials on seeds 0–1" in text
     values = yaml.safe_load(text)
     assert values["steps"] == 1024 and values["num_envs"] == 4
     assert values["agent"]["learning_rate"] == 0.005 and "anneal_steps" not in values["agent"]
-    assert "tuned=ppo-cartpole-found" in result.out
-    # With the file alone, a training is the one that was compared.
-    words = ("agent=ppo", "env=cartpole", "seeds=[7,8,9]", "tuned=ppo-cartpole-found")
-    again = rlx("train", *words)
+    # With the file alone, which hides rlx's of this name, a training is the one that was compared.
+    again = rlx("train", "agent=ppo", "env=cartpole", "seeds=[7,8,9]")
     assert again.code == 0, again.err
+    assert f"{file.absolute()}, instead of rlx's" in again.out
     (best,) = [
         job.run
         for job in Sweep(the_sweep()).jobs()
@@ -285,10 +283,35 @@ def test_better_settings_are_written_and_used(rlx, monkeypatch):
         assert one[key] == other[key], key
 
 
+@pytest.mark.parametrize(
+    "words, axis",
+    [
+        (["search.agent.discount={low: 0.9, high: 0.99}"], {"low": 0.9, "high": 0.99}),
+        (["search.agent.learning_rate=[1e-3,1e-2]"], [1e-3, 1e-2]),
+        # A range keeps what the line does not say of it.
+        (["search.agent.learning_rate={high: 0.5}"], {"low": 1e-4, "high": 0.5, "log": True}),
+        (["search.agent.discount=[0.5]"], [0.5]),
+        (["search.agent.clip=[0.5]"], [0.5]),
+        (["search.agent.learning_rate=[1]", "search.agent.learning_rate={low: 1, high: 2}"],
+         {"low": 1, "high": 2}),
+    ],
+)  # fmt: skip
+def test_choices_replace_a_range_and_a_range_choices(words, axis, rlx):
+    key = words[0].partition("=")[0]
+    result = rlx("tune", "agent=dqn", *words, "--cfg", "job", "--package", key)
+    assert result.code == 0, result.err
+    assert yaml.safe_load("\n".join(result.out.splitlines()[1:])) == axis
+
+
+def test_a_key_below_choices_is_one_line(rlx):
+    result = rlx("tune", "agent=dqn", "search.agent.discount.low=0.5")
+    assert result.code == 2 and result.err.startswith("rlx: search.agent.discount.low: is no key")
+
+
 def test_settings_that_are_no_better_are_not_written(rlx, monkeypatch):
     result = compared(rlx, monkeypatch, better=False)
     assert result.code == 0, result.err
-    assert "nothing is written: the interval of the difference" in result.out
+    assert "nothing better was found, nothing is written: the interval of" in result.out
     assert not Path("conf").exists()
 
 

@@ -1,13 +1,14 @@
 """DQN (Mnih et al. 2015): one Q-learner that explores ε-greedily, on images too."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count
+from rlx.defence import Defence, Guard
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.nn.exploration import EpsilonGreedy
 from rlx.nn.networks import QNetwork
@@ -33,6 +34,9 @@ class Config(LearnerConfig):
     """Bootstrap where the time limit cuts an episode; false: as if that state were terminal."""
     scale_obs: bool
     """Divide observations by the space's bound where that is finite."""
+    # With a default, for runs that were saved before there was this key.
+    defence: Defence | None = field(default=None, kw_only=True)
+    """What is done against observations that may be moved, as in conf/defence; null: nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +123,10 @@ class DQN(Agent):
         target = q_network(config, spec, seeds, "q/target")
         obs = obs_field(spec.observation_space)
         stack = config.stack if is_image(obs[0]) else None
-        self.learner = QLearner(config, self.online.q, target, obs, num_envs, seeds, stack=stack)
+        guard = Guard(config.defence, spec, seeds, "action") if config.defence else None
+        self.learner = QLearner(
+            config, self.online.q, target, obs, num_envs, seeds, stack=stack, guard=guard
+        )
         self.explore = EpsilonGreedy(
             config.epsilon_start,
             config.epsilon_end,

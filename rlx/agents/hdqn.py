@@ -6,7 +6,7 @@ A meta-controller chooses goals, a controller pursues them.
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlx.agent import Agent, Carry, Choose, Feature, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, PerSeed, Share, choice, convert
+from rlx.defence import Defence, Guard
 from rlx.errors import ConfigError
 from rlx.nn.encoders import ObsEncoder, check_no_image, obs_field
 from rlx.nn.exploration import EpsilonGreedy
@@ -72,13 +73,15 @@ class Config(LearnerConfig):
     """Probability of a random action from `controller_epsilon_steps` decisions on."""
     controller_epsilon_steps: PerSeed[Count]
     """The controller's decisions, per seed, over which its exploration falls linearly."""
-    # With a default, for runs that were saved before there was this key.
-    regions: tuple[Box, ...] = ()
+    # With defaults, for runs that were saved before there were these keys.
+    regions: tuple[Box, ...] = field(default=(), kw_only=True)
     """The boxes that `goals=regions` are: components of the observation, with [lowest, highest].
 
     A component is given by its number, from 0 on, or is a feature that the env offers by name:
     `{4: [2, null], tip_height: [null, 0]}`. null: no bound.
     """
+    defence: Defence | None = field(default=None, kw_only=True)
+    """What is done against observations that may be moved, as in conf/defence; null: nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -312,6 +315,11 @@ class HDQN(Agent):
         self.policy = copy.deepcopy(self.online)
         shape, dtype = obs_field(spec.observation_space)
         joint_shape = (1 + torch.Size(shape).numel(),)
+        guard_goal = None
+        guard_action = None
+        if config.defence is not None:
+            guard_goal = Guard(config.defence, spec, seeds, "goal")
+            guard_action = Guard(config.defence, spec, seeds, "action", lead=1)
         self.meta = QLearner(
             config,
             self.online.meta,
@@ -320,6 +328,7 @@ class HDQN(Agent):
             num_envs,
             seeds,
             learners=2,
+            guard=guard_goal,
         )
         self.controller = QLearner(
             config,
@@ -329,6 +338,7 @@ class HDQN(Agent):
             num_envs,
             seeds,
             learners=2,
+            guard=guard_action,
         )
         self.explore_goal = EpsilonGreedy(
             config.epsilon_start,

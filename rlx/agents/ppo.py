@@ -6,7 +6,7 @@ episode.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from gymnasium import spaces
@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, NonNegative, PerSeed, Positive, Share, choice
+from rlx.defence import Decisions, Defence, Guard
 from rlx.errors import ConfigError
 from rlx.nn.buffers import Fields, add_buffers
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
@@ -76,6 +77,9 @@ class LearnerConfig:
     """Divide rewards by the deviation of the discounted return."""
     initial_std: PerSeed[Positive]
     """Initial deviation of continuous actions, in halves of the action space's range."""
+    # With a default, for runs that were saved before there was this key.
+    defence: Defence | None = field(default=None, kw_only=True)
+    """What is done against observations that may be moved, as in conf/defence; null: nothing."""
 
     def __post_init__(self) -> None:
         choice(self.activation, ACTIVATIONS, "agent.activation")
@@ -191,6 +195,16 @@ class ActorCritic(Policy):
         memory = self.gru(features, carry["memory"])
         return memory, {"memory": memory}
 
+    def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The lowest and highest `outputs` of observations [S, B, *O] between `low` and `high`.
+
+        Of discrete actions and without a memory; as of `MLP.interval`.
+        """
+        # Encoder and norm keep the order of numbers.
+        core_low, _ = self.core(low, {})
+        core_high, _ = self.core(high, {})
+        return self.actor.interval(core_low, core_high)
+
     def outputs(self, core: Tensor) -> Tensor:
         """Logits [S, B, A], or mean actions [S, B, D] in the space's units."""
         outputs = self.actor(core)
@@ -277,6 +291,16 @@ class PPO(Agent):
         self.register_buffer("ticks", torch.zeros(len(seeds), dtype=torch.int64))
         running_return = torch.zeros(len(seeds), num_envs, device=seeds.device)
         self.register_buffer("running_return", running_return)
+        self.guard: Guard | None = None
+        if config.defence is not None:
+            self.guard = Guard(config.defence, spec, seeds, "action")
+            if config.recurrent:
+                raise ConfigError("agent.defence: needs agent.recurrent=null, no memory.")
+            if not config.defence.of_policies:
+                name = type(config.defence).__name__
+                raise ConfigError(f"agent.defence: {name} is for Q-learners, such as agent=dqn.")
+        self.seen: Tensor | None = None
+        """[S, N, *O]: what the step that is taken was decided on, where a defence moved it."""
         fields = self._fields(spec)
         self.fields = tuple(fields)
         rollout = (len(seeds), num_envs, config.rollout_steps)
@@ -335,6 +359,9 @@ class PPO(Agent):
 
     def _sample(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         """Choose as a `Choose` does: by chance, from the policy's distribution."""
+        if self.guard is not None:
+            obs = self._guarded(self.guard, scores, obs, None).learnt()
+            self.seen = obs
         outputs = scores(obs)
         if not scores.continuous:
             return categorical(self.explore.uniform(outputs.shape[1]), outputs.softmax(-1))
@@ -343,7 +370,7 @@ class PPO(Agent):
 
     def store(self, transition: Transition) -> None:
         row = {
-            "obs": transition.obs,
+            "obs": transition.obs if self.seen is None else self.seen,
             "next_obs": transition.next_obs,
             "action": transition.action,
             "reward": transition.reward,
@@ -355,6 +382,7 @@ class PPO(Agent):
             row["memory"] = self.carry_before_act["memory"]
             row["next_memory"] = transition.carry["memory"]
         self.carry_before_act = {}
+        self.seen = None
         step = self.step_of(self.config.rollout_steps)
         for name, value in row.items():
             getattr(self, name).index_copy_(2, step, value.unsqueeze(2))
@@ -492,6 +520,10 @@ class PPO(Agent):
             + config.value_coefficient * value_loss
             - config.entropy_coefficient * entropy.mean(1)
         )
+        if self.guard is not None:
+            scores = Scores(lambda obs: self.policy.outputs(self.policy.core(obs, {})[0]))
+            decisions = self._guarded(self.guard, scores, batch["obs"], batch["action"])
+            loss = loss + decisions.penalty()
         parameters = list(self.policy.parameters())
         descend(loss, parameters, self.optimizer, max_grad_norm=config.max_grad_norm)
         return {
@@ -499,6 +531,14 @@ class PPO(Agent):
             "loss/value": value_loss.detach(),
             "entropy": entropy.detach().mean(1),
         }
+
+    def _guarded(
+        self, guard: Guard, scores: Scores, obs: Tensor, taken: Tensor | None
+    ) -> Decisions:
+        """The decisions on `obs` [S, B, *O] that `guard` defends."""
+        std = self.policy.std() if self.policy.continuous else None
+        interval = self.policy.interval
+        return guard.decisions(scores, interval, obs, taken, self.steps, are_values=False, std=std)
 
     def _evaluate_actions(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(values, log-probabilities of the actions, entropies) of a minibatch, [S, B] each.

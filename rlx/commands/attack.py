@@ -15,10 +15,12 @@ from rlx.config import Count, NonNegative, build, choice, load_class
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
 from rlx.runs.run import Run
-from rlx.show import attack_tables, console
+from rlx.show import attack_tables, console, figures
 from rlx.show.attack_run import AttackRun
 from rlx.statistics import Bootstrap, Estimate, Robustness
 from rlx.sweeps.ranking import Measure
+from rlx.trackers.tracker import Tracker
+from rlx.trackers.tracking import Tracking, make_trackers
 from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from rlx.robustness.attribution import Attribution
     from rlx.robustness.study import Study
     from rlx.robustness.sweep import Game, Played
-    from rlx.threat import Mode, Threat
+    from rlx.show.video import Camera, Film, Scene
+    from rlx.threat import Attack, Mode, Threat
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Config(SubjectConfig):
     """How hard adversaries try: a file of conf/effort, whose values the attack's settings take."""
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     protocol: str | None
     """`corrected`, or `source` for the settings of the source study."""
     checkpoint: str
@@ -63,6 +68,16 @@ class Config(SubjectConfig):
     """Radius at which the lost return is shared out among heads and components; null: nowhere."""
     max_num_envs: Count
     """Env copies that are played at once."""
+    video: bool
+    """Whether to film episodes clean and attacked: video.mp4, or video.gif without PyAV."""
+    video_seeds: Any
+    """Which seeds are filmed, as `seeds`; null: the first."""
+    video_episodes: Any
+    """Which of the episodes: a count, a range, or a list of numbers from 0 on."""
+    video_eps: NonNegative | None
+    """The radius at which they are attacked; null: the largest of `eps`."""
+    tracker: Any = None
+    """The trackers that are told of the study: files of conf/tracker, with their keys."""
 
 
 def check(composed: DictConfig) -> None:
@@ -117,6 +132,13 @@ class Plan:
     """Copies of the env, as many as seeds."""
     components: Sequence[str]
     """The components of an observation to which harm is attributed; empty: it is not."""
+    trackers: Mapping[str, Tracker]
+    """The trackers that are told of the study, by name."""
+    scenes: "Sequence[Scene]"
+    """The episodes that are filmed."""
+    camera: "Camera | None"
+    """What films them; None: nothing does."""
+
     subjects: Subjects
     """Whose policies are attacked."""
 
@@ -137,6 +159,8 @@ class Result:
     """What eps = 1 means for each component of an observation, [*O]."""
     attribution: "Attribution | None"
     """Who carries the harm; None: nobody asked."""
+    films: "Sequence[Film]"
+    """Clean and attacked episodes in turn; empty: nobody asked."""
     wall_s: float
     """Seconds that playing took."""
 
@@ -149,13 +173,14 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     plan = _load(config)
     output = plan.subjects.create(config.outputs, "attack", composed)
     _header(config, plan)
-    with output.writing():
+    with Tracking(output, plan.trackers) as tracking, output.writing():
+        tracking.begin()
         result = _play(config, plan)
         files = _save(output, config, plan, result)
     attack_tables.print_study(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
     if result.attribution is not None:
-        attack_tables.print_attribution(result.attribution)
-    attack_tables.print_costs(plan.game.costs)
+        console.table(*attack_tables.attribution(result.attribution))
+    console.table(*attack_tables.costs(plan.game.costs.as_dict()))
     console.result(output.path, result.wall_s, **files)
     return output, result.study
 
@@ -163,16 +188,18 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
 def _load(config: Config) -> Plan:
     """The plan of a config; ConfigError where it cannot be played, before anything is written."""
     check_protocol(config.protocol)
+    trackers = make_trackers(config.tracker)
     eps = parse_grid(config.eps, "eps")
     subjects = Subjects.of(config)
 
     from rlx.attacks.auto import Auto
     from rlx.evaluation import REPORT
-    from rlx.experiment import setup_device
+    from rlx.experiment import make_env, setup_device
     from rlx.robustness.attribution import component_names
     from rlx.robustness.manifold import kept_angles
     from rlx.robustness.scale import resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
+    from rlx.show import video
     from rlx.threat import Attack, Threat
 
     kind = load_class(config.attack, "attack", Threat)
@@ -198,14 +225,22 @@ def _load(config: Config) -> Plan:
     )
     check_attackable(game, attack, modes)
     components: list[str] = []
-    if config.attribution is not None:
-        if not isinstance(attack, Attack | Auto):
+    for key, asked in (("attribution", config.attribution is not None), ("video", config.video)):
+        if asked and not isinstance(attack, Attack | Auto):
             raise ConfigError(
-                f"attribution: attack={chosen('attack')} plays whole episodes; "
+                f"{key}: attack={chosen('attack')} plays whole episodes; "
                 "use attack=auto, minq or pgd."
             )
+    if config.attribution is not None:
         components = component_names(game, env.observation_units)
-    return Plan(attack, modes, game, scale, env, components, subjects)
+    scenes: list[Scene] = []
+    camera = None
+    if config.video:
+        scenes = video.scenes(
+            config.video_seeds, config.video_episodes, opened.seeds, config.episodes
+        )
+        camera = video.Camera(make_env(video.drawing(opened.env), 1, device, opened.age))
+    return Plan(attack, modes, game, scale, env, components, trackers, scenes, camera, subjects)
 
 
 def _play(config: Config, plan: Plan) -> Result:
@@ -242,6 +277,7 @@ def _play(config: Config, plan: Plan) -> Result:
     with costs.of(chosen("attack")):
         played = sweep(game, plan.attack, plan.modes)
     attribution = _attributed(config, plan, game)
+    films = _filmed(config, plan, game)
     wall_s = time.monotonic() - began
     study = Study.of(
         chosen("attack"),
@@ -252,26 +288,41 @@ def _play(config: Config, plan: Plan) -> Result:
         states,
         floor(game),
     )
-    return Result(study, played, game.scale, attribution, wall_s)
+    return Result(study, played, game.scale, attribution, films, wall_s)
 
 
-def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None":
-    """Who carries the harm at the radius `attribution`; None where that is null.
-
-    Of a study of many attacks the strongest single one is asked.
-    """
-    if config.attribution is None:
-        return None
+def _single(plan: Plan, game: "Game", radius: float) -> "tuple[str, Attack]":
+    """The attack, and its name; of a study of many the one that is strongest at a radius."""
     from rlx.attacks.auto import Auto
-    from rlx.robustness.attribution import attribute
     from rlx.threat import Attack
 
     name = chosen("attack")
     attack = plan.attack
     if isinstance(attack, Auto):
-        at_radius = replace(game, eps=[config.attribution])
-        name, attack = attack.strongest_single(at_radius, plan.modes)
+        name, attack = attack.strongest_single(replace(game, eps=[radius]), plan.modes)
     assert isinstance(attack, Attack)  # others were refused
+    return name, attack
+
+
+def _filmed(config: Config, plan: Plan, game: "Game") -> "list[Film]":
+    """The scenes clean and under attack, in the first of the modes; none where nothing films."""
+    if plan.camera is None:
+        return []
+    from rlx.robustness.filming import films
+
+    radius = max(game.eps) if config.video_eps is None else config.video_eps
+    name, attack = _single(plan, game, radius)
+    mode = next(iter(plan.modes.values()))
+    return films(game, attack, name, mode, radius, plan.scenes, plan.camera)
+
+
+def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None":
+    """Who carries the harm at the radius `attribution`; None where that is null."""
+    if config.attribution is None:
+        return None
+    from rlx.robustness.attribution import attribute
+
+    name, attack = _single(plan, game, config.attribution)
     with game.costs.of("attribution"):
         return attribute(game, attack, name, config.attribution, plan.components)
 
@@ -287,7 +338,12 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
     study.write_csv(files["table"])
     episodes = f"{len(seeds)} seeds × {config.episodes} episodes"
     title = f"{plan.subjects.name} under {study.attack}, {episodes}"
-    figure(study.summary(), title, config.scale).savefig(files["figure"])
+    drawn = figure(study.summary(), title, config.scale, config.figure)
+    figures.save(drawn, files["figure"])
+    if plan.camera is not None:
+        from rlx.show import video
+
+        files["video"] = video.save(plan.camera, result.films, output.path, group=2)
     steps = int(sum(episodes.lengths.sum() for episodes in result.played.values()))
     facts = {
         "run": plan.subjects.paths,

@@ -12,7 +12,7 @@ from rlx.composing import chosen
 from rlx.config import Count, build, load_class
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
-from rlx.show import console
+from rlx.show import console, figures
 from rlx.statistics import Estimate
 from rlx.sweeps.ranking import Measure
 from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
@@ -32,6 +32,8 @@ class Config(SubjectConfig):
     """What `attack=minq` takes its numbers from: a file of conf/effort."""
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     checkpoint: str
     """`best`, or the step of a checkpoint."""
     seeds: Any
@@ -81,7 +83,7 @@ def main(composed: DictConfig) -> float:
     config = build(Config, composed, "")
     plan = _load(config)
 
-    from rlx.robustness.certificates import Certificates, certify
+    from rlx.robustness.certificates import Certificates, certify, figure
     from rlx.robustness.observations import play_spread
     from rlx.robustness.scale import tell_radii, unit_scale
 
@@ -109,7 +111,8 @@ def main(composed: DictConfig) -> float:
         wall_s = time.monotonic() - began
         files = {"table": output.path / "certify.csv", "figure": output.path / "certify.png"}
         certificates.write_csv(files["table"], opened.seeds)
-        certificates.figure(subjects.name, config.scale).savefig(files["figure"])
+        drawn = figure(certificates.summary(), subjects.name, config.scale, config.figure)
+        figures.save(drawn, files["figure"])
         facts = {
             "run": subjects.paths,
             "seeds": opened.seeds,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig, command
+from rlx.command import RunConfig, command, pin_runs
 from rlx.config import Count, Share, build
+from rlx.data.writer import Writer, check_new
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
 from rlx.runs.finding import find_all
@@ -19,7 +20,6 @@ from rlx.show import console
 if TYPE_CHECKING:
     import torch
 
-    from rlx.data.writer import Writer
     from rlx.policies import Opened
 
 
@@ -53,24 +53,34 @@ class Source:
     """The policies of all seeds of the run at the checkpoint, and their env."""
 
 
-@command("collect")
-def main(composed: DictConfig) -> None:
-    """Writes the folder `out` and prints its card."""
-    config = build(Config, composed, "")
+def check(composed: DictConfig) -> None:
+    """Raise what is wrong with the config, as far as it can be told without playing."""
+    _load(build(Config, composed, ""))
+
+
+def _load(config: Config) -> tuple[dict[str, Any], list[Source]]:
+    """The env of the runs, and the checkpoints that play in it."""
+    check_new(config.out, f"out={config.out}")
     mix = _parse_mix(config.mix)
     runs = find_all(config.run, config.outputs, trusted=config.trust)
 
     from rlx import experiment
-    from rlx.data.writer import Writer
 
     env = experiment.eval_env_config(experiment.training_config(runs[0]))
     for run in runs:
         if not experiment.same_env(run.config, runs[0].config):
             raise ConfigError(f"run={run.path}: its env differs from that of {runs[0].path}.")
-    device = experiment.setup_device(config.device)
+    return env, _sources(runs, mix, experiment.setup_device(config.device))
+
+
+@command("collect", check=check, pin=pin_runs, writes=lambda composed: composed.out)
+def main(composed: DictConfig) -> None:
+    """Writes the folder `out` and prints its card."""
+    config = build(Config, composed, "")
+    env, sources = _load(config)
+
     began = time.monotonic()
     with Writer(config.out) as writer:
-        sources = _sources(runs, mix, device)
         descriptions = []
         for number, source in enumerate(sources):
             steps = config.steps / len(sources)
@@ -131,7 +141,7 @@ def _play(
     number: int,
     steps: float,
     config: Config,
-    writer: "Writer",
+    writer: Writer,
 ) -> str:
     """Log at least `steps` transitions of a source; returns a line that describes them.
 

@@ -4,17 +4,20 @@ It stopped at some checkpoint. One figure over time.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig, command
+from rlx.command import RunConfig, command, pin_runs
 from rlx.config import Count, build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import console
+from rlx.show import console, figures
+
+if TYPE_CHECKING:
+    from rlx.policies import Opened
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Config(RunConfig):
 
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     run: Any
     """A training of an env that drifts; null: the newest training."""
     checkpoint: str | None
@@ -31,26 +36,41 @@ class Config(RunConfig):
     """Episodes of each seed at each step."""
 
 
-@command("drift")
-def main(composed: DictConfig) -> None:
-    """Plays, draws and prints."""
-    config = build(Config, composed, "")
+def check(composed: DictConfig) -> None:
+    """Raise what is wrong with the config, as far as it can be told without playing."""
+    _load(build(Config, composed, ""))
+
+
+def _load(config: Config) -> "tuple[Run, str, Opened]":
+    """The run, its checkpoint that is frozen, and the policies there."""
     runs = find_all(config.run, config.outputs, trusted=config.trust)
     run = runs[0]
     training = run.config
     if len(runs) > 1 or not training.env.get("drift") or training.stop:
         what = "drift takes one run, of an env that drifts (env.drift), without a stop rule"
         raise ConfigError(f"run={run.path}: {what}.")
-    drift = training.env.drift
     checkpoint = config.checkpoint or _last_before_drift(run)
 
-    from rlx import experiment, statistics
-    from rlx.evaluation import SELECTION, evaluate
+    from rlx import experiment
     from rlx.policies import open_runs
-    from rlx.show import figures
 
     device = experiment.setup_device(config.device)
-    opened = open_runs(runs, checkpoint, device)
+    return run, checkpoint, open_runs(runs, checkpoint, device)
+
+
+@command("drift", check=check, pin=pin_runs)
+def main(composed: DictConfig) -> None:
+    """Plays, draws and prints."""
+    config = build(Config, composed, "")
+    run, checkpoint, opened = _load(config)
+    training = run.config
+    drift = training.env.drift
+
+    from rlx import statistics
+    from rlx.evaluation import SELECTION, evaluate
+    from rlx.show import figures
+
+    device = opened.device
     seeds = opened.seeds
     source = run.path.parent.name
     output = Run.create(config.outputs, "drift", source, composed)
@@ -83,7 +103,7 @@ def main(composed: DictConfig) -> None:
         change = f"{drift.parameter} {training.env[drift.parameter]:g} → {drift.to:g}"
         title = f"{source}, {len(seeds)} seeds: {change}"
         x = "environment steps per seed (also the env's age)"
-        figures.curves({title: curves}, x).savefig(figure)
+        figures.save(figures.curves({title: curves}, x, None, config.figure), figure)
         cells = {
             label: [{"return": estimate.as_dict()} for estimate in values]
             for label, values in estimates.items()

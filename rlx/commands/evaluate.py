@@ -1,16 +1,21 @@
 """Play a trained run's greedy policy on new episodes."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from rlx.command import command
 from rlx.config import Count, build
-from rlx.show import console
+from rlx.show import console, figures
 from rlx.sweeps.ranking import RETURN
 from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
+
+if TYPE_CHECKING:
+    from rlx.policies import Opened
+    from rlx.show.video import Scene
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,8 @@ class Config(SubjectConfig):
 
     device: Any
     """Where it runs: a file of conf/device."""
+    figure: figures.Style
+    """How large the figure is: a file of conf/figure."""
     checkpoint: str
     """`best`, or the step of a checkpoint."""
     seeds: Any
@@ -26,30 +33,53 @@ class Config(SubjectConfig):
     episodes: Count
     """Episodes of each seed."""
     video: bool
-    """Whether to write the first seed's first episode as episode.gif."""
+    """Whether to film episodes: video.mp4, or video.gif without PyAV."""
+    video_seeds: Any
+    """Which seeds are filmed, as `seeds`; null: the first."""
+    video_episodes: Any
+    """Which of the episodes: a count, a range, or a list of numbers from 0 on."""
 
 
-@command("evaluate", pin=pin_subjects, measure=RETURN)
+def check(composed: DictConfig) -> None:
+    """Raise what is wrong with the config, as far as it can be told without playing."""
+    _load(build(Config, composed, ""))
+
+
+def _load(config: Config) -> "tuple[Subjects, Opened, Sequence[Scene]]":
+    """Whose policies are played, these, and what shall be filmed."""
+    subjects = Subjects.of(config)
+
+    from rlx import experiment
+    from rlx.show import video
+
+    device = experiment.setup_device(config.device)
+    opened = subjects.open(config.checkpoint, device, config.seeds)
+    if not config.video:
+        return subjects, opened, []
+    video.drawing(opened.env)
+    seeds = opened.seeds
+    scenes = video.scenes(config.video_seeds, config.video_episodes, seeds, config.episodes)
+    return subjects, opened, scenes
+
+
+@command("evaluate", check=check, pin=pin_subjects, measure=RETURN)
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")
-    subjects = Subjects.of(config)
+    subjects, opened, scenes = _load(config)
 
     from rlx import experiment, statistics
     from rlx.env import time_limit_words
     from rlx.evaluation import REPORT, evaluate
     from rlx.robustness.observations import VisitCount
-    from rlx.show import figures
+    from rlx.show import video
 
-    device = experiment.setup_device(config.device)
-    opened = subjects.open(config.checkpoint, device, config.seeds)
+    device = opened.device
     policy = opened.policy
     seeds = opened.seeds
-    if config.video:
-        from rlx.show import video
-
-        filmed = experiment.make_env(video.drawing(opened.env), 1, device, opened.age)
-        camera = video.Camera(filmed)
+    if scenes:
+        drawn = video.drawing(opened.env)
+        camera = video.Camera(experiment.make_env(drawn, 1, device, opened.age))
     output = subjects.create(config.outputs, "evaluate", composed)
     console.facts(
         **subjects.told,
@@ -75,10 +105,13 @@ def main(composed: DictConfig) -> float:
             files["figure"] = output.path / "visits.png"
             per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
             title = f"{subjects.name}: steps spent in each cell, per greedy episode"
-            figures.grid(per_episode, title).savefig(files["figure"])
-        if config.video:
-            files["video"] = output.path / "episode.gif"
-            video.film(policy, camera, 0, REPORT, files["video"])
+            figures.save(figures.grid(per_episode, title, config.figure), files["figure"])
+        if scenes:
+            films = [
+                camera.greedy(policy, scene, REPORT + scene.episode, subjects.name)
+                for scene in scenes
+            ]
+            files["video"] = video.save(camera, films, output.path)
         returns = episodes.returns.cpu().numpy()
         estimate = statistics.estimate(returns)
         steps = int(episodes.lengths.sum())

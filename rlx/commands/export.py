@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -10,7 +10,11 @@ from rlx.command import RunConfig, command
 from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.runs.finding import find
+from rlx.runs.run import Run
 from rlx.show import console
+
+if TYPE_CHECKING:
+    from rlx.policies import Opened
 
 NUM_ENVS = 4
 """Env copies in which the file is compared with the policy."""
@@ -28,10 +32,13 @@ class Config(RunConfig):
     """Which of the run's seeds; null: its first."""
 
 
-@command("export")
-def main(composed: DictConfig) -> None:
-    """Writes the file, and compares it with the policy on observations of a real episode."""
-    config = build(Config, composed, "")
+def check(composed: DictConfig) -> None:
+    """Raise what is wrong with the config."""
+    _load(build(Config, composed, ""))
+
+
+def _load(config: Config) -> "tuple[Run, Opened, int, Path]":
+    """The run, its policies, the seed whose policy is exported, and the file."""
     paths = [str(path) for path in config.run] if isinstance(config.run, list) else []
     if not paths or not paths[-1].endswith(".onnx") or len(paths) > 2:
         raise ConfigError(
@@ -41,7 +48,6 @@ def main(composed: DictConfig) -> None:
     out = Path(paths[-1])
 
     from rlx import experiment
-    from rlx.onnx import OPSET, Exported, compare
     from rlx.policies import open_runs
 
     device = experiment.setup_device({"name": "cpu", "threads": 1})
@@ -50,7 +56,18 @@ def main(composed: DictConfig) -> None:
     seed = seeds[0] if config.seed is None else config.seed
     if seed not in seeds:
         raise ConfigError(f"seed={seed}: {run.path} has seeds {console.ranges(seeds)}.")
-    exported = Exported(opened.policy, opened.spec, seeds.index(seed))
+    return run, opened, seed, out
+
+
+@command("export", check=check, writes=lambda composed: composed.run[-1])
+def main(composed: DictConfig) -> None:
+    """Writes the file, and compares it with the policy on observations of a real episode."""
+    config = build(Config, composed, "")
+    run, opened, seed, out = _load(config)
+
+    from rlx.onnx import OPSET, Exported, compare
+
+    exported = Exported(opened.policy, opened.spec, opened.seeds.index(seed))
     facts = {"run": str(run.path), "seed": str(seed), "checkpoint": config.checkpoint}
     exported.write(out, facts)
     result = compare(exported, out, opened.make_env(NUM_ENVS))

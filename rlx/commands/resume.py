@@ -23,6 +23,8 @@ class Config(RunConfig):
     """All seeds that a finished run shall have."""
     device: Any
     """One of conf/device, with its keys."""
+    tracker: Any
+    """Trackers of conf/tracker, with their keys; `none`: no more."""
     steps: int | None
     """Environment steps per seed, those made included."""
     eval_every: int | None

@@ -12,7 +12,7 @@ from rlx.sweeps.ranking import RETURN
 from rlx.training.tune_config import Config
 
 if TYPE_CHECKING:
-    from rlx.sweeps.running import Options
+    from rlx.sweeps.planning import Options
 
 
 def tune(composed: DictConfig, options: "Options") -> float:

@@ -29,11 +29,10 @@ class Writer:
 
         ConfigError where the folder `out` exists or cannot be made.
         """
-        if out.startswith("minari:"):
-            raise ConfigError(f"out={out}: collect into a folder, then: rlx data FOLDER out={out}")
         self.out = Path(out)
         self.source = source
         self.key = f"{source}, a copy of it" if source else f"out={out}"
+        check_new(out, self.key)
         self._open = ExitStack()
         self.partial = self._open.enter_context(new_folder(self.out, self.key))
         self.arrays: dict[str, _GrowingArray] = {}
@@ -112,6 +111,14 @@ class _GrowingArray:
         npy.write_array_header_1_0(self.file, header)
 
 
+def check_new(out: str, key: str) -> None:
+    """ConfigError where a data set cannot be collected into the folder `out`, since it exists."""
+    if out.startswith("minari:"):
+        raise ConfigError(f"out={out}: collect into a folder, then: rlx data FOLDER out={out}")
+    if os.path.lexists(out):
+        raise ConfigError(f"{key}: exists already; choose another name or delete it.")
+
+
 @contextmanager
 def new_folder(out: Path, key: str) -> Iterator[Path]:
     """An empty folder to write in: it takes the name `out` at the end, and is removed on any error.
@@ -119,8 +126,7 @@ def new_folder(out: Path, key: str) -> Iterator[Path]:
     `key`: the setting that errors name, such as "out=set". ConfigError where `out` exists or cannot
     be made.
     """
-    if os.path.lexists(out):
-        raise ConfigError(f"{key}: exists already; choose another name or delete it.")
+    check_new(str(out), key)
     target = Path(os.path.abspath(out))
     missing = [folder for folder in target.parents if not os.path.lexists(folder)]
     try:

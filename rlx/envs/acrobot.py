@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
+from rlx.envs.drawing import BLUE, GRAY, GREEN, RED, Canvas
 
 _MAX_SPEED_1 = 4 * math.pi
 _MAX_SPEED_2 = 9 * math.pi
@@ -53,6 +54,7 @@ class Acrobot(Dynamics):
     angles = ((0, 1), (2, 3))
     lowest_reward = -1.0
     truncation_is_harm = True
+    render_fps = 15
     initial_draws = 4
     features = {"tip_height": tip_height}
 
@@ -79,6 +81,21 @@ class Acrobot(Dynamics):
         sin1, sin2 = theta.sin().unbind(-1)
         speed1, speed2 = state[:, 2:].unbind(-1)
         return torch.stack([cos1, sin1, cos2, sin2, speed1, speed2], -1)
+
+    def render(self, state: Tensor) -> Tensor:
+        upper = state[:, 0]
+        lower = upper + state[:, 1]
+        length = self.link_length
+        joint = (length * upper.sin(), -length * upper.cos())
+        tip = (joint[0] + length * lower.sin(), joint[1] - length * lower.cos())
+        extent = (-2.2 * length, 2.2 * length)
+        canvas = Canvas(len(state), extent, extent, state.device, columns=320)
+        canvas.line((extent[0], length), (extent[1], length), 0.02 * length, GRAY)
+        canvas.line((0.0, 0.0), joint, 0.18 * length, BLUE)
+        canvas.line(joint, tip, 0.18 * length, GREEN)
+        canvas.disc((0.0, 0.0), 0.05 * length, RED)
+        canvas.disc(joint, 0.05 * length, RED)
+        return canvas.images()
 
     def _motion(self, torque: Tensor) -> "_Motion":
         """The motion of the links while `torque` [B] (N·m) is on the joint between them."""

@@ -63,7 +63,9 @@ class Dynamics(ABC):
     features: ClassVar[Mapping[str, Feature] | None] = None
     """Numbers of an observation, by name, that are none of its components; None: there are none."""
     gymnasium_id: ClassVar[str] = ""
-    """The id under which Gymnasium may know the same env, with the same state, and draw it."""
+    """The id under which Gymnasium may know the same env, with the same state."""
+    render_fps: ClassVar[float] = 10
+    """Images in a second of an episode that is watched: as many steps."""
     initial_draws: ClassVar[int] = 0
     """Random numbers that one first state needs; 0 where all episodes begin alike."""
     transition_draws: ClassVar[int] = 0
@@ -103,6 +105,13 @@ class Dynamics(ABC):
 
         It may be `state` itself.
         """
+
+    def render(self, state: Tensor) -> Tensor:
+        """Images uint8 [B, H, W, 3] of `state` [B, D], all of one size.
+
+        An env that nobody watches need not define this. `rlx.envs.drawing` has shapes.
+        """
+        raise ConfigError(f"video: {type(self).__name__} draws no images: it has no `render`.")
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,9 @@ class BatchedEnv(VectorEnv):
     `autoreset_mode` says otherwise, and `info["final_obs"]` is then of every copy, ended or not.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
+    final_state: Tensor
+    """[B, D]: where the newest step has led, before any reset; kept where the env is to draw."""
     _ended: Tensor
     """bool [B]: whose episode is over. SAME_STEP, which resets these at once, does without it."""
 
@@ -165,7 +176,7 @@ class BatchedEnv(VectorEnv):
         num_envs: int = 1,
         max_episode_steps: int | None = None,
         device: torch.device | str = "cpu",
-        render_mode: None = None,
+        render_mode: str | None = None,
         drift: Drift | None = None,
         age: int = 0,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
@@ -175,8 +186,7 @@ class BatchedEnv(VectorEnv):
         `max_episode_steps` None: the limit of `dynamics`.
         """
         if render_mode is not None:
-            # A TypeError, after which Stable-Baselines3 tries without.
-            raise TypeError(f"render_mode={render_mode!r}: this env draws no images.")
+            _check_render_mode(render_mode, dynamics)
         if drift is not None:
             drift.check(dynamics)
         at_least(num_envs, 1, "num_envs")
@@ -187,7 +197,12 @@ class BatchedEnv(VectorEnv):
         self._no_draws = torch.empty(num_envs, 0, dtype=torch.float32, device=device)
         self.max_episode_steps = _limit(max_episode_steps, dynamics)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = render_mode
+        self.metadata = {
+            **self.metadata,
+            "autoreset_mode": self.autoreset_mode,
+            "render_fps": dynamics.render_fps,
+        }
         self.reward_threshold = dynamics.reward_threshold
         self.rules = dynamics.rules
         self.grid = dynamics.grid
@@ -233,6 +248,8 @@ class BatchedEnv(VectorEnv):
                 self._ended = self._ended & ~where
             else:
                 self._ended = torch.zeros_like(where)
+        if self.render_mode is not None:
+            self.final_state = self.state
         return self.dynamics.observe(self.state), {}
 
     def step(self, actions: Tensor | np.ndarray) -> _StepResult:
@@ -250,6 +267,21 @@ class BatchedEnv(VectorEnv):
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             return self._finish_next_step(*self._transition(actions, ~self._ended))
         return self._finish_disabled(*self._transition(actions))
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """One image uint8 [H, W, 3] per copy, of its state now."""
+        return tuple(self._images(self.state))
+
+    def final_image(self) -> np.ndarray:
+        """Where the newest step has led copy 0, before any reset: an image uint8 [H, W, 3]."""
+        return self._images(self.final_state[:1])[0]
+
+    def _images(self, state: Tensor) -> np.ndarray:
+        """Images uint8 [B, H, W, 3] of `state` [B, D]."""
+        dynamics = self.dynamics
+        if self.drift is not None:
+            dynamics = self.drift.apply(dynamics, self._age[: len(state)])
+        return dynamics.render(state).cpu().numpy()
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
@@ -279,6 +311,8 @@ class BatchedEnv(VectorEnv):
         if self.drift is not None:
             dynamics = self.drift.apply(dynamics, self._age)
         self.state, reward, terminated = dynamics.transition(self.state, actions, draws)
+        if self.render_mode is not None:
+            self.final_state = self.state
         self._steps += 1
         self._age += 1
         return reward, terminated
@@ -402,6 +436,14 @@ def _readable(x: Tensor) -> bool:
     On a GPU that would make it wait, and a tensor that a compiler traces with has none.
     """
     return x.device.type == "cpu" and type(x) is Tensor
+
+
+def _check_render_mode(render_mode: str, dynamics: Dynamics) -> None:
+    """TypeError, after which Stable-Baselines3 tries without, where that cannot be drawn."""
+    if type(dynamics).render is Dynamics.render:
+        raise TypeError(f"render_mode={render_mode!r}: this env draws no images.")
+    if render_mode != "rgb_array":
+        raise TypeError(f"render_mode={render_mode!r}: expected 'rgb_array'.")
 
 
 def _limit(given: int | None, dynamics: Dynamics) -> int:

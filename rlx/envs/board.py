@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlx.config import choice
 from rlx.envs.batched import Dynamics
+from rlx.envs.drawing import BLUE, RED, board, tile
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Board(Dynamics):
     0.9 are 19 wins in 20 games, 0.5 are 3 in 4.
     """
     lowest_reward = -1.0
+    render_fps = 1
     initial_draws = 2
     transition_draws = 1
 
@@ -110,6 +112,22 @@ class Board(Dynamics):
     def observe(self, state: Tensor) -> Tensor:
         stones = (state.unsqueeze(-1) >> self.cells(state.device)) & 1
         return stones.float().unflatten(-1, (self.rows, self.columns))
+
+    def render(self, state: Tensor) -> Tensor:
+        """Images uint8 [B, H, W, 3] of `state` [B, 2]: the agent's stones are blue.
+
+        Where each step is the next player's, they are those of the player who began.
+        """
+        stones, opponent_stones = self.observe(state).long().unbind(1)
+        if self.opponent == "self":
+            second = stones.sum((1, 2), keepdim=True) < opponent_stones.sum((1, 2), keepdim=True)
+            stones, opponent_stones = (
+                torch.where(second, opponent_stones, stones),
+                torch.where(second, stones, opponent_stones),
+            )
+        side = 320 // self.columns
+        tiles = [tile(side), tile(side, disc=BLUE), tile(side, disc=RED)]
+        return board(stones + 2 * opponent_stones, tiles)
 
     def move(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(next state [B, 2], reward [B] of the mover, terminated [B]) after `action` [B].

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
+from rlx.envs.drawing import BLACK, BLUE, BROWN, GRAY, Canvas
 
 _MAX_ANGLE = 12 * math.pi / 180
 _MAX_POSITION = 2.4
@@ -42,6 +43,7 @@ class CartPole(Dynamics):
     reward_threshold = 475.0
     observation_units = ("position (m)", "speed (m/s)", "angle (rad)", "angular speed (rad/s)")
     lowest_reward = 1.0
+    render_fps = 50
     initial_draws = 4
 
     def initial(self, draws: Tensor) -> Tensor:
@@ -66,6 +68,16 @@ class CartPole(Dynamics):
 
     def observe(self, state: Tensor) -> Tensor:
         return state
+
+    def render(self, state: Tensor) -> Tensor:
+        x, _, theta, _ = state[:, :4].unbind(-1)
+        length = 2 * self.half_length
+        canvas = Canvas(len(state), (-2.6, 2.6), (-0.9, 1.5), state.device)
+        canvas.line((-_MAX_POSITION, -0.15), (_MAX_POSITION, -0.15), 0.02, GRAY)
+        canvas.rectangle((x, 0.0), 0.5, 0.3, BLACK)
+        canvas.line((x, 0.0), (x + length * theta.sin(), length * theta.cos()), 0.1, BROWN)
+        canvas.disc((x, 0.0), 0.05, BLUE)
+        return canvas.images()
 
 
 register("rlx/CartPole-v1", CartPole)

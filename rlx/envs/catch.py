@@ -8,9 +8,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
+from rlx.envs.drawing import BLACK, RED, board, tile
 
 ROWS = 10
 COLUMNS = 5
+_SIDE = 32
+"""Pixels of a cell that is drawn."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Catch(Dynamics):
     max_episode_steps = ROWS
     reward_threshold = 0.9
     lowest_reward = -1.0
+    render_fps = 5
     initial_draws = 1
 
     def initial(self, draws: Tensor) -> Tensor:
@@ -48,10 +52,20 @@ class Catch(Dynamics):
 
     def observe(self, state: Tensor) -> Tensor:
         row, column, paddle = state.unbind(-1)
-        board = torch.zeros(len(state), ROWS * COLUMNS, device=state.device)
+        plane = torch.zeros(len(state), ROWS * COLUMNS, device=state.device)
         ball_cell = row * COLUMNS + column
         paddle_cell = (ROWS - 1) * COLUMNS + paddle
-        return board.scatter(1, torch.stack([ball_cell, paddle_cell], 1), 1.0)
+        return plane.scatter(1, torch.stack([ball_cell, paddle_cell], 1), 1.0)
+
+    def render(self, state: Tensor) -> Tensor:
+        row, column, paddle = state.unbind(-1)
+        cells = torch.zeros(len(state), ROWS * COLUMNS, dtype=torch.int64, device=state.device)
+        cells.scatter_(1, ((ROWS - 1) * COLUMNS + paddle).unsqueeze(1), 1)
+        cells.scatter_add_(
+            1, (row * COLUMNS + column).unsqueeze(1), torch.full_like(cells[:, :1], 2)
+        )
+        tiles = [tile(_SIDE), tile(_SIDE, BLACK), tile(_SIDE, disc=RED), tile(_SIDE, BLACK, RED)]
+        return board(cells.unflatten(1, (ROWS, COLUMNS)), tiles)
 
 
 register("rlx/Catch-v0", Catch)

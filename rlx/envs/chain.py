@@ -7,6 +7,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
+from rlx.envs.drawing import BLUE, GRAY, WHITE, YELLOW, board, tile
 
 LENGTH = 6
 
@@ -33,6 +34,7 @@ class Chain(Dynamics):
     reward_threshold = 0.9 * 0.208
     lowest_reward = 0.0
     truncation_is_harm = True
+    render_fps = 4
     initial_draws = 1
     transition_draws = 1
 
@@ -55,6 +57,15 @@ class Chain(Dynamics):
 
     def observe(self, state: Tensor) -> Tensor:
         return state[:, 0]
+
+    def render(self, state: Tensor) -> Tensor:
+        place, visited = state.unbind(-1)
+        cells = torch.zeros(len(state), 1, LENGTH, dtype=torch.int64, device=state.device)
+        cells[:, 0, -1] = 1 + visited
+        grounds = (WHITE, GRAY, YELLOW)
+        cells.scatter_add_(2, place.view(-1, 1, 1), torch.full_like(cells[..., :1], len(grounds)))
+        tiles = [tile(60, ground, disc) for disc in (None, BLUE) for ground in grounds]
+        return board(cells, tiles)
 
 
 register("rlx/Chain-v0", Chain)

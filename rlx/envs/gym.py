@@ -288,7 +288,10 @@ class GymEnv(VectorEnv):
         is_masked = False
         if self._running_actions:
             is_masked = gym_checks.is_masked(self._infos[copy], self._running_actions[copy])
-        return gym_checks.as_run_error(error, self._running_call(copy), is_masked)
+        told = gym_checks.as_run_error(error, self._running_call(copy), is_masked)
+        if isinstance(told, RunError):
+            told.copy = copy
+        return told
 
     def _running_call(self, copy: int) -> str:
         """The reset or step that `copy` is in, as an error begins with it."""

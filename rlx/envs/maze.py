@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
+from rlx.envs.drawing import BLACK, BLUE, GREEN, WHITE, board, tile
 
 PLAN = (
     "#########",
@@ -67,6 +68,7 @@ class Maze(Dynamics):
     reward_threshold = 0.85
     lowest_reward = -0.01
     truncation_is_harm = True
+    render_fps = 5
     initial_draws = 1
     transition_draws = 2
 
@@ -88,6 +90,14 @@ class Maze(Dynamics):
 
     def observe(self, state: Tensor) -> Tensor:
         return torch.searchsorted(_plan(state.device).free, state[:, 0])
+
+    def render(self, state: Tensor) -> Tensor:
+        grounds = {"#": BLACK, ".": WHITE, "S": WHITE, "G": GREEN}
+        numbers = [list(grounds).index(cell) for cell in _CELLS]
+        cells = torch.tensor(numbers, device=state.device).repeat(len(state), 1)
+        cells.scatter_add_(1, state, torch.full_like(state, len(grounds)))
+        tiles = [tile(40, ground, disc) for disc in (None, BLUE) for ground in grounds.values()]
+        return board(cells.unflatten(1, (len(PLAN), _WIDTH)), tiles)
 
 
 register("rlx/Maze-v0", Maze)

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
+from rlx.envs.drawing import BLACK, BLUE, GRAY, GREEN, RED, YELLOW, board, tile
 
 SIZE = 10
 """Rows and columns of the board."""
@@ -34,6 +35,7 @@ class MiniBreakout(Dynamics):
     action_space = spaces.Discrete(3)
     max_episode_steps = 1000
     lowest_reward = 0.0
+    render_fps = 10
     initial_draws = 1
 
     def initial(self, draws: Tensor) -> Tensor:
@@ -93,14 +95,28 @@ class MiniBreakout(Dynamics):
 
     def observe(self, state: Tensor) -> Tensor:
         row, column, _, _, old_row, old_column, paddle, _ = state[:, :8].unbind(-1)
-        board = torch.zeros(len(state), 4, SIZE * SIZE, device=state.device)
+        planes = torch.zeros(len(state), 4, SIZE * SIZE, device=state.device)
         paddle_cell = (SIZE - 1) * SIZE + paddle
         ball_cell = row * SIZE + column
         last_cell = old_row * SIZE + old_column
         cells = torch.stack([paddle_cell, ball_cell, last_cell], 1)
-        board[:, :3].scatter_(2, cells.unsqueeze(2), 1.0)
-        board[:, 3, TOP * SIZE : BOTTOM * SIZE] = state[:, 8:].float()
-        return board.unflatten(2, (SIZE, SIZE))
+        planes[:, :3].scatter_(2, cells.unsqueeze(2), 1.0)
+        planes[:, 3, TOP * SIZE : BOTTOM * SIZE] = state[:, 8:].float()
+        return planes.unflatten(2, (SIZE, SIZE))
+
+    def render(self, state: Tensor) -> Tensor:
+        bricks = state[:, 8:] * torch.arange(1, 4, device=state.device).repeat_interleave(SIZE)
+        cells = torch.zeros(len(state), SIZE * SIZE, dtype=torch.int64, device=state.device)
+        cells[:, TOP * SIZE : BOTTOM * SIZE] = bricks
+        for row, column, number in ((4, 5, 4), (0, 1, 5)):  # the ball's last place, the ball
+            cell = (state[:, row] * SIZE + state[:, column]).unsqueeze(1)
+            cells.scatter_(1, cell, number)
+        paddle = ((SIZE - 1) * SIZE + state[:, 6]).unsqueeze(1)
+        # A ball that is lost may be where the paddle is not, and is not where the paddle is.
+        cells.scatter_(1, paddle, 6)
+        tiles = [tile(32), *(tile(32, colour) for colour in (RED, YELLOW, GREEN))]
+        tiles += [tile(32, disc=GRAY, radius=0.4), tile(32, disc=BLUE), tile(32, BLACK)]
+        return board(cells.unflatten(1, (SIZE, SIZE)), tiles)
 
 
 register("rlx/MiniBreakout-v0", MiniBreakout)

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
+from rlx.envs.drawing import BLACK, BLUE, GRAY, GREEN, Canvas
 
 _LOW = np.array([-1.2, -0.07], np.float32)
 _HIGH = np.array([0.6, 0.07], np.float32)
@@ -32,6 +33,7 @@ class MountainCar(Dynamics):
     observation_units = ("position", "speed (per step)")
     lowest_reward = -1.0
     truncation_is_harm = True
+    render_fps = 30
     initial_draws = 1
 
     def initial(self, draws: Tensor) -> Tensor:
@@ -52,6 +54,28 @@ class MountainCar(Dynamics):
 
     def observe(self, state: Tensor) -> Tensor:
         return state
+
+    def render(self, state: Tensor) -> Tensor:
+        x = state[:, 0]
+        ground = _height(x)
+        slope = torch.atan(1.2 * torch.cos(3 * x))
+        forward, upward = slope.cos(), slope.sin()
+        canvas = Canvas(len(state), (-1.25, 0.65), (-0.6, 0.7), state.device)
+        canvas.below(_height, GRAY)
+        canvas.line((0.5, float(_height(torch.tensor(0.5)))), (0.5, 0.6), 0.01, BLACK)
+        canvas.rectangle((0.545, 0.57), 0.08, 0.06, GREEN)
+        middle = (x - 0.05 * upward, ground + 0.05 * forward)
+        back = (middle[0] - 0.05 * forward, middle[1] - 0.05 * upward)
+        front = (middle[0] + 0.05 * forward, middle[1] + 0.05 * upward)
+        canvas.line(back, front, 0.05, BLUE)
+        for end in (back, front):
+            canvas.disc((end[0] + 0.03 * upward, end[1] - 0.03 * forward), 0.02, BLACK)
+        return canvas.images()
+
+
+def _height(x: Tensor) -> Tensor:
+    """The height of the ground at `x` as it is drawn: sin 3x would be too steep to look at."""
+    return 0.4 * torch.sin(3 * x)
 
 
 register("rlx/MountainCar-v0", MountainCar)

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.envs.batched import Dynamics, register
+from rlx.envs.drawing import BLACK, RED, Canvas
 
 _DT = 0.05
 _HIGH = np.array([1, 1, 8], np.float32)
@@ -35,6 +36,7 @@ class Pendulum(Dynamics):
     observation_units = ("cos θ", "sin θ", "θ' (rad/s)")
     angles = ((0, 1),)
     lowest_reward = -(math.pi**2 + 0.1 * 8**2 + 0.001 * 2**2)
+    render_fps = 30
     initial_draws = 2
 
     def initial(self, draws: Tensor) -> Tensor:
@@ -59,6 +61,15 @@ class Pendulum(Dynamics):
     def observe(self, state: Tensor) -> Tensor:
         angle, speed = state.unbind(-1)
         return torch.stack([angle.cos(), angle.sin(), speed], -1)
+
+    def render(self, state: Tensor) -> Tensor:
+        angle = state[:, 0]
+        extent = (-1.25 * self.length, 1.25 * self.length)
+        canvas = Canvas(len(state), extent, extent, state.device, columns=300)
+        tip = (-self.length * angle.sin(), self.length * angle.cos())
+        canvas.line((0.0, 0.0), tip, 0.2 * self.length, RED)
+        canvas.disc((0.0, 0.0), 0.05 * self.length, BLACK)
+        return canvas.images()
 
 
 register("rlx/Pendulum-v1", Pendulum)

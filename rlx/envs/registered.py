@@ -21,12 +21,12 @@ class SingleEnv(gymnasium.Env[Any, Any]):
     `reset(seed=s)` and the steps that follow are those of copy 0 after the same of the batch.
     """
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(
         self,
         dynamics: str | type[Dynamics] | Dynamics,
-        render_mode: None = None,
+        render_mode: str | None = None,
         **parameters: Any,
     ):
         """`dynamics`: a class or "module:Class", made with `parameters`, or made already."""
@@ -36,6 +36,8 @@ class SingleEnv(gymnasium.Env[Any, Any]):
             render_mode=render_mode,
             autoreset_mode=AutoresetMode.DISABLED,
         )
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": self.batch.dynamics.render_fps}
         self.observation_space = self.batch.single_observation_space
         self.action_space = self.batch.single_action_space
 
@@ -57,6 +59,10 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         """As gymnasium.Env.step. ValueError where `action` is not in the space."""
         obs, reward, terminated, truncated, _ = self.batch.step(np.asarray(action)[None])
         return self._first(obs), float(reward), bool(terminated), bool(truncated), {}
+
+    def render(self) -> Any:
+        """An image uint8 [H, W, 3] of the state; None where `render_mode` is."""
+        return self.batch.render()[0] if self.render_mode else None
 
     def _first(self, obs: Tensor) -> Any:
         """The only row of `obs` [1, *O] as an array of the space, or as a number of NumPy."""
@@ -84,7 +90,7 @@ def make_many(
     num_envs: int = 1,
     max_episode_steps: int | None = None,
     device: torch.device | str = "cpu",
-    render_mode: None = None,
+    render_mode: str | None = None,
     autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     numpy: bool = False,
     **parameters: Any,

@@ -1,5 +1,6 @@
 """Gymnasium's grids (Taxi, FrozenLake, CliffWalking, …) in batches, from their own tables."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ class Tabular(Dynamics):
     kwargs: Any
     """Arguments of `gymnasium.make`, names and values; null: none."""
 
+    render_fps = 4
     initial_draws = 1
     transition_draws = 1
 
@@ -136,6 +138,22 @@ class Tabular(Dynamics):
 
     def observe(self, state: Tensor) -> Tensor:
         return state[:, 0]
+
+    def render(self, state: Tensor) -> Tensor:
+        model = self._drawn
+        images = []
+        for number in state[:, 0].tolist():
+            model.s = number
+            images.append(torch.from_numpy(np.array(model.render())))
+        return torch.stack(images)
+
+    @cached_property
+    def _drawn(self) -> Any:
+        """Gymnasium's env, which draws the states."""
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no window
+        env: Any = gymnasium.make(self.id, render_mode="rgb_array", **(self.kwargs or {}))
+        env.reset()
+        return env.unwrapped
 
 
 def _read(env: gymnasium.Env) -> Table:

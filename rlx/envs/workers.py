@@ -150,7 +150,9 @@ class Workers(VectorEnv):
                 process.join(30)
             codes = ", ".join(f"exit code {process.exitcode}" for process in dead)
             raise RunError(f"env.workers: a process with env copies has died, {codes}.") from None
-        for _, failure in answers:
+        for rows, (_, failure) in zip(self.rows, answers, strict=True):
+            if isinstance(failure, RunError) and failure.copy is not None:
+                failure.copy = rows[failure.copy]
             if failure is not None:
                 raise failure
         return [answer for answer, _ in answers]
@@ -188,6 +190,7 @@ def _serve(make: MakeEnv, num_envs: int, pipe: Connection) -> None:
         except (ConfigError, RunError, ValueError) as error:
             # Without its cause, which may not fit through a pipe.
             failure = type(error)(str(error))
+            failure.__dict__.update(error.__dict__)
         pipe.send((answer, failure))
 
 

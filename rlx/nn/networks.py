@@ -58,6 +58,22 @@ class MLP(nn.Module):
             x = self.activation(layer(x))
         return self.layers[-1](x)
 
+    def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The lowest and highest outputs of inputs between `low` and `high`, [S, B, inputs] each.
+
+        They are bounds, and not tight (interval bound propagation, Gowal et al. 2018).
+        """
+        for i, layer in enumerate(self.layers):
+            if i > 0:
+                low = self.activation(low)
+                high = self.activation(high)
+            assert isinstance(layer, SeedLinear)
+            middle = layer((low + high) / 2)
+            radius = torch.bmm((high - low) / 2, layer.weight.abs())
+            low = middle - radius
+            high = middle + radius
+        return low, high
+
 
 class SeedConv(nn.Module):
     """S convolutions side by side: [S, B, inputs, H, W] → [S, B, outputs, H', W'].
@@ -282,3 +298,19 @@ class QNetwork(nn.Module):
         value = out[..., :1]
         advantage = out[..., 1:]
         return value + advantage - advantage.mean(-1, keepdim=True)
+
+    def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The lowest and highest values of features between `low` and `high`, as of `MLP`."""
+        low, high = self.body.interval(low, high)
+        if not self.dueling:
+            return low, high
+        count = low.shape[-1] - 1
+        own = 1 - 1 / count
+        lowest = low[..., 1:]
+        highest = high[..., 1:]
+        # An action's own advantage counts 1 − 1/A times, each other one −1/A times.
+        others_low = (lowest.sum(-1, keepdim=True) - lowest) / count
+        others_high = (highest.sum(-1, keepdim=True) - highest) / count
+        lower = low[..., :1] + own * lowest - others_high
+        upper = high[..., :1] + own * highest - others_low
+        return lower, upper

@@ -1,6 +1,6 @@
 """How a policy chooses under attack: the way of an observation from the env to a decision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import gymnasium
@@ -87,6 +87,10 @@ class Attacker:
         # Of a stack only the newest observation can be moved.
         self.boxes = boxes.of_newest(spec.stack)
         self.sensors: dict[str, Sensor] = {}
+        self.witness: Callable[[str, Tensor, Tensor, Tensor, Tensor, Tensor], None] | None = None
+        """Who is told of every decision: head, obs, shown obs, decision, clean decision, deciding.
+
+        None: nobody."""
         stream = mix64(seed_tensor(seeds, device).unsqueeze(1) + mix64(reset_seeds))
         common_key = stream_key(stream, "all heads")
         shared = torch.tensor([mode.shared for mode in modes], device=device)[column_modes]
@@ -154,6 +158,8 @@ class AttackedChoice:
             shown_obs = obs
             decision = clean
         self._count(sensor.decisions, deciding)
+        if self.attacker.witness is not None:
+            self.attacker.witness(head, obs, shown_obs, decision, clean, deciding)
         if self.stack > 1:
             self._remember(sensor, shown_obs)
         return decision

@@ -19,7 +19,7 @@ from rlx.robustness.bounds import Box, crown, margins_of
 from rlx.robustness.branching import CHUNK, branch
 from rlx.robustness.clean_decisions import CleanDecisions, Decisions
 from rlx.robustness.sweep import Game
-from rlx.show import console
+from rlx.show import certify_tables, console, figures
 from rlx.statistics import Estimate
 from rlx.threat import Attack, Budget
 
@@ -293,52 +293,22 @@ class Certificates:
 
     def print(self) -> None:
         """Print the shares of each head by radius, and what is proved of all decisions."""
-        columns = ["eps", "by bounds", "certified", "undecided", "not moved", "not by the attack"]
-        for name, head in self.heads.items():
-            rows = []
-            for radius, eps in enumerate(self.eps):
-                texts = {}
-                for share in SHARES:
-                    estimate = head.estimate(share, radius)
-                    texts[share] = console.interval_text(estimate.iqm, estimate.ci95)
-                undecided = f"{head.undecided(radius):.2%}"
-                rows.append(
-                    [
-                        f"{eps:g}",
-                        texts["bounded"],
-                        texts["certified"],
-                        undecided,
-                        texts["unmoved"],
-                        texts["unflipped"],
-                    ]
-                )
-            title = f"Head {name}: share of the decisions of clean play that the box cannot change"
-            console.table(title, columns, rows)
-            self._print_theorem(name, head)
+        summary = self.summary()
+        for table in certify_tables.tables(summary):
+            console.table(*table)
+        for text in certify_tables.proved(summary):
+            console.facts(proved=text)
 
-    def _print_theorem(self, name: str, head: HeadCertificates) -> None:
-        """Say up to which radius all decisions of a head are certified."""
-        whole = (head.shares["certified"] == 1).all((0, 2))
-        radii = [eps for eps, all_of_it in zip(self.eps, whole, strict=True) if all_of_it]
-        if radii and max(radii) > 0:
-            console.facts(
-                proved=f"head {name}: within eps {max(radii):g} nothing changes any of its "
-                f"{head.decisions.sum():,} decisions"
-            )
 
-    def figure(self, title: str, scale: object) -> "Figure":
-        """The sandwich: certified, undecided and moved shares against the radius, by head."""
-        from rlx.show import figures
+def figure(
+    summary: Mapping[str, Any],
+    title: str,
+    scale: object,
+    style: figures.Style = figures.SCREEN,
+) -> "Figure":
+    """The sandwich: certified, undecided and moved shares against the radius, by head.
 
-        panels = {}
-        for name, head in self.heads.items():
-            curves = []
-            for share, label in (
-                ("unmoved", "no observation was found that changes it"),
-                ("certified", "certified: none does"),
-                ("bounded", "certified by the bounds of the whole box"),
-            ):
-                estimates = [head.estimate(share, radius) for radius in range(len(self.eps))]
-                curves.append(figures.Curve(label, self.eps, estimates))
-            panels[f"{title}: {name}"] = curves
-        return figures.sandwich(panels, figures.eps_label(scale))
+    `summary`: as `Certificates.summary`; `scale`: what eps = 1 means.
+    """
+    panels = certify_tables.panels(summary, title)
+    return figures.sandwich(panels, figures.eps_label(scale), style)

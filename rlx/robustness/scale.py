@@ -1,6 +1,7 @@
 """What a radius of 1 means for each component of an observation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -10,6 +11,7 @@ from rlx.agent import Spec
 from rlx.config import choice
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError
+from rlx.experiment import env_spec
 from rlx.policies import Opened, open_runs
 from rlx.robustness import reference
 from rlx.robustness.manifold import off_circle
@@ -50,6 +52,24 @@ def unit_scale(
             "one per component of an observation."
         )
     return units.reshape(box.shape)
+
+
+def scale_of_env(scale: object, env: Mapping[str, Any]) -> list[float]:
+    """`scale` of the observations of the config group `env` as numbers, where nobody plays.
+
+    It is "bounds", "reference" or numbers, as of `unit_scale` and `resolved`. ConfigError where the
+    env has no such scale.
+    """
+    if scale == "reference":
+        _, found = reference.find(dict(env))
+        return list(found.scale)
+
+    def unplayed() -> np.ndarray:
+        raise ConfigError(
+            f"scale={scale}: expected bounds, reference, or one number per component."
+        )
+
+    return unit_scale(scale, env_spec(env).observation_space, unplayed).ravel().tolist()
 
 
 def require_box(space: gymnasium.Space) -> gymnasium.spaces.Box:

@@ -10,6 +10,9 @@ from rlx.errors import ConfigError
 from rlx.runs.files import hidden_sibling, nearest_path, put_back
 from rlx.runs.run import Run
 
+OFFERED = 50
+"""The most paths that the tab key offers, where they are not all in one folder."""
+
 
 def find(
     path: str | None,
@@ -138,3 +141,36 @@ def _newest_first(top: Path) -> list[Path]:
             names.clear()
             runs.append(Path(folder))
     return sorted(runs, key=lambda path: path.name, reverse=True)
+
+
+def completions(word: str, root: str) -> list[str]:
+    """What the path of a run that begins with `word` may go on with, for the shell's tab key.
+
+    Runs, and folders that may have some; no deeper than makes `OFFERED` of them. `root`: the folder
+    of all runs, which is offered where `word` names no folder.
+    """
+    if "/" not in word:
+        return _opened([root]) if root.startswith(word) and os.path.isdir(root) else []
+    folder = word[: word.rindex("/") + 1]
+    return _opened([path for path in _subfolders(folder) if path.startswith(word)])
+
+
+def _opened(paths: list[str]) -> list[str]:
+    """The folders, or what is in them, level by level, while these are few."""
+    while True:
+        below = [path for one in paths for path in ([one] if _is_made(one) else _subfolders(one))]
+        if below == paths or len(below) > OFFERED:
+            return paths
+        paths = below
+
+
+def _is_made(path: str) -> bool:
+    """Whether a run or a sweep is in the folder."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in ("meta.json", "sweep.json"))
+
+
+def _subfolders(path: str) -> list[str]:
+    """The folders in a folder but for hidden ones, in order; none where it cannot be read."""
+    with suppress(OSError), os.scandir(path) as items:
+        return sorted(item.path for item in items if item.is_dir() and item.name[0] != ".")
+    return []

@@ -3,7 +3,8 @@
 config.yaml      the resolved config; what evaluate and attack load
 meta.json        format version, command, status (running, completed, interrupted, failed), rlx's
                  version and commit, packages, machine, started, wall_s, signature of config.yaml
-                 (rlx/runs/trust.py)
+                 (rlx/runs/trust.py), the commit of the user's project, the command line, the lines
+                 that went on with it, the options of config groups
 metrics.jsonl    one row per (step, seed): step, seed, return/mean, return/train, length/mean,
                  loss/…, time/steps_per_s
 checkpoints/, replay/    rlx/runs/checkpoints.py
@@ -39,7 +40,7 @@ from rlx.runs.files import (
     write,
     write_json,
 )
-from rlx.runs.versions import versions
+from rlx.runs.versions import origin, project_commit, versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,12 @@ class Run:
             raise ConfigError(
                 f"outputs={root}: cannot write {run.path} ({error.strerror})."
             ) from None
-        run.write_meta(status="running", started=started.isoformat(timespec="seconds"))
+        run.write_meta(
+            status="running",
+            started=started.isoformat(timespec="seconds"),
+            project_commit=project_commit(),
+            **origin(),
+        )
         if _note is not None and command == _note[0]:
             _note[1](run)
         return run
@@ -301,7 +307,8 @@ class Run:
         rows = [row for row in self.metrics() if row["step"] <= evaluated]
         write(self.path / "metrics.jsonl", "".join(_lines(rows)))
         self.write_config(config)
-        self.write_meta(status="running", error=None)
+        resumed = [*self.meta().get("resumed", []), origin().get("line", "")]
+        self.write_meta(status="running", error=None, resumed=resumed)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -326,6 +333,15 @@ class Run:
         finally:
             self._locked = False
             os.close(folder)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a process is writing the run."""
+        try:
+            with self.lock():
+                return False
+        except ConfigError:
+            return True
 
     @contextmanager
     def writing(self) -> Iterator[None]:

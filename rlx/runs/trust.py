@@ -16,7 +16,7 @@ from typing import Any
 
 from rlx.conf import user_dir
 
-OWN = ("rlx.agents.", "rlx.envs.", "rlx.attacks.", "rlx.robustness.")
+OWN = ("rlx.agents.", "rlx.envs.", "rlx.attacks.", "rlx.robustness.", "rlx.trackers.")
 """The beginnings of the names of rlx's own classes."""
 
 

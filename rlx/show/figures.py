@@ -3,25 +3,68 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.statistics import Estimate, interval, iqm
+from rlx.config import Range
+from rlx.statistics import Estimate, Resampled, interval, iqm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#1b6ca8", "#c8553d", "#3c8d5a", "#8a5aa8", "#b8860b", "#5b6770", "#d06aa0", "#2a9d9d")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B6770")
+"""Colours that people of any colour vision tell apart (Okabe & Ito 2008), and a gray."""
 LINE_STYLES = ("-", "--", ":", "-.")
+PROFILES = "Share of seeds × radii with a score above τ"
+"""The title of performance profiles."""
+SCORE = "score τ (0: random play, 1: the best clean play)"
+"""What performance profiles are drawn against."""
 LABEL_WIDTH = 46
-"""Characters after which a label goes on in another line."""
-LEGEND_GAP = 0.5
-"""Inches between the axes and the legend below, which the numbers and name of the x axis need."""
-LEGEND_LINE = 0.17
-"""Inches that a line of the legend adds to the height of its panel."""
+"""Characters after which a label goes on in another line, where there is room for so many."""
+MOST_BANDS = 4
+"""The most curves of a panel of which intervals and single seeds are drawn too."""
+LETTER = 0.585 / 72
+"""Inches that a character takes for each point of its size, on average."""
+LINE = 1.45 / 72
+"""Inches that a line takes for each point of the size of its characters."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How large figures are: the keys of the config group `figure`."""
+
+    width: Annotated[float, Range(1.5, 40)] | None = None
+    """Inches from left to right; null: as wide as the panels need."""
+    height: Annotated[float, Range(1, 40)] | None = None
+    """Inches from top to bottom; null: as high as the panels and their legends need."""
+    font_size: Annotated[float, Range(3, 30)] = 10.0
+    """Size of the axes' names, in points; titles are larger, the numbers and legends smaller."""
+
+    @property
+    def small(self) -> float:
+        """Size of the numbers at the axes and of legends, in points."""
+        return 0.8 * self.font_size
+
+    def columns(self, panels: int) -> int:
+        """How many of so many panels lie beside each other."""
+        fitting = 3 if self.width is None else int(self.width / (0.24 * self.font_size))
+        return max(1, min(3, panels, fitting))
+
+    def panel_size(self, panels: int) -> tuple[float, float]:
+        """The width and height in inches of each of so many panels, without its legend."""
+        width, height = (7.2, 4.4) if panels == 1 else (4.4, 3.1)
+        if self.width is None:
+            return width, height
+        own_width = self.width / self.columns(panels)
+        return own_width, height / width * own_width
+
+
+SCREEN = Style()
+"""The figures that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +79,24 @@ class Curve:
     """The return over seeds at each point, [E]."""
 
 
+def profile(label: str, levels: NDArray[np.float64], share: Resampled) -> Curve:
+    """The curve of a share [L] against the `levels` [L] above which it is."""
+    low, high = share.ci95
+    nobody = np.empty(0)
+    ends = zip(low.tolist(), high.tolist(), strict=True)
+    points = zip(share.value.tolist(), ends, strict=True)
+    return Curve(label, levels.tolist(), [Estimate(nobody, value, ci95) for value, ci95 in points])
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG at `path`, and beside it as PDF and SVG, for papers."""
+    from matplotlib import rc_context
+
+    with rc_context({"pdf.fonttype": 42}):  # letters as TrueType, which publishers ask for
+        for suffix in (".png", ".pdf", ".svg"):
+            figure.savefig(path.with_suffix(suffix))
+
+
 def learning(
     steps: Sequence[int],
     seeds: Sequence[int],
@@ -43,6 +104,7 @@ def learning(
     title: str,
     unit: str = "steps",
     threshold: float | None = None,
+    style: Style = SCREEN,
 ) -> "Figure":
     """A figure of the greedy returns `values` [E, S] of S seeds against the `steps` [E].
 
@@ -50,7 +112,8 @@ def learning(
     `threshold`: the return from which the task counts as solved. The interval resamples seeds.
     """
     text = f"{title}: greedy evaluation while learning, {len(seeds)} seeds"
-    figure, axes = _axes(text, f"{unit} per seed", "return", legend_lines=2)
+    columns = 1 if style.panel_size(1)[0] < 5 else 2
+    figure, axes = _axes(text, f"{unit} per seed", "return", style, legend_lines=4 // columns)
     colour = COLOURS[0]
     for number, returns in enumerate(values.T):
         label = "each seed" if number == 0 else None
@@ -71,24 +134,27 @@ def learning(
         markersize=3,
         label="interquartile mean over seeds",
     )
-    _legend_below(axes, columns=2, title=None)
+    _legend_below(axes, columns, None, style)
     return figure
 
 
-def curves(panels: Mapping[str, Sequence[Curve]], x: str, random: float | None = None) -> "Figure":
+def curves(
+    panels: Mapping[str, Sequence[Curve]],
+    x: str,
+    random: float | None = None,
+    style: Style = SCREEN,
+) -> "Figure":
     """A figure of returns against `x`, one colour for each curve; `panels`: the curves by title.
 
     `random`: the return of random play, for a line across.
     """
-    columns, legend_lines = _legend_size(panels)
-    title = "interquartile mean, 95 % interval; thin: each seed" if len(panels) == 1 else None
-    figure, all_axes = make_panels(list(panels), x, "return", legend_lines)
+    columns, legend_lines = _legend_size(panels, style)
+    figure, all_axes = make_panels(list(panels), x, "return", style, legend_lines)
     for axes, panel in zip(all_axes, panels.values(), strict=False):
-        for number, curve in enumerate(panel):
-            _draw(axes, curve, number)
+        _draw_all(axes, panel, style)
         if random is not None:
             axes.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
-        _legend_below(axes, columns, title)
+        _legend_below(axes, columns, _legend_title(panel) if len(panels) == 1 else None, style)
     return figure
 
 
@@ -99,99 +165,145 @@ def robustness(
     random: float,
     levels: NDArray[np.float64],
     shares: Sequence[NDArray[np.float64]],
+    style: Style = SCREEN,
 ) -> "Figure":
     """A figure of agents beside each other: returns against the radius, and performance profiles.
 
     `random`: the return of random play, for a line across; `levels` [L]: scores; `shares`: for each
     curve the share above each level and the ends of its interval, [3, L].
     """
-    columns, legend_lines = _legend_size({"": curves})
-    titles = [title, "Share of seeds × radii with a score above τ"]
-    figure, (left, right) = make_panels(titles, x, "return", legend_lines, _panel_size(1))
-    for number, curve in enumerate(curves):
-        _draw(left, curve, number)
+    titles = [title, PROFILES]
+    size = style.panel_size(1 if style.width is None else 2)
+    columns, legend_lines = _legend_size({"": curves}, style, size[0])
+    figure, (left, right) = make_panels(titles, x, "return", style, legend_lines, size)
+    _draw_all(left, curves, style)
     left.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
-    _legend_below(left, columns, "interquartile mean, 95 % interval; thin: each seed")
-    right.set_xlabel("score τ (0: random play, 1: the best clean play)")
+    _legend_below(left, columns, _legend_title(curves), style)
+    right.set_xlabel(_wrapped(SCORE, size[0], style.font_size))
     right.set_ylabel("share")
     for number, (share, low, high) in enumerate(shares):
         colour = COLOURS[number % len(COLOURS)]
-        style = LINE_STYLES[number % len(LINE_STYLES)]
-        if np.isfinite(low).all():
+        line = LINE_STYLES[number % len(LINE_STYLES)]
+        if len(shares) <= MOST_BANDS and np.isfinite(low).all():
             right.fill_between(levels, low, high, color=colour, alpha=0.18, linewidth=0)
-        right.plot(levels, share, color=colour, linestyle=style, linewidth=2)
+        right.plot(levels, share, color=colour, linestyle=line, linewidth=_line_width(style))
     return figure
 
 
-def sandwich(panels: Mapping[str, Sequence[Curve]], x: str) -> "Figure":
+def sandwich(panels: Mapping[str, Sequence[Curve]], x: str, style: Style = SCREEN) -> "Figure":
     """A figure of shares against `x`, by title: first what is so at most, then what is at least so.
 
     The truth is between these two curves, where it is shaded; any others are drawn beside them.
     """
-    columns, legend_lines = _legend_size(panels)
-    figure, all_axes = make_panels(list(panels), x, "share of decisions", legend_lines)
+    columns, legend_lines = _legend_size(panels, style)
+    figure, all_axes = make_panels(list(panels), x, "share of decisions", style, legend_lines)
     for axes, curves in zip(all_axes, panels.values(), strict=False):
         most, least = ([estimate.iqm for estimate in curve.estimates] for curve in curves[:2])
         axes.fill_between(
             curves[0].x, least, most, color="black", alpha=0.35, linewidth=0, label="undecided"
         )
-        for number, curve in enumerate(curves):
-            _draw(axes, curve, number)
+        _draw_all(axes, curves, style)
         axes.set_ylim(-0.02, 1.02)
-        _legend_below(axes, columns, "interquartile mean, 95 % interval; thin: each seed")
+        _legend_below(axes, columns, _legend_title(curves), style)
     return figure
 
 
-def _draw(axes: "Axes", curve: Curve, number: int) -> None:
-    """Draw a curve, in the colour and style of its `number` within its panel."""
+def _draw_all(axes: "Axes", curves: Sequence[Curve], style: Style) -> None:
+    """Draw the curves of a panel; where they are many, without intervals and single seeds."""
+    width = _label_width(panel_width(axes), style)
+    for number, curve in enumerate(curves):
+        _draw(axes, curve, number, len(curves) <= MOST_BANDS, width, style)
+
+
+def _draw(
+    axes: "Axes", curve: Curve, number: int, band: bool, label_width: int, style: Style
+) -> None:
+    """Draw a curve, in the colour and style of its `number` within its panel.
+
+    `band`: with its interval and single seeds; `label_width`: characters of a line of its label.
+    """
     if len(curve.x) == 0:  # of a run that was never evaluated
         return
     colour = COLOURS[number % len(COLOURS)]
     # Equal curves cover each other; where the upper one has gaps, the lower one stays visible.
-    style = LINE_STYLES[number % len(LINE_STYLES)]
-    for returns in np.array([estimate.per_seed for estimate in curve.estimates]).T:
-        axes.plot(curve.x, returns, color=colour, alpha=0.14, linewidth=0.7)
-    low, high = np.array([estimate.ci95 for estimate in curve.estimates]).T
-    if np.isfinite(low).all():
-        axes.fill_between(curve.x, low, high, color=colour, alpha=0.18, linewidth=0)
+    line = LINE_STYLES[number % len(LINE_STYLES)]
+    if band:
+        for returns in np.array([estimate.per_seed for estimate in curve.estimates]).T:
+            axes.plot(curve.x, returns, color=colour, alpha=0.14, linewidth=0.7)
+        low, high = np.array([estimate.ci95 for estimate in curve.estimates]).T
+        if np.isfinite(low).all():
+            axes.fill_between(curve.x, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(
         curve.x,
         [estimate.iqm for estimate in curve.estimates],
         color=colour,
-        linestyle=style,
-        linewidth=2,
+        linestyle=line,
+        linewidth=_line_width(style),
         marker="o",
-        markersize=3,
-        label="\n".join(textwrap.wrap(curve.label, LABEL_WIDTH)),
+        markersize=1.5 * _line_width(style),
+        label="\n".join(textwrap.wrap(curve.label, label_width)),
     )
 
 
-def _legend_size(panels: Mapping[str, Sequence[Curve]]) -> tuple[int, int]:
-    """The columns and the lines of the legend below each panel, as far as the labels tell."""
+def _line_width(style: Style) -> float:
+    """The width of a curve, in points."""
+    return 0.2 * style.font_size
+
+
+def _legend_title(curves: Sequence[Curve]) -> str:
+    """What the lines of a panel are."""
+    if len(curves) > MOST_BANDS:
+        return "interquartile mean"
+    return "interquartile mean, 95 % interval; thin: each seed"
+
+
+def _label_width(width: float, style: Style) -> int:
+    """The most characters in a line of a label of the legend, below a panel `width` inches wide."""
+    return min(LABEL_WIDTH, _letters(width - _handle(style), style.small))
+
+
+def _handle(style: Style) -> float:
+    """Inches that the line before a label takes, and the gap behind it."""
+    return 0.07 * style.small
+
+
+def _letters(width: float, size: float) -> int:
+    """How many characters of a `size` in points a line `width` inches wide has room for."""
+    return max(8, int(width / (LETTER * size)))
+
+
+def _wrapped(text: str, width: float, size: float) -> str:
+    """A text over or below a panel `width` inches wide, in as many lines as it needs."""
+    # The numbers and the name of the y axis take about six characters of the panel.
+    return textwrap.fill(text, _letters(width - 6 * LETTER * size, size))
+
+
+def _legend_size(
+    panels: Mapping[str, Sequence[Curve]], style: Style, width: float | None = None
+) -> tuple[int, int]:
+    """The columns and the lines of the legend below each panel, as far as the labels tell.
+
+    `width`: inches of a panel, unless it is that of the style.
+    """
+    width = width or style.panel_size(len(panels))[0]
     wrapped = {
-        title: [textwrap.wrap(curve.label, LABEL_WIDTH) for curve in panel]
+        title: [textwrap.wrap(curve.label, _label_width(width, style)) for curve in panel]
         for title, panel in panels.items()
     }
     longest = max(len(line) for labels in wrapped.values() for lines in labels for line in lines)
-    # In inches: a character of 8 points takes about 0.065, the line before a label 0.55.
-    columns = max(1, int(_panel_size(len(panels))[0] / (0.55 + 0.065 * longest)))
+    columns = max(1, int(width / (_handle(style) + LETTER * style.small * longest)))
     most_lines = max(sum(len(lines) for lines in labels) for labels in wrapped.values())
     # Two more: the title, and the line of random play.
     return columns, -(-most_lines // columns) + 2
 
 
-def _panel_size(panels: int) -> tuple[float, float]:
-    """The width and height in inches of each of so many panels, without its legend."""
-    return (7.2, 4.4) if panels == 1 else (4.4, 3.1)
-
-
-def _legend_below(axes: "Axes", columns: int, title: str | None) -> None:
+def _legend_below(axes: "Axes", columns: int, title: str | None, style: Style) -> None:
     """Draw the legend of a panel below its axes, where it covers no curve."""
     from matplotlib.transforms import ScaledTranslation
 
     figure = axes.get_figure()
     assert figure is not None
-    gap = ScaledTranslation(0, -LEGEND_GAP, figure.dpi_scale_trans)
+    gap = ScaledTranslation(0, -_below(axes, style), figure.dpi_scale_trans)
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
@@ -199,10 +311,16 @@ def _legend_below(axes: "Axes", columns: int, title: str | None) -> None:
         borderaxespad=0,
         ncols=columns,
         frameon=False,
-        fontsize=8,
+        fontsize=style.small,
         title=title,
-        title_fontsize=7,
+        title_fontsize=0.9 * style.small,
     )
+
+
+def _below(axes: "Axes", style: Style) -> float:
+    """Inches below the axes that the numbers and the name of the x axis take."""
+    lines = axes.get_xlabel().count("\n") + 1
+    return LINE * (style.small + lines * style.font_size) + 0.15
 
 
 def eps_label(scale: object) -> str:
@@ -217,18 +335,22 @@ def eps_label(scale: object) -> str:
     return f"eps (1: {names.get(str(scale), f'the units {scale}')})"
 
 
-def grid(values: NDArray[np.float64], title: str) -> "Figure":
+def grid(values: NDArray[np.float64], title: str, style: Style = SCREEN) -> "Figure":
     """A map of numbers [rows, columns]; a number above 0 is written into its cell."""
-    figure, axes = _axes(title, "", "")
+    figure, axes = _axes(title, "", "", style)
     axes.grid(False)
     darkest = 2 * max(1.0, float(values.max()))
+    # Four characters have room in a cell.
+    cell = style.panel_size(1)[0] / values.shape[1]
+    size = min(style.small, cell / (5 * LETTER))
     axes.imshow(np.ma.masked_equal(values, 0), cmap="Blues", vmin=0, vmax=darkest)
     for (row, column), value in np.ndenumerate(values):
         if value > 0:
-            axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7)
+            axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=size)
     axes.set_xticks(np.arange(values.shape[1]) - 0.5, minor=True)
     axes.set_yticks(np.arange(values.shape[0]) - 0.5, minor=True)
     axes.grid(which="minor", alpha=0.4, linewidth=0.6)
+    axes.spines[:].set_visible(False)
     axes.tick_params(which="both", bottom=False, left=False, labelbottom=False, labelleft=False)
     return figure
 
@@ -237,38 +359,54 @@ def make_panels(
     titles: Sequence[str],
     x: str,
     y: str,
+    style: Style = SCREEN,
     legend_lines: int = 0,
     panel_size: tuple[float, float] | None = None,
 ) -> "tuple[Figure, Sequence[Axes]]":
     """A figure and its axes, one for each title, up to three beside each other.
 
     `legend_lines`: the lines of the legend below each panel; `panel_size`: the width and height of
-    a panel in inches, unless it is that of `_panel_size`.
+    a panel in inches, unless it is that of the style.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    columns = min(3, len(titles))
+    columns = style.columns(len(titles))
     rows = -(-len(titles) // columns)
-    width, height = panel_size or _panel_size(len(titles))
-    size = (width * columns, (height + LEGEND_LINE * legend_lines) * rows)
+    width, height = panel_size or style.panel_size(len(titles))
+    title_size = 1.1 * style.font_size
+    titles = [_wrapped(title, width, title_size) for title in titles]
+    x = _wrapped(x, width, style.font_size)
+    more_lines = x.count("\n") + max(title.count("\n") for title in titles)
+    height += LINE * (style.small * legend_lines + title_size * more_lines)
+    size = (width * columns, style.height or height * rows)
     # Without pyplot, which would choose a window system and keep every figure.
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
+    # A number at the x axis takes up to ten characters, with a gap.
+    most_numbers = min(8, _letters(width, style.small) // 12)
     for axes, title in zip(panels.flat, titles, strict=False):
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.set_title(title, loc="left", fontsize=title_size)
+        axes.set_xlabel(x, fontsize=style.font_size)
+        axes.set_ylabel(y, fontsize=style.font_size)
+        axes.tick_params(which="both", labelsize=style.small)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.xaxis.set_major_formatter("{x:,.10g}")
-        if len(titles) > 1:
-            axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_locator(MaxNLocator(max(2, most_numbers), steps=[1, 2, 2.5, 5, 10]))
     for axes in panels.flat[len(titles) :]:
         axes.set_axis_off()
     return figure, list(panels.flat)
 
 
-def _axes(title: str, x: str, y: str, legend_lines: int = 0) -> "tuple[Figure, Axes]":
+def panel_width(axes: "Axes") -> float:
+    """Inches from left to right of the panel of these axes."""
+    grid = axes.get_gridspec()
+    assert grid is not None
+    return axes.figure.get_figwidth() / grid.ncols  # type: ignore[union-attr]
+
+
+def _axes(title: str, x: str, y: str, style: Style, legend_lines: int = 0) -> "tuple[Figure, Axes]":
     """A figure of one panel, and its axes."""
-    figure, drawn = make_panels([title], x, y, legend_lines)
+    figure, drawn = make_panels([title], x, y, style, legend_lines)
     return figure, drawn[0]

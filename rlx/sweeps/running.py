@@ -1,21 +1,19 @@
-"""From a command line with -m to jobs that are done: planned, launched, each in its own process.
+"""The jobs of a sweep are done: launched, each perhaps in a process of its own, and told of.
 
 A job is done by whoever has its lock. What is finished is left alone, what was interrupted goes on,
 what failed is tried again.
 """
 
-import hashlib
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -26,7 +24,6 @@ from rlx.composing import (
     launcher,
     load_command,
     overrides_of,
-    overrides_text,
     quoted,
     rename,
     run_composed,
@@ -36,6 +33,7 @@ from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.runs.run import noting
 from rlx.show import console
 from rlx.sweeps import engines
+from rlx.sweeps.planning import Options, Plan, is_of_launcher, options, planned, tell_failure
 from rlx.sweeps.report import report
 from rlx.sweeps.sweep import (
     LEFT_OUT,
@@ -43,7 +41,6 @@ from rlx.sweeps.sweep import (
     Planned,
     Sweep,
     counted,
-    identity,
     key_of,
     lasting,
     swept_keys,
@@ -54,45 +51,6 @@ if TYPE_CHECKING:
     from rlx.command import Command
 
 
-class Options(NamedTuple):
-    """What a command line says of the sweep itself."""
-
-    name: str | None
-    """`sweep=NAME`: the folder of the sweep; None: one named after its jobs."""
-    fresh: bool
-    """`fresh=true`: do what is finished once more."""
-
-
-def options(argv: list[str]) -> Options:
-    """Take the options of a sweep out of a command line; ConfigError where they are wrong."""
-    values = {}
-    for key in ("sweep", "fresh"):
-        for word in [word for word in argv if word.startswith(f"{key}=")]:
-            argv.remove(word)
-            values[key] = word.partition("=")[2].strip("'\"")
-    name = values.get("sweep")
-    if name is not None and not _is_folder_name(name):
-        raise ConfigError(f"sweep={name}: expected the name of a folder below outputs/sweeps.")
-    fresh = values.get("fresh", "false").lower()
-    if fresh not in ("true", "false"):
-        raise ConfigError(f"fresh={fresh}: expected true or false.")
-    return Options(name, fresh == "true")
-
-
-def _is_folder_name(name: str) -> bool:
-    """Whether `name` names a folder, and can be printed and typed."""
-    fits = 0 < len(os.fsencode(name)) < 256 and name.isprintable()
-    return fits and name.strip(".") != "" and "/" not in name and name == name.strip()
-
-
-def refuse(given: Options) -> None:
-    """ConfigError where a command line without -m speaks of a sweep."""
-    if given.name is not None:
-        raise ConfigError(f"sweep={given.name}: names a sweep; add -m, and a key with many values.")
-    if given.fresh:
-        raise ConfigError("fresh=true: begins a sweep anew; add -m. A single run is always new.")
-
-
 def run_sweep(command: "Command", given: Options) -> None:
     """Plan the sweep of sys.argv, and do it; raises what failed.
 
@@ -100,18 +58,25 @@ def run_sweep(command: "Command", given: Options) -> None:
     """
     argv = sys.argv
     engines.require(argv)
-    by_sweeper = any(word.startswith("hydra/sweeper=") for word in argv)
-    plan = Plan.of_sweeper(argv) if by_sweeper else Plan.of(command)
-    # What is wrong with launcher and sweeper is said before anything is written.
-    with launcher(command.name, overrides_of(argv), command.task) as plugin:
-        if hasattr(plugin, "check") and not by_sweeper:
-            plugin.check(command.name, plan.jobs)
+    plan = Plan.of(command, argv)
+    _check_launcher(command, plan.jobs)
     path = Path(plan.outputs) / "sweeps" / (given.name or plan.name(command.name))
     sweep = Sweep.begin(path, command.name, argv[1:], as_typed(argv), plan.jobs)
     if given.fresh:
         sweep.forget()
-    todays = {job.id: [word for word in job.overrides if not lasting([word])] for job in plan.jobs}
+    jobs = plan.jobs or []
+    todays = {job.id: [word for word in job.overrides if not lasting([word])] for job in jobs}
     _do_all(sweep, todays)
+
+
+def _check_launcher(command: "Command", jobs: Sequence[Planned] | None) -> None:
+    """Raise what is wrong with the launcher that sys.argv names, and with its keys.
+
+    `jobs`: those that it must be able to do; None: a sweeper will think of them.
+    """
+    with launcher(command.name, overrides_of(sys.argv), command.task) as plugin:
+        if hasattr(plugin, "check"):
+            plugin.check(command.name, jobs)
 
 
 def go_on(sweep: Sweep, more: Sequence[str]) -> None:
@@ -129,20 +94,21 @@ def go_on(sweep: Sweep, more: Sequence[str]) -> None:
     if not makes_jobs:
         for word in added:
             _check_may_change(word)
-    sweep.check_maker(makes_jobs=makes_jobs)
+    sweep.check_maker()
     folder = Path(os.path.abspath(sweep.path))
     if folder.parent.name != "sweeps":
         raise ConfigError(f"{sweep.path}: expected in the folder outputs/sweeps of its runs.")
     outputs = folder.parents[1]
     words = sweep.words
     if any(word.startswith("hydra/launcher=") for word in added):  # with keys of its own
-        words = [word for word in words if not _is_of_launcher(word)]
+        words = [word for word in words if not is_of_launcher(word)]
     added.append(f"outputs={quoted(str(outputs))}")
     sys.argv = [f"rlx {sweep.command}", *words, *added]
     if makes_jobs:
         command.begin(Options(sweep.path.name, given.fresh))
         return
     engines.require(sys.argv)
+    _check_launcher(command, None if sweep.grows else [])
     if given.fresh:
         sweep.forget()
     todays = [word for word in added if not lasting([word])]
@@ -152,7 +118,7 @@ def go_on(sweep: Sweep, more: Sequence[str]) -> None:
 def _check_may_change(word: str) -> None:
     """ConfigError where a word beside `rlx resume SWEEP` would make other jobs of the sweep's."""
     may_change = [key for key in LEFT_OUT if key != "outputs"]
-    if word in QUIET or _is_of_launcher(word):
+    if word in QUIET or is_of_launcher(word):
         return
     if key_of(word).partition(".")[0] not in may_change:
         raise ConfigError(
@@ -172,7 +138,7 @@ def _do_all(sweep: Sweep, todays: Mapping[str, Sequence[str]]) -> None:
     argv = sys.argv
     jobs = sweep.jobs()
     with _told_how_to_go_on(sweep):
-        if any(word.startswith("hydra/sweeper=") for word in argv):
+        if sweep.grows:
             sys.argv = [*argv, f"hydra.sweep.dir={quoted(str(sweep.path))}"]
             run_composed(sweep.command, task)
         elif left := [job for job in jobs if not job.finished]:
@@ -208,85 +174,6 @@ def _launch(
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The jobs of a sweep, before anything is written."""
-
-    jobs: list[Planned]
-    """All jobs; none where a sweeper will decide."""
-    outputs: str
-    """Folder of all runs."""
-    words: str = ""
-    """The command line, where there are no jobs."""
-
-    @classmethod
-    def of(cls, command: "Command") -> "Plan":
-        """Compose and check every job of sys.argv; ConfigError with all that is wrong."""
-        planner = _Planner(command)
-        argv = sys.argv
-        # They are composed in this process, one after the other, whatever launches the jobs.
-        arguments = [word for word in argv if not _is_of_launcher(word)]
-        # Hydra writes a file about each sweep.
-        with tempfile.TemporaryDirectory(prefix="rlx-") as folder:
-            sys.argv = [*arguments, f"hydra.sweep.dir={quoted(folder)}"]
-            try:
-                run_composed(command.name, planner)
-            finally:
-                sys.argv = argv
-        planner.raise_failures()
-        if not planner.jobs:
-            raise ConfigError("-m: the line makes no job, perhaps because a glob matches nothing.")
-        return cls(list(planner.jobs.values()), planner.outputs)
-
-    @classmethod
-    def of_sweeper(cls, argv: Sequence[str]) -> "Plan":
-        """The plan of a sweeper that decides by results what comes next: there is none."""
-        outputs = "outputs"
-        for word in argv:
-            if word.startswith("outputs="):
-                outputs = word.partition("=")[2].strip("'\"")
-        return cls([], outputs, " ".join(argv[1:]))
-
-    def name(self, command: str) -> str:
-        """The name of the sweep where none is given: the same jobs are the same sweep."""
-        text = " ".join(sorted(job.id for job in self.jobs)) or self.words
-        return f"{command}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-class _Planner:
-    """A task that looks at the jobs of a sweep, and does none of them."""
-
-    def __init__(self, command: "Command"):
-        self.command = command
-        self.jobs: dict[str, Planned] = {}
-        """The jobs by their identity."""
-        self.outputs = "outputs"
-        """Folder of all runs."""
-        self.seen = 0
-        """The number of combinations that were composed; two may be the same job."""
-        self.errors: list[ConfigError | RunError] = []
-
-    def __call__(self, composed: DictConfig) -> None:
-        """Note the job of a composed config, and what is wrong with it."""
-        self.seen += 1
-        try:
-            if self.command.check is not None:
-                self.command.check(composed)
-            job = _planned(self.command, composed)
-        except (ConfigError, RunError) as error:
-            self.errors.append(error)
-            _tell_failure(overrides_text(), str(error))
-            return
-        self.outputs = str(composed.get("outputs", "outputs"))
-        self.jobs[job.id] = job
-
-    def raise_failures(self) -> None:
-        """ConfigError where a job is wrong."""
-        if self.errors:
-            count = f"{len(self.errors)} of {self.seen} jobs are wrong"
-            raise ConfigError(f"{count}; none was begun.")
-
-
-@dataclass(frozen=True)
 class JobTask:
     """What a launcher does for each job, here or in another process, on this machine or another."""
 
@@ -303,7 +190,7 @@ class JobTask:
         rename(composed)
         command = load_command(self.command)
         sweep = Sweep(Path(self.sweep))
-        job = sweep.job(task_overrides()) or sweep.add(_planned(command, composed))
+        job = job_of(sweep, command, composed)
         config = with_todays(job.config, composed)
         try:
             with engines.in_pool() as may_begin, job.lock() as ours:
@@ -321,6 +208,17 @@ class JobTask:
             engines.hand_on(error)
             raise
         return None
+
+
+def job_of(sweep: Sweep, command: "Command", composed: DictConfig) -> Job:
+    """The job of the running config; one that a sweeper has thought of is added to the sweep.
+
+    The jobs that were planned are as they were then, whatever conf/ is now.
+    """
+    if not sweep.grows:
+        return sweep.job(task_overrides())
+    job = planned(command, composed)
+    return sweep.job_with(job.id) or sweep.add(job)
 
 
 def with_todays(config: DictConfig, composed: DictConfig) -> DictConfig:
@@ -343,7 +241,7 @@ def fail(job: Job, error: Exception, took_s: float) -> None:
     write_log(job, "".join(lines))
     job = job.read()
     job.write(state="failed", error=text, code=code, took_s=job.took_s + took_s)
-    _tell_failure(job.label, text)
+    tell_failure(job.label, text)
 
 
 def _do(command: "Command", job: Job, config: DictConfig) -> float | None:
@@ -375,12 +273,6 @@ def _begin_or_go_on(command: "Command", job: Job, config: DictConfig) -> float |
             run.delete()
     with noting(command.name, job.note):
         return command.task(config)
-
-
-def _planned(command: "Command", composed: DictConfig) -> Planned:
-    """The job of a composed config, with nothing left open that may be another thing tomorrow."""
-    pinned = composed if command.pin is None else command.pin(composed)
-    return Planned(identity(pinned), task_overrides(), pinned)
 
 
 def _progress(sweep: Sweep, job: Job) -> str:
@@ -425,11 +317,6 @@ def _told_how_to_go_on(sweep: Sweep) -> Any:
         ) from None
 
 
-def _is_of_launcher(word: str) -> bool:
-    """Whether a word of a command line names the launcher, or is one of its keys."""
-    return word.lstrip("+~").startswith(("hydra/launcher=", "hydra.launcher."))
-
-
 def _raise_unfinished(sweep: Sweep) -> None:
     """RunError where jobs are left, none of which failed."""
     jobs = sweep.jobs()
@@ -450,15 +337,10 @@ def _raise_failures(sweep: Sweep) -> None:
         return
     keys = swept_keys(jobs)
     for job in failed:
-        _tell_failure(job.label_of(keys), str(job.error))
+        tell_failure(job.label_of(keys), str(job.error))
     error = RunError(
         f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again. "
         f"Tracebacks are in {sweep.path / 'jobs'}"
     )
     error.code = min(job.code for job in failed)
     raise error
-
-
-def _tell_failure(overrides: str, message: str) -> None:
-    """Print a failure on one line."""
-    print(f"rlx: {message}  ({overrides})", file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from rlx.runs.versions import project_commit, versions
 
 FORMAT = 1
 """Version of the layout above; written to sweep.json."""
-LEFT_OUT = ("outputs", "device", "trust")
+LEFT_OUT = ("outputs", "device", "tracker", "trust")
 """Keys of a config that change nothing about a job's result, and so are no part of its identity."""
 BATCHES = "batches"
 """Name of the folder, in a sweep's, of the runs that train several of its jobs at once."""
@@ -171,6 +172,8 @@ class Job:
 
     def note(self, run: Run) -> None:
         """Write down which run is the job's, as soon as there is one."""
+        # Of the jobs of a batch Hydra has composed one alone.
+        run.write_meta(line=f"rlx {Sweep(self.folder).command} {self.text}".strip())
         path = os.path.relpath(run.path.absolute(), self.folder.absolute())
         _read(self.file).write(run_path=path)
 
@@ -252,16 +255,23 @@ class Sweep:
 
     @classmethod
     def begin(
-        cls, path: Path, command: str, words: Sequence[str], line: str, jobs: Sequence[Planned]
+        cls,
+        path: Path,
+        command: str,
+        words: Sequence[str],
+        line: str,
+        jobs: Sequence[Planned] | None,
     ) -> "Sweep":
         """The sweep in the folder `path`, new or begun before, of these jobs.
 
-        `words`: its command line as Hydra takes it; `line`: as one types it. ConfigError where
-        another sweep is there, or where it cannot be written.
+        `words`: its command line as Hydra takes it; `line`: as one types it; `jobs`: None where
+        they come of the results of others. ConfigError where another sweep is there, or where it
+        cannot be written.
         """
         if cls.is_at(path):
             sweep = cls(path)
-            sweep._mend(line, jobs)
+            if jobs is not None:
+                sweep._mend(line, jobs)
             sweep._check(command, line, jobs)
             return sweep
         if path.exists() and any(item.name != "jobs" for item in path.iterdir()):
@@ -271,25 +281,24 @@ class Sweep:
             "command": command,
             "line": line,
             "words": list(words),
+            "grows": jobs is None,
             "started": datetime.datetime.now().isoformat(timespec="seconds"),
             "project_commit": project_commit(),
             **versions(),
         }
         with writing(path):
             (path / "jobs").mkdir(parents=True, exist_ok=True)
-            for number, job in enumerate(jobs):
+            for number, job in enumerate(jobs or []):
                 job.write(path, number)
-            text = _signed_text(words, [job.overrides for job in jobs])
+            text = _signed_text(words, [job.overrides for job in jobs or []])
             # Last: with it the sweep is whole.
             write_json(path / "sweep.json", facts | {"signature": trust.signature(text)})
         return cls(path)
 
-    def check_maker(self, *, makes_jobs: bool = False) -> None:
-        """ConfigError unless this user made it: its words can make Python import anything.
-
-        `makes_jobs`: its command makes the jobs anew of the words, and asks no file what they are.
-        """
-        jobs = [] if makes_jobs else [job.overrides for job in self.jobs()]
+    def check_maker(self) -> None:
+        """ConfigError unless this user made it: its words can make Python import anything."""
+        # Jobs that are added are made anew of the words, and no file is asked what they are.
+        jobs = [] if self.grows else [job.overrides for job in self.jobs()]
         text = _signed_text(self.words, jobs)
         if not trust.is_signed(text, self.facts.get("signature")):
             raise ConfigError(
@@ -317,15 +326,25 @@ class Sweep:
         """Its command line as Hydra takes it."""
         return list(self.facts["words"])
 
+    @property
+    def grows(self) -> bool:
+        """Whether its jobs are not all known when it begins: a sweeper, or a tuning, adds them."""
+        return bool(self.facts.get("grows"))
+
     def jobs(self) -> list[Job]:
         """All jobs as they are on disk now, in order."""
         jobs = [_read(file) for file in (self.path / "jobs").glob("*.json")]
         return sorted(jobs, key=lambda job: job.number)
 
-    def job(self, overrides: Sequence[str]) -> Job | None:
-        """The job of these overrides; None: a sweeper has just thought of it."""
-        wanted = lasting(overrides)
-        return next((job for job in self.jobs() if lasting(job.overrides) == wanted), None)
+    def job(self, overrides: Sequence[str]) -> Job:
+        """The job of these overrides, one of those that were planned."""
+        ids = _planned_ids(self.path.absolute())
+        return _read(self.path / "jobs" / f"{ids[tuple(lasting(overrides))]}.json")
+
+    def job_with(self, job_id: str) -> Job | None:
+        """The job of this identity; None: a sweeper has just thought of it."""
+        file = self.path / "jobs" / f"{job_id}.json"
+        return _read(file) if file.exists() else None
 
     def add(self, planned: Planned) -> Job:
         """One job more, which a sweeper has just thought of."""
@@ -392,10 +411,13 @@ class Sweep:
                 elif not (self.path / "jobs" / f"{job.id}.yaml").exists():
                     job.write_config(self.path)
 
-    def _check(self, command: str, line: str, jobs: Sequence[Planned]) -> None:
+    def _check(self, command: str, line: str, jobs: Sequence[Planned] | None) -> None:
         """ConfigError unless the sweep is of this command and has these jobs."""
         name = self.path.name
-        if self.command == command and {job.id for job in self.jobs()} == {job.id for job in jobs}:
+        same = self.line == line
+        if jobs is not None:
+            same = {job.id for job in self.jobs()} == {job.id for job in jobs}
+        if self.command == command and self.grows == (jobs is None) and same:
             return
         if self.line == line:
             raise ConfigError(
@@ -407,6 +429,15 @@ class Sweep:
             f"sweep={name}: is of another command, {self.line}; take another name, or go on with "
             f"it: {self.resume_line}"
         )
+
+
+@cache
+def _planned_ids(folder: Path) -> dict[tuple[str, ...], str]:
+    """Overrides → identity of the planned jobs of the sweep in a `folder`, which never change.
+
+    A process asks once for each job that it does.
+    """
+    return {tuple(lasting(job.overrides)): job.id for job in Sweep(folder).jobs()}
 
 
 def lasting(overrides: Sequence[str]) -> list[str]:

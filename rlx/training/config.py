@@ -1,5 +1,6 @@
 """The config of a training: the keys of conf/train.yaml, and their types."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class Config:
     """Leave bad shards of the data set out, instead of refusing it."""
     keep: str = "best"
     """`best`: each seed's weights of its best evaluation; `newest`: its newest."""
+    tracker: Any = None
+    """The trackers that are told of the run: files of conf/tracker, with their keys."""
 
     def __post_init__(self) -> None:
         parse_rows(self.seeds)
@@ -86,9 +89,9 @@ def validated(composed: Mapping[str, Any]) -> DictConfig:
     config = typed(Config, composed, "")
     for group in ("agent", "env", "eval_env", "device"):
         config[group] = convert({} if config[group] is None else config[group], dict, group)
-    config["agent"] = _typed_agent(config["agent"])
     config["env"] = _pinned(typed_env(config["env"]))
     config["eval_env"] = _pinned(_typed_eval_env(config["eval_env"], config["env"]))
+    config["agent"] = _typed_agent(config["agent"], config["env"])
     del config["eval_env"]["_target_"]
     config["device"] = typed(Device, config["device"], "device")
     config["stop"] = _typed_stop(config["stop"])
@@ -96,12 +99,22 @@ def validated(composed: Mapping[str, Any]) -> DictConfig:
     return OmegaConf.create(config)
 
 
-def _typed_agent(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The config group `agent`, every value of its type."""
+def _typed_agent(node: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
+    """The config group `agent` for the config group `env`, every value of its type.
+
+    The scale of its defence is numbers.
+    """
     from rlx.agent import Agent
+    from rlx.defence import Defence
+    from rlx.robustness.scale import scale_of_env
 
     agent = load_class(node, "agent", Agent)
-    return {"_target_": node["_target_"], **typed(agent.config_type, node, "agent")}
+    values = typed(agent.config_type, node, "agent")
+    defence = values.get("defence")
+    if isinstance(defence, Defence):
+        pinned = {"_target_": node["defence"]["_target_"], **dataclasses.asdict(defence)}
+        values["defence"] = pinned | {"scale": scale_of_env(defence.scale, env)}
+    return {"_target_": node["_target_"], **values}
 
 
 def _typed_eval_env(node: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rlx.policies import numbers_of_seeds
 from rlx.robustness.attacked_env import AttackedEnv
 from rlx.runs.run import Run
 from rlx.show import console
+from rlx.trackers.tracking import track_finished
 from rlx.training import state
 from rlx.training.config import Config, validated
 from rlx.training.loop import Training
@@ -115,6 +116,7 @@ class _Growth:
         self._join_checkpoints(joined, younger, training.step)
         result = training.run(joined, go_on=self.go_on)
         joined.take_place_of(self.run)
+        track_finished(self.run, training.trackers)
         console.result(self.run.path)
         return result
 

@@ -23,10 +23,11 @@ from rlx.nn.seed_axis import take
 from rlx.robustness.attacked_env import AttackedEnv
 from rlx.runs.run import Run
 from rlx.show import console
+from rlx.trackers.tracking import Tracking, make_trackers
 from rlx.training import compiling, journal, result, state, stopping
 from rlx.training.kept import Kept
 from rlx.training.log import Log
-from rlx.vector_step import vector_step
+from rlx.vector_step import Laps, vector_step
 
 if TYPE_CHECKING:
     from rlx.training.compiled import CompiledSteps
@@ -45,6 +46,8 @@ class Training:
         self.name = name
         self.seeds = parse_rows(config.seeds)
         stop_config = _stop_config(config)
+        self.trackers = make_trackers(config.tracker)
+        """The trackers that are told of the run, by name."""
         self.device = experiment.setup_device(config.device)
         self.spec = experiment.env_spec(config.env)
         self.eval_env = experiment.eval_env_config({"env": config.env, "eval_env": config.eval_env})
@@ -113,6 +116,10 @@ class Training:
         """The compiled vector steps; None: none are compiled, or none are yet."""
         self.output: Run
         """The run directory that `run` fills."""
+        self.tracking: Tracking
+        """Sends what `output` has for good to the trackers."""
+        self.laps = Laps()
+        """What vector steps spend their time on, where they are not compiled and not on a GPU."""
         self.began = 0.0
         """When `run` began, by the monotonic clock, in seconds."""
         self.saved_at = 0.0
@@ -167,21 +174,24 @@ class Training:
         """Train, evaluate, save, report; returns the interquartile mean of the last evaluation.
 
         `resumed_config`: the config with which an earlier run goes on; None: the run is new.
-        `go_on`: the command that takes this run up again; None: `rlx resume`. SIGINT and SIGTERM
-        end it between two vector steps, also within an evaluation, with a checkpoint: Interrupted.
+        `go_on`: the command that takes this run up again, of a run that is but a part of another,
+        and that no tracker is told of; None: `rlx resume`. SIGINT and SIGTERM end it between two
+        vector steps, also within an evaluation, with a checkpoint: Interrupted.
         """
         self.output = output
         self.began = time.monotonic()
         self.saved_at = self.began
+        self.tracking = Tracking(output, self.trackers if go_on is None else {})
         go_on = go_on or f"rlx resume {shlex.quote(str(output.path))}"
         self._header()
         output.write_meta(compiled=compiling.by_what(self))
-        with output.writing(), self._signals():
+        with self.tracking, output.writing(), self._signals():
             if resumed_config is not None:
                 output.rewind(resumed_config, self.step, self.evaluated)
+            self.tracking.begin()
             try:
                 with console.Progress(
-                    self.config.steps, self.step, self.threshold, self.unit
+                    self.config.steps, self.step, self.threshold, self.unit, spent=self.spent()
                 ) as progress:
                     self._learn(progress)
                 self.interruptible = True
@@ -193,6 +203,8 @@ class Training:
                 output.write_meta(step=self.step)
                 message = f"interrupted at step {self.step:,}; go on with: {go_on}"
                 raise Interrupted(self.signal, message) from None
+            except BrokenPipeError:  # nobody reads what is printed, as in: rlx train … | head
+                raise
             except (RunError, OSError) as error:
                 outcome = "no checkpoint had been saved yet"
                 if output.checkpoints.steps():
@@ -203,10 +215,18 @@ class Training:
         """Report the kept weights; returns the interquartile mean of the last evaluation."""
         return result.finish(self, self.elapsed())
 
+    def spent(self) -> dict[str, float] | None:
+        """Seconds by the parts of vector steps; None where the host does not wait for them."""
+        return self.laps.seconds if self.device.type == "cpu" else None
+
+    def _seeds_text(self) -> str:
+        """How many seeds there are, and which, as the header says it."""
+        return f"{len(self.seeds)} ({console.ranges(self.seeds)})"
+
     def _header(self) -> None:
         """Print what will be trained, on what, and what it takes."""
         config = self.config
-        seeds = f"{len(self.seeds)} ({console.ranges(self.seeds)})"
+        seeds = self._seeds_text()
         size = f"up to {state.disk_size(self) / 1e6:,.0f} MB on disk"
         if self.data is None:
             seeds += f", {self.num_envs} env copies each"
@@ -278,7 +298,8 @@ class Training:
             self.step += 1
             self.log.note(self.agent.learn(), self.step)
             return self.log.running
-        done = vector_step(self.agent, self.env, self.obs, self.first, self.carry)
+        self.laps.start()
+        done = vector_step(self.agent, self.env, self.obs, self.first, self.carry, self.laps.lap)
         self.obs = done.obs
         self.first = done.first
         self.carry = done.transition.carry
@@ -418,6 +439,7 @@ class Training:
         self.saved = self.step
         self.saved_at = time.monotonic()
         self.saving_s += self.saved_at - began
+        self.tracking.send(self.evaluated)
 
     def _save_kept(self) -> None:
         """Save the kept weights as the checkpoint "best"."""

@@ -5,7 +5,8 @@ each had been trained alone.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from rlx.robustness.attacked_env import AttackedEnv
 from rlx.rollout import Episodes
 from rlx.runs.run import Run
 from rlx.show import console
+from rlx.trackers.tracking import Tracking, track_finished
 from rlx.training import result, state
 from rlx.training.config import Config
 from rlx.training.loop import Training
@@ -38,7 +40,7 @@ def why_alone(config: DictConfig) -> str | None:
 def shared(config: DictConfig) -> dict[str, Any]:
     """What the members of a pack have in common of their validated configs."""
     values: Any = OmegaConf.to_container(config)
-    for key in ("seeds", "outputs", "device"):
+    for key in ("seeds", "outputs", "device", "tracker"):
         del values[key]
     for name in _varying(config):
         if values["agent"].get(name) is not None:
@@ -81,6 +83,14 @@ class Pack(Training):
             row += len(seeds)
         self.watch: Callable[[Pack], None] | None = None
         """What is told of each evaluation, and may drop members."""
+        self.culprit: dict[int, str] = {}
+        """The number of the member whose env raised, and ended the pack, and what; or empty."""
+
+    def _seeds_text(self) -> str:
+        """How many members there are, and their seeds."""
+        counts = {len(rows) for rows in self.members}
+        each = f" of {counts.pop()}" if len(counts) == 1 else f", {len(self.seeds)}"
+        return f"{len(self.members)} jobs{each} seeds ({console.ranges(set(self.seeds))})"
 
     def alive(self) -> list[int]:
         """The numbers of the members that have not dropped out."""
@@ -111,7 +121,8 @@ class Pack(Training):
 
     def _vector_step(self) -> Tensor:
         """The step of a training; with actions of real numbers, members may drop out behind it."""
-        returns = super()._vector_step()
+        with self._blaming(self.num_envs):
+            returns = super()._vector_step()
         # An env may raise on the actions that come of such weights, and end the whole batch.
         if isinstance(self.spec.action_space, Box) and not self._has_finite_weights().all():
             self._check()
@@ -142,9 +153,25 @@ class Pack(Training):
 
     def _evaluate(self, progress: console.Progress) -> None:
         """As Training does, then let `watch` decide who goes on."""
-        super()._evaluate(progress)
+        with self._blaming(self.config.eval_episodes):
+            super()._evaluate(progress)
         if self.watch is not None:
             self.watch(self)
+
+    @contextmanager
+    def _blaming(self, copies: int) -> Iterator[None]:
+        """Note whose env raises within the context, where there are `copies` of it for each seed.
+
+        The other envs have made that step, or have not: nothing can go on from there.
+        """
+        try:
+            yield
+        except RunError as error:
+            if error.copy is not None:
+                row = int(self.running[error.copy // copies])
+                number = next(i for i, rows in enumerate(self.members) if row in rows)
+                self.culprit = {number: str(error)}
+            raise
 
     def _has_finite_weights(self) -> Tensor:
         """bool [S'], on the CPU: whether all weights of a seed's policy are finite."""
@@ -163,17 +190,23 @@ class Pack(Training):
         return float("nan")
 
 
-def take_apart(pack: Pack, number: int, config: DictConfig, run: Run, episodes: Episodes) -> float:
+def take_apart(
+    pack: Pack, number: int, config: DictConfig, run: Run, episodes: Episodes | None
+) -> float:
     """Make the new, empty `run` that of a member, as if it had been trained alone.
 
-    `number`: which member; `config`: its own config; `episodes`: the last evaluation of all rows.
-    Returns the interquartile mean of the member's last evaluation while it learnt.
+    `number`: which member; `config`: its own config; `episodes`: the last evaluation of all rows,
+    None where each member is judged alone. Returns the interquartile mean of the member's last
+    evaluation while it learnt.
     """
     rows = pack.members[number]
     member = Training(build(Config, config, ""), pack.name)
     state.take_part(member, pack, rows)
     member.output = run
-    own = Episodes(*(tensor[rows] for tensor in vars(episodes).values()))
+    member.tracking = Tracking(run, {})  # until the run is complete
+    own = None
+    if episodes is not None:
+        own = Episodes(*(tensor[rows] for tensor in vars(episodes).values()))
     with run.writing(), console.only_progress():
         run.write_meta(compiled=pack.output.meta().get("compiled"), batch=len(pack.members))
         metrics = [row for row in pack.output.metrics() if row["row"] in rows]
@@ -181,7 +214,9 @@ def take_apart(pack: Pack, number: int, config: DictConfig, run: Run, episodes: 
         _copy_checkpoints(pack, rows, member)
         member.began = time.monotonic()  # `wall_s` is the member's share of all before
         member.save()
-        return result.finish(member, member.wall_s, own)
+        value = result.finish(member, member.wall_s, own)
+    track_finished(run, member.trackers)
+    return value
 
 
 def _copy_checkpoints(pack: Pack, rows: Sequence[int], member: Training) -> None:

@@ -31,13 +31,17 @@ def finish(training: "Training", wall_s: float, episodes: Episodes | None = None
         drawn = figures.learning(
             steps, seeds, values, training.name, training.unit, training.threshold
         )
-        drawn.savefig(figure)
+        figures.save(drawn, figure)
     summary = _summary(training, episodes, estimate, wall_s)
     run.complete(summary, {"returns": returns})
     _table(training, summary, estimate)
     _warnings(training)
     saving = f"{training.saving_s:.1f} s for checkpoints"
     console.facts(saving=f"{saving}, {training.saving_s / wall_s:.1%} of the time")
+    spent = training.spent()
+    if spent:
+        console.facts(spent=f"{console.shares_text(spent)} of the time of vector steps")
+    training.tracking.end()
     console.result(run.path, figure=figure, wall_s=wall_s)
     # A seed that stopped before its first evaluation has the value by which it stopped.
     last = torch.where(training.last.isnan(), training.kept.value, training.last)

@@ -82,12 +82,16 @@ class Comparison:
     def print(self) -> None:
         """Print the two, and their difference."""
         rows = []
-        for name, trained in (("best trial", self.best), (self.today_name, self.today)):
+        trainings = {self.today_name: self.today}
+        if not self.same:
+            trainings = {f"best trial, {self.trial}": self.best, **trainings}
+        for name, trained in trainings.items():
             seeds = str(len(trained.estimate.per_seed))
-            rows.append([name, _text(trained.iqm), seeds, str(trained.path)])
+            rows.append([name, console.resampled_text(trained.iqm), seeds, str(trained.path)])
         title = "Return on fresh seeds: interquartile mean, 95 % bootstrap interval"
         console.table(title, ["settings", "return", "seeds", "run"], rows)
-        console.facts(difference=_text(self.difference))
+        if not self.same:
+            console.facts(difference=console.resampled_text(self.difference))
 
 
 def write_tuned(comparison: Comparison, line: str, found: str) -> None:
@@ -97,16 +101,15 @@ def write_tuned(comparison: Comparison, line: str, found: str) -> None:
     nothing was, is printed.
     """
     if comparison.same:
-        console.facts(tuned="nothing is written: the best trial has the settings of today")
+        same = f"trial {comparison.trial}, the best, has the settings of {comparison.today_name}"
+        console.facts(tuned=f"nothing better was found: {same}")
         return
     if not comparison.better:
         text = "the interval of the difference is not above 0"
-        console.facts(tuned=f"nothing is written: {text}")
+        console.facts(tuned=f"nothing better was found, nothing is written: {text}")
         return
     folder = conf.user_dir() or Path.cwd() / "conf"
     name = comparison.best.path.parent.name
-    if str(folder) != conf.conf_dir() and (Path(conf.conf_dir()) / f"tuned/{name}.yaml").exists():
-        name += "-found"  # Hydra takes rlx's own file of a name before the user's
     file = folder / "tuned" / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.exists():
@@ -117,9 +120,9 @@ def write_tuned(comparison: Comparison, line: str, found: str) -> None:
     comments = [
         f"# Found by: {line}",
         f"# rlx {now['rlx']}, commit {now['commit']}. {found}; best was trial {comparison.trial}.",
-        f"# On seeds {per_seed}: {_text(comparison.best.iqm)}; "
-        f"{comparison.today_name}: {_text(comparison.today.iqm)}; "
-        f"difference {_text(comparison.difference)}.",
+        f"# On seeds {per_seed}: {console.resampled_text(comparison.best.iqm)}; "
+        f"{comparison.today_name}: {console.resampled_text(comparison.today.iqm)}; "
+        f"difference {console.resampled_text(comparison.difference)}.",
     ]
     values = yaml.safe_dump(settings(comparison.config), sort_keys=False)
     file.write_text("\n".join(["# @package _global_", *comments, values]))
@@ -147,9 +150,3 @@ def _returns(run: Run) -> np.ndarray:
     """[S, P]: the returns of a finished run."""
     with np.load(run.path / "returns.npz", allow_pickle=False) as arrays:
         return arrays["returns"].astype(np.float64)
-
-
-def _text(value: Resampled) -> str:
-    """A number with its interval."""
-    low, high = value.ci95
-    return console.interval_text(float(value.value), (float(low), float(high)))

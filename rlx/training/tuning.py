@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-    from rlx.sweeps.running import Options
+    from rlx.sweeps.planning import Options
 
 CHANGES_NOTHING = ("trials", "batch", "minutes")
 """Keys with which a tuning may go on under other values."""
@@ -143,7 +143,7 @@ class Tuning:
         if Sweep.is_at(path):
             sweep = Sweep(path)
         else:
-            sweep = Sweep.begin(path, "tune", _argv()[1:], plan.line, [])
+            sweep = Sweep.begin(path, "tune", _argv()[1:], plan.line, None)
         _check_same(sweep, plan)
         return cls(plan, sweep, _study(path.name, storage, plan))
 

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,8 +53,13 @@ class VectorLauncher(Launcher):
         self.config = config
 
     @staticmethod
-    def check(command: str, jobs: Sequence[Planned]) -> None:
-        """ConfigError where no two jobs fit in one batch."""
+    def check(command: str, jobs: Sequence[Planned] | None) -> None:
+        """ConfigError where no two jobs fit in one batch, or where a sweeper will think of them."""
+        if jobs is None:
+            raise ConfigError(
+                "hydra/launcher=vector: not with a sweeper of Hydra's, which wants a result before "
+                "it thinks of the next jobs; rlx tune trains its trials as batches."
+            )
         if command != "train":
             raise ConfigError(f"hydra/launcher=vector: batches trainings; rlx {command} is none.")
         configs = {job.id: job.config for job in jobs}
@@ -72,18 +77,18 @@ class VectorLauncher(Launcher):
         assert isinstance(self.task, JobTask)
         sweep = Sweep(Path(self.task.sweep))
         sweep.clear_batches()
-        composed = {}
+        overrides_of = {}
         jobs = []
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
+        for overrides in job_overrides:
             job = sweep.job(overrides)
-            assert job is not None
             jobs.append(job)
-            composed[job.id] = self._composed(number, overrides)
+            overrides_of[job.id] = overrides
         groups = batches(sweep, jobs)
         _tell(groups)
         returns = []
         for batch in groups:
-            config = composed[batch.left()[0].id]
+            first = batch.left()[0]
+            config = self._composed(first.number, overrides_of[first.id])
             if batch.run is None and len(batch.jobs) == 1:
                 returns.append(self._alone(config))
             else:
@@ -257,8 +262,10 @@ class Batch:
             if not job.finished and not job.may_go_on:
                 fail(job, RunError(reason), self._share(began))
         alive = pack.alive()
-        if alive:
-            episodes = final_episodes(pack)
+        episodes = None
+        # A member whose env raises in the end is no more known than one whose env is another's.
+        with suppress(RunError):
+            episodes = final_episodes(pack) if alive else None
         for number in alive:
             job = self.jobs[number].read()
             if job.finished or job.may_go_on:
@@ -268,7 +275,11 @@ class Batch:
             config = configs[number]
             with noting("train", job.note):
                 own = Run.create(config.outputs, "train", pack.name, config)
-            value = take_apart(pack, number, config, own, episodes)
+            try:
+                value = take_apart(pack, number, config, own, episodes)
+            except RunError as error:
+                fail(job, error, self._share(began))
+                continue
             job.log.unlink(missing_ok=True)
             took_s = job.took_s + self._share(began)
             job.read().write(state="completed", value=value, took_s=took_s)
@@ -276,28 +287,49 @@ class Batch:
 
     def _train_pack(self, config: DictConfig) -> Pack:
         """The trained pack of all jobs, or the pack from which all have dropped out."""
-        resumed_config = None
         if self.run is not None:
-            pack, warnings = resumed(self.run, config, Pack)
-            for warning in warnings:
-                console.warning(warning)
-            console.facts(resumes=f"at step {pack.step:,}")
+            pack = self._resumed(self.run, config)
             run = self.run
-            resumed_config = config
+            resumed_config: DictConfig | None = config
         else:
             name = run_name(build(Config, config, ""))
             pack = Pack(build(Config, config, ""), name)
             # The batch, and the runs that are made of it.
             require_disk(config.outputs, 2 * state.disk_size(pack))
             run = self.sweep.begin_batch(name, config, self.jobs)
+            resumed_config = None
+        while True:
+            if self.watch is not None:
+                pack.watch = partial(self.watch, self.jobs)
+            try:
+                pack.run(run, resumed_config, go_on=self.sweep.resume_line)
+                return pack
+            except RunError:
+                culprit = pack.culprit
+                if not culprit and not pack.alive():
+                    return pack
+                if not culprit:
+                    raise
+            if run.checkpoints.resumable():
+                pack = self._resumed(run, config)
+            else:
+                pack = Pack(build(Config, config, ""), pack.name)
+            resumed_config = config
+            for reason in culprit.values():
+                console.warning(f"one of the batch drops out: {reason}")
+            pack.output = run
+            try:
+                pack.drop(culprit)
+            except RunError:
+                return pack
+
+    def _resumed(self, run: Run, config: DictConfig) -> Pack:
+        """The pack as the newest checkpoint of its `run` has it."""
+        pack, warnings = resumed(run, config, Pack)
+        for warning in warnings:
+            console.warning(warning)
+        console.facts(resumes=f"at step {pack.step:,}")
         assert isinstance(pack, Pack)
-        if self.watch is not None:
-            pack.watch = partial(self.watch, self.jobs)
-        try:
-            pack.run(run, resumed_config, go_on=self.sweep.resume_line)
-        except RunError:
-            if pack.alive():
-                raise
         return pack
 
     def _note(self, status: str, began: float) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig
+from rlx.command import RunConfig, pin_runs
 from rlx.config import plain
 from rlx.errors import ConfigError
 from rlx.runs.finding import find_all
@@ -96,12 +96,10 @@ class Subjects:
 
 def pin_subjects(composed: DictConfig) -> DictConfig:
     """The config of a command on runs or victims with these as they are found from any folder."""
-    pinned = composed.copy()
+    if composed.victim is None:
+        return pin_runs(composed)
     keys = plain(composed)
-    if keys["victim"] is None:
-        runs = find_all(keys["run"], composed.outputs, trusted=composed.trust)
-        pinned.run = [str(run.path.absolute()) for run in runs]
-        return pinned
     victims = Victims.of(keys["victim"], keys.get("env"), keys["vecnormalize"], keys["activation"])
+    pinned = composed.copy()
     pinned.update(victims.keys())
     return pinned

@@ -1,0 +1,152 @@
+"""List what is unfinished or superseded, and how large it is; dry=false removes it."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rlx.command import command
+from rlx.commands.list import in_bytes, listed, tops_of
+from rlx.config import build
+from rlx.errors import ConfigError
+from rlx.runs.listing import STAMP, UNREADABLE, Entry, disk_size
+from rlx.runs.run import Run
+from rlx.show import console
+from rlx.sweeps.sweep import LEFT_OUT, Sweep
+
+QUIET_S = 600
+"""Seconds for which a folder is left alone in which a run may be beginning."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys of clean.yaml."""
+
+    run: Any
+    """Folders with runs; null: `outputs`."""
+    dry: bool
+    """Whether nothing is removed."""
+    resumable: bool
+    """Also trainings that were stopped and could go on from a checkpoint."""
+    outputs: str
+    """Folder of all runs."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What can go of a run, or all of it."""
+
+    entry: Entry
+    paths: Sequence[Path]
+    """The folders that are removed."""
+    why: str
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(map(disk_size, self.paths))
+
+
+@command("clean")
+def main(composed: DictConfig) -> None:
+    """Prints what can go, and removes it where it shall."""
+    config = build(Config, composed, "")
+    entries = [entry for top in tops_of(config.run, config.outputs) for entry in listed(top)]
+    needed = _needed({Path(config.outputs).absolute(), *map(_root, entries)})
+    found = [*_unfinished(entries, config.resumable), *_superseded(entries)]
+    removals = [removal for removal in found if removal.entry.path.name not in needed]
+    freed = 0
+    for removal in removals:
+        size = removal.size
+        try:
+            if not config.dry:
+                _remove(removal)
+        except (ConfigError, OSError) as error:
+            console.warning(f"{removal.entry.path} stays: {error}")
+            continue
+        freed += size
+        word = "can go" if config.dry else "removed"
+        console.facts(**{word: f"{removal.entry.path}, {in_bytes(size)}: {removal.why}"})
+    hint = "; dry=false removes it" if removals and config.dry else ""
+    console.facts(total=f"{in_bytes(freed)}{hint}")
+
+
+def _root(entry: Entry) -> Path:
+    """The folder of all runs that a run or a sweep lies in."""
+    return entry.path.absolute().parents[1 if entry.kind == "sweep" else 2]
+
+
+def _needed(roots: Iterable[Path]) -> set[str]:
+    """The names of the folders that something below the `roots` was, or is being, made of."""
+    names = set()
+    for entry in [entry for root in roots if root.is_dir() for entry in listed(root)]:
+        if Sweep.is_at(entry.path):
+            # Also of a sweep that cannot be read.
+            for file in entry.path.glob("jobs/*.json"):
+                names |= set(STAMP.findall(file.read_text(errors="replace")))
+        elif entry.status in ("completed", "running"):
+            names |= entry.sources()
+    return names
+
+
+def _unfinished(entries: Iterable[Entry], resumable: bool) -> Iterator[Removal]:
+    """The runs that came to no end, and that no process is writing.
+
+    Trainings that could go on are among them only where they are `resumable`.
+    """
+    for entry in entries:
+        if _may_begin(entry):
+            continue
+        if entry.status in ("failed", "interrupted"):
+            can_go_on = bool(Run(entry.path).checkpoints.resumable())
+            if can_go_on and not resumable:
+                console.facts(kept=f"{entry.path}: {entry.status}, and can go on (rlx resume)")
+                continue
+            reason = f" ({entry.error})" if entry.error else ""
+            yield Removal(entry, [entry.path], f"{entry.status}{reason}")
+        elif entry.status == UNREADABLE and not _is_written(entry.path):
+            yield Removal(entry, [entry.path], "no run was begun in it")
+
+
+def _may_begin(entry: Entry) -> bool:
+    """Whether a run may be beginning in it: its command takes the lock a moment later."""
+    is_young = time.time() - entry.path.stat().st_mtime < QUIET_S
+    return is_young and entry.meta.get("status", "running") == "running"
+
+
+def _is_written(path: Path) -> bool:
+    """Whether there is anything by which a folder is a run or a sweep, readable or not."""
+    return any((path / name).exists() for name in ("meta.json", "sweep.json"))
+
+
+def _superseded(entries: Iterable[Entry]) -> Iterator[Removal]:
+    """What only going on needs, of trainings that were done again later with the same config."""
+    newest: dict[str, Entry] = {}
+    finished = [entry for entry in entries if entry.kind == "train" and entry.status == "completed"]
+    for entry in sorted(finished, key=lambda entry: entry.path.name, reverse=True):
+        config = {key: value for key, value in entry.config().items() if key not in LEFT_OUT}
+        other = newest.setdefault(json.dumps(config, sort_keys=True, default=str), entry)
+        run = Run(entry.path)
+        folders = [entry.path / "checkpoints" / name for name in run.checkpoints.steps()]
+        folders += [path for path in [entry.path / "replay"] if path.is_dir()]
+        if other is not entry and config and folders:
+            why = f"all but the weights kept; superseded by {other.path}"
+            yield Removal(entry, folders, why)
+
+
+def _remove(removal: Removal) -> None:
+    """Remove folders of a run; ConfigError where a process has taken it up meanwhile."""
+    run = Run(removal.entry.path)
+    with run.lock():
+        if (run.path / "meta.json").exists() and run.meta() != removal.entry.meta:
+            raise ConfigError("it has changed meanwhile.")
+        for path in removal.paths:
+            shutil.rmtree(path)
+    with suppress(OSError):  # there are other runs in it
+        run.path.parent.rmdir()

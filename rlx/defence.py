@@ -1,0 +1,153 @@
+"""What every defence is: what an agent's learning steps do about observations that may be moved."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlx.agent import Scores, Spec
+from rlx.config import Count, NonNegative, Share
+from rlx.errors import ConfigError
+from rlx.nn.encoders import is_image
+from rlx.nn.rng import Streams
+from rlx.threat import Boxes, Budget
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions of one head that a learning step is about, and what defends them."""
+
+    defence: "Defence"
+    """What defends them."""
+    scores: Scores
+    """The observations [S, B, *O] → their scores [S, B, A], by the weights that learn."""
+    interval: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """(low, high) [S, B, *O] → the lowest and highest scores of what lies between, [S, B, A]."""
+    obs: Tensor
+    """[S, B, *O]: the observations that the decisions were taken on."""
+    taken: Tensor | None
+    """int64 [S, B] or float [S, B, D]: what was decided; None: nothing yet."""
+    budget: Budget
+    """The boxes that `obs` may be moved in."""
+    rng: Streams
+    """The random numbers of each seed."""
+    are_values: bool
+    """Whether scores are values, as of Q-learners; else preferences, as logits."""
+    std: Tensor | None = None
+    """[S, 1, D]: the deviation of continuous actions, whose scores are means; None: discrete."""
+
+    def learnt(self) -> Tensor:
+        """The observations [S, B, *O] to learn from."""
+        return self.defence.learnt(self)
+
+    def penalty(self) -> Tensor:
+        """What is added to the loss of each seed, [S]."""
+        return self.defence.penalty(self).mean(1)
+
+
+@dataclass(frozen=True)
+class Defence:
+    """What conf/defence names: one file, one frozen dataclass of its settings.
+
+    A subclass changes what is learnt from (`learnt`), or adds to the loss (`penalty`).
+    """
+
+    of_policies: ClassVar[bool] = True
+    """Whether it is for policies too, as PPO learns them, and not for values only."""
+
+    eps: NonNegative
+    """Radius of the box in the end, in units of `scale`."""
+    scale: str | list[NonNegative]
+    """What a radius of 1 means, as in `rlx attack`: `bounds`, `reference`, one number for each
+    component. A run keeps the numbers."""
+    ramp: Share
+    """Share of the training during which the radius rises from 0, linearly."""
+    steps: Count
+    """Environment steps per seed of the training."""
+
+    def radius(self, steps: Tensor) -> Tensor:
+        """The radius [S] after environment `steps` [S], in units of `scale`."""
+        if self.ramp == 0:
+            return torch.full_like(steps, self.eps, dtype=torch.float32)
+        return self.eps * (steps / (self.ramp * self.steps)).clamp(max=1).float()
+
+    def learnt(self, decisions: Decisions) -> Tensor:
+        """The observations [S, B, *O] to learn from: those that were seen."""
+        return decisions.obs
+
+    def penalty(self, decisions: Decisions) -> Tensor:
+        """What is added to the loss of each of the decisions, [S, B]: nothing."""
+        return torch.zeros_like(decisions.obs[:, :, 0])
+
+
+class Guard(nn.Module):
+    """A defence of one head: where its observations may be moved, and its random numbers."""
+
+    def __init__(self, defence: Defence, spec: Spec, seeds: Tensor, name: str, *, lead: int = 0):
+        """`name`: of the head; `lead`: numbers before each observation that stay as they are.
+
+        ConfigError where the observations are not flat numbers, or the scale is not theirs.
+        """
+        super().__init__()
+        space = spec.observation_space
+        flat = isinstance(space, gymnasium.spaces.Box) and not is_image(space.shape)
+        if not flat or spec.rules is not None:
+            raise ConfigError(
+                "agent.defence: needs observations that are a vector of numbers, of no board game; "
+                f"this env has {space}."
+            )
+        assert isinstance(space, gymnasium.spaces.Box)
+        low = np.concatenate([np.zeros(lead), space.low.ravel()]).astype(np.float32)
+        high = np.concatenate([np.full(lead, np.inf), space.high.ravel()]).astype(np.float32)
+        scale = torch.tensor([0.0] * lead + list(defence.scale), device=seeds.device)
+        self.defence = defence
+        self.boxes = Boxes(gymnasium.spaces.Box(low, high), scale)
+        self.rng = Streams(seeds, f"defence/{name}")
+
+    def decisions(
+        self,
+        scores: Scores,
+        interval: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        obs: Tensor,
+        taken: Tensor | None,
+        steps: Tensor,
+        *,
+        are_values: bool,
+        std: Tensor | None = None,
+    ) -> Decisions:
+        """The decisions on `obs` [S, B, *O] after environment `steps` [S]; see `Decisions`."""
+        radius = self.defence.radius(steps).unsqueeze(1).expand(obs.shape[:2])
+        budget = self.boxes.around(obs, radius)
+        return Decisions(
+            self.defence, scores, interval, obs, taken, budget, self.rng, are_values, std
+        )
+
+
+def ascend(objective: Callable[[Tensor], Tensor], decisions: Decisions, gradients: int) -> Tensor:
+    """The observations [S, B, *O] to which an `objective` [S, B] climbs within the boxes.
+
+    It begins at random, and makes so many steps along the sign of the gradient (Madry et al. 2018),
+    which together are two radii long.
+    """
+    obs = decisions.obs
+    budget = decisions.budget
+    noise = decisions.rng.uniform(*obs.shape[1:]) * 2 - 1
+    moved = budget.project(obs + budget.radius * noise, obs)
+    for _ in range(gradients):
+        with torch.enable_grad():
+            at = moved.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(at).sum(), at)
+        step = budget.radius * gradient.sign() * (2 / gradients)
+        moved = budget.project(moved + step, obs)
+    return moved.detach()
+
+
+def margin(scores: Tensor, choice: Tensor) -> Tensor:
+    """By how much the best other one of `scores` [S, B, A] exceeds that of `choice`, [S, B]."""
+    index = choice.unsqueeze(-1)
+    others = scores.scatter(-1, index, -torch.inf)
+    return others.amax(-1) - scores.gather(-1, index).squeeze(-1)

@@ -1,0 +1,272 @@
+"""Defences: what they add to a learning step, and that agents so trained are harder to move."""
+
+import json
+
+import pytest
+import torch
+from conftest import compose
+
+from rlx.agent import Scores
+from rlx.agents import dqn
+from rlx.config import build
+from rlx.defence import Decisions, Defence, ascend, margin
+from rlx.defences.adversarial import Adversarial
+from rlx.defences.radial import Radial
+from rlx.defences.sa import SA
+from rlx.errors import ConfigError
+from rlx.nn.networks import MLP, QNetwork
+from rlx.nn.rng import Streams
+from rlx.threat import Budget
+
+SEEDS = torch.tensor([3, 5])
+SIZE = 4
+ROWS = 6
+CHOICES = 3
+RADIUS = 0.1
+COMMON = {"eps": RADIUS, "scale": [1.0] * SIZE, "ramp": 0.0, "steps": 1}
+
+
+def rng() -> Streams:
+    return Streams(SEEDS, "test")
+
+
+def values(hidden: list[int], *, dueling: bool = False) -> QNetwork:
+    return QNetwork(SIZE, hidden, CHOICES, dueling, rng())
+
+
+def decisions(defence: Defence, network, *, radius=RADIUS, are_values=True, std=None) -> Decisions:
+    """Decisions of a network on some observations, in boxes without bounds."""
+    obs = torch.linspace(-1, 1, 2 * ROWS * SIZE).sin().view(2, ROWS, SIZE) * 2
+    taken = (torch.arange(2 * ROWS) % CHOICES).view(2, ROWS)
+    everywhere = torch.full((SIZE,), torch.inf)
+    budget = Budget(torch.full_like(obs, radius), -everywhere, everywhere)
+    return Decisions(
+        defence,
+        Scores(network),
+        network.interval,
+        obs,
+        taken,
+        budget,
+        rng(),
+        are_values,
+        std,
+    )
+
+
+# What observations in a box can do to the scores of a network.
+
+
+@pytest.mark.parametrize("activation", [torch.relu_, torch.tanh])
+@pytest.mark.parametrize("hidden", [[], [8], [8, 5]], ids=str)
+def test_the_interval_of_a_network_holds_all_that_is_in_the_box(hidden, activation):
+    network = MLP(SIZE, hidden, CHOICES, rng(), activation)
+    low = torch.rand(2, ROWS, SIZE) - 0.5
+    high = low + torch.rand(2, ROWS, SIZE)
+    lowest, highest = network.interval(low, high)
+    for _ in range(300):
+        inside = network(low + torch.rand_like(low) * (high - low))
+        assert (inside >= lowest - 1e-5).all() and (inside <= highest + 1e-5).all()
+    if not hidden:
+        # Of one layer it is exact: a corner of the box has the highest value of an output.
+        corner = torch.where(network.layers[0].weight[..., 0].unsqueeze(1) > 0, high, low)
+        torch.testing.assert_close(network(corner)[..., 0], highest[..., 0])
+
+
+def test_the_interval_of_a_dueling_network_is_exact_where_it_has_one_layer():
+    """Value and advantages are bounded apart; the mean of the advantages is not bounded twice."""
+    network = values([], dueling=True)
+    low = torch.rand(2, ROWS, SIZE) - 0.5
+    high = low + torch.rand(2, ROWS, SIZE)
+    lowest, highest = network.interval(low, high)
+    parts_low, parts_high = network.body.interval(low, high)
+    share = torch.full((CHOICES, CHOICES), -1 / CHOICES) + torch.eye(CHOICES)
+    for action in range(CHOICES):
+        weight = share[action]
+        at_best = torch.where(weight > 0, parts_high[..., 1:], parts_low[..., 1:])
+        expected = parts_high[..., 0] + at_best @ weight
+        torch.testing.assert_close(highest[..., action], expected)
+        at_worst = torch.where(weight > 0, parts_low[..., 1:], parts_high[..., 1:])
+        expected = parts_low[..., 0] + at_worst @ weight
+        torch.testing.assert_close(lowest[..., action], expected)
+
+
+def test_the_search_stays_in_the_box_and_finds_the_worst_corner():
+    network = values([])
+    given = decisions(SA(**COMMON, weight=1, least_margin=100, gradients=4), network)
+    weight = network.body.layers[0].weight
+    best = network(given.obs).argmax(-1)
+    moved = ascend(lambda obs: margin(network(obs), best), given, 4)
+    assert ((moved - given.obs).abs() <= RADIUS * 1.001).all()
+    # Of a linear network: each other choice gains the radius times |w_b − w_a|, summed.
+    scores = network(given.obs)
+    gains = torch.full((2, ROWS, CHOICES), -torch.inf)
+    for seed in range(2):
+        for row in range(ROWS):
+            a = int(best[seed, row])
+            for b in range(CHOICES):
+                if b != a:
+                    gain = RADIUS * (weight[seed, :, b] - weight[seed, :, a]).abs().sum()
+                    gains[seed, row, b] = scores[seed, row, b] - scores[seed, row, a] + gain
+    found = margin(network(moved), best)
+    # The gradient is that of one other choice: where two are close, the other may be the worst.
+    assert (found <= gains.amax(-1) + 1e-5).all()
+    assert ((found - gains.amax(-1)).abs() < 1e-5).float().mean() > 0.8
+
+
+# What each adds to the loss.
+
+
+def test_sa_asks_values_for_a_margin():
+    network = values([])
+    wide = decisions(SA(**COMMON, weight=2, least_margin=100, gradients=4), network)
+    best = network(wide.obs).argmax(-1)
+    moved = ascend(lambda obs: margin(network(obs), best), decisions(wide.defence, network), 4)
+    torch.testing.assert_close(wide.penalty(), 2 * margin(network(moved), best).mean(1))
+    # What is safe by more than the margin adds nothing that could be lowered.
+    narrow = decisions(SA(**COMMON, weight=2, least_margin=0, gradients=4), network, radius=1e-4)
+    safe = margin(network(narrow.obs), best) < -0.01
+    assert safe.any()
+    penalty = narrow.defence.penalty(narrow)
+    assert (penalty[safe] == 0).all() and (penalty >= 0).all()
+
+
+def test_sa_asks_policies_not_to_differ():
+    network = MLP(SIZE, [8], CHOICES, rng(), torch.tanh)
+    defence = SA(**COMMON, weight=1, least_margin=0, gradients=4)
+    clean = network(decisions(defence, network).obs).softmax(-1)
+    still = decisions(defence, network, radius=0.0, are_values=False)
+    torch.testing.assert_close(still.penalty(), torch.zeros(2), atol=1e-6, rtol=0)
+    given = decisions(defence, network, are_values=False)
+    worst = given.defence.penalty(given)
+    sampled = torch.zeros(2, ROWS)
+    for _ in range(200):
+        other = network(given.obs + (torch.rand_like(given.obs) * 2 - 1) * RADIUS).softmax(-1)
+        sampled = torch.maximum(sampled, (clean * (clean / other).log()).sum(-1))
+    assert (worst >= sampled).float().mean() > 0.8
+    # Of normal distributions of one deviation: half the squared distance of their means.
+    std = torch.full((2, 1, CHOICES), 0.5)
+    given = decisions(defence, network, radius=0.0, are_values=False, std=std)
+    assert given.penalty().abs().max() < 1e-9
+
+
+def test_radial_is_its_formula():
+    network = values([8])
+    given = decisions(Radial(**COMMON, weight=3), network)
+    low, high = network.interval(given.obs - RADIUS, given.obs + RADIUS)
+    scores = network(given.obs)
+    expected = torch.zeros(2)
+    for seed in range(2):
+        for row in range(ROWS):
+            a = int(given.taken[seed, row])
+            for b in range(CHOICES):
+                lead = max(0.0, float(scores[seed, row, a] - scores[seed, row, b]))
+                overlap = float(high[seed, row, b] - low[seed, row, a]) + lead / 2
+                expected[seed] += lead * max(0.0, overlap) / ROWS
+    assert expected.min() > 0
+    torch.testing.assert_close(given.penalty(), 3 * expected)
+
+
+def test_adversarial_moves_a_share_of_what_is_learnt_from():
+    network = values([8])
+    for share, least, most in ((0.0, 0, 0), (0.5, 2, 10), (1.0, 12, 12)):
+        given = decisions(Adversarial(**COMMON, share=share, gradients=2), network)
+        moved = (given.learnt() != given.obs).any(-1)
+        assert least <= int(moved.sum()) <= most
+        assert given.penalty().abs().sum() == 0
+
+
+def test_the_radius_rises_linearly():
+    defence = SA(**{**COMMON, "eps": 0.2, "ramp": 0.5, "steps": 1000}, weight=1, least_margin=1,
+                 gradients=1)  # fmt: skip
+    radii = defence.radius(torch.tensor([0, 250, 500, 1000]))
+    torch.testing.assert_close(radii, torch.tensor([0.0, 0.1, 0.2, 0.2]))
+
+
+# In a training.
+
+SHORT = ("steps=400", "eval_every=200", "eval_episodes=2", "final_episodes=2", "seeds=2")
+TINY = {
+    "dqn": ("agent.learning_starts=50", "agent.hidden=[16]"),
+    "hdqn": ("agent.learning_starts=50", "agent.hidden=[16]"),
+    "ppo": ("agent.rollout_steps=16", "agent.minibatches=2", "agent.hidden=[16]"),
+}
+
+
+def metrics(run) -> list[dict]:
+    """What it has logged, but for its speed."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if "time" not in name} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"),
+    [
+        ("dqn", ("defence=sa", "agent.defence.weight=0")),
+        ("hdqn", ("defence=radial", "agent.defence.weight=0")),
+        ("ppo", ("defence=adversarial", "agent.defence.share=0")),
+    ],
+)
+def test_a_defence_without_weight_changes_nothing(agent, words, rlx):
+    shared = ("train", f"agent={agent}", "env=cartpole", "tuned=none", *SHORT, *TINY[agent])
+    plain = rlx(*shared, "outputs=plain", "keep=newest")
+    defended = rlx(*shared, "outputs=defended", *words, "agent.defence.scale=reference")
+    assert plain.code == 0 and defended.code == 0, defended
+    assert metrics(plain.run) == metrics(defended.run)
+
+
+@pytest.mark.parametrize(
+    ("agent", "defence"), [("dqn", "sa"), ("hdqn", "adversarial"), ("ppo", "adversarial")]
+)
+def test_a_defended_run_resumes_as_if_it_had_never_stopped(agent, defence, rlx):
+    words = (f"agent={agent}", "env=cartpole", "tuned=none", f"defence={defence}", *TINY[agent])
+    scale = "agent.defence.scale=reference"
+    over = ["agent.defence.steps=800", *(["agent.anneal_steps=800"] if agent == "ppo" else [])]
+    whole = rlx("train", *words, *SHORT, scale, *over, "steps=800", "outputs=whole")
+    assert whole.code == 0, whole
+    half = rlx("train", *words, *SHORT, scale, *over, "outputs=half")
+    assert rlx("resume", half.run, "steps=800").code == 0
+    assert metrics(whole.run) == metrics(half.run)
+
+
+def test_a_run_keeps_the_numbers_of_its_scale(rlx):
+    result = rlx("train", "agent=dqn", "env=acrobot", "tuned=none", "defence=sa", *SHORT,
+                 *TINY["dqn"])  # fmt: skip
+    assert result.code == 0, result
+    config = (result.run / "config.yaml").read_text()
+    assert "12.566" in config and "28.274" in config, "4π and 9π, half the range of the speeds"
+    assert "keep: newest" in config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("agent=efficientzero", "env=cartpole", "defence=sa"), "agent.defence: unknown key"),
+        (("agent=dqn", "env=frozen_lake", "defence=sa"), "needs continuous observations"),
+        (("agent=dqn", "env=cartpole", "defence=sa"), "scale=bounds: components [1, 3]"),
+        (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.scale=std"),
+         "scale=std: expected bounds, reference, or one number per component"),
+        (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.scale=[1,2]"), "6 numbers"),
+        (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.eps=-1"), "agent.defence.eps"),
+        (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.wieght=1"), "wieght"),
+        (("agent=dqn", "env=acrobot", "defence=sas"), "sas"),
+        (("agent=ppo", "env=acrobot", "defence=radial"), "Radial is for Q-learners"),
+        (("agent=ppo", "env=acrobot", "defence=sa", "agent.recurrent=8"), "agent.recurrent=null"),
+        (("agent=dqn", "env=cartpole_frames", "defence=sa", "agent.defence.scale=1"), "scale=1"),
+        (("agent=dqn", "env=acrobot", "+agent.defence=sa"), "agent.defence=sa: expected"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(words, message, rlx, tmp_path):
+    result = rlx("train", *words, *SHORT)
+    assert result.code == 2 and message in result.err, result
+    assert len(result.err.strip().splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_every_file_of_conf_is_a_defence():
+    for name in ("sa", "radial", "adversarial"):
+        node = compose("train", "agent=dqn", f"defence={name}").agent
+        assert isinstance(build(dqn.Config, node, "agent").defence, Defence)
+    with pytest.raises(ConfigError, match="expected a subclass"):
+        node = compose("train", "agent=dqn", "defence=sa").agent
+        node.defence._target_ = "rlx.agents.dqn.DQN"
+        build(dqn.Config, node, "agent")
