@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlx.benchmarks import atari100k
 from rlx.command import command
@@ -334,9 +334,14 @@ def require_same_env(attacks: "Sequence[AttackRun]") -> None:
 
 
 def _training_config(attack: "AttackRun") -> DictConfig:
-    """The config of the training that is attacked; ConfigError where it is gone."""
+    """The config of the training that is attacked, or with the env of a victim of others.
+
+    ConfigError where the training is gone.
+    """
     from rlx.experiment import training_config
 
+    if attack.is_of_files:
+        return OmegaConf.create({"env": attack.config.env, "eval_env": {}})
     training = Run(attack.trainings[0], attack.run.trusted)
     if not training.path.is_dir():
         raise ConfigError(
