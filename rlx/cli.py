@@ -29,6 +29,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 def main() -> None:
     """Console entry point."""
+    sys.unraisablehook = _not_lost
     code = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         if stream is None:  # closed when the program began, as in: rlx … >&-
@@ -166,6 +167,17 @@ def _show_start() -> None:
 def _told_to_stop(number: int, frame: object) -> None:
     """SIGTERM ends every command as Ctrl-C does, so that what it was writing says so."""
     raise Interrupted(number, "stopped by SIGTERM")
+
+
+def _not_lost(lost: "sys.UnraisableHookArgs") -> None:
+    """Let a signal come once more that came within a destructor, where Python ignores errors."""
+    error = lost.exc_value
+    if not isinstance(error, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+    # Not at once: the destructor is not over.
+    threading.Timer(0.1, os.kill, (os.getpid(), number or signal.SIGINT)).start()
 
 
 def _fail(message: str) -> int:

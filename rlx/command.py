@@ -135,6 +135,9 @@ class Command:
             except (ConfigError, RunError, BrokenPipeError) as error:
                 errors.append(error)
                 return None
+            except SystemExit as error:  # an agent's, or an env's
+                errors.append(RunError(f"sys.exit({error.code!r}) was called while it ran."))
+                return None
 
         run_composed(self.name, guarded)
         if errors:
