@@ -132,6 +132,7 @@ def test_a_missing_extra(rlx, studied, monkeypatch):
     assert not Path("here").exists()
 
 
+@needs_extra
 def test_a_folder_that_is_no_run(rlx, tmp_path):
     result = rlx("report", tmp_path, "format=html")
     assert result.code == 2 and str(tmp_path) in result.err
