@@ -31,9 +31,15 @@ def main() -> None:
     """Console entry point."""
     sys.unraisablehook = _not_lost
     code = run(sys.argv[1:])
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # closed when the program began, as in: rlx … >&-
+            continue
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            pass
+        except OSError:  # a full disk: what was printed is lost
+            code = code or 1
     # As Python does: pools of processes tell their workers to end when threads shut down, and the
     # hooks behind that wait for them.
     threading._shutdown()  # type: ignore[attr-defined]
@@ -118,6 +124,8 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
 
     `act`: what to do instead of the command.
     """
+    if not {"-c", "--cfg", "-i", "--info", "--hydra-help"} & set(line):
+        _show_start()
     # Hydra raises its errors then, instead of printing them, and they are explained here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Completion is installed for the program rlx.
@@ -145,6 +153,15 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
     except SystemExit as done:  # Hydra's own help and completion
         return int(done.code or 0)
     return 0
+
+
+def _show_start() -> None:
+    """Show a terminal that a command begins, which it overwrites with its first line.
+
+    That may take seconds: of most commands, torch's import comes before it.
+    """
+    if sys.stdout is not None and sys.stdout.isatty():
+        print("starting", end="\r", flush=True)
 
 
 def _told_to_stop(number: int, frame: object) -> None:

@@ -6,6 +6,7 @@ import platform
 import re
 import shlex
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,6 +44,18 @@ def existing_folder(root: str) -> Path:
     """The folder `root`, or the nearest of its parents that is there."""
     folder = Path(root).absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def memory_text() -> str:
+    """The memory that this process has taken, and that torch has on a GPU, as in "1.2 GB"."""
+    texts = []
+    with suppress(OSError):  # not Linux
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        texts.append(f"{pages * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB")
+    torch = sys.modules.get("torch")  # this file is imported before torch is
+    if torch is not None and torch.cuda.is_initialized():
+        texts.append(f"GPU {torch.cuda.memory_reserved() / 1e9:.1f} GB")
+    return ", ".join(texts)
 
 
 def require_disk(root: str, size: int) -> None:

@@ -337,6 +337,15 @@ class Comparison:
         )
 
 
+def share_above(seeds: Resampled, levels: Array) -> Resampled:
+    """The share of `seeds` [S] above each of the `levels` [L], [L]: a performance profile."""
+    share = np.stack([(seeds.value > level).mean() for level in levels])
+    shares = np.stack([(seeds.resampled > level).mean(1) for level in levels], 1)
+    if np.isnan(seeds.resampled).any():
+        shares = np.full_like(shares, np.nan)
+    return Resampled(share, shares)
+
+
 TIE = 1e-9
 """Scores that differ by less are equal: matrix products of other shapes round otherwise."""
 

@@ -125,6 +125,7 @@ def test_the_folders_are_all_known():
         "agent",
         "attack",
         "bench",
+        "defence",  # tests/test_defences.py
         "device",
         "effort",
         "env",

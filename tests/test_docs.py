@@ -156,7 +156,7 @@ def test_every_command_line_can_be_typed(page, folder):
         typed = [word for word in config_overrides(line) if not word.startswith("hydra")]
         for overrides in combinations(typed + own_sweep(typed)):
             config = OmegaConf.create(compose_config(command, overrides))
-            if command == "train":
+            if command in ("train", "doctor"):
                 validated(config)
             elif command != "check":  # which has no keys of its own
                 kind: Any = import_module(f"rlx.commands.{command}").Config

@@ -184,6 +184,7 @@ def test_what_cannot_be_read_is_named_and_stops_nothing(rlx):
             line.startswith("warning") and str(path) in line for line in result.out.splitlines()
         ), path
     assert len(rows(rlx("list", "format=csv"))) == 7
+    (odd.path / "config.yaml").write_text("agent: x\nenv: [1]\nseeds: {}\n")
     for path in (top / halves[0], top / halves[1], odd.path, broken):
         assert rlx("show", path).code == 0
     assert rlx("clean").code == 0
@@ -206,6 +207,15 @@ def test_every_path_is_printed_whole(width, rlx, monkeypatch):
         assert {str(run.path) for run in runs} <= set(lines)
     else:
         assert all(str(run.path) in out for run in runs) and "│ train │" in out
+
+
+def test_a_list_that_is_cut_short_is_no_error(tmp_path):
+    for number in range(500):
+        (tmp_path / f"outputs/train/dqn-cartpole/20260101-000000-{number:06}").mkdir(parents=True)
+    line = f"{sys.executable} -m rlx list format=json | head -1"
+    where = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, **where)
+    assert done.stdout == "[\n" and done.stderr == ""
 
 
 def test_finding_imports_no_torch(tiny_runs):
@@ -310,7 +320,9 @@ def test_clean_removes_what_came_to_no_end(rlx):
     young = Path("outputs/train/dqn-cartpole/20260101-000000-000001")
     for folder in (orphan, young):
         folder.mkdir()
-    os.utime(orphan, (0, 0))
+    for path in (orphan, killed.path):
+        os.utime(path, (0, 0))
+    beginning = made("a2c-cartpole")
     before = tree()
     dry = rlx("clean")
     assert dry.code == 0 and tree() == before
@@ -320,7 +332,8 @@ def test_clean_removes_what_came_to_no_end(rlx):
     assert "dry=false removes it" in dry.out
     done = rlx("clean", "dry=false")
     assert done.code == 0
-    assert good.path.exists() and resumable.path.exists() and young.exists()
+    assert good.path.exists() and resumable.path.exists()
+    assert young.exists() and beginning.path.exists(), "a run may just be beginning in them"
     assert not failed.path.exists() and not orphan.exists() and not killed.path.parent.exists()
     assert rlx("clean", "dry=false", "resumable=true").code == 0
     assert not resumable.path.exists() and good.path.exists()
@@ -329,6 +342,7 @@ def test_clean_removes_what_came_to_no_end(rlx):
 def test_clean_leaves_alone_what_is_running(rlx):
     begun = made()
     going_on = stopped(made())
+    os.utime(begun.path, (0, 0))
     with begun.lock(), going_on.lock():
         result = rlx("clean", "dry=false")
         assert result.code == 0 and begun.path.exists() and going_on.path.exists()
@@ -360,6 +374,24 @@ def test_clean_takes_from_a_superseded_training_what_only_going_on_needs(rlx):
     for run in (newer, other):
         assert {"checkpoints/000000300/state.json", "replay/q/1.safetensors"} <= tree(run.path)
     assert "total    0 B\n" in rlx("clean").out
+
+
+def test_a_run_that_is_named_twice_does_not_supersede_itself(rlx):
+    run = made(seeds=3)
+    checkpoints(run, "000000300", "best")
+    finished(run)
+    Path("link").symlink_to("outputs")
+    before = tree()
+    assert rlx("clean", "outputs", "outputs/train", "link", run.path, "dry=false").code == 0
+    assert tree() == before
+    assert len(rows(rlx("list", "outputs", "link", run.path, "format=csv"))) == 1
+
+
+def test_a_copy_elsewhere_is_shown_and_cleaned_by_itself(rlx):
+    copy = Path(shutil.copytree(stopped(made()).path, "copy"))
+    assert "failed (told so)" in rlx("show", copy).out
+    assert rlx("clean", copy, "dry=false").code == 0 and not copy.exists()
+    assert len(rows(rlx("list", "format=csv"))) == 1
 
 
 def test_a_superseded_training_that_was_attacked_stays_whole(rlx):

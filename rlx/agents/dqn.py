@@ -1,7 +1,7 @@
 """DQN (Mnih et al. 2015): one Q-learner that explores ε-greedily, on images too."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Config(LearnerConfig):
     scale_obs: bool
     """Divide observations by the space's bound where that is finite."""
     # With a default, for runs that were saved before there was this key.
-    defence: Defence | None = None
+    defence: Defence | None = field(default=None, kw_only=True)
     """What is done against observations that may be moved, as in conf/defence; null: nothing."""
 
     def __post_init__(self) -> None:

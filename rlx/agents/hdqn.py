@@ -6,7 +6,7 @@ A meta-controller chooses goals, a controller pursues them.
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -74,13 +74,13 @@ class Config(LearnerConfig):
     controller_epsilon_steps: PerSeed[Count]
     """The controller's decisions, per seed, over which its exploration falls linearly."""
     # With defaults, for runs that were saved before there were these keys.
-    regions: tuple[Box, ...] = ()
+    regions: tuple[Box, ...] = field(default=(), kw_only=True)
     """The boxes that `goals=regions` are: components of the observation, with [lowest, highest].
 
     A component is given by its number, from 0 on, or is a feature that the env offers by name:
     `{4: [2, null], tip_height: [null, 0]}`. null: no bound.
     """
-    defence: Defence | None = None
+    defence: Defence | None = field(default=None, kw_only=True)
     """What is done against observations that may be moved, as in conf/defence; null: nothing."""
 
     def __post_init__(self) -> None:

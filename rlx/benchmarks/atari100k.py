@@ -89,11 +89,19 @@ def _averages(scores: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def table(runs: Sequence[Run]) -> None:
-    """Print the runs' scores beside the published ones, one table for each kind of run.
+    """Print the runs' scores beside the published ones."""
+    for scores_of_kind, means in scores(runs):
+        console.table(*scores_of_kind)
+        console.facts(**means)
+
+
+def scores(runs: Sequence[Run]) -> list[tuple[console.Table, dict[str, str]]]:
+    """The runs' scores beside the published ones, and their means, for each kind of run.
 
     Within a kind, more runs of a game are more seeds. ConfigError where a game's seed comes twice
     in it: it would count as two independent ones.
     """
+    found = []
     for kind, same in _kinds(runs).items():
         returns: dict[str, dict[int, float]] = {}
         for run in same:
@@ -107,7 +115,9 @@ def table(runs: Sequence[Run]) -> None:
                         "it would count as two independent seeds."
                     )
                 of_game[seed] = value
-        _print(kind, {game: list(of_game.values()) for game, of_game in sorted(returns.items())})
+        by_game = {game: list(of_game.values()) for game, of_game in sorted(returns.items())}
+        found.append((_table(kind, by_game), _means(by_game)))
+    return found
 
 
 def _kinds(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -145,8 +155,8 @@ def _without_game(run: Run) -> dict[str, Any]:
     return config
 
 
-def _print(kind: str, returns: dict[str, list[float]]) -> None:
-    """Print a table of the `returns` of each game's seeds, and means beside the published ones."""
+def _table(kind: str, returns: dict[str, list[float]]) -> console.Table:
+    """The `returns` of each game's seeds."""
     rows: list[list[Any]] = []
     for game, values in returns.items():
         mean = np.mean(values)
@@ -156,7 +166,12 @@ def _print(kind: str, returns: dict[str, list[float]]) -> None:
         rows.append([game, len(values), mean, own_score, published, published_score])
     title = f"Atari: {kind}; normalised: 0 as random, 1 as a human"
     header = ["game", "seeds", "return", "normalised", "EfficientZero", "normalised"]
-    console.table(title, header, rows)
+    return console.Table(title, header, rows)
+
+
+def _means(returns: dict[str, list[float]]) -> dict[str, str]:
+    """The means of the `returns` of each game's seeds over games, beside the published ones."""
+    texts = {}
     own_means = summarise([normalised(game, values) for game, values in returns.items()])
     published_means = summarise(
         [normalised(game, [SCORES[game].efficientzero]) for game in returns]
@@ -164,7 +179,8 @@ def _print(kind: str, returns: dict[str, list[float]]) -> None:
     for name, (value, ci95) in own_means.items():
         text = f"{console.interval_text(value, ci95)}  published "
         text += f"{console.number(published_means[name][0])}, {len(returns)} of 26 games"
-        console.facts(**{name: text})
+        texts[name] = text
+    return texts
 
 
 def is_benchmark(runs: Sequence[Run]) -> bool:

@@ -186,8 +186,8 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
         files = _save(output, config, plan, result)
     attack_tables.print_study(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
     if result.attribution is not None:
-        attack_tables.print_attribution(result.attribution)
-    attack_tables.print_costs(plan.game.costs)
+        console.table(*attack_tables.attribution(result.attribution))
+    console.table(*attack_tables.costs(plan.game.costs.as_dict()))
     console.result(output.path, result.wall_s, **files)
     return output, result.study
 
@@ -240,12 +240,9 @@ def _load(config: Config) -> Plan:
             )
     if config.attribution is not None:
         components = component_names(game, env.observation_units)
-    scenes: list[Scene] = []
+    scenes = video.scenes(config, opened.seeds)
     camera = None
-    if config.video:
-        scenes = video.scenes(
-            config.video_seeds, config.video_episodes, opened.seeds, config.episodes
-        )
+    if scenes:
         camera = video.Camera(make_env(video.drawing(opened.env), 1, device, opened.age))
     return Plan(attack, modes, game, scale, env, components, trackers, scenes, camera)
 

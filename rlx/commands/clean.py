@@ -12,16 +12,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.commands.list import in_bytes, listed, tops_of
+from rlx.commands.list import entries_of, in_bytes, listed
 from rlx.config import build
 from rlx.errors import ConfigError
-from rlx.runs.listing import STAMP, UNREADABLE, Entry, disk_size
+from rlx.runs.listing import STAMP, UNREADABLE, Entry, disk_size, root_of
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.sweeps.sweep import LEFT_OUT, Sweep
 
 QUIET_S = 600
-"""Seconds for which a folder without meta.json is left alone: a run may just be begun in it."""
+"""Seconds for which a folder is left alone in which a run may be beginning."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Removal:
 def main(composed: DictConfig) -> None:
     """Prints what can go, and removes it where it shall."""
     config = build(Config, composed, "")
-    entries = [entry for top in tops_of(config.run, config.outputs) for entry in listed(top)]
-    needed = _needed({Path(config.outputs).absolute(), *map(_root, entries)})
+    entries = entries_of(config.run, config.outputs)
+    roots = [Path(config.outputs), *{root_of(entry.path) for entry in entries}]
+    needed = _needed([root for root in roots if root.is_dir()])
     found = [*_unfinished(entries, config.resumable), *_superseded(entries)]
     removals = [removal for removal in found if removal.entry.path.name not in needed]
     freed = 0
@@ -77,15 +78,10 @@ def main(composed: DictConfig) -> None:
     console.facts(total=f"{in_bytes(freed)}{hint}")
 
 
-def _root(entry: Entry) -> Path:
-    """The folder of all runs that a run or a sweep lies in."""
-    return entry.path.absolute().parents[1 if entry.kind == "sweep" else 2]
-
-
 def _needed(roots: Iterable[Path]) -> set[str]:
     """The names of the folders that something below the `roots` was, or is being, made of."""
     names = set()
-    for entry in [entry for root in roots if root.is_dir() for entry in listed(root)]:
+    for entry in listed(roots):
         if Sweep.is_at(entry.path):
             # Also of a sweep that cannot be read.
             for file in entry.path.glob("jobs/*.json"):
@@ -101,6 +97,8 @@ def _unfinished(entries: Iterable[Entry], resumable: bool) -> Iterator[Removal]:
     Trainings that could go on are among them only where they are `resumable`.
     """
     for entry in entries:
+        if _may_begin(entry):
+            continue
         if entry.status in ("failed", "interrupted"):
             can_go_on = bool(Run(entry.path).checkpoints.resumable())
             if can_go_on and not resumable:
@@ -108,15 +106,19 @@ def _unfinished(entries: Iterable[Entry], resumable: bool) -> Iterator[Removal]:
                 continue
             reason = f" ({entry.error})" if entry.error else ""
             yield Removal(entry, [entry.path], f"{entry.status}{reason}")
-        elif _is_orphan(entry):
+        elif entry.status == UNREADABLE and not _is_written(entry.path):
             yield Removal(entry, [entry.path], "no run was begun in it")
 
 
-def _is_orphan(entry: Entry) -> bool:
-    """Whether it is a folder that was to become a run some time ago, and did not."""
-    if entry.status != UNREADABLE or entry.kind == "sweep" or (entry.path / "meta.json").exists():
-        return False
-    return time.time() - entry.path.stat().st_mtime > QUIET_S
+def _may_begin(entry: Entry) -> bool:
+    """Whether a run may be beginning in it: its command takes the lock a moment later."""
+    is_young = time.time() - entry.path.stat().st_mtime < QUIET_S
+    return is_young and entry.meta.get("status", "running") == "running"
+
+
+def _is_written(path: Path) -> bool:
+    """Whether there is anything by which a folder is a run or a sweep, readable or not."""
+    return any((path / name).exists() for name in ("meta.json", "sweep.json"))
 
 
 def _superseded(entries: Iterable[Entry]) -> Iterator[Removal]:

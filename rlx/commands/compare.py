@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 from omegaconf import DictConfig
 
 from rlx.command import RunConfig, command
@@ -16,15 +14,8 @@ from rlx.names import flatten_keys, one_line
 from rlx.runs.finding import command_of, find_all, run_paths
 from rlx.runs.listing import Entry, read
 from rlx.runs.run import Run
-from rlx.show import console
-from rlx.statistics import (
-    Array,
-    Bootstrap,
-    Resampled,
-    independent,
-    iqm,
-    probability_of_improvement,
-)
+from rlx.show import console, training_comparison
+from rlx.statistics import probability_of_improvement
 
 MADE_BY = ("rlx", "commit", "python", "machine", "packages", "compiled")
 """Keys of meta.json that may explain a difference."""
@@ -97,60 +88,21 @@ def _compare_attacks(runs: Sequence[Run], mode: str | None) -> None:
 def _compare_returns(runs: Sequence[Run]) -> None:
     """Print both returns, their difference, and how probably a seed of A is better."""
     summaries = [run.summary() for run in runs]
-    returns = [_returns(run) for run in runs]
-    bootstraps = _bootstraps(summaries, returns)
-    seeds = []
-    iqms = []
-    for values, bootstrap in zip(returns, bootstraps, strict=True):
-        per_seed = Resampled(values.mean(1), bootstrap.means(values))
-        if len(values) == 1:
-            per_seed = Resampled(per_seed.value, np.full_like(per_seed.resampled, np.nan))
-        seeds.append(per_seed)
-        iqms.append(Resampled(iqm(per_seed.value), iqm(per_seed.resampled, axis=1)))
+    returns = [training_comparison.episode_returns(run) for run in runs]
+    seeds = training_comparison.resampled_returns(runs)
+    iqms = [training_comparison.resampled_iqm(one) for one in seeds]
     better = probability_of_improvement(*seeds)
     rows = [
-        ["return", *map(_text, [*iqms, iqms[0] - iqms[1]])],
+        ["return", *map(console.resampled_text, [*iqms, iqms[0] - iqms[1]])],
         ["worst seed", *(console.number(each.value.min()) for each in seeds), ""],
         ["seeds", *(str(len(values)) for values in returns), ""],
         ["episodes per seed", *(str(values.shape[1]) for values in returns), ""],
-        ["took", *(console.duration(one["wall_s"]) for one in summaries), ""],
+        ["steps", *(str(one.get("steps", "")) for one in summaries), ""],
     ]
     title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
     console.table(title, ["", "A", "B", "A − B"], rows)
-    console.facts(better=f"a seed of A than one of B with probability {_text(better)}")
+    probability = console.resampled_text(better)
+    console.facts(better=f"a seed of A than one of B with probability {probability}")
     if runs[0].path.parent.name.partition("-")[2] != runs[1].path.parent.name.partition("-")[2]:
         console.warning("the envs differ, so their returns are of different things")
     console.warn_of_few_seeds(min(map(len, returns)))
-
-
-def _bootstraps(summaries: Sequence[dict[str, Any]], returns: Sequence[Array]) -> list[Bootstrap]:
-    """Resamples of the `returns` [S, P] of two runs.
-
-    Seeds are drawn together where both runs have played the same policies, else for each by itself;
-    episodes are drawn together where their numbers are equal, as their start states are.
-    """
-    sources = [(summary.get("run"), summary["seeds"]) for summary in summaries]
-    if sources[0][0] is not None and sources[0] == sources[1]:
-        return [Bootstrap(len(values), values.shape[1]) for values in returns]
-    if returns[0].shape[1] == returns[1].shape[1]:
-        return independent([len(values) for values in returns], returns[0].shape[1])
-    return [Bootstrap(len(one), one.shape[1], rng=number) for number, one in enumerate(returns)]
-
-
-def _returns(run: Run) -> Array:
-    """The return of every episode, [S, P]; ConfigError where it cannot be read."""
-    file = run.path / "returns.npz"
-    try:
-        with np.load(file) as arrays:
-            returns = np.asarray(arrays["returns"], dtype=np.float64)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}).") from None
-    if returns.ndim != 2 or not returns.size:
-        raise ConfigError(f"{file}: 'returns' is {list(returns.shape)}; expected seeds × episodes.")
-    return returns
-
-
-def _text(number: Resampled) -> str:
-    """A number with its interval."""
-    low, high = number.ci95
-    return console.interval_text(float(number.value), (float(low), float(high)))

@@ -57,12 +57,7 @@ def _load(config: Config) -> "tuple[Sequence[Run], Opened, Sequence[Scene]]":
     opened = open_runs(
         runs, config.checkpoint, experiment.setup_device(config.device), config.seeds
     )
-    if not config.video:
-        return runs, opened, []
-    video.drawing(opened.env)
-    seeds = opened.seeds
-    scenes = video.scenes(config.video_seeds, config.video_episodes, seeds, config.episodes)
-    return runs, opened, scenes
+    return runs, opened, video.scenes(config, opened.seeds)
 
 
 @command("evaluate", check=check, pin=pin_runs, measure=RETURN)

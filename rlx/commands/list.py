@@ -5,9 +5,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from rlx.errors import ConfigError
 from rlx.names import nearest
 from rlx.runs.files import nearest_path, to_json
 from rlx.runs.finding import run_paths
-from rlx.runs.listing import UNREADABLE, Entry, disk_size, folders, read
+from rlx.runs.listing import UNREADABLE, Entry, folders, read
 from rlx.show import console
-from rlx.sweeps.sweep import Job, Sweep, counted
+from rlx.sweeps.sweep import Sweep, counted
 
 
 @dataclass(frozen=True)
@@ -41,30 +40,6 @@ class Config:
         choice(self.format, ("table", "json", "csv"), "format")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A run or a sweep with the numbers that the table has of it."""
-
-    entry: Entry
-    size: int
-    """Bytes on disk."""
-    age: float | None
-    """Seconds since it was begun; None: nobody knows."""
-
-    @property
-    def value(self) -> float | None:
-        """The interquartile mean return; None: it has none."""
-        value = self.entry.estimate.get("iqm")
-        return value if isinstance(value, float | int) and math.isfinite(value) else None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the return; NaN where it has none."""
-        ends = self.entry.estimate.get("ci95")
-        numbers = [end if isinstance(end, float | int) else math.nan for end in ends or ()]
-        return (numbers[0], numbers[1]) if len(numbers) == 2 else (math.nan, math.nan)
-
-
 Value = str | float | int | None
 
 
@@ -72,9 +47,9 @@ Value = str | float | int | None
 class Column:
     """A column of the table, and a filter of the same name."""
 
-    of: Callable[[Row], Value]
+    of: Callable[[Entry], Value]
     """What it has of a row; None: nothing."""
-    text: Callable[[Row], str]
+    text: Callable[[Entry], str]
     """The same for the table."""
     units: Mapping[str, float] | None = None
     """Unit of a number → how many of the first one, which need not be written; None: it has texts.
@@ -84,11 +59,11 @@ class Column:
 TIMES = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 SIZES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 COLUMNS = {
-    "kind": Column(lambda row: row.entry.kind, lambda row: row.entry.kind),
-    "status": Column(lambda row: row.entry.status, lambda row: row.entry.status),
-    "agent": Column(lambda row: row.entry.agent, lambda row: row.entry.agent),
-    "env": Column(lambda row: row.entry.env, lambda row: row.entry.env),
-    "seeds": Column(lambda row: row.entry.seeds, lambda row: str(row.entry.seeds or ""), {"": 1.0}),
+    "kind": Column(lambda row: row.kind, lambda row: row.kind),
+    "status": Column(lambda row: row.status, lambda row: row.status),
+    "agent": Column(lambda row: row.agent, lambda row: row.agent),
+    "env": Column(lambda row: row.env, lambda row: row.env),
+    "seeds": Column(lambda row: row.seeds, lambda row: str(row.seeds or ""), {"": 1.0}),
     "return": Column(lambda row: row.value, lambda row: _return_text(row), {"": 1.0}),
     "age": Column(lambda row: row.age, lambda row: _in_units(row.age, TIMES), TIMES),
     "size": Column(lambda row: row.size, lambda row: in_bytes(row.size), SIZES),
@@ -102,9 +77,8 @@ TOLD_BY_PATH = ("kind", "agent", "env")
 def main(composed: DictConfig) -> None:
     """Prints the table."""
     config = build(Config, composed, "")
-    tops = tops_of(config.run, config.outputs)
     fits = [_filter(name, str(value)) for name, value in config.where.items()]
-    rows = [row_of(entry) for top in tops for entry in listed(top)]
+    rows = entries_of(config.run, config.outputs)
     for name, value in config.where.items():
         _check_value(name, str(value), rows)
     rows = [row for row in rows if all(fit(row) for fit in fits)]
@@ -117,19 +91,23 @@ def main(composed: DictConfig) -> None:
         _write(rows, config.format)
 
 
-def tops_of(run: Any, outputs: str) -> list[Path]:
-    """The folders that the key `run` names; null: `outputs`. ConfigError where there is none."""
+def entries_of(run: Any, outputs: str) -> list[Entry]:
+    """The runs and sweeps below the folders that the key `run` names; null: below `outputs`.
+
+    ConfigError where there is no such folder.
+    """
     tops = [Path(path) for path in run_paths(outputs if run is None else run)]
     for top in tops:
         if not top.is_dir():
-            raise ConfigError(f"run={top}: no such folder.{nearest_path(top)}")
-    return tops
+            key = "outputs" if run is None else "run"
+            raise ConfigError(f"{key}={top}: no such folder.{nearest_path(top)}")
+    return listed(tops)
 
 
-def listed(top: Path) -> Iterator[Entry]:
-    """The runs and the sweeps at and below `top`, but not what is inside of one."""
-    for folder in folders(top):
-        yield _sweep(folder) if Sweep.is_at(folder) else read(folder)
+def listed(tops: Iterable[Path]) -> list[Entry]:
+    """The runs and sweeps at and below `tops`, each once, but not what is inside of one."""
+    found = {folder.resolve(): folder for top in tops for folder in folders(top)}
+    return [_sweep(path) if Sweep.is_at(path) else read(path) for path in found.values()]
 
 
 def _sweep(path: Path) -> Entry:
@@ -145,23 +123,11 @@ def _sweep(path: Path) -> Entry:
     words = dict(word.lstrip("+").split("=", 1) for word in sweep.words if "=" in word)
     name = f"{words.get('agent', '')}-{words.get('env', '')}"
     meta = sweep.facts | {"jobs": counts}
-    return Entry(path, "sweep", status, name, _error(jobs), meta)
+    errors = [job.error for job in jobs if job.status == "failed" and job.error]
+    return Entry(path, "sweep", status, name, "; ".join(errors[:1]), meta)
 
 
-def _error(jobs: Sequence[Job]) -> str:
-    """Why the first of the jobs that failed did."""
-    return next((job.error for job in jobs if job.status == "failed" and job.error), "")
-
-
-def row_of(entry: Entry) -> Row:
-    """What the table has of an entry."""
-    age = None
-    if entry.started is not None:
-        age = (datetime.now() - entry.started).total_seconds()
-    return Row(entry, disk_size(entry.path), age)
-
-
-def _filter(name: str, value: str) -> Callable[[Row], bool]:
+def _filter(name: str, value: str) -> Callable[[Entry], bool]:
     """Whether a row has in the column `name` the value, or one in the range, that was asked for."""
     if name not in COLUMNS:
         raise ConfigError(f"{name}: no column of this list.{nearest(name, COLUMNS)}")
@@ -174,7 +140,7 @@ def _filter(name: str, value: str) -> Callable[[Row], bool]:
     low = -math.inf if ends[0] is None else ends[0]
     high = math.inf if ends[-1] is None else ends[-1]
 
-    def fits(row: Row) -> bool:
+    def fits(row: Entry) -> bool:
         number = column.of(row)
         return isinstance(number, float | int) and low <= number <= high
 
@@ -194,7 +160,7 @@ def _number(name: str, text: str, units: Mapping[str, float]) -> float | None:
     return float(match[1]) * units[match[2] or first]
 
 
-def _check_value(name: str, value: str, rows: Sequence[Row]) -> None:
+def _check_value(name: str, value: str, rows: Sequence[Entry]) -> None:
     """ConfigError where a text was asked for that no row has: it may be misspelt."""
     column = COLUMNS[name]
     there = {column.of(row) for row in rows} - {""}
@@ -202,13 +168,13 @@ def _check_value(name: str, value: str, rows: Sequence[Row]) -> None:
         raise ConfigError(f"{name}={value}: no run has it.{nearest(value, there)}")
 
 
-def print_table(rows: Sequence[Row], title: str = "") -> None:
+def print_table(rows: Sequence[Entry], title: str = "") -> None:
     """Print the rows, then what is broken.
 
     Where the terminal is too narrow for the table, a path has a line of its own.
     """
     texts = {name: [column.text(row) for row in rows] for name, column in COLUMNS.items()}
-    texts["run"] = [str(row.entry.path) for row in rows]
+    texts["run"] = [str(row.path) for row in rows]
     if _width(texts) > console.terminal.width:
         texts = {name: column for name, column in texts.items() if name not in TOLD_BY_PATH}
     lines = list(zip(*texts.values(), strict=True))
@@ -220,8 +186,8 @@ def print_table(rows: Sequence[Row], title: str = "") -> None:
             console.terminal.print("  ".join(facts), markup=False)
             console.terminal.print(f"  {path}", markup=False)
     for row in rows:
-        if row.entry.status == UNREADABLE:
-            console.warning(row.entry.error)
+        if row.status == UNREADABLE:
+            console.warning(row.error)
 
 
 def _fact(name: str, text: str) -> str:
@@ -234,15 +200,15 @@ def _width(texts: Mapping[str, Sequence[str]]) -> int:
     return 1 + sum(3 + max(map(len, [name, *column])) for name, column in texts.items())
 
 
-def _write(rows: Sequence[Row], form: str) -> None:
-    """Print the rows as JSON or CSV: ages in seconds, sizes in bytes, all numbers whole."""
+def _write(rows: Sequence[Entry], form: str) -> None:
+    """Print the rows as JSON or CSV: ages in seconds, sizes in bytes, no number rounded."""
     items = []
     for row in rows:
         item: dict[str, Any] = {name: column.of(row) for name, column in COLUMNS.items()}
         item["ci95_low"], item["ci95_high"] = row.interval
-        item["started"] = row.entry.meta.get("started")
-        item["error"] = row.entry.error
-        item["run"] = str(row.entry.path)
+        item["started"] = row.meta.get("started")
+        item["error"] = row.error
+        item["run"] = str(row.path)
         items.append(to_json(item))
     if form == "json":
         print(json.dumps(items, indent=1))
@@ -253,10 +219,10 @@ def _write(rows: Sequence[Row], form: str) -> None:
     writer.writerows(items)
 
 
-def _return_text(row: Row) -> str:
+def _return_text(row: Entry) -> str:
     """The return with its interval; of a sweep how many of its jobs are done."""
-    if row.entry.kind == "sweep" and row.entry.status != UNREADABLE:
-        jobs = row.entry.meta["jobs"]
+    if row.kind == "sweep" and row.status != UNREADABLE:
+        jobs = row.meta["jobs"]
         done = jobs.get("completed", 0) + jobs.get("pruned", 0)
         return f"{done} of {sum(jobs.values())} jobs"
     return "" if row.value is None else console.interval_text(row.value, row.interval)

@@ -78,7 +78,7 @@ from rlx.envs.batched import Dynamics
 
 @dataclass(frozen=True)
 class CLASS(Dynamics):
-    """State [B, 1] of all copies at once: the place, from −2 to 2."""
+    """State [B, 1] of all copies at once: the place, from -2 to 2."""
 
     step: float
     """How far an action moves."""

@@ -1,7 +1,10 @@
-"""Compare runs in one figure: learning curves, attacks on the same agents, or attacked agents."""
+"""Compare runs in a figure, tables, a page: trainings, attacks, attacked agents, certificates."""
 
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,20 +12,23 @@ from omegaconf import DictConfig
 
 from rlx.benchmarks import atari100k
 from rlx.command import command
-from rlx.composing import load_command
+from rlx.composing import as_typed, load_command
 from rlx.config import build
 from rlx.errors import ConfigError
+from rlx.page.document import Document, check_format
 from rlx.runs.finding import command_of, find_all, run_paths
 from rlx.runs.run import Run
 from rlx.show import console, figures
 from rlx.sweeps import report as sweeps
 from rlx.sweeps.ranking import rankings
-from rlx.sweeps.sweep import Sweep
+from rlx.sweeps.sweep import Sweep, swept_keys
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from rlx.page.document import Section
     from rlx.show.attack_run import AttackRun
+    from rlx.sweeps.ranking import Ranking
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,12 @@ class Config:
     figure: figures.Style
     """How large the figure is: a file of conf/figure."""
     run: Any
-    """Attack runs, on the same agents or on different ones of one env; or training runs."""
+    """Attack runs, on the same agents or on different ones of one env; or training runs, certify
+    runs, sweeps. Certify runs of the agents that are attacked may stand beside attack runs."""
     mode: str | None
     """Which mode of the attacks to compare; null: all heads, or the first that all have."""
+    format: str | None
+    """`html`: also one page with all of it; `md`: also as Markdown, with its figures beside it."""
     outputs: str
     """Folder of all runs."""
     trust: bool
@@ -45,28 +54,46 @@ class Config:
 def main(composed: DictConfig) -> None:
     """Draws and prints what `run` names."""
     config = build(Config, composed, "")
+    check_format(config.format)
     if config.run is None:
         raise ConfigError(
             "run: name the runs to compare, as in: rlx report outputs/attack/A outputs/attack/B"
         )
-    swept = [path for path in run_paths(config.run) if Sweep.is_at(path)]
+    paths = run_paths(config.run)
+    swept = [path for path in paths if Sweep.is_at(path)]
     if swept:
-        _report_sweeps(swept, run_paths(config.run), config.figure)
-    elif command_of(run_paths(config.run)[0]) == "train":
-        runs = _finished(find_all(config.run, config.outputs, "train", trusted=config.trust))
+        _report_sweeps(swept, paths, config)
+    elif command_of(paths[0]) == "train":
+        runs = _finished(find_all(paths, config.outputs, "train", trusted=config.trust))
         _report_trainings(runs, config, composed)
     else:
-        runs = _finished(find_all(config.run, config.outputs, "attack", trusted=config.trust))
-        _report_attacks(runs, config, composed)
+        _report_attacks(paths, config, composed)
 
 
-def _report_sweeps(swept: Sequence[str], paths: Sequence[str], style: figures.Style) -> None:
+def _report_sweeps(swept: Sequence[str], paths: Sequence[str], config: Config) -> None:
     """Print what has come of each sweep so far; its table and figure are beside it."""
     others = [path for path in paths if path not in swept]
     if others:
         raise ConfigError(f"run={others[0]}: is no sweep; report sweeps by themselves.")
+    page = None if config.format is None else partial(_sweep_page, config.format)
     for path in swept:
-        sweeps.report(Sweep(Path(path)), style)
+        sweeps.report(Sweep(Path(path)), config.figure, page)
+
+
+def _sweep_page(kind: str, sweep: Sweep, ranked: "Sequence[Ranking]") -> Path:
+    """Write the page of a sweep beside its table."""
+    from rlx.page import making, sections
+
+    jobs = sweep.jobs()
+    keys = swept_keys(jobs)
+    finished = {}
+    for job in jobs:
+        run = job.run
+        if run is not None and run.unfinished() is None:
+            finished[job.label_of(keys)] = run
+    made = making.sections(finished, "the sweep", sweep.line)
+    parts = [*sections.sweep(ranked, jobs), *sections.episodes(list(finished.values()))]
+    return Document(f"Sweep {sweep.path.name}", [*parts, *made]).write(sweep.path, kind)
 
 
 def _finished(runs: Sequence[Run]) -> list[Run]:
@@ -94,60 +121,189 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
 
     labels = training_comparison.run_labels(runs)
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
-    table = output.path / "report.csv"
+    files: dict[str, Any] = {"table": output.path / "report.csv"}
     with output.writing():
-        drawn = _save_figure(training_comparison.figure(runs, labels, config.figure), output)
-        training_comparison.write_csv(runs, labels, table)
-        training_comparison.print_table(runs, labels)
+        drawn = training_comparison.figure(runs, labels, config.figure)
+        files["figure"] = _save_figure(drawn, output)
+        training_comparison.write_csv(runs, labels, files["table"])
+        console.table(*training_comparison.results(runs, labels))
+        for table in training_comparison.pairs(runs, labels):
+            console.table(*table)
         if atari100k.is_benchmark(runs):
             atari100k.table(runs)
+        if config.format is not None:
+            from rlx.page import sections
+
+            named = dict(zip(labels, runs, strict=True))
+            parts = sections.trainings(runs, labels)
+            files["page"] = _save_page(config.format, output, parts, named)
         output.complete({"run": [str(run.path) for run in runs], "labels": labels})
-    console.result(output.path, table=table, figure=drawn)
+    console.result(output.path, **files)
 
 
-def _report_attacks(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
-    """Compare the attacks `runs`: on the same agents which ranks highest, else agent with agent."""
+def _report_attacks(paths: Sequence[str], config: Config, composed: DictConfig) -> None:
+    """Compare the attacks at `paths`: on the same agents which ranks highest, else the agents.
+
+    Certify runs among them are shown on the page.
+    """
     from rlx.show.attack_run import AttackRun
 
+    certified = [path for path in paths if command_of(path) == "certify"]
+    attacking = [path for path in paths if path not in certified]
+    certificates = []
+    if certified:
+        found = find_all(certified, config.outputs, "certify", trusted=config.trust)
+        certificates = _finished(found)
+    if not attacking:
+        _report_certificates(certificates, config, composed)
+        return
+    runs = _finished(find_all(attacking, config.outputs, "attack", trusted=config.trust))
     attacks = [AttackRun.of(run) for run in runs]
+    if config.format is not None and not certificates:
+        certificates = _certificates_of(attacks, config)
     if len({attack.trainings for attack in attacks}) == 1:
-        _report_same_agents(attacks, config, composed)
+        _report_same_agents(attacks, certificates, config, composed)
     else:
         require_same_env(attacks)
-        _report_agents(attacks, config, composed)
+        _report_agents(attacks, certificates, config, composed)
+
+
+def _certificates_of(attacks: "Sequence[AttackRun]", config: Config) -> list[Run]:
+    """The newest certify runs of the agents that are attacked, where there are some."""
+    found = {}
+    for attack in attacks:
+        folder = Path(config.outputs, "certify", attack.source)
+        for path in sorted(folder.glob("*/summary.json")):
+            run = Run(path.parent, config.trust)
+            trainings = tuple(Path(text).resolve() for text in run.summary()["run"])
+            if run.unfinished() is None and trainings == attack.trainings:
+                found[trainings] = run
+    for run in found.values():
+        console.facts(certify=run.path)
+    return list(found.values())
+
+
+def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConfig) -> None:
+    """Print what is certified, and draw it."""
+    from rlx.show import certify_tables
+
+    output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
+    panels: dict[str, list[figures.Curve]] = {}
+    for run in runs:
+        summary = run.summary()
+        title = run.path.parent.name if len(runs) == 1 else str(run.path)
+        panels |= certify_tables.panels(summary, title)
+        for table in certify_tables.tables(summary):
+            console.table(*table)
+        for text in certify_tables.proved(summary):
+            console.facts(proved=text)
+    files: dict[str, Any] = {}
+    with output.writing():
+        drawn = figures.sandwich(panels, figures.eps_label(runs[0].config.scale), config.figure)
+        files["figure"] = _save_figure(drawn, output)
+        if config.format is not None:
+            files["page"] = _save_attack_page(config.format, output, [], runs, [])
+        output.complete({"run": [str(run.path) for run in runs]})
+    console.result(output.path, **files)
 
 
 def _report_same_agents(
-    attacks: "Sequence[AttackRun]", config: Config, composed: DictConfig
+    attacks: "Sequence[AttackRun]",
+    certificates: Sequence[Run],
+    config: Config,
+    composed: DictConfig,
 ) -> None:
     """Draw the robustness curves, and print the ranks of the agents under each attack."""
     from rlx.show.attack_comparison import AttackComparison
 
     comparison = AttackComparison.of(attacks, config.mode)
     output = Run.create(config.outputs, "report", comparison.agents, composed)
+    files: dict[str, Any] = {}
     with output.writing():
-        drawn = _save_figure(comparison.figure(config.figure), output)
+        files["figure"] = _save_figure(comparison.figure(config.figure), output)
         comparison.print_ranks()
+        if config.format is not None:
+            from rlx.page import sections
+
+            parts = sections.same_agents(comparison)
+            files["page"] = _save_attack_page(config.format, output, attacks, certificates, parts)
         paths = [str(attack.path) for attack in attacks]
         output.complete({"run": paths} | comparison.summary())
-    console.result(output.path, figure=drawn)
+    console.result(output.path, **files)
 
 
-def _report_agents(attacks: "Sequence[AttackRun]", config: Config, composed: DictConfig) -> None:
+def _report_agents(
+    attacks: "Sequence[AttackRun]",
+    certificates: Sequence[Run],
+    config: Config,
+    composed: DictConfig,
+) -> None:
     """Draw, write and print how robust the agents are, and how much they differ."""
     from rlx.show.agent_comparison import AgentComparison
 
     comparison = AgentComparison.of(attacks, config.mode)
     output = Run.create(config.outputs, "report", comparison.env, composed)
-    table = output.path / "report.csv"
-    pairs = output.path / "pairs.csv"
+    files: dict[str, Any] = {
+        "table": output.path / "report.csv",
+        "pairs": output.path / "pairs.csv",
+    }
     with output.writing():
-        drawn = _save_figure(comparison.figure(config.figure), output)
-        comparison.write_csv(table)
-        comparison.write_pairs(pairs)
+        files["figure"] = _save_figure(comparison.figure(config.figure), output)
+        comparison.write_csv(files["table"])
+        comparison.write_pairs(files["pairs"])
         comparison.print_tables()
+        if config.format is not None:
+            from rlx.page import sections
+
+            parts = sections.agents(comparison)
+            files["page"] = _save_attack_page(config.format, output, attacks, certificates, parts)
         output.complete(comparison.summary())
-    console.result(output.path, table=table, pairs=pairs, figure=drawn)
+    console.result(output.path, **files)
+
+
+def _save_attack_page(
+    kind: str,
+    output: Run,
+    attacks: "Sequence[AttackRun]",
+    certificates: Sequence[Run],
+    parts: "Sequence[Section]",
+) -> Path:
+    """Write the page of attacks and certificates: `parts`, then each by itself, the trainings."""
+    from rlx.page import sections
+
+    named = sections.names(attacks)
+    studies = [sections.study(attack, name) for name, attack in named.items()]
+    single = [*studies, *map(sections.certificates, certificates)]
+    whole = [*parts, *single] if len(attacks) > 1 else [*single, *parts]
+    runs = {name: attack.run for name, attack in named.items()}
+    runs |= {f"certify {run.path.name}": run for run in certificates}
+    trainings = sections.attacked(list(runs.values()))
+    if trainings:
+        whole += sections.trainings(list(trainings.values()), list(trainings))
+    return _save_page(kind, output, whole, runs, trainings)
+
+
+def _save_page(
+    kind: str,
+    output: Run,
+    parts: "Sequence[Section]",
+    runs: Mapping[str, Run],
+    trainings: Mapping[str, Run] | None = None,
+) -> Path:
+    """Write the page of a report on `runs`: `parts`, then how these were made.
+
+    `trainings`: those that the runs have read.
+    """
+    from rlx.page import making, sections
+
+    line = making.reading(as_typed(sys.argv), [str(run.path) for run in runs.values()])
+    everything = {**(trainings or {}), **runs}
+    made = making.sections(everything, "this report", line)
+    whole = [*parts, *sections.episodes(list(everything.values())), *made]
+    counts = Counter(run.meta()["command"] for run in everything.values())
+    texts = [f"{count} × rlx {command}" for command, count in counts.items()]
+    title = f"{output.path.parent.name}: {', '.join(texts)}"
+    return Document(title, whole).write(output.path, kind)
 
 
 def _save_figure(figure: "Figure", output: Run) -> Path:

@@ -9,14 +9,14 @@ import yaml
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.commands.list import in_bytes, listed, print_table, row_of, tops_of
+from rlx.commands.list import entries_of, in_bytes, listed, print_table
 from rlx.composing import compose_config
 from rlx.conf import group_files
 from rlx.config import build, plain
 from rlx.errors import ConfigError
 from rlx.experiment import CommonEnvConfig
 from rlx.names import flatten_keys
-from rlx.runs.listing import Entry, disk_size
+from rlx.runs.listing import Entry, disk_size, root_of
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.sweeps.sweep import Sweep
@@ -40,11 +40,11 @@ GROUPS = ("agent", "env", "attack", "effort")
 def main(composed: DictConfig) -> None:
     """Prints the run."""
     config = build(Config, composed, "")
-    tops = tops_of(config.run, config.outputs)
-    found = [entry for top in tops for entry in listed(top)]
-    if len(tops) > 1 or not found:
-        what = "show takes one run" if found else "no run in it"
-        raise ConfigError(f"run={' '.join(map(str, tops))}: {what}.")
+    found = entries_of(config.run, config.outputs)
+    if isinstance(config.run, list) and len(config.run) > 1:
+        raise ConfigError(f"run={config.run}: show takes one run, or a folder with runs.")
+    if not found:
+        raise ConfigError(f"run={config.run or config.outputs}: no run in it.")
     entry = max(found, key=lambda entry: (entry.meta.get("started") or "", entry.path.name))
     if Sweep.is_at(entry.path):
         _show_sweep(entry)
@@ -55,13 +55,14 @@ def main(composed: DictConfig) -> None:
 def _show_sweep(entry: Entry) -> None:
     """Print what a sweep is, and how far."""
     jobs = entry.meta.get("jobs", {})
+    counts = ", ".join(f"{count} {state}" for state, count in jobs.items())
     console.facts(
         sweep=entry.path,
-        status=f"{entry.status}: {', '.join(f'{n} {state}' for state, n in jobs.items())}",
-        line=entry.meta.get("line", ""),
+        status=f"{entry.status}: {counts or entry.error}",
+        line=entry.meta.get("line", "unknown"),
         **{"made by": _maker(entry)},
+        next=f"rlx resume {shlex.quote(str(entry.path))}",
     )
-    console.facts(next=f"rlx resume {shlex.quote(str(entry.path))}")
     console.result(entry.path)
 
 
@@ -77,8 +78,8 @@ def _show_run(entry: Entry) -> None:
     )
     try:
         _print_numbers(entry)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        console.warning(f"summary.json is not as rlx writes it ({type(error).__name__}: {error})")
+    except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
+        console.warning(f"its numbers are not as rlx writes them ({error})")
     files = sorted(entry.path.iterdir())
     texts = [f"{file.name} ({in_bytes(disk_size(file))})" for file in files]
     console.facts(files=", ".join(texts))
@@ -88,8 +89,8 @@ def _show_run(entry: Entry) -> None:
         names.append("best")
     if names:
         console.facts(weights=", ".join(names))
-    others = listed(entry.path.absolute().parents[2])
-    made = [row_of(other) for other in others if entry.path.name in other.sources()]
+    others = listed([root_of(entry.path)])
+    made = [other for other in others if entry.path.name in other.sources()]
     if made:
         print_table(made, "Made of it")
     path = shlex.quote(str(entry.path))
@@ -137,8 +138,10 @@ def _option(group: str, node: Any, entry: Entry) -> str | None:
         return named
     for option, file in files.items():
         content = yaml.safe_load(file.read_text()) or {}
-        target = content.get("_target_")
-        is_it = content == node if target is None else target == dict(node or {}).get("_target_")
+        if "_target_" in content and isinstance(node, dict):
+            is_it = content["_target_"] == node.get("_target_")
+        else:
+            is_it = content == node
         if is_it:
             return option
     return None

@@ -46,7 +46,11 @@ class AtariEnv(VectorEnv):
     and all counters are in decisions.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata = {
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": [],
+        "render_fps": 15,  # 60 frames a second, four of them a decision
+    }
     reward_threshold: float | None = None
     rules: Rules | None = None
     grid: tuple[int, int] | None = None

@@ -166,7 +166,7 @@ class BatchedEnv(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
     final_state: Tensor
-    """[B, D]: where the newest step has led, before any reset."""
+    """[B, D]: where the newest step has led, before any reset; kept where the env is to draw."""
     _ended: Tensor
     """bool [B]: whose episode is over. SAME_STEP, which resets these at once, does without it."""
 
@@ -248,7 +248,8 @@ class BatchedEnv(VectorEnv):
                 self._ended = self._ended & ~where
             else:
                 self._ended = torch.zeros_like(where)
-        self.final_state = self.state
+        if self.render_mode is not None:
+            self.final_state = self.state
         return self.dynamics.observe(self.state), {}
 
     def step(self, actions: Tensor | np.ndarray) -> _StepResult:
@@ -267,20 +268,12 @@ class BatchedEnv(VectorEnv):
             return self._finish_next_step(*self._transition(actions, ~self._ended))
         return self._finish_disabled(*self._transition(actions))
 
-    def render(self) -> tuple[np.ndarray, ...]:
-        """One image uint8 [H, W, 3] per copy, of its state now."""
-        return tuple(self._images(self.state))
-
-    def final_image(self) -> np.ndarray:
-        """Where the newest step has led copy 0, before any reset: an image uint8 [H, W, 3]."""
-        return self._images(self.final_state[:1])[0]
-
-    def _images(self, state: Tensor) -> np.ndarray:
-        """Images uint8 [B, H, W, 3] of `state` [B, D]."""
+    def render(self, state: Tensor | None = None) -> tuple[np.ndarray, ...]:
+        """One image uint8 [H, W, 3] per copy, of `state` [B, D]; None: the copies' own."""
         dynamics = self.dynamics
         if self.drift is not None:
-            dynamics = self.drift.apply(dynamics, self._age[: len(state)])
-        return dynamics.render(state).cpu().numpy()
+            dynamics = self.drift.apply(dynamics, self._age)
+        return tuple(dynamics.render(self.state if state is None else state).cpu().numpy())
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""
@@ -310,7 +303,8 @@ class BatchedEnv(VectorEnv):
         if self.drift is not None:
             dynamics = self.drift.apply(dynamics, self._age)
         self.state, reward, terminated = dynamics.transition(self.state, actions, draws)
-        self.final_state = self.state
+        if self.render_mode is not None:
+            self.final_state = self.state
         self._steps += 1
         self._age += 1
         return reward, terminated

@@ -59,6 +59,7 @@ class DMControl(gymnasium.Env):
             raise ConfigError(f"env.pixels={pixels}: expected true or false.")
         domain, _, name = task.partition("-")
         self.env = suite.load(domain, name)
+        self.dt = self.env.control_timestep()
         self.repeat = repeat
         self.pixels = pixels
         self.size = size
@@ -134,5 +135,6 @@ class DMControlEnv(GymEnv):
         """The keys of conf/env/dmc.yaml."""
         self.named = f"env.task={task}"
         kwargs = {"task": task, "repeat": repeat, "bins": bins, "pixels": pixels, "size": size}
+        kwargs["render_mode"] = "rgb_array"  # costs nothing until somebody looks
         steps = math.ceil(_MOST_STEPS / repeat)
         super().__init__(f"{__name__}:rlx/DMControl-v0", num_envs, steps, kwargs, device)

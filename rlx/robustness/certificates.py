@@ -19,7 +19,7 @@ from rlx.robustness.bounds import Box, crown, margins_of
 from rlx.robustness.branching import CHUNK, branch
 from rlx.robustness.clean_decisions import CleanDecisions, Decisions
 from rlx.robustness.sweep import Game
-from rlx.show import console, figures
+from rlx.show import certify_tables, console, figures
 from rlx.statistics import Estimate
 from rlx.threat import Attack, Budget
 
@@ -293,38 +293,11 @@ class Certificates:
 
     def print(self) -> None:
         """Print the shares of each head by radius, and what is proved of all decisions."""
-        columns = ["eps", "by bounds", "certified", "undecided", "not moved", "not by the attack"]
-        for name, head in self.heads.items():
-            rows = []
-            for radius, eps in enumerate(self.eps):
-                texts = {}
-                for share in SHARES:
-                    estimate = head.estimate(share, radius)
-                    texts[share] = console.interval_text(estimate.iqm, estimate.ci95)
-                undecided = f"{head.undecided(radius):.2%}"
-                rows.append(
-                    [
-                        f"{eps:g}",
-                        texts["bounded"],
-                        texts["certified"],
-                        undecided,
-                        texts["unmoved"],
-                        texts["unflipped"],
-                    ]
-                )
-            title = f"Head {name}: share of the decisions of clean play that the box cannot change"
-            console.table(title, columns, rows)
-            self._print_theorem(name, head)
-
-    def _print_theorem(self, name: str, head: HeadCertificates) -> None:
-        """Say up to which radius all decisions of a head are certified."""
-        whole = (head.shares["certified"] == 1).all((0, 2))
-        radii = [eps for eps, all_of_it in zip(self.eps, whole, strict=True) if all_of_it]
-        if radii and max(radii) > 0:
-            console.facts(
-                proved=f"head {name}: within eps {max(radii):g} nothing changes any of its "
-                f"{head.decisions.sum():,} decisions"
-            )
+        summary = self.summary()
+        for table in certify_tables.tables(summary):
+            console.table(*table)
+        for text in certify_tables.proved(summary):
+            console.facts(proved=text)
 
 
 def figure(
@@ -337,15 +310,5 @@ def figure(
 
     `summary`: as `Certificates.summary`; `scale`: what eps = 1 means.
     """
-    panels = {}
-    for name, head in summary["heads"].items():
-        curves = []
-        for share, label in (
-            ("unmoved", "no observation was found that changes it"),
-            ("certified", "certified: none does"),
-            ("bounded", "certified by the bounds of the whole box"),
-        ):
-            estimates = [Estimate.from_dict(estimate) for estimate in head[share]]
-            curves.append(figures.Curve(label, summary["eps"], estimates))
-        panels[f"{title}: {name}"] = curves
+    panels = certify_tables.panels(summary, title)
     return figures.sandwich(panels, figures.eps_label(scale), style)

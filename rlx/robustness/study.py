@@ -105,6 +105,17 @@ class Cell:
             truncation_rate=float(played.truncated[:, number].mean()),
         )
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Cell":
+        """The cell that `as_dict` gave."""
+        # Studies of earlier versions lack some.
+        found: dict[str, Any] = {"movable_per_head": {}, "winners": {}, "truncation_rate": math.nan}
+        for field in dataclasses.fields(cls):
+            key = FILE_KEYS.get(field.name, field.name)
+            if key in values:
+                found[field.name] = values[key]
+        return cls(**found | {"returns": statistics.Estimate.from_dict(values["return"])})
+
     def as_dict(self) -> dict[str, Any]:
         """The cell as summary.json has it."""
         values: dict[str, Any] = {}
@@ -245,6 +256,36 @@ class Study:
             "converged": {mode: not self.is_red(mode) for mode in self.audit},
         }
 
+    @classmethod
+    def from_summary(cls, summary: Mapping[str, Any]) -> "Study":
+        """The study that `summary` gave."""
+        cells: dict[str, list[Cell]] = {}
+        for values in summary["cells"]:
+            cells.setdefault(values["head"], []).append(Cell.from_dict(values))
+        curves = {}
+        for mode in cells:
+            low, high = summary["critical_eps_ci95"][mode]
+            curves[mode] = statistics.Curve(
+                score=np.array([cell.score for cell in cells[mode]]),
+                area=summary["area"][mode],
+                area_ci95=summary["area_ci95"][mode],
+                critical_eps=_beyond_grid(summary["critical_eps"][mode]),
+                critical_eps_ci95=(_beyond_grid(low), _beyond_grid(high)),
+                undefined=summary["undefined_resamples"][mode],
+            )
+        return cls(
+            attack=summary["cells"][0]["attack"],
+            eps=summary["eps"],
+            clean=statistics.Estimate.from_dict(summary["clean"]),
+            random=summary["random"],
+            cells=cells,
+            curves=curves,
+            audit={
+                mode: [audit.Finding(**finding) for finding in findings]
+                for mode, findings in summary.get("audit", {}).items()
+            },
+        )
+
     def is_red(self, mode: str) -> bool:
         """Whether a check of the attack has failed: its area is then an upper bound at best."""
         return not all(finding.passed for finding in self.audit[mode])
@@ -275,6 +316,13 @@ class Study:
         if not math.isinf(critical):
             return critical
         return f">{self.eps[-1]:g}" if critical > 0 else f"≤{self.eps[0]:g}"
+
+
+def _beyond_grid(critical: float | str) -> float:
+    """A critical radius that `Study.summary` has written: ">0.03" is infinite."""
+    if isinstance(critical, str):
+        return math.inf if critical.startswith(">") else -math.inf
+    return critical
 
 
 def figure(

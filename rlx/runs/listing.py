@@ -3,17 +3,20 @@
 What cannot be read is listed too, with the reason. Importing this imports no torch.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rlx.conf import conf_dir
 from rlx.errors import ConfigError
 from rlx.grids import parse_rows
 from rlx.runs.run import Run
@@ -79,12 +82,32 @@ class Entry:
         return estimate if isinstance(estimate, dict) else {}
 
     @property
-    def started(self) -> datetime | None:
-        """When it was begun."""
+    def value(self) -> float | None:
+        """The interquartile mean return; None: there is none."""
+        value = self.estimate.get("iqm")
+        return value if isinstance(value, float | int) and math.isfinite(value) else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the return; NaN where there is none."""
+        match self.estimate.get("ci95"):
+            case [float() | int() as low, float() | int() as high]:
+                return low, high
+        return math.nan, math.nan
+
+    @cached_property
+    def age(self) -> float | None:
+        """Seconds since it was begun; None: nobody knows."""
         try:
-            return datetime.fromisoformat(self.meta["started"])
+            started = datetime.fromisoformat(self.meta["started"])
+            return (datetime.now() - started).total_seconds()
         except (KeyError, TypeError, ValueError):
             return None
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return disk_size(self.path)
 
     def config(self) -> dict[str, Any]:
         """The content of config.yaml as plain data; empty where it cannot be read."""
@@ -116,6 +139,21 @@ def folders(top: Path) -> Iterator[Path]:
             names.clear()
             yield path
         names[:] = sorted(name for name in names if not name.startswith("."))
+
+
+def root_of(path: Path) -> Path:
+    """The folder of all runs in which a run or a sweep lies; of a copy elsewhere, the one it is in.
+
+    It is relative where `path` is.
+    """
+    group = path.absolute().parent
+    command = group.parent
+    root = group
+    if group.name == "sweeps":
+        root = command
+    elif Path(conf_dir(), f"{command.name}.yaml").is_file():
+        root = command.parent
+    return root if path.is_absolute() else Path(os.path.relpath(root))
 
 
 def read(path: Path) -> Entry:

@@ -3,7 +3,8 @@
 config.yaml      the resolved config; what evaluate and attack load
 meta.json        format version, command, status (running, completed, interrupted, failed), rlx's
                  version and commit, packages, machine, started, wall_s, signature of config.yaml
-                 (rlx/runs/trust.py)
+                 (rlx/runs/trust.py), the commit of the user's project, the command line, the lines
+                 that went on with it, the options of config groups
 metrics.jsonl    one row per (step, seed): step, seed, return/mean, return/train, length/mean,
                  loss/…, time/steps_per_s
 checkpoints/, replay/    rlx/runs/checkpoints.py
@@ -39,7 +40,7 @@ from rlx.runs.files import (
     write,
     write_json,
 )
-from rlx.runs.versions import versions
+from rlx.runs.versions import origin, project_commit, versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +50,7 @@ FORMAT = 3
 """Version of the layout above; written to meta.json."""
 _trusted: set[str] = set()
 """The configs that the user has trusted in this process; an adversary's env reads some anew."""
-_note: "tuple[str, Callable[[Run], None]] | None" = None
+_note: "tuple[str, Callable[[Run], dict[str, Any]]] | None" = None
 """A command, and what is told of each run that it is about to make; see `noting`."""
 GROUPS = ("agent", "env", "eval_env", "device", "attack")
 """Keys of config.yaml that hold keys themselves."""
@@ -79,8 +80,9 @@ class Run:
             raise ConfigError(f"outputs={root}: expected a folder.")
         started = datetime.datetime.now()
         run = cls(Path(root) / command / name / started.strftime("%Y%m%d-%H%M%S-%f"))
+        noted = {}
         if _note is not None and command == _note[0]:
-            _note[1](run)
+            noted = _note[1](run)
         try:
             run.path.mkdir(parents=True)
             run.write_config(config)
@@ -88,7 +90,12 @@ class Run:
             raise ConfigError(
                 f"outputs={root}: cannot write {run.path} ({error.strerror})."
             ) from None
-        run.write_meta(status="running", started=started.isoformat(timespec="seconds"))
+        run.write_meta(
+            status="running",
+            started=started.isoformat(timespec="seconds"),
+            project_commit=project_commit(),
+            **(origin() | noted),
+        )
         return run
 
     @property
@@ -134,6 +141,7 @@ class Run:
 
         `recover` (rlx/runs/finding.py) puts back what a crash leaves of the two.
         """
+        self._note_resuming(former.meta())
         partial = hidden_sibling(former.path, "partial")
         shutil.rmtree(partial, ignore_errors=True)  # a crash may have left it
         self.path.rename(partial)
@@ -302,6 +310,14 @@ class Run:
         write(self.path / "metrics.jsonl", "".join(_lines(rows)))
         self.write_config(config)
         self.write_meta(status="running", error=None)
+        self._note_resuming(self.meta())
+
+    def _note_resuming(self, former: Mapping[str, Any]) -> None:
+        """Add the line that goes on with the run to those that made it, which `former` has."""
+        line = origin().get("line", "")
+        if line.startswith("rlx resume "):  # else a sweep's, which does its job again
+            made = {key: former[key] for key in ("line", "choices") if key in former}
+            self.write_meta(**made, resumed=[*former.get("resumed", []), line])
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -372,8 +388,10 @@ class Run:
 
 
 @contextmanager
-def noting(command: str, note: "Callable[[Run], None]") -> Iterator[None]:
+def noting(command: str, note: "Callable[[Run], dict[str, Any]]") -> Iterator[None]:
     """Tell `note` of each run that `command` makes within the context, before it is there.
+
+    What it returns stands in meta.json.
 
     A process that is killed in between leaves a folder that somebody knows of.
     """

@@ -2,12 +2,15 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import rlx
+from rlx.machine import cpu_name
 
 PACKAGES = ("torch", "gymnasium", "numpy", "hydra-core")
 
@@ -19,8 +22,34 @@ def versions() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "cpu": cpu_name(),
+        "gpu": _gpu_name(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def origin() -> dict[str, Any]:
+    """The part of meta.json on how a run came about: nothing where Hydra has composed nothing.
+
+    `line`: its command line; `choices`: the option of each config group.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    # Hydra escapes 0:5.
+    words = [word.lstrip("+").replace("\\:", ":") for word in hydra.overrides.task]
+    options = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group}
+    return {"line": shlex.join(["rlx", str(hydra.job.config_name), *words]), "choices": options}
+
+
+def _gpu_name() -> str | None:
+    """The model of the GPU; None where there is none, or where nobody has asked for torch yet."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_name())
 
 
 def project_commit() -> str | None:

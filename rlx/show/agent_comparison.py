@@ -125,13 +125,22 @@ class AgentComparison:
 
     def figure(self, style: figures.Style = figures.SCREEN) -> "Figure":
         """Return against the radius, and the performance profiles."""
-        shares = []
-        for profile in self.profiles:
-            shares.append(np.stack([profile.value, *profile.ci95]))
-        x = figures.eps_label(units_text(self.scale))
         curves = [row.curve for row in self.rows]
         title = f"{self.env}: return under attack"
-        return figures.robustness(title, curves, x, self.random, self.levels, shares, style)
+        shares = [np.stack([profile.value, *profile.ci95]) for profile in self.profiles]
+        return figures.robustness(title, curves, self.x, self.random, self.levels, shares, style)
+
+    @property
+    def x(self) -> str:
+        """What the curves are drawn against."""
+        return figures.eps_label(units_text(self.scale))
+
+    def profile_curves(self) -> list[figures.Curve]:
+        """The performance profiles, a curve for each of the `rows`."""
+        return [
+            figures.profile(row.label, self.levels, profile)
+            for row, profile in zip(self.rows, self.profiles, strict=True)
+        ]
 
     def write_csv(self, path: Path) -> None:
         """A row for each attack and radius."""
@@ -175,26 +184,35 @@ class AgentComparison:
 
     def print_tables(self) -> None:
         """Print what eps means, the agents by rank, then the differences of each two of them."""
-        console.facts(
-            env=self.env,
-            scale=f"eps 1 is {units_text(self.scale)}",
-            episodes=f"{self.episodes} per seed and radius, the same start states for all agents",
-        )
+        console.facts(**self.facts())
+        for text in self.warnings():
+            console.warning(text)
+        console.table(*self.agents())
+        console.table(*self.differences())
+
+    def facts(self) -> dict[str, str]:
+        """What all attacks have in common: the env, what eps means, the episodes."""
+        episodes = f"{self.episodes} per seed and radius, the same start states for all agents"
+        scale = f"eps 1 is {units_text(self.scale)}"
+        return {"env": self.env, "scale": scale, "episodes": episodes}
+
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers should know."""
+        texts = []
         settings = [row.attack.config.attack for row in self.rows]
         if any(others != settings[0] for others in settings):
-            console.warning(
+            texts.append(
                 "the agents are under different attacks; a difference may be that of the attacks"
             )
-        console.warn_of_few_seeds(min(row.seeds for row in self.rows))
+        texts += console.few_seeds(min(row.seeds for row in self.rows))
         for row in self.rows:
             # Studies from before the audit do not say.
             if not row.attack.summary.get("converged", {}).get(row.mode, True):
-                console.warning(f"{row.label}: an upper bound, not converged (see its audit)")
-        self._print_agents()
-        self._print_pairs()
+                texts.append(f"{row.label}: an upper bound, not converged (see its audit)")
+        return texts
 
-    def _print_agents(self) -> None:
-        """Print each agent on a line, the most robust first."""
+    def agents(self) -> console.Table:
+        """Each agent on a line, the most robust first."""
         numbers = _spread(len(self.eps))
         radii = [f"at {self.eps[number]:g}" for number in numbers]
         rows = []
@@ -207,7 +225,7 @@ class AgentComparison:
                     row.mode,
                     str(row.seeds),
                     *(console.interval_text(one.iqm, one.ci95) for one in estimates),
-                    _interval_text(row.result.area),
+                    console.resampled_text(row.result.area),
                     _critical_text(row.result),
                 ]
             )
@@ -217,10 +235,10 @@ class AgentComparison:
             f"these agents ({self.clean:.4g})"
         )
         header = ["", "agent, attack", "mode", "seeds", *radii, "area", "critical eps"]
-        console.table(title, header, rows)
+        return console.Table(title, header, rows)
 
-    def _print_pairs(self) -> None:
-        """Print the difference of each two agents on a line."""
+    def differences(self) -> console.Table:
+        """The difference of each two agents on a line."""
         numbers = _spread(len(self.eps))
         radii = [f"at {self.eps[number]:g}" for number in numbers]
         rows = []
@@ -234,9 +252,9 @@ class AgentComparison:
                 [
                     f"{first + 1} − {second + 1}",
                     *returns,
-                    _interval_text(pair.area),
+                    console.resampled_text(pair.area),
                     self._critical_difference_text(first, second),
-                    _interval_text(pair.probability),
+                    console.resampled_text(pair.probability),
                 ]
             )
         title = (
@@ -244,12 +262,12 @@ class AgentComparison:
             "probability that a random seed of the first has the larger area"
         )
         header = ["", *radii, "area", "critical eps", "probability"]
-        console.table(title, header, rows)
+        return console.Table(title, header, rows)
 
     def _critical_difference_text(self, first: int, second: int) -> str:
         """The difference of two critical radii; "≥" or "≤" where one is beyond the grid."""
         difference = self.pairs[first, second].critical_eps
-        text = _interval_text(difference)
+        text = console.resampled_text(difference)
         results = [self.rows[number].result for number in (first, second)]
         beyond = any(np.isinf(result.critical_eps.value) for result in results)
         if np.isnan(difference.value) or not beyond:
@@ -407,12 +425,6 @@ def _statistics(
 def _spread(count: int) -> list[int]:
     """Numbers from the first to the last of `count`, at most `PRINTED_RADII` of them."""
     return sorted({round(number) for number in np.linspace(0, count - 1, PRINTED_RADII)})
-
-
-def _interval_text(statistic: statistics.Resampled) -> str:
-    """A statistic [] and its interval, as in "0.2 [0.1, 0.3]"."""
-    low, high = statistic.ci95
-    return console.interval_text(float(statistic.value), (low, high))
 
 
 def _critical_text(result: statistics.Robustness) -> str:

@@ -73,23 +73,36 @@ class AttackComparison:
     def figure(self, style: figures.Style = figures.SCREEN) -> "Figure":
         """Return against the radius, a curve for each attack."""
         title = f"{self.agents}, mode {self.mode}, {len(self.seeds)} seeds"
-        x = figures.eps_label(self.scale)
-        return figures.curves({title: self.curves}, x, self.random, style)
+        return figures.curves({title: self.curves}, self.x, self.random, style)
+
+    @property
+    def x(self) -> str:
+        """What the curves are drawn against."""
+        return figures.eps_label(self.scale)
 
     def print_ranks(self) -> None:
         """Print each seed's return and rank under each attack, and the correlations."""
+        console.table(*self.table())
+        for text in self.correlation_texts():
+            console.facts(ranks=text)
+
+    def table(self) -> console.Table:
+        """Each seed's return and rank under each attack."""
         rows = []
         for number, seed in enumerate(self.seeds):
             pairs = zip(self.returns[:, number], self.ranks[:, number], strict=True)
             rows.append([str(seed), *(f"{value:.1f} ({rank:g})" for value, rank in pairs)])
         header = ["seed", *(f"{curve.label} at {curve.x[-1]:g}" for curve in self.curves)]
         title = "Return per seed at the largest radius, and the agent's rank (1: most robust)"
-        console.table(f"{title}, mode {self.mode}", header, rows)
+        return console.Table(f"{title}, mode {self.mode}", header, rows)
+
+    def correlation_texts(self) -> list[str]:
+        """How far each attack ranks the agents as the first one does."""
         first, *labels = [curve.label for curve in self.curves]
-        for label, correlation in zip(labels, self.correlations[1:], strict=True):
-            console.facts(
-                ranks=f"'{first}' against '{label}': Spearman correlation {correlation:.2f}"
-            )
+        return [
+            f"'{first}' against '{label}': Spearman correlation {correlation:.2f}"
+            for label, correlation in zip(labels, self.correlations[1:], strict=True)
+        ]
 
     def summary(self) -> dict[str, Any]:
         """The comparison as summary.json has it, without the runs."""

@@ -1,13 +1,12 @@
 """What `rlx attack` prints of a study: returns, heads, winners, the audit, who carries the harm."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rlx.show import console
 
 if TYPE_CHECKING:
     from rlx.robustness.attribution import Attribution
-    from rlx.robustness.cost import Costs
     from rlx.robustness.study import Cell, Study
 
 
@@ -16,6 +15,17 @@ def print_study(study: "Study", seeds: int, time_limit: str | None) -> None:
 
     `time_limit`: what it means that an episode ended there; None: nobody knows.
     """
+    console.table(*returns(study))
+    console.table(*scores(study))
+    console.time_limit(time_limit)
+    for table in (heads(study), *winners(study), audit(study)):
+        console.table(*table)
+    for text in warnings(study, seeds):
+        console.warning(text)
+
+
+def returns(study: "Study") -> console.Table:
+    """The return by radius and mode."""
     rows = []
     for number, radius in enumerate(study.eps):
         row = [f"{radius:g}"]
@@ -24,9 +34,11 @@ def print_study(study: "Study", seeds: int, time_limit: str | None) -> None:
             row.append(console.interval_text(estimate.iqm, estimate.ci95))
         rows.append(row)
     title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
-    console.table(title, ["eps", *study.cells], rows)
-    _warn_of_undefined_scores(max(curve.undefined for curve in study.curves.values()))
-    console.warn_of_few_seeds(seeds)
+    return console.Table(title, ["eps", *study.cells], rows)
+
+
+def scores(study: "Study") -> console.Table:
+    """The area and the critical radius of each mode, and what the largest radius did."""
     last_cells = {mode: cells[-1] for mode, cells in study.cells.items()}
     rows = []
     for mode, curve in study.curves.items():
@@ -38,28 +50,39 @@ def print_study(study: "Study", seeds: int, time_limit: str | None) -> None:
         f"to 1, clean play ({study.clean.iqm:.4g}). Critical eps: half the score is lost. "
         f"At eps {study.eps[-1]:g}: {last.words()}"
     )
-    console.table(title, ["mode", "area", "critical eps", *last.columns()], rows)
-    console.time_limit(time_limit)
-    _print_heads(study)
-    _print_winners(study)
-    _print_audit(study)
+    return console.Table(title, ["mode", "area", "critical eps", *last.columns()], rows)
 
 
-def _print_heads(study: "Study") -> None:
+def warnings(study: "Study", seeds: int) -> list[str]:
+    """What a reader of the numbers should know."""
+    texts = _undefined_scores(max(curve.undefined for curve in study.curves.values()))
+    texts += console.few_seeds(seeds)
+    red = [mode for mode in study.audit if study.is_red(mode)]
+    if red:
+        texts.append(f"area of {', '.join(red)}: an upper bound, not converged (see the audit)")
+    return texts
+
+
+def heads(study: "Study") -> console.Table:
     """What the box can change, by head: in clean play, and where the attack has led."""
-    cells_of = _cells_of_heads(study)
+    shares = shares_of_heads(study)
     rows = []
     for number, radius in enumerate(study.eps):
         row = [f"{radius:g}"]
-        for head, cells in cells_of.items():
-            for shares in (cells[number].movable_per_head, cells[number].flip_rate_per_head):
-                row.append(f"{shares[head]:.1%}" if head in shares else "–")
+        for values in shares.values():
+            row.append("–" if values[number] is None else f"{values[number]:.1%}")
         rows.append(row)
-    columns = []
-    for head in cells_of:
-        columns += [f"{head}: clean play", "under attack"]
     title = "Decisions that the box changes, of those in clean play and of those under attack"
-    console.table(title, ["eps", *columns], rows)
+    return console.Table(title, ["eps", *shares], rows)
+
+
+def shares_of_heads(study: "Study") -> dict[str, list[float | None]]:
+    """Column of `heads` → the share at each radius; None: it was not counted."""
+    shares: dict[str, list[float | None]] = {}
+    for head, cells in _cells_of_heads(study).items():
+        shares[f"{head}: clean play"] = [cell.movable_per_head.get(head) for cell in cells]
+        shares[f"{head}: under attack"] = [cell.flip_rate_per_head.get(head) for cell in cells]
+    return shares
 
 
 def _cells_of_heads(study: "Study") -> "dict[str, Sequence[Cell]]":
@@ -70,10 +93,10 @@ def _cells_of_heads(study: "Study") -> "dict[str, Sequence[Cell]]":
     return found
 
 
-def _print_winners(study: "Study") -> None:
-    """Which attack of many was the worst, and in which share of the episodes."""
+def winners(study: "Study") -> list[console.Table]:
+    """Which attack of many was the worst, in which share of the episodes; of one attack nothing."""
     if not any(cells[0].winners for cells in study.cells.values()):
-        return
+        return []
     rows = []
     for number, radius in enumerate(study.eps):
         row = [f"{radius:g}"]
@@ -83,10 +106,10 @@ def _print_winners(study: "Study") -> None:
             row.append(", ".join(texts))
         rows.append(row)
     title = "Which attack was the worst, in which share of the episodes"
-    console.table(title, ["eps", *study.cells], rows)
+    return [console.Table(title, ["eps", *study.cells], rows)]
 
 
-def _print_audit(study: "Study") -> None:
+def audit(study: "Study") -> console.Table:
     """What was checked of the attack itself."""
     modes_of: dict[tuple[str, str, str], list[str]] = {}
     for mode, findings in study.audit.items():
@@ -97,42 +120,40 @@ def _print_audit(study: "Study") -> None:
     for (word, check, text), modes in modes_of.items():
         everywhere = len(modes) == len(study.audit)
         rows.append([word, check, text, "all" if everywhere else ", ".join(modes)])
-    console.table("Audit of the attack", ["", "check", "measured", "modes"], rows)
-    red = [mode for mode in study.audit if study.is_red(mode)]
-    if red:
-        console.warning(f"area of {', '.join(red)}: an upper bound, not converged (see the audit)")
+    return console.Table("Audit of the attack", ["", "check", "measured", "modes"], rows)
 
 
-def print_attribution(attribution: "Attribution") -> None:
+def attribution(found: "Attribution") -> console.Table:
     """Who carries the harm, the most first."""
     rows = []
-    for part, values in (("head", attribution.heads), ("component", attribution.components)):
+    for part, values in (("head", found.heads), ("component", found.components)):
         for name, value in sorted(values.items(), key=lambda pair: -pair[1]):
-            share = f"{value / attribution.lost:.0%}" if attribution.lost > 0 else "–"
+            share = f"{value / found.lost:.0%}" if found.lost > 0 else "–"
             rows.append([part, name, f"{value:.4g}", share])
     title = (
-        f"Who carries the harm at eps {attribution.eps:g} under {attribution.attack}: "
-        f"Shapley values of the {attribution.lost:.4g} that are lost"
+        f"Who carries the harm at eps {found.eps:g} under {found.attack}: "
+        f"Shapley values of the {found.lost:.4g} that are lost"
     )
-    console.table(title, ["part", "name", "return lost", "share"], rows)
+    return console.Table(title, ["part", "name", "return lost", "share"], rows)
 
 
-def print_costs(costs: "Costs") -> None:
-    """What each part of the study has cost."""
+def costs(by_name: Mapping[str, Mapping[str, Any]]) -> console.Table:
+    """What each part of the study has cost; `by_name` as summary.json has it."""
     rows = []
-    for name, cost in costs.by_name.items():
-        if cost.evaluations:
-            minutes = f"{cost.seconds / 60:.2f}"
-            rows.append([name, f"{cost.evaluations:,}", f"{cost.gradients:,}", minutes])
+    for name, cost in by_name.items():
+        if cost["evaluations"]:
+            minutes = f"{cost['minutes']:.2f}"
+            rows.append([name, f"{cost['evaluations']:,}", f"{cost['gradients']:,}", minutes])
     title = "Cost: observations of which a policy's scores, and their gradients, were computed"
-    console.table(title, ["of", "evaluations", "gradients", "minutes"], rows)
+    return console.Table(title, ["of", "evaluations", "gradients", "minutes"], rows)
 
 
-def _warn_of_undefined_scores(share: float) -> None:
-    """Warn where clean play is no better than random play in a `share` of the resamples."""
+def _undefined_scores(share: float) -> list[str]:
+    """What to say where clean play is no better than random play in a `share` of the resamples."""
     reason = "clean play is no better than random play: there is nothing to lose, and no score"
     if share == 1:
-        console.warning(reason)
-    elif share > 0:
+        return [reason]
+    if share > 0:
         resamples = f"in {share:.1%} of the resamples"
-        console.warning(f"{resamples} {reason}; the intervals leave them out")
+        return [f"{resamples} {reason}; the intervals leave them out"]
+    return []

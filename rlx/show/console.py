@@ -3,23 +3,30 @@
 Where the output is no terminal, these are lines without decoration.
 """
 
+import datetime
+import textwrap
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Column
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from rlx.machine import memory_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rlx.runs.run import Run
-    from rlx.statistics import Estimate
+    from rlx.statistics import Estimate, Resampled
 
 COVERAGE = {2: 50, 3: 74, 4: 88}
 """Number of seeds → percent of their 95 % bootstrap intervals that hold the truth.
@@ -29,9 +36,29 @@ The returns are normally distributed. With 5 seeds it is 90 %, with 10 seeds 94 
 
 MOST_COLUMNS = 10_000
 """The widest table, in characters."""
-terminal = Console(highlight=False, soft_wrap=True)
+NARROWEST = 12
+"""Characters that a column of sentences has at least, where a terminal is narrow."""
+
+
+class _Terminal(Console):
+    """A console that raises where nobody reads on, as in `rlx … | head`; rich exits with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that rich is handling
+
+
+terminal = _Terminal(highlight=False, soft_wrap=True)
 if not terminal.is_terminal:
     terminal.width = 200
+
+
+class Table(NamedTuple):
+    """A table of numbers, as `table` prints it and a report's page shows it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    """Words stay as they are, numbers are rounded as by `number`."""
 
 
 _brief = False
@@ -56,7 +83,24 @@ def facts(**values: object) -> None:
         values = {key: value for key, value in values.items() if key == "warning"}
     width = max([8, *map(len, values)])
     for key, value in values.items():
-        terminal.print(f"{key:<{width}} {value}", markup=False)
+        terminal.print(_wrapped(f"{key:<{width}} {value}", width + 1), markup=False)
+
+
+def _wrapped(text: str, indent: int = 0) -> str:
+    """`text` in lines that fit a terminal, all but the first indented; a path alone stays whole.
+
+    What goes to a file stays on one line.
+    """
+    if not terminal.is_terminal or " " not in text[indent:]:
+        return text
+    lines = textwrap.wrap(
+        text,
+        terminal.width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines)
 
 
 def warning(text: str) -> None:
@@ -106,6 +150,21 @@ def warn_of_unfinished(runs: "Sequence[Run]") -> None:
             warning(f"{run.path} is not finished: {status}")
 
 
+class _Column(ProgressColumn):
+    """A column of a progress bar, whose text a function gives."""
+
+    def __init__(self, text: Callable[[Task], str]):
+        super().__init__(Column(no_wrap=True))
+        self.text = text
+
+    def render(self, task: Task) -> Text:
+        return Text(self.text(task))
+
+
+BAR = 10
+"""The fewest characters of a progress bar that tell how far it is."""
+
+
 class Progress:
     """How far a command is: a bar on a terminal, with a line above it for each evaluation.
 
@@ -119,23 +178,24 @@ class Progress:
         threshold: float | None = None,
         unit: str = "steps",
         quarters: bool = False,
+        spent: Mapping[str, float] | None = None,
     ):
         """The progress from `begin` to `total`, counted in `unit`.
 
         `threshold`: the return from which a seed counts as solved. `quarters`: print a line at each
         quarter of the way where there is no bar. Within `only_progress` there are no other lines.
+        `spent`: seconds by what they were spent on, which grow meanwhile while the keys stay.
         """
         self.total = total
         self.begin = begin
         self.threshold = threshold
         self.unit = unit
         self.quarters = quarters or _brief
+        self.spent = {} if spent is None else spent
         self.live = RichProgress(
-            TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
+            _Column(self._so_far),
             BarColumn(bar_width=None),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _Column(self._rest),
             console=terminal,
             expand=True,
             disable=not terminal.is_terminal,
@@ -146,11 +206,27 @@ class Progress:
     def __enter__(self) -> "Progress":
         self.began = time.monotonic()
         self.live.start()
-        self.task = self.live.add_task("", total=self.total, completed=self.begin, unit=self.unit)
+        self.task = self.live.add_task("", total=self.total, completed=self.begin)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.live.stop()
+
+    def _so_far(self, task: Task) -> str:
+        """What stands before the bar."""
+        step = f"{int(task.completed):,}"
+        return f"{step:>{len(f'{self.total:,}')}} {self.unit}"
+
+    def _rest(self, task: Task) -> str:
+        """What stands behind the bar, the most important first, as far as there is room."""
+        left = "-:--:--"
+        if task.time_remaining is not None:
+            left = str(datetime.timedelta(seconds=round(task.time_remaining)))
+        parts = [f"{task.percentage:3.0f} %", f"{left} left"]
+        if self.step > self.begin:
+            parts.append(f"{self.steps_per_s(self.step):,.0f}/s")
+        parts += filter(None, [memory_text(), shares_text(self.spent)])
+        return _fitting(parts, terminal.width - len(self._so_far(task)) - BAR - 2)
 
     def steps_per_s(self, step: int) -> float:
         """Steps of one seed per second, in this process."""
@@ -191,11 +267,34 @@ class Progress:
         parts.append(f"{self.steps_per_s(step):,.0f} {self.unit}/s each")
         if self.live.disable:
             parts.append(f"{duration(self.seconds_left(step))} left")
-        terminal.print("  ".join(parts), markup=False)
+            terminal.print("  ".join(parts), markup=False)
+        else:
+            terminal.print(_fitting(parts, terminal.width), markup=False)
 
     def stopped(self, seeds: int) -> None:
         """Note that the stop rule was met by this number of further seeds."""
         self.stopped_seeds += seeds
+
+
+def _fitting(parts: Sequence[str], width: int) -> str:
+    """As many of the first `parts` beside each other as `width` characters hold."""
+    text = parts[0]
+    for part in parts[1:]:
+        if len(text) + 2 + len(part) > width:
+            break
+        text += f"  {part}"
+    return text
+
+
+def shares_text(spent: Mapping[str, float]) -> str:
+    """The share of each of some seconds in all of them, as in "acting 20%, env 70%".
+
+    Empty where no time was spent.
+    """
+    total = sum(spent.values())
+    if not total:
+        return ""
+    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in spent.items())
 
 
 def per_seed(
@@ -207,17 +306,14 @@ def per_seed(
     """
     if _brief:
         return
-    rich_table = Table(title=title, title_justify="left")
-    rich_table.add_column("seed", justify="right")
-    for name in columns:
-        rich_table.add_column(name, justify="right")
+    rows = []
     for i, seed in enumerate(seeds):
-        rich_table.add_row(str(seed), *(_cell(values[i]) for values in columns.values()))
-    terminal.print(rich_table)
+        rows.append([str(seed), *(values[i] for values in columns.values())])
+    table(title, ["seed", *columns], rows)
     statistic = f"interquartile mean over {len(seeds)} seeds, 95 % bootstrap interval"
     if len(seeds) == 1:
         statistic = "one seed: no interval"
-    terminal.print(f"{'return':<8} {interval_text(estimate.iqm, estimate.ci95)} ({statistic})")
+    facts(**{"return": f"{interval_text(estimate.iqm, estimate.ci95)} ({statistic})"})
     warn_of_few_seeds(len(seeds))
 
 
@@ -229,9 +325,16 @@ def time_limit(words: str | None) -> None:
 
 def warn_of_few_seeds(seeds: int) -> None:
     """Warn of an interval of too few seeds."""
-    if 1 < seeds < 5:
-        share = f"it covers the truth in {COVERAGE[seeds]} % of all cases"
-        warning(f"an interval of {seeds} seeds is too narrow: {share}")
+    for text in few_seeds(seeds):
+        warning(text)
+
+
+def few_seeds(seeds: int) -> list[str]:
+    """What is to be said of an interval of so many `seeds`: nothing, or that they are too few."""
+    if not 1 < seeds < 5:
+        return []
+    share = f"it covers the truth in {COVERAGE[seeds]} % of all cases"
+    return [f"an interval of {seeds} seeds is too narrow: {share}"]
 
 
 def interval_text(value: float, ci95: tuple[float, float]) -> str:
@@ -244,6 +347,12 @@ def interval_text(value: float, ci95: tuple[float, float]) -> str:
     return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
+def resampled_text(statistic: "Resampled") -> str:
+    """A statistic [] and its interval, as `interval_text` has them."""
+    low, high = statistic.ci95
+    return interval_text(float(statistic.value), (float(low), float(high)))
+
+
 def number(value: float) -> str:
     """A number in three significant digits; more only before the point."""
     if abs(value) >= 99.95:
@@ -254,23 +363,64 @@ def number(value: float) -> str:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table. Words stay as they are, numbers are rounded as by `number`."""
+    """Print a table. Words stay as they are, numbers are rounded as by `number`.
+
+    On a terminal that is too narrow for it, it goes on below, the first column again in each part.
+    """
     if _brief:
         return
-    rich_table = Table(title=title, title_justify="left")
-    for name in header:
-        rich_table.add_column(name, justify="right", no_wrap=True)
+    lines = [[str(name) for name in header], *([cell(value) for value in row] for row in rows)]
+    if not terminal.is_terminal:
+        _print_columns(title, lines, prose=[])
+        return
+    columns = list(zip(*lines, strict=True))
+    prose = [number for number, cells in enumerate(columns) if _is_prose(cells)]
+    widths = [max(map(cell_len, cells)) for cells in columns]
+    for number in prose:
+        widths[number] = min(widths[number], NARROWEST)
+    for part in _parts(widths, terminal.width):
+        own_prose = [part.index(number) for number in prose if number in part]
+        _print_columns(_wrapped(title), [[line[n] for n in part] for line in lines], own_prose)
+        title = ""
+
+
+def _is_prose(cells: Sequence[str]) -> bool:
+    """Whether a column has sentences, which may be broken into lines."""
+    return any(len(cell.split()) > 3 for cell in cells)
+
+
+def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
+    """The columns of each part of a table that fits the `room`; the first is in all of them.
+
+    `widths`: the characters of each column; its frame takes three more.
+    """
+    parts = [[0]]
+    for column in range(1, len(widths)):
+        used = sum(widths[number] + 3 for number in parts[-1]) + 1
+        if used + widths[column] + 3 > room and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(column)
+    return parts
+
+
+def _print_columns(title: str, lines: Sequence[Sequence[str]], prose: Sequence[int]) -> None:
+    """Print a table of `lines`, of which the first is the header; the columns `prose` may wrap."""
+    header, *rows = lines
+    rich_table = RichTable(title=title or None, title_justify="left")
+    for column, name in enumerate(header):
+        rich_table.add_column(name, justify="right", no_wrap=column not in prose)
     for row in rows:
-        rich_table.add_row(*(_cell(value) for value in row))
+        rich_table.add_row(*row)
     # A table that is wider than the console is not cut: a file or a pager shows it whole.
     whole = terminal.measure(
         rich_table, options=terminal.options.update(width=MOST_COLUMNS)
     ).maximum
-    rich_table.width = whole if whole > terminal.width else None
-    terminal.print(rich_table, crop=False)
+    if whole > terminal.width and not prose:
+        rich_table.width = whole
+    terminal.print(rich_table, crop=False, soft_wrap=not prose)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """A cell of a table: words as they are, whole numbers whole, others as by `number`."""
     if isinstance(value, str):
         return value

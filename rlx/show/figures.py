@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.config import Range
-from rlx.statistics import Estimate, interval, iqm
+from rlx.statistics import Estimate, Resampled, interval, iqm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B6770")
 """Colours that people of any colour vision tell apart (Okabe & Ito 2008), and a gray."""
 LINE_STYLES = ("-", "--", ":", "-.")
+PROFILES = "Share of seeds × radii with a score above τ"
+"""The title of performance profiles."""
+SCORE = "score τ (0: random play, 1: the best clean play)"
+"""What performance profiles are drawn against."""
 LABEL_WIDTH = 46
 """Characters after which a label goes on in another line, where there is room for so many."""
 MOST_BANDS = 4
@@ -73,6 +77,15 @@ class Curve:
     """The points, [E]: radii or steps."""
     estimates: Sequence[Estimate]
     """The return over seeds at each point, [E]."""
+
+
+def profile(label: str, levels: NDArray[np.float64], share: Resampled) -> Curve:
+    """The curve of a share [L] against the `levels` [L] above which it is."""
+    low, high = share.ci95
+    nobody = np.empty(0)
+    ends = zip(low.tolist(), high.tolist(), strict=True)
+    points = zip(share.value.tolist(), ends, strict=True)
+    return Curve(label, levels.tolist(), [Estimate(nobody, value, ci95) for value, ci95 in points])
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -159,16 +172,14 @@ def robustness(
     `random`: the return of random play, for a line across; `levels` [L]: scores; `shares`: for each
     curve the share above each level and the ends of its interval, [3, L].
     """
-    titles = [title, "Share of seeds × radii with a score above τ"]
+    titles = [title, PROFILES]
     size = style.panel_size(1 if style.width is None else 2)
     columns, legend_lines = _legend_size({"": curves}, style, size[0])
     figure, (left, right) = make_panels(titles, x, "return", style, legend_lines, size)
     _draw_all(left, curves, style)
     left.axhline(random, color="black", linewidth=0.8, linestyle=":", label="random play")
     _legend_below(left, columns, _legend_title(curves), style)
-    right.set_xlabel(
-        _wrapped("score τ (0: random play, 1: the best clean play)", size[0], style.font_size)
-    )
+    right.set_xlabel(_wrapped(SCORE, size[0], style.font_size))
     right.set_ylabel("share")
     for number, (share, low, high) in enumerate(shares):
         colour = COLOURS[number % len(COLOURS)]

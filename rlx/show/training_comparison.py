@@ -2,13 +2,16 @@
 
 import csv
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from rlx import statistics
+from rlx.errors import ConfigError
 from rlx.names import flatten_keys
 from rlx.runs.run import Run
 from rlx.show import console, figures
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 
 IGNORED_KEYS = ("outputs", "device", "tracker", "checkpoint_every", "checkpoint_seconds")
 """Keys that change nothing about a result, and so tell no run from another."""
+
+STEPS = "environment steps per seed"
+"""What learning curves are drawn against."""
+LEVELS = 201
+"""Returns at which a performance profile is computed."""
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
@@ -58,13 +66,17 @@ def figure(
     runs: Sequence[Run], labels: Sequence[str], style: figures.Style = figures.SCREEN
 ) -> "Figure":
     """Greedy return while learning: a curve for each run, a panel for each env."""
-    panels: dict[str, list[figures.Curve]] = {}
+    return figures.curves(panels(runs, labels), STEPS, style=style)
+
+
+def panels(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[figures.Curve]]:
+    """Greedy return against the step: the curves of the runs, by env."""
+    found: dict[str, list[figures.Curve]] = {}
     for run, label in zip(runs, labels, strict=True):
         steps, _, values = run.curve()
         estimates = [statistics.estimate(returns[:, None]) for returns in values]
-        env = run.path.parent.name.partition("-")[2]
-        panels.setdefault(env, []).append(figures.Curve(label, steps, estimates))
-    return figures.curves(panels, "environment steps per seed", style=style)
+        found.setdefault(env_of(run), []).append(figures.Curve(label, steps, estimates))
+    return found
 
 
 def write_csv(runs: Sequence[Run], labels: Sequence[str], path: Path) -> None:
@@ -93,11 +105,121 @@ def _csv_row(run: Run, label: str) -> dict[str, Any]:
     }
 
 
-def print_table(runs: Sequence[Run], labels: Sequence[str]) -> None:
-    """Print the result of each run on a line."""
+def results(runs: Sequence[Run], labels: Sequence[str]) -> console.Table:
+    """The result of each run."""
     rows = [_table_row(run, label) for run, label in zip(runs, labels, strict=True)]
     title = "Return of the weights kept: interquartile mean over seeds, 95 % bootstrap interval"
-    console.table(title, ["run", "return", "seeds", "solved", "steps", "took"], rows)
+    return console.Table(title, ["run", "return", "seeds", "solved", "steps", "took"], rows)
+
+
+def seeds(run: Run, label: str) -> console.Table:
+    """Each seed of a training on a line."""
+    summary = run.summary()
+    columns: dict[str, Sequence[Any]] = {"return": summary["return"]["per_seed"]}
+    kept = summary.get("kept", {})
+    if kept:
+        columns |= {"kept at step": kept["step"], "value there": kept["value"]}
+    for statistic in statistics.STATISTICS:
+        if statistic.key in summary:
+            columns[statistic.column] = [
+                statistic.form.format(value) for value in summary[statistic.key]
+            ]
+    rows = [list(row) for row in zip(map(str, summary["seeds"]), *columns.values(), strict=True)]
+    return console.Table(label, ["seed", *columns], rows)
+
+
+def pairs(runs: Sequence[Run], labels: Sequence[str]) -> list[console.Table]:
+    """The difference of each two trainings in one env, and how sure it is; a table for each env."""
+    tables = []
+    for env, seeds in _seeds_by_env(runs, labels).items():
+        rows = []
+        for (first, ours), (second, theirs) in combinations(seeds.items(), 2):
+            difference = resampled_iqm(ours) - resampled_iqm(theirs)
+            probability = statistics.probability_of_improvement(ours, theirs)
+            texts = [console.resampled_text(one) for one in (difference, probability)]
+            rows.append([first, second, *texts])
+        if rows:
+            title = (
+                f"{env}: the first minus the second, and the probability that a random seed of the "
+                "first has the higher return"
+            )
+            tables.append(console.Table(title, ["first", "second", "return", "probability"], rows))
+    return tables
+
+
+def profiles(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[figures.Curve]]:
+    """The share of the seeds with a higher return than τ, against τ, by env."""
+    found = {}
+    for env, seeds in _seeds_by_env(runs, labels).items():
+        returns = np.concatenate([one.value for one in seeds.values()])
+        levels = np.linspace(returns.min(), returns.max(), LEVELS)
+        found[env] = [
+            figures.profile(label, levels, statistics.share_above(one, levels))
+            for label, one in seeds.items()
+        ]
+    return found
+
+
+def _seeds_by_env(
+    runs: Sequence[Run], labels: Sequence[str]
+) -> dict[str, dict[str, statistics.Resampled]]:
+    """The returns of the seeds of each run, [S], by env and label."""
+    found: dict[str, dict[str, statistics.Resampled]] = {}
+    for run, label, seeds in zip(runs, labels, resampled_returns(runs), strict=True):
+        found.setdefault(env_of(run), {})[label] = seeds
+    return found
+
+
+def resampled_returns(runs: Sequence[Run]) -> list[statistics.Resampled]:
+    """The returns of the seeds of each run, a training or an evaluation, [S].
+
+    Seeds are drawn together where all runs have played the same policies, else for each by itself;
+    episodes are drawn together where their numbers are equal, as their start states are.
+    """
+    summaries = [run.summary() for run in runs]
+    returns = [episode_returns(run) for run in runs]
+    sources = [(summary.get("run"), summary.get("seeds")) for summary in summaries]
+    shapes = [values.shape for values in returns]
+    if sources[0][0] is not None and all(source == sources[0] for source in sources):
+        bootstraps = [statistics.Bootstrap(*shape) for shape in shapes]
+    elif len({episodes for _, episodes in shapes}) == 1:
+        bootstraps = statistics.independent([seeds for seeds, _ in shapes], shapes[0][1])
+    else:
+        bootstraps = [
+            statistics.Bootstrap(seeds, episodes, rng=rng)
+            for rng, (seeds, episodes) in enumerate(shapes)
+        ]
+    found = []
+    for values, bootstrap in zip(returns, bootstraps, strict=True):
+        resampled = bootstrap.means(values)
+        if len(values) == 1:
+            resampled = np.full_like(resampled, np.nan)
+        found.append(statistics.Resampled(values.mean(1), resampled))
+    return found
+
+
+def episode_returns(run: Run) -> statistics.Array:
+    """The return of every episode, [S, P]; ConfigError where it cannot be read."""
+    file = run.path / "returns.npz"
+    try:
+        with np.load(file) as arrays:
+            returns = np.asarray(arrays["returns"], dtype=np.float64)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}).") from None
+    if returns.ndim != 2 or not returns.size:
+        raise ConfigError(f"{file}: 'returns' is {list(returns.shape)}; expected seeds × episodes.")
+    return returns
+
+
+def resampled_iqm(seeds: statistics.Resampled) -> statistics.Resampled:
+    """The interquartile mean of `seeds` [S], []."""
+    value = np.asarray(statistics.iqm(seeds.value))
+    return statistics.Resampled(value, statistics.iqm(seeds.resampled, 1))
+
+
+def env_of(run: Run) -> str:
+    """The env of a training, as in "cartpole"."""
+    return run.path.parent.name.partition("-")[2]
 
 
 def _table_row(run: Run, label: str) -> list[str]:

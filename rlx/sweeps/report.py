@@ -1,7 +1,7 @@
 """A sweep's results for people: tables, sweep.csv and a figure; also while it runs."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from rlx.composing import load_command
 from rlx.show import console, figures
+from rlx.show.sweep_figures import Panel
 from rlx.statistics import Resampled
 from rlx.sweeps.ranking import Ranking, in_order, rankings
 from rlx.sweeps.sweep import Job, Sweep, swept_keys, writing
@@ -18,15 +19,17 @@ if TYPE_CHECKING:
 
     from rlx.command import Command
 
+Page = Callable[[Sweep, Sequence[Ranking]], Path]
+"""What writes a page of a sweep whose jobs are ranked, and returns its file."""
 
-def report(sweep: Sweep, style: figures.Style = figures.SCREEN) -> None:
-    """Print what has come of a sweep so far; write its table and its figure beside it."""
+
+def report(sweep: Sweep, style: figures.Style = figures.SCREEN, page: Page | None = None) -> None:
+    """Print what has come of a sweep so far; write its table, its figure and a `page` beside it."""
     command: Command = load_command(sweep.command)
     jobs = sweep.jobs()
     ranked = [] if command.measure is None else rankings(sweep, command.measure)
     for ranking in ranked:
         _print_ranking(ranking)
-        _print_effects(ranking)
     runs = [job.run for job in jobs if job.finished]
     if runs and command.table is not None:
         command.table([run for run in runs if run is not None])
@@ -42,6 +45,9 @@ def report(sweep: Sweep, style: figures.Style = figures.SCREEN) -> None:
         files["figure"] = sweep.path / "sweep.png"
         with writing(sweep.path):
             figures.save(drawn, files["figure"])
+    if page is not None:
+        with writing(sweep.path):
+            files["page"] = page(sweep, ranked)
     done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
     if pruned := sum(job.status == "pruned" for job in jobs):
         done += f", {pruned} of them pruned"
@@ -53,8 +59,14 @@ def figure(ranked: Sequence[Ranking], style: figures.Style) -> "Figure | None":
     """The scores of a sweep's jobs against the keys that differ; None where there are none."""
     from rlx.show import sweep_figures
 
-    panels = [
-        sweep_figures.Panel(
+    found = panels(ranked)
+    return sweep_figures.figure(found, in_order, style) if found else None
+
+
+def panels(ranked: Sequence[Ranking]) -> list[Panel]:
+    """What the figure shows: the rankings of jobs that differ in some key."""
+    return [
+        Panel(
             ranking.env,
             ranking.what,
             {key: [job.settings.get(key, "") for job in ranking.jobs] for key in ranking.keys},
@@ -63,11 +75,20 @@ def figure(ranked: Sequence[Ranking], style: figures.Style) -> "Figure | None":
         for ranking in ranked
         if ranking.keys
     ]
-    return sweep_figures.figure(panels, in_order, style) if panels else None
 
 
 def _print_ranking(ranking: Ranking) -> None:
     """Print the jobs, the best first, and how sure the first place is."""
+    console.table(*ranking_table(ranking))
+    console.facts(best=_run_path(ranking.jobs[0]))
+    if ranking.lead is not None:
+        console.facts(lead=lead_text(ranking.lead))
+    for table in effects(ranking):
+        console.table(*table)
+
+
+def ranking_table(ranking: Ranking) -> console.Table:
+    """The jobs, the best first."""
     rows = []
     for place, (job, score) in enumerate(zip(ranking.jobs, ranking.scores, strict=True), 1):
         value = console.interval_text(score.estimate.iqm, score.estimate.ci95)
@@ -76,23 +97,24 @@ def _print_ranking(ranking: Ranking) -> None:
     title = f"{ranking.what.capitalize()}: interquartile mean over seeds, 95 % bootstrap interval"
     if ranking.env:
         title = f"{ranking.env}. {title}"
-    console.table(title, ["", *ranking.keys, ranking.what, "seeds"], rows)
-    console.facts(best=_run_path(ranking.jobs[0]))
-    if ranking.lead is not None:
-        console.facts(
-            lead=f"a seed of the first is better than one of the second: {_text(ranking.lead)}"
-        )
+    return console.Table(title, ["", *ranking.keys, ranking.what, "seeds"], rows)
 
 
-def _print_effects(ranking: Ranking) -> None:
-    """Print what each value of each key does, on the average of all others."""
+def lead_text(lead: Resampled) -> str:
+    """How sure the first place is."""
+    return f"a seed of the first is better than one of the second: {console.resampled_text(lead)}"
+
+
+def effects(ranking: Ranking) -> list[console.Table]:
+    """What each value of each key does, on the average of all others; of one key nothing."""
     rows = [
-        [effect.key, effect.value, str(effect.jobs), _text(effect.mean)]
+        [effect.key, effect.value, str(effect.jobs), console.resampled_text(effect.mean)]
         for effect in ranking.effects
     ]
-    if len(ranking.keys) > 1 and rows:
-        title = f"Mean {ranking.what} of all jobs that have a value in common"
-        console.table(title, ["key", "value", "jobs", ranking.what], rows)
+    if len(ranking.keys) < 2 or not rows:
+        return []
+    title = f"Mean {ranking.what} of all jobs that have a value in common"
+    return [console.Table(title, ["key", "value", "jobs", ranking.what], rows)]
 
 
 def _print_others(jobs: Sequence[Job]) -> None:
@@ -149,9 +171,3 @@ def _row(job: Job, keys: Sequence[str]) -> dict[str, Any]:
 def _run_path(job: Job) -> str:
     """Where the run of a finished job is."""
     return "" if job.run is None else str(job.run.path)
-
-
-def _text(value: Resampled) -> str:
-    """A number with its interval."""
-    low, high = value.ci95
-    return console.interval_text(float(value.value), (float(low), float(high)))

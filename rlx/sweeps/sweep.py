@@ -196,10 +196,12 @@ class Job:
             write_json(job.file, values | changes)
         return job
 
-    def note(self, run: Run) -> None:
-        """Write down which run will be the job's, before there is any of it."""
+    def note(self, run: Run) -> dict[str, Any]:
+        """Write down which run will be the job's, before there is any of it; more of its meta."""
         path = os.path.relpath(run.path.absolute(), self.folder.absolute())
         _read(self.file).write(run_path=path)
+        # Of the jobs of a batch Hydra has composed one alone.
+        return {"line": f"rlx {Sweep(self.folder).command} {self.text}".strip()}
 
     def read(self) -> "Job":
         """The job as it is on disk now."""

@@ -27,7 +27,7 @@ from rlx.trackers.tracking import Tracking, make_trackers
 from rlx.training import compiling, journal, result, state, stopping
 from rlx.training.kept import Kept
 from rlx.training.log import Log
-from rlx.vector_step import vector_step
+from rlx.vector_step import Laps, vector_step
 
 if TYPE_CHECKING:
     from rlx.training.compiled import CompiledSteps
@@ -118,6 +118,8 @@ class Training:
         """The run directory that `run` fills."""
         self.tracking: Tracking
         """Sends what `output` has for good to the trackers."""
+        self.laps = Laps()
+        """What vector steps spend their time on, where they are not compiled and not on a GPU."""
         self.began = 0.0
         """When `run` began, by the monotonic clock, in seconds."""
         self.saved_at = 0.0
@@ -189,7 +191,7 @@ class Training:
             self.tracking.begin()
             try:
                 with console.Progress(
-                    self.config.steps, self.step, self.threshold, self.unit
+                    self.config.steps, self.step, self.threshold, self.unit, spent=self.spent()
                 ) as progress:
                     self._learn(progress)
                 self.interruptible = True
@@ -201,6 +203,8 @@ class Training:
                 output.write_meta(step=self.step)
                 message = f"interrupted at step {self.step:,}; go on with: {go_on}"
                 raise Interrupted(self.signal, message) from None
+            except BrokenPipeError:  # nobody reads what is printed, as in: rlx train … | head
+                raise
             except (RunError, OSError) as error:
                 outcome = "no checkpoint had been saved yet"
                 if output.checkpoints.steps():
@@ -210,6 +214,10 @@ class Training:
     def _finish(self) -> float:
         """Report the kept weights; returns the interquartile mean of the last evaluation."""
         return result.finish(self, self.elapsed())
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by the parts of vector steps; empty where the host does not wait for them."""
+        return self.laps.seconds if self.device.type == "cpu" else {}
 
     def _seeds_text(self) -> str:
         """How many seeds there are, and which, as the header says it."""
@@ -290,7 +298,8 @@ class Training:
             self.step += 1
             self.log.note(self.agent.learn(), self.step)
             return self.log.running
-        done = vector_step(self.agent, self.env, self.obs, self.first, self.carry)
+        self.laps.start()
+        done = vector_step(self.agent, self.env, self.obs, self.first, self.carry, self.laps.lap)
         self.obs = done.obs
         self.first = done.first
         self.carry = done.transition.carry

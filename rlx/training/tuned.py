@@ -87,11 +87,11 @@ class Comparison:
             trainings = {f"best trial, {self.trial}": self.best, **trainings}
         for name, trained in trainings.items():
             seeds = str(len(trained.estimate.per_seed))
-            rows.append([name, _text(trained.iqm), seeds, str(trained.path)])
+            rows.append([name, console.resampled_text(trained.iqm), seeds, str(trained.path)])
         title = "Return on fresh seeds: interquartile mean, 95 % bootstrap interval"
         console.table(title, ["settings", "return", "seeds", "run"], rows)
         if not self.same:
-            console.facts(difference=_text(self.difference))
+            console.facts(difference=console.resampled_text(self.difference))
 
 
 def write_tuned(comparison: Comparison, line: str, found: str) -> None:
@@ -120,9 +120,9 @@ def write_tuned(comparison: Comparison, line: str, found: str) -> None:
     comments = [
         f"# Found by: {line}",
         f"# rlx {now['rlx']}, commit {now['commit']}. {found}; best was trial {comparison.trial}.",
-        f"# On seeds {per_seed}: {_text(comparison.best.iqm)}; "
-        f"{comparison.today_name}: {_text(comparison.today.iqm)}; "
-        f"difference {_text(comparison.difference)}.",
+        f"# On seeds {per_seed}: {console.resampled_text(comparison.best.iqm)}; "
+        f"{comparison.today_name}: {console.resampled_text(comparison.today.iqm)}; "
+        f"difference {console.resampled_text(comparison.difference)}.",
     ]
     values = yaml.safe_dump(settings(comparison.config), sort_keys=False)
     file.write_text("\n".join(["# @package _global_", *comments, values]))
@@ -150,9 +150,3 @@ def _returns(run: Run) -> np.ndarray:
     """[S, P]: the returns of a finished run."""
     with np.load(run.path / "returns.npz", allow_pickle=False) as arrays:
         return arrays["returns"].astype(np.float64)
-
-
-def _text(value: Resampled) -> str:
-    """A number with its interval."""
-    low, high = value.ci95
-    return console.interval_text(float(value.value), (float(low), float(high)))
