@@ -407,10 +407,17 @@ class Sweep:
             shutil.rmtree(top, ignore_errors=True)
 
     def forget(self) -> None:
-        """Let all jobs wait again. Their runs stay where they are, and are no more the sweep's."""
+        """Let all jobs wait again. Their runs stay where they are, and are no more the sweep's.
+
+        ConfigError where another process is at one of them.
+        """
+        jobs = self.jobs()
+        for job in jobs:
+            if job._is_locked():
+                raise ConfigError(f"fresh=true: another process is at {job.label}; stop it first.")
         for path in self.path.glob(f"{BATCHES}/train/*/*"):
             _delete_batch(path)
-        for job in self.jobs():
+        for job in jobs:
             job.log.unlink(missing_ok=True)
             Job(self.path, job.id, job.number, job.overrides).write()
 
