@@ -173,9 +173,8 @@ def _lines(runs: Mapping[str, Run], whole: Sequence[str]) -> list[Part]:
             unknown.append(label)
             continue
         line = meta["line"]
-        reads = run.summary().get("run")
-        if isinstance(reads, list):
-            line = reading(line, reads)
+        if run.config.get("victim") is None and "run" in run.summary():
+            line = reading(line, run.summary()["run"])
         resumed = [reading(text, [str(run.path)]) for text in meta.get("resumed", [])]
         lines += [f"# {label}", line, *resumed]
     lines += whole
