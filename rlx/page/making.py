@@ -179,7 +179,7 @@ def _lines(runs: Mapping[str, Run], whole: Sequence[str]) -> list[Part]:
             continue
         line = meta["line"]
         reads = run.summary().get("run")
-        if reads:
+        if reads and run.config.get("victim") is None:
             line = reading(line, reads)
         lines += [f"# {label}", line, *(text for text in meta.get("resumed", []) if text)]
     lines += whole
