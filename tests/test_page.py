@@ -213,6 +213,22 @@ def test_how_it_was_made_is_on_the_page(rlx, studied):
 
 
 @needs_extra
+def test_a_resumed_training_has_both_lines(rlx):
+    tiny = ("steps=300", "eval_every=300", "eval_episodes=2", "final_episodes=3", "seeds=2")
+    begun = rlx("train", "agent=dqn", "env=cartpole", *tiny)
+    assert rlx("resume", begun.run, "steps=600").code == 0
+    assert rlx("resume", begun.run, "seeds=3").code == 0
+    result = rlx("report", begun.run, "format=md")
+    _, _, end = (result.run / "report.md").read_text().rpartition("## To make it again")
+    assert re.findall(r"^rlx .*$", end, re.MULTILINE) == [
+        " ".join(["rlx train agent=dqn env=cartpole", *tiny]),
+        f"rlx resume {begun.run} steps=600",
+        f"rlx resume {begun.run} seeds=3",
+        f"rlx report {begun.run} format=md",
+    ]
+
+
+@needs_extra
 def test_a_page_loads_nothing_and_is_small(rlx, studied):
     result = rlx("report", studied / "train/hdqn-acrobot", "format=html")
     page = result.run / "report.html"

@@ -233,12 +233,9 @@ def _load(config: Config) -> Plan:
             )
     if config.attribution is not None:
         components = component_names(game, env.observation_units)
-    scenes: list[Scene] = []
+    scenes = video.scenes(config, opened.seeds)
     camera = None
-    if config.video:
-        scenes = video.scenes(
-            config.video_seeds, config.video_episodes, opened.seeds, config.episodes
-        )
+    if scenes:
         camera = video.Camera(make_env(video.drawing(opened.env), 1, device, opened.age))
     return Plan(attack, modes, game, scale, env, components, trackers, scenes, camera, subjects)
 

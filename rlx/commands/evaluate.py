@@ -54,12 +54,7 @@ def _load(config: Config) -> "tuple[Subjects, Opened, Sequence[Scene]]":
 
     device = experiment.setup_device(config.device)
     opened = subjects.open(config.checkpoint, device, config.seeds)
-    if not config.video:
-        return subjects, opened, []
-    video.drawing(opened.env)
-    seeds = opened.seeds
-    scenes = video.scenes(config.video_seeds, config.video_episodes, seeds, config.episodes)
-    return subjects, opened, scenes
+    return subjects, opened, video.scenes(config, opened.seeds)
 
 
 @command("evaluate", check=check, pin=pin_subjects, measure=RETURN)
