@@ -173,8 +173,9 @@ def _lines(runs: Mapping[str, Run], whole: Sequence[str]) -> list[Part]:
             unknown.append(label)
             continue
         line = meta["line"]
-        if run.config.get("victim") is None and "run" in run.summary():
-            line = reading(line, run.summary()["run"])
+        reads = run.summary().get("run")
+        if isinstance(reads, list) and run.config.get("victim") is None:
+            line = reading(line, reads)
         resumed = [reading(text, [str(run.path)]) for text in meta.get("resumed", [])]
         lines += [f"# {label}", line, *resumed]
     lines += whole
