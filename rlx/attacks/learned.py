@@ -32,7 +32,7 @@ from rlx.policies import load_policies
 from rlx.robustness.attacked_env import AttackedEnv
 from rlx.robustness.sweep import Game, Played
 from rlx.rollout import rollout
-from rlx.runs.finding import find
+from rlx.runs.finding import find, is_in_zoo
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.threat import Adversary, Mode
@@ -239,7 +239,7 @@ def _folder(game: Game, config: DictConfig) -> Path:
     for tensor in game.opened.policy.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     parent = game.runs[0].path.absolute()
-    if not os.access(parent, os.W_OK):
+    if is_in_zoo(parent) or not os.access(parent, os.W_OK):
         parent = Path(config.outputs)
     return parent / "adversaries" / digest.hexdigest()[:16]
 
