@@ -2,8 +2,8 @@
 
     python docs/zoo.py "AMD EPYC (Zen 5)" outputs/train/dqn-cartpole outputs/train/hdqn-acrobot
 
-The first word says which CPU trained them. What had the same name is replaced. Of a run, the zoo has
-what other commands read: the weights kept, the result, and of the metrics the learning curve.
+The first word says which CPU trained them. What had the same name is replaced. Of a run, the zoo
+has what other commands read: the weights kept, the result, and of the metrics the learning curve.
 """
 
 import shutil
@@ -75,12 +75,14 @@ def card(entry: Entry) -> str:
     """What an agent of the zoo is, and how it was made, in Markdown."""
     summary = entry.summary
     meta = entry.meta
+    interval = console.interval_text(entry.estimate["iqm"], entry.estimate["ci95"])
+    worst = console.number(min(entry.estimate["per_seed"]))
     facts = {
         "agent": entry.agent,
         "env": entry.env,
         "seeds": f"{len(summary['seeds'])} ({console.ranges(summary['seeds'])})",
         "steps": f"{summary['steps']:,} per seed",
-        "return": return_text(entry),
+        "return": f"{interval}, the worst seed {worst}",
         "episodes": f"{entry.config()['final_episodes']} per seed",
         "command": f"`{line_of(entry)}`",
         "made by": f"rlx {meta['rlx']}, commit {meta['commit']}, torch {meta['packages']['torch']}",
@@ -88,12 +90,6 @@ def card(entry: Entry) -> str:
     }
     rows = [f"| {name} | {text} |" for name, text in facts.items()]
     return "\n".join([f"# zoo:{entry.name}", "", "| | |", "|---|---|", *rows, ""])
-
-
-def return_text(entry: Entry) -> str:
-    """The interquartile mean over seeds, its 95 % interval, and the worst seed."""
-    interval = console.interval_text(entry.estimate["iqm"], entry.estimate["ci95"])
-    return f"{interval}, the worst seed {console.number(min(entry.estimate['per_seed']))}"
 
 
 if __name__ == "__main__":

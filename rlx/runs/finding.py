@@ -36,7 +36,7 @@ def find(
     top = located(path) if path is not None else Path(root) / command
     if not finished and is_in_zoo(top):
         raise ConfigError(
-            f"run={path}: comes with rlx, and cannot go on. Train your own: rlx show {path} says how."
+            f"run={path}: comes with rlx, and cannot go on; train your own, as rlx show tells."
         )
     recover(top)
     if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
