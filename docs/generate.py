@@ -295,7 +295,7 @@ def tuned(name: str) -> str:
 def zoo() -> str:
     """The agents that come with rlx."""
     rows = []
-    for entry in sorted(listed(ZOO), key=lambda entry: entry.name):
+    for entry in sorted(listed([ZOO]), key=lambda entry: entry.name):
         interval = console.interval_text(entry.estimate["iqm"], entry.estimate["ci95"])
         worst = console.number(min(entry.estimate["per_seed"]))
         name = f"[`zoo:{entry.name}`](../../rlx/zoo/train/{entry.name}/card.md)"

@@ -52,13 +52,14 @@ def train(**overrides: object) -> "TrainedRun":
 
 
 def attack(
-    run: "TrainedRun | str | Path | Sequence[TrainedRun | str | Path]", **overrides: object
+    run: "TrainedRun | str | Path | Sequence[TrainedRun | str | Path]" = (), **overrides: object
 ) -> "AttackRun":
     """Attack a trained run as `rlx attack` does, and return the study.
 
     Several runs are attacked side by side, where they are of one agent and env. The keywords are
-    the command line's keys: `eps="0:0.03:0.01"`, `attack="pgd"`, `episodes=50`. Raises ConfigError
-    where they cannot be.
+    the command line's keys: `eps="0:0.03:0.01"`, `attack="pgd"`, `episodes=50`. Policies that rlx
+    did not train are attacked without `run`: `rlx.attack(victim="sb3:a.zip", env="cartpole")`.
+    Raises ConfigError where they cannot be.
     """
     from rlx.commands.attack import attack as task
 

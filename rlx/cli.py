@@ -29,6 +29,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 def main() -> None:
     """Console entry point."""
+    sys.unraisablehook = _not_lost
     code = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         if stream is None:  # closed when the program began, as in: rlx … >&-
@@ -127,6 +128,8 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
 
     `act`: what to do instead of the command.
     """
+    if not {"-c", "--cfg", "-i", "--info", "--hydra-help"} & set(line):
+        _show_start()
     # Hydra raises its errors then, instead of printing them, and they are explained here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Completion is installed for the program rlx.
@@ -156,9 +159,29 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
     return 0
 
 
+def _show_start() -> None:
+    """Show a terminal that a command begins, which it overwrites with its first line.
+
+    That may take seconds: of most commands, torch's import comes before it.
+    """
+    if sys.stdout is not None and sys.stdout.isatty():
+        print("starting", end="\r", flush=True)
+
+
 def _told_to_stop(number: int, frame: object) -> None:
     """SIGTERM ends every command as Ctrl-C does, so that what it was writing says so."""
     raise Interrupted(number, "stopped by SIGTERM")
+
+
+def _not_lost(lost: "sys.UnraisableHookArgs") -> None:
+    """Let a signal come once more that came within a destructor, where Python ignores errors."""
+    error = lost.exc_value
+    if not isinstance(error, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+    # Not at once: the destructor is not over.
+    threading.Timer(0.1, os.kill, (os.getpid(), number or signal.SIGINT)).start()
 
 
 def _fail(message: str) -> int:

@@ -13,7 +13,6 @@ from rlx.config import plain
 from rlx.errors import ConfigError, RunError
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.show import console
 
 if TYPE_CHECKING:
     from rlx.sweeps.planning import Options
@@ -131,11 +130,13 @@ class Command:
 
         def guarded(composed: DictConfig) -> float | None:
             tell_users_options()
-            console.starting()
             try:
                 return task(composed)
             except (ConfigError, RunError, BrokenPipeError) as error:
                 errors.append(error)
+                return None
+            except SystemExit as error:  # an agent's, or an env's
+                errors.append(RunError(f"sys.exit({error.code!r}) was called while it ran."))
                 return None
 
         run_composed(self.name, guarded)

@@ -8,8 +8,12 @@ from torch import Tensor, nn
 from rlx.agent import Scores
 from rlx.config import at_least, choice
 from rlx.errors import ConfigError
+from rlx.nn.seed_axis import along
 
 LOSSES = ("ce", "margin", "worst", "critic", "q_to_zero", "distance")
+
+BLIND = "attack=square, nes, random_search or noise"
+"""What can attack policies without gradients."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,8 @@ class Objective:
         differences = differences.scatter(-1, index, -torch.inf)
         return differences.amax(-1) if self.loss == "margin" else differences.logsumexp(-1)
 
-    def gradient(
-        self, scores: Scores, at: Tensor, clean: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(gradient [S, B, *O], objective [S, B], scores [S, B, A]) at the observations `at`.
-
-        `clean` are the scores at the clean observations; None: `at` are the clean ones.
-        """
+    def check(self, scores: Scores) -> None:
+        """ConfigError where what is raised is not of actions of this kind."""
         if scores.continuous and self.loss != "distance":
             raise ConfigError(
                 f"attack.loss={self.loss}: this agent's actions are continuous: "
@@ -99,9 +98,70 @@ class Objective:
             )
         if not scores.continuous and self.loss == "distance":
             raise ConfigError(f"attack.loss={self.loss}: this agent's choices are discrete.")
+
+    def damage(self, scores: Scores, perturbed: Tensor, clean: Tensor) -> Tensor:
+        """How bad the decision by the `perturbed` scores [S, B, A] is, [S, B].
+
+        It is what the decision loses by the `clean` scores [S, B, A]; with a target, whether it is
+        the target; of a continuous action, how far the action that is really taken has moved.
+        """
+        if self.loss == "distance":
+            return (scores.decide(perturbed) - scores.decide(clean)).square().sum(-1)
+        decision = perturbed.argmax(-1, keepdim=True)
+        if self.target is not None:
+            return (decision.squeeze(-1) == self.target).to(clean.dtype)
+        return clean.amax(-1) - clean.gather(-1, decision).squeeze(-1)
+
+    def gradient(
+        self, scores: Scores, at: Tensor, clean: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(gradient [S, B, *O], objective [S, B], scores [S, B, A]) at the observations `at`.
+
+        `clean` are the scores at the clean observations; None: `at` are the clean ones.
+        """
+        self.check(scores)
         with torch.enable_grad():
             at = at.detach().requires_grad_()
             values = scores(at)
+            if not values.requires_grad:
+                raise ConfigError(f"attack: these policies have no gradients; use {BLIND}.")
             objective = self(values, values.detach() if clean is None else clean)
             (gradient,) = torch.autograd.grad(objective.sum(), at)
         return gradient, objective.detach(), values.detach()
+
+
+class Tried:
+    """The worst of the observations that an attack has tried at [S, B], row by row.
+
+    Whose decision is worst by the clean scores; among equals, with the highest objective.
+    """
+
+    def __init__(self, objective: Objective, scores: Scores, obs: Tensor):
+        """Nothing has been tried at the clean observations `obs` [S, B, *O]."""
+        objective.check(scores)
+        self.objective = objective
+        self.scores = scores
+        with torch.no_grad():
+            self.clean = scores(obs)
+        """The scores [S, B, A] of the clean observations."""
+        self.obs = obs
+        """The worst observations, [S, B, *O]."""
+        self.damage = torch.full_like(self.clean[..., 0], -torch.inf)
+        """How bad the decisions there are, [S, B]."""
+        self.value = self.damage
+        """The objective there, [S, B]."""
+
+    @torch.no_grad()
+    def look(self, obs: Tensor) -> Tensor:
+        """Ask for the scores at `obs` [S, B, *O]; returns where they are the worst, bool [S, B]."""
+        perturbed = self.scores(obs)
+        return self.add(obs, perturbed, self.objective(perturbed, self.clean))
+
+    def add(self, obs: Tensor, perturbed: Tensor, value: Tensor) -> Tensor:
+        """As `look`, where the scores and the objective are known."""
+        damage = self.objective.damage(self.scores, perturbed, self.clean)
+        better = (damage > self.damage) | ((damage == self.damage) & (value > self.value))
+        self.damage = torch.where(better, damage, self.damage)
+        self.value = torch.where(better, value, self.value)
+        self.obs = torch.where(along(better, obs), obs, self.obs)
+        return better

@@ -33,7 +33,7 @@ class Laps:
     """Seconds that the host spends on the parts of vector steps; a GPU works on meanwhile."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict.fromkeys(("acting", "env", "learning"), 0.0)
         """What was done → seconds, in all since the first step."""
         self.last = 0.0
         """When the part before ended, by the performance counter."""
@@ -45,7 +45,7 @@ class Laps:
     def lap(self, name: str) -> None:
         """The part `name` is done."""
         now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.seconds[name] += now - self.last
         self.last = now
 
 

@@ -209,6 +209,15 @@ def test_every_path_is_printed_whole(width, rlx, monkeypatch):
         assert all(str(run.path) in out for run in runs) and "│ train │" in out
 
 
+def test_a_list_that_is_cut_short_is_no_error(tmp_path):
+    for number in range(500):
+        (tmp_path / f"outputs/train/dqn-cartpole/20260101-000000-{number:06}").mkdir(parents=True)
+    line = f"{sys.executable} -m rlx list format=json | head -1"
+    where = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, **where)
+    assert done.stdout == "[\n" and done.stderr == ""
+
+
 def test_finding_imports_no_torch(tiny_runs):
     code = "import sys; from rlx import cli; cli.run({!r}); sys.exit('torch' in sys.modules)"
     run = str(tiny_runs / "train/dqn-cartpole")
@@ -365,6 +374,24 @@ def test_clean_takes_from_a_superseded_training_what_only_going_on_needs(rlx):
     for run in (newer, other):
         assert {"checkpoints/000000300/state.json", "replay/q/1.safetensors"} <= tree(run.path)
     assert "total    0 B\n" in rlx("clean").out
+
+
+def test_a_run_that_is_named_twice_does_not_supersede_itself(rlx):
+    run = made(seeds=3)
+    checkpoints(run, "000000300", "best")
+    finished(run)
+    Path("link").symlink_to("outputs")
+    before = tree()
+    assert rlx("clean", "outputs", "outputs/train", "link", run.path, "dry=false").code == 0
+    assert tree() == before
+    assert len(rows(rlx("list", "outputs", "link", run.path, "format=csv"))) == 1
+
+
+def test_a_copy_elsewhere_is_shown_and_cleaned_by_itself(rlx):
+    copy = Path(shutil.copytree(stopped(made()).path, "copy"))
+    assert "failed (told so)" in rlx("show", copy).out
+    assert rlx("clean", copy, "dry=false").code == 0 and not copy.exists()
+    assert len(rows(rlx("list", "format=csv"))) == 1
 
 
 def test_a_superseded_training_that_was_attacked_stays_whole(rlx):

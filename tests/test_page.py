@@ -132,6 +132,7 @@ def test_a_missing_extra(rlx, studied, monkeypatch):
     assert not Path("here").exists()
 
 
+@needs_extra
 def test_a_folder_that_is_no_run(rlx, tmp_path):
     result = rlx("report", tmp_path, "format=html")
     assert result.code == 2 and str(tmp_path) in result.err
@@ -210,6 +211,22 @@ def test_how_it_was_made_is_on_the_page(rlx, studied):
     assert "agent.discount" not in settings
     kinds = {row[1]: row[2] for row in page.table("run", "command", "settings")}
     assert kinds["train"] == "tuned/dqn-cartpole"
+
+
+@needs_extra
+def test_a_resumed_training_has_both_lines(rlx):
+    tiny = ("steps=300", "eval_every=300", "eval_episodes=2", "final_episodes=3", "seeds=2")
+    begun = rlx("train", "agent=dqn", "env=cartpole", *tiny)
+    assert rlx("resume", begun.run, "steps=600").code == 0
+    assert rlx("resume", begun.run, "seeds=3").code == 0
+    result = rlx("report", begun.run, "format=md")
+    _, _, end = (result.run / "report.md").read_text().rpartition("## To make it again")
+    assert re.findall(r"^rlx .*$", end, re.MULTILINE) == [
+        " ".join(["rlx train agent=dqn env=cartpole", *tiny]),
+        f"rlx resume {begun.run} steps=600",
+        f"rlx resume {begun.run} seeds=3",
+        f"rlx report {begun.run} format=md",
+    ]
 
 
 @needs_extra

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import yaml
 
-from rlx.errors import RunError
+from rlx import cli
+from rlx.errors import Interrupted, RunError
 from rlx.show import console
 from rlx.sweeps.sweep import Sweep
 from rlx.training.loop import Training
@@ -196,8 +198,32 @@ def test_a_job_of_another_process_is_left_to_it(rlx, done):
     with first.lock() as ours:
         assert ours
         result = rlx("resume", the_sweep())
-    assert "another process has" in result.out
+        assert "another process has" in result.out
+        assert [job.status for job in sweep.jobs()] == ["waiting", "completed"]
+        result = rlx("train", "-m", *SMALL, RATES, "fresh=true")
+    assert result.code == 2 and "fresh=true: another process is at agent.learn" in result.err
     assert [job.status for job in sweep.jobs()] == ["waiting", "completed"]
+
+
+def test_sys_exit_in_a_users_code_ends_one_job_alone(rlx, monkeypatch):
+    fail_where(monkeypatch, is_slow, SystemExit(3))
+    result = rlx("train", "-m", *SMALL, RATES)
+    assert result.code == 1 and "SystemExit: 3" in result.err
+    assert [row["state"] for row in table(the_sweep())] == ["completed", "failed"]
+    result = rlx("train", *SMALL, "agent.learning_rate=1e-3")
+    assert result.code == 1 and result.err == "rlx: sys.exit(3) was called while it ran.\n"
+
+
+def test_a_signal_within_a_destructor_comes_once_more():
+    told = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    lost = types.SimpleNamespace(exc_value=Interrupted(signal.SIGTERM, ""))
+    try:
+        cli._not_lost(lost)
+        time.sleep(1)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert told == [signal.SIGTERM]
 
 
 def test_another_commit_is_named(rlx, done):

@@ -2,16 +2,23 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 from test_sweeps import RATES, SMALL, runs, table, the_sweep
 
+from rlx.runs.run import Run
 from rlx.show.sweep_figures import Panel, figure
 from rlx.sweeps.ranking import in_order
 from rlx.sweeps.sweep import Sweep
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL in a test's own process: nobody catches it."""
 
 
 @pytest.fixture
@@ -81,9 +88,62 @@ def test_the_same_command_writes_deleted_jobs_again(what, rlx, done):
 
 
 def test_a_result_that_cannot_be_ranked_is_named(rlx, done):
-    (runs()[0] / "summary.json").write_text("{}")
+    bad, _ = runs()
+    (bad / "summary.json").write_text("{}")
     result = rlx("report", the_sweep())
-    assert result.code == 2 and f"{runs()[0]}: its result has no return" in result.err
+    assert result.code == 0 and f"{bad}: its result has no return" in result.out
+    assert [row.get("return", "") != "" for row in table(the_sweep())] == [True, False]
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": 99}', "[]"])
+def test_a_run_that_cannot_be_read_stops_nothing_else(text, rlx, done):
+    """It may be of a newer rlx: nobody deletes it."""
+    bad, good = runs()
+    (bad / "meta.json").write_text(text)
+    result = rlx("report", the_sweep())
+    assert result.code == 0 and "unreadable" in result.out and str(good) in result.out
+    shutil.rmtree(good)
+    result = rlx("resume", the_sweep())
+    assert result.code == 1 and str(bad) in result.err and len(runs()) == 2
+    assert (bad / "meta.json").read_text() == text
+    states = [row["state"] for row in table(the_sweep())]
+    assert sorted(states) == ["completed", "unreadable"]
+
+
+@pytest.mark.parametrize("moment", ["mkdir", "write_config", "write_meta"])
+def test_a_process_that_is_killed_in_making_a_run_leaves_no_folder(moment, rlx, monkeypatch):
+    kind = Path if moment == "mkdir" else Run
+    made = getattr(kind, moment)
+
+    def killed(self, *arguments, **options):
+        made(self, *arguments, **options)
+        if "train" in str(getattr(self, "path", self)):
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(kind, moment, killed)
+        rlx("train", "-m", *SMALL, RATES)
+    assert rlx("train", "-m", *SMALL, RATES).code == 0
+    assert len(runs()) == 2 and all((run / "summary.json").is_file() for run in runs())
+
+
+def test_attacks_in_a_project_that_was_moved_are_the_same(rlx, tmp_path, monkeypatch):
+    train = ("train", "agent=dqn", "env=cartpole", "seeds=1", *TINY, "agent.hidden=[8]")
+    attack = ("attack", "outputs/train", "-m", "attack=noise,fgsm", "eps=[0,0.1]", "episodes=1")
+    attack = (*attack, "scale=[1,1,1,1]")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert rlx(*train).code == 0 and rlx(*attack).code == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    result = rlx(*attack)
+    assert result.code == 0 and "2 of 2 done" in result.out
+    shutil.rmtree("outputs/attack")
+    monkeypatch.chdir(tmp_path)
+    result = rlx("resume", "there/outputs/sweeps/" + os.listdir("there/outputs/sweeps")[0])
+    assert result.code == 0, result.err
+    (config, _) = (tmp_path / "there").glob("outputs/attack/*/*/config.yaml")
+    assert str(tmp_path / "there/outputs/train") in config.read_text()
 
 
 def test_a_sweep_that_was_moved_trains_where_it_is(rlx, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from rlx.envs.mountain_car import MountainCar
 from rlx.envs.pendulum import Pendulum
 from rlx.envs.tabular import Tabular
 from rlx.envs.tic_tac_toe import TicTacToe
+from rlx.envs.view import View
 from rlx.experiment import make_env
 from rlx.show import video
 from rlx.show.video import FLIPPED, Decision, Film
@@ -205,6 +206,34 @@ def is_marked(image):
     return bool((red.mean(0) > 0.25).any())  # a line from top to bottom of the image
 
 
+class Still(torch.nn.Module):
+    """A policy that leaves the paddle where it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def initial_carry(self, batch):
+        return {}
+
+    def act(self, obs, first, carry, choose):
+        return torch.ones(1, 1, dtype=torch.int64), carry
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_last_image_is_where_the_last_step_has_led(stacked):
+    env = BatchedEnv(Catch())
+    camera = video.Camera(View(env, None, 2) if stacked else env)
+    for episode in range(3):
+        film = Film("catch")
+        camera.play(film, Still(), episode, film.greedy)
+        assert len(film.images) == 10 and len(film.rewards) == len(film.decisions) == 9
+        for step in range(10):
+            assert place(film.image(step), RED)[0] == pytest.approx((step + 0.5) / 10, abs=0.01)
+        caught = place(film.image(-1), RED)[1] == pytest.approx(0.5, abs=0.01)
+        assert film.rewards == [0.0] * 8 + [1.0 if caught else -1.0]
+
+
 @pytest.fixture
 def no_pyav(monkeypatch):
     """As where the extra is missing."""
@@ -281,7 +310,8 @@ def test_the_mark_is_at_the_flipped_steps(tmp_path, no_pyav):
             decision = Decision(obs, shown, np.array(1), np.array(0), is_flipped)
             film.decisions.append({"action": decision})
             film.rewards.append(1.0)
-        film.images = [np.full((120, 200, 3), 255, np.uint8)] * 13
+        for _ in range(13):
+            film.add(np.full((120, 200, 3), 255, np.uint8))
         films.append(film)
     camera = video.Camera(BatchedEnv(MountainCar()))
     file = video.save(camera, films, tmp_path, group=2)
@@ -318,7 +348,7 @@ def test_envs_of_gymnasium_are_drawn_by_themselves(rlx, no_pyav):
 def test_what_cannot_be_filmed_is_said_before_anything_is_written(tiny_runs, rlx):
     run = tiny_runs / "train/dqn-cartpole"
     for line, message in (
-        (("evaluate", "video_seeds=[7]"), "video_seeds=[7]: 7 is not played; of 0, 1."),
+        (("evaluate", "video_seeds=[7]"), "video_seeds=[7]: 7 is not played; of 0–1."),
         (("evaluate", "video_episodes=[3]"), "video_episodes=[3]: 3 is not played; of 0 to 2"),
         (("evaluate", "video_episodes=x"), "video_episodes=x: 'x' is not a count"),
         (("evaluate", "video_episodes=0"), "video_episodes=0: expected at least one"),
@@ -329,6 +359,8 @@ def test_what_cannot_be_filmed_is_said_before_anything_is_written(tiny_runs, rlx
         result = rlx(command, run, "episodes=3", "video=true", *keys)
         assert result.code == 2 and message in result.err, result.err
         assert len(result.err.strip().splitlines()) == 1 and not Path("outputs").exists()
+    result = rlx("evaluate", run, "episodes=3", "video_seeds=[1]")
+    assert result.code == 2 and "video_seeds=[1]: is of a video; add video=true" in result.err
     result = rlx("evaluate", run, "episodes=37", "video=true", "video_episodes=37")
     assert result.code == 2 and "at most 36" in result.err
 
@@ -341,3 +373,31 @@ def test_an_env_that_draws_nothing(rlx, monkeypatch):
     result = rlx("evaluate", run.run, "episodes=1", "video=true")
     assert result.code == 2 and not Path("outputs/evaluate").exists()
     assert result.err == "rlx: video: Unseen draws no images: it has no `render`.\n"
+
+
+def test_of_a_stack_the_newest_observation_is_written(rlx, no_pyav):
+    line = ("agent=dqn", "env=cartpole", "env.stack=3", "seeds=1")
+    run = rlx("train", *line, *TINY, *small("dqn"))
+    assert run.code == 0, run.err
+    attacked = rlx(
+        "attack", run.run, "attack=fgsm", "scale=std", "eps=[0.5]", "episodes=1", "video=true"
+    )
+    assert attacked.code == 0, attacked.err
+    images, _ = frames(attacked.run / "video.gif")
+    # The attacked episode has four rows of numbers below it, the clean one none.
+    half = images.shape[2] // 2
+    rows = (images[0][-80:, half:] < 100).all(-1).any(1)
+    assert rows.any() and not (images[0][-80:, :half] < 100).all(-1).any()
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_nothing_is_drawn_on_another_device_than_the_state_is(name):
+    """A meta tensor, as one of a GPU, cannot be mixed with others."""
+    node = compose("train", f"env={name}", "agent=dqn", "tuned=none").env
+    env = make_env(node, 2, "cpu")
+    env.reset(seed=0)
+    inner = getattr(env, "env", env)
+    if isinstance(inner.dynamics, Tabular):
+        return  # drawn by Gymnasium
+    images = inner.dynamics.render(inner.state.to("meta"))
+    assert images.shape == torch.stack([torch.from_numpy(i) for i in inner.render()]).shape

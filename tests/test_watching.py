@@ -114,14 +114,13 @@ def test_a_command_is_shown_to_have_begun_before_torch_is_imported(tmp_path):
     code = """
 import sys
 from rlx import cli
-from rlx.show import console
-console.starting = lambda: print("torch" in sys.modules)
+cli._show_start = lambda: print("hydra" in sys.modules, "torch" in sys.modules)
 print(cli.run(["attack", "run=nowhere"]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True
     )
-    assert done.stdout == b"False\n2\n"
+    assert done.stdout == b"False False\n2\n"
 
 
 @pytest.fixture

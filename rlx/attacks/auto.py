@@ -17,7 +17,7 @@ from rlx.evaluation import TRIAL, evaluate
 from rlx.robustness.audit import TOWARDS
 from rlx.robustness.planner import why_not
 from rlx.robustness.study import NONE
-from rlx.robustness.sweep import Game, Played, check_attackable, sweep
+from rlx.robustness.sweep import Game, Played, check_attackable, has_gradients, sweep
 from rlx.show import console
 from rlx.threat import Adversary, Attack, Mode
 
@@ -43,6 +43,8 @@ class Auto(Adversary):
 
     attacks: Any
     """Attacks that move each decision by itself, by name: files of conf/attack."""
+    blind: Any
+    """Attacks that need no gradients, by name, likewise: for policies that have none."""
     planned: Any
     """The adversary that searches, where the env can be copied: conf/attack/planned.yaml."""
     learned: Any
@@ -57,11 +59,12 @@ class Auto(Adversary):
     @cached_property
     def singles(self) -> dict[str, Attack]:
         """The attacks, by name."""
-        made = {}
-        for name, node in self.attacks.items():
-            key = f"attack.attacks.{name}"
-            made[name] = build(load_class(node, key, Attack), node, key)
-        return made
+        return _made(self.attacks, "attack.attacks")
+
+    @cached_property
+    def blind_singles(self) -> dict[str, Attack]:
+        """The attacks on policies without gradients, by name."""
+        return _made(self.blind, "attack.blind")
 
     @cached_property
     def planner(self) -> Planned:
@@ -101,8 +104,11 @@ class Auto(Adversary):
 
     def _fitting(self, game: Game, modes: Mapping[str, Mode]) -> dict[str, Attack]:
         """The attacks that these policies can be attacked with, and one for each target."""
+        attacks = {**self.singles, **self._targeted(game)}
+        if not has_gradients(game):
+            attacks |= self.blind_singles
         fitting = {}
-        for name, attack in {**self.singles, **self._targeted(game)}.items():
+        for name, attack in attacks.items():
             try:
                 check_attackable(game, attack, modes)
             except ConfigError:
@@ -254,6 +260,15 @@ class Auto(Adversary):
         names = list(tried)
         order = np.argsort(shortfall, kind="stable")[:count]
         return [names[number] for number in sorted(order)]
+
+
+def _made(nodes: Mapping[str, Any], key: str) -> dict[str, Attack]:
+    """The attacks of the config group at `key`, by name."""
+    made = {}
+    for name, node in nodes.items():
+        own_key = f"{key}.{name}"
+        made[name] = build(load_class(node, own_key, Attack), node, own_key)
+    return made
 
 
 def _swept(

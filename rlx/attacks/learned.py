@@ -25,7 +25,7 @@ from rlx.composing import compose_config, hydra_left_as_it_is
 from rlx.conf import group_files
 from rlx.config import Count, Index, build, choice, plain
 from rlx.errors import ConfigError
-from rlx.evaluation import SELECTION
+from rlx.evaluation import SELECTION, evaluate
 from rlx.experiment import make_env, training_config
 from rlx.nn.seed_axis import take
 from rlx.policies import load_policies
@@ -42,6 +42,8 @@ from rlx.training.resuming import resumed
 
 LEARNING_RADII = 6
 """Radii at most at which an adversary learns; it sees the radius, and acts at those between."""
+CLEAN_EPISODES = 10
+"""Clean episodes of each victim by whose returns rewards are scaled, where no run has others."""
 EVALUATIONS = 8
 """Evaluations of a training, by which the weights are kept."""
 GO_ON = "the same command"
@@ -85,8 +87,8 @@ class Learned(Adversary):
         choice(self.continuous_agent, group_files("agent"), "attack.continuous_agent")
 
     def check(self, game: Game, modes: Mapping[str, Mode]) -> None:
-        if not game.runs:
-            raise ConfigError("attack=learned: needs victims of runs of rlx train.")
+        if not game.runs and game.victims is None:
+            raise ConfigError("attack=learned: needs policies of runs, or of files.")
         if max(game.eps) == 0:
             raise ConfigError(f"eps={list(game.eps)}: a learned attack needs a radius above 0.")
         for mode in modes.values():
@@ -146,13 +148,14 @@ class Learned(Adversary):
             "steps": self.steps,
             "samples": self.samples,
             "unit": 1.0,
+            "victims": None if game.victims is None else game.victims.keys(),
         }
 
     def _config(self, game: Game, mode: Mode) -> DictConfig:
         """The config of the training of one mode's adversaries."""
         env = self._env(game, mode)
         env["eps"] = _learning_radii(game.eps)
-        env["unit"] = None
+        env["unit"] = None if game.victims is None else _size_of_returns(game)
         radii = len(env["eps"])
         with hydra_left_as_it_is():
             config = plain(
@@ -181,7 +184,7 @@ class Learned(Adversary):
         config = self._config(game, mode)
         root = _folder(game, config)
         config.outputs = str(root)
-        run = _newest(root, game.runs[0].trusted)
+        run = _newest(root, any(run.trusted for run in game.runs))
         if run is not None and run.unfinished() is None:
             console.facts(adversary=f"of {name}, trained before: {run.path}")
             return run
@@ -217,6 +220,20 @@ def _learning_radii(eps: Sequence[float]) -> list[float]:
     return [positive[round(end) - 1] for end in ends]
 
 
+def _size_of_returns(game: Game) -> float:
+    """The mean size of the clean returns of policies that are of no run, in three digits."""
+    opened = game.opened
+    played = evaluate(
+        opened.policy,
+        opened.make_env,
+        len(opened.seeds),
+        CLEAN_EPISODES,
+        SELECTION,
+        opened.device,
+    )
+    return float(f"{float(played.returns.abs().mean()):.3g}") or 1.0
+
+
 def _env_mode(mode: Mode, heads: Sequence[str]) -> str:
     """What env=attacked calls a mode of a policy with these `heads`."""
     if mode.shared or len(mode.heads) not in (1, len(heads)):
@@ -238,9 +255,11 @@ def _folder(game: Game, config: DictConfig) -> Path:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for tensor in game.opened.policy.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
-    parent = game.runs[0].path.absolute()
-    if is_in_zoo(parent) or not os.access(parent, os.W_OK):
-        parent = Path(config.outputs)
+    parent = Path(config.outputs)
+    if game.victims is not None:
+        digest.update(json.dumps(game.victims.hashes).encode())
+    elif os.access(game.runs[0].path, os.W_OK) and not is_in_zoo(game.runs[0].path):
+        parent = game.runs[0].path.absolute()
     return parent / "adversaries" / digest.hexdigest()[:16]
 
 

@@ -5,13 +5,11 @@ On policies: Zhang et al. 2020, arXiv:2003.08938.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.config import Count
-from rlx.nn.seed_axis import along
-from rlx.objective import Objective
+from rlx.objective import Objective, Tried
 from rlx.threat import Attack, Budget, Draw
 
 
@@ -42,11 +40,7 @@ class PGD(Attack):
 
     def perturb(self, scores: Scores, obs: Tensor, budget: Budget, draw: Draw) -> Tensor:
         objective = Objective(self.loss, self.target)
-        with torch.no_grad():
-            clean = scores(obs)
-        best = obs
-        best_damage = torch.full_like(clean[..., 0], -torch.inf)
-        best_value = best_damage
+        tried = Tried(objective, scores, obs)
         # The distance of an action from the clean one has no gradient at the clean observation.
         random_start = self.random_start or self.loss == "distance"
         for restart in range(self.restarts):
@@ -54,33 +48,13 @@ class PGD(Attack):
             if random_start or restart > 0:
                 noise = draw(obs[0, 0].numel()).view(obs.shape) * 2 - 1
                 iterate = budget.project(obs + budget.radius * noise, obs)
-            gradient, _, _ = objective.gradient(scores, iterate, clean)
+            gradient, _, _ = objective.gradient(scores, iterate, tried.clean)
             for step in range(1, self.steps + 1):
                 moved = iterate + self.step_size * budget.radius * gradient.sign()
                 iterate = budget.project(moved, obs)
                 if step < self.steps:
-                    gradient, value, perturbed = objective.gradient(scores, iterate, clean)
+                    gradient, value, perturbed = objective.gradient(scores, iterate, tried.clean)
+                    tried.add(iterate, perturbed, value)
                 else:
-                    # No step follows: the last iterate needs no gradient.
-                    with torch.no_grad():
-                        perturbed = scores(iterate)
-                        value = objective(perturbed, clean)
-                damage = self._damage(scores, perturbed, clean)
-                better = (damage > best_damage) | ((damage == best_damage) & (value > best_value))
-                best_damage = torch.where(better, damage, best_damage)
-                best_value = torch.where(better, value, best_value)
-                best = torch.where(along(better, obs), iterate, best)
-        return best
-
-    def _damage(self, scores: Scores, perturbed: Tensor, clean: Tensor) -> Tensor:
-        """How bad the decision by the `perturbed` scores [S, B, A] is, [S, B].
-
-        It is what the decision loses by the `clean` scores [S, B, A]; with a target, whether it is
-        the target; of a continuous action, how far the action that is really taken has moved.
-        """
-        if self.loss == "distance":
-            return (scores.decide(perturbed) - scores.decide(clean)).square().sum(-1)
-        decision = perturbed.argmax(-1, keepdim=True)
-        if self.target is not None:
-            return (decision.squeeze(-1) == self.target).to(clean.dtype)
-        return clean.amax(-1) - clean.gather(-1, decision).squeeze(-1)
+                    tried.look(iterate)  # no step follows: the last iterate needs no gradient
+        return tried.obs

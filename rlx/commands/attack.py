@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig, check_protocol, command, pin_runs
+from rlx.command import check_protocol, command
 from rlx.composing import chosen
 from rlx.config import Count, NonNegative, build, choice, load_class
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
-from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.show import attack_tables, console, figures
 from rlx.show.attack_run import AttackRun
@@ -22,6 +21,7 @@ from rlx.statistics import Bootstrap, Estimate, Robustness
 from rlx.sweeps.ranking import Measure
 from rlx.trackers.tracker import Tracker
 from rlx.trackers.tracking import Tracking, make_trackers
+from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
 
 if TYPE_CHECKING:
     import gymnasium
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(SubjectConfig):
     """The keys of attack.yaml."""
 
     attack: Any
@@ -104,7 +104,7 @@ def _area(run: Run) -> Estimate:
 AREA = Measure("area", _area, of_env=False)
 
 
-@command("attack", check=check, pin=pin_runs, measure=AREA)
+@command("attack", check=check, pin=pin_subjects, measure=AREA)
 def main(composed: DictConfig) -> float:
     """Returns the mean area under the robustness curves."""
     _, study = _attacked(composed)
@@ -139,20 +139,13 @@ class Plan:
     camera: "Camera | None"
     """What films them; None: nothing does."""
 
-    @property
-    def runs(self) -> Sequence[Run]:
-        """The trainings that are attacked."""
-        return self.game.runs
+    subjects: Subjects
+    """Whose policies are attacked."""
 
     @property
     def opened(self) -> "Opened":
-        """The policies of the runs, and their env."""
+        """The policies, and their env."""
         return self.game.opened
-
-    @property
-    def source(self) -> str:
-        """Agent and env of the runs, as in "dqn-acrobot"."""
-        return self.runs[0].path.parent.name
 
 
 @dataclass(frozen=True)
@@ -178,7 +171,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
 
     config = build(Config, composed, "")
     plan = _load(config)
-    output = Run.create(config.outputs, "attack", plan.source, composed)
+    output = plan.subjects.create(config.outputs, "attack", composed)
     _header(config, plan)
     with Tracking(output, plan.trackers) as tracking, output.writing():
         tracking.begin()
@@ -197,12 +190,11 @@ def _load(config: Config) -> Plan:
     check_protocol(config.protocol)
     trackers = make_trackers(config.tracker)
     eps = parse_grid(config.eps, "eps")
-    runs = find_all(config.run, config.outputs, trusted=config.trust)
+    subjects = Subjects.of(config)
 
     from rlx.attacks.auto import Auto
     from rlx.evaluation import REPORT
     from rlx.experiment import make_env, setup_device
-    from rlx.policies import open_runs
     from rlx.robustness.attribution import component_names
     from rlx.robustness.manifold import kept_angles
     from rlx.robustness.scale import resolved, unit_scale
@@ -213,7 +205,7 @@ def _load(config: Config) -> Plan:
     kind = load_class(config.attack, "attack", Threat)
     attack = build(kind, config.attack, "attack")
     device = setup_device(config.device)
-    opened = open_runs(runs, config.checkpoint, device, config.seeds)
+    opened = subjects.open(config.checkpoint, device, config.seeds)
     space = opened.spec.observation_space
     modes = chosen_modes(attack, opened.policy.heads, config.modes)
     env = opened.make_env(len(opened.seeds))
@@ -227,8 +219,9 @@ def _load(config: Config) -> Plan:
         REPORT,
         config.max_num_envs,
         angles=angles,
-        runs=runs,
+        runs=subjects.runs,
         checkpoint=config.checkpoint,
+        victims=subjects.victims,
     )
     check_attackable(game, attack, modes)
     components: list[str] = []
@@ -240,14 +233,11 @@ def _load(config: Config) -> Plan:
             )
     if config.attribution is not None:
         components = component_names(game, env.observation_units)
-    scenes: list[Scene] = []
+    scenes = video.scenes(config, opened.seeds)
     camera = None
-    if config.video:
-        scenes = video.scenes(
-            config.video_seeds, config.video_episodes, opened.seeds, config.episodes
-        )
+    if scenes:
         camera = video.Camera(make_env(video.drawing(opened.env), 1, device, opened.age))
-    return Plan(attack, modes, game, scale, env, components, trackers, scenes, camera)
+    return Plan(attack, modes, game, scale, env, components, trackers, scenes, camera, subjects)
 
 
 def _play(config: Config, plan: Plan) -> Result:
@@ -344,7 +334,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
     files = {"table": output.path / "robustness.csv", "figure": output.path / "robustness.png"}
     study.write_csv(files["table"])
     episodes = f"{len(seeds)} seeds × {config.episodes} episodes"
-    title = f"{plan.source} under {study.attack}, {episodes}"
+    title = f"{plan.subjects.name} under {study.attack}, {episodes}"
     drawn = figure(study.summary(), title, config.scale, config.figure)
     figures.save(drawn, files["figure"])
     if plan.camera is not None:
@@ -353,7 +343,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
         files["video"] = video.save(plan.camera, result.films, output.path, group=2)
     steps = int(sum(episodes.lengths.sum() for episodes in result.played.values()))
     facts = {
-        "run": [str(run.path) for run in plan.runs],
+        "run": plan.subjects.paths,
         "seeds": seeds,
         "scale": result.scale,
         "effort": chosen("effort") if isinstance(plan.attack, Adversary) else None,
@@ -375,7 +365,7 @@ def _header(config: Config, plan: Plan) -> None:
     eps = plan.game.eps
     total = len(seeds) * len(eps) * len(plan.modes) * config.episodes
     console.facts(
-        run=", ".join(str(run.path) for run in plan.runs),
+        **plan.subjects.told,
         seeds=f"{len(seeds)} ({console.ranges(seeds)})",
         attack=f"{chosen('attack')}, protocol {config.protocol}, modes {', '.join(plan.modes)}",
         effort=chosen("effort"),
@@ -383,7 +373,7 @@ def _header(config: Config, plan: Plan) -> None:
         episodes=f"{config.episodes} per seed, radius and mode: {total:,} in all",
         device=plan.opened.device,
     )
-    console.warn_of_unfinished(plan.runs)
+    console.warn_of_unfinished(plan.subjects.runs)
 
 
 def chosen_modes(attack: "Threat", heads: Sequence[str], wanted: Any) -> "dict[str, Mode]":

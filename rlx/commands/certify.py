@@ -7,26 +7,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig, command, pin_runs
+from rlx.command import command
 from rlx.composing import chosen
 from rlx.config import Count, build, load_class
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
-from rlx.runs.finding import find_all
-from rlx.runs.run import Run
 from rlx.show import console, figures
 from rlx.statistics import Estimate
 from rlx.sweeps.ranking import Measure
+from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rlx.robustness.sweep import Game
     from rlx.threat import Attack
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(SubjectConfig):
     """The keys of certify.yaml."""
 
     attack: Any
@@ -65,11 +62,8 @@ class Plan:
     """What tries to change decisions."""
     scale: object
     """`std`, `bounds` or numbers: what eps = 1 means."""
-
-    @property
-    def runs(self) -> "Sequence[Run]":
-        """The trainings whose policies are certified."""
-        return self.game.runs
+    subjects: Subjects
+    """Whose policies they are."""
 
 
 def check(composed: DictConfig) -> None:
@@ -83,7 +77,7 @@ CERTIFIED = Measure(
 """The certified share, in the mean over heads and radii."""
 
 
-@command("certify", check=check, pin=pin_runs, measure=CERTIFIED)
+@command("certify", check=check, pin=pin_subjects, measure=CERTIFIED)
 def main(composed: DictConfig) -> float:
     """Returns the certified share, in the mean over heads and radii."""
     config = build(Config, composed, "")
@@ -94,18 +88,18 @@ def main(composed: DictConfig) -> float:
     from rlx.robustness.scale import tell_radii, unit_scale
 
     opened = plan.game.opened
-    source = plan.runs[0].path.parent.name
-    output = Run.create(config.outputs, "certify", source, composed)
+    subjects = plan.subjects
+    output = subjects.create(config.outputs, "certify", composed)
     eps = plan.game.eps
     console.facts(
-        run=", ".join(str(run.path) for run in plan.runs),
+        **subjects.told,
         seeds=f"{len(opened.seeds)} ({console.ranges(opened.seeds)})",
         eps=f"{len(eps)} radii from {eps[0]:g} to {eps[-1]:g}, in units of {config.scale}",
         episodes=f"{config.episodes} clean ones per seed, checkpoint {config.checkpoint}",
         attack=f"{chosen('attack')}, and up to {config.max_boxes:,} boxes per decision and radius",
         device=opened.device,
     )
-    console.warn_of_unfinished(plan.runs)
+    console.warn_of_unfinished(subjects.runs)
     with output.writing():
         began = time.monotonic()
         space = opened.spec.observation_space
@@ -117,10 +111,10 @@ def main(composed: DictConfig) -> float:
         wall_s = time.monotonic() - began
         files = {"table": output.path / "certify.csv", "figure": output.path / "certify.png"}
         certificates.write_csv(files["table"], opened.seeds)
-        drawn = figure(certificates.summary(), source, config.scale, config.figure)
+        drawn = figure(certificates.summary(), subjects.name, config.scale, config.figure)
         figures.save(drawn, files["figure"])
         facts = {
-            "run": [str(run.path) for run in plan.runs],
+            "run": subjects.paths,
             "seeds": opened.seeds,
             "scale": scale,
             "units": env.observation_units,
@@ -138,11 +132,10 @@ def main(composed: DictConfig) -> float:
 def _load(config: Config) -> Plan:
     """The plan of a config; ConfigError where there are no bounds, before anything is written."""
     eps = parse_grid(config.eps, "eps")
-    runs = find_all(config.run, config.outputs, trusted=config.trust)
+    subjects = Subjects.of(config)
 
     from rlx.evaluation import REPORT
     from rlx.experiment import setup_device
-    from rlx.policies import open_runs
     from rlx.robustness.clean_decisions import check_bounded
     from rlx.robustness.manifold import kept_angles
     from rlx.robustness.scale import resolved, unit_scale
@@ -156,7 +149,7 @@ def _load(config: Config) -> Plan:
             "each decision by itself, as attack=pgd."
         )
     attack = build(kind, config.attack, "attack")
-    opened = open_runs(runs, config.checkpoint, setup_device(config.device), config.seeds)
+    opened = subjects.open(config.checkpoint, setup_device(config.device), config.seeds)
     space = opened.spec.observation_space
     scale = resolved(config.scale, opened, config.outputs, config.trust)
     game = Game(
@@ -167,9 +160,10 @@ def _load(config: Config) -> Plan:
         REPORT,
         max_num_envs=len(opened.seeds) * config.episodes,
         angles=kept_angles(config.manifold, opened.make_env(len(opened.seeds))),
-        runs=runs,
+        runs=subjects.runs,
         checkpoint=config.checkpoint,
+        victims=subjects.victims,
     )
     check_bounded(opened)
     check_attackable(game, attack, attack.modes(opened.policy.heads))
-    return Plan(game, attack, scale)
+    return Plan(game, attack, scale, subjects)

@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.commands.list import in_bytes, listed, tops_of
+from rlx.commands.list import entries_of, in_bytes, listed
 from rlx.config import build
 from rlx.errors import ConfigError
-from rlx.runs.listing import STAMP, UNREADABLE, Entry, disk_size
+from rlx.runs.listing import STAMP, UNREADABLE, Entry, disk_size, root_of
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.sweeps.sweep import LEFT_OUT, Sweep
@@ -57,8 +57,9 @@ class Removal:
 def main(composed: DictConfig) -> None:
     """Prints what can go, and removes it where it shall."""
     config = build(Config, composed, "")
-    entries = [entry for top in tops_of(config.run, config.outputs) for entry in listed(top)]
-    needed = _needed({Path(config.outputs).absolute(), *map(_root, entries)})
+    entries = entries_of(config.run, config.outputs)
+    roots = [Path(config.outputs), *{root_of(entry.path) for entry in entries}]
+    needed = _needed([root for root in roots if root.is_dir()])
     found = [*_unfinished(entries, config.resumable), *_superseded(entries)]
     removals = [removal for removal in found if removal.entry.path.name not in needed]
     freed = 0
@@ -77,15 +78,10 @@ def main(composed: DictConfig) -> None:
     console.facts(total=f"{in_bytes(freed)}{hint}")
 
 
-def _root(entry: Entry) -> Path:
-    """The folder of all runs that a run or a sweep lies in."""
-    return entry.path.absolute().parents[1 if entry.kind == "sweep" else 2]
-
-
 def _needed(roots: Iterable[Path]) -> set[str]:
     """The names of the folders that something below the `roots` was, or is being, made of."""
     names = set()
-    for entry in [entry for root in roots if root.is_dir() for entry in listed(root)]:
+    for entry in listed(roots):
         if Sweep.is_at(entry.path):
             # Also of a sweep that cannot be read.
             for file in entry.path.glob("jobs/*.json"):

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from rlx.command import RunConfig, command, pin_runs
+from rlx.command import command
 from rlx.config import Count, build
-from rlx.runs.finding import find_all
-from rlx.runs.run import Run
 from rlx.show import console, figures
 from rlx.sweeps.ranking import RETURN
+from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
 
 if TYPE_CHECKING:
     from rlx.policies import Opened
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(SubjectConfig):
     """The keys of evaluate.yaml."""
 
     device: Any
@@ -46,30 +45,23 @@ def check(composed: DictConfig) -> None:
     _load(build(Config, composed, ""))
 
 
-def _load(config: Config) -> "tuple[Sequence[Run], Opened, Sequence[Scene]]":
-    """The runs, their policies, and what shall be filmed."""
-    runs = find_all(config.run, config.outputs, trusted=config.trust)
+def _load(config: Config) -> "tuple[Subjects, Opened, Sequence[Scene]]":
+    """Whose policies are played, these, and what shall be filmed."""
+    subjects = Subjects.of(config)
 
     from rlx import experiment
-    from rlx.policies import open_runs
     from rlx.show import video
 
-    opened = open_runs(
-        runs, config.checkpoint, experiment.setup_device(config.device), config.seeds
-    )
-    if not config.video:
-        return runs, opened, []
-    video.drawing(opened.env)
-    seeds = opened.seeds
-    scenes = video.scenes(config.video_seeds, config.video_episodes, seeds, config.episodes)
-    return runs, opened, scenes
+    device = experiment.setup_device(config.device)
+    opened = subjects.open(config.checkpoint, device, config.seeds)
+    return subjects, opened, video.scenes(config, opened.seeds)
 
 
-@command("evaluate", check=check, pin=pin_runs, measure=RETURN)
+@command("evaluate", check=check, pin=pin_subjects, measure=RETURN)
 def main(composed: DictConfig) -> float:
     """Returns the interquartile mean over seeds."""
     config = build(Config, composed, "")
-    runs, opened, scenes = _load(config)
+    subjects, opened, scenes = _load(config)
 
     from rlx import experiment, statistics
     from rlx.env import time_limit_words
@@ -83,15 +75,14 @@ def main(composed: DictConfig) -> float:
     if scenes:
         drawn = video.drawing(opened.env)
         camera = video.Camera(experiment.make_env(drawn, 1, device, opened.age))
-    source = runs[0].path.parent.name
-    output = Run.create(config.outputs, "evaluate", source, composed)
+    output = subjects.create(config.outputs, "evaluate", composed)
     console.facts(
-        run=", ".join(str(run.path) for run in runs),
+        **subjects.told,
         seeds=f"{len(seeds)} ({console.ranges(seeds)})",
         episodes=f"{config.episodes} per seed, checkpoint {config.checkpoint}",
         device=device,
     )
-    console.warn_of_unfinished(runs)
+    console.warn_of_unfinished(subjects.runs)
     files = {}
     with output.writing():
         began = time.monotonic()
@@ -108,11 +99,12 @@ def main(composed: DictConfig) -> float:
         if grid is not None:
             files["figure"] = output.path / "visits.png"
             per_episode = visits.count.cpu().numpy().reshape(grid) / episodes.returns.numel()
-            title = f"{source}: steps spent in each cell, per greedy episode"
+            title = f"{subjects.name}: steps spent in each cell, per greedy episode"
             figures.save(figures.grid(per_episode, title, config.figure), files["figure"])
         if scenes:
             films = [
-                camera.greedy(policy, scene, REPORT + scene.episode, source) for scene in scenes
+                camera.greedy(policy, scene, REPORT + scene.episode, subjects.name)
+                for scene in scenes
             ]
             files["video"] = video.save(camera, films, output.path)
         returns = episodes.returns.cpu().numpy()
@@ -120,7 +112,7 @@ def main(composed: DictConfig) -> float:
         steps = int(episodes.lengths.sum())
         values = {statistic.key: statistic.of(episodes) for statistic in statistics.STATISTICS}
         summary = {
-            "run": [str(run.path) for run in runs],
+            "run": subjects.paths,
             "seeds": seeds,
             "steps": steps,
             "wall_s": wall_s,

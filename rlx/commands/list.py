@@ -5,7 +5,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,8 @@ TOLD_BY_PATH = ("kind", "agent", "env")
 def main(composed: DictConfig) -> None:
     """Prints the table."""
     config = build(Config, composed, "")
-    tops = tops_of(config.run, config.outputs)
     fits = [_filter(name, str(value)) for name, value in config.where.items()]
-    rows = [entry for top in tops for entry in listed(top)]
+    rows = entries_of(config.run, config.outputs)
     for name, value in config.where.items():
         _check_value(name, str(value), rows)
     rows = [row for row in rows if all(fit(row) for fit in fits)]
@@ -92,19 +91,23 @@ def main(composed: DictConfig) -> None:
         _write(rows, config.format)
 
 
-def tops_of(run: Any, outputs: str) -> list[Path]:
-    """The folders that the key `run` names; null: `outputs`. ConfigError where there is none."""
+def entries_of(run: Any, outputs: str) -> list[Entry]:
+    """The runs and sweeps below the folders that the key `run` names; null: below `outputs`.
+
+    ConfigError where there is no such folder.
+    """
     tops = [located(path) for path in run_paths(outputs if run is None else run)]
     for top in tops:
         if not top.is_dir():
-            raise ConfigError(f"run={top}: no such folder.{nearest_path(top)}")
-    return tops
+            key = "outputs" if run is None else "run"
+            raise ConfigError(f"{key}={top}: no such folder.{nearest_path(top)}")
+    return listed(tops)
 
 
-def listed(top: Path) -> Iterator[Entry]:
-    """The runs and the sweeps at and below `top`, but not what is inside of one."""
-    for folder in folders(top):
-        yield _sweep(folder) if Sweep.is_at(folder) else read(folder)
+def listed(tops: Iterable[Path]) -> list[Entry]:
+    """The runs and sweeps at and below `tops`, each once, but not what is inside of one."""
+    found = {folder.resolve(): folder for top in tops for folder in folders(top)}
+    return [_sweep(path) if Sweep.is_at(path) else read(path) for path in found.values()]
 
 
 def _sweep(path: Path) -> Entry:

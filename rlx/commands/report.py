@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlx.benchmarks import atari100k
 from rlx.command import command
@@ -21,7 +21,7 @@ from rlx.runs.run import Run
 from rlx.show import console, figures
 from rlx.sweeps import report as sweeps
 from rlx.sweeps.ranking import rankings
-from rlx.sweeps.sweep import Sweep
+from rlx.sweeps.sweep import Sweep, swept_keys
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,13 +84,15 @@ def _sweep_page(kind: str, sweep: Sweep, ranked: "Sequence[Ranking]") -> Path:
     """Write the page of a sweep beside its table."""
     from rlx.page import making, sections
 
+    jobs = sweep.jobs()
+    keys = swept_keys(jobs)
     finished = {}
-    for job in sweep.jobs():
+    for job in jobs:
         run = job.run
         if run is not None and run.unfinished() is None:
-            finished[job.label] = run
+            finished[job.label_of(keys)] = run
     made = making.sections(finished, "the sweep", sweep.line)
-    parts = [*sections.sweep(ranked, sweep.jobs()), *sections.episodes(list(finished.values()))]
+    parts = [*sections.sweep(ranked, jobs), *sections.episodes(list(finished.values()))]
     return Document(f"Sweep {sweep.path.name}", [*parts, *made]).write(sweep.path, kind)
 
 
@@ -140,7 +142,7 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
 
 
 def _report_attacks(paths: Sequence[str], config: Config, composed: DictConfig) -> None:
-    """Compare the attacks `runs`: on the same agents which ranks highest, else agent with agent.
+    """Compare the attacks at `paths`: on the same agents which ranks highest, else the agents.
 
     Certify runs among them are shown on the page.
     """
@@ -332,9 +334,14 @@ def require_same_env(attacks: "Sequence[AttackRun]") -> None:
 
 
 def _training_config(attack: "AttackRun") -> DictConfig:
-    """The config of the training that is attacked; ConfigError where it is gone."""
+    """The config of the training that is attacked, or with the env of a victim of others.
+
+    ConfigError where the training is gone.
+    """
     from rlx.experiment import training_config
 
+    if attack.is_of_files:
+        return OmegaConf.create({"env": attack.config.env, "eval_env": {}})
     training = Run(attack.trainings[0], attack.run.trusted)
     if not training.path.is_dir():
         raise ConfigError(

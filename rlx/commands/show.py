@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig
 
 from rlx.command import command
-from rlx.commands.list import in_bytes, listed, print_table, tops_of
+from rlx.commands.list import entries_of, in_bytes, listed, print_table
 from rlx.composing import compose_config
 from rlx.conf import group_files
 from rlx.config import build, plain
@@ -18,7 +18,7 @@ from rlx.errors import ConfigError
 from rlx.experiment import CommonEnvConfig
 from rlx.names import flatten_keys
 from rlx.runs.finding import is_in_zoo
-from rlx.runs.listing import Entry, disk_size
+from rlx.runs.listing import Entry, disk_size, root_of
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.sweeps.sweep import Sweep
@@ -42,11 +42,11 @@ GROUPS = ("agent", "env", "attack", "effort")
 def main(composed: DictConfig) -> None:
     """Prints the run."""
     config = build(Config, composed, "")
-    tops = tops_of(config.run, config.outputs)
-    found = [entry for top in tops for entry in listed(top)]
-    if len(tops) > 1 or not found:
-        what = "show takes one run" if found else "no run in it"
-        raise ConfigError(f"run={' '.join(map(str, tops))}: {what}.")
+    found = entries_of(config.run, config.outputs)
+    if isinstance(config.run, list) and len(config.run) > 1:
+        raise ConfigError(f"run={config.run}: show takes one run, or a folder with runs.")
+    if not found:
+        raise ConfigError(f"run={config.run or config.outputs}: no run in it.")
     entry = max(found, key=lambda entry: (entry.meta.get("started") or "", entry.path.name))
     if Sweep.is_at(entry.path):
         _show_sweep(entry)
@@ -57,13 +57,14 @@ def main(composed: DictConfig) -> None:
 def _show_sweep(entry: Entry) -> None:
     """Print what a sweep is, and how far."""
     jobs = entry.meta.get("jobs", {})
+    counts = ", ".join(f"{count} {state}" for state, count in jobs.items())
     console.facts(
         sweep=entry.path,
-        status=f"{entry.status}: {', '.join(f'{n} {state}' for state, n in jobs.items())}",
-        line=entry.meta.get("line", ""),
+        status=f"{entry.status}: {counts or entry.error}",
+        line=entry.meta.get("line", "unknown"),
         **{"made by": _maker(entry)},
+        next=f"rlx resume {shlex.quote(str(entry.path))}",
     )
-    console.facts(next=f"rlx resume {shlex.quote(str(entry.path))}")
     console.result(entry.path)
 
 
@@ -93,10 +94,8 @@ def _show_run(entry: Entry, outputs: str) -> None:
         names.append("best")
     if names:
         console.facts(weights=", ".join(names))
-    parents = entry.path.parents
-    root = parents[2] if len(parents) > 2 else entry.path.absolute().parents[2]
-    others = listed(Path(outputs) if is_in_zoo(entry.path) else root)
-    made = [other for other in others if entry.path.name in other.sources()]
+    root = Path(outputs) if is_in_zoo(entry.path) else root_of(entry.path)
+    made = [other for other in listed([root]) if entry.path.name in other.sources()]
     if made:
         print_table(made, "Made of it")
     path = shlex.quote(str(entry.path))

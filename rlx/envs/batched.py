@@ -268,20 +268,12 @@ class BatchedEnv(VectorEnv):
             return self._finish_next_step(*self._transition(actions, ~self._ended))
         return self._finish_disabled(*self._transition(actions))
 
-    def render(self) -> tuple[np.ndarray, ...]:
-        """One image uint8 [H, W, 3] per copy, of its state now."""
-        return tuple(self._images(self.state))
-
-    def final_image(self) -> np.ndarray:
-        """Where the newest step has led copy 0, before any reset: an image uint8 [H, W, 3]."""
-        return self._images(self.final_state[:1])[0]
-
-    def _images(self, state: Tensor) -> np.ndarray:
-        """Images uint8 [B, H, W, 3] of `state` [B, D]."""
+    def render(self, state: Tensor | None = None) -> tuple[np.ndarray, ...]:
+        """One image uint8 [H, W, 3] per copy, of `state` [B, D]; None: the copies' own."""
         dynamics = self.dynamics
         if self.drift is not None:
-            dynamics = self.drift.apply(dynamics, self._age[: len(state)])
-        return dynamics.render(state).cpu().numpy()
+            dynamics = self.drift.apply(dynamics, self._age)
+        return tuple(dynamics.render(self.state if state is None else state).cpu().numpy())
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""

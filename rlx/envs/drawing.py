@@ -61,8 +61,11 @@ class Canvas:
         colour: Colour,
     ) -> None:
         """Draw a line with round ends."""
-        x, y = self.x - _each(begin[0]), self.y - _each(begin[1])
-        along_x, along_y = _each(end[0]) - _each(begin[0]), _each(end[1]) - _each(begin[1])
+        x, y = self.x - self._each(begin[0]), self.y - self._each(begin[1])
+        along_x, along_y = (
+            self._each(end[0]) - self._each(begin[0]),
+            self._each(end[1]) - self._each(begin[1]),
+        )
         length = (along_x * along_x + along_y * along_y).clamp(min=1e-12)
         # The nearest point of the line, as a share of the way from begin to end.
         share = ((x * along_x + y * along_y) / length).clamp(0, 1)
@@ -73,13 +76,18 @@ class Canvas:
         self, centre: tuple[Number, Number], width: float, height: float, colour: Colour
     ) -> None:
         """Fill a rectangle that stands upright."""
-        x = width / 2 - (self.x - _each(centre[0])).abs()
-        y = height / 2 - (self.y - _each(centre[1])).abs()
+        x = width / 2 - (self.x - self._each(centre[0])).abs()
+        y = height / 2 - (self.y - self._each(centre[1])).abs()
         self._fill(torch.minimum(x, y), colour)
 
     def below(self, height: Callable[[Tensor], Tensor], colour: Colour) -> None:
         """Fill all that is below a curve, y = `height`(x)."""
         self._fill((height(self.x) - self.y).unsqueeze(0), colour)
+
+    def _each(self, number: Number) -> Tensor:
+        """A number for all images, or one for each [B], to be compared with pixels: [B, 1, 1]."""
+        value = torch.as_tensor(number, dtype=torch.float32, device=self.x.device)
+        return value.reshape(-1, 1, 1)
 
     def _fill(self, inside: Tensor, colour: Colour) -> None:
         """Paint with a colour; `inside` [B, H, W]: how far a pixel is within the shape, or [1, …].
@@ -88,11 +96,6 @@ class Canvas:
         """
         covered = (0.5 + self.scale * inside).clamp(0, 1).unsqueeze(-1)
         self.pixels.lerp_(self.pixels.new_tensor(colour), covered)
-
-
-def _each(number: Number) -> Tensor:
-    """A number for all images, or one for each [B], to be compared with pixels: [B, 1, 1]."""
-    return torch.as_tensor(number, dtype=torch.float32).reshape(-1, 1, 1)
 
 
 def tile(

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 DASHES = ([1, 0], [6, 3], [2, 2], [6, 3, 2, 3])
 """The line styles of the figures, in pixels of line and gap."""
-MOST_POINTS = 12_000
-"""The most returns of single seeds in a chart, which take about 20 bytes each of the page."""
+MOST_ROWS = 200
+"""The most rows of the table of a chart's numbers."""
 MOST_MARKED = 60
 """The most points of a curve that are marked."""
 HEIGHT = 280
@@ -41,12 +41,14 @@ class Chart:
     """Whether the truth is between the first two curves."""
 
     def numbers(self) -> console.Table:
-        """The points of the curves."""
-        rows = [
-            [curve.label, f"{x:,.10g}", console.interval_text(estimate.iqm, estimate.ci95)]
-            for curve in self.curves
-            for x, estimate in zip(curve.x, curve.estimates, strict=True)
-        ]
+        """The points of the curves; of many some, at even distances."""
+        rows = []
+        step = -(-sum(len(curve.x) for curve in self.curves) // MOST_ROWS)
+        for curve in self.curves:
+            for number in _spread(len(curve.x), step):
+                estimate = curve.estimates[number]
+                text = console.interval_text(estimate.iqm, estimate.ci95)
+                rows.append([curve.label, f"{curve.x[number]:,.10g}", text])
         return console.Table("", ["curve", self.x, self.y], rows)
 
 
@@ -63,9 +65,12 @@ class Dots:
         return f"{self.panel.title} {self.panel.what} by {self.key}".strip()
 
 
-def spec(chart: Chart | Dots) -> dict[str, Any]:
-    """The Vega-Lite specification of a chart, as wide as the page lets it be."""
-    drawn = _curves(chart) if isinstance(chart, Chart) else _dots(chart)
+def spec(chart: Chart | Dots, points: int) -> dict[str, Any]:
+    """The Vega-Lite specification of a chart, as wide as the page lets it be.
+
+    `points`: the most returns of single seeds in it.
+    """
+    drawn = _curves(chart, points) if isinstance(chart, Chart) else _dots(chart)
     whole = drawn.properties(width="container", height=HEIGHT, description=chart.title)
     whole = whole.configure(
         background="transparent",
@@ -76,7 +81,7 @@ def spec(chart: Chart | Dots) -> dict[str, Any]:
     return whole.configure_mark(aria=False).to_dict()
 
 
-def _curves(chart: Chart) -> "altair.LayerChart":
+def _curves(chart: Chart, most_points: int) -> "altair.LayerChart":
     """The curves with their intervals, single seeds thin, and the lines across."""
     import altair as alt
 
@@ -118,7 +123,7 @@ def _curves(chart: Chart) -> "altair.LayerChart":
         area = alt.Chart(between).mark_area(color="#888888", opacity=0.35)
         layers.append(area.encode(x=x, y=alt.Y("low:Q").title(chart.y), y2="high"))
     few = len(names) <= MOST_BANDS
-    seeds = _seed_data(chart.curves) if few else None
+    seeds = _seed_data(chart.curves, most_points) if few else None
     if seeds is not None:
         box = alt.binding_checkbox(name="Single seeds ")
         with_seeds = alt.param(name="seeds", value=True, bind=box)
@@ -196,24 +201,28 @@ def _between(curves: Sequence[Curve]) -> "altair.InlineData":
     return _data(["x", "low", "high"], rows)
 
 
-def _seed_data(curves: Sequence[Curve]) -> "altair.InlineData | None":
+def _seed_data(curves: Sequence[Curve], most_points: int) -> "altair.InlineData | None":
     """The returns of single seeds; None where there is one alone, or too many for a page.
 
     Of long curves some points are left out, at even distances.
     """
     seeds = max(len(estimate.per_seed) for curve in curves for estimate in curve.estimates)
     points = sum(len(estimate.per_seed) for curve in curves for estimate in curve.estimates)
-    step = -(-points // MOST_POINTS)
+    step = -(-points // most_points)
     longest = max(len(curve.x) for curve in curves)
     if seeds < 2 or longest < 2 * step:
         return None
     rows = []
     for curve in curves:
-        kept = sorted({*range(0, len(curve.x), step), len(curve.x) - 1})
-        for number in kept:
+        for number in _spread(len(curve.x), step):
             for seed, value in enumerate(curve.estimates[number].per_seed):
                 rows.append([curve.label, seed, curve.x[number], value])
     return _data(["curve", "seed", "x", "y"], rows)
+
+
+def _spread(count: int, step: int) -> list[int]:
+    """Every `step`-th of the numbers below `count`, and the last one."""
+    return sorted({*range(0, count, max(1, step)), max(0, count - 1)}) if count else []
 
 
 def _data(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> "altair.InlineData":

@@ -7,7 +7,7 @@ import base64
 import importlib.util
 import mimetypes
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 FORMATS = {"html": "report.html", "md": "report.md"}
 """Format → the name of the file that the report is written to."""
 FILMS = (".gif", ".mp4", ".webm")
-MOST_FILM_BYTES = 1_000_000
+MOST_POINTS = 40_000
+"""The most returns of single seeds in a page, which take about 25 bytes each."""
+MOST_FILM_BYTES = 600_000
 """The most bytes of films that are written into a page; others are named."""
 NUMBER = re.compile(r"[<>≤≥]?([-−]?[\d,]*\.?\d+(?:e[-+]?\d+)?) ?%?( \[.*\]| \(.*\))?")
 DURATION = re.compile(r"(?:(\d+) h ?)?(?:(\d+) min ?)?(\d+) s")
@@ -96,7 +98,13 @@ class Document:
         """Write the report in the format `kind` into a folder; returns its file."""
         file = folder / FORMATS[kind]
         template = _environment(kind).get_template(f"page.{kind}")
-        values: dict[str, Any] = {"document": self, "version": rlx.__version__}
+        drawn = [part for section in self.sections for part in section.parts]
+        count = sum(isinstance(part, Chart) for part in drawn)
+        values: dict[str, Any] = {
+            "document": self,
+            "version": rlx.__version__,
+            "points": MOST_POINTS // max(1, count),
+        }
         if kind == "html":
             import vl_convert
 
@@ -114,17 +122,18 @@ class Document:
         for section in self.sections:
             for part in section.parts:
                 if isinstance(part, Chart | Dots):
-                    drawn = charts.spec(part) | {"width": 560, "background": "white"}
+                    drawn = charts.spec(part, MOST_POINTS) | {"width": 560, "background": "white"}
                     name = f"report-{len(images) + 1}.png"
                     (folder / name).write_bytes(vl_convert.vegalite_to_png(drawn, scale=2))
                     images[part.title] = name
         return images
 
 
-def films(folder: Path, left: int = MOST_FILM_BYTES) -> list[Film]:
-    """The films in a run's folder, with the content of those that `left` bytes have room for."""
+def films(folders: Iterable[Path]) -> list[Film]:
+    """The films in the folders of runs, with the content of those that a page has room for."""
     found = []
-    for path in sorted(folder.glob("*")):
+    left = MOST_FILM_BYTES
+    for path in (path for folder in folders for path in sorted(folder.glob("*"))):
         if path.suffix in FILMS:
             size = path.stat().st_size
             fits = size <= left

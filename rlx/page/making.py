@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlx.composing import compose_config, hydra_left_as_it_is
 from rlx.conf import group_files
 from rlx.config import plain
+from rlx.errors import ConfigError
 from rlx.names import flatten_keys
 from rlx.page.document import Lines, Note, Part, Section
 from rlx.runs.run import Run
@@ -91,37 +92,35 @@ def _machines(runs: Mapping[str, Run]) -> console.Table:
 def _settings(runs: Mapping[str, Run]) -> list[Part]:
     """The keys of which some run has another value than the default, a table for each command."""
     parts: list[Part] = []
-    unknown = []
-    by_command: dict[str, dict[str, dict[str, str]]] = {}
+    defaults = {label: _defaults(run) for label, run in runs.items()}
+    by_command: dict[str, dict[str, dict[str, Any]]] = {}
     for label, run in runs.items():
-        default = _defaults(run)
-        if default is None:
-            unknown.append(label)
-            continue
-        config = flatten_keys(OmegaConf.to_container(run.config))
-        columns = by_command.setdefault(_command(run), {})
-        columns[label] = {key: _value(value, default.get(key)) for key, value in config.items()}
-    for command, columns in by_command.items():
-        keys = dict.fromkeys(key for column in columns.values() for key in column)
+        if defaults[label] is not None:
+            config = flatten_keys(OmegaConf.to_container(run.config))
+            by_command.setdefault(_command(run), {})[label] = config
+    for command, configs in by_command.items():
         rows = []
-        for key in keys:
-            texts = [column.get(key, UNKNOWN) for column in columns.values()]
-            ignored = key.split(".")[0] in (*IGNORED_KEYS, "run")
-            if not ignored and any(text.endswith(")") for text in texts):
+        for key in dict.fromkeys(key for config in configs.values() for key in config):
+            texts = []
+            differs = False
+            for label, config in configs.items():
+                default = (defaults[label] or {}).get(key)
+                text = _text(config[key]) if key in config else UNKNOWN
+                if key in config and config[key] != default:
+                    text += f" ({_text(default)})"
+                    differs = True
+                texts.append(text)
+            if differs and key.split(".")[0] not in (*IGNORED_KEYS, "run"):
                 rows.append([key, *texts])
         title = f"rlx {command}: keys that differ from their defaults, which are in brackets"
         if rows:
-            parts.append(console.Table(title, ["key", *columns], rows))
+            parts.append(console.Table(title, ["key", *configs], rows))
         else:
             parts.append(Note(f"rlx {command}: all keys have their defaults."))
+    unknown = [label for label, default in defaults.items() if default is None]
     if unknown:
         parts.append(Note(f"The defaults of {', '.join(unknown)} are not known here."))
     return parts
-
-
-def _value(value: Any, default: Any) -> str:
-    """A value, and the default in brackets where that is another."""
-    return _text(value) if value == default else f"{_text(value)} ({_text(default)})"
 
 
 def _defaults(run: Run) -> dict[str, Any] | None:
@@ -129,24 +128,20 @@ def _defaults(run: Run) -> dict[str, Any] | None:
 
     None where the run does not say its options, or they are not here.
     """
-    meta = run.meta()
-    choices = {"tuned": "none", **meta.get("choices", {})}
-    words = []
-    for group in ("agent", "env", "tuned", "attack", "effort"):
-        if group in choices and "choices" in meta:
-            words.append(f"{group}={'none' if group == 'tuned' else choices[group]}")
-    if not words:
+    choices = run.meta().get("choices")
+    if choices is None:
         return None
-    command = str(meta["command"])
-    if command != "train":
-        words.remove("tuned=none")
+    command = _command(run)
+    groups = ("agent", "env", "attack", "effort")
+    words = [f"{group}={choices[group]}" for group in groups if group in choices]
     try:
         with hydra_left_as_it_is():
-            config = compose_config(command, words)
             if command == "train":
-                config = validated(config)
+                config = validated(compose_config(command, [*words, "tuned=none"]))
+            else:
+                config = compose_config(command, words)
             return flatten_keys(plain(config))
-    except (HydraException, OmegaConfBaseException, ValueError):
+    except (ConfigError, HydraException, OmegaConfBaseException, ValueError):
         return None
 
 
@@ -179,9 +174,10 @@ def _lines(runs: Mapping[str, Run], whole: Sequence[str]) -> list[Part]:
             continue
         line = meta["line"]
         reads = run.summary().get("run")
-        if reads:
+        if isinstance(reads, list):
             line = reading(line, reads)
-        lines += [f"# {label}", line, *(text for text in meta.get("resumed", []) if text)]
+        resumed = [reading(text, [str(run.path)]) for text in meta.get("resumed", [])]
+        lines += [f"# {label}", line, *resumed]
     lines += whole
     parts: list[Part] = [Lines("Command lines", "\n".join(lines))]
     if unknown:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rlx.benchmarks import atari100k
+from rlx.errors import ConfigError
 from rlx.page.charts import Chart, Dots
 from rlx.page.document import Note, Part, Section, films
 from rlx.robustness.attribution import Attribution
@@ -18,7 +19,7 @@ from rlx.show.attack_run import AttackRun, unique
 from rlx.statistics import NO_INTERVAL, Estimate
 from rlx.sweeps import report
 from rlx.sweeps.ranking import Ranking
-from rlx.sweeps.sweep import Job
+from rlx.sweeps.sweep import Job, swept_keys
 
 SHARE = "share of decisions"
 
@@ -34,9 +35,10 @@ def trainings(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
             results += [Note(f"{name}: {text}") for name, text in means.items()]
     sections = [Section("Results of training", results)]
     parts: list[Part] = []
+    x = training_comparison.STEPS
     for env, curves in training_comparison.panels(runs, labels).items():
         rules = _threshold(runs, env)
-        parts.append(_chart(f"{env}: greedy return while learning", curves, STEPS, rules=rules))
+        parts.append(_chart(f"{env}: greedy return while learning", curves, x, rules=rules))
     sections.append(Section("Learning curves", parts))
     pairs = training_comparison.pairs(runs, labels)
     if pairs:
@@ -47,9 +49,6 @@ def trainings(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
         sections.append(Section("Comparison of trainings", [*pairs, *profiles]))
     seeds = [training_comparison.seeds(run, label) for run, label in zip(runs, labels, strict=True)]
     return [*sections, Section("Single seeds", seeds)]
-
-
-STEPS = "environment steps per seed"
 
 
 def _threshold(runs: Sequence[Run], env: str) -> dict[str, float]:
@@ -90,7 +89,7 @@ def same_agents(comparison: AttackComparison) -> list[Section]:
 
 def study(attack: AttackRun, label: str) -> Section:
     """One attack: its returns, what it changed, and what is to be said against it."""
-    found = Study.from_summary(attack.summary)
+    found = _read(attack)
     x = figures.eps_label(attack.config.scale)
     curves = [attack.curve(mode, mode) for mode in attack.modes]
     rules = {"random play": attack.summary["random"]}
@@ -111,6 +110,17 @@ def study(attack: AttackRun, label: str) -> Section:
     if "cost" in attack.summary:
         parts.append(attack_tables.costs(attack.summary["cost"]))
     return Section(label, parts)
+
+
+def _read(attack: AttackRun) -> Study:
+    """The study of an attack; ConfigError where an earlier rlx has noted less of it."""
+    try:
+        return Study.from_summary(attack.summary)
+    except (KeyError, TypeError) as error:
+        file = attack.path / "summary.json"
+        raise ConfigError(
+            f"{file}: lacks what a page shows ({error}); attack the agent anew."
+        ) from None
 
 
 def _flips(found: Study) -> list[figures.Curve]:
@@ -154,7 +164,8 @@ def sweep(ranked: Sequence[Ranking], jobs: Sequence[Job]) -> list[Section]:
         sections.append(Section(f"{ranking.env} {ranking.what}".strip().capitalize(), parts))
     left = [job for job in jobs if not job.finished]
     if left:
-        rows = [[str(job.number), job.status, job.label, job.error or ""] for job in left]
+        keys = swept_keys(jobs)
+        rows = [[str(job.number), job.status, job.label_of(keys), job.error or ""] for job in left]
         table = console.Table("Jobs that are not finished", ["job", "state", "keys", "why"], rows)
         sections.append(Section("Unfinished", [table]))
     return sections
@@ -162,9 +173,7 @@ def sweep(ranked: Sequence[Ranking], jobs: Sequence[Job]) -> list[Section]:
 
 def episodes(runs: Sequence[Run]) -> list[Section]:
     """The films that lie in the runs' folders; nothing where there is none."""
-    found = []
-    for run in runs:
-        found += films(run.path, left=-(-1_000_000 // len(runs)))
+    found = films(run.path for run in runs)
     return [Section("Episodes", found)] if found else []
 
 
@@ -172,7 +181,8 @@ def attacked(runs: Sequence[Run]) -> dict[str, Run]:
     """The trainings that are attacked or certified, as far as they are there, by name."""
     found = {}
     for run in runs:
-        for path in map(Path, run.summary()["run"]):
+        paths = run.summary().get("run")
+        for path in map(Path, paths if isinstance(paths, list) else []):
             if (path / "summary.json").is_file():
                 found[path.resolve()] = Run(path, run.trusted)
     trained = list(found.values())

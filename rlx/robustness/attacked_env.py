@@ -27,6 +27,8 @@ from rlx.robustness.scale import unit_scale
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
 from rlx.threat import Boxes, Budget, Draw
+from rlx.victims.files import Victims
+from rlx.victims.opening import open_victims
 
 
 class AttackedEnv(VectorEnv):
@@ -71,6 +73,7 @@ class AttackedEnv(VectorEnv):
         samples: Index,
         unit: Positive | None,
         members: list[Index] | None = None,
+        victims: dict | None = None,
         num_envs: int = 1,
         device: torch.device | str = "cpu",
     ):
@@ -81,12 +84,16 @@ class AttackedEnv(VectorEnv):
         "bounds" or [*O]; `manifold`: "angle" to keep angles on the circle, or null; `restarts`:
         adversaries of one victim; `steps` and `samples`: as of `reachable`; `unit`: by what rewards
         are divided, null: the size of the victims' return; `members`: the numbers of those that the
-        copies are for, null: all.
+        copies are for, null: all; `victims`: the files of policies that are of no run.
         """
         self.device = torch.device(device)
-        runs = find_all(run, "outputs")
-        self.opened = open_runs(runs, checkpoint, self.device, seeds)
-        self.unit = _size_of_returns(runs) if unit is None else unit
+        if victims is not None:
+            self.opened = open_victims(Victims.of_node(victims), self.device, seeds)
+            self.unit = unit or 1.0
+        else:
+            runs = find_all(run, "outputs")
+            self.opened = open_runs(runs, checkpoint, self.device, seeds)
+            self.unit = unit or _size_of_returns(runs)
         space = _attackable(self.opened)
         policy = self.opened.policy
         self.heads = attacked_heads(mode, policy.heads)

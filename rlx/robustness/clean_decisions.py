@@ -10,6 +10,7 @@ from rlx.errors import ConfigError
 from rlx.evaluation import REPORT, evaluate
 from rlx.policies import Opened
 from rlx.robustness.layers import Network, read_network
+from rlx.victims.policy import Rows
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,11 @@ def check_bounded(opened: Opened) -> None:
         raise ConfigError(
             f"certify: the policy sees {opened.spec.stack} observations at once, of which only the "
             "newest can be moved: there are no bounds of that."
+        )
+    if isinstance(opened.policy, Rows):
+        raise ConfigError(
+            "certify: these victims are no plain networks of one shape; there are bounds of "
+            "fully connected layers with ReLU or tanh in sb3:, torchscript: and onnx: files."
         )
     env = opened.make_env(len(opened.seeds))
     obs = env.reset(seed=REPORT)[0].unsqueeze(1)

@@ -10,6 +10,9 @@ from rlx.nn.seed_axis import along
 from rlx.robustness.branching import decide
 from rlx.threat import Budget, Draw
 
+BLIND_SAMPLES = 16
+"""Random corners that are tried at least where scores have no gradients at all."""
+
 
 @dataclass(frozen=True)
 class Reachable:
@@ -70,7 +73,8 @@ def reachable(
         choices = values.shape[-1]
         found = _Found.nothing(obs, clean, choices)
         flat = torch.ones_like(clean, dtype=torch.bool)
-        for rank in range(choices - 1):
+        blind = not values.requires_grad
+        for rank in range(0 if blind else choices - 1):
             # Choice number `rank` among those that are not the clean one.
             target = rank + (rank >= clean).long()
             (slope,) = torch.autograd.grad(
@@ -78,7 +82,7 @@ def reachable(
             )
             flat &= ~slope.flatten(2).any(-1)
             _climb(scores, obs, budget, target, slope, found, steps)
-    for _ in range(samples):
+    for _ in range(max(samples, BLIND_SAMPLES) if blind else samples):
         signs = (draw(obs[0, 0].numel()).view(obs.shape) < 0.5).to(obs.dtype) * 2 - 1
         corner = budget.project(obs + budget.radius * signs, obs)
         found.add(corner, scores.best(corner))
@@ -153,7 +157,8 @@ def _pushed(scores: Scores, obs: Tensor, budget: Budget, steps: int) -> Reachabl
         numbers = action.shape[-1]
         shown = [obs]
         flat = torch.ones(obs.shape[:2], dtype=torch.bool, device=obs.device)
-        for number in range(numbers):
+        # Without gradients there is nothing to push along.
+        for number in range(numbers if action.requires_grad else 0):
             (slope,) = torch.autograd.grad(
                 action[..., number].sum(), at, retain_graph=number < numbers - 1
             )
@@ -161,6 +166,7 @@ def _pushed(scores: Scores, obs: Tensor, budget: Budget, steps: int) -> Reachabl
             here = action[..., number].detach()
             for sign in (-1, 1):
                 shown.append(_extreme(scores, obs, budget, number, here, slope, sign, steps))
+    shown += [obs] * (1 + 2 * numbers - len(shown))
     forced = torch.stack(shown, 2)
     # At radius 0, or where no step leads further, there is nothing but to leave the action.
     mask = (forced != obs.unsqueeze(2)).flatten(3).any(-1)

@@ -19,6 +19,7 @@ from rlx.rollout import Episodes, rollout
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.threat import Adversary, Attack, Boxes, Budget, Mode, Threat
+from rlx.victims.files import Victims
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Game:
     """The trainings that the policies are of."""
     checkpoint: str = "best"
     """The checkpoint that the policies are of."""
+    victims: Victims | None = None
+    """The files that the policies are of, where no training is."""
     costs: Costs = field(default_factory=Costs)
     """What was spent on it, by name; a copy with other radii or episodes shares it."""
     quiet: bool = False
@@ -117,8 +120,7 @@ def check_attackable(game: Game, threat: Threat, modes: Mapping[str, Mode]) -> N
     assert isinstance(threat, Attack)
     opened = game.opened
     spec = opened.spec
-    env = opened.make_env(len(opened.seeds))
-    obs = env.reset(seed=REPORT)[0].unsqueeze(1).float()
+    obs = _first_obs(opened)
     budget = game.budget(torch.zeros(obs.shape[:2], device=obs.device), obs)
     bounds = None
     if isinstance(spec.action_space, gymnasium.spaces.Box):
@@ -129,6 +131,20 @@ def check_attackable(game: Game, threat: Threat, modes: Mapping[str, Mode]) -> N
         carry = opened.policy.initial_carry(1)
         scores = Scores(partial(opened.policy.scores, carry=carry, head=head), bounds)
         threat.perturb(scores, obs, budget, lambda count: obs.new_zeros(*obs.shape[:2], count))
+
+
+def has_gradients(game: Game) -> bool:
+    """Whether the scores of the top level have gradients: not those of functions, for instance."""
+    policy = game.opened.policy
+    with torch.enable_grad():
+        obs = _first_obs(game.opened).requires_grad_()
+        return policy.scores(obs, policy.initial_carry(1), policy.heads[0]).requires_grad
+
+
+def _first_obs(opened: Opened) -> Tensor:
+    """The first observation of one copy per seed, float32 [S, 1, *O]."""
+    env = opened.make_env(len(opened.seeds))
+    return env.reset(seed=REPORT)[0].unsqueeze(1).float()
 
 
 def sweep(game: Game, threat: Threat, modes: Mapping[str, Mode]) -> dict[str, Played]:

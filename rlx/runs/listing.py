@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from rlx.conf import conf_dir
 from rlx.errors import ConfigError
 from rlx.grids import parse_rows
 from rlx.runs.run import Run
@@ -138,6 +139,21 @@ def folders(top: Path) -> Iterator[Path]:
             names.clear()
             yield path
         names[:] = sorted(name for name in names if not name.startswith("."))
+
+
+def root_of(path: Path) -> Path:
+    """The folder of all runs in which a run or a sweep lies; of a copy elsewhere, the one it is in.
+
+    It is relative where `path` is.
+    """
+    group = path.absolute().parent
+    command = group.parent
+    root = group
+    if group.name == "sweeps":
+        root = command
+    elif Path(conf_dir(), f"{command.name}.yaml").is_file():
+        root = command.parent
+    return root if path.is_absolute() else Path(os.path.relpath(root))
 
 
 def read(path: Path) -> Entry:

@@ -50,8 +50,8 @@ FORMAT = 3
 """Version of the layout above; written to meta.json."""
 _trusted: set[str] = set()
 """The configs that the user has trusted in this process; an adversary's env reads some anew."""
-_note: "tuple[str, Callable[[Run], None]] | None" = None
-"""A command, and what is told of each run that it makes now; see `noting`."""
+_note: "tuple[str, Callable[[Run], dict[str, Any]]] | None" = None
+"""A command, and what is told of each run that it is about to make; see `noting`."""
 GROUPS = ("agent", "env", "eval_env", "device", "attack")
 """Keys of config.yaml that hold keys themselves."""
 
@@ -80,6 +80,9 @@ class Run:
             raise ConfigError(f"outputs={root}: expected a folder.")
         started = datetime.datetime.now()
         run = cls(Path(root) / command / name / started.strftime("%Y%m%d-%H%M%S-%f"))
+        noted = {}
+        if _note is not None and command == _note[0]:
+            noted = _note[1](run)
         try:
             run.path.mkdir(parents=True)
             run.write_config(config)
@@ -91,10 +94,8 @@ class Run:
             status="running",
             started=started.isoformat(timespec="seconds"),
             project_commit=project_commit(),
-            **origin(),
+            **(origin() | noted),
         )
-        if _note is not None and command == _note[0]:
-            _note[1](run)
         return run
 
     @property
@@ -140,6 +141,7 @@ class Run:
 
         `recover` (rlx/runs/finding.py) puts back what a crash leaves of the two.
         """
+        self._note_resuming(former.meta())
         partial = hidden_sibling(former.path, "partial")
         shutil.rmtree(partial, ignore_errors=True)  # a crash may have left it
         self.path.rename(partial)
@@ -307,8 +309,15 @@ class Run:
         rows = [row for row in self.metrics() if row["step"] <= evaluated]
         write(self.path / "metrics.jsonl", "".join(_lines(rows)))
         self.write_config(config)
-        resumed = [*self.meta().get("resumed", []), origin().get("line", "")]
-        self.write_meta(status="running", error=None, resumed=resumed)
+        self.write_meta(status="running", error=None)
+        self._note_resuming(self.meta())
+
+    def _note_resuming(self, former: Mapping[str, Any]) -> None:
+        """Add the line that goes on with the run to those that made it, which `former` has."""
+        line = origin().get("line", "")
+        if line.startswith("rlx resume "):  # else a sweep's, which does its job again
+            made = {key: former[key] for key in ("line", "choices") if key in former}
+            self.write_meta(**made, resumed=[*former.get("resumed", []), line])
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -379,8 +388,13 @@ class Run:
 
 
 @contextmanager
-def noting(command: str, note: "Callable[[Run], None]") -> Iterator[None]:
-    """Tell `note` of each run that `command` makes within the context, as soon as it is there."""
+def noting(command: str, note: "Callable[[Run], dict[str, Any]]") -> Iterator[None]:
+    """Tell `note` of each run that `command` makes within the context, before it is there.
+
+    What it returns stands in meta.json.
+
+    A process that is killed in between leaves a folder that somebody knows of.
+    """
     global _note
     former = _note
     _note = (command, note)

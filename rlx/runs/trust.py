@@ -39,7 +39,8 @@ def is_signed(text: str, given: object) -> bool:
 def imports(config: Any) -> Iterator[str]:
     """The names that a config makes Python import, those of rlx's own classes left out.
 
-    These are the classes that `_target_` names, and the modules of Gymnasium ids ("module:Env-v0").
+    These are the classes that `_target_` names, the modules of Gymnasium ids ("module:Env-v0"), and
+    the Python files of victims.
     """
     if isinstance(config, list):
         for value in config:
@@ -53,6 +54,9 @@ def imports(config: Any) -> Iterator[str]:
         elif key == "id" and isinstance(value, str) and ":" in value:
             if not value.startswith(OWN):
                 yield value.partition(":")[0]
+        elif key == "victim":
+            names = value if isinstance(value, list) else [value]
+            yield from (str(name) for name in names if ".py:" in str(name))
         else:
             yield from imports(value)
 

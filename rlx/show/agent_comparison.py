@@ -389,10 +389,15 @@ def _anchors(attacks: Sequence[AttackRun]) -> tuple[float, float]:
 
 
 def _labels(attacks: Sequence[AttackRun]) -> list[str]:
-    """Agent and attack of each run, as in "dqn-cartpole, fgsm ce"."""
-    trainings = list(dict.fromkeys(attack.trainings for attack in attacks))
+    """Agent and attack of each run, as in "dqn-cartpole, fgsm ce"; of victims also the files."""
+    of_files = [attack for attack in attacks if attack.is_of_files]
+    agents = {
+        attack.trainings: f"{attack.source} {', '.join(path.stem for path in attack.trainings)}"
+        for attack in of_files
+    }
+    of_runs = [attack.trainings for attack in attacks if attack not in of_files]
+    trainings = list(dict.fromkeys(of_runs))
     runs = [Run(paths[0], attacks[0].run.trusted) for paths in trainings]
-    agents = {}
     for paths, run, label in zip(trainings, runs, run_labels(runs), strict=True):
         name = run.path.parent.name
         agents[paths] = label if label.startswith(name) else f"{name} {label}"

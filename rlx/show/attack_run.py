@@ -49,8 +49,16 @@ class AttackRun:
 
     @property
     def trainings(self) -> tuple[Path, ...]:
-        """The directories of the trainings that are attacked, however the user wrote them."""
+        """The directories of the trainings that are attacked, however the user wrote them.
+
+        Of victims that are no trainings, their names on the command line.
+        """
         return tuple(Path(path).resolve() for path in self.summary["run"])
+
+    @property
+    def is_of_files(self) -> bool:
+        """Whether the policies are of no training: the config names their files and env."""
+        return self.config.get("victim") is not None
 
     @property
     def modes(self) -> list[str]:

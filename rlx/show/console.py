@@ -103,12 +103,6 @@ def _wrapped(text: str, indent: int = 0) -> str:
     return "\n".join(lines)
 
 
-def starting() -> None:
-    """Show on a terminal that a command begins; its first line, seconds later, overwrites this."""
-    if terminal.is_terminal:
-        terminal.print("starting", end="\r")
-
-
 def warning(text: str) -> None:
     """Print what a reader of the numbers should know, on a line that begins with "warning"."""
     facts(warning=text)
@@ -190,7 +184,7 @@ class Progress:
 
         `threshold`: the return from which a seed counts as solved. `quarters`: print a line at each
         quarter of the way where there is no bar. Within `only_progress` there are no other lines.
-        `spent`: seconds by what they were spent on, which grow meanwhile.
+        `spent`: seconds by what they were spent on, which grow meanwhile while the keys stay.
         """
         self.total = total
         self.begin = begin
@@ -231,9 +225,7 @@ class Progress:
         parts = [f"{task.percentage:3.0f} %", f"{left} left"]
         if self.step > self.begin:
             parts.append(f"{self.steps_per_s(self.step):,.0f}/s")
-        parts.append(memory_text())
-        if self.spent:
-            parts.append(shares_text(self.spent))
+        parts += filter(None, [memory_text(), shares_text(self.spent)])
         return _fitting(parts, terminal.width - len(self._so_far(task)) - BAR - 2)
 
     def steps_per_s(self, step: int) -> float:
@@ -295,8 +287,13 @@ def _fitting(parts: Sequence[str], width: int) -> str:
 
 
 def shares_text(spent: Mapping[str, float]) -> str:
-    """The share of each of some seconds in all of them, as in "acting 20 %, env 70 %"."""
+    """The share of each of some seconds in all of them, as in "acting 20%, env 70%".
+
+    Empty where no time was spent.
+    """
     total = sum(spent.values())
+    if not total:
+        return ""
     return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in spent.items())
 
 
@@ -395,7 +392,7 @@ def _is_prose(cells: Sequence[str]) -> bool:
 def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
     """The columns of each part of a table that fits the `room`; the first is in all of them.
 
-    `widths`: the characters of each column. A frame of three is around it.
+    `widths`: the characters of each column; its frame takes three more.
     """
     parts = [[0]]
     for column in range(1, len(widths)):

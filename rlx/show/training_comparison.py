@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 IGNORED_KEYS = ("outputs", "device", "tracker", "checkpoint_every", "checkpoint_seconds")
 """Keys that change nothing about a result, and so tell no run from another."""
 
+STEPS = "environment steps per seed"
+"""What learning curves are drawn against."""
 LEVELS = 201
 """Returns at which a performance profile is computed."""
 
@@ -64,7 +66,7 @@ def figure(
     runs: Sequence[Run], labels: Sequence[str], style: figures.Style = figures.SCREEN
 ) -> "Figure":
     """Greedy return while learning: a curve for each run, a panel for each env."""
-    return figures.curves(panels(runs, labels), "environment steps per seed", style=style)
+    return figures.curves(panels(runs, labels), STEPS, style=style)
 
 
 def panels(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[figures.Curve]]:

@@ -1,6 +1,7 @@
 """Episodes to look at: each step an image, what was decided and where an attack flipped it."""
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,6 +24,7 @@ from rlx.errors import ConfigError
 from rlx.grids import parse_seeds
 from rlx.nn.encoders import is_image
 from rlx.nn.seed_axis import take
+from rlx.show import console
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,14 +78,25 @@ class Film:
 
     title: str
     """What is written above it."""
-    images: list[np.ndarray] = field(default_factory=list)
-    """Each uint8 [H, W, 3]; the first is of the first state, the last of where the last step led.
-
-    """
+    images: list[bytes] = field(default_factory=list)
+    """The first is of the first state, the last of where the last step has led; compressed, since
+    500 of CartPole would take 110 MB."""
+    shape: tuple[int, ...] = ()
+    """(H, W, 3), that of each image."""
     rewards: list[float] = field(default_factory=list)
     """The reward of each step, [T]."""
     decisions: list[dict[str, Decision]] = field(default_factory=list)
     """What each head has decided at each step; heads whose earlier choice stands are missing."""
+
+    def add(self, image: np.ndarray) -> None:
+        """Add an image uint8 [H, W, 3]."""
+        self.shape = image.shape
+        self.images.append(zlib.compress(image.tobytes(), 1))
+
+    def image(self, step: int) -> np.ndarray:
+        """The image uint8 [H, W, 3] before a step."""
+        pixels = np.frombuffer(zlib.decompress(self.images[step]), np.uint8)
+        return pixels.reshape(self.shape)
 
     def note(
         self,
@@ -132,7 +145,7 @@ class Camera:
         self.fps = _fps(inner)
         """Steps in a second."""
         obs, _ = env.reset(seed=0)
-        self._image(obs)
+        self._image({"final_obs": obs})
 
     def greedy(self, policy: Policy, scene: "Scene", reset_seed: int, title: str) -> Film:
         """A film of a scene that nobody attacks, which begins from `reset_seed`."""
@@ -148,14 +161,14 @@ class Camera:
         carry = policy.initial_carry(1)
         first = torch.ones(1, 1, dtype=torch.bool, device=device)
         obs, _ = self.env.reset(seed=reset_seed)
-        film.images.append(self._image(obs))
+        film.add(self._image({"final_obs": obs}))
         ended = False
         with torch.no_grad():
             while not ended:
                 film.decisions.append({})
                 action, carry = policy.act(obs.unsqueeze(0), first, carry, choose)
                 obs, reward, terminated, truncated, info = self.env.step(action[0])
-                film.images.append(self._image(info["final_obs"]))
+                film.add(self._image(info))
                 film.rewards.append(float(reward))
                 first = torch.zeros_like(first)
                 ended = bool(terminated | truncated)
@@ -185,17 +198,17 @@ def drawing(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _images_of(env: Any) -> Any:
-    """What gives the image uint8 [H, W, 3] of where the newest step has led; it takes its obs."""
+    """A function of a step's info: the image uint8 [H, W, 3] of where it led, before a reset."""
     if isinstance(env, BatchedEnv):
         env.render_mode = "rgb_array"
-        return lambda obs: env.final_image()
+        return lambda info: env.render(env.final_state)[0]
     if isinstance(env, GymEnv) and env.render_mode == "rgb_array":
         seen = _Seen(env.envs[0])
         env.envs[0] = seen
-        return lambda obs: np.asarray(seen.image)
+        return lambda info: np.asarray(seen.image)
     space = env.single_observation_space
     if isinstance(space, gymnasium.spaces.Box) and is_image(space.shape):
-        return lambda obs: _picture(obs[0].cpu().numpy())
+        return lambda info: _picture(info["final_obs"][0].cpu().numpy())
     raise ConfigError(f"video: {type(env).__name__} draws no images.")
 
 
@@ -229,25 +242,32 @@ class Scene(NamedTuple):
     """The number of the reported episode, from 0."""
 
 
-def scenes(
-    wanted_seeds: object, wanted_episodes: object, seeds: Sequence[int], episodes: int
-) -> list[Scene]:
-    """The scenes that the keys `video_seeds` and `video_episodes` name; ConfigError where not.
+def scenes(config: Any, seeds: Sequence[int]) -> list[Scene]:
+    """The scenes that a command's keys name, none without `video`; ConfigError where none can be.
 
-    `seeds` and `episodes`: what is played of.
+    `config`: with the keys `video`, `video_seeds`, `video_episodes` and `episodes`; `seeds`: those
+    that are played.
     """
+    if not config.video:
+        for key, default in (("video_seeds", None), ("video_episodes", 1), ("video_eps", None)):
+            value = getattr(config, key, default)
+            if value != default:
+                raise ConfigError(f"{key}={value}: is of a video; add video=true.")
+        return []
     chosen = list(seeds[:1])
-    if wanted_seeds is not None:
-        chosen = parse_seeds(wanted_seeds, "video_seeds")
-    numbers = parse_seeds(wanted_episodes, "video_episodes")
+    if config.video_seeds is not None:
+        chosen = parse_seeds(config.video_seeds, "video_seeds")
+    numbers = parse_seeds(config.video_episodes, "video_episodes")
     for seed in chosen:
         if seed not in seeds:
-            expected = ", ".join(map(str, seeds))
-            raise ConfigError(f"video_seeds={wanted_seeds}: {seed} is not played; of {expected}.")
-    if max(numbers) >= episodes:
+            played = console.ranges(seeds)
+            raise ConfigError(
+                f"video_seeds={config.video_seeds}: {seed} is not played; of {played}."
+            )
+    if max(numbers) >= config.episodes:
         raise ConfigError(
-            f"video_episodes={wanted_episodes}: {max(numbers)} is not played; "
-            f"of 0 to {episodes - 1} (episodes={episodes})."
+            f"video_episodes={config.video_episodes}: {max(numbers)} is not played; "
+            f"of 0 to {config.episodes - 1} (episodes={config.episodes})."
         )
     if len(chosen) * len(numbers) > MOST_FILMS:
         count = f"{len(chosen)} seeds × {len(numbers)} episodes"
@@ -349,7 +369,7 @@ class _Cell:
     def __init__(self, film: Film, names: Sequence[str] | None, most_width: int):
         """`names`: those of the observation's components; `most_width`: the most pixels."""
         self.film = film
-        height, width = film.images[0].shape[:2]
+        height, width, _ = film.shape
         scale: float = max(1, round(WIDTH / width)) if width < WIDTH else 1
         if width > SHARPEST:
             scale = SHARPEST / width
@@ -380,15 +400,19 @@ class _Cell:
         return 0
 
     def _obs_shape(self) -> tuple[int, ...]:
-        """The shape of an observation."""
-        return next(iter(self.film.decisions[0].values())).obs.shape
+        """The shape of an observation of an attacked head."""
+        return next(step[head].obs.shape for step in self.film.decisions for head in step)
 
     def _names(self, names: Sequence[str] | None) -> list[str]:
         """The names of the numbers that are written; none where there are too many."""
-        shape = self._obs_shape()
-        if not self.attacked or len(shape) != 1 or shape[0] > MOST_NUMBERS:
+        if not self.attacked:
             return []
-        return list(names) if names else [f"component {number}" for number in range(shape[0])]
+        shape = self._obs_shape()
+        if len(shape) != 1 or shape[0] > MOST_NUMBERS:
+            return []
+        if names is None:
+            return [f"component {number}" for number in range(shape[0])]
+        return list(names)[-shape[0] :]  # of a stack only the newest is attacked
 
     def frame(self, number: int) -> "Image.Image":
         """Image `number` of the film, or its last."""
@@ -406,12 +430,10 @@ class _Cell:
             text, colour = self._decision(head, step)
             draw.text((BORDER, 2 + LINE * (2 + place)), text, colour, _font())
         left = (self.width - self.image_size[0]) // 2
-        image = Image.fromarray(self.film.images[step]).resize(
-            self.image_size, Image.Resampling.BOX
-        )
-        outline = FLIPPED if step in self.flips else WHITE
+        image = Image.fromarray(self.film.image(step)).resize(self.image_size, Image.Resampling.BOX)
+        edge = FLIPPED if step in self.flips else WHITE
         box = (left - BORDER, self.top, left + image.width + BORDER - 1, self.bottom - 1)
-        draw.rectangle(box, outline)
+        draw.rectangle(box, fill=edge)
         frame.paste(image, (left, self.top + BORDER))
         self._draw_time(draw, step)
         if self.names:
@@ -476,11 +498,14 @@ class _Cell:
 
         side = self.width // (1 + len(self.attacked)) - BORDER
         decisions = [(head, self._newest(head, step)) for head in self.attacked]
-        pictures = [
-            (f"{head} sees", decision.shown) for head, decision in decisions if decision is not None
-        ]
-        pictures += [("observed", decisions[-1][1].obs)] if decisions[-1][1] is not None else []
-        for place, (title, obs) in enumerate(pictures[-1:] + pictures[:-1]):
+        pictures = []
+        for head, decision in decisions:
+            if decision is not None:
+                pictures.append((f"{head} sees", decision.shown))
+                observed = decision.obs
+        if not pictures:
+            return
+        for place, (title, obs) in enumerate([("observed", observed), *pictures]):
             left = BORDER + place * (side + BORDER)
             draw.text((left, self.bottom + LINE), title, FAINT, _font())
             picture = Image.fromarray(_picture(obs))

@@ -20,6 +20,7 @@ from rlx.config import plain
 from rlx.errors import ConfigError, RunError
 from rlx.show import console
 from rlx.sweeps.job_configs import JobConfigs
+from rlx.sweeps.moving import movable
 from rlx.sweeps.sweep import Planned, identity
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class _Planner:
 def planned(command: "Command", composed: DictConfig) -> Planned:
     """The job of a composed config, with nothing left open that may be another thing tomorrow."""
     pinned = composed if command.pin is None else command.pin(composed)
+    pinned = movable(pinned)
     return Planned(identity(pinned), task_overrides(), pinned)
 
 

@@ -117,18 +117,23 @@ class Ranking:
 
 
 def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
-    """The rankings of a sweep's finished jobs: one, or one for each env."""
+    """The rankings of a sweep's finished jobs: one, or one for each env.
+
+    Jobs whose result cannot be read are in none.
+    """
     jobs = sweep.jobs()
     keys = swept_keys(jobs)
     env_keys = [key for key in keys if measure.of_env and _is_of_env(key)]
-    groups: dict[str, list[Job]] = {}
+    groups: dict[str, list[tuple[Job, Score]]] = {}
     for job in jobs:
-        if job.finished and job.run is not None:
+        estimate = _measured(measure, job.run) if job.finished and job.run is not None else None
+        if estimate is not None:
             env = " ".join(f"{key}={job.settings.get(key, '')}" for key in env_keys)
-            groups.setdefault(env, []).append(job)
+            groups.setdefault(env, []).append((job, _score(estimate, job.number)))
     rankings = []
-    for env, finished in groups.items():
-        scores = [_score(_measured(measure, _run(job)), job.number) for job in finished]
+    for env, pairs in groups.items():
+        finished = [job for job, _ in pairs]
+        scores = [score for _, score in pairs]
         values = np.array([score.estimate.iqm for score in scores])
         order = np.argsort(-values, kind="stable").tolist()  # NaN comes last
         rankings.append(
@@ -143,14 +148,12 @@ def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
     return rankings
 
 
-def _measured(measure: Measure, run: Run) -> Estimate:
-    """What a finished run is ranked by; ConfigError where its result does not say it."""
+def _measured(measure: Measure, run: Run) -> Estimate | None:
+    """What a finished run is ranked by; None where its result does not say it."""
     try:
         return measure.of(run)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise ConfigError(
-            f"{run.path}: its result has no {measure.name} that can be read."
-        ) from None
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def in_order(text: str) -> tuple[int, float, str]:
@@ -164,10 +167,3 @@ def in_order(text: str) -> tuple[int, float, str]:
 def _is_of_env(key: str) -> bool:
     """Whether a key belongs to the env, or says on which episodes or seeds it is judged."""
     return key.split(".")[0] in ("env", "eval_env", "run", "stage")
-
-
-def _run(job: Job) -> Run:
-    """The run of a finished job."""
-    run = job.run
-    assert run is not None
-    return run

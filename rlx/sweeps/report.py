@@ -34,6 +34,8 @@ def report(sweep: Sweep, style: figures.Style = figures.SCREEN, page: Page | Non
     if runs and command.table is not None:
         command.table([run for run in runs if run is not None])
     _print_others(jobs)
+    if command.measure is not None:
+        _print_unranked(jobs, ranked, command.measure.name)
     table = sweep.path / "sweep.csv"
     with writing(sweep.path):
         _write_csv(table, jobs, ranked)
@@ -44,7 +46,8 @@ def report(sweep: Sweep, style: figures.Style = figures.SCREEN, page: Page | Non
         with writing(sweep.path):
             figures.save(drawn, files["figure"])
     if page is not None:
-        files["page"] = page(sweep, ranked)
+        with writing(sweep.path):
+            files["page"] = page(sweep, ranked)
     done = f"{sum(job.finished for job in jobs)} of {len(jobs)} done"
     if pruned := sum(job.status == "pruned" for job in jobs):
         done += f", {pruned} of them pruned"
@@ -120,7 +123,17 @@ def _print_others(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if not job.finished:
             reason = f": {job.error} ({job.log})" if job.log.exists() else ""
+            if job.unreadable is not None:
+                reason = f": {job.unreadable}"
             console.facts(**{job.status: f"{job.label_of(keys)}{reason}"})
+
+
+def _print_unranked(jobs: Sequence[Job], ranked: Sequence[Ranking], what: str) -> None:
+    """Print the finished jobs that are in no ranking: somebody has changed their result."""
+    known = {job.id for ranking in ranked for job in ranking.jobs}
+    for job in jobs:
+        if job.finished and job.run is not None and job.id not in known:
+            console.facts(unranked=f"{job.run.path}: its result has no {what} that can be read")
 
 
 def _write_csv(path: Path, jobs: Sequence[Job], ranked: Sequence[Ranking]) -> None:

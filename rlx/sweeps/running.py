@@ -33,6 +33,7 @@ from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.runs.run import noting
 from rlx.show import console
 from rlx.sweeps import engines
+from rlx.sweeps.moving import placed
 from rlx.sweeps.planning import Options, Plan, is_of_launcher, options, planned, tell_failure
 from rlx.sweeps.report import report
 from rlx.sweeps.sweep import (
@@ -191,7 +192,6 @@ class JobTask:
         command = load_command(self.command)
         sweep = Sweep(Path(self.sweep))
         job = job_of(sweep, command, composed)
-        config = with_todays(job.config, composed)
         try:
             with engines.in_pool() as may_begin, job.lock() as ours:
                 if not may_begin:
@@ -203,7 +203,7 @@ class JobTask:
                 if job.finished:
                     return job.value
                 console.facts(sweep=_progress(sweep, job))
-                return _do(command, job, config)
+                return _do(command, job, composed)
         except Interrupted as error:
             engines.hand_on(error)
             raise
@@ -226,10 +226,10 @@ def with_todays(config: DictConfig, composed: DictConfig) -> DictConfig:
     for key in LEFT_OUT:
         if key in composed:
             config[key] = composed[key]
-    return config
+    return placed(config, str(config.get("outputs", "outputs")))
 
 
-def fail(job: Job, error: Exception, took_s: float) -> None:
+def fail(job: Job, error: Exception | SystemExit, took_s: float) -> None:
     """Write down that a job failed, `took_s` seconds after it began this time, and tell it."""
     text = str(error)
     code = 1
@@ -244,17 +244,20 @@ def fail(job: Job, error: Exception, took_s: float) -> None:
     tell_failure(job.label, text)
 
 
-def _do(command: "Command", job: Job, config: DictConfig) -> float | None:
-    """Do a job; its file says how it ended. A failure is told, and the sweep goes on."""
+def _do(command: "Command", job: Job, composed: DictConfig) -> float | None:
+    """Do a job; its file says how it ended. A failure is told, and the sweep goes on.
+
+    `composed`: what Hydra has composed for it, which has the device of today.
+    """
     began = time.monotonic()
     job = job.write(state="running", error=None, code=0)
     try:
-        value = _begin_or_go_on(command, job, config)
+        value = _begin_or_go_on(command, job, with_todays(job.config, composed))
     except KeyboardInterrupt:
         took_s = job.took_s + time.monotonic() - began
         job.read().write(state="interrupted", took_s=took_s)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fail(job, error, time.monotonic() - began)
         return None
     job.log.unlink(missing_ok=True)
@@ -265,12 +268,12 @@ def _do(command: "Command", job: Job, config: DictConfig) -> float | None:
 
 def _begin_or_go_on(command: "Command", job: Job, config: DictConfig) -> float | None:
     """Go on with the job's run where it can be, else do the job anew."""
+    if job.unreadable is not None:
+        raise ConfigError(job.unreadable)
     run = job.run
-    if run is not None:
-        if command.resume is not None and run.checkpoints.resumable():
-            return command.resume(run, config)
-        with run.lock():  # ConfigError where somebody is at it
-            run.delete()
+    if run is not None and command.resume is not None and run.checkpoints.resumable():
+        return command.resume(run, config)
+    job.delete_run()
     with noting(command.name, job.note):
         return command.task(config)
 

@@ -114,6 +114,28 @@ class Job:
         return Run(path) if (path / "meta.json").is_file() else None
 
     @property
+    def unreadable(self) -> str | None:
+        """Why nobody can tell how far its run is; None: it can be told, or there is none."""
+        run = self.run
+        try:
+            if run is not None:
+                run.unfinished()
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    def delete_run(self) -> None:
+        """Remove its run from disk, also one that was killed when it had only its folder.
+
+        ConfigError where another process is at it.
+        """
+        _ = self.run  # within the folder of all runs?
+        if self.run_path is not None:
+            run = Run(Path(os.path.normpath(self.folder / self.run_path)))
+            with suppress(FileNotFoundError), run.lock():
+                run.delete()
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing left to do.
 
@@ -122,17 +144,21 @@ class Job:
         if self.run_path is None:
             return self.state in ("completed", "pruned")
         run = self.run
-        return run is not None and run.unfinished() is None
+        return run is not None and self.unreadable is None and run.unfinished() is None
 
     @property
     def may_go_on(self) -> bool:
         """Whether its run was stopped and can be taken up at a checkpoint."""
         run = self.run
-        return run is not None and not self.finished and bool(run.checkpoints.resumable())
+        if run is None or self.unreadable is not None:
+            return False
+        return not self.finished and bool(run.checkpoints.resumable())
 
     @property
     def status(self) -> str:
-        """The state as it is now: one of `STATES`."""
+        """The state as it is now: one of `STATES`, or "unreadable"."""
+        if self.unreadable is not None:
+            return "unreadable"
         if self.finished:
             return "pruned" if self.state == "pruned" else "completed"
         if self.state == "running" and not self._is_locked():
@@ -170,12 +196,12 @@ class Job:
             write_json(job.file, values | changes)
         return job
 
-    def note(self, run: Run) -> None:
-        """Write down which run is the job's, as soon as there is one."""
-        # Of the jobs of a batch Hydra has composed one alone.
-        run.write_meta(line=f"rlx {Sweep(self.folder).command} {self.text}".strip())
+    def note(self, run: Run) -> dict[str, Any]:
+        """Write down which run will be the job's, before there is any of it; more of its meta."""
         path = os.path.relpath(run.path.absolute(), self.folder.absolute())
         _read(self.file).write(run_path=path)
+        # Of the jobs of a batch Hydra has composed one alone.
+        return {"line": f"rlx {Sweep(self.folder).command} {self.text}".strip()}
 
     def read(self) -> "Job":
         """The job as it is on disk now."""
@@ -381,10 +407,17 @@ class Sweep:
             shutil.rmtree(top, ignore_errors=True)
 
     def forget(self) -> None:
-        """Let all jobs wait again. Their runs stay where they are, and are no more the sweep's."""
+        """Let all jobs wait again. Their runs stay where they are, and are no more the sweep's.
+
+        ConfigError where another process is at one of them.
+        """
+        jobs = self.jobs()
+        for job in jobs:
+            if job._is_locked():
+                raise ConfigError(f"fresh=true: another process is at {job.label}; stop it first.")
         for path in self.path.glob(f"{BATCHES}/train/*/*"):
             _delete_batch(path)
-        for job in self.jobs():
+        for job in jobs:
             job.log.unlink(missing_ok=True)
             Job(self.path, job.id, job.number, job.overrides).write()
 

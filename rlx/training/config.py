@@ -14,6 +14,7 @@ from rlx.errors import ConfigError
 from rlx.experiment import Device, typed_env
 from rlx.grids import parse_rows
 from rlx.runs.finding import find_all
+from rlx.victims.files import Victims
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def _pinned(env: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"env.workers={env['workers']}: expected 1; the victims' own env may have processes."
         )
-    if "run" in env:
+    if env.get("victims"):
+        env["victims"] = Victims.of_node(env["victims"]).keys()
+    elif "run" in env:
         runs = find_all(env["run"], "outputs")
         env["run"] = [str(run.path.absolute()) for run in runs]
     return env

@@ -215,9 +215,9 @@ class Training:
         """Report the kept weights; returns the interquartile mean of the last evaluation."""
         return result.finish(self, self.elapsed())
 
-    def spent(self) -> dict[str, float] | None:
-        """Seconds by the parts of vector steps; None where the host does not wait for them."""
-        return self.laps.seconds if self.device.type == "cpu" else None
+    def spent(self) -> dict[str, float]:
+        """Seconds by the parts of vector steps; empty where the host does not wait for them."""
+        return self.laps.seconds if self.device.type == "cpu" else {}
 
     def _seeds_text(self) -> str:
         """How many seeds there are, and which, as the header says it."""

@@ -38,9 +38,9 @@ def finish(training: "Training", wall_s: float, episodes: Episodes | None = None
     _warnings(training)
     saving = f"{training.saving_s:.1f} s for checkpoints"
     console.facts(saving=f"{saving}, {training.saving_s / wall_s:.1%} of the time")
-    spent = training.spent()
-    if spent:
-        console.facts(spent=f"{console.shares_text(spent)} of the time of vector steps")
+    shares = console.shares_text(training.spent())
+    if shares:
+        console.facts(spent=f"{shares} of the time of vector steps")
     training.tracking.end()
     console.result(run.path, figure=figure, wall_s=wall_s)
     # A seed that stopped before its first evaluation has the value by which it stopped.

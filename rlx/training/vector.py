@@ -245,7 +245,7 @@ class Batch:
             except KeyboardInterrupt:
                 self._note("interrupted", began)
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 for job in self.left():
                     fail(job, error, self._share(began))
             finally:
@@ -270,8 +270,7 @@ class Batch:
             job = self.jobs[number].read()
             if job.finished or job.may_go_on:
                 continue
-            if job.run is not None:
-                job.run.delete()  # half taken apart when the process was killed
+            job.delete_run()  # half taken apart when the process was killed
             config = configs[number]
             with noting("train", job.note):
                 own = Run.create(config.outputs, "train", pack.name, config)
