@@ -1,4 +1,4 @@
-"""Writes the generated parts of the pages in docs/agents and docs/attacks.
+"""Writes the generated parts of the pages in docs/agents, docs/attacks, docs/how-to/zoo.md.
 
     python docs/generate.py            rewrite what stands between the markers
     python docs/generate.py --check    exit code 1, and the names of the pages that are out of date
@@ -24,11 +24,15 @@ from omegaconf import OmegaConf
 
 from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
+from rlx.commands.list import listed
+from rlx.commands.show import line_of
 from rlx.composing import compose_config
 from rlx.conf import group_files
 from rlx.config import build, load_class, plain
 from rlx.errors import ConfigError
 from rlx.objective import LOSSES
+from rlx.runs.finding import ZOO
+from rlx.show import console
 from rlx.threat import Adversary, Budget, Threat
 
 DOCS = Path(__file__).resolve().parent
@@ -80,6 +84,7 @@ def pages() -> dict[Path, dict[str, str]]:
         found[DOCS / "agents" / f"{name}.md"] = agent_parts(name)
     for name in group_files("attack"):
         found[DOCS / "attacks" / f"{name}.md"] = attack_parts(name)
+    found[DOCS / "how-to/zoo.md"] = {"zoo": zoo()}
     return found
 
 
@@ -285,6 +290,17 @@ def tuned(name: str) -> str:
         return "No tuned settings yet: every env has the defaults above.\n"
     links = [f"[`{option}`](../../conf/tuned/{option}.yaml)" for option in names]
     return f"Tuned settings, used by themselves for these envs: {', '.join(links)}.\n"
+
+
+def zoo() -> str:
+    """The agents that come with rlx."""
+    rows = []
+    for entry in sorted(listed([ZOO]), key=lambda entry: entry.name):
+        interval = console.interval_text(entry.estimate["iqm"], entry.estimate["ci95"])
+        worst = console.number(min(entry.estimate["per_seed"]))
+        name = f"[`zoo:{entry.name}`](../../rlx/zoo/train/{entry.name}/card.md)"
+        rows.append([name, f"`{line_of(entry)}`", interval, worst, entry.meta["commit"]])
+    return table(["name", "trained by", "return", "worst seed", "commit"], rows)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -96,7 +96,11 @@ def _install_completion(arguments: list[str]) -> int:
     from rlx.config import choice
 
     shell = arguments[0] if arguments else "bash"
-    return _hydra("train", ["-sc", f"install={choice(shell, SHELLS, '--completion')}"])
+    code = _hydra("train", ["-sc", f"install={choice(shell, SHELLS, '--completion')}"])
+    if shell == "bash":
+        # Else bash would complete what stands behind the colon, as in zoo:dqn-cartpole, by itself.
+        print("COMP_WORDBREAKS=${COMP_WORDBREAKS//:}")
+    return code
 
 
 def _help(command: str, line: list[str]) -> int:
@@ -207,7 +211,7 @@ def _complete(arguments: list[str], known: dict[str, str]) -> int:
 
         outputs = [key.removeprefix("outputs=") for key in words if key.startswith("outputs=")]
         print("\n".join(completions(word, [*outputs, "outputs"][0])))
-        if "/" in word:
+        if "/" in word or ":" in word:
             return 0
     flags = use_conf(words)
     shorter = line.replace(f"{command} ", "", 1)

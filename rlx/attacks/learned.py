@@ -32,7 +32,7 @@ from rlx.policies import load_policies
 from rlx.robustness.attacked_env import AttackedEnv
 from rlx.robustness.sweep import Game, Played
 from rlx.rollout import rollout
-from rlx.runs.finding import find
+from rlx.runs.finding import find, is_in_zoo
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.threat import Adversary, Mode
@@ -258,7 +258,7 @@ def _folder(game: Game, config: DictConfig) -> Path:
     parent = Path(config.outputs)
     if game.victims is not None:
         digest.update(json.dumps(game.victims.hashes).encode())
-    elif os.access(game.runs[0].path, os.W_OK):
+    elif os.access(game.runs[0].path, os.W_OK) and not is_in_zoo(game.runs[0].path):
         parent = game.runs[0].path.absolute()
     return parent / "adversaries" / digest.hexdigest()[:16]
 

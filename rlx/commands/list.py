@@ -17,7 +17,7 @@ from rlx.config import build, choice
 from rlx.errors import ConfigError
 from rlx.names import nearest
 from rlx.runs.files import nearest_path, to_json
-from rlx.runs.finding import run_paths
+from rlx.runs.finding import located, run_paths
 from rlx.runs.listing import UNREADABLE, Entry, folders, read
 from rlx.show import console
 from rlx.sweeps.sweep import Sweep, counted
@@ -96,7 +96,7 @@ def entries_of(run: Any, outputs: str) -> list[Entry]:
 
     ConfigError where there is no such folder.
     """
-    tops = [Path(path) for path in run_paths(outputs if run is None else run)]
+    tops = [located(path) for path in run_paths(outputs if run is None else run)]
     for top in tops:
         if not top.is_dir():
             key = "outputs" if run is None else "run"

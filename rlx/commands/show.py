@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ from rlx.config import build, plain
 from rlx.errors import ConfigError
 from rlx.experiment import CommonEnvConfig
 from rlx.names import flatten_keys
+from rlx.runs.finding import is_in_zoo
 from rlx.runs.listing import Entry, disk_size, root_of
 from rlx.runs.run import Run
 from rlx.show import console
@@ -49,7 +51,7 @@ def main(composed: DictConfig) -> None:
     if Sweep.is_at(entry.path):
         _show_sweep(entry)
     else:
-        _show_run(entry)
+        _show_run(entry, config.outputs)
 
 
 def _show_sweep(entry: Entry) -> None:
@@ -66,15 +68,18 @@ def _show_sweep(entry: Entry) -> None:
     console.result(entry.path)
 
 
-def _show_run(entry: Entry) -> None:
-    """Print what a run is, its numbers, its files, and what was made of it."""
+def _show_run(entry: Entry, outputs: str) -> None:
+    """Print what a run is, its numbers, its files, and what was made of it.
+
+    `outputs`: where that is of a run of the zoo.
+    """
     words = [word for word in (entry.kind, entry.agent, entry.env) if word]
     console.facts(
         run=" ".join(words),
         status=f"{entry.status} ({entry.error})" if entry.error else entry.status,
         begun=entry.meta.get("started", "nobody knows when"),
         **{"made by": _maker(entry)},
-        line=_line(entry),
+        line=line_of(entry),
     )
     try:
         _print_numbers(entry)
@@ -89,8 +94,8 @@ def _show_run(entry: Entry) -> None:
         names.append("best")
     if names:
         console.facts(weights=", ".join(names))
-    others = listed([root_of(entry.path)])
-    made = [other for other in others if entry.path.name in other.sources()]
+    root = Path(outputs) if is_in_zoo(entry.path) else root_of(entry.path)
+    made = [other for other in listed([root]) if entry.path.name in other.sources()]
     if made:
         print_table(made, "Made of it")
     path = shlex.quote(str(entry.path))
@@ -112,7 +117,7 @@ def _maker(entry: Entry) -> str:
     return ", ".join([*texts, str(meta.get("machine"))])
 
 
-def _line(entry: Entry) -> str:
+def line_of(entry: Entry) -> str:
     """The command line that makes the run again today: what differs from the defaults."""
     from hydra.errors import HydraException
 

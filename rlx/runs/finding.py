@@ -1,4 +1,4 @@
-"""Finding runs: by their path, or the newest one below a folder; crashed ones are put back."""
+"""Finding runs: by path, the newest below a folder, or in the zoo; crashed ones are put back."""
 
 import os
 import shutil
@@ -6,12 +6,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
+import rlx
 from rlx.errors import ConfigError
+from rlx.names import nearest
 from rlx.runs.files import hidden_sibling, nearest_path, put_back
 from rlx.runs.run import Run
 
 OFFERED = 50
 """The most paths that the tab key offers, where they are not all in one folder."""
+ZOO = Path(rlx.__file__).resolve().parent / "zoo"
+"""The runs that come with rlx, laid out as `outputs`; docs/zoo.py makes them."""
+IN_ZOO = "zoo:"
+"""What a name of the zoo begins with, as in zoo:dqn-cartpole."""
 
 
 def find(
@@ -27,7 +33,11 @@ def find(
     config names may be imported. ConfigError where there is no such run, or where another command
     made it.
     """
-    top = Path(path) if path is not None else Path(root) / command
+    top = located(path) if path is not None else Path(root) / command
+    if not finished and is_in_zoo(top):
+        raise ConfigError(
+            f"run={path}: comes with rlx, and cannot go on; train your own, as rlx show tells."
+        )
     recover(top)
     if (top / "config.yaml").is_file() and (top / "meta.json").is_file():
         run = Run(top, trusted)
@@ -72,9 +82,29 @@ def run_paths(paths: object) -> list[str]:
     return cast(list[str], paths)
 
 
+def located(path: str) -> Path:
+    """The folder that a user names: by its path, or as zoo:NAME; ConfigError where that is none."""
+    if not path.startswith(IN_ZOO):
+        return Path(path)
+    names = _zoo_names()
+    if path not in [IN_ZOO, *names]:
+        raise ConfigError(f"run={path}: no agent of the zoo.{nearest(path, names)}")
+    return ZOO / "train" / path.removeprefix(IN_ZOO)
+
+
+def is_in_zoo(path: Path) -> bool:
+    """Whether a run is one of those that come with rlx, which nothing may be written into."""
+    return path.resolve().is_relative_to(ZOO)
+
+
+def _zoo_names() -> list[str]:
+    """What the runs that come with rlx are called, as in zoo:dqn-cartpole."""
+    return [f"{IN_ZOO}{Path(path).name}" for path in _subfolders(str(ZOO / "train"))]
+
+
 def command_of(path: str) -> str | None:
     """The command that made the run at `path` or the newest run below it; None: there is none."""
-    for folder in _newest_first(Path(path)):
+    for folder in _newest_first(located(path)):
         with suppress(ConfigError):
             return Run(folder).meta()["command"]
     return None
@@ -147,10 +177,13 @@ def completions(word: str, root: str) -> list[str]:
     """What the path of a run that begins with `word` may go on with, for the shell's tab key.
 
     Runs, and folders that may have some; no deeper than makes `OFFERED` of them. `root`: the folder
-    of all runs, which is offered where `word` names no folder.
+    of all runs, which is offered where `word` names no folder. The zoo is offered before its names.
     """
+    if word.startswith(IN_ZOO):
+        return [name for name in _zoo_names() if name.startswith(word)]
     if "/" not in word:
-        return _opened([root]) if root.startswith(word) and os.path.isdir(root) else []
+        zoo = [IN_ZOO] if IN_ZOO.startswith(word) else []
+        return zoo + (_opened([root]) if root.startswith(word) and os.path.isdir(root) else [])
     folder = word[: word.rindex("/") + 1]
     return _opened([path for path in _subfolders(folder) if path.startswith(word)])
 
