@@ -86,7 +86,7 @@ class Command:
     task: Task
     """Its work on a composed config."""
     check: Check | None
-    """What a sweep asks of all its jobs before the first of them begins."""
+    """What a sweep asks of all its jobs before the first of them begins; None: it has no sweeps."""
     pin: Pin | None
     """What makes the identity of a job independent of when and where it is done."""
     resume: Resume | None
@@ -108,6 +108,8 @@ class Command:
         if self.makes_jobs is not None:
             self.begin(options)
         elif _is_sweep():
+            if self.check is None:
+                raise ConfigError(f"-m: rlx {self.name} has no sweeps.")
             running.run_sweep(self, options)
         else:
             planning.refuse(options)

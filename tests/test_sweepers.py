@@ -91,3 +91,10 @@ def test_an_experiment_may_name_a_sweeper_and_the_folder(halving):
 def test_what_a_sweeper_cannot_take_is_one_line(word, expected, rlx, tmp_path):
     result = rlx("train", "-m", *SMALL, "agent.learning_rate=1e-2,1e-3", word)
     assert result.code == 2 and expected in result.err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["list", "show", "compare", "clean", "report", "data", "bench"])
+def test_a_command_that_makes_no_runs_has_no_sweeps(command, rlx, tmp_path):
+    result = rlx(command, "-m", "outputs=a,b")
+    assert result.code == 2 and result.err.strip() == f"rlx: -m: rlx {command} has no sweeps."
+    assert not list(tmp_path.iterdir())
