@@ -141,7 +141,7 @@ def test_the_tab_key_offers_names(rlx, monkeypatch):
         return rlx("-sc", "query=bash").out.split()
 
     assert complete("rlx attack zoo:") == [f"zoo:{name}" for name in NAMES]
-    assert complete("rlx evaluate zoo:hdqn-") == ["zoo:hdqn-acrobot"]
+    assert complete("rlx evaluate zoo:hdqn-a") == ["zoo:hdqn-acrobot"]
     assert "zoo:" in complete("rlx attack z")
     assert "zoo:" not in complete("rlx train z")
     assert "COMP_WORDBREAKS//:}" in rlx("--completion", "bash").out
