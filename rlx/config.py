@@ -247,10 +247,10 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
     optional = len(options) < len(typing.get_args(hint))
     if value is None and optional:
         return None
+    if len(options) == 1 and isinstance(value, Mapping | int | float):
+        # Its message is about the range, or about one of the keys.
+        return convert(value, options[0], key)
     for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-            # Its message is about one of the keys.
-            return convert(value, option, key)
         with suppress(ConfigError):
             return convert(value, option, key)
     raise ConfigError(f"{key}={value}: expected {describe(hint)}, not {describe(type(value))}.")

@@ -60,7 +60,7 @@ def test_sweeps_take_it_wherever_they_go_on(launcher, rlx, tmp_path, monkeypatch
         ("train", "env/acrobot", (), "env.max_episode_steps"),
         ("train", "device/cpu", ("device=cpu",), "device.threads"),
         ("attack", "attack/fgsm", ("attack=fgsm",), "attack.modes"),
-        ("attack", "effort/thorough", ("effort=thorough",), "effort.steps"),
+        ("attack", "effort/thorough", ("effort=thorough",), "effort.mine"),
         ("tune", "search/dqn", (), "search.num_envs"),
         ("train", "hydra/launcher/vector", ("hydra/launcher=vector",), "hydra.launcher.mine"),
     ],

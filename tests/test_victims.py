@@ -8,6 +8,7 @@ import math
 import zipfile
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -262,6 +263,7 @@ def test_other_graphs_of_onnx_are_asked_and_converted_where_they_can_be(opened):
 
 
 FUNCTIONS = """
+import gymnasium
 import numpy as np
 
 def act(obs):
@@ -506,3 +508,43 @@ def test_real_models_of_sb3_decide_alike(algorithm, opened):
     expected, _ = model.predict(obs.numpy(), deterministic=True)
     action, _ = policy.act(obs.unsqueeze(0), torch.ones(1, 500, dtype=torch.bool), {})
     assert np.allclose(action[0].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
+def test_real_models_of_sb3_see_images_alike(algorithm, tmp_path):
+    library = pytest.importorskip("stable_baselines3")
+
+    class Pictures(gymnasium.Env):
+        observation_space = spaces.Box(0, 255, (40, 40, 3), np.uint8)
+        action_space = spaces.Discrete(4)
+
+    keys = {"buffer_size": 1} if algorithm == "DQN" else {}
+    kind = getattr(library, algorithm)
+    model = kind("CnnPolicy", Pictures(), seed=0, device="cpu", **keys)
+    model.save(tmp_path / "a.zip")
+    spec = Spec(spaces.Box(0, 255, (3, 40, 40), np.uint8), spaces.Discrete(4), 500)
+    network = sb3.load(VictimFile("sb3", tmp_path / "a.zip"), None, spec)
+    obs = torch.randint(0, 256, (20, 40, 40, 3), generator=GENERATOR, dtype=torch.uint8)
+    expected, _ = model.predict(obs.numpy(), deterministic=True)
+    images = obs.movedim(-1, 1).unsqueeze(0)
+    action, _ = network.act(images, torch.ones(1, 20, dtype=torch.bool), {})
+    assert (action[0].numpy() == expected).all()
+
+
+def test_real_frames_of_sb3_are_normalised_and_stacked_alike(opened):
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+
+    normal = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    stacked = VecFrameStack(normal, 2)
+    model = PPO("MlpPolicy", stacked, n_steps=64, batch_size=64, seed=0, device="cpu").learn(128)
+    model.save("a.zip")
+    statistics = {"obs_mean": normal.obs_rms.mean, "obs_var": normal.obs_rms.var}
+    np.savez("a.npz", **statistics, epsilon=normal.epsilon, clip_obs=normal.clip_obs)
+    policy = opened("sb3:a.zip", "cartpole", "+env.stack=2", vecnormalize="a.npz").policy
+    frames = OBS[:40].view(20, 2, 4)
+    shown = np.stack([normal.normalize_obs(frame) for frame in frames.numpy()]).reshape(20, 8)
+    distribution = model.policy.get_distribution(torch.from_numpy(shown).float()).distribution
+    found = scores(policy, frames.flatten(1))[0].log_softmax(-1)
+    assert torch.allclose(found, distribution.logits, atol=1e-5)

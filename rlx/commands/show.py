@@ -131,6 +131,8 @@ def line_of(entry: Entry) -> str:
     if "env" in defaults:
         defaults["env"] = asdict(CommonEnvConfig()) | dict(defaults["env"] or {})
     runs = entry.summary.get("run", config.get("run")) or []
+    if config.get("victim") is not None:
+        runs = []  # of a victim's file, which is a key
     paths = [shlex.quote(str(path)) for path in (runs if isinstance(runs, list) else [runs])]
     return " ".join(["rlx", entry.kind, *paths, *words, *_differences(config, defaults)])
 

@@ -81,7 +81,7 @@ def spec(chart: Chart | Dots, points: int) -> dict[str, Any]:
     return whole.configure_mark(aria=False).to_dict()
 
 
-def _curves(chart: Chart, most_points: int) -> "altair.LayerChart":
+def _curves(chart: Chart, most_points: int) -> "altair.LayerChart | altair.FacetChart":
     """The curves with their intervals, single seeds thin, and the lines across."""
     import altair as alt
 

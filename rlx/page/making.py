@@ -174,7 +174,7 @@ def _lines(runs: Mapping[str, Run], whole: Sequence[str]) -> list[Part]:
             continue
         line = meta["line"]
         reads = run.summary().get("run")
-        if isinstance(reads, list):
+        if isinstance(reads, list) and run.config.get("victim") is None:
             line = reading(line, reads)
         resumed = [reading(text, [str(run.path)]) for text in meta.get("resumed", [])]
         lines += [f"# {label}", line, *resumed]
