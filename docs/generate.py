@@ -298,8 +298,8 @@ def zoo() -> str:
     for entry in sorted(listed([ZOO]), key=lambda entry: entry.name):
         interval = console.interval_text(entry.estimate["iqm"], entry.estimate["ci95"])
         worst = console.number(min(entry.estimate["per_seed"]))
-        name = f"[`zoo:{entry.name}`](../../rlx/zoo/train/{entry.name}/card.md)"
-        rows.append([name, f"`{line_of(entry)}`", interval, worst, entry.meta["commit"]])
+        commit = entry.meta["commit"]
+        rows.append([f"`zoo:{entry.name}`", f"`{line_of(entry)}`", interval, worst, commit])
     return table(["name", "trained by", "return", "worst seed", "commit"], rows)
 
 

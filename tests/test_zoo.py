@@ -57,7 +57,7 @@ def test_an_agent_plays_as_its_card_says(name, rlx, stranger, recwarn):
     assert entry.name == name and entry.seeds == 10 and entry.config()["outputs"] == "outputs"
     text = card.read_text()
     assert f"{entry.value:.3g}" in text and f"commit {entry.meta['commit']}," in text
-    assert f"`rlx train agent={entry.agent} env={entry.env}`" in text
+    assert f"`rlx train agent={entry.agent} env={entry.env}" in text
     played = rlx("evaluate", f"zoo:{name}", "episodes=20")
     assert played.code == 0 and not played.err and "warning" not in played.out
     assert not [str(warning.message) for warning in recwarn]
@@ -75,7 +75,7 @@ def test_an_agent_is_attacked_and_shown(rlx, stranger):
     path = attacked.out.splitlines()[-1]
     assert path.startswith("outputs/attack/dqn-cartpole/")
     clean, harmed = [cell["return"]["iqm"] for cell in read(Path(path)).summary["cells"]]
-    assert clean == 500 and harmed < 400
+    assert clean > 480 and harmed < 400
     assert path in rlx("show", "zoo:dqn-cartpole", "outputs=outputs").out
     reported = rlx("report", path)
     assert reported.code == 0 and Path(reported.out.splitlines()[-1], "report.png").is_file()
@@ -141,7 +141,7 @@ def test_the_tab_key_offers_names(rlx, monkeypatch):
         return rlx("-sc", "query=bash").out.split()
 
     assert complete("rlx attack zoo:") == [f"zoo:{name}" for name in NAMES]
-    assert complete("rlx evaluate zoo:hdqn-") == ["zoo:hdqn-acrobot"]
+    assert complete("rlx evaluate zoo:hdqn-a") == ["zoo:hdqn-acrobot"]
     assert "zoo:" in complete("rlx attack z")
     assert "zoo:" not in complete("rlx train z")
     assert "COMP_WORDBREAKS//:}" in rlx("--completion", "bash").out
