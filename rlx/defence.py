@@ -1,6 +1,6 @@
 """What every defence is: what an agent's learning steps do about observations that may be moved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -61,9 +61,9 @@ class Defence:
 
     eps: NonNegative
     """Radius of the box in the end, in units of `scale`."""
-    scale: str | list[NonNegative]
+    scale: str | list[NonNegative] | None
     """What a radius of 1 means, as in `rlx attack`: `bounds`, `reference`, one number for each
-    component. A run keeps the numbers."""
+    component; null: the env's. A run keeps the numbers."""
     ramp: Share
     """Share of the training during which the radius rises from 0, linearly."""
     steps: Count
@@ -103,6 +103,7 @@ class Guard(nn.Module):
         assert isinstance(space, gymnasium.spaces.Box)
         low = np.concatenate([np.zeros(lead), space.low.ravel()]).astype(np.float32)
         high = np.concatenate([np.full(lead, np.inf), space.high.ravel()]).astype(np.float32)
+        assert isinstance(defence.scale, Sequence), "a training makes numbers of it"
         scale = torch.tensor([0.0] * lead + list(defence.scale), device=seeds.device)
         self.defence = defence
         self.boxes = Boxes(gymnasium.spaces.Box(low, high), scale)

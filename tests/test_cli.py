@@ -332,12 +332,27 @@ def test_bad_attacks_are_explained(arguments, message, rlx, tiny_runs, tmp_path)
 
 
 def test_infinite_bounds_are_refused_as_a_scale(rlx, tiny_runs, tmp_path):
-    result = rlx("attack", tiny_runs / "train/dqn-cartpole", "eps=0.1", "attack=fgsm")
+    run = tiny_runs / "train/dqn-cartpole"
+    result = rlx("attack", run, "eps=0.1", "attack=fgsm", "scale=bounds")
     assert (
         result.code == 2
         and "scale=bounds: components [1, 3]" in result.err
         and files(tmp_path) == set()
     )
+
+
+@pytest.mark.parametrize("command", [("attack", "attack=fgsm"), ("certify",)], ids=" ".join)
+@pytest.mark.parametrize(
+    ("run", "scale"), [("dqn-cartpole", "reference"), ("hdqn-acrobot", "bounds")]
+)
+def test_the_scale_is_the_envs_unless_another_is_given(command, run, scale, rlx, tiny_runs):
+    """Its bounds, or where one is infinite its reference; the run says which."""
+    words = (tiny_runs / "train" / run, "eps=[0,0.01]", "episodes=1")
+    default = rlx(*command, *words)
+    given = rlx(*command, *words, f"scale={scale}")
+    assert default.code == 0 == given.code, default
+    assert f"scale: {scale}" in (default.run / "config.yaml").read_text()
+    assert default.summary["scale"] == given.summary["scale"]
 
 
 @pytest.fixture

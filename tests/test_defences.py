@@ -209,7 +209,7 @@ def metrics(run) -> list[dict]:
 def test_a_defence_without_weight_changes_nothing(agent, words, rlx):
     shared = ("train", f"agent={agent}", "env=cartpole", "tuned=none", *SHORT, *TINY[agent])
     plain = rlx(*shared, "outputs=plain", "keep=newest")
-    defended = rlx(*shared, "outputs=defended", *words, "agent.defence.scale=reference")
+    defended = rlx(*shared, "outputs=defended", *words)
     assert plain.code == 0 and defended.code == 0, defended
     assert metrics(plain.run) == metrics(defended.run)
 
@@ -242,7 +242,8 @@ def test_a_run_keeps_the_numbers_of_its_scale(rlx):
     [
         (("agent=efficientzero", "env=cartpole", "defence=sa"), "agent.defence: unknown key"),
         (("agent=dqn", "env=frozen_lake", "defence=sa"), "needs continuous observations"),
-        (("agent=dqn", "env=cartpole", "defence=sa"), "scale=bounds: components [1, 3]"),
+        (("agent=dqn", "env=cartpole", "defence=sa", "agent.defence.scale=bounds"),
+         "scale=bounds: components [1, 3]"),
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.scale=std"),
          "scale=std: expected bounds, reference, or one number per component"),
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.scale=[1,2]"), "6 numbers"),

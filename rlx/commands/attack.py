@@ -126,6 +126,8 @@ class Plan:
     """The modes of the attack that are played, by name."""
     game: "Game"
     """The policies, the radii and the episodes; where the scale is `std`, not yet its numbers."""
+    named_scale: object
+    """`config.scale`, or the env's where it is null."""
     scale: object
     """`bounds`, `std` or numbers: what eps = 1 means."""
     env: "TensorEnv"
@@ -171,6 +173,8 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
 
     config = build(Config, composed, "")
     plan = _load(config)
+    config = replace(config, scale=plan.named_scale)
+    composed.scale = plan.named_scale
     output = plan.subjects.create(config.outputs, "attack", composed)
     _header(config, plan)
     with Tracking(output, plan.trackers) as tracking, output.writing():
@@ -197,7 +201,7 @@ def _load(config: Config) -> Plan:
     from rlx.experiment import make_env, setup_device
     from rlx.robustness.attribution import component_names
     from rlx.robustness.manifold import kept_angles
-    from rlx.robustness.scale import resolved, unit_scale
+    from rlx.robustness.scale import named, resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
     from rlx.show import video
     from rlx.threat import Attack, Threat
@@ -210,7 +214,8 @@ def _load(config: Config) -> Plan:
     modes = chosen_modes(attack, opened.policy.heads, config.modes)
     env = opened.make_env(len(opened.seeds))
     angles = kept_angles(config.manifold, env)
-    scale = resolved(config.scale, opened, config.outputs, config.trust)
+    named_scale = named(config.scale, space, opened.env)
+    scale = resolved(named_scale, opened, config.outputs, config.trust)
     game = Game(
         opened,
         eps,
@@ -237,7 +242,9 @@ def _load(config: Config) -> Plan:
     camera = None
     if scenes:
         camera = video.Camera(make_env(video.drawing(opened.env), 1, device, opened.age))
-    return Plan(attack, modes, game, scale, env, components, trackers, scenes, camera, subjects)
+    return Plan(
+        attack, modes, game, named_scale, scale, env, components, trackers, scenes, camera, subjects
+    )
 
 
 def _play(config: Config, plan: Plan) -> Result:

@@ -60,6 +60,8 @@ class Plan:
     """The policies, the radii and the episodes; where the scale is `std`, not yet its numbers."""
     attack: "Attack"
     """What tries to change decisions."""
+    named_scale: object
+    """`config.scale`, or the env's where it is null."""
     scale: object
     """`std`, `bounds` or numbers: what eps = 1 means."""
     subjects: Subjects
@@ -82,6 +84,8 @@ def main(composed: DictConfig) -> float:
     """Returns the certified share, in the mean over heads and radii."""
     config = build(Config, composed, "")
     plan = _load(config)
+    config = replace(config, scale=plan.named_scale)
+    composed.scale = plan.named_scale
 
     from rlx.robustness.certificates import Certificates, certify, figure
     from rlx.robustness.observations import play_spread
@@ -138,7 +142,7 @@ def _load(config: Config) -> Plan:
     from rlx.experiment import setup_device
     from rlx.robustness.clean_decisions import check_bounded
     from rlx.robustness.manifold import kept_angles
-    from rlx.robustness.scale import resolved, unit_scale
+    from rlx.robustness.scale import named, resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
     from rlx.threat import Attack, Threat
 
@@ -151,7 +155,8 @@ def _load(config: Config) -> Plan:
     attack = build(kind, config.attack, "attack")
     opened = subjects.open(config.checkpoint, setup_device(config.device), config.seeds)
     space = opened.spec.observation_space
-    scale = resolved(config.scale, opened, config.outputs, config.trust)
+    named_scale = named(config.scale, space, opened.env)
+    scale = resolved(named_scale, opened, config.outputs, config.trust)
     game = Game(
         opened,
         eps,
@@ -166,4 +171,4 @@ def _load(config: Config) -> Plan:
     )
     check_bounded(opened)
     check_attackable(game, attack, attack.modes(opened.policy.heads))
-    return Plan(game, attack, scale, subjects)
+    return Plan(game, attack, named_scale, scale, subjects)

@@ -54,12 +54,32 @@ def unit_scale(
     return units.reshape(box.shape)
 
 
+def named(scale: object, space: gymnasium.Space, env: Mapping[str, Any]) -> object:
+    """`scale`, or where it is None that of the env: "bounds", or "reference" if one is infinite.
+
+    `space`: of the observations of the config group `env`. Where the env has no reference either it
+    is "bounds", of which an error says what else there is.
+    """
+    if scale is not None:
+        return scale
+    box = require_box(space)
+    if np.isfinite(box.low).all() and np.isfinite(box.high).all():
+        return "bounds"
+    try:
+        reference.find(dict(env))
+    except ConfigError:
+        return "bounds"
+    return "reference"
+
+
 def scale_of_env(scale: object, env: Mapping[str, Any]) -> list[float]:
     """`scale` of the observations of the config group `env` as numbers, where nobody plays.
 
-    It is "bounds", "reference" or numbers, as of `unit_scale` and `resolved`. ConfigError where the
-    env has no such scale.
+    It is null, "bounds", "reference" or numbers, as of `named`, `unit_scale` and `resolved`.
+    ConfigError where the env has no such scale.
     """
+    space = env_spec(env).observation_space
+    scale = named(scale, space, env)
     if scale == "reference":
         _, found = reference.find(dict(env))
         return list(found.scale)
@@ -69,7 +89,7 @@ def scale_of_env(scale: object, env: Mapping[str, Any]) -> list[float]:
             f"scale={scale}: expected bounds, reference, or one number per component."
         )
 
-    return unit_scale(scale, env_spec(env).observation_space, unplayed).ravel().tolist()
+    return unit_scale(scale, space, unplayed).ravel().tolist()
 
 
 def require_box(space: gymnasium.Space) -> gymnasium.spaces.Box:
