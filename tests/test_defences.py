@@ -16,6 +16,7 @@ from rlx.defences.sa import SA
 from rlx.errors import ConfigError
 from rlx.nn.networks import MLP, QNetwork
 from rlx.nn.rng import Streams
+from rlx.show.training_comparison import differences
 from rlx.threat import Budget
 
 SEEDS = torch.tensor([3, 5])
@@ -271,3 +272,22 @@ def test_every_file_of_conf_is_a_defence():
         node = compose("train", "agent=dqn", "defence=sa").agent
         node.defence._target_ = "rlx.agents.dqn.DQN"
         build(dqn.Config, node, "agent")
+
+
+def test_defences_are_told_apart_by_their_names():
+    """Not by the keys that only one of them has."""
+    words = ("none", "sa", "radial", "radial agent.defence.weight=7")
+    configs = [compose("train", "agent=dqn", *f"defence={word}".split()) for word in words]
+    labels = differences(configs)
+    assert [label.partition(",")[0] for label in labels] == [
+        "keep=best",
+        "keep=newest",
+        "keep=newest",
+        "keep=newest",
+    ]
+    assert [label.partition(", ")[2] for label in labels] == [
+        "defence=none",
+        "defence=SA",
+        "defence=Radial, defence.weight=0.01",
+        "defence=Radial, defence.weight=7",
+    ]

@@ -1,7 +1,7 @@
 """Trainings beside each other: learning curves in one figure, and a table of their results."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,19 +47,38 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 
 
 def differences(configs: Sequence[DictConfig]) -> list[str]:
-    """The keys that tell each config from the others, as in "agent.double=true, steps=1000"."""
+    """The keys that tell each config from the others, as in "agent.double=true, steps=1000".
+
+    Of groups of different classes it is the class, and what tells it from others of that class.
+    """
     flat = [flatten_keys(OmegaConf.to_container(config)) for config in configs]
-    all_keys = dict.fromkeys(key for values in flat for key in values)
-    keys = []
-    for key in all_keys:
-        differs = len({str(values.get(key)) for values in flat}) > 1
-        if differs and key.split(".")[0] not in IGNORED_KEYS:
-            keys.append(key)
+    keys = [
+        key
+        for key in dict.fromkeys(key for values in flat for key in values)
+        if key.split(".")[0] not in IGNORED_KEYS and _differs(key, flat)
+    ]
+    groups = [key.removesuffix("._target_") for key in keys if key.endswith("._target_")]
     texts = []
     for number, values in enumerate(flat):
-        settings = [f"{key.removeprefix('agent.')}={values.get(key)}" for key in keys]
+        settings = []
+        for key in keys:
+            name = key.removeprefix("agent.")
+            group = next((group for group in groups if key.startswith(f"{group}.")), None)
+            target = f"{group}._target_"
+            if key == target:
+                kind = str(values.get(key, "none")).rpartition(".")[2]
+                settings.append(f"{name.removesuffix('._target_')}={kind}")
+                continue
+            alike = [other for other in flat if other.get(target) == values.get(target)]
+            if group is None or _differs(key, alike):
+                settings.append(f"{name}={values.get(key)}")
         texts.append(", ".join(settings) or f"run {number}")
     return texts
+
+
+def _differs(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether flat `configs` have several values of a key."""
+    return len({str(config.get(key)) for config in configs}) > 1
 
 
 def figure(
