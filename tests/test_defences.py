@@ -1,6 +1,8 @@
 """Defences: what they add to a learning step, and that agents so trained are harder to move."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from conftest import compose
 
 from rlx.agent import Scores
 from rlx.agents import dqn
+from rlx.conf import conf_dir
 from rlx.config import build
 from rlx.defence import Decisions, Defence, ascend, margin
 from rlx.defences.adversarial import Adversarial
@@ -16,6 +19,7 @@ from rlx.defences.sa import SA
 from rlx.errors import ConfigError
 from rlx.nn.networks import MLP, QNetwork
 from rlx.nn.rng import Streams
+from rlx.runs.trust import OWN, users_imports
 from rlx.show.training_comparison import differences
 from rlx.threat import Budget
 
@@ -291,3 +295,26 @@ def test_defences_are_told_apart_by_their_names():
         "defence=Radial, defence.weight=0.01",
         "defence=Radial, defence.weight=7",
     ]
+
+
+def test_a_defended_run_of_somebody_else_needs_no_trust(rlx):
+    """All classes that conf/ names are rlx's own."""
+    run = rlx(
+        "train", "agent=dqn", "env=acrobot", "tuned=none", "defence=sa", *SHORT, *TINY["dqn"]
+    ).run
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "# changed\n")
+    assert rlx("evaluate", run, "episodes=2").code == 0
+    files = Path(conf_dir()).rglob("*.yaml")
+    text = "\n".join(file.read_text() for file in files if "hydra" not in file.parts)
+    targets = re.findall(r"_target_: (\S+)", text)
+    assert "rlx.defences.sa.SA" in targets
+    assert all(target.startswith(OWN) for target in targets)
+
+
+def test_a_users_yaml_in_one_line_is_trusted_as_well(rlx, tmp_path, monkeypatch):
+    (tmp_path / "conf" / "defence").mkdir(parents=True)
+    (tmp_path / "conf" / "defence" / "own.yaml").write_text(
+        "agent:\n  defence: {_target_: own.Own, eps: 1}\n"
+    )
+    monkeypatch.setattr("rlx.runs.trust.user_dir", lambda: tmp_path / "conf")
+    assert "own.Own" in users_imports()

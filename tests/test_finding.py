@@ -444,3 +444,29 @@ def test_the_tab_key_offers_runs(rlx, monkeypatch):
         "outputs/train/dqn-cartpole",
         "outputs/train/ppo-acrobot",
     ], "the folders of many"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("summary.json", "{}"), ("returns.npz", "rubbish"), ("summary.json", '{"return": 3}')],
+)
+def test_a_training_that_cannot_be_read_is_refused_and_nothing_is_written(
+    name, content, rlx, tiny_runs, tmp_path
+):
+    shutil.copytree(tiny_runs / "train" / "dqn-cartpole", tmp_path / "runs")
+    (run,) = (tmp_path / "runs").iterdir()
+    (run / name).write_text(content)
+    for words in (("report", run, run), ("compare", run, run)):
+        result = rlx(*words)
+        assert result.code == 2 and name in result.err, result
+        assert len(result.err.strip().splitlines()) == 1 and "pickle" not in result.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_compare_shows_the_intervals_that_the_runs_have(rlx, tiny_runs):
+    """Those of list, of report and of summary.json: none is drawn anew."""
+    runs = sorted((tiny_runs / "train" / "hdqn-acrobot").iterdir())
+    returns = [json.loads((run / "summary.json").read_text())["return"] for run in runs]
+    texts = [console.interval_text(one["iqm"], one["ci95"]) for one in returns]
+    line = next(line for line in rlx("compare", *runs).out.splitlines() if "return │" in line)
+    assert [cell.strip() for cell in line.split("│")[2:4]] == texts

@@ -379,6 +379,23 @@ def test_a_compiled_batch_goes_on_without_a_member(rlx):
     assert_same(single, run_with(learning_rate=1e-3))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_behind_the_last_step_stops_a_sweep(number, rlx, monkeypatch):
+    """Nothing would look at it any more, and the next job would begin."""
+    close = Training._close
+
+    def closing(self, progress):
+        send(number)()
+        close(self, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_close", closing)
+        result = rlx("train", "-m", *PPO, RATES)
+    assert result.code == 128 + number
+    assert [job.status for job in jobs()] == ["interrupted", "waiting"]
+    assert rlx("resume", the_sweep()).code == 0
+
+
 # Batches that are stopped.
 
 

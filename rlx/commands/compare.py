@@ -92,8 +92,10 @@ def _compare_returns(runs: Sequence[Run]) -> None:
     seeds = training_comparison.resampled_returns(runs)
     iqms = [training_comparison.resampled_iqm(one) for one in seeds]
     better = probability_of_improvement(*seeds)
+    estimates = [training_comparison.own_return(run) for run in runs]
+    own = [console.interval_text(estimate.iqm, estimate.ci95) for estimate in estimates]
     rows = [
-        ["return", *map(console.resampled_text, [*iqms, iqms[0] - iqms[1]])],
+        ["return", *own, console.resampled_text(iqms[0] - iqms[1])],
         ["worst seed", *(console.number(each.value.min()) for each in seeds), ""],
         ["seeds", *(str(len(values)) for values in returns), ""],
         ["episodes per seed", *(str(values.shape[1]) for values in returns), ""],

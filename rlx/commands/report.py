@@ -120,14 +120,17 @@ def _report_trainings(runs: Sequence[Run], config: Config, composed: DictConfig)
     from rlx.show import training_comparison
 
     labels = training_comparison.run_labels(runs)
+    # What reads the runs comes before anything is written.
+    results = training_comparison.results(runs, labels)
+    pairs = training_comparison.pairs(runs, labels)
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     files: dict[str, Any] = {"table": output.path / "report.csv"}
     with output.writing():
         drawn = training_comparison.figure(runs, labels, config.figure)
         files["figure"] = _save_figure(drawn, output)
         training_comparison.write_csv(runs, labels, files["table"])
-        console.table(*training_comparison.results(runs, labels))
-        for table in training_comparison.pairs(runs, labels):
+        console.table(*results)
+        for table in pairs:
             console.table(*table)
         if atari100k.is_benchmark(runs):
             atari100k.table(runs)

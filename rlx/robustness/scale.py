@@ -220,6 +220,6 @@ def _half_range(space: gymnasium.spaces.Box) -> np.ndarray:
         unbounded = np.flatnonzero(~bounded).tolist()
         raise ConfigError(
             f"scale=bounds: components {unbounded} of this env's observations have no finite "
-            "bounds; use scale=std, scale=reference or one number each."
+            "bounds; use scale=reference, one number each or, for attacks, scale=std."
         )
     return (space.high.astype(np.float64) - space.low) / 2

@@ -16,7 +16,9 @@ from typing import Any
 
 from rlx.conf import user_dir
 
-OWN = ("rlx.agents.", "rlx.envs.", "rlx.attacks.", "rlx.robustness.", "rlx.trackers.")
+OWN = tuple(
+    f"rlx.{part}." for part in ("agents", "envs", "attacks", "robustness", "defences", "trackers")
+)
 """The beginnings of the names of rlx's own classes."""
 
 
@@ -67,8 +69,9 @@ def users_imports() -> set[str]:
     if folder is None:
         return set()
     text = "\n".join(file.read_text() for file in folder.rglob("*.yaml"))
-    targets = re.findall(r"^\s*_target_:\s*['\"]?([\w.:]+)", text, re.MULTILINE)
-    modules = re.findall(r"^\s*id:\s*['\"]?([\w.]+):", text, re.MULTILINE)
+    # At the beginning of a line, or within braces.
+    targets = re.findall(r"(?:^\s*|[{,]\s*)_target_:\s*['\"]?([\w.:]+)", text, re.MULTILINE)
+    modules = re.findall(r"(?:^\s*|[{,]\s*)id:\s*['\"]?([\w.]+):", text, re.MULTILINE)
     return {*targets, *modules}
 
 

@@ -110,7 +110,7 @@ def write_csv(runs: Sequence[Run], labels: Sequence[str], path: Path) -> None:
 def _csv_row(run: Run, label: str) -> dict[str, Any]:
     """The row of one training."""
     summary = run.summary()
-    estimate = statistics.Estimate.from_dict(summary["return"])
+    estimate = own_return(run)
     low, high = estimate.ci95
     return {
         "run": run.path,
@@ -224,10 +224,24 @@ def episode_returns(run: Run) -> statistics.Array:
         with np.load(file) as arrays:
             returns = np.asarray(arrays["returns"], dtype=np.float64)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}).") from None
+        # NumPy's own words would have a ValueError's file unpickled.
+        reason = f"cannot be read ({error})"
+        if isinstance(error, ValueError):
+            reason = "is no npz of numbers"
+        raise ConfigError(f"{file}: {reason}.") from None
     if returns.ndim != 2 or not returns.size:
         raise ConfigError(f"{file}: 'returns' is {list(returns.shape)}; expected seeds × episodes.")
     return returns
+
+
+def own_return(run: Run) -> statistics.Estimate:
+    """The interquartile mean with the interval that the run has; ConfigError where it has none."""
+    try:
+        return statistics.Estimate.from_dict(run.summary()["return"])
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{run.path / 'summary.json'}: has no 'return' with an interval."
+        ) from None
 
 
 def resampled_iqm(seeds: statistics.Resampled) -> statistics.Resampled:
@@ -244,7 +258,7 @@ def env_of(run: Run) -> str:
 def _table_row(run: Run, label: str) -> list[str]:
     """The line of one training."""
     summary = run.summary()
-    estimate = statistics.Estimate.from_dict(summary["return"])
+    estimate = own_return(run)
     threshold = summary.get("reward_threshold", np.nan)
     solved = ""
     if not np.isnan(threshold):

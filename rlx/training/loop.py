@@ -195,6 +195,8 @@ class Training:
                 ) as progress:
                     self._learn(progress)
                 self.interruptible = True
+                if self.signal:  # it came behind the last vector step
+                    raise KeyboardInterrupt
                 return self._finish()
             except KeyboardInterrupt:
                 self.interruptible = False
