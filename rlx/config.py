@@ -247,9 +247,12 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
     optional = len(options) < len(typing.get_args(hint))
     if value is None and optional:
         return None
-    if len(options) == 1 and isinstance(value, Mapping | int | float):
-        # Its message is about the range, or about one of the keys.
-        return convert(value, options[0], key)
+    only = options[0]
+    has_keys = dataclasses.is_dataclass(only) and isinstance(value, Mapping)
+    has_range = typing.get_origin(only) is Annotated and isinstance(value, int | float)
+    if len(options) == 1 and (has_keys or has_range):
+        # Its message is about one of the keys, or about the range.
+        return convert(value, only, key)
     for option in options:
         with suppress(ConfigError):
             return convert(value, option, key)

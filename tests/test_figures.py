@@ -220,7 +220,7 @@ def test_the_size_is_a_key_of_the_commands_that_draw(rlx, tiny_runs):
         with Image.open(file.with_suffix(".png")) as image:
             assert image.width == 495 and (height is None or image.height == height * 150)
     for key, message in (
-        ("figure.width=0", "figure.width=0: expected a number, from 1.5 to 40"),
+        ("figure.width=0", "figure.width=0: must be from 1.5 to 40"),
         ("figure.font_size=big", "figure.font_size=big: expected a number"),
         ("figure=papr", "paper"),
         ("figure.wdth=3", "figure.width"),

@@ -353,7 +353,7 @@ def test_what_cannot_be_filmed_is_said_before_anything_is_written(tiny_runs, rlx
         (("evaluate", "video_episodes=x"), "video_episodes=x: 'x' is not a count"),
         (("evaluate", "video_episodes=0"), "video_episodes=0: expected at least one"),
         (("attack", "attack=planned", "scale=std"), "video: attack=planned plays whole episodes"),
-        (("attack", "scale=std", "video_eps=-1"), "video_eps=-1: expected"),
+        (("attack", "scale=std", "video_eps=-1"), "video_eps=-1: must be at least 0"),
     ):
         command, *keys = line
         result = rlx(command, run, "episodes=3", "video=true", *keys)
