@@ -279,6 +279,12 @@ def three(obs):
 
 def broken(obs):
     raise KeyError("no key")
+
+def torn(obs):
+    raise ValueError("two\\nlines")
+
+def lost(obs):
+    return np.full((len(obs), 2), np.nan)
 """
 
 
@@ -350,6 +356,8 @@ WRONG = [
     ("victim=mine.py:nobody", "no such function. Choose from"),
     ("victim=mine.py:three", "returned float64 [2, 3] for these observations; expected scores"),
     ("victim=mine.py:broken", "raised KeyError: 'no key'"),
+    ("victim=mine.py:torn", "raised ValueError: two lines"),
+    ("victim=mine.py:lost", "returned NaN"),
     ("victim=text.py:act", "cannot be imported (SyntaxError"),
     ("victim=[mine.py:act,sb3:good.zip]", "files of one kind at a time"),
     ("victim=sb3:good.zip activation=reluu", "Did you mean 'relu'?"),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlx.agent import Spec
 from rlx.errors import ConfigError, RunError
-from rlx.names import nearest
+from rlx.names import nearest, one_line
 from rlx.victims.files import VictimFile
 from rlx.victims.policy import Scorer, as_scores
 
@@ -45,7 +45,8 @@ def load(file: VictimFile, spec: Spec) -> Scorer:
         try:
             output = function(array.astype(dtype))
         except Exception as error:  # whatever the user's function raises
-            raise RunError(f"victim={file}: raised {type(error).__name__}: {error}.") from None
+            told = one_line(f"{type(error).__name__}: {error}")
+            raise RunError(f"victim={file}: raised {told}.") from None
         return as_scores(output, len(obs), spec, str(file)).to(obs.device)
 
     return scores

@@ -162,6 +162,8 @@ def as_scores(output: Any, rows: int, spec: Spec, victim: str) -> Tensor:
         raise RunError(
             f"victim={victim}: returned a {kind}; expected an array of numbers."
         ) from None
+    if bool(values.isnan().any()):
+        raise RunError(f"victim={victim}: returned NaN, which says nothing of what is best.")
     space = spec.action_space
     if isinstance(space, spaces.Box):
         if values.numel() == rows * space.shape[0]:
