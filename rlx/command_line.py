@@ -159,12 +159,14 @@ def _filter(override: str, keys: set[str]) -> str:
 
 
 def _as_path(override: str, is_sweep: bool) -> str:
-    """`override`, its value quoted where it is a folder with characters of Hydra's grammar.
+    """`override`, its value quoted where it is a path with characters of Hydra's grammar.
 
-    In a sweep commas are between folders.
+    In a sweep commas are between paths.
     """
     key, _, value = override.partition("=")
-    if key not in ("outputs", "out", "data") or value[:1] in ("'", '"'):
+    if key not in ("outputs", "out", "data", "victim") or value[:1] in ("'", '"'):
+        return override
+    if key == "victim" and value.startswith("["):
         return override
     paths = []
     for path in value.split(",") if is_sweep else [value]:
@@ -289,7 +291,7 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
     if unmerged and error.__cause__ is not None:
         reason, *_ = str(error.__cause__).splitlines()
         return f"{unmerged[1]}: {reason}"
-    not_found = re.search(r"Could not (?:find|load) '([^'/]+)/([^']+)'", text)
+    not_found = re.search(r"Could not (?:find|load) '([^'/]+)/([^']*)'", text)
     if not_found:
         return _unknown_option(not_found[1], not_found[2])
     unknown = re.search(r"Could not override '([^']+)'", text)

@@ -400,6 +400,14 @@ def test_wrong_victims_are_refused_in_one_line(words, message, rlx, tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["pö.zip", "model (1).zip", "a,b.zip", "it's.zip"])
+def test_a_victims_file_may_have_any_name(name, rlx):
+    save_ppo(name, net(4, 8, 2))
+    result = rlx("evaluate", f"victim=sb3:{name}", "env=cartpole", "episodes=1")
+    assert result.code == 0, result
+    assert result.summary["run"][0].endswith(name)
+
+
 def test_a_victim_needs_an_env(rlx):
     save_ppo("good.zip", net(4, 8, 2))
     result = rlx("attack", "victim=sb3:good.zip")
