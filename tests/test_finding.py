@@ -349,6 +349,17 @@ def test_clean_leaves_alone_what_is_running(rlx):
         assert f"{going_on.path} stays: " in result.out
 
 
+def test_clean_passes_over_a_run_with_a_link_out_of_it(rlx, tmp_path):
+    linked = stopped(made())
+    other = stopped(made())
+    (tmp_path / "elsewhere").mkdir()
+    (linked.path / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    result = rlx("clean", "dry=false")
+    assert result.code == 0 and f"{linked.path} stays: " in result.out
+    assert linked.path.exists() and not other.path.exists()
+    assert (tmp_path / "elsewhere").exists()
+
+
 def test_clean_leaves_alone_what_others_were_made_of(rlx):
     attacked, free, swept = stopped(made()), stopped(made()), stopped(made())
     attack = made("dqn-cartpole", "attack", run=None)

@@ -60,7 +60,8 @@ def main(composed: DictConfig) -> None:
     entries = entries_of(config.run, config.outputs)
     roots = [Path(config.outputs), *{root_of(entry.path) for entry in entries}]
     needed = _needed([root for root in roots if root.is_dir()])
-    found = [*_unfinished(entries, config.resumable), *_superseded(entries)]
+    closed = list(_closed(entries))
+    found = [*_unfinished(closed, config.resumable), *_superseded(closed)]
     removals = [removal for removal in found if removal.entry.path.name not in needed]
     freed = 0
     for removal in removals:
@@ -89,6 +90,17 @@ def _needed(roots: Iterable[Path]) -> set[str]:
         elif entry.status in ("completed", "running"):
             names |= entry.sources()
     return names
+
+
+def _closed(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The runs in which no link leads out; a line names each other one, which stays."""
+    for entry in entries:
+        try:
+            Run(entry.path).check_links()
+        except (ConfigError, OSError) as error:
+            console.warning(f"{entry.path} stays: {error}")
+        else:
+            yield entry
 
 
 def _unfinished(entries: Iterable[Entry], resumable: bool) -> Iterator[Removal]:
