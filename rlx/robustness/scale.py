@@ -73,12 +73,16 @@ def named(scale: object, space: gymnasium.Space, env: Mapping[str, Any]) -> obje
 
 
 def scale_of_env(scale: object, env: Mapping[str, Any]) -> list[float]:
-    """`scale` of the observations of the config group `env` as numbers, where nobody plays.
+    """A defence's `scale` of the observations of the config group `env` as numbers, where nobody plays.
 
     It is null, "bounds", "reference" or numbers, as of `named`, `unit_scale` and `resolved`.
     ConfigError where the env has no such scale.
     """
     space = env_spec(env).observation_space
+    if not isinstance(space, gymnasium.spaces.Box):
+        raise ConfigError(
+            f"agent.defence: needs continuous observations (a Box space); this env has {space}."
+        )
     scale = named(scale, space, env)
     if scale == "reference":
         _, found = reference.find(dict(env))
