@@ -73,7 +73,7 @@ def named(scale: object, space: gymnasium.Space, env: Mapping[str, Any]) -> obje
 
 
 def scale_of_env(scale: object, env: Mapping[str, Any]) -> list[float]:
-    """A defence's `scale` of the observations of the config group `env` as numbers, where nobody plays.
+    """A defence's `scale` of observations of the config group `env` as numbers; nobody plays.
 
     It is null, "bounds", "reference" or numbers, as of `named`, `unit_scale` and `resolved`.
     ConfigError where the env has no such scale.
