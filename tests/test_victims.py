@@ -564,3 +564,15 @@ def test_real_frames_of_sb3_are_normalised_and_stacked_alike(opened):
     distribution = model.policy.get_distribution(torch.from_numpy(shown).float()).distribution
     found = scores(policy, frames.flatten(1))[0].log_softmax(-1)
     assert torch.allclose(found, distribution.logits, atol=1e-5)
+
+
+def test_what_rlx_exports_is_a_plain_network(rlx, tiny_runs):
+    """It has gradients and bounds: what is certified of the file is what is of the run's seed."""
+    pytest.importorskip("onnxruntime")
+    run = tiny_runs / "train" / "dqn-cartpole"
+    assert rlx("export", run, "seed.onnx").code == 0
+    words = ("scale=[1,1,0.1,1]", "eps=[0,0.01]", "episodes=2")
+    of_file = rlx("certify", "victim=onnx:seed.onnx", "env=cartpole", *words)
+    of_run = rlx("certify", run, "seeds=[0]", *words)
+    assert of_file.code == 0 == of_run.code, of_file
+    assert of_file.summary["certified"]["iqm"] == pytest.approx(of_run.summary["certified"]["iqm"])

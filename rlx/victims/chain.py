@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from rlx.agent import Spec
 from rlx.errors import RunError
@@ -18,8 +19,11 @@ TOLERANCE = 1e-4
 """By how much it may differ, relative to 1 and to the score's size: by rounding."""
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
 """Operations without settings in either language."""
-UNCHANGED = ("flatten", "identity", "cast", "reshape", "view", "dropout", "contiguous", "to")
-"""Operations that leave vectors as they are."""
+UNCHANGED = (
+    *("flatten", "identity", "cast", "reshape", "view", "dropout", "contiguous", "to"),
+    *("unsqueeze", "squeeze", "gather"),
+)
+"""Operations that leave vectors as they are, but for axes of one row."""
 CLAMPS = ("clip", "clamp", "hardtanh")
 """Names of what cuts numbers at constant bounds."""
 
@@ -74,14 +78,23 @@ def _steps(node: Node) -> list[Step] | None:
         return []
     if kind in ACTIVATIONS:
         return [Step(kind)]
-    numbers = [torch.as_tensor(value) for value in constants if value is not None]
+    numbers = [_without_rows(torch.as_tensor(one)) for one in constants if one is not None]
     if kind == "linear":
         return linear(numbers[0], numbers[1] if len(numbers) > 1 else None)
     if kind in CLAMPS and len(numbers) == 2:
         return [Step("clamp", bounds=(float(numbers[0]), float(numbers[1])))]
     if not numbers:
         return None
+    if kind != "matmul" and numbers[0].dim() == 2 and len(numbers[0]) == 1:
+        numbers[0] = numbers[0][0]
     if kind == "sub":
         return [Step("add", -numbers[0])]
     operations = {"matmul": "matmul", "add": "add", "mul": "multiply", "div": "divide"}
     return [Step(operations[kind], numbers[0])] if kind in operations else None
+
+
+def _without_rows(constant: Tensor) -> Tensor:
+    """A matrix, a vector or a number without leading axes of one row, as of one seed of rlx."""
+    while constant.dim() > 2 and len(constant) == 1:
+        constant = constant[0]
+    return constant
