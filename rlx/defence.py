@@ -145,10 +145,3 @@ def ascend(objective: Callable[[Tensor], Tensor], decisions: Decisions, gradient
         step = budget.radius * gradient.sign() * (2 / gradients)
         moved = budget.project(moved + step, obs)
     return moved.detach()
-
-
-def margin(scores: Tensor, choice: Tensor) -> Tensor:
-    """By how much the best other one of `scores` [S, B, A] exceeds that of `choice`, [S, B]."""
-    index = choice.unsqueeze(-1)
-    others = scores.scatter(-1, index, -torch.inf)
-    return others.amax(-1) - scores.gather(-1, index).squeeze(-1)

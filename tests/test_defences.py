@@ -12,7 +12,7 @@ from rlx.agent import Scores
 from rlx.agents import dqn
 from rlx.conf import conf_dir
 from rlx.config import build
-from rlx.defence import Decisions, Defence, ascend, margin
+from rlx.defence import Decisions, Defence, ascend
 from rlx.defences.adversarial import Adversarial
 from rlx.defences.radial import Radial
 from rlx.defences.sa import SA
@@ -29,6 +29,13 @@ ROWS = 6
 CHOICES = 3
 RADIUS = 0.1
 COMMON = {"eps": RADIUS, "scale": [1.0] * SIZE, "ramp": 0.0, "steps": 1}
+
+
+def margin(scores: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+    """By how much the best other one of `scores` [S, B, A] exceeds that of `choice`, [S, B]."""
+    index = choice.unsqueeze(-1)
+    others = scores.scatter(-1, index, -torch.inf)
+    return others.amax(-1) - scores.gather(-1, index).squeeze(-1)
 
 
 def rng() -> Streams:

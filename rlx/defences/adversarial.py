@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rlx.config import Count, Share
-from rlx.defence import Decisions, Defence, ascend, margin
+from rlx.defence import Decisions, Defence, ascend
+from rlx.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,9 @@ class Adversarial(Defence):
         with torch.no_grad():
             clean = decisions.scores(decisions.obs)
 
-        def worse(obs: Tensor) -> Tensor:
-            scores = decisions.scores(obs)
-            if decisions.std is not None:
-                return (scores - clean).square().sum(-1)
-            return margin(scores, clean.argmax(-1))
-
-        moved = ascend(worse, decisions, self.gradients)
+        objective = Objective("margin" if decisions.std is None else "distance", None)
+        moved = ascend(
+            lambda obs: objective(decisions.scores(obs), clean), decisions, self.gradients
+        )
         is_moved = decisions.rng.uniform(decisions.obs.shape[1], 1) < self.share
         return torch.where(is_moved, moved, decisions.obs)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rlx.config import Count, NonNegative
-from rlx.defence import Decisions, Defence, ascend, margin
+from rlx.defence import Decisions, Defence, ascend
+from rlx.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class SA(Defence):
         scores = decisions.scores
         clean = scores(decisions.obs)
         if decisions.are_values:
-            best = clean.argmax(-1)
-            return lambda obs: margin(scores(obs), best)
+            margin = Objective("margin", None)
+            return lambda obs: margin(scores(obs), clean)
         if decisions.std is not None:
             std = decisions.std
             return lambda obs: 0.5 * ((clean - scores(obs)) / std).square().sum(-1)
