@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,14 @@ RATES = "agent.learning_rate=1e-2,1e-3"
 TWELVE = ("agent.learning_rate=1e-2,1e-3,1e-4", "agent.discount=0.9,0.95,0.98,0.99")
 
 
-def the_sweep() -> Path:
-    (sweep,) = Path("outputs/sweeps").iterdir()
+def the_sweep(outputs: str = "outputs") -> Path:
+    """The only sweep below a folder."""
+    (sweep,) = Path(outputs, "sweeps").iterdir()
     return sweep
 
 
 def table(sweep: Path) -> list[dict[str, str]]:
+    """The rows of sweep.csv."""
     with open(sweep / "sweep.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -164,6 +167,28 @@ def test_what_was_interrupted_goes_on(number, rlx, monkeypatch):
     assert len(runs()) == 2 and run in runs()
 
 
+def killed_ten_times(
+    command: list[str], sweep: Path, seconds: Callable[[], float]
+) -> dict[str, str]:
+    """The runs of the jobs that are finished after the `command` was killed ten times, by job.
+
+    Each time so many `seconds` after the sweep was there; what was finished before must be still.
+    """
+    finished: dict[str, str] = {}
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not Sweep.is_at(sweep) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(seconds())
+        process.kill()
+        process.wait()
+        if Sweep.is_at(sweep):
+            now = {job.id: str(job.run_path) for job in Sweep(sweep).jobs() if job.finished}
+            assert finished.items() <= now.items()
+            finished = now
+    return finished
+
+
 def test_a_sweep_killed_at_any_moment_says_the_same_in_the_end(rlx, request):
     """SIGKILL, ten times: nothing finished is lost or done twice, and the table is the same."""
     assert rlx("train", "-m", *SMALL, *TWELVE, "sweep=whole", "outputs=whole").code == 0
@@ -171,18 +196,7 @@ def test_a_sweep_killed_at_any_moment_says_the_same_in_the_end(rlx, request):
     command = [sys.executable, "-m", "rlx", "train", "-m", *SMALL, *TWELVE, "sweep=killed"]
     moments = random.Random(request.config.getoption("--trials"))
     sweep = Path("outputs/sweeps/killed")
-    finished: dict[str, str] = {}
-    for _ in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not Sweep.is_at(sweep) and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 1.5))
-        process.kill()
-        process.wait()
-        if Sweep.is_at(sweep):
-            now = {job.id: str(job.run_path) for job in Sweep(sweep).jobs() if job.finished}
-            assert finished.items() <= now.items()
-            finished = now
+    finished = killed_ten_times(command, sweep, lambda: moments.uniform(0, 1.5))
     assert rlx("train", "-m", *SMALL, *TWELVE, "sweep=killed").code == 0
     now = {job.id: str(job.run_path) for job in Sweep(sweep).jobs()}
     assert finished.items() <= now.items()

@@ -1,15 +1,12 @@
 """A vector sweep: jobs trained as one batch, each of which ends as if it had been trained alone."""
 
-import csv
 import importlib.util
 import json
 import math
 import os
 import random
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +20,7 @@ from safetensors.torch import load_file
 from test_agents import calm
 from test_compiled import NEEDS_COMPILER
 from test_per_seed_numbers import OFFLINE, SOON, config_type, env_of, values
+from test_sweeps import killed_ten_times, table, the_sweep
 
 from rlx.config import varying
 from rlx.data.writer import Writer
@@ -48,8 +46,7 @@ SIZES = (
 
 def jobs(outputs: str = "outputs") -> list[Job]:
     """The jobs of the only sweep below a folder."""
-    (sweep,) = Path(outputs, "sweeps").iterdir()
-    return Sweep(sweep).jobs()
+    return Sweep(the_sweep(outputs)).jobs()
 
 
 def rows(run: Path) -> list[dict]:
@@ -152,18 +149,6 @@ PPO = (
 STOP = stop_rule(10, 15)
 RATES = "agent.learning_rate=1e-2,1e-3"
 TWELVE = ("agent.learning_rate=1e-2,1e-3,1e-4", "agent.discount=0.9,0.95,0.98,0.99")
-
-
-def table(sweep: Path) -> list[dict[str, str]]:
-    """The rows of sweep.csv."""
-    with open(sweep / "sweep.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def the_sweep(outputs: str = "outputs") -> Path:
-    """The only sweep below a folder."""
-    (sweep,) = Path(outputs, "sweeps").iterdir()
-    return sweep
 
 
 def run_with(outputs: str = "outputs", **settings: object) -> Path:
@@ -455,18 +440,7 @@ def test_a_vector_sweep_killed_at_any_moment_says_the_same_in_the_end(rlx, reque
     command = [sys.executable, "-m", "rlx", "train", "-m", *words, VECTOR, "sweep=s"]
     moments = random.Random(request.config.getoption("--trials"))
     sweep = Path("outputs/sweeps/s")
-    finished: dict[str, str] = {}
-    for _ in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not Sweep.is_at(sweep) and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(1, 4))
-        process.kill()
-        process.wait()
-        if Sweep.is_at(sweep):
-            now = {job.id: str(job.run_path) for job in Sweep(sweep).jobs() if job.finished}
-            assert finished.items() <= now.items()
-            finished = now
+    finished = killed_ten_times(command, sweep, lambda: moments.uniform(1, 4))
     assert rlx("train", "-m", *words, VECTOR, "sweep=s").code == 0
     now = {job.id: str(job.run_path) for job in Sweep(sweep).jobs()}
     assert finished.items() <= now.items()
