@@ -106,7 +106,7 @@ class Support(nn.Module):
         low = position.floor().clamp(max=self.bins - 2)
         share = (position - low).unsqueeze(-1)
         index = low.long().unsqueeze(-1)
-        weights = torch.zeros(*x.shape, self.bins, device=x.device)
+        weights = share.new_zeros(*x.shape, self.bins)
         return weights.scatter_(-1, index, 1 - share).scatter_(-1, index + 1, share)
 
     def decode(self, logits: Tensor) -> Tensor:

@@ -81,6 +81,27 @@ def values(agent: str, field: str) -> tuple[float, float]:
     return (3, 400) if "a whole number" in describe(hint) else (0.25, 0.75)
 
 
+def double(values):
+    """float64 for float32, also within tuples and dictionaries."""
+    if isinstance(values, dict):
+        return {name: double(value) for name, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(map(double, values))
+    return values.double() if torch.is_floating_point(values) else values
+
+
+class PreciseLearner(Learner):
+    """In double precision: in float32 norms of few and Adam make whole steps of rounding."""
+
+    def __init__(self, config, seeds, num_envs):
+        super().__init__(config, seeds, num_envs)
+        self.agent.double()
+        self.obs = double(self.obs)
+        self.carry = double(self.carry)
+        env_step = self.env.step
+        self.env.step = lambda action: double(env_step(action))
+
+
 class OfflineLearner:
     """An agent that learns from a data set, minibatch by minibatch."""
 
@@ -112,7 +133,7 @@ def learner(data, agent: str, env: str, seeds: list[int], num_envs: int = 4, **s
     config = compose("train", f"agent={agent}", f"env={env}", *env_keys, *overrides)
     if agent in OFFLINE:
         return OfflineLearner(config, seeds, num_envs, data)
-    return Learner(config, seeds, num_envs)
+    return PreciseLearner(config, seeds, num_envs)
 
 
 def env_of(agent: str, field: str) -> str:

@@ -226,7 +226,7 @@ class PreferencePPO(Agent):
         index = self._segment_index(env_draw, start_draw)
         last = self.last.flatten(0, 2)[index].long()
         truncated = self.truncated.flatten(0, 2)[index]
-        inside = _same_episode(last, truncated).float()
+        inside = _same_episode(last, truncated).to(self.inside.dtype)
         rewards = self.true_reward.flatten(0, 2)[index]
         returns = (rewards * inside).sum(-1)
         answer = 0.5 + 0.5 * (returns[..., 0] - returns[..., 1]).sign()
