@@ -18,6 +18,16 @@ from rlx.threat import Boxes, Budget
 
 
 @dataclass(frozen=True)
+class Surrogate:
+    """The loss of the policy gradient, as a function of the log-probabilities of what was taken."""
+
+    loss: Callable[[Tensor], Tensor]
+    """Log-probabilities [S, B] → the loss of each decision, [S, B]."""
+    is_good: Tensor
+    """bool [S, B]: whether the loss falls where the log-probability rises; else it rises."""
+
+
+@dataclass(frozen=True)
 class Decisions:
     """Decisions of one head that a learning step is about, and what defends them."""
 
@@ -39,6 +49,8 @@ class Decisions:
     """Whether scores are values, as of Q-learners; else preferences, as logits."""
     std: Tensor | None = None
     """[S, 1, D]: the deviation of continuous actions, whose scores are means; None: discrete."""
+    surrogate: "Surrogate | None" = None
+    """The loss of a policy that learns from `taken`; None: of values, and while it acts."""
 
     def learnt(self) -> Tensor:
         """The observations [S, B, *O] to learn from."""
@@ -56,8 +68,10 @@ class Defence:
     A subclass changes what is learnt from (`learnt`), or adds to the loss (`penalty`).
     """
 
+    of_values: ClassVar[bool] = True
+    """Whether it is for values, as Q-learners learn them."""
     of_policies: ClassVar[bool] = True
-    """Whether it is for policies too, as PPO learns them, and not for values only."""
+    """Whether it is for policies, as PPO learns them."""
 
     eps: NonNegative
     """Radius of the box in the end, in units of `scale`."""
@@ -87,12 +101,25 @@ class Defence:
 class Guard(nn.Module):
     """A defence of one head: where its observations may be moved, and its random numbers."""
 
-    def __init__(self, defence: Defence, spec: Spec, seeds: Tensor, name: str, *, lead: int = 0):
+    def __init__(
+        self,
+        defence: Defence,
+        spec: Spec,
+        seeds: Tensor,
+        name: str,
+        *,
+        are_values: bool,
+        lead: int = 0,
+    ):
         """`name`: of the head; `lead`: numbers before each observation that stay as they are.
 
-        ConfigError where the observations are not flat numbers, or the scale is not theirs.
+        `are_values`: as of `Decisions`. ConfigError where the defence is none of such scores, the
+        observations are not flat numbers, or the scale is not theirs.
         """
         super().__init__()
+        if not (defence.of_values if are_values else defence.of_policies):
+            kind = "policies, such as agent=ppo" if are_values else "Q-learners, such as agent=dqn"
+            raise ConfigError(f"agent.defence: {type(defence).__name__} is for {kind}.")
         space = spec.observation_space
         flat = isinstance(space, gymnasium.spaces.Box) and not is_image(space.shape)
         if not flat or spec.rules is not None:
@@ -106,6 +133,7 @@ class Guard(nn.Module):
         assert isinstance(defence.scale, Sequence), "a training makes numbers of it"
         scale = torch.tensor([0.0] * lead + list(defence.scale), device=seeds.device)
         self.defence = defence
+        self.are_values = are_values
         self.boxes = Boxes(gymnasium.spaces.Box(low, high), scale)
         self.rng = Streams(seeds, f"defence/{name}")
 
@@ -117,15 +145,27 @@ class Guard(nn.Module):
         taken: Tensor | None,
         steps: Tensor,
         *,
-        are_values: bool,
         std: Tensor | None = None,
+        surrogate: Surrogate | None = None,
     ) -> Decisions:
         """The decisions on `obs` [S, B, *O] after environment `steps` [S]; see `Decisions`."""
-        radius = self.defence.radius(steps).unsqueeze(1).expand(obs.shape[:2])
-        budget = self.boxes.around(obs, radius)
         return Decisions(
-            self.defence, scores, interval, obs, taken, budget, self.rng, are_values, std
+            self.defence,
+            scores,
+            interval,
+            obs,
+            taken,
+            self.budget(obs, steps),
+            self.rng,
+            self.are_values,
+            std,
+            surrogate,
         )
+
+    def budget(self, obs: Tensor, steps: Tensor) -> Budget:
+        """The boxes that `obs` [S, B, *O] may be moved in after environment `steps` [S]."""
+        radius = self.defence.radius(steps).unsqueeze(1).expand(obs.shape[:2])
+        return self.boxes.around(obs, radius)
 
 
 def ascend(objective: Callable[[Tensor], Tensor], decisions: Decisions, gradients: int) -> Tensor:

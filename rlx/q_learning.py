@@ -192,7 +192,6 @@ class QLearner(nn.Module):
             batch["obs"],
             batch["action"],
             self.updates / self.config.replay_ratio,
-            are_values=True,
         )
 
     @torch.no_grad()

@@ -262,7 +262,7 @@ def test_a_run_keeps_the_numbers_of_its_scale(rlx):
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.eps=-1"), "agent.defence.eps"),
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.wieght=1"), "wieght"),
         (("agent=dqn", "env=acrobot", "defence=sas"), "sas"),
-        (("agent=ppo", "env=acrobot", "defence=radial"), "Radial is for Q-learners"),
+        (("agent=dqn", "env=acrobot", "defence=atla"), "ATLA is for policies, such as agent=ppo"),
         (("agent=ppo", "env=acrobot", "defence=sa", "agent.recurrent=8"), "agent.recurrent=null"),
         (("agent=dqn", "env=cartpole_frames", "defence=sa", "agent.defence.scale=1"), "scale=1"),
         (("agent=dqn", "env=acrobot", "+agent.defence=sa"), "agent.defence=sa: expected"),

@@ -123,7 +123,9 @@ class DQN(Agent):
         target = q_network(config, spec, seeds, "q/target")
         obs = obs_field(spec.observation_space)
         stack = config.stack if is_image(obs[0]) else None
-        guard = Guard(config.defence, spec, seeds, "action") if config.defence else None
+        guard = None
+        if config.defence is not None:
+            guard = Guard(config.defence, spec, seeds, "action", are_values=True)
         self.learner = QLearner(
             config, self.online.q, target, obs, num_envs, seeds, stack=stack, guard=guard
         )
