@@ -1,18 +1,21 @@
 """Defences: what they add to a learning step, and that agents so trained are harder to move."""
 
+import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import compose
+from test_agents import Learner
 
 from rlx.agent import Scores
-from rlx.agents import dqn
+from rlx.agents import dqn, ppo
 from rlx.conf import conf_dir
 from rlx.config import build
-from rlx.defence import Decisions, Defence, ascend
+from rlx.defence import Decisions, Defence, Surrogate, ascend
 from rlx.defences.adversarial import Adversarial
 from rlx.defences.radial import Radial
 from rlx.defences.sa import SA
@@ -178,6 +181,60 @@ def test_radial_is_its_formula():
     torch.testing.assert_close(given.penalty(), 3 * expected)
 
 
+@pytest.mark.parametrize("std", [None, torch.full((2, 1, CHOICES), 0.5)], ids=["choices", "normal"])
+def test_radial_rates_a_policy_by_the_worst_that_the_box_can_do(std):
+    """Of one layer: what bounds of each output by itself allow."""
+    network = MLP(SIZE, [], CHOICES, rng(), torch.tanh)
+    plain = decisions(Radial(**COMMON, weight=3), network, are_values=False, std=std)
+    outputs = network(plain.obs)
+    reach = RADIUS * network.layers[0].weight.abs().sum(1, keepdim=True)
+    assert reach.max() < 0.3
+    taken = plain.taken if std is None else outputs + 0.3
+
+    def log_prob(outputs):
+        if std is None:
+            return outputs.log_softmax(-1).gather(-1, taken.unsqueeze(-1)).squeeze(-1)
+        return torch.distributions.Normal(outputs, std).log_prob(taken).sum(-1)
+
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * CHOICES)
+    corners = torch.stack([log_prob(outputs + reach * sign) for sign in signs])
+    is_good = torch.arange(2 * ROWS).view(2, ROWS) % 3 > 0
+    advantage = torch.where(is_good, 1.5, -0.5)
+    surrogate = Surrogate(lambda log_prob: -advantage * log_prob.exp(), is_good)
+    worst = torch.where(is_good, corners.amin(0), corners.amax(0))
+    expected = 3 * (-advantage * worst.exp()).mean(1)
+    penalty = replace(plain, taken=taken, surrogate=surrogate).penalty()
+    torch.testing.assert_close(penalty, expected)
+
+
+def test_the_adversary_of_atla_learns_in_turns_and_earns_what_the_policy_loses():
+    words = ("defence=atla", "agent.defence.scale=[1,1,1,1]", "agent.defence.ramp=0",
+             "agent.defence.rollouts=2", "agent.defence.eps=0.5")  # fmt: skip
+    config = compose("train", "agent=ppo", "env=cartpole", "tuned=none", *TINY["ppo"], *words)
+    learner = Learner(config, [3, 5])
+    agent = learner.agent
+    learnt = []
+    for _ in range(6):
+        before = [copy.deepcopy(part.state_dict()) for part in (agent.policy, agent.adversary)]
+        for step in range(16):
+            true_obs = learner.obs
+            transition = learner.step()
+            if step < 15:
+                seen = agent.obs[:, :, step]
+                assert 0 < (seen - true_obs).abs().max() <= 0.5 * 1.001
+                assert torch.equal(agent.adversary.obs[:, :, step], true_obs)
+                assert torch.equal(agent.adversary.reward[:, :, step], -transition.reward)
+        after = [agent.policy.state_dict(), agent.adversary.policy.state_dict()]
+        own = {name.removeprefix("policy."): value for name, value in before[1].items()}
+        learnt.append([differ(before[0], after[0]), differ(own, after[1])])
+    assert learnt == [[True, False]] * 2 + [[False, True]] * 2 + [[True, False]] * 2
+
+
+def differ(one: dict, other: dict) -> bool:
+    """Whether a tensor of `other` is another in `one`."""
+    return any(not torch.equal(one[name], value) for name, value in other.items())
+
+
 def test_adversarial_moves_a_share_of_what_is_learnt_from():
     network = values([8])
     for share, least, most in ((0.0, 0, 0), (0.5, 2, 10), (1.0, 12, 12)):
@@ -227,7 +284,8 @@ def test_a_defence_without_weight_changes_nothing(agent, words, rlx):
 
 
 @pytest.mark.parametrize(
-    ("agent", "defence"), [("dqn", "sa"), ("hdqn", "adversarial"), ("ppo", "adversarial")]
+    ("agent", "defence"),
+    [("dqn", "sa"), ("hdqn", "adversarial"), ("ppo", "adversarial"), ("ppo", "atla")],
 )
 def test_a_defended_run_resumes_as_if_it_had_never_stopped(agent, defence, rlx):
     words = (f"agent={agent}", "env=cartpole", "tuned=none", f"defence={defence}", *TINY[agent])
@@ -276,9 +334,9 @@ def test_bad_input_is_one_line(words, message, rlx, tmp_path):
 
 
 def test_every_file_of_conf_is_a_defence():
-    for name in ("sa", "radial", "adversarial"):
-        node = compose("train", "agent=dqn", f"defence={name}").agent
-        assert isinstance(build(dqn.Config, node, "agent").defence, Defence)
+    for name in ("sa", "radial", "adversarial", "atla"):
+        node = compose("train", "agent=ppo", f"defence={name}").agent
+        assert isinstance(build(ppo.Config, node, "agent").defence, Defence)
     with pytest.raises(ConfigError, match="expected a subclass"):
         node = compose("train", "agent=dqn", "defence=sa").agent
         node.defence._target_ = "rlx.agents.dqn.DQN"
