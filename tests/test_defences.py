@@ -19,6 +19,7 @@ from rlx.defence import Decisions, Defence, Surrogate, ascend
 from rlx.defences.adversarial import Adversarial
 from rlx.defences.radial import Radial
 from rlx.defences.sa import SA
+from rlx.defences.wocar import WorstCaseQ, worst_case_loss
 from rlx.errors import ConfigError
 from rlx.nn.networks import MLP, QNetwork
 from rlx.nn.rng import Streams
@@ -207,6 +208,41 @@ def test_radial_rates_a_policy_by_the_worst_that_the_box_can_do(std):
     torch.testing.assert_close(penalty, expected)
 
 
+def test_wocar_learns_what_is_left_where_the_worst_is_forced():
+    """Of one layer, whose bounds are exact: which actions a box can force is seen at its ends."""
+    networks = [WorstCaseQ(SIZE, [], CHOICES, 0.25, Streams(SEEDS, name)) for name in "ab"]
+    online, target = (torch.nn.Sequential(torch.nn.Identity(), net) for net in networks)
+    given = decisions(Radial(**COMMON, weight=1), networks[0])
+    batch = {
+        "obs": given.obs,
+        "next_obs": given.obs.flip(1),
+        "action": given.taken,
+        "reward": torch.linspace(-2, 2, 2 * ROWS).view(2, ROWS),
+        "discount": torch.tensor([0.9, 0.0]).repeat(2, ROWS // 2),
+    }
+    budget = replace(given.budget, radius=torch.full_like(given.obs, RADIUS))
+    loss = worst_case_loss(online, target, batch, budget)
+    forced = []
+    for seed in range(2):
+        weight = networks[0].body.layers[0].weight[seed]
+        reach = RADIUS * weight.abs().sum(0)
+        reach = 0.75 * reach[:CHOICES] + 0.25 * reach[CHOICES:]
+        for row in range(ROWS):
+            now = batch["obs"][seed : seed + 1, row : row + 1].expand(2, -1, -1)
+            then = batch["next_obs"][seed : seed + 1, row : row + 1].expand(2, -1, -1)
+            mean = networks[0](then)[seed, 0]
+            can = [float(mean[a] + reach[a]) >= float((mean - reach).max()) for a in range(CHOICES)]
+            forced.append(sum(can))
+            values = networks[1].both(then)[1][seed, 0]
+            least = min(float(values[a]) for a in range(CHOICES) if can[a])
+            wanted = float(batch["reward"][seed, row] + batch["discount"][seed, row] * least)
+            own = networks[0].both(now)[1][seed, 0, batch["action"][seed, row]]
+            error = abs(float(own) - wanted)
+            huber = error**2 / 2 if error < 1 else error - 0.5
+            assert float(loss[seed, row]) == pytest.approx(huber, abs=1e-5)
+    assert 1 in forced and max(forced) > 1
+
+
 def test_the_adversary_of_atla_learns_in_turns_and_earns_what_the_policy_loses():
     words = ("defence=atla", "agent.defence.scale=[1,1,1,1]", "agent.defence.ramp=0",
              "agent.defence.rollouts=2", "agent.defence.eps=0.5")  # fmt: skip
@@ -285,7 +321,13 @@ def test_a_defence_without_weight_changes_nothing(agent, words, rlx):
 
 @pytest.mark.parametrize(
     ("agent", "defence"),
-    [("dqn", "sa"), ("hdqn", "adversarial"), ("ppo", "adversarial"), ("ppo", "atla")],
+    [
+        ("dqn", "sa"),
+        ("dqn", "wocar"),
+        ("hdqn", "adversarial"),
+        ("ppo", "adversarial"),
+        ("ppo", "atla"),
+    ],
 )
 def test_a_defended_run_resumes_as_if_it_had_never_stopped(agent, defence, rlx):
     words = (f"agent={agent}", "env=cartpole", "tuned=none", f"defence={defence}", *TINY[agent])
@@ -321,6 +363,9 @@ def test_a_run_keeps_the_numbers_of_its_scale(rlx):
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.wieght=1"), "wieght"),
         (("agent=dqn", "env=acrobot", "defence=sas"), "sas"),
         (("agent=dqn", "env=acrobot", "defence=atla"), "ATLA is for policies, such as agent=ppo"),
+        (("agent=ppo", "env=acrobot", "defence=wocar"), "WocaR is for Q-learners"),
+        (("agent=hdqn", "env=acrobot", "defence=wocar"), "WocaR needs agent=dqn"),
+        (("agent=dqn", "env=acrobot", "defence=wocar", "agent.dueling=true"), "agent.dueling=true"),
         (("agent=ppo", "env=acrobot", "defence=sa", "agent.recurrent=8"), "agent.recurrent=null"),
         (("agent=dqn", "env=cartpole_frames", "defence=sa", "agent.defence.scale=1"), "scale=1"),
         (("agent=dqn", "env=acrobot", "+agent.defence=sa"), "agent.defence=sa: expected"),
@@ -334,9 +379,10 @@ def test_bad_input_is_one_line(words, message, rlx, tmp_path):
 
 
 def test_every_file_of_conf_is_a_defence():
-    for name in ("sa", "radial", "adversarial", "atla"):
-        node = compose("train", "agent=ppo", f"defence={name}").agent
-        assert isinstance(build(ppo.Config, node, "agent").defence, Defence)
+    for path in Path(conf_dir(), "defence").glob("*.yaml"):
+        node = compose("train", "agent=ppo", f"defence={path.stem}").agent
+        if path.stem != "none":
+            assert isinstance(build(ppo.Config, node, "agent").defence, Defence)
     with pytest.raises(ConfigError, match="expected a subclass"):
         node = compose("train", "agent=dqn", "defence=sa").agent
         node.defence._target_ = "rlx.agents.dqn.DQN"
