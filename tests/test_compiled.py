@@ -38,11 +38,16 @@ VARIANTS = [
     ("dqn", "mini_breakout"),
     *[
         (agent, "cartpole", f"defence={defence}", "agent.defence.scale=[1,1,1,1]")
-        for agent, defence in (("dqn", "sa"), ("hdqn", "radial"), ("hdqn", "adversarial"))
+        for agent, defence in (
+            ("dqn", "sa"),
+            ("dqn", "wocar"),
+            ("hdqn", "radial"),
+            ("hdqn", "adversarial"),
+        )
     ],
     *[
         ("ppo", "pendulum", f"defence={defence}", "agent.defence.scale=[1,1,1]")
-        for defence in ("sa", "adversarial")
+        for defence in ("sa", "radial", "adversarial", "atla")
     ],
 ]
 """(agent, env, further keys): each takes other lines of an agent or an env."""
