@@ -90,8 +90,11 @@ def test_the_graph_of_a_step_is_the_step(case):
     assert_equal(written, traced)
 
 
+EVALUATED = [*VARIANTS[:7], ("hdqn", "acrobot"), *VARIANTS[8:11]]
+
+
 @pytest.mark.rounding
-@pytest.mark.parametrize("case", [*VARIANTS[:7], ("hdqn", "acrobot"), *VARIANTS[8:11]], ids="-".join)
+@pytest.mark.parametrize("case", EVALUATED, ids="-".join)
 def test_the_graph_of_an_evaluation_plays_the_same_episodes(case, monkeypatch):
     """Lanes that are fewer than the episodes; their number decides how products are rounded."""
     monkeypatch.setattr(evaluating, "LANES", 3)
