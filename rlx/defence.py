@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import Scores, Spec
+from rlx.agent import Choose, Scores, Spec
 from rlx.config import Count, NonNegative, Share
 from rlx.errors import ConfigError
 from rlx.nn.encoders import is_image
 from rlx.nn.rng import Streams
+from rlx.objective import Objective
 from rlx.threat import Boxes, Budget
 
 
@@ -51,6 +52,10 @@ class Decisions:
     """[S, 1, D]: the deviation of continuous actions, whose scores are means; None: discrete."""
     surrogate: "Surrogate | None" = None
     """The loss of a policy that learns from `taken`; None: of values, and while it acts."""
+
+    def worst(self, objective: Callable[[Tensor], Tensor], gradients: int) -> Tensor:
+        """The observations [S, B, *O] in the boxes to which an `objective` climbs; see `ascend`."""
+        return ascend(objective, self.obs, self.budget, self.rng, gradients)
 
     def learnt(self) -> Tensor:
         """The observations [S, B, *O] to learn from."""
@@ -120,21 +125,9 @@ class Guard(nn.Module):
         if not (defence.of_values if are_values else defence.of_policies):
             kind = "policies, such as agent=ppo" if are_values else "Q-learners, such as agent=dqn"
             raise ConfigError(f"agent.defence: {type(defence).__name__} is for {kind}.")
-        space = spec.observation_space
-        flat = isinstance(space, gymnasium.spaces.Box) and not is_image(space.shape)
-        if not flat or spec.rules is not None:
-            raise ConfigError(
-                "agent.defence: needs observations that are a vector of numbers, of no board game; "
-                f"this env has {space}."
-            )
-        assert isinstance(space, gymnasium.spaces.Box)
-        low = np.concatenate([np.zeros(lead), space.low.ravel()]).astype(np.float32)
-        high = np.concatenate([np.full(lead, np.inf), space.high.ravel()]).astype(np.float32)
-        assert isinstance(defence.scale, Sequence), "a training makes numbers of it"
-        scale = torch.tensor([0.0] * lead + list(defence.scale), device=seeds.device)
         self.defence = defence
         self.are_values = are_values
-        self.boxes = Boxes(gymnasium.spaces.Box(low, high), scale)
+        self.boxes = boxes_of(defence, spec, seeds.device, lead)
         self.rng = Streams(seeds, f"defence/{name}")
 
     def decisions(
@@ -168,15 +161,36 @@ class Guard(nn.Module):
         return self.boxes.around(obs, radius)
 
 
-def ascend(objective: Callable[[Tensor], Tensor], decisions: Decisions, gradients: int) -> Tensor:
-    """The observations [S, B, *O] to which an `objective` [S, B] climbs within the boxes.
+def boxes_of(defence: Defence, spec: Spec, device: torch.device, lead: int = 0) -> Boxes:
+    """Where a defence says that observations may be moved; `lead` and ConfigError as of `Guard`."""
+    space = spec.observation_space
+    flat = isinstance(space, gymnasium.spaces.Box) and not is_image(space.shape)
+    if not flat or spec.rules is not None:
+        raise ConfigError(
+            "agent.defence: needs observations that are a vector of numbers, of no board game; "
+            f"this env has {space}."
+        )
+    assert isinstance(space, gymnasium.spaces.Box)
+    low = np.concatenate([np.zeros(lead), space.low.ravel()]).astype(np.float32)
+    high = np.concatenate([np.full(lead, np.inf), space.high.ravel()]).astype(np.float32)
+    assert isinstance(defence.scale, Sequence), "a training makes numbers of it"
+    scale = torch.tensor([0.0] * lead + list(defence.scale), device=device)
+    return Boxes(gymnasium.spaces.Box(low, high), scale)
+
+
+def ascend(
+    objective: Callable[[Tensor], Tensor],
+    obs: Tensor,
+    budget: Budget,
+    rng: Streams,
+    gradients: int,
+) -> Tensor:
+    """The observations [S, B, *O] within `budget` of `obs` to which an `objective` [S, B] climbs.
 
     It begins at random, and makes so many steps along the sign of the gradient (Madry et al. 2018),
     which together are two radii long.
     """
-    obs = decisions.obs
-    budget = decisions.budget
-    noise = decisions.rng.uniform(*obs.shape[1:]) * 2 - 1
+    noise = rng.uniform(*obs.shape[1:]) * 2 - 1
     moved = budget.project(obs + budget.radius * noise, obs)
     for _ in range(gradients):
         with torch.enable_grad():
@@ -185,3 +199,36 @@ def ascend(objective: Callable[[Tensor], Tensor], decisions: Decisions, gradient
         step = budget.radius * gradient.sign() * (2 / gradients)
         moved = budget.project(moved + step, obs)
     return moved.detach()
+
+
+class Trial:
+    """An attack as strong as the defence of an agent shall resist, to choose its weights under."""
+
+    GRADIENTS = 5
+    """Steps of the search for the worst observation."""
+
+    def __init__(self, defence: Defence, spec: Spec, seeds: Tensor, episodes: int):
+        """Of episodes [S, `episodes`] of the `seeds` [S]; ConfigError as of `Guard`."""
+        self.eps = defence.eps
+        self.boxes = boxes_of(defence, spec, seeds.device)
+        self.seeds = seeds
+        self.episodes = episodes
+
+    def __call__(self, ids: Tensor) -> Choose:
+        """How the copies `ids`, int64 [S', B'], choose; see `rollout.MakeChoose`."""
+        rng = Streams(self.seeds[ids[:, 0] // self.episodes], "trial")
+
+        def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            clean = scores(obs)
+            objective = Objective("distance" if scores.continuous else "margin", None)
+            radius = torch.full(obs.shape[:2], self.eps, device=obs.device)
+            moved = ascend(
+                lambda moved: objective(scores(moved), clean),
+                obs,
+                self.boxes.around(obs, radius),
+                rng,
+                self.GRADIENTS,
+            )
+            return scores.best(moved)
+
+        return choose

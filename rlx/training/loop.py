@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rlx import contract, experiment
 from rlx.agent import OfflineAgent
-from rlx.config import build
+from rlx.config import build, convert
+from rlx.defence import Defence, Trial
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import SELECTION, evaluate
@@ -366,6 +367,7 @@ class Training:
         self.interruptible = True
         try:
             episodes = self._play()
+            judged = self._play_attacked() if self.config.keep == "attacked" else episodes
         except RunError:
             # It is the env's fault: what was learnt is whole.
             self.interruptible = False
@@ -378,7 +380,8 @@ class Training:
             if self.keeps_newest:
                 # The newest weights win over the kept ones, whatever return these had.
                 self.kept.value.fill_(-torch.inf)
-            self.kept.improve(self.agent.policy, self.running, mean, self.step)
+            value = judged.returns.mean(1)
+            self.kept.improve(self.agent.policy, self.running, value, self.step)
         rows = self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step))
         self._write(rows)
         self.evaluated = self.step
@@ -395,6 +398,21 @@ class Training:
             self.config.eval_episodes,
             SELECTION,
             self.device,
+        )
+
+    def _play_attacked(self) -> Episodes:
+        """The episodes [S', B] of an evaluation under what the agent's defence shall resist."""
+        defence = convert(self.config.agent["defence"], Defence, "agent.defence")
+        seeds = seed_tensor(self._running_seeds(), self.device)
+        episodes = self.config.eval_episodes
+        return evaluate(
+            self.agent.policy,
+            self.make_env,
+            len(seeds),
+            episodes,
+            SELECTION,
+            self.device,
+            Trial(defence, self.spec, seeds, episodes),
         )
 
     def _check(self) -> None:
