@@ -15,7 +15,7 @@ from rlx.agent import Scores
 from rlx.agents import dqn, ppo
 from rlx.conf import conf_dir
 from rlx.config import build
-from rlx.defence import Decisions, Defence, Surrogate, ascend
+from rlx.defence import Decisions, Defence, Surrogate
 from rlx.defences.adversarial import Adversarial
 from rlx.defences.radial import Radial
 from rlx.defences.sa import SA
@@ -111,7 +111,7 @@ def test_the_search_stays_in_the_box_and_finds_the_worst_corner():
     given = decisions(SA(**COMMON, weight=1, least_margin=100, gradients=4), network)
     weight = network.body.layers[0].weight
     best = network(given.obs).argmax(-1)
-    moved = ascend(lambda obs: margin(network(obs), best), given, 4)
+    moved = given.worst(lambda obs: margin(network(obs), best), 4)
     assert ((moved - given.obs).abs() <= RADIUS * 1.001).all()
     # Of a linear network: each other choice gains the radius times |w_b − w_a|, summed.
     scores = network(given.obs)
@@ -136,7 +136,7 @@ def test_sa_asks_values_for_a_margin():
     network = values([])
     wide = decisions(SA(**COMMON, weight=2, least_margin=100, gradients=4), network)
     best = network(wide.obs).argmax(-1)
-    moved = ascend(lambda obs: margin(network(obs), best), decisions(wide.defence, network), 4)
+    moved = decisions(wide.defence, network).worst(lambda obs: margin(network(obs), best), 4)
     torch.testing.assert_close(wide.penalty(), 2 * margin(network(moved), best).mean(1))
     # What is safe by more than the margin adds nothing that could be lowered.
     narrow = decisions(SA(**COMMON, weight=2, least_margin=0, gradients=4), network, radius=1e-4)
@@ -298,9 +298,10 @@ TINY = {
 
 
 def metrics(run) -> list[dict]:
-    """What it has logged, but for its speed."""
+    """What it has logged, but for its speed, and for returns under an attack."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if "time" not in name} for row in rows]
+    left_out = ("time/steps_per_s", "return/attacked")
+    return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -340,13 +341,32 @@ def test_a_defended_run_resumes_as_if_it_had_never_stopped(agent, defence, rlx):
     assert metrics(whole.run) == metrics(half.run)
 
 
+@pytest.mark.parametrize("eps", [0, 0.3])
+@pytest.mark.parametrize("agent", ["hdqn", "ppo"])
+def test_the_weights_are_kept_that_are_best_under_the_attack(agent, eps, rlx):
+    words = ("defence=adversarial", "agent.defence.scale=[1,1,1,1]", f"agent.defence.eps={eps}",
+             "agent.learning_rate=1e-2", "eval_every=100")  # fmt: skip
+    result = rlx(
+        "train", f"agent={agent}", "env=cartpole", "tuned=none", *SHORT, *TINY[agent], *words
+    )
+    assert result.code == 0, result
+    rows = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    for seed in (0, 1):
+        returns = {row["step"]: row["return/attacked"] for row in rows if row["seed"] == seed}
+        best = max(step for step, value in returns.items() if value == max(returns.values()))
+        assert result.summary["kept"]["step"][seed] == best
+        assert result.summary["kept"]["value"][seed] == returns[best]
+    differs = [row["return/attacked"] != row["return/mean"] for row in rows]
+    assert any(differs) == (eps > 0)
+
+
 def test_a_run_keeps_the_numbers_of_its_scale(rlx):
     result = rlx("train", "agent=dqn", "env=acrobot", "tuned=none", "defence=sa", *SHORT,
                  *TINY["dqn"])  # fmt: skip
     assert result.code == 0, result
     config = (result.run / "config.yaml").read_text()
     assert "12.566" in config and "28.274" in config, "4π and 9π, half the range of the speeds"
-    assert "keep: newest" in config
+    assert "keep: attacked" in config
 
 
 @pytest.mark.parametrize(
@@ -368,6 +388,7 @@ def test_a_run_keeps_the_numbers_of_its_scale(rlx):
         (("agent=dqn", "env=acrobot", "defence=wocar", "agent.dueling=true"), "agent.dueling=true"),
         (("agent=ppo", "env=acrobot", "defence=sa", "agent.recurrent=8"), "agent.recurrent=null"),
         (("agent=dqn", "env=cartpole_frames", "defence=sa", "agent.defence.scale=1"), "scale=1"),
+        (("agent=dqn", "env=acrobot", "keep=attacked"), "keep=attacked: needs a defence"),
         (("agent=dqn", "env=acrobot", "+agent.defence=sa"), "agent.defence=sa: expected"),
     ],
 )  # fmt: skip
@@ -396,9 +417,9 @@ def test_defences_are_told_apart_by_their_names():
     labels = differences(configs)
     assert [label.partition(",")[0] for label in labels] == [
         "keep=best",
-        "keep=newest",
-        "keep=newest",
-        "keep=newest",
+        "keep=attacked",
+        "keep=attacked",
+        "keep=attacked",
     ]
     assert [label.partition(", ")[2] for label in labels] == [
         "defence=none",

@@ -383,6 +383,9 @@ class Training:
             value = judged.returns.mean(1)
             self.kept.improve(self.agent.policy, self.running, value, self.step)
         rows = self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step))
+        if judged is not episodes:
+            for row, value in zip(rows, judged.returns.mean(1).tolist(), strict=True):
+                row["return/attacked"] = value
         self._write(rows)
         self.evaluated = self.step
         progress.evaluated(self.step, mean, self.kept.value)
