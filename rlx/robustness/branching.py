@@ -191,34 +191,53 @@ class _Search:
 
 
 @torch.no_grad()
-def decide(scores: Scores, obs: Tensor, budget: Budget, found: Tensor, max_boxes: int) -> Decided:
+def decide(
+    scores: Scores,
+    obs: Tensor,
+    budget: Budget,
+    found: Tensor,
+    max_boxes: int,
+    where: Tensor | None = None,
+) -> Decided:
     """What `branch` decides of all seeds: its tensors as [S, B, …], observations as [S, B, A, *O].
 
     `scores` are those of one head at `obs` [S, B, *O]. What was found is shown to the policy
     itself. A point that is no observation (a fraction of whole numbers, a cosine and a sine that
     are off the circle) is not found; nor is the box, then, more than an outer bound of what can be
-    shown.
+    shown. Of rows that are not `where` (bool [S, B]; None: all are) nothing is open, and no more
+    found.
     """
     network = read_network(scores, obs)
     low, high = budget.ends(obs)
-    seeds = []
-    for seed in range(len(obs)):
-        ends = (low[seed].flatten(1), high[seed].flatten(1))
-        seeds.append(branch(network.of_seed(seed), *ends, found[seed], max_boxes))
-    shown = torch.stack([seed.obs for seed in seeds]).unflatten(-1, obs.shape[2:])
-    both = torch.stack([seed.found for seed in seeds])
-    still_open = torch.stack([seed.open for seed in seeds])
-    for choice in range(found.shape[-1]):
-        point = budget.project(shown[:, :, choice], obs)
-        shown[:, :, choice] = point
-        new = both[..., choice] & ~found[..., choice]
-        refused = new & (scores.best(point) != choice)
-        both[..., choice] &= ~refused
-        still_open[..., choice] |= refused
-    return Decided(
-        found=both,
-        obs=shown,
-        open=still_open & ~both,
-        by_bounds=torch.stack([seed.by_bounds for seed in seeds]),
-        boxes=torch.stack([seed.boxes for seed in seeds]),
+    shape = found.shape
+    result = Decided(
+        found=found.clone(),
+        obs=obs.unsqueeze(2).repeat_interleave(shape[2], 2),
+        open=torch.zeros_like(found),
+        by_bounds=torch.zeros(shape[:2], dtype=torch.bool, device=obs.device),
+        boxes=torch.zeros(shape[:2], dtype=torch.int64, device=obs.device),
     )
+    for seed in range(len(obs)):
+        rows = torch.arange(shape[1], device=obs.device)
+        if where is not None:
+            rows = rows[where[seed]]
+        if not len(rows):
+            continue
+        ends = (low[seed, rows].flatten(1), high[seed, rows].flatten(1))
+        one = branch(network.of_seed(seed).at(rows), *ends, found[seed, rows], max_boxes)
+        result.found[seed, rows] = one.found
+        result.obs[seed, rows] = one.obs.unflatten(-1, obs.shape[2:])
+        result.open[seed, rows] = one.open
+        result.by_bounds[seed, rows] = one.by_bounds
+        result.boxes[seed, rows] = one.boxes
+    for choice in range(shape[2]):
+        point = budget.project(result.obs[:, :, choice], obs)
+        result.obs[:, :, choice] = point
+        new = result.found[..., choice] & ~found[..., choice]
+        if not new.any():
+            continue
+        refused = new & (scores.best(point) != choice)
+        result.found[..., choice] &= ~refused
+        result.open[..., choice] |= refused
+    result.open &= ~result.found
+    return result

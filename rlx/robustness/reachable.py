@@ -7,7 +7,9 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.nn.seed_axis import along
+from rlx.robustness.bounds import Box, crown, margins_of
 from rlx.robustness.branching import decide
+from rlx.robustness.layers import read_network
 from rlx.threat import Budget, Draw
 
 BLIND_SAMPLES = 16
@@ -92,6 +94,28 @@ def reachable(
     new = decided.found & ~found.mask
     shown = torch.where(along(new, decided.obs), decided.obs, found.obs)
     return Reachable(decided.found, shown, clean, flat, decided.open)
+
+
+def certified_reachable(
+    scores: Scores, obs: Tensor, budget: Budget, where: Tensor, max_boxes: int
+) -> Reachable:
+    """The choices that an observation within `budget` of `obs` [S, B, *O] forces, by bounds alone.
+
+    All others but the `open` ones are proved to be out of reach, for float32 in any order of
+    summation. Only the rows `where`, bool [S, B], are looked at, of the others just the clean
+    choice is possible; nor is another one in a box of one point.
+    """
+    clean = scores.best(obs)
+    obs = obs.float()
+    network = read_network(scores, obs)
+    stays = torch.nn.functional.one_hot(clean, network.choices).bool()
+    low, high = budget.ends(obs)
+    box = Box(low.flatten(2).double(), high.flatten(2).double())
+    lower = crown(network, box, margins_of(clean, network.choices)).lower
+    movable = where & ~((lower > 0) | stays).all(-1) & (low != high).flatten(2).any(-1)
+    decided = decide(scores, obs, budget, stays, max_boxes, where=movable)
+    flat = torch.zeros_like(where)
+    return Reachable(decided.found, decided.obs, clean, flat, decided.open)
 
 
 @dataclass
