@@ -7,9 +7,7 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.nn.seed_axis import along
-from rlx.robustness.bounds import Box, crown, margins_of
 from rlx.robustness.branching import decide
-from rlx.robustness.layers import read_network
 from rlx.threat import Budget, Draw
 
 BLIND_SAMPLES = 16
@@ -105,17 +103,17 @@ def certified_reachable(
     summation. Only the rows `where`, bool [S, B], are looked at, of the others just the clean
     choice is possible; nor is another one in a box of one point.
     """
-    clean = scores.best(obs)
     obs = obs.float()
-    network = read_network(scores, obs)
-    stays = torch.nn.functional.one_hot(clean, network.choices).bool()
+    values = scores(obs)
+    clean = scores.best(obs, values)
     low, high = budget.ends(obs)
-    box = Box(low.flatten(2).double(), high.flatten(2).double())
-    lower = crown(network, box, margins_of(clean, network.choices)).lower
-    movable = where & ~((lower > 0) | stays).all(-1) & (low != high).flatten(2).any(-1)
-    decided = decide(scores, obs, budget, stays, max_boxes, where=movable)
+    where = where & (low != high).flatten(2).any(-1)
+    stays = torch.nn.functional.one_hot(clean, values.shape[-1]).bool()
+    # Also of the clean choice: where it is within rounding of another one, a clearer observation.
+    decided = decide(scores, obs, budget, torch.zeros_like(stays), max_boxes, where)
+    shown = torch.where(along(decided.found, decided.obs), decided.obs, obs.unsqueeze(2))
     flat = torch.zeros_like(where)
-    return Reachable(decided.found, decided.obs, clean, flat, decided.open)
+    return Reachable(decided.found | stays, shown, clean, flat, decided.open & ~stays)
 
 
 @dataclass

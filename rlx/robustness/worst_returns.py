@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.agent import Carry, Choose, Scores
+from rlx.agent import Carry, Choose, Policy, Scores
 from rlx.errors import ConfigError
-from rlx.evaluation import episode_seeds
+from rlx.evaluation import episode_seeds, evaluate
+from rlx.nn.seed_axis import take
 from rlx.robustness.planner import why_not
 from rlx.robustness.reachable import Reachable, certified_reachable
 from rlx.robustness.sweep import Game
 from rlx.rollout import rollout
 from rlx.show import console
 
-WAVE = 16
+WAVE = 128
 """Nodes of an episode that are followed at once."""
 CHUNK = 4096
 """Nodes of all episodes that are followed at once."""
@@ -53,21 +54,14 @@ class ReturnBounds:
         return self.lower == self.upper
 
 
-def check_searchable(game: Game, max_nodes: int) -> None:
-    """ConfigError where the worst returns of `game` have no bounds, or none by so few nodes."""
+def check_searchable(game: Game) -> None:
+    """ConfigError where the worst returns of `game` have no bounds."""
     reason = why_not(game)
     if reason is not None:
         raise ConfigError(f"returns: the env {reason}; there are no bounds of its returns.")
     carry = game.opened.policy.initial_carry(1)
     if any(value.is_floating_point() for value in carry.values()):
         raise ConfigError("returns: there are no bounds for a policy that remembers numbers.")
-    limit = game.opened.make_env(1).max_episode_steps
-    assert limit is not None  # an env without one is refused before anything is trained
-    if max_nodes < limit:
-        raise ConfigError(
-            f"max_nodes={max_nodes}: expected at least {limit}, the steps of the longest episode; "
-            "the one without an attack is followed first."
-        )
 
 
 @torch.no_grad()
@@ -85,15 +79,24 @@ def bound_returns(
     was forced can be forced in larger boxes too. An episode of which the search has proved nothing
     is not searched at larger radii.
     """
-    shape = (len(game.opened.seeds), len(game.eps), game.episodes)
-    upper = np.full(shape, np.inf) if known is None else known.astype(np.float64)
-    lower = np.full(shape, -np.inf)
+    opened = game.opened
+    shape = (len(opened.seeds), len(game.eps), game.episodes)
+    first = game.first_reset_seed
+    clean = evaluate(
+        opened.policy, opened.make_env, shape[0], game.episodes, first, opened.device
+    ).returns
+    upper = np.repeat(clean.cpu().numpy()[:, None], shape[1], 1)
+    if known is not None:
+        upper = np.minimum(upper, known)
+    lower = upper.copy()
     nodes = np.zeros(shape, dtype=np.int64)
     wanted = np.ones((shape[0], shape[2]), dtype=bool)
     at_once = max(1, MOST_NODES // (max_nodes * shape[0]))
     order = np.argsort(game.eps, kind="stable").tolist()
     with console.Progress(len(order), unit="radii", quarters=not game.quiet) as progress:
         for done, number in enumerate(order, 1):
+            if game.eps[number] == 0:
+                continue  # nothing can be moved
             if done > 1:
                 smaller = upper[:, order[done - 2]]
                 upper[:, number] = np.minimum(upper[:, number], smaller)
@@ -101,7 +104,7 @@ def bound_returns(
                 some = slice(start, start + at_once)
                 part = replace(
                     game,
-                    first_reset_seed=game.first_reset_seed + start,
+                    first_reset_seed=first + start,
                     episodes=len(range(game.episodes)[some]),
                 )
                 search = _Search(part, heads, game.eps[number], max_nodes, max_boxes)
@@ -126,8 +129,6 @@ class _Way(NamedTuple):
 class _Entry(NamedTuple):
     """A node in a queue, in the order in which nodes are followed."""
 
-    attacked: bool
-    """False on the course without an attack, which comes first."""
     bound: float
     """The lowest return that can come of it."""
     promise: float
@@ -148,8 +149,6 @@ class _Node:
     """The lowest reward so far: with all granted that is open, and by what was found alone."""
     way: _Way | None
     """How it was reached with the second of these; None where the episode begins."""
-    clean: bool
-    """Whether it lies on the course without an attack."""
 
     def lower(self, total: tuple[float, float], way: _Way) -> bool:
         """Take in another way to get here; whether it lowers anything."""
@@ -170,6 +169,8 @@ class _Search:
     ):
         self.game = game
         self.policy = game.opened.policy
+        self.policies: dict[tuple[int, ...], Policy] = {}
+        """The policy of the seeds that were asked for last."""
         self.heads = [head for head in self.policy.heads if head in heads]
         self.radius = radius
         self.max_nodes = max_nodes
@@ -239,14 +240,14 @@ class _Search:
             rows[f"env/{name}"] = value[columns]
         self.rows.add(rows)
         for column in columns.tolist():
-            self.nodes.append(_Node(column, 0, (0.0, 0.0), None, clean=True))
+            self.nodes.append(_Node(column, 0, (0.0, 0.0), None))
             self._queue(len(self.nodes) - 1, 0.0)
 
     def _queue(self, number: int, value: float) -> None:
         """Queue a node, from which on the policy expects a `value`."""
         node = self.nodes[number]
         bound = self._bound(node.total[0], node.step)
-        entry = _Entry(not node.clean, bound, node.total[0] + value, number, node.total)
+        entry = _Entry(bound, node.total[0] + value, number, node.total)
         heapq.heappush(self.queues[node.column], entry)
 
     def _bound(self, total: float, step: int) -> float:
@@ -286,7 +287,6 @@ class _Search:
         parents = [numbers[row] for row in branches.row.tolist()]
         keys = _keys([self.nodes[parent].column for parent in parents], after)
         found = branches.found.tolist()
-        clean = branches.clean.tolist()
         new: list[int] = []
         for child, parent in enumerate(parents):
             node = self.nodes[parent]
@@ -300,8 +300,7 @@ class _Search:
             number = self.number.get(keys[child])
             if number is None:
                 number = self.number[keys[child]] = len(self.nodes)
-                is_clean = node.clean and clean[child]
-                self.nodes.append(_Node(node.column, node.step + 1, total, way, is_clean))
+                self.nodes.append(_Node(node.column, node.step + 1, total, way))
                 new.append(child)
             elif not self.nodes[number].lower(total, way):
                 continue
@@ -318,9 +317,9 @@ class _Search:
     def _branches(self, rows: dict[str, Tensor]) -> "_Branches":
         """All combinations of what may be forced at the nodes of `rows`, head by head."""
         yes = torch.ones_like(rows["first"])
-        branches = _Branches(torch.arange(len(yes), device=self.device), {}, {}, yes, yes)
+        branches = _Branches(torch.arange(len(yes), device=self.device), {}, {}, yes)
         for head in self.heads:
-            packing = _Packing.of(rows["seed"][branches.row], self.shape[0])
+            packing = _Packing.of(rows["seed"][branches.row])
             choosing = _Choosing(self, packing, branches.picked, head)
             self._act(packing, rows, branches, choosing)
             reach = choosing.reach
@@ -331,7 +330,6 @@ class _Search:
             branches.picked[head] = choice
             branches.shown[head] = packing.unpack(reach.obs)[row, choice]
             branches.found = branches.found & mask[row, choice]
-            branches.clean = branches.clean & (packing.unpack(reach.clean)[row] == choice)
         return branches
 
     def _act(
@@ -339,13 +337,22 @@ class _Search:
     ) -> tuple[Tensor, Carry]:
         """What the policy does at the branches of the nodes of `rows`, packed."""
         at = {name: packing.pack(value[branches.row]) for name, value in rows.items()}
-        return self.policy.act(at["obs"], at["first"], _part(at, "carry/"), choose)
+        policy = self._policy_of(packing.present)
+        return policy.act(at["obs"], at["first"], _part(at, "carry/"), choose)
+
+    def _policy_of(self, seeds: Tensor) -> Policy:
+        """The policy of some seeds, which are numbers int64 [S'] that rise."""
+        key = tuple(seeds.tolist())
+        if key not in self.policies:
+            # Seeds leave one after another: no earlier one is wanted again.
+            self.policies = {key: take(self.game.opened.policy, seeds)}
+        return self.policies[key]
 
     def _step(
         self, rows: dict[str, Tensor], branches: "_Branches"
     ) -> tuple[dict[str, Tensor], list[float], list[bool], list[float]]:
         """What the branches lead to: (rows, rewards, whether it is the end, values to come)."""
-        packing = _Packing.of(rows["seed"][branches.row], self.shape[0])
+        packing = _Packing.of(rows["seed"][branches.row])
         choosing = _Choosing(self, packing, branches.picked, None)
         action, carry = self._act(packing, rows, branches, choosing)
         self.env.keep(torch.zeros_like(branches.row))  # as many copies as there are branches
@@ -354,7 +361,8 @@ class _Search:
         obs, reward, terminated, truncated, _ = self.env.step(packing.unpack(action))
         value = torch.zeros_like(reward)
         if self.policy.scores_are_values:
-            values = self.policy.scores(packing.pack(obs), carry, self.policy.heads[0])
+            policy = self._policy_of(packing.present)
+            values = policy.scores(packing.pack(obs), carry, policy.heads[0])
             value = packing.unpack(values.amax(-1))
         after = {"seed": rows["seed"][branches.row], "obs": obs}
         after["first"] = torch.zeros_like(terminated)
@@ -421,8 +429,6 @@ class _Branches:
     """Head → the observation that forces it, [n, *O]."""
     found: Tensor
     """Whether there are such observations; the choices are possible at most where not, bool [n]."""
-    clean: Tensor
-    """Whether all choices are those without an attack, bool [n]."""
 
     def at(self, index: Tensor) -> "_Branches":
         """Those at `index`, int64 [n']."""
@@ -431,7 +437,6 @@ class _Branches:
             {head: choice[index] for head, choice in self.picked.items()},
             {head: obs[index] for head, obs in self.shown.items()},
             self.found[index],
-            self.clean[index],
         )
 
 
@@ -484,23 +489,25 @@ class _Acting:
 
 @dataclass
 class _Packing:
-    """Where n rows, in the order of their seeds, are in tensors [S, K, …]."""
+    """Where n rows, in the order of their seeds, are in tensors [S', K, …] of these seeds."""
 
+    present: Tensor
+    """The seeds that rows are of, int64 [S']."""
     seed: Tensor
-    """The seed of each, int64 [n]."""
+    """Which of them each row is of, int64 [n]."""
     place: Tensor
-    """Its place among those of the seed, int64 [n]."""
+    """Its place among the rows of the seed, int64 [n]."""
     filled: Tensor
-    """Where there is one, bool [S, K]."""
+    """Where there is a row, bool [S', K]."""
 
     @classmethod
-    def of(cls, seed: Tensor, seeds: int) -> "_Packing":
-        """The rows of some seeds, int64 [n], which rise; there are so many `seeds`."""
-        counts = seed.bincount(minlength=seeds)
+    def of(cls, seeds: Tensor) -> "_Packing":
+        """The rows of some `seeds`, int64 [n], which rise."""
+        present, seed, counts = seeds.unique(return_inverse=True, return_counts=True)
         start = counts.cumsum(0) - counts
         place = torch.arange(len(seed), device=seed.device) - start[seed]
         filled = torch.arange(int(counts.max()), device=seed.device) < counts.unsqueeze(1)
-        return cls(seed, place, filled)
+        return cls(present, seed, place, filled)
 
     def pack(self, rows: Tensor) -> Tensor:
         """`rows` [n, …] as [S, K, …], zero where there is none."""
