@@ -146,6 +146,8 @@ def certificates(run: Run) -> Section:
     for title, curves in certify_tables.panels(summary, source).items():
         name = f"{title}: decisions of clean play that the box cannot change, from both sides"
         parts.append(Chart(name, curves, x, y=SHARE, shaded=True))
+    for title, curves in certify_tables.return_panels(summary, source).items():
+        parts.append(Chart(f"{title}, from both sides", curves, x, shaded=True))
     parts += certify_tables.tables(summary)
     return Section(f"Certificates of {source} ({run.path.name})", parts)
 

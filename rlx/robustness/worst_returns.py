@@ -13,12 +13,13 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlx import statistics
 from rlx.agent import Carry, Choose, Policy, Scores
 from rlx.errors import ConfigError
 from rlx.evaluation import episode_seeds, evaluate
@@ -52,6 +53,18 @@ class ReturnBounds:
     def exact(self) -> np.ndarray:
         """Whether both are the same: the worst return itself, bool [S, E, P]."""
         return self.lower == self.upper
+
+    def summary(self) -> dict[str, Any]:
+        """The bounds as summary.json has them, a value for each radius."""
+        radii = range(self.lower.shape[1])
+        # Of a bound that is not there for one episode there is no mean.
+        lower = np.where(np.isfinite(self.lower), self.lower, np.nan)
+        return {
+            "lower": [statistics.estimate(lower[:, number]).as_dict() for number in radii],
+            "upper": [statistics.estimate(self.upper[:, number]).as_dict() for number in radii],
+            "exact": self.exact.mean((0, 2)),
+            "nodes": self.nodes.mean((0, 2)),
+        }
 
 
 def check_searchable(game: Game) -> None:
