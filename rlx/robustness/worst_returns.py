@@ -241,6 +241,8 @@ class _Search:
 
     def _begin(self, wanted: np.ndarray) -> None:
         """Queue the first states of the `wanted` episodes, bool [S, P]."""
+        if not wanted.any():
+            return
         seeds, episodes = self.shape
         resets = episode_seeds(self.game.first_reset_seed, episodes, seeds, self.device)
         obs, _ = self.env.reset(seed=resets.flatten().tolist())

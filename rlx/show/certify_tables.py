@@ -15,8 +15,8 @@ CURVES = {
 
 
 BOUNDS = {
-    "upper": "somebody was led there: the lowest that was found",
-    "lower": "proved: no observations in the box leave less",
+    "upper": "the lowest that was found",
+    "lower": "proved: nothing in the box leaves less",
 }
 """Bound of the worst return → its name in the figure."""
 
@@ -90,12 +90,18 @@ def panels(summary: Mapping[str, Any], title: str) -> dict[str, list[figures.Cur
     return found
 
 
-def return_panels(summary: Mapping[str, Any], title: str) -> dict[str, list[figures.Curve]]:
+def return_curves(summary: Mapping[str, Any]) -> dict[str, list[figures.Curve]]:
     """The worst returns against the radius, by mode; none where they were not searched."""
-    found = {}
-    for mode, bounds in summary.get("returns", {}).items():
-        found[f"{title}: worst return, {mode} attacked"] = [
+    return {
+        mode: [
             figures.Curve(label, summary["eps"], [Estimate.from_dict(one) for one in bounds[name]])
             for name, label in BOUNDS.items()
         ]
-    return found
+        for mode, bounds in summary.get("returns", {}).items()
+    }
+
+
+def return_panels(summary: Mapping[str, Any], title: str) -> dict[str, list[figures.Curve]]:
+    """`return_curves`, by the titles of their panels."""
+    curves = return_curves(summary)
+    return {f"{title}: worst return, {mode} attacked": panel for mode, panel in curves.items()}
