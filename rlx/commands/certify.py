@@ -70,6 +70,8 @@ class Plan:
     """`std`, `bounds` or numbers: what eps = 1 means."""
     subjects: Subjects
     """Whose policies they are."""
+    numbers: bool
+    """Whether an observation is one of some numbers, all of which can be tried."""
 
 
 def check(composed: DictConfig) -> None:
@@ -95,6 +97,7 @@ def main(composed: DictConfig) -> float:
     from rlx.robustness.observations import play_spread
     from rlx.robustness.scale import tell_radii, unit_scale
     from rlx.robustness.worst_returns import bound_returns
+    from rlx.threat import box_of
 
     opened = plan.game.opened
     subjects = plan.subjects
@@ -111,11 +114,14 @@ def main(composed: DictConfig) -> float:
     console.warn_of_unfinished(subjects.runs)
     with output.writing():
         began = time.monotonic()
-        space = opened.spec.observation_space
+        space = box_of(opened.spec.observation_space)
         scale = unit_scale(plan.scale, space, lambda: play_spread(opened, config.episodes)[0])
         game = replace(plan.game, scale=scale)
         env = opened.make_env(1)
-        tell_radii(eps, scale, opened.spec, env, game.angles)
+        if plan.numbers:
+            console.facts(observation="a number: ±eps · scale, rounded down")
+        else:
+            tell_radii(eps, scale, opened.spec, env, game.angles)
         heads = certify(game, plan.attack, config.max_boxes)
         returns = {}
         if config.returns:
@@ -159,7 +165,7 @@ def _load(config: Config) -> Plan:
     from rlx.robustness.scale import named, resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
     from rlx.robustness.worst_returns import check_searchable
-    from rlx.threat import Attack, Threat
+    from rlx.threat import Attack, Threat, box_of
 
     kind = load_class(config.attack, "attack", Threat)
     if not issubclass(kind, Attack):
@@ -169,7 +175,7 @@ def _load(config: Config) -> Plan:
         )
     attack = build(kind, config.attack, "attack")
     opened = subjects.open(config.checkpoint, setup_device(config.device), config.seeds)
-    space = opened.spec.observation_space
+    space = box_of(opened.spec.observation_space)
     named_scale = named(config.scale, space, opened.env)
     scale = resolved(named_scale, opened, config.outputs, config.trust)
     game = Game(
@@ -185,7 +191,9 @@ def _load(config: Config) -> Plan:
         victims=subjects.victims,
     )
     check_bounded(opened)
-    check_attackable(game, attack, attack.modes(opened.policy.heads))
+    numbers = space is not opened.spec.observation_space
+    if not numbers:
+        check_attackable(game, attack, attack.modes(opened.policy.heads))
     if config.returns:
         check_searchable(game)
-    return Plan(game, attack, named_scale, scale, subjects)
+    return Plan(game, attack, named_scale, scale, subjects, numbers)

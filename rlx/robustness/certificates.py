@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlx import statistics
-from rlx.agent import Scores
+from rlx.agent import Choose, Scores
+from rlx.evaluation import evaluate
 from rlx.robustness.bounds import Box, crown, margins_of
 from rlx.robustness.branching import CHUNK, branch
 from rlx.robustness.clean_decisions import CleanDecisions, Decisions
+from rlx.robustness.reachable import certified_reachable
 from rlx.robustness.sweep import Game
 from rlx.robustness.worst_returns import ReturnBounds
 from rlx.show import certify_tables, console, figures
@@ -69,8 +72,11 @@ def certify(game: Game, attack: Attack, max_boxes: int) -> dict[str, HeadCertifi
 
     `attack` tries to change what CROWN could not certify; what neither decides is split into at
     most `max_boxes` boxes for each decision and radius. An observation that changes a decision is
-    shown to the policy itself before it counts, and changes it in all larger boxes too.
+    shown to the policy itself before it counts, and changes it in all larger boxes too. Where
+    observations are numbers, all of them are shown.
     """
+    if isinstance(game.opened.spec.observation_space, gymnasium.spaces.Discrete):
+        return _certify_numbers(game)
     decisions = CleanDecisions(game.opened, game.episodes)
     result = {}
     total = len(decisions.steps) * decisions.seeds
@@ -85,6 +91,48 @@ def certify(game: Game, attack: Attack, max_boxes: int) -> dict[str, HeadCertifi
                 look.keep_if(decided != look.decisions.clean)
             result[head] = _collected(looks, game.episodes)
     return result
+
+
+def _certify_numbers(game: Game) -> dict[str, HeadCertificates]:
+    """The certificates where observations are numbers: every other one in the box is tried."""
+    opened = game.opened
+    seeds = len(opened.seeds)
+    shape = (seeds * game.episodes, len(game.eps))
+    still: dict[str, Tensor] = {}
+    taken: dict[str, Tensor] = {}
+    for head in opened.policy.heads:
+        still[head] = torch.zeros(shape, dtype=torch.float64, device=opened.device)
+        taken[head] = still[head][:, 0].clone()
+
+    def make_choose(ids: Tensor) -> Choose:
+        def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            copies = ids[deciding]
+            taken[head][copies] += 1
+            for number, eps in enumerate(game.eps):
+                budget = game.budget(torch.full(obs.shape, eps, device=obs.device), obs)
+                reach = certified_reachable(scores, obs, budget, deciding, max_boxes=0)
+                alone = reach.mask.sum(-1) == 1
+                still[head][copies, number] += alone[deciding].double()
+            return scores.best(obs)
+
+        return choose
+
+    evaluate(
+        opened.policy,
+        opened.make_env,
+        seeds,
+        game.episodes,
+        game.first_reset_seed,
+        opened.device,
+        make_choose,
+    )
+    found = {}
+    for head, count in taken.items():
+        share = (still[head] / count.unsqueeze(1)).view(seeds, game.episodes, -1)
+        every = share.transpose(1, 2).cpu().numpy()
+        decisions = count.view(seeds, -1).cpu().numpy().astype(np.int64)
+        found[head] = HeadCertificates(dict.fromkeys(SHARES, every), decisions, 0)
+    return found
 
 
 class _Look:

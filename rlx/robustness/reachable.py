@@ -101,8 +101,11 @@ def certified_reachable(
 
     All others but the `open` ones are proved to be out of reach, for float32 in any order of
     summation. Only the rows `where`, bool [S, B], are looked at, of the others just the clean
-    choice is possible; nor is another one in a box of one point.
+    choice is possible; nor is another one in a box of one point. Of observations that are numbers,
+    [S, B], every one in the box is tried.
     """
+    if obs.dim() == 2:
+        return _reachable_numbers(scores, obs, budget, where)
     obs = obs.float()
     values = scores(obs)
     clean = scores.best(obs, values)
@@ -114,6 +117,22 @@ def certified_reachable(
     shown = torch.where(along(decided.found, decided.obs), decided.obs, obs.unsqueeze(2))
     flat = torch.zeros_like(where)
     return Reachable(decided.found | stays, shown, clean, flat, decided.open & ~stays)
+
+
+def _reachable_numbers(scores: Scores, obs: Tensor, budget: Budget, where: Tensor) -> Reachable:
+    """What is reachable of observations int64 [S, B], of the rows `where`: all that is shown."""
+    values = scores(obs)
+    clean = scores.best(obs, values)
+    found = _Found.nothing(obs, clean, values.shape[-1])
+    low, high = budget.ends(obs)
+    furthest = int(budget.radius.max())
+    for step in range(-furthest, furthest + 1):
+        moved = obs + step
+        inside = where & (moved >= low) & (moved <= high)
+        moved = torch.where(inside, moved, obs)
+        found.add(moved, scores.best(moved))
+    nothing = torch.zeros_like(found.mask)
+    return Reachable(found.mask, found.obs, clean, torch.zeros_like(where), nothing)
 
 
 @dataclass
