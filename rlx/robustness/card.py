@@ -349,7 +349,7 @@ def page(card: Mapping[str, Any], file: str) -> str:
     lines += _rows(["heads attacked", "area (1: unharmed)", "critical eps (half is lost)"], rows)
     lines += ["", "## What was checked of the attack", ""]
     for finding in card["audit"]:
-        word = "passed" if finding["passed"] else "**WARNING**"
+        word = "holds" if finding["passed"] else "**does not hold**"
         lines.append(f"* {word}: {finding['check']} ({finding['modes']}): {finding['measured']}")
     whole = "\n".join([*card["commands"].values(), f"rlx card check {file}"])
     lines += ["", "## To make it again", "", f"```\n{whole}\n```", ""]
