@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from rlx.agent import Agent, OfflineAgent
 from rlx.conf import conf_dir
 from rlx.config import load_class
 from rlx.experiment import env_spec
+from rlx.show import figures
 
+FORMATS = figures.FORMATS
 torch.set_num_threads(1)
 
 TINY = (
@@ -92,6 +95,24 @@ def another_rounding(request):
         for module, name in ((torch, "bmm"), (torch, "baddbmm"), (torch.nn.functional, "conv2d")):
             patch.setattr(module, name, rounded(getattr(module, name)))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick():
+    """Commands do not wait for the disk, and draw their figures once.
+
+    Nothing here cuts the power, and PDF and SVG take a third of the time of a short run.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(figures, "FORMATS", (".png",))
+        yield
+
+
+@pytest.fixture
+def every_format(monkeypatch):
+    """Figures are written as PDF and SVG too, as a user gets them."""
+    monkeypatch.setattr(figures, "FORMATS", FORMATS)
 
 
 @pytest.fixture(autouse=True)
