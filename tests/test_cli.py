@@ -18,7 +18,7 @@ def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_train_leaves_a_whole_run(rlx, tmp_path):
+def test_train_leaves_a_whole_run(rlx, tmp_path, every_format):
     result = rlx(
         "train", "agent=hdqn", "env=acrobot", *TINY, "seeds=[3,5]", "agent.learning_starts=64"
     )
