@@ -21,8 +21,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 LINE_STYLES = ("-", "--", ":", "-.")
 PROFILES = "Share of seeds × radii with a score above τ"
 """The title of performance profiles."""
-FORMATS = (".png", ".pdf", ".svg")
-"""How figures are written: to be looked at, and for papers."""
 SCORE = "score τ (0: random play, 1: the best clean play)"
 """What performance profiles are drawn against."""
 LABEL_WIDTH = 46
@@ -91,11 +89,11 @@ def profile(label: str, levels: NDArray[np.float64], share: Resampled) -> Curve:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure beside `path` in each of the `FORMATS`."""
+    """Write a figure as PNG at `path`, and beside it as PDF and SVG, for papers."""
     from matplotlib import rc_context
 
     with rc_context({"pdf.fonttype": 42}):  # letters as TrueType, which publishers ask for
-        for suffix in FORMATS:
+        for suffix in (".png", ".pdf", ".svg"):
             figure.savefig(path.with_suffix(suffix))
 
 
