@@ -4,6 +4,9 @@ import copy
 import functools
 import json
 import os
+import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -155,6 +158,26 @@ def tiny_runs(tmp_path_factory):
         learn = ("agent.learning_starts=100", "agent.hidden=[16]", "agent.replay_ratio=0.25")
         assert cli.run(["train", *TINY, *learn, *extra, f"outputs={root}"]) == 0
     return root
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory):
+    """(folder, output) of a finished sweep of two jobs, below outputs/."""
+    from test_sweeps import RATES, SMALL
+
+    folder = tmp_path_factory.mktemp("sweep")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        patch.chdir(folder)
+        assert cli.run(["train", "-m", *SMALL, RATES]) == 0
+    return folder, out.getvalue()
+
+
+@pytest.fixture
+def done(rlx, finished_sweep, tmp_path):
+    """What the command of `finished_sweep` did, in the folder of the test."""
+    folder, out = finished_sweep
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return Result(0, out, "")
 
 
 @pytest.fixture

@@ -21,14 +21,6 @@ class Killed(BaseException):
     """Stands for SIGKILL in a test's own process: nobody catches it."""
 
 
-@pytest.fixture
-def done(rlx):
-    """A finished sweep of two jobs."""
-    result = rlx("train", "-m", *SMALL, RATES)
-    assert result.code == 0, result.err
-    return result
-
-
 def jobs() -> list[Path]:
     return sorted(the_sweep().glob("jobs/*.json"))
 
