@@ -307,8 +307,8 @@ STUDY = """# @package _global_
 # A small study.
 lines:
   train: >-
-    train agent=ppo,dqn env=cartpole tuned=none seeds=2 steps=600 eval_every=300 eval_episodes=2
-    final_episodes=3
+    train agent=ppo,dqn agent.hidden=[8] env=cartpole tuned=none seeds=2 steps=600 eval_every=300
+    eval_episodes=2 final_episodes=3
   attack: attack {train} attack=noise,fgsm eps=0:0.1:0.1 episodes=2 scale=reference
   report: report {train}
 """
