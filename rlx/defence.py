@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rlx.agent import Choose, Scores, Spec
 from rlx.config import Count, NonNegative, Share
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, RunError
+from rlx.names import describe_error
 from rlx.nn.encoders import is_image
 from rlx.nn.rng import Streams
 from rlx.objective import Objective
@@ -59,11 +60,25 @@ class Decisions:
 
     def learnt(self) -> Tensor:
         """The observations [S, B, *O] to learn from."""
-        return self.defence.learnt(self)
+        return self._of_defence("learnt", self.obs.shape)
 
     def penalty(self) -> Tensor:
         """What is added to the loss of each seed, [S]."""
-        return self.defence.penalty(self).mean(1)
+        return self._of_defence("penalty", self.obs.shape[:2]).mean(1)
+
+    def _of_defence(self, method: str, shape: torch.Size) -> Tensor:
+        """What a `method` of the defence returns; RunError unless that is a tensor of the shape."""
+        subject = f"agent.defence: {type(self.defence).__name__}.{method}"
+        try:
+            value = getattr(self.defence, method)(self)
+        except (ConfigError, RunError):
+            raise
+        except Exception as error:  # whatever the user's class raises
+            raise RunError(f"{subject} raised {describe_error(error)}") from error
+        if not isinstance(value, Tensor) or value.shape != shape:
+            kind = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise RunError(f"{subject} returned {kind}; expected a tensor {list(shape)}")
+        return value
 
 
 @dataclass(frozen=True)

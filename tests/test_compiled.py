@@ -88,7 +88,7 @@ def test_the_graph_of_a_step_is_the_step(case):
     traced = training(*case)
     traced.compiles = True
     traced.compiled = CompiledSteps(traced, interpreted, strict=True)
-    for _ in range(70):
+    for _ in range(40):
         written._vector_step()
         traced._vector_step()
     assert written.log.metrics, "nothing was learnt: the case says nothing"
@@ -146,7 +146,8 @@ def test_no_step_asks_the_device_anything(case):
     """On a device whose tensors have no values, whoever looks at one is found out."""
     agent, env, *keys = case
     given = {key.partition("=")[0] for key in keys}
-    overrides = [*ENVS.get(env, ()), "num_envs=4", "tuned=none", *small(agent)]
+    soon = small(agent, learning_starts=16, rollout_steps=8)
+    overrides = [*ENVS.get(env, ()), "num_envs=4", "tuned=none", *soon]
     kept = [key for key in overrides if key.partition("=")[0] not in given]
     config = compose("train", f"agent={agent}", f"env={env}", *kept, *keys)
     shape = (2, 4)
@@ -157,7 +158,7 @@ def test_no_step_asks_the_device_anything(case):
     first = torch.ones(shape, dtype=torch.bool, device="meta")
     carry = learner.policy.initial_carry(4)
     metrics = {}
-    for _ in range(70):
+    for _ in range(16):
         played = play(learner, envs, obs, first, carry)
         metrics |= learner.update(played.transition)
         obs, first, carry = played.obs, played.first, played.transition.carry

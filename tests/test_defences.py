@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from rlx.defences.adversarial import Adversarial
 from rlx.defences.radial import Radial
 from rlx.defences.sa import SA
 from rlx.defences.wocar import WorstCaseQ, worst_case_loss
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, RunError
 from rlx.nn.networks import MLP, QNetwork
 from rlx.nn.rng import Streams
 from rlx.runs.trust import OWN, users_imports
@@ -450,3 +450,43 @@ def test_a_users_yaml_in_one_line_is_trusted_as_well(rlx, tmp_path, monkeypatch)
     )
     monkeypatch.setattr("rlx.runs.trust.user_dir", lambda: tmp_path / "conf")
     assert "own.Own" in users_imports()
+
+
+@dataclass(frozen=True)
+class Broken(Defence):
+    """Somebody's defence: `what` is wrong with it."""
+
+    what: str
+
+    def __post_init__(self):
+        if self.what == "made":
+            raise KeyError("nothing")
+
+    def learnt(self, decisions):
+        if self.what == "raised":
+            raise KeyError("nothing")
+        return {"None": None, "one seed": decisions.obs[0]}[self.what]
+
+    def penalty(self, decisions):
+        return decisions.obs.sum()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (
+            "made",
+            r"^agent\.defence\._target_=\S+Broken: cannot be made: KeyError \(test_def\S+:\d+",
+        ),
+        ("raised", r"^agent\.defence: Broken\.learnt raised KeyError \(test_defences\.py:\d+\)"),
+        ("None", r"Broken\.learnt returned NoneType; expected a tensor \[2, 6, 4\]$"),
+        ("one seed", r"Broken\.learnt returned \[6, 4\]; expected a tensor \[2, 6, 4\]$"),
+    ],
+)
+def test_what_somebodys_defence_does_wrong_is_said_of_it(what, message):
+    node = compose("train", "agent=dqn", "env=acrobot").agent
+    node.defence = {"_target_": f"{__name__}.Broken", "what": what, **COMMON}
+    with pytest.raises((ConfigError, RunError), match=message):
+        decisions(build(dqn.Config, node, "agent").defence, values([])).learnt()
+    with pytest.raises(RunError, match=r"Broken\.penalty returned \[\]; expected a tensor \[2, 6"):
+        decisions(Broken(**COMMON, what=""), values([])).penalty()
