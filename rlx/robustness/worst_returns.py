@@ -35,7 +35,7 @@ WAVE = 128
 CHUNK = 4096
 """Nodes of all episodes that are followed at once."""
 MOST_NODES = 1_000_000
-"""Nodes that may be in memory, which take about 1 kB each; so many episodes are searched at once."""
+"""Nodes that may be in memory, about 1 kB each; so many episodes are searched at once."""
 
 
 @dataclass(frozen=True)
@@ -561,9 +561,7 @@ class _Rows:
 def _part(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those of the rows whose names begin with `prefix`, without it."""
     return {
-        name.removeprefix(prefix): value
-        for name, value in rows.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): value for name, value in rows.items() if name.startswith(prefix)
     }
 
 
