@@ -424,7 +424,7 @@ def test_defences_are_told_apart_by_their_names():
     assert [label.partition(", ")[2] for label in labels] == [
         "defence=none",
         "defence=SA",
-        "defence=Radial, defence.weight=0.01",
+        "defence=Radial, defence.weight=0.003",
         "defence=Radial, defence.weight=7",
     ]
 
