@@ -347,5 +347,7 @@ def figure(
     if certificates is None:
         return figures.curves({title: list(curves.values())}, x, summary["random"], style)
     bounds = certify_tables.return_curves(certificates)
-    panels = {f"{title}, on {mode}": [*bounds.get(mode, ()), curve] for mode, curve in curves.items()}
+    panels = {
+        f"{title}, on {mode}": [*bounds.get(mode, ()), curve] for mode, curve in curves.items()
+    }
     return figures.sandwich(certify_tables.panels(certificates, "head"), x, style, panels)

@@ -561,9 +561,7 @@ class _Rows:
 def _part(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those of the rows whose names begin with `prefix`, without it."""
     return {
-        name.removeprefix(prefix): value
-        for name, value in rows.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): value for name, value in rows.items() if name.startswith(prefix)
     }
 
 
