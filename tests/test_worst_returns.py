@@ -1,5 +1,6 @@
-"""Bounds of worst returns are what trying everything gives, and enclose it where they stop early."""
+"""Bounds of worst returns are what trying everything gives; stopped early they enclose it."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_a_larger_budget_has_narrower_bounds_and_none_is_wrong():
     budgets = [
         bound_returns(game(policies, EPS), ("action",), nodes, BOXES) for nodes in (1, 4, 8, 10_000)
     ]
-    for fewer, more in zip(budgets, budgets[1:], strict=False):
+    for fewer, more in itertools.pairwise(budgets):
         assert (fewer.lower <= more.lower).all() and (fewer.upper >= more.upper).all()
         assert (fewer.nodes <= more.nodes).all()
     assert not budgets[0].exact[:, 1:].any() and budgets[-1].exact.mean() > 0.8

@@ -35,7 +35,7 @@ WAVE = 128
 CHUNK = 4096
 """Nodes of all episodes that are followed at once."""
 MOST_NODES = 1_000_000
-"""Nodes that may be in memory, which take about 1 kB each; so many episodes are searched at once."""
+"""Nodes that are in memory at most, but for the last ones; so many episodes are searched at once."""
 
 
 @dataclass(frozen=True)
