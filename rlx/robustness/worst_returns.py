@@ -35,7 +35,7 @@ WAVE = 128
 CHUNK = 4096
 """Nodes of all episodes that are followed at once."""
 MOST_NODES = 1_000_000
-"""Nodes that are in memory at most, but for the last ones; so many episodes are searched at once."""
+"""Nodes that are about what memory holds; no more episodes are searched at once."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ class _Search:
         self.policy = game.opened.policy
         self.policies: dict[tuple[int, ...], Policy] = {}
         """The policy of the seeds that were asked for last."""
-        self.heads = [head for head in self.policy.heads if head in heads]
-        self.radius = radius
+        self.radius = {head: radius * (head in heads) for head in self.policy.heads}
+        """How far what each head sees can be moved; 0 for one that is not attacked."""
         self.max_nodes = max_nodes
         self.max_boxes = max_boxes
         self.device = game.opened.device
@@ -298,7 +298,7 @@ class _Search:
         rows = self.rows.at(torch.tensor(numbers, device=self.device))
         branches = self._branches(rows)
         after, reward, ended, value = self._step(rows, branches)
-        self.shown.append(self._shown(rows, branches))
+        self.shown.append(torch.stack(list(branches.shown.values()), 1))
         parents = [numbers[row] for row in branches.row.tolist()]
         keys = _keys([self.nodes[parent].column for parent in parents], after)
         found = branches.found.tolist()
@@ -333,7 +333,7 @@ class _Search:
         """All combinations of what may be forced at the nodes of `rows`, head by head."""
         yes = torch.ones_like(rows["first"])
         branches = _Branches(torch.arange(len(yes), device=self.device), {}, {}, yes)
-        for head in self.heads:
+        for head in self.policy.heads:
             packing = _Packing.of(rows["seed"][branches.row])
             choosing = _Choosing(self, packing, branches.picked, head)
             self._act(packing, rows, branches, choosing)
@@ -386,15 +386,9 @@ class _Search:
         ended = terminated | truncated
         return after, reward.double().tolist(), ended.tolist(), value.tolist()
 
-    def _shown(self, rows: dict[str, Tensor], branches: "_Branches") -> Tensor:
-        """What all heads are shown on the branches, [n, H, *O]: the others see what is there."""
-        obs = rows["obs"][branches.row]
-        seen = [branches.shown.get(head, obs).to(obs.dtype) for head in self.policy.heads]
-        return torch.stack(seen, 1)
-
-    def reachable(self, scores: Scores, obs: Tensor, where: Tensor) -> Reachable:
-        """What is reachable at `obs` [S, K, *O], of the rows `where` (bool [S, K])."""
-        radius = torch.full(where.shape, self.radius, device=self.device)
+    def reachable(self, head: str, scores: Scores, obs: Tensor, where: Tensor) -> Reachable:
+        """What is reachable of a head at `obs` [S, K, *O], of the rows `where` (bool [S, K])."""
+        radius = torch.full(where.shape, self.radius[head], device=self.device)
         budget = self.game.budget(radius, obs)
         return certified_reachable(scores, obs, budget, where, self.max_boxes)
 
@@ -472,8 +466,8 @@ class _Choosing:
         if head in self.picked:
             return self.picked[head]
         if head != self.head:
-            return scores.best(obs)
-        self.reach = self.search.reachable(scores, obs, deciding & self.packing.filled)
+            return scores.best(obs)  # nobody looks at it
+        self.reach = self.search.reachable(head, scores, obs, deciding & self.packing.filled)
         return self.reach.clean
 
 
