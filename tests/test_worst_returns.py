@@ -9,6 +9,7 @@ import torch
 from conftest import compose
 from test_planned import EPISODES, SEEDS, Everything, Walk, clean, game, modes, opened, planned
 
+from rlx.agent import Policy
 from rlx.evaluation import REPORT
 from rlx.experiment import env_spec, make_agent
 from rlx.nn.rng import seed_tensor
@@ -142,6 +143,17 @@ def test_of_numbers_every_other_one_is_tried(env):
     np.testing.assert_allclose(found.upper, lowest, rtol=1e-6)
     assert np.array_equal(found.upper[:, 1], found.upper[:, 0]), "no number is .9 away"
     assert found.nodes.max() <= 5 * 31, "ways to one cell are one node"
+
+
+def test_what_a_policy_remembers_without_need_is_no_node_of_its_own(monkeypatch):
+    policies = on_grid("chain", "hdqn")
+    played = Game(policies, [1.0], np.array(1.0), 1, REPORT, 100, quiet=True)
+    short = bound_returns(played, policies.policy.heads, 10_000, BOXES)
+    monkeypatch.setattr(type(policies.policy), "memory", Policy.memory)
+    whole = bound_returns(played, policies.policy.heads, 10_000, BOXES)
+    assert short.exact.all() and whole.exact.all()
+    np.testing.assert_array_equal(short.upper, whole.upper)
+    assert short.nodes.sum() < whole.nodes.sum()
 
 
 def test_certify_tells_the_worst_returns_and_attack_draws_both_bounds(rlx, tiny_runs):

@@ -297,10 +297,11 @@ class _Search:
         """Let all that is possible happen at some nodes, which come in the order of the columns."""
         rows = self.rows.at(torch.tensor(numbers, device=self.device))
         branches = self._branches(rows)
-        after, reward, ended, value = self._step(rows, branches)
+        after, memory, reward, ended, value = self._step(rows, branches)
         self.shown.append(torch.stack(list(branches.shown.values()), 1))
         parents = [numbers[row] for row in branches.row.tolist()]
-        keys = _keys([self.nodes[parent].column for parent in parents], after)
+        columns = torch.tensor([self.nodes[parent].column for parent in parents])
+        keys = _keys([columns, *_part(after, "env/").values(), *memory])
         found = branches.found.tolist()
         new: list[int] = []
         for child, parent in enumerate(parents):
@@ -365,8 +366,9 @@ class _Search:
 
     def _step(
         self, rows: dict[str, Tensor], branches: "_Branches"
-    ) -> tuple[dict[str, Tensor], list[float], list[bool], list[float]]:
-        """What the branches lead to: (rows, rewards, whether it is the end, values to come)."""
+    ) -> tuple[dict[str, Tensor], list[Tensor], list[float], list[bool], list[float]]:
+        """What the branches lead to: (rows, what of the policy's memory counts there, rewards,
+        whether it is the end, values to come)."""
         packing = _Packing.of(rows["seed"][branches.row])
         choosing = _Choosing(self, packing, branches.picked, None)
         action, carry = self._act(packing, rows, branches, choosing)
@@ -374,9 +376,10 @@ class _Search:
         state = {name: value[branches.row] for name, value in _part(rows, "env/").items()}
         self.env.load_state_dict(state)
         obs, reward, terminated, truncated, _ = self.env.step(packing.unpack(action))
+        policy = self._policy_of(packing.present)
+        memory = policy.memory(packing.pack(obs), carry)
         value = torch.zeros_like(reward)
         if self.policy.scores_are_values:
-            policy = self._policy_of(packing.present)
             values = policy.scores(packing.pack(obs), carry, policy.heads[0])
             value = packing.unpack(values.amax(-1))
         after = {"seed": rows["seed"][branches.row], "obs": obs}
@@ -384,7 +387,8 @@ class _Search:
         after |= {f"carry/{name}": packing.unpack(part) for name, part in carry.items()}
         after |= {f"env/{name}": part for name, part in self.env.state_dict().items()}
         ended = terminated | truncated
-        return after, reward.double().tolist(), ended.tolist(), value.tolist()
+        parts = [packing.unpack(part) for part in memory.values()]
+        return after, parts, reward.double().tolist(), ended.tolist(), value.tolist()
 
     def reachable(self, head: str, scores: Scores, obs: Tensor, where: Tensor) -> Reachable:
         """What is reachable of a head at `obs` [S, K, *O], of the rows `where` (bool [S, K])."""
@@ -559,9 +563,7 @@ def _part(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _keys(columns: Sequence[int], rows: dict[str, Tensor]) -> list[bytes]:
-    """What the future of each row depends on, to the bit: its column, the env's and the carry."""
-    parts = [torch.tensor(columns)]
-    parts += [value.cpu() for name, value in rows.items() if "/" in name]
-    sized = [part.reshape(len(columns), -1).contiguous().view(torch.uint8) for part in parts]
+def _keys(parts: Sequence[Tensor]) -> list[bytes]:
+    """Each row of some tensors [n, …] together, to the bit."""
+    sized = [part.cpu().reshape(len(part), -1).contiguous().view(torch.uint8) for part in parts]
     return [row.tobytes() for row in torch.cat(sized, 1).numpy()]
