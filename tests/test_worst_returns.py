@@ -127,8 +127,9 @@ def on_grid(env, agent):
     spec = env_spec(node)
     config = compose("train", f"agent={agent}", f"env={env}").agent
     policy = make_agent(config, spec, seed_tensor(SEEDS), 1).policy.requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
     for parameter in policy.parameters():
-        parameter.copy_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return Opened(policy, spec, SEEDS, node, 0, torch.device("cpu"))
 
 
@@ -146,8 +147,8 @@ def test_of_numbers_every_other_one_is_tried(env):
 
 
 def test_what_a_policy_remembers_without_need_is_no_node_of_its_own(monkeypatch):
-    policies = on_grid("chain", "hdqn")
-    played = Game(policies, [1.0], np.array(1.0), 1, REPORT, 100, quiet=True)
+    policies = on_grid("maze", "hdqn")
+    played = Game(policies, [9.0], np.array(1.0), 1, REPORT, 100, quiet=True)
     short = bound_returns(played, policies.policy.heads, 10_000, BOXES)
     monkeypatch.setattr(type(policies.policy), "memory", Policy.memory)
     whole = bound_returns(played, policies.policy.heads, 10_000, BOXES)
