@@ -269,8 +269,8 @@ class Study:
                 score=np.array([cell.score for cell in cells[mode]]),
                 area=summary["area"][mode],
                 area_ci95=summary["area_ci95"][mode],
-                critical_eps=_beyond_grid(summary["critical_eps"][mode]),
-                critical_eps_ci95=(_beyond_grid(low), _beyond_grid(high)),
+                critical_eps=beyond_grid(summary["critical_eps"][mode]),
+                critical_eps_ci95=(beyond_grid(low), beyond_grid(high)),
                 undefined=summary["undefined_resamples"][mode],
             )
         return cls(
@@ -318,7 +318,7 @@ class Study:
         return f">{self.eps[-1]:g}" if critical > 0 else f"≤{self.eps[0]:g}"
 
 
-def _beyond_grid(critical: float | str) -> float:
+def beyond_grid(critical: float | str) -> float:
     """A critical radius that `Study.summary` has written: ">0.03" is infinite."""
     if isinstance(critical, str):
         return math.inf if critical.startswith(">") else -math.inf

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from rlx import statistics
 from rlx.agent import Carry, Choose, Policy, Scores
-from rlx.errors import ConfigError
 from rlx.evaluation import episode_seeds, evaluate
 from rlx.nn.seed_axis import take
 from rlx.robustness.planner import why_not
@@ -67,14 +66,15 @@ class ReturnBounds:
         }
 
 
-def check_searchable(game: Game) -> None:
-    """ConfigError where the worst returns of `game` have no bounds."""
+def why_unbounded(game: Game) -> str | None:
+    """Why the worst returns of `game` have no bounds, in a sentence; None: they have some."""
     reason = why_not(game)
     if reason is not None:
-        raise ConfigError(f"returns: the env {reason}; there are no bounds of its returns.")
+        return f"the env {reason}; there are no bounds of its returns"
     carry = game.opened.policy.initial_carry(1)
     if any(value.is_floating_point() for value in carry.values()):
-        raise ConfigError("returns: there are no bounds for a policy that remembers numbers.")
+        return "the policy remembers numbers, as a GRU does; there are no bounds of its returns"
+    return None
 
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ class _Search:
         self.shape = (len(game.opened.seeds), game.episodes)
         self.env = game.opened.make_env(math.prod(self.shape))
         limit = self.env.max_episode_steps
-        assert limit is not None  # see `check_searchable`
+        assert limit is not None  # an env without one is refused before anything is trained
         self.limit = limit
         lowest = self.env.lowest_reward
         # Rewards are float32: this number may have been rounded to one below it.
