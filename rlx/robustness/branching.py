@@ -15,8 +15,6 @@ BOXES_AT_A_TIE = 16
 
 It can no longer be certified then. Of two default DQN on CartPole, with 2 000 decisions at 4 radii,
 this left out 62 % of the boxes, certified the same, and missed one change that can be shown."""
-CHUNK = 4096
-"""Boxes that are bounded at once: their numbers then fit a CPU's cache."""
 
 
 @dataclass
@@ -80,7 +78,7 @@ class _Search:
         self.error = torch.cat(
             [
                 score_error(network.at(part), self._root(part))[0]
-                for part in torch.arange(rows, device=low.device).split(CHUNK)
+                for part in torch.arange(rows, device=low.device).split(network.rows_at_once)
             ]
         )
         """What float32 may be off by in each score in a row's whole box, [N, A]."""
@@ -104,7 +102,7 @@ class _Search:
         first = True
         while len(row):
             parts = []
-            for part in torch.arange(len(row), device=row.device).split(CHUNK):
+            for part in torch.arange(len(row), device=row.device).split(self.network.rows_at_once):
                 some = Box(box.low[:, part], box.high[:, part])
                 parts.append(self._bound(row[part], some, possible[part]))
             possible = torch.cat([part[0] for part in parts])

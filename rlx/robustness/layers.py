@@ -6,13 +6,15 @@ that an observation passes through is noted. Users' agents are read as rlx's own
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,6 +33,95 @@ LERP_ROUNDINGS = 12
 It does so for |w| ≥ 1/2, where |1 − w| ≤ 3 |w|: three roundings there count as nine here."""
 
 
+DENSE = 1 << 22
+"""The most weights of a layer with its zeros: 32 MB of a seed. Of more, those not 0 are kept."""
+MOST = 1 << 28
+"""The most weights of a layer, zeros too: all of them are looked at once, part by part."""
+
+
+Linear = Callable[[Tensor], Tensor]
+"""A linear function of [S, R, n], of R rows of n numbers: [S, R, *F]."""
+
+
+class Sparse:
+    """The weights of a linear map [S, n, m], few of which are not 0; made when they are needed."""
+
+    def __init__(self, matrices: Callable[[], list[Tensor]], sample: Tensor):
+        """`matrices`: makes the weights of each seed, [n, m]; `sample`: see the attribute."""
+        self._make = matrices
+        self.sample = sample
+        """[S, m]: what it makes of numbers that are always the same: equal maps have equal ones."""
+
+    @classmethod
+    def of(cls, linear: Linear, like: Tensor, numbers: int) -> "Sparse":
+        """Those of a `linear` function of `numbers`, of as many seeds as `like` [S, …] has."""
+
+        waves = torch.arange(numbers, dtype=like.dtype, device=like.device).cos()
+        sample = linear(waves.expand(len(like), 1, -1)).flatten(1)
+        width = sample.shape[-1]
+
+        def matrices() -> list[Tensor]:
+            parts: list[list[Tensor]] = [[] for _ in like]
+            for rows in torch.arange(numbers).split(max(1, DENSE // width)):
+                eye = like.new_zeros(len(rows), numbers)
+                eye[torch.arange(len(rows)), rows] = 1
+                for seed, weight in enumerate(linear(eye.expand(len(like), -1, -1)).flatten(2)):
+                    parts[seed].append(weight.to_sparse())
+            return [torch.cat(part).coalesce() for part in parts]
+
+        return cls(matrices, sample)
+
+    @cached_property
+    def matrices(self) -> list[Tensor]:
+        """Those of each seed, sparse [n, m]."""
+        return self._make()
+
+    @cached_property
+    def transposed(self) -> list[Tensor]:
+        """The same as [m, n]: a product with a sparse matrix has it on the left."""
+        return [matrix.t().coalesce() for matrix in self.matrices]
+
+    def __getitem__(self, seeds: slice) -> "Sparse":
+        return Sparse(lambda: self.matrices[seeds], self.sample[seeds])
+
+    @cached_property
+    def sizes(self) -> "Sparse":
+        """The sizes of the weights."""
+        return Sparse(lambda: [matrix.abs() for matrix in self.matrices], self.sample)
+
+    def float(self) -> "Sparse":
+        """The same in float32."""
+        return Sparse(lambda: [matrix.float() for matrix in self.matrices], self.sample)
+
+
+def same_weights(one: Tensor | Sparse, rows: Tensor, other: Tensor | Sparse) -> bool:
+    """Whether the seeds `rows` (int64 [S']) of weights of S seeds are those of S' others."""
+    if isinstance(one, Sparse) and isinstance(other, Sparse):
+        return torch.allclose(one.sample[rows], other.sample, rtol=1e-12, atol=0)
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one[rows], other)
+
+
+def through(x: Tensor, weight: Tensor | Sparse) -> Tensor:
+    """x [S, R, n] times a weight [S, n, m]: [S, R, m]."""
+    if isinstance(weight, Sparse):
+        pairs = zip(x, weight.transposed, strict=True)
+        return torch.stack([(matrix @ rows.mT).mT for rows, matrix in pairs])
+    return x @ weight
+
+
+def back_through(x: Tensor, weight: Tensor | Sparse) -> Tensor:
+    """x [S, R, m] times a weight [S, n, m] transposed: [S, R, n]."""
+    if isinstance(weight, Sparse):
+        pairs = zip(x, weight.matrices, strict=True)
+        return torch.stack([(matrix @ rows.mT).mT for rows, matrix in pairs])
+    return x @ weight.mT
+
+
+def sizes_of(weight: Tensor | Sparse) -> Tensor | Sparse:
+    """The sizes of weights."""
+    return weight.sizes if isinstance(weight, Sparse) else weight.abs()
+
+
 @dataclass(frozen=True)
 class Layer:
     """An affine map of n numbers into m, float64, and the activation behind it.
@@ -41,11 +132,11 @@ class Layer:
     sources: tuple[int, ...]
     """Whose numbers it maps, behind each other: 0 are the observation's, k those of the k-th layer
     of the network, which is before this one."""
-    weight: Tensor
+    weight: Tensor | Sparse
     """[S, n, m]."""
     bias: Tensor
     """[S, B, m], or [S, 1, m] where all B rows have the same."""
-    weight_size: Tensor
+    weight_size: Tensor | Sparse
     """[S, n, m]: the sum of the sizes of all terms that make up `weight`, at least |weight|."""
     bias_size: Tensor
     """[S, B or 1, m]: the same of `bias`."""
@@ -102,13 +193,24 @@ class Network:
     @property
     def choices(self) -> int:
         """A, the number of scores."""
-        return self.layers[-1].weight.shape[-1]
+        return self.layers[-1].bias.shape[-1]
+
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether a layer has so many weights that those which are 0 are left out."""
+        return any(isinstance(layer.weight, Sparse) for layer in self.layers)
+
+    @property
+    def rows_at_once(self) -> int:
+        """The rows whose bounds are computed at once: their numbers then fit a CPU's cache."""
+        return 64 if self.has_convolutions else 4096
 
     def __call__(self, obs: Tensor) -> Tensor:
         """The scores [S, B, A] of `obs` [S, B, n], in float64 unless `float` says otherwise."""
-        blocks = [obs.to(self.layers[0].weight.dtype)]
+        blocks = [obs.to(self.layers[0].bias.dtype)]
         for layer in self.layers:
-            blocks.append(layer.activated(layer.inputs(blocks) @ layer.weight + layer.bias))
+            z = through(layer.inputs(blocks), layer.weight) + layer.bias
+            blocks.append(layer.activated(z))
         return blocks[-1]
 
     def of_seed(self, seed: int) -> "Network":
@@ -122,10 +224,12 @@ class Network:
 
     def float(self) -> "Network":
         """The network in float32, for attacks; bounds are of the one in float64."""
-        return self._changed(Tensor.float, Tensor.float)
+        return self._changed(lambda weight: weight.float(), Tensor.float)
 
     def _changed(
-        self, of_weight: Callable[[Tensor], Tensor], of_bias: Callable[[Tensor], Tensor]
+        self,
+        of_weight: Callable[[Tensor | Sparse], Tensor | Sparse],
+        of_bias: Callable[[Tensor], Tensor],
     ) -> "Network":
         layers = []
         for layer in self.layers:
@@ -164,12 +268,8 @@ def read_network(scores: Scores, obs: Tensor) -> Network:
 def _unsupported(what: str) -> str:
     return (
         f"certify: {what}, for which there are no bounds; there are some for discrete choices by "
-        "fully connected layers with ReLU or tanh, dueling or not, and a GRU, of flat observations."
+        "fully connected layers and convolutions with ReLU or tanh, dueling or not, and a GRU."
     )
-
-
-Linear = Callable[[Tensor], Tensor]
-"""A linear function of [S, R, n], of R rows of n numbers: [S, R, *F]."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +383,7 @@ class _Tracer(TorchDispatchMode):
         self.obs = obs.clone()
         # The tensors are kept, so that no other one gets their id.
         self.known: dict[int, tuple[Tensor, _Affine]] = {}
+        self.slices: dict[int, tuple[Tensor, _Slice]] = {}
         self.layers: list[Layer] = []
         self.sizes = [obs[0, 0].numel()]
         """How many numbers each block has."""
@@ -329,18 +430,26 @@ class _Tracer(TorchDispatchMode):
 
     def layer(self, affine: _Affine, activation: str | None) -> Layer:
         """The layer that ends with this, flattened."""
-        numbers = self._ones(affine).shape[-1]
-        eye = torch.eye(numbers, dtype=torch.float64, device=affine.bias.device)
-        eye = eye.expand(self.seeds, -1, -1)
         return Layer(
             affine.blocks,
-            affine.linear(eye).flatten(2),
+            self._weight(affine, affine.linear),
             affine.bias.flatten(2),
-            affine.size(eye).flatten(2),
+            self._weight(affine, affine.size),
             affine.bias_size.flatten(2),
             affine.roundings,
             activation,
         )
+
+    def _weight(self, affine: _Affine, linear: Linear) -> Tensor | Sparse:
+        """The weights of a `linear` function of the numbers that `affine` is one of."""
+        numbers = self._ones(affine).shape[-1]
+        weights = numbers * affine.bias[0, 0].numel()
+        if weights > MOST:
+            raise _Unknown(f"that makes a layer of {weights:,} weights; there may be {MOST:,}")
+        if weights > DENSE:
+            return Sparse.of(linear, affine.bias.detach(), numbers)
+        eye = torch.eye(numbers, dtype=torch.float64, device=affine.bias.device)
+        return linear(eye.expand(self.seeds, -1, -1)).flatten(2)
 
     def behind(self, affine: _Affine, activation: str, shape: Sequence[int]) -> _Affine:
         """The numbers of one more layer, in a `shape` [*F]."""
@@ -357,27 +466,34 @@ class _Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        touched = any(id(leaf) in self.known for leaf in tree_leaves((args, kwargs)))
+        ids = [id(leaf) for leaf in tree_leaves((args, kwargs))]
+        touched = any(number in self.known or number in self.slices for number in ids)
         out = func(*args, **kwargs)
-        if touched and func.overloadpacket not in _CONSTANTS:
+        if touched and func.overloadpacket in _BY_SEED:
+            with self._named(func):
+                _BY_SEED[func.overloadpacket](_Call(self, func, args, kwargs, out))
+        elif touched and func.overloadpacket not in _CONSTANTS:
             rule = _RULES.get(func.overloadpacket)
-            name = str(func.overloadpacket).removeprefix("aten.")
             outs = out if isinstance(out, list | tuple) else [out]
-            if rule is None or not all(map(self._is_of_rows, outs)):
-                raise ConfigError(
-                    _unsupported(f"a policy's scores go through the operation {name}")
-                )
-            try:
+            with self._named(func):
+                if rule is None or not all(map(self._is_of_rows, outs)):
+                    raise _Unknown
                 self._check_in_place(func, args, out)
                 made = rule(_Call(self, func, args, kwargs, out))
-                for one, affine in zip(
-                    outs, made if isinstance(made, list) else [made], strict=True
-                ):
+                affines = made if isinstance(made, list) else [made]
+                for one, affine in zip(outs, affines, strict=True):
                     self.note(one, affine)
-            except _Unknown as unknown:
-                problem = f"a policy's scores go through the operation {name} {unknown}"
-                raise ConfigError(_unsupported(problem)) from None
         return out
+
+    @contextmanager
+    def _named(self, func: Any) -> Iterator[None]:
+        """ConfigError with the name of an operation that is _Unknown within the context."""
+        try:
+            yield
+        except _Unknown as unknown:
+            name = str(func.overloadpacket).removeprefix("aten.")
+            problem = f"a policy's scores go through the operation {name} {unknown}".strip()
+            raise ConfigError(_unsupported(problem)) from None
 
     def _is_of_rows(self, out: Any) -> bool:
         """Whether a result is [S, B, *F] in float32 or float64."""
@@ -468,14 +584,15 @@ def _added(call: _Call) -> _Affine:
     if call.func.overloadpacket is _aten.rsub:
         first, second = second, first
     sign = 1.0 if call.func.overloadpacket is _aten.add else -1.0
-    return first.plus(_times(second, sign * call.kwargs.get("alpha", 1)), call.tracer)
+    return first.plus(_times(second, sign * float(call.kwargs.get("alpha", 1))), call.tracer)
 
 
-def _times(affine: _Affine, factor: float) -> _Affine:
-    """`affine` times a number."""
+def _times(affine: _Affine, factor: float | Tensor) -> _Affine:
+    """`affine` times a number, or times what all rows have in common, [S, 1, *F]."""
     # The product, and a number of Python's that becomes float32; a change of sign rounds nothing.
-    roundings = 0 if abs(factor) == 1 else 2
-    return affine.mapped(lambda x: x * factor, lambda x: x * abs(factor), roundings)
+    roundings = 0 if isinstance(factor, float) and abs(factor) == 1 else 2
+    size = abs(factor) if isinstance(factor, float) else factor.abs()
+    return affine.mapped(lambda x: x * factor, lambda x: x * size, roundings)
 
 
 def _negated(call: _Call) -> _Affine:
@@ -485,27 +602,35 @@ def _negated(call: _Call) -> _Affine:
 def _multiplied(call: _Call) -> _Affine:
     for affine, value in (call.args, call.args[::-1]):
         known = call.tracer.affine(affine)
-        if known is not None and _is_number(value, call):
-            return _times(known, float(value))
+        factor = _factor(value, call)
+        if known is not None and factor is not None:
+            return _times(known, factor)
     return _product_of(call.tracer, call.whole(0), call.whole(1), call.out.shape[2:])
 
 
 def _divided(call: _Call) -> _Affine:
     if call.tracer.affine(call.args[1]) is not None or call.kwargs.get("rounding_mode"):
         raise _Unknown("by what is no constant")
-    if _is_number(call.args[1], call):
-        return _times(call.affine(0), 1 / float(call.args[1]))
+    factor = _factor(call.args[1], call)
+    if factor is not None:
+        return _times(call.affine(0), 1 / factor)
     inverse = _Affine.constant(1 / call.tracer.constant(call.args[1], call.out))
     return _product_of(call.tracer, call.affine(0), inverse, call.out.shape[2:])
 
 
-def _is_number(value: Any, call: _Call) -> bool:
-    """Whether a factor is a single number.
+def _factor(value: Any, call: _Call) -> Tensor | None:
+    """A factor that all rows have in common, float64 [S, 1, *F]: a number, or one of each channel.
 
-    Any other one counts as a number of each row: a memory, or a goal, is another one in another
-    row and at another step, and what a layer multiplies by must not change with them.
+    None: it counts as a number of each row. A memory, or a goal, is another one in another row and
+    at another step, and what a layer multiplies by must not change with them.
     """
-    return call.tracer.affine(value) is None and torch.as_tensor(value).dim() == 0
+    if call.tracer.affine(value) is not None:
+        return None
+    shape = torch.as_tensor(value).shape
+    is_of_channels = len(shape) == 5 and shape[1] == 1 and shape[3:] != call.out.shape[3:]
+    if shape and not is_of_channels:
+        return None
+    return call.tracer.constant(value, call.out)
 
 
 def _product_of(tracer: _Tracer, one: _Affine, other: _Affine, shape: Sequence[int]) -> _Affine:
@@ -566,6 +691,66 @@ def _joined(call: _Call) -> _Affine:
     return _cat(call.tracer, parts, axis)
 
 
+@dataclass(frozen=True)
+class _Slice:
+    """One seed of a tensor [S, B, *F], or what a convolution has made of it."""
+
+    seed: int
+    affine: _Affine
+    """What the whole tensor is."""
+    convolution: Sequence[Any] = ()
+    """The arguments of the convolution behind its input; none: there was none yet."""
+
+
+def _taken_apart(call: _Call) -> None:
+    """A tensor cut into its seeds, of which each gets a convolution of its own."""
+    if call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0) != 0:
+        raise _Unknown("across a batch")
+    affine = call.affine(0)
+    for seed, part in enumerate(call.out):
+        call.tracer.slices[id(part)] = (part, _Slice(seed, affine))
+
+
+def _convolved(call: _Call) -> None:
+    _, part = call.tracer.slices.get(id(call.args[0]), (None, None))
+    transposed, _, groups = call.args[6:9]
+    if part is None or part.convolution or transposed or groups != 1:
+        raise _Unknown("of another form than one for each seed")
+    call.tracer.slices[id(call.out)] = (call.out, replace(part, convolution=call.args[1:6]))
+
+
+def _put_together(call: _Call) -> None:
+    """The convolutions of all seeds as one affine function."""
+    tracer = call.tracer
+    parts = [tracer.slices[id(part)][1] for part in call.args[0] if id(part) in tracer.slices]
+    is_along_seeds = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0) == 0
+    in_order = [part.seed for part in parts] == list(range(tracer.seeds))
+    if not is_along_seeds or not in_order or not all(part.convolution for part in parts):
+        raise _Unknown("of another form than convolutions of all seeds")
+    if any(part.affine is not parts[0].affine for part in parts):
+        raise _Unknown("of different tensors")
+    weights, biases, *options = zip(*(part.convolution for part in parts), strict=True)
+    if any(one != option[0] for option in options for one in option):
+        raise _Unknown("of different convolutions")
+    stride, padding, dilation = (option[0] for option in options)
+    kernel = torch.stack(weights).double()
+
+    def convolved(x: Tensor, kernels: Tensor) -> Tensor:
+        pairs = zip(x, kernels, strict=True)
+        return torch.stack([conv2d(*pair, None, stride, padding, dilation) for pair in pairs])
+
+    affine = parts[0].affine.mapped(
+        lambda x: convolved(x, kernel),
+        lambda x: convolved(x, kernel.abs()),
+        # A product and n sums for each term.
+        kernel[0, 0].numel() + 1,
+    )
+    if biases[0] is not None:
+        bias = torch.stack(biases).double()[:, None, :, None, None]
+        affine = affine.plus(_Affine.constant(bias), tracer)
+    tracer.note(call.out, affine)
+
+
 def _relu(call: _Call) -> _Affine:
     return call.tracer.behind(call.affine(0), "relu", call.out.shape[2:])
 
@@ -587,8 +772,9 @@ def _interpolated(call: _Call) -> _Affine:
     way = end.plus(_times(start, -1.0), call.tracer)
     way = replace(way, roundings=way.roundings + LERP_ROUNDINGS)
     shape = call.out.shape[2:]
-    if _is_number(call.args[2], call):
-        part = _times(way, float(call.args[2]))
+    factor = _factor(call.args[2], call)
+    if factor is not None:
+        part = _times(way, factor)
     else:
         part = _product_of(call.tracer, call.whole(2), way, shape)
     return start.plus(part, call.tracer)
@@ -635,6 +821,12 @@ def _needed(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     )
 
 
+_BY_SEED = {
+    _aten.unbind: _taken_apart,
+    _aten.convolution: _convolved,
+    _aten.stack: _put_together,
+}
+"""Operations of convolutions, which are done seed by seed."""
 _CONSTANTS = {_aten.zeros_like, _aten.ones_like, _aten.empty_like, _aten.full_like, _aten.new_zeros}
 """Operations whose result does not depend on the values that they are given."""
 _RULES: dict[Any, Rule] = {
