@@ -376,7 +376,7 @@ def seeing(layers, frames=1):
 @pytest.mark.parametrize(("layers", "frames"), [([[4, 4, 2], [4, 3, 1]], 1), ([[4, 8, 4]], 3)])
 def test_no_image_of_a_box_is_beyond_its_bounds(monkeypatch, most, layers, frames):
     """Whether a convolution's weights are kept with their zeros, or without."""
-    monkeypatch.setattr("rlx.robustness.layers.DENSE", most)
+    monkeypatch.setattr("rlx.robustness.weights.DENSE", most)
     scores, obs = seeing(layers, frames)
     network = read_network(Scores(scores), obs)
     assert network.has_convolutions == (most == 100)
@@ -403,7 +403,7 @@ def test_no_image_of_a_box_is_beyond_its_bounds(monkeypatch, most, layers, frame
 
 
 def test_a_linear_convolution_has_exact_bounds(monkeypatch):
-    monkeypatch.setattr("rlx.robustness.layers.DENSE", 100)
+    monkeypatch.setattr("rlx.robustness.weights.DENSE", 100)
     conv = SeedConv(1, 2, 3, 2, Streams(IDS, "net"))
     obs = Streams(IDS, "images").uniform(3, 1, 8, 8)
     network = read_network(Scores(lambda obs: conv(obs).flatten(2)), obs)
@@ -419,7 +419,7 @@ def test_a_linear_convolution_has_exact_bounds(monkeypatch):
 
 
 def test_gradients_pass_through_convolutions(monkeypatch):
-    monkeypatch.setattr("rlx.robustness.layers.DENSE", 100)
+    monkeypatch.setattr("rlx.robustness.weights.DENSE", 100)
     scores, obs = seeing([[4, 4, 2]])
     network = read_network(Scores(scores), obs).float()
     flat = obs.flatten(2).requires_grad_()
@@ -430,7 +430,7 @@ def test_gradients_pass_through_convolutions(monkeypatch):
 
 
 def test_a_layer_of_too_many_weights_is_named(monkeypatch):
-    monkeypatch.setattr("rlx.robustness.layers.MOST", 1000)
+    monkeypatch.setattr("rlx.robustness.weights.MOST", 1000)
     scores, obs = seeing([[4, 4, 2]])
     with pytest.raises(ConfigError, match="a layer of 50,176 weights; there may be 1,000"):
         read_network(Scores(scores), obs)

@@ -11,16 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlx.robustness.layers import (
-    TANH_ERROR,
-    UNIT,
-    Layer,
-    Network,
-    Sparse,
-    back_through,
-    sizes_of,
-    through,
-)
+from rlx.robustness.network import TANH_ERROR, UNIT, Layer, Network
+from rlx.robustness.weights import Sparse, back_through, sizes_of, through
 
 TINY = 1e-12
 """By how much the lines beside a tanh are moved outwards, for the rounding of float64."""

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.robustness.bounds import Box, crown, margins_of, score_error
-from rlx.robustness.layers import Network, read_network
+from rlx.robustness.layers import read_network
+from rlx.robustness.network import Network
 from rlx.threat import Budget
 
 BOXES_AT_A_TIE = 16

@@ -9,7 +9,9 @@ from rlx.agent import Choose, Scores
 from rlx.errors import ConfigError
 from rlx.evaluation import REPORT, evaluate
 from rlx.policies import Opened
-from rlx.robustness.layers import Network, read_network, same_weights
+from rlx.robustness.layers import read_network
+from rlx.robustness.network import Network
+from rlx.robustness.weights import same_weights
 from rlx.victims.policy import Rows
 
 

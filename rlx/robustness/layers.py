@@ -1,4 +1,4 @@
-"""The scores of a policy as affine maps with activations between, read off its own operations.
+"""The network that computes a policy's scores, read off its own operations.
 
 Nothing is asked of a policy but its scores: they are computed once, and each operation of torch
 that an observation passes through is noted. Users' agents are read as rlx's own are.
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,233 +20,16 @@ from torch.utils._pytree import tree_leaves
 
 from rlx.agent import Scores
 from rlx.errors import ConfigError
+from rlx.robustness import weights
+from rlx.robustness.network import Layer, Network
+from rlx.robustness.weights import Linear, Sparse
 
 _aten = torch.ops.aten
 
-UNIT = 2.0**-24
-"""The largest relative error of one rounding to float32."""
-TANH_ERROR = 2.0**-21
-"""More than what float32 libraries are off by in a tanh, which is at most 1."""
 LERP_ROUNDINGS = 12
 """Roundings for a start + w (end − start) that torch computes as end − (1 − w) (end − start).
 
 It does so for |w| ≥ 1/2, where |1 − w| ≤ 3 |w|: three roundings there count as nine here."""
-
-
-DENSE = 1 << 22
-"""The most weights of a layer with its zeros: 32 MB of a seed. Of more, those not 0 are kept."""
-MOST = 1 << 28
-"""The most weights of a layer, zeros too: all of them are looked at once, part by part."""
-
-
-Linear = Callable[[Tensor], Tensor]
-"""A linear function of [S, R, n], of R rows of n numbers: [S, R, *F]."""
-
-
-class Sparse:
-    """The weights of a linear map [S, n, m], few of which are not 0; made when they are needed."""
-
-    def __init__(self, matrices: Callable[[], list[Tensor]], sample: Tensor):
-        """`matrices`: makes the weights of each seed, [n, m]; `sample`: see the attribute."""
-        self._make = matrices
-        self.sample = sample
-        """[S, m]: what it makes of numbers that are always the same: equal maps have equal ones."""
-
-    @classmethod
-    def of(cls, linear: Linear, like: Tensor, numbers: int) -> "Sparse":
-        """Those of a `linear` function of `numbers`, of as many seeds as `like` [S, …] has."""
-
-        waves = torch.arange(numbers, dtype=like.dtype, device=like.device).cos()
-        sample = linear(waves.expand(len(like), 1, -1)).flatten(1)
-        width = sample.shape[-1]
-
-        def matrices() -> list[Tensor]:
-            parts: list[list[Tensor]] = [[] for _ in like]
-            for rows in torch.arange(numbers).split(max(1, DENSE // width)):
-                eye = like.new_zeros(len(rows), numbers)
-                eye[torch.arange(len(rows)), rows] = 1
-                for seed, weight in enumerate(linear(eye.expand(len(like), -1, -1)).flatten(2)):
-                    parts[seed].append(weight.to_sparse())
-            return [torch.cat(part).coalesce() for part in parts]
-
-        return cls(matrices, sample)
-
-    @cached_property
-    def matrices(self) -> list[Tensor]:
-        """Those of each seed, sparse [n, m]."""
-        return self._make()
-
-    @cached_property
-    def transposed(self) -> list[Tensor]:
-        """The same as [m, n]: a product with a sparse matrix has it on the left."""
-        return [matrix.t().coalesce() for matrix in self.matrices]
-
-    def __getitem__(self, seeds: slice) -> "Sparse":
-        return Sparse(lambda: self.matrices[seeds], self.sample[seeds])
-
-    @cached_property
-    def sizes(self) -> "Sparse":
-        """The sizes of the weights."""
-        return Sparse(lambda: [matrix.abs() for matrix in self.matrices], self.sample)
-
-    def float(self) -> "Sparse":
-        """The same in float32."""
-        return Sparse(lambda: [matrix.float() for matrix in self.matrices], self.sample)
-
-
-def same_weights(one: Tensor | Sparse, rows: Tensor, other: Tensor | Sparse) -> bool:
-    """Whether the seeds `rows` (int64 [S']) of weights of S seeds are those of S' others."""
-    if isinstance(one, Sparse) and isinstance(other, Sparse):
-        return torch.allclose(one.sample[rows], other.sample, rtol=1e-12, atol=0)
-    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one[rows], other)
-
-
-def through(x: Tensor, weight: Tensor | Sparse) -> Tensor:
-    """x [S, R, n] times a weight [S, n, m]: [S, R, m]."""
-    if isinstance(weight, Sparse):
-        pairs = zip(x, weight.transposed, strict=True)
-        return torch.stack([(matrix @ rows.mT).mT for rows, matrix in pairs])
-    return x @ weight
-
-
-def back_through(x: Tensor, weight: Tensor | Sparse) -> Tensor:
-    """x [S, R, m] times a weight [S, n, m] transposed: [S, R, n]."""
-    if isinstance(weight, Sparse):
-        pairs = zip(x, weight.matrices, strict=True)
-        return torch.stack([(matrix @ rows.mT).mT for rows, matrix in pairs])
-    return x @ weight.mT
-
-
-def sizes_of(weight: Tensor | Sparse) -> Tensor | Sparse:
-    """The sizes of weights."""
-    return weight.sizes if isinstance(weight, Sparse) else weight.abs()
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An affine map of n numbers into m, float64, and the activation behind it.
-
-    A product takes two numbers into one: of its m numbers the first half times the second.
-    """
-
-    sources: tuple[int, ...]
-    """Whose numbers it maps, behind each other: 0 are the observation's, k those of the k-th layer
-    of the network, which is before this one."""
-    weight: Tensor | Sparse
-    """[S, n, m]."""
-    bias: Tensor
-    """[S, B, m], or [S, 1, m] where all B rows have the same."""
-    weight_size: Tensor | Sparse
-    """[S, n, m]: the sum of the sizes of all terms that make up `weight`, at least |weight|."""
-    bias_size: Tensor
-    """[S, B or 1, m]: the same of `bias`."""
-    roundings: int
-    """The most float32 roundings that a term of the sums goes through."""
-    activation: str | None
-    """`relu`, `tanh`, `product`, or None behind the last layer."""
-
-    def inputs(self, blocks: Sequence[Tensor]) -> Tensor:
-        """The n numbers that it maps: those of its sources, along the last axis.
-
-        `blocks`: the numbers of the observation, and of each layer before this one.
-        """
-        if len(self.sources) == 1:
-            return blocks[self.sources[0]]
-        return torch.cat([blocks[source] for source in self.sources], -1)
-
-    def rounding(self) -> float:
-        """How far float32 may be off, relative to the sum of the terms' sizes.
-
-        It holds for any order of summation (Higham 2002, Accuracy and Stability, section 3.1).
-        """
-        return self.roundings * UNIT / (1 - self.roundings * UNIT)
-
-    def activated(self, z: Tensor) -> Tensor:
-        """What the activation makes of z, of any shape."""
-        if self.activation == "relu":
-            return z.relu()
-        if self.activation == "tanh":
-            return z.tanh()
-        if self.activation == "product":
-            first, second = z.chunk(2, -1)
-            return first * second
-        return z
-
-    def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The lowest and highest that the activation makes of numbers between `low` and `high`."""
-        if self.activation != "product":
-            return self.activated(low), self.activated(high)
-        lows = low.chunk(2, -1)
-        highs = high.chunk(2, -1)
-        corners = [one * other for one in (lows[0], highs[0]) for other in (lows[1], highs[1])]
-        stacked = torch.stack(corners)
-        return stacked.amin(0), stacked.amax(0)
-
-
-@dataclass(frozen=True)
-class Network:
-    """Scores at B observations of each of S seeds: layers, each of which maps others' numbers."""
-
-    layers: tuple[Layer, ...]
-    """In an order in which each comes after its sources; the last makes the scores."""
-
-    @property
-    def choices(self) -> int:
-        """A, the number of scores."""
-        return self.layers[-1].bias.shape[-1]
-
-    @property
-    def has_convolutions(self) -> bool:
-        """Whether a layer has so many weights that those which are 0 are left out."""
-        return any(isinstance(layer.weight, Sparse) for layer in self.layers)
-
-    @property
-    def rows_at_once(self) -> int:
-        """The rows whose bounds are computed at once: their numbers then fit a CPU's cache."""
-        return 64 if self.has_convolutions else 4096
-
-    def __call__(self, obs: Tensor) -> Tensor:
-        """The scores [S, B, A] of `obs` [S, B, n], in float64 unless `float` says otherwise."""
-        blocks = [obs.to(self.layers[0].bias.dtype)]
-        for layer in self.layers:
-            z = through(layer.inputs(blocks), layer.weight) + layer.bias
-            blocks.append(layer.activated(z))
-        return blocks[-1]
-
-    def of_seed(self, seed: int) -> "Network":
-        """The network of one seed, of which S is 1."""
-        one = slice(seed, seed + 1)
-        return self._changed(lambda tensor: tensor[one], lambda bias: bias[one])
-
-    def at(self, rows: Tensor) -> "Network":
-        """The network at the observations `rows`, int64 [B'], of the B."""
-        return self._changed(lambda weight: weight, lambda bias: _rows(bias, rows))
-
-    def float(self) -> "Network":
-        """The network in float32, for attacks; bounds are of the one in float64."""
-        return self._changed(lambda weight: weight.float(), Tensor.float)
-
-    def _changed(
-        self,
-        of_weight: Callable[[Tensor | Sparse], Tensor | Sparse],
-        of_bias: Callable[[Tensor], Tensor],
-    ) -> "Network":
-        layers = []
-        for layer in self.layers:
-            changed = replace(
-                layer,
-                weight=of_weight(layer.weight),
-                weight_size=of_weight(layer.weight_size),
-                bias=of_bias(layer.bias),
-                bias_size=of_bias(layer.bias_size),
-            )
-            layers.append(changed)
-        return Network(tuple(layers))
-
-
-def _rows(bias: Tensor, rows: Tensor) -> Tensor:
-    """The `rows` [B'] of a bias [S, B, m]; all of [S, 1, m]."""
-    return bias if bias.shape[1] == 1 else bias[:, rows]
 
 
 @torch.no_grad()
@@ -443,10 +226,11 @@ class _Tracer(TorchDispatchMode):
     def _weight(self, affine: _Affine, linear: Linear) -> Tensor | Sparse:
         """The weights of a `linear` function of the numbers that `affine` is one of."""
         numbers = self._ones(affine).shape[-1]
-        weights = numbers * affine.bias[0, 0].numel()
-        if weights > MOST:
-            raise _Unknown(f"that makes a layer of {weights:,} weights; there may be {MOST:,}")
-        if weights > DENSE:
+        count = numbers * affine.bias[0, 0].numel()
+        if count > weights.MOST:
+            most = f"{weights.MOST:,}"
+            raise _Unknown(f"that makes a layer of {count:,} weights; there may be {most}")
+        if count > weights.DENSE:
             return Sparse.of(linear, affine.bias.detach(), numbers)
         eye = torch.eye(numbers, dtype=torch.float64, device=affine.bias.device)
         return linear(eye.expand(self.seeds, -1, -1)).flatten(2)
@@ -729,14 +513,14 @@ def _put_together(call: _Call) -> None:
         raise _Unknown("of another form than convolutions of all seeds")
     if any(part.affine is not parts[0].affine for part in parts):
         raise _Unknown("of different tensors")
-    weights, biases, *options = zip(*(part.convolution for part in parts), strict=True)
+    kernels, biases, *options = zip(*(part.convolution for part in parts), strict=True)
     if any(one != option[0] for option in options for one in option):
         raise _Unknown("of different convolutions")
     stride, padding, dilation = (option[0] for option in options)
-    kernel = torch.stack(weights).double()
+    kernel = torch.stack(kernels).double()
 
-    def convolved(x: Tensor, kernels: Tensor) -> Tensor:
-        pairs = zip(x, kernels, strict=True)
+    def convolved(x: Tensor, kernel: Tensor) -> Tensor:
+        pairs = zip(x, kernel, strict=True)
         return torch.stack([conv2d(*pair, None, stride, padding, dilation) for pair in pairs])
 
     affine = parts[0].affine.mapped(
