@@ -70,7 +70,9 @@ def test_a_card_has_what_the_runs_found(made, tmp_path):
         "0.1": last["return"],
     }
     shares = summary(certify)["heads"]["action"]
-    assert found["certificates"]["action"]["certified"]["0.1"] == shares["certified"][1]
+    assert (
+        found["certificates"]["decisions"]["action"]["certified"]["0.1"] == shares["certified"][1]
+    )
     for estimate in (last["return"], shares["certified"][1], shares["unmoved"][1]):
         assert f" {interval_text(estimate['iqm'], estimate['ci95'])} |" in text
     assert "position ±0.05 m, speed ±0.05 m/s, angle ±0.01 rad" in found["scale"]["radii"]["0.1"]
@@ -83,12 +85,12 @@ def test_a_check_finds_all_again_but_what_was_altered(rlx, made):
     _, _, folder = made
     altered = json.loads((folder / "card.json").read_text())
     altered["returns"]["attacked"]["action"]["0.1"]["per_seed"][1] += 1e-9
-    altered["certificates"]["action"]["unmoved"]["0.1"]["iqm"] -= 0.5
+    altered["certificates"]["decisions"]["action"]["unmoved"]["0.1"]["iqm"] -= 0.5
     (folder / "altered.json").write_text(json.dumps(altered))
     result = rlx("card", "check", folder / "altered.json")
     assert result.code == 1
     assert "returns.attacked.action.0.1.per_seed[1]" in result.out
-    assert "certificates.action.unmoved.0.1.iqm" in result.out
+    assert "certificates.decisions.action.unmoved.0.1.iqm" in result.out
     assert "2 of what it says" in result.err
 
 

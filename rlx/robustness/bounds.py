@@ -71,7 +71,7 @@ def interval(network: Network, box: Box, objective: Tensor) -> Tensor:
         low, high = layer.image(middle - radius, middle + radius)
         middles.append((low + high) / 2)
         radii.append((high - low) / 2)
-        errors.append(_error_behind(layer, middle.abs() + radius, error))
+        errors.append(_error_behind(layer, middle - radius, middle + radius, error))
     last = network.layers[-1]
     middle, radius, error = map(last.inputs, (middles, radii, errors))
     coefficients = _back(objective, last)
@@ -214,7 +214,7 @@ def _forward(network: Network, box: Box) -> _Forward:
         found.lines.append(line)
         found.low.append(image[0])
         found.high.append(image[1])
-        found.error.append(_error_behind(layer, torch.maximum(low.abs(), high.abs()), error))
+        found.error.append(_error_behind(layer, low, high, error))
     return found
 
 
@@ -313,18 +313,19 @@ def _objective_error(
     return _times(coefficients.abs(), error) + _times(objective.abs(), own)
 
 
-def _error_behind(layer: Layer, size: Tensor, error: Tensor) -> Tensor:
+def _error_behind(layer: Layer, low: Tensor, high: Tensor, error: Tensor) -> Tensor:
     """What float32 may be off by behind the activation of a layer, [S, B, m].
 
-    What goes into it is of at most a `size` and off by at most `error`, [S, B, m] each.
+    What goes into it is between `low` and `high`, in float32 too, and off by at most `error`.
     """
     if layer.activation == "tanh":
         return error + TANH_ERROR
     if layer.activation == "product":
-        one, other = size.chunk(2, -1)
+        one, other = torch.maximum(low.abs(), high.abs()).chunk(2, -1)
         own, others = error.chunk(2, -1)
         return one * others + other * own + UNIT * one * other
-    return error
+    # Of a ReLU; 0 is 0 however it rounds.
+    return error.masked_fill(high <= 0, 0.0)
 
 
 def _beside(layer: Layer, low: Tensor, high: Tensor) -> _Lines:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
 from rlx.agent import Policy
 from rlx.config import plain
@@ -37,6 +38,8 @@ FOUND = ("returns", "certificates", "audit")
 """What was found: the same bits on the same machine, elsewhere to within its intervals."""
 PARTS = ("victim", "env", "scale", "attack", "returns", "commands", "made_by")
 """What every card has."""
+CERTIFY_KEYS = ("attack", "episodes", "max_boxes", "max_nodes")
+"""Keys that say what was tried to prove."""
 FILE_KEYS = ("vecnormalize", "activation")
 """Keys that say more of victims' files."""
 CPU = torch.device("cpu")
@@ -67,9 +70,11 @@ def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> di
         status = run.unfinished()
         if status is not None:
             raise ConfigError(f"run={run.path}: has no result to make a card of; it is {status}.")
-    certificates = attack.summary.get("certificates")
+    certificates = attack.summary.get("certificates")  # of certify=true
+    certifying = attack.run
     if certify is not None:
         certificates = certify.summary()
+        certifying = certify
         _require_same(attack, certify, certificates)
     config = attack.config
     keys = plain(config)
@@ -86,10 +91,7 @@ def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> di
     for name, digest in attacked.items():
         if sums.get(shown_paths([name])[0]) != digest:
             raise ConfigError(f"{name}: is not the file that was attacked; its checksum differs.")
-    units = attack.summary["units"]
-    units = units if isinstance(units, list) else None
     eps = sorted({*attack.summary["eps"], *(certificates or {"eps": ()})["eps"]})
-    scale = np.array(attack.summary["scale"])
     card = {
         "format": FORMAT,
         "victim": {**victim, "sha256": sums},
@@ -97,7 +99,7 @@ def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> di
         "scale": {
             "name": keys["scale"],
             "one": attack.scale,
-            "radii": {f"{radius:g}": describe(scale, radius, opened.spec, units) for radius in eps},
+            "radii": {f"{radius:g}": _in_units(attack, opened, radius) for radius in eps},
         },
         "attack": {
             "name": attack.attack,
@@ -112,12 +114,20 @@ def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> di
         "commands": dict(lines),
         "made_by": {name: _made_by(run) for name, run in runs.items()},
     }
-    if certify is not None:
-        asked = plain(certify.config)
-        card["certify"] = {key: asked[key] for key in ("attack", "episodes", "max_boxes")}
     if certificates:
+        asked = plain(certifying.config)
+        card["certify"] = {key: asked[key] for key in CERTIFY_KEYS if key in asked}
         card["certificates"] = _certificates(certificates)
     return dict(to_json(card))
+
+
+def _in_units(attack: AttackRun, opened: Opened, radius: float) -> str:
+    """A radius in the units of an observation's components, as far as these have some."""
+    if not isinstance(opened.spec.observation_space, spaces.Box):
+        return f"±{radius:g}"
+    units = attack.summary["units"]
+    names = units if isinstance(units, list) else None
+    return describe(np.array(attack.summary["scale"]), radius, opened.spec, names)
 
 
 def opened_again(victim: Mapping[str, Any], env: Any, trusted: bool) -> Opened:
@@ -205,17 +215,22 @@ def _returns(attack: AttackRun) -> dict[str, Any]:
 
 
 def _certificates(certificates: Mapping[str, Any]) -> dict[str, Any]:
-    """The shares of decisions that are certified, and that nothing moved, by head and radius."""
-    return {
-        head: {
-            share: {
-                f"{radius:g}": estimate
-                for radius, estimate in zip(certificates["eps"], shares[share], strict=True)
-            }
-            for share in ("certified", "unmoved")
-        }
+    """What is proved, and what was found against it, by radius: of decisions, and of returns."""
+    eps = certificates["eps"]
+    decisions = {
+        head: {share: _by_radius(eps, shares[share]) for share in ("certified", "unmoved")}
         for head, shares in certificates["heads"].items()
     }
+    returns = {
+        mode: {bound: _by_radius(eps, bounds[bound]) for bound in ("lower", "upper", "exact")}
+        for mode, bounds in certificates.get("returns", {}).items()
+    }
+    return {"decisions": decisions, "returns": returns}
+
+
+def _by_radius(eps: Sequence[float], values: Sequence[Any]) -> dict[str, Any]:
+    """Values by the text of their radius."""
+    return {f"{radius:g}": value for radius, value in zip(eps, values, strict=True)}
 
 
 def _audit(attack: AttackRun) -> list[dict[str, Any]]:
@@ -358,12 +373,17 @@ def page(card: Mapping[str, Any], file: str) -> str:
 
 def _radii(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table of both bounds by radius: its header, and its rows."""
+    certificates = card.get("certificates", {"decisions": {}, "returns": {}})
     columns = {}
-    for head, shares in card.get("certificates", {}).items():
+    for head, shares in certificates["decisions"].items():
         columns[f"{head}: certified, at least"] = shares["certified"]
         columns[f"{head}: at most"] = shares["unmoved"]
     for mode, cells in card["returns"]["attacked"].items():
-        columns[f"return, {mode} attacked"] = cells
+        if mode in certificates["returns"]:
+            columns[f"return, {mode} attacked: proved, at least"] = certificates["returns"][mode][
+                "lower"
+            ]
+        columns[f"return, {mode} attacked: at most"] = cells
     rows = []
     for radius, units in card["scale"]["radii"].items():
         cells = [_cell(cells[radius]) if radius in cells else "–" for cells in columns.values()]
@@ -373,16 +393,21 @@ def _radii(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _explanation(card: Mapping[str, Any]) -> str:
     """What the columns of `_radii` say."""
-    returns = (
-        "Numbers are interquartile means over seeds with 95 % bootstrap intervals. A return is "
-        "the lowest that the attack reached: the worst case is no higher."
-    )
-    if "certificates" not in card:
-        return f"{returns} No lower bound was asked for: `rlx certify` finds one."
-    return (
-        f"{returns} Of the decisions of clean play, the share that no observation in the box "
-        "changes is at least what is certified, and at most what nothing that was found changes."
-    )
+    texts = [
+        "Numbers are interquartile means over seeds with 95 % bootstrap intervals. A return under "
+        "attack is the lowest that was reached: the worst case is no higher."
+    ]
+    certificates = card.get("certificates")
+    if certificates is None:
+        texts.append("Nothing was proved: `rlx certify` finds lower bounds.")
+    else:
+        texts.append(
+            "Of the decisions of clean play, the share that no observation in the box changes is "
+            "at least what is certified, and at most what nothing that was found changes."
+        )
+        if certificates["returns"]:
+            texts.append("A return that is proved is of the episodes that were certified.")
+    return " ".join(texts)
 
 
 def _cell(number: Mapping[str, Any]) -> str:

@@ -231,7 +231,7 @@ class _Tracer(TorchDispatchMode):
             most = f"{weights.MOST:,}"
             raise _Unknown(f"that makes a layer of {count:,} weights; there may be {most}")
         if count > weights.DENSE:
-            return Sparse.of(linear, affine.bias.detach(), numbers)
+            return Sparse.of(linear, affine.bias, numbers)
         eye = torch.eye(numbers, dtype=torch.float64, device=affine.bias.device)
         return linear(eye.expand(self.seeds, -1, -1)).flatten(2)
 
