@@ -182,19 +182,19 @@ def test_what_is_no_card_or_has_no_result_is_said_in_one_line(rlx, made, tmp_pat
 
 
 def test_the_card_of_a_file_has_its_checksum(rlx, tmp_path):
-    (tmp_path / "mine.py").write_text("def decide(obs):\n    return obs[:, 2] > 0\n")
-    line = ("victim=mine.py:decide", "env=cartpole", "attack=noise", *ATTACK[1:])
+    (tmp_path / "leaning.py").write_text("def decide(obs):\n    return obs[:, 2] > 0\n")
+    line = ("victim=leaning.py:decide", "env=cartpole", "attack=noise", *ATTACK[1:])
     attack = rlx("attack", *line)
     assert attack.code == 0, attack.err
     made = rlx("card", attack.run)
     assert made.code == 0, made.err
     victim = json.loads((made.run / "card.json").read_text())["victim"]
-    assert victim["from"] == ["mine.py:decide"]
-    assert victim["sha256"] == {"mine.py:decide": sha256(tmp_path / "mine.py")}
+    assert victim["from"] == ["leaning.py:decide"]
+    assert victim["sha256"] == {"leaning.py:decide": sha256(tmp_path / "leaning.py")}
     result = rlx("card", "check", made.run / "card.json")
     assert result.code == 0 and "holds" in result.out and "differs" not in result.out
-    (tmp_path / "mine.py").write_text("def decide(obs):\n    return obs[:, 2] > 1\n")
+    (tmp_path / "leaning.py").write_text("def decide(obs):\n    return obs[:, 2] > 1\n")
     result = rlx("card", attack.run)
-    assert result.code == 2 and "mine.py:decide: is not the file that was attacked" in result.err
+    assert result.code == 2 and "leaning.py:decide: is not the file that was attacked" in result.err
     result = rlx("card", "check", made.run / "card.json")
-    assert result.code == 1 and "victim.sha256.mine.py:decide" in result.out
+    assert result.code == 1 and "victim.sha256.leaning.py:decide" in result.out
