@@ -52,8 +52,12 @@ def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code."""
     try:
         return _run(arguments)
-    except ConfigError as error:
-        return _fail(str(error))
+    except (ConfigError, RunError, Interrupted) as error:
+        print(f"rlx: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("rlx: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # as in: rlx … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -148,12 +152,6 @@ def _hydra(command: str, line: list[str], act: Callable[[], None] | None = None)
         if not is_of_line(error, line):
             raise
         return _fail(explain(error, command, line))
-    except (RunError, Interrupted) as error:
-        print(f"rlx: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        print("rlx: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
     except SystemExit as done:  # Hydra's own help and completion
         return int(done.code or 0)
     return 0

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,27 @@ def run_composed(name: str, task: Task) -> None:
         rename(composed)
         return task(composed)
 
-    hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(renamed)()
+    with _composed_once():
+        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(renamed)()
+
+
+@contextmanager
+def _composed_once() -> Iterator[None]:
+    """Keep Hydra from composing a config twice where the first is only for its key hydra.mode.
+
+    An experiment may set that key, or the command line.
+    """
+    from hydra._internal.hydra import Hydra
+
+    if any(word.startswith(("experiment=", "hydra.mode=")) for word in sys.argv):
+        yield
+        return
+    get_mode = Hydra.get_mode
+    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]
 
 
 def rename(composed: DictConfig) -> None:

@@ -13,13 +13,14 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from rlx.conf import options_with, renamed
 from rlx.errors import ConfigError
-from rlx.names import nearest
+from rlx.names import describe_error, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,7 +198,7 @@ def _hint(key: str, name: str, names: list[str]) -> str:
 def convert(value: Any, hint: Any, key: str) -> Any:
     """`value` as a value of the type `hint`; ConfigError where it has none.
 
-    200k and 1e6 are whole numbers.
+    200k and 1e6 are whole numbers, and 8/255 is a number.
     """
     if hint is Any:
         return value
@@ -209,7 +210,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return _convert_union(value, hint, key)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         kind = typing.cast(type, hint)
-        return build(load_class(value, key, kind) if "_target_" in value else kind, value, key)
+        return _named(kind, value, key) if "_target_" in value else build(kind, value, key)
     if kind is dict and isinstance(value, Mapping):
         return dict(value)
     if kind in (list, tuple) and isinstance(value, (list, tuple)):
@@ -221,9 +222,25 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         value = _whole(value, key)
     if hint in (float, str) and type(value) is int:
         return hint(value)  # checkpoint=20000
+    if hint is float:
+        value = _fraction(value)
     if isinstance(kind, type) and type(value) is not kind:
         raise ConfigError(f"{key}={value}: expected {describe(hint)}, not {describe(type(value))}.")
+    if type(value) is float and not math.isfinite(value):
+        raise ConfigError(f"{key}={value}: expected a finite number.")
     return value
+
+
+def _named(base: type[T], node: Mapping[str, Any], key: str) -> T:
+    """The dataclass that `node._target_` names, a subclass of `base`, from `node`."""
+    kind = load_class(node, key, base)
+    try:
+        return build(kind, node, key)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's class raises
+        problem = f"cannot be made: {describe_error(error)}"
+        raise ConfigError(f"{key}._target_={node['_target_']}: {problem}.") from error
 
 
 def _whole(value: Any, key: str) -> Any:
@@ -241,6 +258,13 @@ def _whole(value: Any, key: str) -> Any:
     return int(value)  # steps=1e6
 
 
+def _fraction(value: Any) -> Any:
+    """Text like 8/255 as a number; any other value unchanged."""
+    if isinstance(value, str) and re.fullmatch(r"\d+/0*[1-9]\d*", value):
+        return float(Fraction(value))
+    return value
+
+
 def _convert_union(value: Any, hint: Any, key: str) -> Any:
     """`value` as a value of the first type of the union `hint` that can be made of it."""
     options = [option for option in typing.get_args(hint) if option is not type(None)]
@@ -253,6 +277,9 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
     if len(options) == 1 and (has_keys or has_range):
         # Its message is about one of the keys, or about the range.
         return convert(value, only, key)
+    same_kind = [option for option in options if typing.get_origin(option) is type(value)]
+    if same_kind:
+        return convert(value, same_kind[0], key)  # a list: its message is about one of the items
     for option in options:
         with suppress(ConfigError):
             return convert(value, option, key)

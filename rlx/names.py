@@ -1,7 +1,10 @@
-"""Names in error messages: which one was probably meant; dotted keys; a value on one line."""
+"""Names in error messages: which was probably meant; dotted keys; a value, an error on one line."""
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlx.conf import synonyms
@@ -64,6 +67,21 @@ def one_line(value: Any) -> str:
     """Any value as text of one line, cut after 300 characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= 300 else f"{text[:300]} …"
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception on one line: its type, where in somebody's own code it was raised, its text."""
+    libraries = (
+        sysconfig.get_paths()["stdlib"],
+        "site-packages",
+        "<frozen",
+        str(Path(__file__).parent),
+    )
+    location = ""
+    for frame in traceback.extract_tb(error.__traceback__)[1:]:
+        if not any(part in frame.filename for part in libraries):
+            location = f" ({Path(frame.filename).name}:{frame.lineno})"
+    return f"{type(error).__name__}{location}: {one_line(error)}".removesuffix(": ").rstrip(".")
 
 
 def _last(name: str) -> str:

@@ -3,16 +3,22 @@
 import copy
 import functools
 import json
+import os
+import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from rlx import cli
 from rlx.agent import Agent, OfflineAgent
 from rlx.conf import conf_dir
 from rlx.config import load_class
 from rlx.experiment import env_spec
+from rlx.show import figures
 
 torch.set_num_threads(1)
 
@@ -94,6 +100,31 @@ def another_rounding(request):
         yield
 
 
+SAVE = figures.save
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick():
+    """Commands do not wait for the disk, and write blank figures: see `real_figures`.
+
+    Nothing here cuts the power, and half of the time of a short run went into its figure.
+    """
+
+    def blank(figure, path: Path) -> None:
+        Image.new("RGB", (8, 8)).save(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(figures, "save", blank)
+        yield
+
+
+@pytest.fixture
+def real_figures(monkeypatch):
+    """Figures are written as a user gets them."""
+    monkeypatch.setattr(figures, "save", SAVE)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Tests that draw from torch's own generator draw the same every time."""
@@ -127,6 +158,26 @@ def tiny_runs(tmp_path_factory):
         learn = ("agent.learning_starts=100", "agent.hidden=[16]", "agent.replay_ratio=0.25")
         assert cli.run(["train", *TINY, *learn, *extra, f"outputs={root}"]) == 0
     return root
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory):
+    """(folder, output) of a finished sweep of two jobs, below outputs/."""
+    from test_sweeps import RATES, SMALL
+
+    folder = tmp_path_factory.mktemp("sweep")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        patch.chdir(folder)
+        assert cli.run(["train", "-m", *SMALL, RATES]) == 0
+    return folder, out.getvalue()
+
+
+@pytest.fixture
+def done(rlx, finished_sweep, tmp_path):
+    """What the command of `finished_sweep` did, in the folder of the test."""
+    folder, out = finished_sweep
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return Result(0, out, "")
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_what_keeps_the_circle_moves_less_and_certifies_the_same(tiny_runs):
     assert kept["unflipped"].mean() >= free["unflipped"].mean()
 
 
-def test_certify_writes_a_table_a_figure_and_a_summary(rlx, tiny_runs):
+def test_certify_writes_a_table_a_figure_and_a_summary(rlx, tiny_runs, real_figures):
     line = ("eps=[0,0.02,0.1]", "episodes=2", "attack.restarts=1")
     result = rlx("certify", *(tiny_runs / "train/hdqn-acrobot").iterdir(), *line)
     assert result.code == 0, result.err

@@ -18,7 +18,7 @@ def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_train_leaves_a_whole_run(rlx, tmp_path):
+def test_train_leaves_a_whole_run(rlx, tmp_path, real_figures):
     result = rlx(
         "train", "agent=hdqn", "env=acrobot", *TINY, "seeds=[3,5]", "agent.learning_starts=64"
     )
@@ -90,7 +90,7 @@ def test_attack_and_evaluate_agree_at_radius_zero(rlx, tiny_runs):
     assert len(rows) == 9 and float(rows[4]["iqm"]) == summary["cells"][4]["return"]["iqm"]
 
 
-def test_newest_run_seeds_and_several_runs(rlx, tiny_runs):
+def test_newest_run_seeds_and_several_runs(rlx, tiny_runs, real_figures):
     newest = rlx("evaluate", f"outputs={tiny_runs}", "episodes=2")
     assert newest.code == 0 and len(newest.summary["seeds"]) == 2  # the CartPole run came last
     runs = sorted((tiny_runs / "train/hdqn-acrobot").iterdir())

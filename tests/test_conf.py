@@ -314,7 +314,9 @@ def printed(text: str) -> dict[str, list[str]]:
     return table
 
 
-def test_drift_draws_the_policy_that_learns_beside_the_one_that_stopped(rlx, monkeypatch):
+def test_drift_draws_the_policy_that_learns_beside_the_one_that_stopped(
+    rlx, monkeypatch, real_figures
+):
     drifting = ("env=cartpole_drift", "env.drift.begin=80", "env.drift.end=120")
     trained = rlx(
         "train",

@@ -1,5 +1,6 @@
 """Grids, seeds and typed configs."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -41,6 +42,7 @@ class Example:
     name: str
     sizes: list[int]
     limit: float | None
+    scale: str | list[float] = "std"
 
 
 GOOD = {"steps": 1, "rate": 0.5, "name": "x", "sizes": [1, 2], "limit": None}
@@ -51,6 +53,11 @@ def test_values_become_the_types_declared():
     assert built == Example(1_000_000, 1.0, "x", [1, 2], 3.0) and type(built.rate) is float
 
 
+def test_fractions_are_numbers():
+    built = build(Example, GOOD | {"rate": "8/255", "limit": "1/2", "name": "1/2"}, "agent")
+    assert built == Example(1, 8 / 255, "1/2", [1, 2], 0.5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -58,6 +65,10 @@ def test_values_become_the_types_declared():
         ({"steps": 1.5}, "agent.steps=1.5: expected a whole number"),
         ({"steps": "???"}, "agent.steps: missing"),
         ({"rate": "fast"}, "agent.rate=fast: expected a number, not a word"),
+        ({"rate": "1/0"}, "agent.rate=1/0: expected a number, not a word"),
+        ({"rate": math.inf}, "agent.rate=inf: expected a finite number"),
+        ({"limit": math.nan}, "agent.limit=nan: expected a number or null"),
+        ({"scale": [1, math.inf]}, "agent.scale=inf: expected a finite number"),
         ({"sizes": [1, "a"]}, "agent.sizes=a: expected a whole number"),
         ({"name": True}, "agent.name=True: expected a word, not true or false"),
     ],

@@ -180,7 +180,7 @@ def inside(box, figure):
     assert box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1, box
 
 
-def test_a_figure_is_written_in_three_formats_at_the_size_that_was_asked(tmp_path):
+def test_a_figure_is_written_in_three_formats_at_the_size_that_was_asked(tmp_path, real_figures):
     figure = attack(Style(width=3.3, height=2.5, font_size=7.0))
     figures.save(figure, tmp_path / "robustness.png")
     with Image.open(tmp_path / "robustness.png") as image:
@@ -202,7 +202,7 @@ def test_bands_are_drawn_of_four_curves_at_most():
         assert len(axes.lines) == (6 * count if count <= 4 else count)  # 5 seeds and the mean
 
 
-def test_the_size_is_a_key_of_the_commands_that_draw(rlx, tiny_runs):
+def test_the_size_is_a_key_of_the_commands_that_draw(rlx, tiny_runs, real_figures):
     run = tiny_runs / "train/dqn-cartpole"
     line = (
         "attack=fgsm",

@@ -139,7 +139,7 @@ def test_a_folder_that_is_no_run(rlx, tmp_path):
     assert not Path("outputs").exists()
 
 
-def test_a_certify_run_has_a_report_of_its_own(rlx, studied):
+def test_a_certify_run_has_a_report_of_its_own(rlx, studied, real_figures):
     result = rlx("report", studied / "certify/dqn-cartpole")
     assert result.code == 0, result
     assert "Head action: share of the decisions of clean play" in result.out

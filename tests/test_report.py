@@ -121,7 +121,7 @@ def test_the_numbers_of_two_agents(rlx, two):
     assert "[0.05,0.05,0.01,0.05]" in result.out
 
 
-def test_the_files(rlx, two):
+def test_the_files(rlx, two, real_figures):
     weak, strong = two
     result = rlx("report", weak, strong)
     for name in ("report.png", "report.pdf"):

@@ -28,6 +28,7 @@ SMALL = (
     "agent.hidden=[8]",
     "agent.rollout_steps=16",
     "agent.minibatches=2",
+    "agent.epochs=1",
     "steps=1024",
     "num_envs=4",
     "eval_every=512",
@@ -69,14 +70,6 @@ def fail_where(monkeypatch, condition, error):
 
 def is_slow(training: Training) -> bool:
     return training.config.agent["learning_rate"] < 0.005
-
-
-@pytest.fixture
-def done(rlx):
-    """A finished sweep of two jobs."""
-    result = rlx("train", "-m", *SMALL, RATES)
-    assert result.code == 0, result.err
-    return result
 
 
 def test_the_same_command_again_skips_what_is_finished(rlx, done):
@@ -167,15 +160,15 @@ def test_what_was_interrupted_goes_on(number, rlx, monkeypatch):
     assert len(runs()) == 2 and run in runs()
 
 
-def killed_ten_times(
+def killed_at_any_moment(
     command: list[str], sweep: Path, seconds: Callable[[], float]
 ) -> dict[str, str]:
-    """The runs of the jobs that are finished after the `command` was killed ten times, by job.
+    """The runs of the jobs that are finished after the `command` was killed four times, by job.
 
     Each time so many `seconds` after the sweep was there; what was finished before must be still.
     """
     finished: dict[str, str] = {}
-    for _ in range(10):
+    for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not Sweep.is_at(sweep) and process.poll() is None:
             time.sleep(0.01)
@@ -190,13 +183,13 @@ def killed_ten_times(
 
 
 def test_a_sweep_killed_at_any_moment_says_the_same_in_the_end(rlx, request):
-    """SIGKILL, ten times: nothing finished is lost or done twice, and the table is the same."""
+    """SIGKILL, four times: nothing finished is lost or done twice, and the table is the same."""
     assert rlx("train", "-m", *SMALL, *TWELVE, "sweep=whole", "outputs=whole").code == 0
     expected = table(Path("whole/sweeps/whole"))
     command = [sys.executable, "-m", "rlx", "train", "-m", *SMALL, *TWELVE, "sweep=killed"]
     moments = random.Random(request.config.getoption("--trials"))
     sweep = Path("outputs/sweeps/killed")
-    finished = killed_ten_times(command, sweep, lambda: moments.uniform(0, 1.5))
+    finished = killed_at_any_moment(command, sweep, lambda: moments.uniform(0, 1.5))
     assert rlx("train", "-m", *SMALL, *TWELVE, "sweep=killed").code == 0
     now = {job.id: str(job.run_path) for job in Sweep(sweep).jobs()}
     assert finished.items() <= now.items()
@@ -314,8 +307,8 @@ STUDY = """# @package _global_
 # A small study.
 lines:
   train: >-
-    train agent=ppo,dqn env=cartpole tuned=none seeds=2 steps=600 eval_every=300 eval_episodes=2
-    final_episodes=3
+    train agent=ppo,dqn agent.hidden=[8] env=cartpole tuned=none seeds=2 steps=600 eval_every=300
+    eval_episodes=2 final_episodes=3
   attack: attack {train} attack=noise,fgsm eps=0:0.1:0.1 episodes=2 scale=reference
   report: report {train}
 """

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from test_agents import calm
 from test_compiled import NEEDS_COMPILER
 from test_per_seed_numbers import OFFLINE, SOON, config_type, env_of, values
-from test_sweeps import killed_ten_times, table, the_sweep
+from test_sweeps import killed_at_any_moment, table, the_sweep
 
 from rlx.config import varying
 from rlx.data.writer import Writer
@@ -440,7 +440,7 @@ def test_a_vector_sweep_killed_at_any_moment_says_the_same_in_the_end(rlx, reque
     command = [sys.executable, "-m", "rlx", "train", "-m", *words, VECTOR, "sweep=s"]
     moments = random.Random(request.config.getoption("--trials"))
     sweep = Path("outputs/sweeps/s")
-    finished = killed_ten_times(command, sweep, lambda: moments.uniform(1, 4))
+    finished = killed_at_any_moment(command, sweep, lambda: moments.uniform(1, 4))
     assert rlx("train", "-m", *words, VECTOR, "sweep=s").code == 0
     now = {job.id: str(job.run_path) for job in Sweep(sweep).jobs()}
     assert finished.items() <= now.items()

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import TINY
 
+from rlx import __main__, cli
 from rlx.show import console
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +122,28 @@ print(cli.run(["attack", "run=nowhere"]))
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True
     )
     assert done.stdout == b"False False\n2\n"
+
+
+class Interrupting:
+    """An import hook: Ctrl-C comes when a module of this name is imported."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.name:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("module", ["rlx.cli", "hydra.errors"])
+def test_an_interrupt_while_python_imports_is_one_line(module, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "main", lambda: sys.exit(cli.run(["list"])))
+    monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(module), *sys.meta_path])
+    with pytest.raises(SystemExit) as left:
+        __main__.main()
+    assert left.value.code == 130
+    assert capsys.readouterr() == ("", "rlx: interrupted\n")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from rlx.command import command
 from rlx.composing import compose_config
 from rlx.config import plain
 from rlx.errors import ConfigError, RunError
+from rlx.names import describe_error
 from rlx.show import console
 
 
@@ -35,8 +36,6 @@ def _tell(part: str, checks: Iterable[str]) -> None:
 
     ConfigError at the first that is not, and where the class raises something.
     """
-    from rlx.envs.gym_make import describe_error
-
     try:
         for sentence in checks:
             console.facts(**{part: f"ok: {sentence}"})

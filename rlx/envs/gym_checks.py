@@ -12,9 +12,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from rlx.envs.gym_make import describe_error
 from rlx.errors import ConfigError, RunError
-from rlx.names import one_line
+from rlx.names import describe_error, one_line
 
 CallOf = Callable[[int], str]
 """The number of a copy → the call that it is in, as in "env.id=Maze-v0: reset(seed=3)"."""

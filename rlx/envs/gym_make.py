@@ -2,10 +2,7 @@
 
 import importlib
 import inspect
-import sysconfig
-import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,7 +10,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from rlx.errors import ConfigError, RunError
-from rlx.names import nearest, one_line
+from rlx.names import describe_error, nearest, one_line
 
 
 def find_spec(id: str, key: str) -> EnvSpec:
@@ -67,20 +64,6 @@ def make_one(spec: EnvSpec, kwargs: Mapping[str, Any], key: str) -> gymnasium.En
         expected = "expected what gymnasium.Env.reset(seed=…) makes, a PCG64"
         raise ConfigError(f"{key}: its np_random is {one_line(generator)}; {expected}.")
     return env
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception on one line: its type, where in the env's own code it was raised, its text."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    libraries = (sysconfig.get_paths()["stdlib"], "site-packages", "<frozen")
-    env_frames = [
-        frame for frame in frames if not any(part in frame.filename for part in libraries)
-    ]
-    location = ""
-    if env_frames:
-        innermost = env_frames[-1]
-        location = f" ({Path(innermost.filename).name}:{innermost.lineno})"
-    return f"{type(error).__name__}{location}: {one_line(error)}".removesuffix(": ").rstrip(".")
 
 
 def _package(spec: EnvSpec) -> str:

@@ -38,14 +38,19 @@ def read_network(scores: Scores, obs: Tensor) -> Network:
 
     ConfigError where something else than a network of such layers decides.
     """
-    if scores.choice is not None:
-        raise ConfigError(_unsupported("a search decides"))
-    if scores.continuous:
-        raise ConfigError(_unsupported("actions are continuous"))
+    check_discrete(scores)
     tracer = _Tracer(obs)
     with tracer:
         values = scores.function(tracer.obs)
     return tracer.network(values)
+
+
+def check_discrete(scores: Scores) -> None:
+    """ConfigError where it is not the highest score of some choices that decides."""
+    if scores.choice is not None:
+        raise ConfigError(_unsupported("a search decides"))
+    if scores.continuous:
+        raise ConfigError(_unsupported("actions are continuous"))
 
 
 def _unsupported(what: str) -> str:
