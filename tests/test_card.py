@@ -59,7 +59,7 @@ def test_a_card_has_what_the_runs_found(made, tmp_path):
     found = json.loads((folder / "card.json").read_text())
     text = (folder / "card.md").read_text()
     run = training(tmp_path)
-    assert found["victim"]["from"] == [str(run.relative_to(tmp_path))]
+    assert found["victim"]["paths"] == [str(run.relative_to(tmp_path))]
     assert str(tmp_path) not in json.dumps(found) + text
     policy, _, seeds = load_policy(Run(run), "best")
     sums = {str(seed): card.fingerprint(policy, row) for row, seed in enumerate(seeds)}
@@ -140,6 +140,7 @@ def test_on_another_machine_numbers_are_held_to_the_intervals(made):
         "rlx attack -m attack=fgsm,pgd",
         "rlx certify eps=0.1",
         "sh attack",
+        "rlx attack 'eps",
         "",
     ],
 )
@@ -157,8 +158,10 @@ def test_what_is_no_card_or_has_no_result_is_said_in_one_line(rlx, made, tmp_pat
     (tmp_path / "text.json").write_text("{")
     (tmp_path / "summary.json").write_text(json.dumps(summary(attack)))
     gone = json.loads((folder / "card.json").read_text())
-    gone["victim"]["from"] = ["outputs/train/dqn-cartpole/gone"]
+    gone["victim"]["paths"] = ["outputs/train/dqn-cartpole/gone"]
     (tmp_path / "gone.json").write_text(json.dumps(gone))
+    gone["victim"]["paths"] = 5
+    (tmp_path / "broken.json").write_text(json.dumps(gone))
     cards = set((tmp_path / "outputs/card").rglob("*"))
     for words, named in (
         (["check"], "name one card"),
@@ -166,6 +169,7 @@ def test_what_is_no_card_or_has_no_result_is_said_in_one_line(rlx, made, tmp_pat
         (["check", "summary.json"], "summary.json: is no card"),
         (["check", "nowhere.json"], "nowhere.json: cannot be read as a card"),
         (["check", "gone.json"], "gone: no such run directory"),
+        (["check", "broken.json"], "victim.paths=5"),
         ([], "name an attack run"),
         ([certify], "name an attack run"),
         ([training(tmp_path)], "made by rlx train"),
@@ -189,7 +193,7 @@ def test_the_card_of_a_file_has_its_checksum(rlx, tmp_path):
     made = rlx("card", attack.run)
     assert made.code == 0, made.err
     victim = json.loads((made.run / "card.json").read_text())["victim"]
-    assert victim["from"] == ["leaning.py:decide"]
+    assert victim["paths"] == ["leaning.py:decide"]
     assert victim["sha256"] == {"leaning.py:decide": sha256(tmp_path / "leaning.py")}
     result = rlx("card", "check", made.run / "card.json")
     assert result.code == 0 and "holds" in result.out and "differs" not in result.out

@@ -8,12 +8,12 @@ machine, made it.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 
 from rlx.agent import Policy
 from rlx.config import plain
@@ -56,6 +56,44 @@ class Difference(NamedTuple):
     """Whether it is within the card's interval, and the machine another."""
 
 
+@dataclass(frozen=True)
+class Victim:
+    """Whose policies a card is of."""
+
+    name: str
+    """Agent and env, as in "dqn-cartpole"."""
+    paths: list[str]
+    """The runs, or the files of others, from where the card was made."""
+    checkpoint: str
+    """`best`, or a step."""
+    seeds: list[int]
+    """The seeds that were attacked; files are numbered."""
+    files: dict | None
+    """Keys that say more of files of others; None: they are runs."""
+    sha256: dict
+    """The checksum of each seed's weights, or of each file."""
+
+    def opened(self, env: Any, trusted: bool) -> Opened:
+        """The policies as they are now; `env`: where files of others play."""
+        if self.files is not None:
+            return open_victims(self._victims(env), CPU, self.seeds)
+        runs = [find(path, "", trusted=trusted) for path in self.paths]
+        return open_runs(runs, self.checkpoint, CPU, self.seeds)
+
+    def as_now(self, opened: Opened) -> "Victim":
+        """The same with the checksums of today."""
+        sums = {str(seed): fingerprint(opened.policy, i) for i, seed in enumerate(opened.seeds)}
+        if self.files is not None:
+            hashes = self._victims(opened.env).hashes
+            sums = dict(zip(shown_paths(list(hashes)), hashes.values(), strict=True))
+        return replace(self, sha256=sums)
+
+    def _victims(self, env: Any) -> Victims:
+        """The files of others."""
+        keys = self.files or {}
+        return Victims.of(self.paths, env, keys.get("vecnormalize"), keys.get("activation"))
+
+
 # Making one
 
 
@@ -78,23 +116,23 @@ def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> di
         _require_same(attack, certify, certificates)
     config = attack.config
     keys = plain(config)
-    victim = {
-        "name": attack.source,
-        "from": shown_paths(attack.summary["run"]),
-        "checkpoint": config.checkpoint,
-        "seeds": attack.summary["seeds"],
-        "files": {key: keys[key] for key in FILE_KEYS} if attack.is_of_files else None,
-    }
-    opened = opened_again(victim, keys.get("env"), attack.run.trusted)
-    sums = checksums(victim, opened)
-    attacked = attack.run.meta().get("victims", {})
-    for name, digest in attacked.items():
-        if sums.get(shown_paths([name])[0]) != digest:
+    victim = Victim(
+        attack.source,
+        shown_paths(attack.summary["run"]),
+        str(config.checkpoint),
+        attack.summary["seeds"],
+        {key: keys[key] for key in FILE_KEYS} if attack.is_of_files else None,
+        {},
+    )
+    opened = victim.opened(keys.get("env"), attack.run.trusted)
+    victim = victim.as_now(opened)
+    for name, digest in attack.run.meta().get("victims", {}).items():
+        if victim.sha256.get(shown_paths([name])[0]) != digest:
             raise ConfigError(f"{name}: is not the file that was attacked; its checksum differs.")
     eps = sorted({*attack.summary["eps"], *(certificates or {"eps": ()})["eps"]})
     card = {
         "format": FORMAT,
-        "victim": {**victim, "sha256": sums},
+        "victim": asdict(victim),
         "env": opened.env,
         "scale": {
             "name": keys["scale"],
@@ -123,34 +161,9 @@ def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> di
 
 def _in_units(attack: AttackRun, opened: Opened, radius: float) -> str:
     """A radius in the units of an observation's components, as far as these have some."""
-    if not isinstance(opened.spec.observation_space, spaces.Box):
-        return f"±{radius:g}"
     units = attack.summary["units"]
     names = units if isinstance(units, list) else None
     return describe(np.array(attack.summary["scale"]), radius, opened.spec, names)
-
-
-def opened_again(victim: Mapping[str, Any], env: Any, trusted: bool) -> Opened:
-    """The policies of a card's `victim` as they are now; `env`: where files of others play."""
-    if victim["files"] is not None:
-        return open_victims(_files(victim, env), CPU, victim["seeds"])
-    runs = [find(path, "", trusted=trusted) for path in victim["from"]]
-    return open_runs(runs, victim["checkpoint"], CPU, victim["seeds"])
-
-
-def checksums(victim: Mapping[str, Any], opened: Opened) -> dict[str, str]:
-    """The SHA-256 of a card's victim: of each seed's weights, or of each file of others."""
-    if victim["files"] is None:
-        rows = enumerate(opened.seeds)
-        return {str(seed): fingerprint(opened.policy, row) for row, seed in rows}
-    hashes = _files(victim, opened.env).hashes
-    return dict(zip(shown_paths(list(hashes)), hashes.values(), strict=True))
-
-
-def _files(victim: Mapping[str, Any], env: Any) -> Victims:
-    """The files of others that are a card's victim."""
-    keys = victim["files"]
-    return Victims.of(victim["from"], env, keys["vecnormalize"], keys["activation"])
 
 
 def fingerprint(policy: Policy, row: int) -> str:
@@ -266,8 +279,8 @@ def read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as a card ({error}).") from None
     parts = [card.get(part) for part in PARTS] if isinstance(card, dict) else [None]
-    are_whole = all(isinstance(part, dict) for part in parts)
-    if not are_whole or card.get("format") != FORMAT or "attack" not in card["commands"]:
+    whole = all(isinstance(part, dict) for part in parts) and card.get("format") == FORMAT
+    if not whole or not all(isinstance(maker, dict) for maker in card["made_by"].values()):
         raise ConfigError(f"{file}: is no card that rlx card wrote (format {FORMAT}).")
     return card
 
@@ -299,7 +312,7 @@ def same_machine(card: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
 def _differences(card: Any, again: Any, key: str, exact: bool) -> Iterator[Difference]:
     """The differences of two values at a `key`; `exact`: whether rounding may not differ."""
     if isinstance(card, Mapping) and isinstance(again, Mapping):
-        if not exact and "ci95" in card and "ci95" in again:
+        if not exact and isinstance(card.get("ci95"), list) and "ci95" in again:
             yield from _outside(card, again, key)
             return
         for name in dict.fromkeys([*card, *again]):
@@ -314,15 +327,12 @@ def _differences(card: Any, again: Any, key: str, exact: bool) -> Iterator[Diffe
 def _outside(card: Mapping[str, Any], again: Mapping[str, Any], key: str) -> Iterator[Difference]:
     """The difference of two numbers with intervals, and whether it is within that of the card."""
     name = "iqm" if "iqm" in card else "value"
-    if card[name] != again.get(name):
-        numbers = [*card["ci95"], again.get(name)]
-        within = None not in numbers and _is_between(*map(beyond_grid, numbers))
-        yield Difference(f"{key}.{name}", card[name], again.get(name), within)
-
-
-def _is_between(low: float, high: float, value: float) -> bool:
-    """Whether a value is within an interval."""
-    return low <= value <= high
+    if card.get(name) != again.get(name):
+        within = False
+        match [*card["ci95"], again.get(name)]:
+            case [float() | str() as low, float() | str() as high, float() | str() as value]:
+                within = beyond_grid(low) <= beyond_grid(value) <= beyond_grid(high)
+        yield Difference(f"{key}.{name}", card.get(name), again.get(name), within)
 
 
 # As a page
@@ -335,7 +345,7 @@ def page(card: Mapping[str, Any], file: str) -> str:
     sums = "".join(victim["sha256"].values())
     packages = ", ".join(f"{name} {version}" for name, version in maker["packages"].items())
     facts = {
-        "policies": ", ".join(f"`{path}`" for path in victim["from"]),
+        "policies": ", ".join(f"`{path}`" for path in victim["paths"]),
         "seeds": f"{len(victim['seeds'])} ({console.ranges(victim['seeds'])})",
         "checkpoint": victim["checkpoint"],
         "weights": f"SHA-256 {hashlib.sha256(sums.encode()).hexdigest()[:16]}… of all of them; "
