@@ -9,13 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import Scores, Spec
+from rlx.agent import Choose, Scores, Spec
 from rlx.config import Count, NonNegative, Share
 from rlx.errors import ConfigError, RunError
 from rlx.names import describe_error
 from rlx.nn.encoders import is_image
 from rlx.nn.rng import Streams
+from rlx.objective import Objective
 from rlx.threat import Boxes, Budget
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The loss of the policy gradient, as a function of the log-probabilities of what was taken."""
+
+    loss: Callable[[Tensor], Tensor]
+    """Log-probabilities [S, B] → the loss of each decision, [S, B]."""
+    is_good: Tensor
+    """bool [S, B]: whether the loss falls where the log-probability rises; else it rises."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,12 @@ class Decisions:
     """Whether scores are values, as of Q-learners; else preferences, as logits."""
     std: Tensor | None = None
     """[S, 1, D]: the deviation of continuous actions, whose scores are means; None: discrete."""
+    surrogate: "Surrogate | None" = None
+    """The loss of a policy that learns from `taken`; None: of values, and while it acts."""
+
+    def worst(self, objective: Callable[[Tensor], Tensor], gradients: int) -> Tensor:
+        """The observations [S, B, *O] in the boxes to which an `objective` climbs; see `ascend`."""
+        return ascend(objective, self.obs, self.budget, self.rng, gradients)
 
     def learnt(self) -> Tensor:
         """The observations [S, B, *O] to learn from."""
@@ -71,8 +88,10 @@ class Defence:
     A subclass changes what is learnt from (`learnt`), or adds to the loss (`penalty`).
     """
 
+    of_values: ClassVar[bool] = True
+    """Whether it is for values, as Q-learners learn them."""
     of_policies: ClassVar[bool] = True
-    """Whether it is for policies too, as PPO learns them, and not for values only."""
+    """Whether it is for policies, as PPO learns them."""
 
     eps: NonNegative
     """Radius of the box in the end, in units of `scale`."""
@@ -102,26 +121,28 @@ class Defence:
 class Guard(nn.Module):
     """A defence of one head: where its observations may be moved, and its random numbers."""
 
-    def __init__(self, defence: Defence, spec: Spec, seeds: Tensor, name: str, *, lead: int = 0):
+    def __init__(
+        self,
+        defence: Defence,
+        spec: Spec,
+        seeds: Tensor,
+        name: str,
+        *,
+        are_values: bool,
+        lead: int = 0,
+    ):
         """`name`: of the head; `lead`: numbers before each observation that stay as they are.
 
-        ConfigError where the observations are not flat numbers, or the scale is not theirs.
+        `are_values`: as of `Decisions`. ConfigError where the defence is none of such scores, the
+        observations are not flat numbers, or the scale is not theirs.
         """
         super().__init__()
-        space = spec.observation_space
-        flat = isinstance(space, gymnasium.spaces.Box) and not is_image(space.shape)
-        if not flat or spec.rules is not None:
-            raise ConfigError(
-                "agent.defence: needs observations that are a vector of numbers, of no board game; "
-                f"this env has {space}."
-            )
-        assert isinstance(space, gymnasium.spaces.Box)
-        low = np.concatenate([np.zeros(lead), space.low.ravel()]).astype(np.float32)
-        high = np.concatenate([np.full(lead, np.inf), space.high.ravel()]).astype(np.float32)
-        assert isinstance(defence.scale, Sequence), "a training makes numbers of it"
-        scale = torch.tensor([0.0] * lead + list(defence.scale), device=seeds.device)
+        if not (defence.of_values if are_values else defence.of_policies):
+            kind = "policies, such as agent=ppo" if are_values else "Q-learners, such as agent=dqn"
+            raise ConfigError(f"agent.defence: {type(defence).__name__} is for {kind}.")
         self.defence = defence
-        self.boxes = Boxes(gymnasium.spaces.Box(low, high), scale)
+        self.are_values = are_values
+        self.boxes = boxes_of(defence, spec, seeds.device, lead)
         self.rng = Streams(seeds, f"defence/{name}")
 
     def decisions(
@@ -132,26 +153,59 @@ class Guard(nn.Module):
         taken: Tensor | None,
         steps: Tensor,
         *,
-        are_values: bool,
         std: Tensor | None = None,
+        surrogate: Surrogate | None = None,
     ) -> Decisions:
         """The decisions on `obs` [S, B, *O] after environment `steps` [S]; see `Decisions`."""
-        radius = self.defence.radius(steps).unsqueeze(1).expand(obs.shape[:2])
-        budget = self.boxes.around(obs, radius)
         return Decisions(
-            self.defence, scores, interval, obs, taken, budget, self.rng, are_values, std
+            self.defence,
+            scores,
+            interval,
+            obs,
+            taken,
+            self.budget(obs, steps),
+            self.rng,
+            self.are_values,
+            std,
+            surrogate,
         )
 
+    def budget(self, obs: Tensor, steps: Tensor) -> Budget:
+        """The boxes that `obs` [S, B, *O] may be moved in after environment `steps` [S]."""
+        radius = self.defence.radius(steps).unsqueeze(1).expand(obs.shape[:2])
+        return self.boxes.around(obs, radius)
 
-def ascend(objective: Callable[[Tensor], Tensor], decisions: Decisions, gradients: int) -> Tensor:
-    """The observations [S, B, *O] to which an `objective` [S, B] climbs within the boxes.
+
+def boxes_of(defence: Defence, spec: Spec, device: torch.device, lead: int = 0) -> Boxes:
+    """Where a defence says that observations may be moved; `lead` and ConfigError as of `Guard`."""
+    space = spec.observation_space
+    flat = isinstance(space, gymnasium.spaces.Box) and not is_image(space.shape)
+    if not flat or spec.rules is not None:
+        raise ConfigError(
+            "agent.defence: needs observations that are a vector of numbers, of no board game; "
+            f"this env has {space}."
+        )
+    assert isinstance(space, gymnasium.spaces.Box)
+    low = np.concatenate([np.zeros(lead), space.low.ravel()]).astype(np.float32)
+    high = np.concatenate([np.full(lead, np.inf), space.high.ravel()]).astype(np.float32)
+    assert isinstance(defence.scale, Sequence), "a training makes numbers of it"
+    scale = torch.tensor([0.0] * lead + list(defence.scale), device=device)
+    return Boxes(gymnasium.spaces.Box(low, high), scale)
+
+
+def ascend(
+    objective: Callable[[Tensor], Tensor],
+    obs: Tensor,
+    budget: Budget,
+    rng: Streams,
+    gradients: int,
+) -> Tensor:
+    """The observations [S, B, *O] within `budget` of `obs` to which an `objective` [S, B] climbs.
 
     It begins at random, and makes so many steps along the sign of the gradient (Madry et al. 2018),
     which together are two radii long.
     """
-    obs = decisions.obs
-    budget = decisions.budget
-    noise = decisions.rng.uniform(*obs.shape[1:]) * 2 - 1
+    noise = rng.uniform(*obs.shape[1:]) * 2 - 1
     moved = budget.project(obs + budget.radius * noise, obs)
     for _ in range(gradients):
         with torch.enable_grad():
@@ -160,3 +214,36 @@ def ascend(objective: Callable[[Tensor], Tensor], decisions: Decisions, gradient
         step = budget.radius * gradient.sign() * (2 / gradients)
         moved = budget.project(moved + step, obs)
     return moved.detach()
+
+
+class Trial:
+    """An attack as strong as the defence of an agent shall resist, to choose its weights under."""
+
+    GRADIENTS = 5
+    """Steps of the search for the worst observation."""
+
+    def __init__(self, defence: Defence, spec: Spec, seeds: Tensor, episodes: int):
+        """Of episodes [S, `episodes`] of the `seeds` [S]; ConfigError as of `Guard`."""
+        self.eps = defence.eps
+        self.boxes = boxes_of(defence, spec, seeds.device)
+        self.seeds = seeds
+        self.episodes = episodes
+
+    def __call__(self, ids: Tensor) -> Choose:
+        """How the copies `ids`, int64 [S', B'], choose; see `rollout.MakeChoose`."""
+        rng = Streams(self.seeds[ids[:, 0] // self.episodes], "trial")
+
+        def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            clean = scores(obs)
+            objective = Objective("distance" if scores.continuous else "margin", None)
+            radius = torch.full(obs.shape[:2], self.eps, device=obs.device)
+            moved = ascend(
+                lambda moved: objective(scores(moved), clean),
+                obs,
+                self.boxes.around(obs, radius),
+                rng,
+                self.GRADIENTS,
+            )
+            return scores.best(moved)
+
+        return choose

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from rlx.agent import Scores, Spec
 from rlx.config import Count, Index, PerSeed, Positive, Share, choice
 from rlx.defence import Decisions, Guard
+from rlx.defences.wocar import WocaR, WorstCaseQ, worst_case_loss
+from rlx.errors import ConfigError
 from rlx.nn.networks import QNetwork
 from rlx.nn.optim import OPTIMIZERS, descend
 from rlx.nn.seed_axis import polyak_update
@@ -105,6 +107,9 @@ class QLearner(nn.Module):
         super().__init__()
         self.config = config
         self.guard = guard
+        has_worst_case = isinstance(list(network.children())[-1], WorstCaseQ)
+        if guard is not None and isinstance(guard.defence, WocaR) and not has_worst_case:
+            raise ConfigError("agent.defence: WocaR needs agent=dqn, which has a network for it.")
         network.eval()
         self.target = target.requires_grad_(False).eval()
         if config.target_init == "copy":
@@ -163,6 +168,7 @@ class QLearner(nn.Module):
         loss = nn.functional.smooth_l1_loss(q, target, reduction="none").mean(1)
         if decisions is not None:
             loss = loss + decisions.penalty()
+            loss = loss + self._worst_case_loss(network, batch)
         descend(
             loss,
             list(network.parameters()),
@@ -182,7 +188,7 @@ class QLearner(nn.Module):
         encoder, net = network.children()
 
         def interval(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-            assert isinstance(net, QNetwork)
+            assert isinstance(net, (QNetwork, WorstCaseQ))
             # An encoder keeps the order of numbers.
             return net.interval(encoder(low), encoder(high))
 
@@ -191,15 +197,26 @@ class QLearner(nn.Module):
             interval,
             batch["obs"],
             batch["action"],
-            self.updates / self.config.replay_ratio,
-            are_values=True,
+            self._steps(),
         )
+
+    def _steps(self) -> Tensor:
+        """Environment steps [S] of the updates so far."""
+        return self.updates / self.config.replay_ratio
+
+    def _worst_case_loss(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The loss [S] of worst-case values; of a defence without them there is none."""
+        assert self.guard is not None
+        if not isinstance(self.guard.defence, WocaR):
+            return torch.zeros_like(self.updates, dtype=torch.float32)
+        budget = self.guard.budget(batch["next_obs"], self._steps())
+        return worst_case_loss(network, self.target, batch, budget).mean(1)
 
     @torch.no_grad()
     def _target(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """reward + discount · the target network's value of the best next action, [S, B]."""
-        next_q = self.target(batch["next_obs"])
-        chooser = network(batch["next_obs"]) if self.config.double else next_q
+        next_q = _usual_values(self.target, batch["next_obs"])
+        chooser = _usual_values(network, batch["next_obs"]) if self.config.double else next_q
         best = chooser.argmax(-1, keepdim=True)
         return batch["reward"] + batch["discount"] * next_q.gather(-1, best).squeeze(-1)
 
@@ -212,9 +229,18 @@ class QLearner(nn.Module):
         polyak_update(self.target, network, self.config.target_tau * due.to(dtype))
 
 
+def _usual_values(network: nn.Module, obs: Tensor) -> Tensor:
+    """The values [S, B, A] of play that nobody attacks: all, but of a `WorstCaseQ`."""
+    parts = list(network.children())
+    if isinstance(parts[-1], WorstCaseQ):
+        usual, _ = parts[-1].both(parts[0](obs))
+        return usual
+    return network(obs)
+
+
 def _values_of_taken(network: nn.Module, obs: Tensor, action: Tensor) -> Tensor:
     """The network's values [S, B] of the actions [S, B] that were taken, differentiable in it."""
-    return network(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    return _usual_values(network, obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
 
 class Legal(nn.Sequential):

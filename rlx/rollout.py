@@ -20,6 +20,9 @@ CHECK_EVERY = 8
 SHRINK_BELOW = 0.75
 """The batch shrinks when at most this share of it would stay: shrinking copies all that stays."""
 
+STATE = ("obs", "first", "alive", "returns", "lengths", "truncated")
+"""The tensors [S', B', …] of a `Batch`, beside its carry and what its env keeps."""
+
 
 @dataclass
 class Episodes:
@@ -48,7 +51,7 @@ def rollout(
 
     Copies that are done drop out of the batch, so that the cost is that of the steps played.
     """
-    batch = _Batch(policy, env, reset_seeds, make_choose)
+    batch = Batch(policy, env, reset_seeds, make_choose)
     while True:
         for _ in range(CHECK_EVERY):
             batch.step()
@@ -59,7 +62,7 @@ def rollout(
         batch.shrink(alive, most)
 
 
-class _Batch:
+class Batch:
     """The copies that still play, [S', B'] of the S·B, and the episodes of all of them."""
 
     def __init__(
@@ -67,31 +70,32 @@ class _Batch:
         policy: Policy,
         env: TensorEnv,
         reset_seeds: Tensor,
-        make_choose: MakeChoose | None,
+        make_choose: MakeChoose | None = None,
     ):
+        """As of `rollout`; all copies of `env` begin their episode."""
         self.policy = policy
         self.env = env
         self.reset_seeds = reset_seeds
         self.make_choose = make_choose
         shape = reset_seeds.shape
         device = reset_seeds.device
-        copies = shape.numel()
-        # The episodes of all copies, in the flat order of their ids.
-        self.returns = torch.zeros(copies, dtype=torch.float64, device=device)
-        self.lengths = torch.zeros(copies, dtype=torch.int64, device=device)
-        self.truncated = torch.zeros(copies, dtype=torch.bool, device=device)
-        # The state of the copies that still play, [S', B', …].
-        self.ids = torch.arange(copies, device=device).view(shape)
+        # All below is [S', B', …], of the copies that still play.
+        self.ids = torch.arange(shape.numel(), device=device).view(shape)
+        self.returns = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.lengths = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.truncated = torch.zeros(shape, dtype=torch.bool, device=device)
         self.alive = torch.ones(shape, dtype=torch.bool, device=device)
         self.first = torch.ones(shape, dtype=torch.bool, device=device)
         self.carry = policy.initial_carry(shape[1])
         self.choose = make_choose(self.ids) if make_choose else greedy
         obs, _ = env.reset(seed=reset_seeds.flatten().tolist())
         self.obs = obs.unflatten(0, shape)
+        self.played = Episodes(self.returns.clone(), self.lengths.clone(), self.truncated.clone())
+        """The episodes of the copies that have dropped out; of the others, nothing yet."""
 
     def step(self) -> None:
         """Play one step on every copy; what copies that are done play on does not count."""
-        shape = self.ids.shape
+        shape = self.alive.shape
         action, self.carry = self.policy.act(self.obs, self.first, self.carry, self._choose)
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action.flatten(0, 1))
@@ -99,25 +103,17 @@ class _Batch:
             if error.copy is not None:
                 error.copy = int(self.ids.flatten()[error.copy])
             raise
-        self.obs = obs.unflatten(0, shape)
-        reward = reward.unflatten(0, shape)
-        terminated = terminated.unflatten(0, shape)
         truncated = truncated.unflatten(0, shape)
-        self._count(reward, truncated)
-        self.first = terminated | truncated
+        self.returns += reward.unflatten(0, shape).double() * self.alive
+        self.lengths += self.alive
+        self.truncated |= truncated & self.alive
+        self.obs = obs.unflatten(0, shape)
+        self.first = terminated.unflatten(0, shape) | truncated
         self.alive = self.alive & ~self.first
 
     def _choose(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         """Choose as `chooser` says; a copy that is done decides nothing."""
         return self.choose(head, obs, scores, deciding & self.alive)
-
-    def _count(self, reward: Tensor, truncated: Tensor) -> None:
-        """Add a step [S', B'] to the episodes of the copies that are alive."""
-        ids = self.ids.flatten()
-        self.returns.index_add_(0, ids, (reward.double() * self.alive).flatten())
-        self.lengths.index_add_(0, ids, self.alive.flatten().long())
-        truncated_so_far = self.truncated[self.ids] | (truncated & self.alive)
-        self.truncated.index_copy_(0, ids, truncated_so_far.flatten())
 
     def shrink(self, alive: Tensor, width: int) -> None:
         """Drop copies that are done, where the batch becomes enough smaller.
@@ -129,29 +125,36 @@ class _Batch:
         rows = torch.nonzero(alive).squeeze(1)
         if len(rows) * width > SHRINK_BELOW * self.ids.numel():
             return
+        self._bank()
         alive_first = self.alive[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)
         kept = rows.unsqueeze(1) * self.ids.shape[1] + alive_first[:, :width]
         self.env.keep(kept.flatten())
         if len(rows) < len(self.ids):
             self.policy = take(self.policy, rows)
-        self.ids = _at(self.ids, kept)
-        self.alive = _at(self.alive, kept)
-        self.first = _at(self.first, kept)
-        self.obs = _at(self.obs, kept)
+        for name in ("ids", *STATE):
+            setattr(self, name, _at(getattr(self, name), kept))
         self.carry = {name: _at(value, kept) for name, value in self.carry.items()}
         self.choose = self.make_choose(self.ids) if self.make_choose else greedy
 
+    def _bank(self) -> None:
+        """Note the episodes, as far as they have come, of the copies in the batch."""
+        for name, value in vars(self.played).items():
+            value.view(-1)[self.ids] = getattr(self, name)
+
     def episodes(self) -> Episodes:
         """All episodes; RunError where one has a reward that is not finite."""
-        not_finite = torch.nonzero(~self.returns.isfinite())
-        if len(not_finite):
-            seed = int(self.reset_seeds.flatten()[not_finite[0]])
-            where = f"in the episode of reset seed {seed}"
-            raise RunError(f"env: gave a reward that is not finite {where}")
-        shape = self.reset_seeds.shape
-        return Episodes(
-            self.returns.view(shape), self.lengths.view(shape), self.truncated.view(shape)
-        )
+        self._bank()
+        check_rewards(self.played, self.reset_seeds)
+        return self.played
+
+
+def check_rewards(episodes: Episodes, reset_seeds: Tensor) -> None:
+    """RunError where one of the `episodes` has a reward that is not finite."""
+    not_finite = torch.nonzero(~episodes.returns.flatten().isfinite())
+    if len(not_finite):
+        seed = int(reset_seeds.flatten()[not_finite[0]])
+        where = f"in the episode of reset seed {seed}"
+        raise RunError(f"env: gave a reward that is not finite {where}")
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

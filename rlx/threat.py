@@ -36,11 +36,11 @@ class Budget:
     def of(
         cls, space: gymnasium.Space, radius: Tensor, angles: tuple[tuple[int, int], ...] = ()
     ) -> "Budget":
-        """The box of `radius` [S, B, *O] within the bounds of a Box space.
+        """The box of `radius` [S, B, *O] within the bounds of a space, as `box_of` has it.
 
         Where the space holds whole numbers, the radius becomes the whole number below it.
         """
-        assert isinstance(space, gymnasium.spaces.Box)
+        space = box_of(space)
         low = torch.as_tensor(space.low, dtype=torch.float32, device=radius.device)
         high = torch.as_tensor(space.high, dtype=torch.float32, device=radius.device)
         whole = np.issubdtype(space.dtype, np.integer)
@@ -77,6 +77,14 @@ class Budget:
             near[..., sin] = on_circle[1].float()
         # Rounding may have left the box.
         return torch.minimum(torch.maximum(near, low), high)
+
+
+def box_of(space: gymnasium.Space) -> gymnasium.spaces.Box:
+    """A Box space itself; of a Discrete one the whole numbers of it, next to which others are."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return gymnasium.spaces.Box(0, int(space.n) - 1, (), np.int64)
+    assert isinstance(space, gymnasium.spaces.Box)
+    return space
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,41 @@ def scaled():
     return nn.Sequential(encoder, QNetwork(FEATURES, [16, 16], CHOICES, True, Streams(IDS, "net")))
 
 
+def remembering():
+    """An actor as PPO has it with a memory, which is another one in each row."""
+    norm = RunningNorm(FEATURES, IDS)
+    gru = SeedGRU(FEATURES, 8, Streams(IDS, "gru"))
+    net = strong(nn.ModuleList([gru, MLP(8, [16], CHOICES, Streams(IDS, "net"), torch.tanh)]))
+    memory = Streams(IDS, "memory").uniform(BATCH, 8) * 2 - 1
+
+    def scores(obs):
+        count = obs.shape[1] // BATCH
+        rows = memory if obs.shape[1] == BATCH else memory.repeat_interleave(count, 1)
+        return net[1](gru(norm(obs), rows))
+
+    return scores
+
+
+def multiplied():
+    """What was computed before is used once more, and multiplied."""
+    net = MLP(FEATURES, [16], CHOICES, Streams(IDS, "net"))
+    other = MLP(FEATURES, [8], CHOICES, Streams(IDS, "other"), torch.tanh)
+
+    def scores(obs):
+        gate = torch.sigmoid(other(obs) * 3)
+        return net(obs) * gate + obs.sum(-1, keepdim=True) * (1 - gate) / 2
+
+    return scores
+
+
 POLICIES = {
     "relu": lambda: MLP(FEATURES, [16, 16, 16], CHOICES, Streams(IDS, "net")),
     "tanh": lambda: MLP(FEATURES, [16, 16, 16], CHOICES, Streams(IDS, "net"), torch.tanh),
     "dueling": scaled,
     "goal": told_a_goal,
     "normalised": normalised,
+    "gru": remembering,
+    "products": multiplied,
 }
 
 
@@ -259,6 +288,34 @@ def test_no_decision_within_rounding_is_certified(factor):
     assert result.open.all()
 
 
+def test_a_product_with_a_memory_is_exact_where_nothing_else_moves():
+    """r · h is no looser than a linear function: h is another number in each row, and known."""
+    memory = Streams(IDS, "memory").uniform(BATCH, CHOICES) * 2 - 1
+    net = MLP(FEATURES, [], CHOICES, Streams(IDS, "net"))
+    obs = observations()
+    network = read_network(Scores(lambda obs: net(obs) * memory), obs)
+    weight = net.layers[0].weight.double().abs().sum(1, keepdim=True)
+    exact = network(obs) - 0.25 * weight * memory.abs().double()
+    lower = crown(network, box_around(obs, 0.25), objective()).lower[..., :CHOICES]
+    torch.testing.assert_close(lower, exact, rtol=0, atol=1e-5)
+
+
+def test_layers_are_the_same_at_every_step_and_for_any_number_of_rows():
+    net = SeedGRU(FEATURES, 4, Streams(IDS, "gru"))
+    obs = observations()
+
+    def read(memory, rows):
+        return read_network(Scores(lambda obs: net(obs, memory[:, :rows])), obs[:, :rows])
+
+    begun = read(torch.zeros(SEEDS, BATCH, 4), BATCH)
+    later = read(Streams(IDS, "memory").uniform(BATCH, 4), BATCH)
+    alone = read(Streams(IDS, "memory").uniform(BATCH, 4), 1)
+    for others in (later, alone):
+        for one, other in zip(begun.layers, others.layers, strict=True):
+            assert one.sources == other.sources and one.activation == other.activation
+            assert torch.equal(one.weight, other.weight)
+
+
 def test_scores_that_do_not_depend_on_the_observation_are_certified_at_any_radius():
     def scores(obs):
         return torch.tensor([1.0, 2.0, 0.0, -1.0]).expand(*obs.shape[:2], -1)
@@ -266,11 +323,6 @@ def test_scores_that_do_not_depend_on_the_observation_are_certified_at_any_radiu
     result, _, _ = decided(scores, observations(), 1e6)
     assert result.by_bounds.all()
     assert torch.equal(result.found[0, 0], torch.tensor([False, True, False, False]))
-
-
-def gru(obs):
-    unit = SeedGRU(FEATURES, 4, Streams(IDS, "gru"))
-    return unit(obs, torch.zeros(*obs.shape[:2], 4))
 
 
 def part_of_what_changes(obs):
@@ -283,16 +335,15 @@ def part_of_what_changes(obs):
 @pytest.mark.parametrize(
     ("scores", "named"),
     [
-        (gru, "operation split"),
-        (lambda obs: obs.sigmoid(), "operation sigmoid"),
-        (lambda obs: obs * obs, "both depend on the observation"),
+        (lambda obs: obs.exp(), "operation exp"),
+        (lambda obs: obs / obs, "by what is no constant"),
+        (lambda obs: torch.cat(obs.split(3, 1), 1), "operation split"),
         (lambda obs: obs - obs.mean(1, keepdim=True), "operation mean"),
         (lambda obs: obs.mean() + obs, "operation mean"),
         (lambda obs: obs.cumsum(1), "operation cumsum"),
         (lambda obs: obs.transpose(0, 1).transpose(0, 1), "operation transpose"),
         (part_of_what_changes, "in place"),
         (lambda obs: obs.half().float(), "_to_copy"),
-        (lambda obs: obs.relu() + obs, "different depths"),
         (lambda obs: obs.flatten(), "operation view"),
     ],
 )

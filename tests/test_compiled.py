@@ -17,7 +17,7 @@ from rlx.agents.dqn import DQN
 from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.machine import compiler
-from rlx.training import compiled, state
+from rlx.training import compiled, evaluating, state
 from rlx.training.compiled import CompiledSteps, interpreted
 from rlx.training.config import Config, validated
 from rlx.training.loop import Training
@@ -39,11 +39,16 @@ VARIANTS = [
     ("dqn", "mini_breakout"),
     *[
         (agent, "cartpole", f"defence={defence}", "agent.defence.scale=[1,1,1,1]")
-        for agent, defence in (("dqn", "sa"), ("hdqn", "radial"), ("hdqn", "adversarial"))
+        for agent, defence in (
+            ("dqn", "sa"),
+            ("dqn", "wocar"),
+            ("hdqn", "radial"),
+            ("hdqn", "adversarial"),
+        )
     ],
     *[
         ("ppo", "pendulum", f"defence={defence}", "agent.defence.scale=[1,1,1]")
-        for defence in ("sa", "adversarial")
+        for defence in ("sa", "radial", "adversarial", "atla")
     ],
 ]
 """(agent, env, further keys): each takes other lines of an agent or an env."""
@@ -89,6 +94,32 @@ def test_the_graph_of_a_step_is_the_step(case):
         traced._vector_step()
     assert written.log.metrics, "nothing was learnt: the case says nothing"
     assert_equal(written, traced)
+
+
+EVALUATED = [*VARIANTS[:7], ("hdqn", "acrobot"), *VARIANTS[8:11]]
+
+
+@pytest.mark.rounding
+@pytest.mark.parametrize("case", EVALUATED, ids="-".join)
+def test_the_graph_of_an_evaluation_plays_the_same_episodes(case, monkeypatch):
+    """Lanes that are fewer than the episodes; their number decides how products are rounded."""
+    monkeypatch.setattr(evaluating, "LANES", 3)
+    monkeypatch.setattr(evaluating, "STEPS", 5)
+    keys = ("eval_episodes=8", "++env.max_episode_steps=50")
+    written = training(*case, *keys)
+    traced = training(*case, *keys)
+    traced.compiles = True
+    traced.compiled = CompiledSteps(traced, interpreted, strict=True)
+    for _ in range(2):
+        expected = written._play()
+        played = traced._play()
+        same = (played.lengths == expected.lengths) & (played.returns == expected.returns)
+        same &= played.truncated == expected.truncated
+        assert same.sum() >= 14, "of 16; a tie of two values may be broken by rounding"
+        # The weights are read anew.
+        for side in (written, traced):
+            for weights in side.agent.policy.parameters():
+                weights.data.neg_()
 
 
 @pytest.mark.parametrize("case", [("ppo", "cartpole"), ("dqn", "cartpole")], ids="-".join)

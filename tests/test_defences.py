@@ -1,22 +1,25 @@
 """Defences: what they add to a learning step, and that agents so trained are harder to move."""
 
+import copy
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import compose
+from test_agents import Learner
 
 from rlx.agent import Scores
-from rlx.agents import dqn
+from rlx.agents import dqn, ppo
 from rlx.conf import conf_dir
 from rlx.config import build
-from rlx.defence import Decisions, Defence, ascend
+from rlx.defence import Decisions, Defence, Surrogate
 from rlx.defences.adversarial import Adversarial
 from rlx.defences.radial import Radial
 from rlx.defences.sa import SA
+from rlx.defences.wocar import WorstCaseQ, worst_case_loss
 from rlx.errors import ConfigError, RunError
 from rlx.nn.networks import MLP, QNetwork
 from rlx.nn.rng import Streams
@@ -108,7 +111,7 @@ def test_the_search_stays_in_the_box_and_finds_the_worst_corner():
     given = decisions(SA(**COMMON, weight=1, least_margin=100, gradients=4), network)
     weight = network.body.layers[0].weight
     best = network(given.obs).argmax(-1)
-    moved = ascend(lambda obs: margin(network(obs), best), given, 4)
+    moved = given.worst(lambda obs: margin(network(obs), best), 4)
     assert ((moved - given.obs).abs() <= RADIUS * 1.001).all()
     # Of a linear network: each other choice gains the radius times |w_b − w_a|, summed.
     scores = network(given.obs)
@@ -133,7 +136,7 @@ def test_sa_asks_values_for_a_margin():
     network = values([])
     wide = decisions(SA(**COMMON, weight=2, least_margin=100, gradients=4), network)
     best = network(wide.obs).argmax(-1)
-    moved = ascend(lambda obs: margin(network(obs), best), decisions(wide.defence, network), 4)
+    moved = decisions(wide.defence, network).worst(lambda obs: margin(network(obs), best), 4)
     torch.testing.assert_close(wide.penalty(), 2 * margin(network(moved), best).mean(1))
     # What is safe by more than the margin adds nothing that could be lowered.
     narrow = decisions(SA(**COMMON, weight=2, least_margin=0, gradients=4), network, radius=1e-4)
@@ -179,6 +182,95 @@ def test_radial_is_its_formula():
     torch.testing.assert_close(given.penalty(), 3 * expected)
 
 
+@pytest.mark.parametrize("std", [None, torch.full((2, 1, CHOICES), 0.5)], ids=["choices", "normal"])
+def test_radial_rates_a_policy_by_the_worst_that_the_box_can_do(std):
+    """Of one layer: what bounds of each output by itself allow."""
+    network = MLP(SIZE, [], CHOICES, rng(), torch.tanh)
+    plain = decisions(Radial(**COMMON, weight=3), network, are_values=False, std=std)
+    outputs = network(plain.obs)
+    reach = RADIUS * network.layers[0].weight.abs().sum(1, keepdim=True)
+    assert reach.max() < 0.3
+    taken = plain.taken if std is None else outputs + 0.3
+
+    def log_prob(outputs):
+        if std is None:
+            return outputs.log_softmax(-1).gather(-1, taken.unsqueeze(-1)).squeeze(-1)
+        return torch.distributions.Normal(outputs, std).log_prob(taken).sum(-1)
+
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * CHOICES)
+    corners = torch.stack([log_prob(outputs + reach * sign) for sign in signs])
+    is_good = torch.arange(2 * ROWS).view(2, ROWS) % 3 > 0
+    advantage = torch.where(is_good, 1.5, -0.5)
+    surrogate = Surrogate(lambda log_prob: -advantage * log_prob.exp(), is_good)
+    worst = torch.where(is_good, corners.amin(0), corners.amax(0))
+    expected = 3 * (-advantage * worst.exp()).mean(1)
+    penalty = replace(plain, taken=taken, surrogate=surrogate).penalty()
+    torch.testing.assert_close(penalty, expected)
+
+
+def test_wocar_learns_what_is_left_where_the_worst_is_forced():
+    """Of one layer, whose bounds are exact: which actions a box can force is seen at its ends."""
+    networks = [WorstCaseQ(SIZE, [], CHOICES, 0.25, Streams(SEEDS, name)) for name in "ab"]
+    online, target = (torch.nn.Sequential(torch.nn.Identity(), net) for net in networks)
+    given = decisions(Radial(**COMMON, weight=1), networks[0])
+    batch = {
+        "obs": given.obs,
+        "next_obs": given.obs.flip(1),
+        "action": given.taken,
+        "reward": torch.linspace(-2, 2, 2 * ROWS).view(2, ROWS),
+        "discount": torch.tensor([0.9, 0.0]).repeat(2, ROWS // 2),
+    }
+    budget = replace(given.budget, radius=torch.full_like(given.obs, RADIUS))
+    loss = worst_case_loss(online, target, batch, budget)
+    forced = []
+    for seed in range(2):
+        weight = networks[0].body.layers[0].weight[seed]
+        reach = RADIUS * weight.abs().sum(0)
+        reach = 0.75 * reach[:CHOICES] + 0.25 * reach[CHOICES:]
+        for row in range(ROWS):
+            now = batch["obs"][seed : seed + 1, row : row + 1].expand(2, -1, -1)
+            then = batch["next_obs"][seed : seed + 1, row : row + 1].expand(2, -1, -1)
+            mean = networks[0](then)[seed, 0]
+            can = [float(mean[a] + reach[a]) >= float((mean - reach).max()) for a in range(CHOICES)]
+            forced.append(sum(can))
+            values = networks[1].both(then)[1][seed, 0]
+            least = min(float(values[a]) for a in range(CHOICES) if can[a])
+            wanted = float(batch["reward"][seed, row] + batch["discount"][seed, row] * least)
+            own = networks[0].both(now)[1][seed, 0, batch["action"][seed, row]]
+            error = abs(float(own) - wanted)
+            huber = error**2 / 2 if error < 1 else error - 0.5
+            assert float(loss[seed, row]) == pytest.approx(huber, abs=1e-5)
+    assert 1 in forced and max(forced) > 1
+
+
+def test_the_adversary_of_atla_learns_in_turns_and_earns_what_the_policy_loses():
+    words = ("defence=atla", "agent.defence.scale=[1,1,1,1]", "agent.defence.ramp=0",
+             "agent.defence.rollouts=2", "agent.defence.eps=0.5")  # fmt: skip
+    config = compose("train", "agent=ppo", "env=cartpole", "tuned=none", *TINY["ppo"], *words)
+    learner = Learner(config, [3, 5])
+    agent = learner.agent
+    learnt = []
+    for _ in range(6):
+        before = [copy.deepcopy(part.state_dict()) for part in (agent.policy, agent.adversary)]
+        for step in range(16):
+            true_obs = learner.obs
+            transition = learner.step()
+            if step < 15:
+                seen = agent.obs[:, :, step]
+                assert 0 < (seen - true_obs).abs().max() <= 0.5 * 1.001
+                assert torch.equal(agent.adversary.obs[:, :, step], true_obs)
+                assert torch.equal(agent.adversary.reward[:, :, step], -transition.reward)
+        after = [agent.policy.state_dict(), agent.adversary.policy.state_dict()]
+        own = {name.removeprefix("policy."): value for name, value in before[1].items()}
+        learnt.append([differ(before[0], after[0]), differ(own, after[1])])
+    assert learnt == [[True, False]] * 2 + [[False, True]] * 2 + [[True, False]] * 2
+
+
+def differ(one: dict, other: dict) -> bool:
+    """Whether a tensor of `other` is another in `one`."""
+    return any(not torch.equal(one[name], value) for name, value in other.items())
+
+
 def test_adversarial_moves_a_share_of_what_is_learnt_from():
     network = values([8])
     for share, least, most in ((0.0, 0, 0), (0.5, 2, 10), (1.0, 12, 12)):
@@ -206,9 +298,10 @@ TINY = {
 
 
 def metrics(run) -> list[dict]:
-    """What it has logged, but for its speed."""
+    """What it has logged, but for its speed, and for returns under an attack."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if "time" not in name} for row in rows]
+    left_out = ("time/steps_per_s", "return/attacked")
+    return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +321,14 @@ def test_a_defence_without_weight_changes_nothing(agent, words, rlx):
 
 
 @pytest.mark.parametrize(
-    ("agent", "defence"), [("dqn", "sa"), ("hdqn", "adversarial"), ("ppo", "adversarial")]
+    ("agent", "defence"),
+    [
+        ("dqn", "sa"),
+        ("dqn", "wocar"),
+        ("hdqn", "adversarial"),
+        ("ppo", "adversarial"),
+        ("ppo", "atla"),
+    ],
 )
 def test_a_defended_run_resumes_as_if_it_had_never_stopped(agent, defence, rlx):
     words = (f"agent={agent}", "env=cartpole", "tuned=none", f"defence={defence}", *TINY[agent])
@@ -241,13 +341,32 @@ def test_a_defended_run_resumes_as_if_it_had_never_stopped(agent, defence, rlx):
     assert metrics(whole.run) == metrics(half.run)
 
 
+@pytest.mark.parametrize("eps", [0, 0.3])
+@pytest.mark.parametrize("agent", ["hdqn", "ppo"])
+def test_the_weights_are_kept_that_are_best_under_the_attack(agent, eps, rlx):
+    words = ("defence=adversarial", "agent.defence.scale=[1,1,1,1]", f"agent.defence.eps={eps}",
+             "agent.learning_rate=1e-2", "eval_every=100")  # fmt: skip
+    result = rlx(
+        "train", f"agent={agent}", "env=cartpole", "tuned=none", *SHORT, *TINY[agent], *words
+    )
+    assert result.code == 0, result
+    rows = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    for seed in (0, 1):
+        returns = {row["step"]: row["return/attacked"] for row in rows if row["seed"] == seed}
+        best = max(step for step, value in returns.items() if value == max(returns.values()))
+        assert result.summary["kept"]["step"][seed] == best
+        assert result.summary["kept"]["value"][seed] == returns[best]
+    differs = [row["return/attacked"] != row["return/mean"] for row in rows]
+    assert any(differs) == (eps > 0)
+
+
 def test_a_run_keeps_the_numbers_of_its_scale(rlx):
     result = rlx("train", "agent=dqn", "env=acrobot", "tuned=none", "defence=sa", *SHORT,
                  *TINY["dqn"])  # fmt: skip
     assert result.code == 0, result
     config = (result.run / "config.yaml").read_text()
     assert "12.566" in config and "28.274" in config, "4π and 9π, half the range of the speeds"
-    assert "keep: newest" in config
+    assert "keep: attacked" in config
 
 
 @pytest.mark.parametrize(
@@ -263,9 +382,13 @@ def test_a_run_keeps_the_numbers_of_its_scale(rlx):
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.eps=-1"), "agent.defence.eps"),
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.wieght=1"), "wieght"),
         (("agent=dqn", "env=acrobot", "defence=sas"), "sas"),
-        (("agent=ppo", "env=acrobot", "defence=radial"), "Radial is for Q-learners"),
+        (("agent=dqn", "env=acrobot", "defence=atla"), "ATLA is for policies, such as agent=ppo"),
+        (("agent=ppo", "env=acrobot", "defence=wocar"), "WocaR is for Q-learners"),
+        (("agent=hdqn", "env=acrobot", "defence=wocar"), "WocaR needs agent=dqn"),
+        (("agent=dqn", "env=acrobot", "defence=wocar", "agent.dueling=true"), "agent.dueling=true"),
         (("agent=ppo", "env=acrobot", "defence=sa", "agent.recurrent=8"), "agent.recurrent=null"),
         (("agent=dqn", "env=cartpole_frames", "defence=sa", "agent.defence.scale=1"), "scale=1"),
+        (("agent=dqn", "env=acrobot", "keep=attacked"), "keep=attacked: needs a defence"),
         (("agent=dqn", "env=acrobot", "+agent.defence=sa"), "agent.defence=sa: expected"),
     ],
 )  # fmt: skip
@@ -277,9 +400,10 @@ def test_bad_input_is_one_line(words, message, rlx, tmp_path):
 
 
 def test_every_file_of_conf_is_a_defence():
-    for name in ("sa", "radial", "adversarial"):
-        node = compose("train", "agent=dqn", f"defence={name}").agent
-        assert isinstance(build(dqn.Config, node, "agent").defence, Defence)
+    for path in Path(conf_dir(), "defence").glob("*.yaml"):
+        node = compose("train", "agent=ppo", f"defence={path.stem}").agent
+        if path.stem != "none":
+            assert isinstance(build(ppo.Config, node, "agent").defence, Defence)
     with pytest.raises(ConfigError, match="expected a subclass"):
         node = compose("train", "agent=dqn", "defence=sa").agent
         node.defence._target_ = "rlx.agents.dqn.DQN"
@@ -293,14 +417,14 @@ def test_defences_are_told_apart_by_their_names():
     labels = differences(configs)
     assert [label.partition(",")[0] for label in labels] == [
         "keep=best",
-        "keep=newest",
-        "keep=newest",
-        "keep=newest",
+        "keep=attacked",
+        "keep=attacked",
+        "keep=attacked",
     ]
     assert [label.partition(", ")[2] for label in labels] == [
         "defence=none",
         "defence=SA",
-        "defence=Radial, defence.weight=0.01",
+        "defence=Radial, defence.weight=0.003",
         "defence=Radial, defence.weight=7",
     ]
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count
 from rlx.defence import Defence, Guard
+from rlx.defences.wocar import WocaR, WorstCaseQ
+from rlx.errors import ConfigError
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.nn.exploration import EpsilonGreedy
 from rlx.nn.networks import QNetwork
@@ -41,6 +43,8 @@ class Config(LearnerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_conv(self.conv)
+        if self.dueling and isinstance(self.defence, WocaR):
+            raise ConfigError("agent.dueling=true: the worst-case values of WocaR are not split.")
 
 
 class QPolicy(Policy):
@@ -105,7 +109,12 @@ def q_network(config: Config, spec: Spec, seeds: Tensor, name: str) -> nn.Module
         batch_norm=config.batch_norm,
         stack=config.stack,
     )
-    net = QNetwork(encoder.features, config.hidden, spec.actions, config.dueling, rng)
+    net: nn.Module
+    if isinstance(config.defence, WocaR):
+        share = config.defence.share
+        net = WorstCaseQ(encoder.features, config.hidden, spec.actions, share, rng)
+    else:
+        net = QNetwork(encoder.features, config.hidden, spec.actions, config.dueling, rng)
     return Legal(spec, encoder, net) if spec.rules else nn.Sequential(encoder, net)
 
 
@@ -123,7 +132,9 @@ class DQN(Agent):
         target = q_network(config, spec, seeds, "q/target")
         obs = obs_field(spec.observation_space)
         stack = config.stack if is_image(obs[0]) else None
-        guard = Guard(config.defence, spec, seeds, "action") if config.defence else None
+        guard = None
+        if config.defence is not None:
+            guard = Guard(config.defence, spec, seeds, "action", are_values=True)
         self.learner = QLearner(
             config, self.online.q, target, obs, num_envs, seeds, stack=stack, guard=guard
         )

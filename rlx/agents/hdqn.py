@@ -318,8 +318,8 @@ class HDQN(Agent):
         guard_goal = None
         guard_action = None
         if config.defence is not None:
-            guard_goal = Guard(config.defence, spec, seeds, "goal")
-            guard_action = Guard(config.defence, spec, seeds, "action", lead=1)
+            guard_goal = Guard(config.defence, spec, seeds, "goal", are_values=True)
+            guard_action = Guard(config.defence, spec, seeds, "action", are_values=True, lead=1)
         self.meta = QLearner(
             config,
             self.online.meta,

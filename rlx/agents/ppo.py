@@ -6,7 +6,7 @@ episode.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from gymnasium import spaces
@@ -15,14 +15,16 @@ from torch.nn.functional import pad
 
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, NonNegative, PerSeed, Positive, Share, choice
-from rlx.defence import Decisions, Defence, Guard
+from rlx.defence import Decisions, Defence, Guard, Surrogate
+from rlx.defences.atla import ATLA
 from rlx.errors import ConfigError
 from rlx.nn.buffers import Fields, add_buffers
 from rlx.nn.encoders import check_conv, is_image, make_encoder, obs_field
 from rlx.nn.networks import MLP, RunningNorm, SeedGRU, scale_for_relu
 from rlx.nn.optim import OPTIMIZERS, descend
-from rlx.nn.rng import Streams, categorical
+from rlx.nn.rng import Streams, categorical, stream_key
 from rlx.nn.seed_axis import along, rows_at
+from rlx.threat import Budget
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu_}
 
@@ -198,16 +200,20 @@ class ActorCritic(Policy):
     def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The lowest and highest `outputs` of observations [S, B, *O] between `low` and `high`.
 
-        Of discrete actions and without a memory; as of `MLP.interval`.
+        Without a memory; as of `MLP.interval`.
         """
-        # Encoder and norm keep the order of numbers.
+        # Encoder, norm and units keep the order of numbers.
         core_low, _ = self.core(low, {})
         core_high, _ = self.core(high, {})
-        return self.actor.interval(core_low, core_high)
+        lowest, highest = self.actor.interval(core_low, core_high)
+        return self._in_units(lowest), self._in_units(highest)
 
     def outputs(self, core: Tensor) -> Tensor:
         """Logits [S, B, A], or mean actions [S, B, D] in the space's units."""
-        outputs = self.actor(core)
+        return self._in_units(self.actor(core))
+
+    def _in_units(self, outputs: Tensor) -> Tensor:
+        """The actor's `outputs`; of continuous actions in the space's units."""
         if not self.continuous:
             return outputs
         return (self.low + self.high) / 2 + outputs * (self.high - self.low) / 2
@@ -293,12 +299,12 @@ class PPO(Agent):
         self.register_buffer("running_return", running_return)
         self.guard: Guard | None = None
         if config.defence is not None:
-            self.guard = Guard(config.defence, spec, seeds, "action")
+            self.guard = Guard(config.defence, spec, seeds, "action", are_values=False)
             if config.recurrent:
                 raise ConfigError("agent.defence: needs agent.recurrent=null, no memory.")
-            if not config.defence.of_policies:
-                name = type(config.defence).__name__
-                raise ConfigError(f"agent.defence: {name} is for Q-learners, such as agent=dqn.")
+        self.adversary: Adversary | None = None
+        if isinstance(config.defence, ATLA):
+            self.adversary = Adversary(replace(config, defence=None), spec, seeds, num_envs)
         self.seen: Tensor | None = None
         """[S, N, *O]: what the step that is taken was decided on, where a defence moved it."""
         fields = self._fields(spec)
@@ -360,7 +366,9 @@ class PPO(Agent):
     def _sample(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         """Choose as a `Choose` does: by chance, from the policy's distribution."""
         if self.guard is not None:
-            obs = self._guarded(self.guard, scores, obs, None).learnt()
+            obs = self._guarded(self.guard, scores, obs).learnt()
+            if self.adversary is not None:
+                obs = self.adversary.moved(obs, self.guard.budget(obs, self.steps))
             self.seen = obs
         outputs = scores(obs)
         if not scores.continuous:
@@ -383,6 +391,8 @@ class PPO(Agent):
             row["next_memory"] = transition.carry["memory"]
         self.carry_before_act = {}
         self.seen = None
+        if self.adversary is not None:
+            self.adversary.store(transition)
         step = self.step_of(self.config.rollout_steps)
         for name, value in row.items():
             getattr(self, name).index_copy_(2, step, value.unsqueeze(2))
@@ -395,10 +405,19 @@ class PPO(Agent):
 
     def due(self) -> list[Part]:
         self.ticks += 1
-        if int(self.ticks[0]) % self.config.rollout_steps:
+        rollouts, steps = divmod(int(self.ticks[0]), self.config.rollout_steps)
+        if steps:
             return []
-        parts: list[Part] = [self.prepare]
-        parts += [self.learn] * (self.config.epochs * self.config.minibatches)
+        if self.adversary is None:
+            return [self.prepare, *self.parts()]
+        assert isinstance(self.config.defence, ATLA)
+        turns = (rollouts - 1) // self.config.defence.rollouts
+        learner = self.adversary if turns % 2 else self
+        return [self.prepare, self.adversary.prepare, *learner.parts()]
+
+    def parts(self) -> list[Part]:
+        """What learns from a rollout that was prepared."""
+        parts: list[Part] = [self.learn] * (self.config.epochs * self.config.minibatches)
         if self.policy.norm is not None:
             parts.append(self.update_norm)
         return parts
@@ -506,14 +525,18 @@ class PPO(Agent):
             mean = advantage.mean(1, keepdim=True)
             std = advantage.std(1, keepdim=True)
             advantage = (advantage - mean) / (std + 1e-8)
-        ratio = (log_prob - batch["log_prob"].flatten(1)).exp()
-        objective = ratio * advantage
-        if clip is not None:
-            # The same as min(ratio · A, clipped ratio · A), eq. 7 of the paper.
-            bound = advantage + clip.unsqueeze(1) * advantage.abs()
-            objective = torch.minimum(objective, bound)
+
+        def surrogate(log_prob: Tensor) -> Tensor:
+            ratio = (log_prob - batch["log_prob"].flatten(1)).exp()
+            objective = ratio * advantage
+            if clip is not None:
+                # The same as min(ratio · A, clipped ratio · A), eq. 7 of the paper.
+                bound = advantage + clip.unsqueeze(1) * advantage.abs()
+                objective = torch.minimum(objective, bound)
+            return -objective
+
         # Means within each seed, [S].
-        policy_loss = -objective.mean(1)
+        policy_loss = surrogate(log_prob).mean(1)
         value_loss = (values - batch["target"].flatten(1)).square().mean(1)
         loss = (
             policy_loss
@@ -522,7 +545,10 @@ class PPO(Agent):
         )
         if self.guard is not None:
             scores = Scores(lambda obs: self.policy.outputs(self.policy.core(obs, {})[0]))
-            decisions = self._guarded(self.guard, scores, batch["obs"], batch["action"])
+            learnt_from = Surrogate(surrogate, advantage >= 0)
+            decisions = self._guarded(
+                self.guard, scores, batch["obs"], batch["action"], learnt_from
+            )
             loss = loss + decisions.penalty()
         parameters = list(self.policy.parameters())
         descend(loss, parameters, self.optimizer, max_grad_norm=config.max_grad_norm)
@@ -533,12 +559,19 @@ class PPO(Agent):
         }
 
     def _guarded(
-        self, guard: Guard, scores: Scores, obs: Tensor, taken: Tensor | None
+        self,
+        guard: Guard,
+        scores: Scores,
+        obs: Tensor,
+        taken: Tensor | None = None,
+        surrogate: Surrogate | None = None,
     ) -> Decisions:
         """The decisions on `obs` [S, B, *O] that `guard` defends."""
         std = self.policy.std() if self.policy.continuous else None
         interval = self.policy.interval
-        return guard.decisions(scores, interval, obs, taken, self.steps, are_values=False, std=std)
+        return guard.decisions(
+            scores, interval, obs, taken, self.steps, std=std, surrogate=surrogate
+        )
 
     def _evaluate_actions(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(values, log-probabilities of the actions, entropies) of a minibatch, [S, B] each.
@@ -622,3 +655,31 @@ def decayed_sums(x: Tensor, decay: Tensor) -> Tensor:
         decay = decay * pad(decay[..., span:], (0, span))
         span *= 2
     return x
+
+
+class Adversary(PPO):
+    """PPO whose actions move what another policy observes, and who earns what that one loses."""
+
+    def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor, num_envs: int):
+        """`spec`: the env of the policy that is attacked."""
+        space = spec.observation_space
+        pushes = spaces.Box(-1, 1, (math.prod(space.shape or ()),))
+        own_spec = replace(spec, action_space=pushes)
+        super().__init__(config, own_spec, stream_key(seeds, "adversary"), num_envs)
+        self.push: Tensor | None = None
+        """[S, N, D]: what the step that is taken was moved by, in radii."""
+
+    def moved(self, obs: Tensor, budget: Budget) -> Tensor:
+        """The observations [S, N, *O] within `budget` of `obs` that the adversary shows."""
+        never = torch.zeros(obs.shape[:2], dtype=torch.bool, device=obs.device)
+        self.push, _ = self.act(obs, never, {})
+        within = self.push.clamp(-1, 1).view(obs.shape)
+        return budget.project(obs + budget.radius * within, obs)
+
+    def store(self, transition: Transition) -> None:
+        assert self.push is not None
+        super().store(replace(transition, action=self.push, reward=-transition.reward))
+        self.push = None
+
+    def learn(self) -> dict[str, Tensor]:
+        return {f"adversary/{name}": value for name, value in super().learn().items()}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rlx.env import TensorEnv
     from rlx.policies import Opened
     from rlx.robustness.attribution import Attribution
+    from rlx.robustness.certificates import Certificates
     from rlx.robustness.study import Study
     from rlx.robustness.sweep import Game, Played
     from rlx.show.video import Camera, Film, Scene
@@ -68,6 +69,13 @@ class Config(SubjectConfig):
     """Radius at which the lost return is shared out among heads and components; null: nowhere."""
     max_num_envs: Count
     """Env copies that are played at once."""
+    certify: bool
+    """Whether it is also proved what no attack can do: decisions and, where the env can be copied,
+    returns."""
+    max_boxes: Count
+    """Boxes that are bounded for a decision at a radius, where it is proved."""
+    max_nodes: Count
+    """States of an episode that are followed at a radius, where it is proved."""
     video: bool
     """Whether to film episodes clean and attacked: video.mp4, or video.gif without PyAV."""
     video_seeds: Any
@@ -161,6 +169,8 @@ class Result:
     """What eps = 1 means for each component of an observation, [*O]."""
     attribution: "Attribution | None"
     """Who carries the harm; None: nobody asked."""
+    certificates: "Certificates | None"
+    """What no attack can do; None: nobody asked."""
     films: "Sequence[Film]"
     """Clean and attacked episodes in turn; empty: nobody asked."""
     wall_s: float
@@ -184,6 +194,8 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     attack_tables.print_study(result.study, len(plan.opened.seeds), time_limit_words(plan.env))
     if result.attribution is not None:
         console.table(*attack_tables.attribution(result.attribution))
+    if result.certificates is not None:
+        result.certificates.print()
     console.table(*attack_tables.costs(plan.game.costs.as_dict()))
     console.result(output.path, result.wall_s, **files)
     return output, result.study
@@ -200,9 +212,12 @@ def _load(config: Config) -> Plan:
     from rlx.evaluation import REPORT
     from rlx.experiment import make_env, setup_device
     from rlx.robustness.attribution import component_names
+    from rlx.robustness.clean_decisions import check_bounded
     from rlx.robustness.manifold import kept_angles
+    from rlx.robustness.planner import why_not
     from rlx.robustness.scale import named, resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
+    from rlx.robustness.worst_returns import check_searchable
     from rlx.show import video
     from rlx.threat import Attack, Threat
 
@@ -229,6 +244,10 @@ def _load(config: Config) -> Plan:
         victims=subjects.victims,
     )
     check_attackable(game, attack, modes)
+    if config.certify:
+        check_bounded(opened)
+    if config.certify and why_not(game) is None:
+        check_searchable(game)
     components: list[str] = []
     for key, asked in (("attribution", config.attribution is not None), ("video", config.video)):
         if asked and not isinstance(attack, Attack | Auto):
@@ -281,6 +300,7 @@ def _play(config: Config, plan: Plan) -> Result:
     with costs.of(chosen("attack")):
         played = sweep(game, plan.attack, plan.modes)
     attribution = _attributed(config, plan, game)
+    certificates = _certified(config, plan, game, played)
     films = _filmed(config, plan, game)
     wall_s = time.monotonic() - began
     study = Study.of(
@@ -292,7 +312,7 @@ def _play(config: Config, plan: Plan) -> Result:
         states,
         floor(game),
     )
-    return Result(study, played, game.scale, attribution, films, wall_s)
+    return Result(study, played, game.scale, attribution, certificates, films, wall_s)
 
 
 def _single(plan: Plan, game: "Game", radius: float) -> "tuple[str, Attack]":
@@ -331,6 +351,33 @@ def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None
         return attribute(game, attack, name, config.attribution, plan.components)
 
 
+def _certified(
+    config: Config, plan: Plan, game: "Game", played: "Mapping[str, Played]"
+) -> "Certificates | None":
+    """What no attack can do at the radii of `game`; None where nobody asked."""
+    if not config.certify:
+        return None
+    from rlx.attacks.minq import MinQ
+    from rlx.robustness.certificates import Certificates, certify
+    from rlx.robustness.planner import why_not
+    from rlx.robustness.worst_returns import bound_returns
+    from rlx.threat import Attack
+
+    # An adversary moves no decision by itself; one step finds most of what can be moved.
+    mover = plan.attack if isinstance(plan.attack, Attack) else MinQ(None, 1, 0, None)
+    returns = {}
+    with game.costs.of("certificates"):
+        heads = certify(game, mover, config.max_boxes)
+        for name, mode in plan.modes.items() if why_not(game) is None else ():
+            known = played[name].returns
+            found = bound_returns(game, mode.heads, config.max_nodes, config.max_boxes, known)
+            if mode.shared and len(mode.heads) > 1:
+                # Heads that see the same can be forced to less than each by itself.
+                found = replace(found, upper=known)
+            returns[name] = found
+    return Certificates(game.eps, heads, returns)
+
+
 def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, Path]:
     """Write the study's table, figure and summary; returns the files that are named at the end."""
     from rlx.robustness.study import figure
@@ -342,7 +389,12 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
     study.write_csv(files["table"])
     episodes = f"{len(seeds)} seeds × {config.episodes} episodes"
     title = f"{plan.subjects.name} under {study.attack}, {episodes}"
-    drawn = figure(study.summary(), title, config.scale, config.figure)
+    summary = study.summary()
+    arrays = {mode: episodes.returns for mode, episodes in result.played.items()}
+    if result.certificates is not None:
+        summary["certificates"] = result.certificates.summary()
+        arrays |= result.certificates.arrays()
+    drawn = figure(summary, title, config.scale, config.figure)
     figures.save(drawn, files["figure"])
     if plan.camera is not None:
         from rlx.show import video
@@ -361,8 +413,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
         "steps": steps,
         "steps_per_s": steps / result.wall_s,
     }
-    returns = {mode: episodes.returns for mode, episodes in result.played.items()}
-    output.complete(study.summary() | facts, returns)
+    output.complete(summary | facts, arrays)
     return files
 
 

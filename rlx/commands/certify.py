@@ -50,6 +50,10 @@ class Config(SubjectConfig):
     """Clean episodes of each seed whose decisions are looked at."""
     max_boxes: Count
     """Boxes that are bounded for a decision at a radius before it is given up."""
+    returns: bool
+    """Whether the worst returns of these episodes are searched too, all heads attacked."""
+    max_nodes: Count
+    """States of an episode that are followed at a radius, in the search for its worst return."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Plan:
     """`std`, `bounds` or numbers: what eps = 1 means."""
     subjects: Subjects
     """Whose policies they are."""
+    numbers: bool
+    """Whether an observation is one of some numbers, all of which can be tried."""
 
 
 def check(composed: DictConfig) -> None:
@@ -90,6 +96,8 @@ def main(composed: DictConfig) -> float:
     from rlx.robustness.certificates import Certificates, certify, figure
     from rlx.robustness.observations import play_spread
     from rlx.robustness.scale import tell_radii, unit_scale
+    from rlx.robustness.worst_returns import bound_returns
+    from rlx.threat import box_of
 
     opened = plan.game.opened
     subjects = plan.subjects
@@ -106,15 +114,26 @@ def main(composed: DictConfig) -> float:
     console.warn_of_unfinished(subjects.runs)
     with output.writing():
         began = time.monotonic()
-        space = opened.spec.observation_space
+        space = box_of(opened.spec.observation_space)
         scale = unit_scale(plan.scale, space, lambda: play_spread(opened, config.episodes)[0])
         game = replace(plan.game, scale=scale)
         env = opened.make_env(1)
-        tell_radii(eps, scale, opened.spec, env, game.angles)
-        certificates = Certificates(eps, certify(game, plan.attack, config.max_boxes))
+        if plan.numbers:
+            console.facts(observation="a number: ±eps · scale, rounded down")
+        else:
+            tell_radii(eps, scale, opened.spec, env, game.angles)
+        heads = certify(game, plan.attack, config.max_boxes)
+        returns = {}
+        if config.returns:
+            mode, (attacked, _) = next(iter(plan.attack.modes(opened.policy.heads).items()))
+            returns[mode] = bound_returns(game, attacked, config.max_nodes, config.max_boxes)
+        certificates = Certificates(eps, heads, returns)
         wall_s = time.monotonic() - began
         files = {"table": output.path / "certify.csv", "figure": output.path / "certify.png"}
         certificates.write_csv(files["table"], opened.seeds)
+        if returns:
+            files["returns"] = output.path / "returns.csv"
+            certificates.write_returns(files["returns"], opened.seeds)
         drawn = figure(certificates.summary(), subjects.name, config.scale, config.figure)
         figures.save(drawn, files["figure"])
         facts = {
@@ -124,6 +143,7 @@ def main(composed: DictConfig) -> float:
             "units": env.observation_units,
             "attack": chosen("attack"),
             "max_boxes": config.max_boxes,
+            "max_nodes": config.max_nodes if config.returns else None,
             "wall_s": wall_s,
         }
         output.complete(certificates.summary() | facts, certificates.arrays())
@@ -144,7 +164,8 @@ def _load(config: Config) -> Plan:
     from rlx.robustness.manifold import kept_angles
     from rlx.robustness.scale import named, resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
-    from rlx.threat import Attack, Threat
+    from rlx.robustness.worst_returns import check_searchable
+    from rlx.threat import Attack, Threat, box_of
 
     kind = load_class(config.attack, "attack", Threat)
     if not issubclass(kind, Attack):
@@ -154,7 +175,7 @@ def _load(config: Config) -> Plan:
         )
     attack = build(kind, config.attack, "attack")
     opened = subjects.open(config.checkpoint, setup_device(config.device), config.seeds)
-    space = opened.spec.observation_space
+    space = box_of(opened.spec.observation_space)
     named_scale = named(config.scale, space, opened.env)
     scale = resolved(named_scale, opened, config.outputs, config.trust)
     game = Game(
@@ -170,5 +191,9 @@ def _load(config: Config) -> Plan:
         victims=subjects.victims,
     )
     check_bounded(opened)
-    check_attackable(game, attack, attack.modes(opened.policy.heads))
-    return Plan(game, attack, named_scale, scale, subjects)
+    numbers = space is not opened.spec.observation_space
+    if not numbers:
+        check_attackable(game, attack, attack.modes(opened.policy.heads))
+    if config.returns:
+        check_searchable(game)
+    return Plan(game, attack, named_scale, scale, subjects, numbers)

@@ -192,17 +192,20 @@ def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConf
 
     output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     panels: dict[str, list[figures.Curve]] = {}
+    returns: dict[str, list[figures.Curve]] = {}
     for run in runs:
         summary = run.summary()
         title = run.path.parent.name if len(runs) == 1 else str(run.path)
         panels |= certify_tables.panels(summary, title)
+        returns |= certify_tables.return_panels(summary, title)
         for table in certify_tables.tables(summary):
             console.table(*table)
         for text in certify_tables.proved(summary):
             console.facts(proved=text)
     files: dict[str, Any] = {}
     with output.writing():
-        drawn = figures.sandwich(panels, figures.eps_label(runs[0].config.scale), config.figure)
+        x = figures.eps_label(runs[0].config.scale)
+        drawn = figures.sandwich(panels, x, config.figure, returns)
         files["figure"] = _save_figure(drawn, output)
         if config.format is not None:
             files["page"] = _save_attack_page(config.format, output, [], runs, [])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlx.config import Count, Share
-from rlx.defence import Decisions, Defence, ascend
+from rlx.defence import Decisions, Defence
 from rlx.objective import Objective
 
 
@@ -27,8 +27,6 @@ class Adversarial(Defence):
             clean = decisions.scores(decisions.obs)
 
         objective = Objective("margin" if decisions.std is None else "distance", None)
-        moved = ascend(
-            lambda obs: objective(decisions.scores(obs), clean), decisions, self.gradients
-        )
+        moved = decisions.worst(lambda obs: objective(decisions.scores(obs), clean), self.gradients)
         is_moved = decisions.rng.uniform(decisions.obs.shape[1], 1) < self.share
         return torch.where(is_moved, moved, decisions.obs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rlx.config import Count, NonNegative
-from rlx.defence import Decisions, Defence, ascend
+from rlx.defence import Decisions, Defence
 from rlx.objective import Objective
 
 
@@ -28,7 +28,7 @@ class SA(Defence):
 
     def penalty(self, decisions: Decisions) -> Tensor:
         worse = self._worse(decisions)
-        moved = ascend(worse, decisions, self.gradients)
+        moved = decisions.worst(worse, self.gradients)
         loss = worse(moved)
         if decisions.are_values:
             loss = loss.clamp_min(-self.least_margin)

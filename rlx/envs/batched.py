@@ -73,6 +73,11 @@ class Dynamics(ABC):
     image_parameters: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters that its images show as they are; these cannot drift."""
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether transitions have no chance in them, whatever the draws are."""
+        return self.transition_draws == 0
+
     @classmethod
     def from_keywords(cls, **parameters: Any) -> Self:
         """The env of which the keywords of `gymnasium.make` are the parameters.
@@ -274,6 +279,13 @@ class BatchedEnv(VectorEnv):
         if self.drift is not None:
             dynamics = self.drift.apply(dynamics, self._age)
         return tuple(dynamics.render(self.state if state is None else state).cpu().numpy())
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether what a copy does depends on its state and its actions alone."""
+        if self.drift is not None:
+            return self.dynamics.transition_draws == 0
+        return self.dynamics.deterministic
 
     def keep(self, index: Tensor) -> None:
         """Go on with the copies `index` (int64 [B']) only, in that order."""

@@ -38,6 +38,10 @@ class Chain(Dynamics):
     initial_draws = 1
     transition_draws = 1
 
+    @property
+    def deterministic(self) -> bool:
+        return self.success in (0.0, 1.0)
+
     def initial(self, draws: Tensor) -> Tensor:
         state = torch.zeros(len(draws), 2, dtype=torch.int64, device=draws.device)
         state[:, 0] = 1

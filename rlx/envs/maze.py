@@ -72,6 +72,10 @@ class Maze(Dynamics):
     initial_draws = 1
     transition_draws = 2
 
+    @property
+    def deterministic(self) -> bool:
+        return self.slip == 0.0
+
     def initial(self, draws: Tensor) -> Tensor:
         start = _CELLS.index("S")
         return torch.full((len(draws), 1), start, dtype=torch.int64, device=draws.device)

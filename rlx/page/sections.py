@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,6 +108,8 @@ def study(attack: AttackRun, label: str) -> Section:
     attribution = attack.summary.get("attribution")
     if isinstance(attribution, Mapping):
         parts.append(attack_tables.attribution(Attribution(**attribution)))
+    if "certificates" in attack.summary:
+        parts += _certificates(attack.summary["certificates"], label, x)
     if "cost" in attack.summary:
         parts.append(attack_tables.costs(attack.summary["cost"]))
     return Section(label, parts)
@@ -141,13 +144,20 @@ def certificates(run: Run) -> Section:
     summary = run.summary()
     x = figures.eps_label(run.config.scale)
     source = run.path.parent.name
+    parts: list[Part] = _warnings(console.few_seeds(len(summary["seeds"])))
+    parts += _certificates(summary, source, x)
+    return Section(f"Certificates of {source} ({run.path.name})", parts)
+
+
+def _certificates(summary: Mapping[str, Any], source: str, x: str) -> list[Part]:
+    """What is proved, as sandwiches against `x`, the radius, and as tables."""
     parts: list[Part] = [Note(f"Proved: {text}.") for text in certify_tables.proved(summary)]
-    parts += _warnings(console.few_seeds(len(summary["seeds"])))
     for title, curves in certify_tables.panels(summary, source).items():
         name = f"{title}: decisions of clean play that the box cannot change, from both sides"
         parts.append(Chart(name, curves, x, y=SHARE, shaded=True))
-    parts += certify_tables.tables(summary)
-    return Section(f"Certificates of {source} ({run.path.name})", parts)
+    for title, curves in certify_tables.return_panels(summary, source).items():
+        parts.append(Chart(f"{title}, from both sides", curves, x, shaded=True))
+    return [*parts, *certify_tables.tables(summary)]
 
 
 def sweep(ranked: Sequence[Ranking], jobs: Sequence[Job]) -> list[Section]:

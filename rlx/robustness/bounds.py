@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlx.robustness.layers import TANH_ERROR, Layer, Network
+from rlx.robustness.layers import TANH_ERROR, UNIT, Layer, Network
 
 TINY = 1e-12
 """By how much the lines beside a tanh are moved outwards, for the rounding of float64."""
@@ -58,20 +58,21 @@ def interval(network: Network, box: Box, objective: Tensor) -> Tensor:
     Interval bound propagation (Gowal et al. 2018): each number by itself, layer by layer. The
     objective is taken into the last layer, so that a difference of scores is bounded as one number.
     """
-    middle = box.centre
-    radius = box.radius
-    error = torch.zeros_like(middle)
+    middles = [box.centre]
+    radii = [box.radius]
+    errors = [torch.zeros_like(box.centre)]
     for layer in network.layers[:-1]:
+        middle, radius, error = map(layer.inputs, (middles, radii, errors))
         own = _rounding_error(layer, middle.abs() + radius, error)
         error = error @ layer.weight.abs() + own
         radius = radius @ layer.weight.abs() + error
         middle = middle @ layer.weight + layer.bias
-        low = layer.activated(middle - radius)
-        high = layer.activated(middle + radius)
-        middle = (low + high) / 2
-        radius = (high - low) / 2
-        error = error + _activation_error(layer)
+        low, high = layer.image(middle - radius, middle + radius)
+        middles.append((low + high) / 2)
+        radii.append((high - low) / 2)
+        errors.append(_error_behind(layer, middle.abs() + radius, error))
     last = network.layers[-1]
+    middle, radius, error = map(last.inputs, (middles, radii, errors))
     coefficients = objective @ last.weight.mT.unsqueeze(1)
     lower = _least_within(coefficients, middle - radius, middle + radius)
     size = middle.abs() + radius
@@ -88,31 +89,55 @@ def crown(network: Network, box: Box, objective: Tensor) -> Bounds:
     the same bounds as going backwards from each unit, at a hundredth of the cost, and beyond it
     somewhat wider ones. No bound is below that of `interval`.
     """
-    lines, low, high, error = _forward(network, box)
+    forward = _forward(network, box)
     last = network.layers[-1]
+    low, high, error = map(last.inputs, (forward.low, forward.high, forward.error))
     coefficients = objective @ last.weight.mT.unsqueeze(1)
     size = torch.maximum(low.abs(), high.abs())
     rounding = _objective_error(network, objective, coefficients, size, error)
     constant = _times(objective, last.bias) - rounding
     by_interval = _least_within(coefficients, low, high) + constant
     lower = constant
-    for layer, line in zip(network.layers[-2::-1], lines[::-1], strict=True):
+    # Those of each block's numbers, as far as they are known.
+    parts: dict[int, Tensor] = {}
+    _hand_back(parts, last, coefficients, forward.low)
+    for number in range(len(network.layers) - 1, 0, -1):
+        layer = network.layers[number - 1]
+        line = forward.lines[number - 1]
+        coefficients = parts.pop(number)
         positive = coefficients.clamp_min(0)
         negative = coefficients - positive
         lower = lower + _times(positive, line.low_offset) + _times(negative, line.high_offset)
+        if layer.activation == "product":
+            positive = positive.repeat(1, 1, 1, 2)
+            negative = negative.repeat(1, 1, 1, 2)
         coefficients = positive * line.low_slope.unsqueeze(2)
         coefficients += negative * line.high_slope.unsqueeze(2)
         lower = lower + _times(coefficients, layer.bias)
         coefficients = coefficients @ layer.weight.mT.unsqueeze(1)
-    slopes = coefficients * box.radius.unsqueeze(2)
-    lower = lower + _times(coefficients, box.centre) - slopes.abs().sum(-1)
+        _hand_back(parts, layer, coefficients, forward.low)
+    slopes = parts[0] * box.radius.unsqueeze(2)
+    lower = lower + _times(parts[0], box.centre) - slopes.abs().sum(-1)
     return Bounds(torch.maximum(lower, by_interval), slopes, rounding)
+
+
+def _hand_back(
+    parts: dict[int, Tensor], layer: Layer, coefficients: Tensor, blocks: list[Tensor]
+) -> None:
+    """Add `coefficients` [S, B, K, n] of what a layer maps to those of its sources' numbers.
+
+    `blocks`: any numbers of each block, [S, B, m].
+    """
+    sizes = [blocks[source].shape[-1] for source in layer.sources]
+    for source, own in zip(layer.sources, coefficients.split(sizes, -1), strict=True):
+        parts[source] = parts[source] + own if source in parts else own
 
 
 def score_error(network: Network, box: Box) -> Tensor:
     """By how much float32 may be off in each score at any point of the boxes, [S, B, A]."""
-    _, low, high, error = _forward(network, box)
+    forward = _forward(network, box)
     last = network.layers[-1]
+    low, high, error = map(last.inputs, (forward.low, forward.high, forward.error))
     size = torch.maximum(low.abs(), high.abs())
     return error @ last.weight.abs() + _rounding_error(last, size, error)
 
@@ -125,7 +150,10 @@ def margins_of(choice: Tensor, choices: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Lines:
-    """Two lines, one below and one above an activation between its bounds, [S, B, m] each."""
+    """Two lines, one below and one above an activation between its bounds, [S, B, m] each.
+
+    Of a product they are planes, whose slopes are those of the first numbers, then of the second.
+    """
 
     low_slope: Tensor
     low_offset: Tensor
@@ -133,21 +161,33 @@ class _Lines:
     high_offset: Tensor
 
 
-def _forward(network: Network, box: Box) -> tuple[list[_Lines], Tensor, Tensor, Tensor]:
-    """The lines beside every activation, and bounds of the last hidden units, [S, B, m] each.
+@dataclass(frozen=True)
+class _Forward:
+    """What is known of a network's numbers: those of the observation, and of each hidden layer."""
 
-    These bounds are the lowest, the highest, and how far float32 may be off. Two affine functions
-    of the place in the box, from −1 to 1 in each of its n numbers, enclose every unit:
-    [S, B, n + 1, m], the constant last. No unit is enclosed wider than by IBP.
+    lines: list[_Lines]
+    """The lines beside the activations of each hidden layer."""
+    low: list[Tensor]
+    """The lowest of each block's numbers, [S, B, m] each."""
+    high: list[Tensor]
+    """The highest."""
+    error: list[Tensor]
+    """How far float32 may be off."""
+
+
+def _forward(network: Network, box: Box) -> _Forward:
+    """The lines beside every activation, and bounds of all numbers.
+
+    Two affine functions of the place in the box, from −1 to 1 in each of its n numbers, enclose
+    every unit: [S, B, n + 1, m], the constant last. No unit is enclosed wider than by IBP.
     """
     start = torch.cat([box.radius.diag_embed(), box.centre.unsqueeze(2)], 2)
-    below = start
-    above = start
-    low = box.low
-    high = box.high
-    error = torch.zeros_like(low)
-    lines = []
+    belows = [start]
+    aboves = [start]
+    found = _Forward([], [box.low], [box.high], [torch.zeros_like(box.low)])
     for layer in network.layers[:-1]:
+        below, above = map(layer.inputs, (belows, aboves))
+        low, high, error = map(layer.inputs, (found.low, found.high, found.error))
         own = _rounding_error(layer, torch.maximum(low.abs(), high.abs()), error)
         error = error @ layer.weight.abs() + own
         positive = layer.weight.clamp_min(0).unsqueeze(1)
@@ -163,15 +203,36 @@ def _forward(network: Network, box: Box) -> tuple[list[_Lines], Tensor, Tensor, 
         low = torch.maximum(_least(next_below), middle - radius) - error
         high = torch.minimum(-_least(-next_above), middle + radius) + error
         line = _beside(layer, low, high)
-        lines.append(line)
-        below = next_below * line.low_slope.unsqueeze(2)
-        above = next_above * line.high_slope.unsqueeze(2)
-        below[:, :, -1] += line.low_offset
-        above[:, :, -1] += line.high_offset
-        low = layer.activated(low)
-        high = layer.activated(high)
-        error = error + _activation_error(layer)
-    return lines, low, high, error
+        below, above = _between(layer, line, next_below, next_above)
+        image = layer.image(low, high)
+        found.lines.append(line)
+        found.low.append(image[0])
+        found.high.append(image[1])
+        found.error.append(_error_behind(layer, torch.maximum(low.abs(), high.abs()), error))
+        belows.append(below)
+        aboves.append(above)
+    return found
+
+
+def _between(layer: Layer, line: _Lines, below: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+    """Affine functions [S, B, n + 1, m] that enclose what is behind the activation of a layer.
+
+    `below` and `above` enclose what goes into it.
+    """
+    low_slope = line.low_slope.unsqueeze(2)
+    high_slope = line.high_slope.unsqueeze(2)
+    if layer.activation == "product":
+        # A slope is the other number, which may be negative; both planes have the same.
+        positive = low_slope.clamp_min(0)
+        negative = low_slope - positive
+        parts = (below * positive + above * negative, above * positive + below * negative)
+        below, above = (torch.stack(part.chunk(2, -1)).sum(0) for part in parts)
+    else:
+        below = below * low_slope
+        above = above * high_slope
+    below[:, :, -1] += line.low_offset
+    above[:, :, -1] += line.high_offset
+    return below, above
 
 
 def _least(affine: Tensor) -> Tensor:
@@ -211,16 +272,39 @@ def _objective_error(
     return _times(coefficients.abs(), error) + _times(objective.abs(), own)
 
 
-def _activation_error(layer: Layer) -> float:
-    """What float32 may be off by in an activation, beside what its input is off by."""
-    return TANH_ERROR if layer.activation == "tanh" else 0.0
+def _error_behind(layer: Layer, size: Tensor, error: Tensor) -> Tensor:
+    """What float32 may be off by behind the activation of a layer, [S, B, m].
+
+    What goes into it is of at most a `size` and off by at most `error`, [S, B, m] each.
+    """
+    if layer.activation == "tanh":
+        return error + TANH_ERROR
+    if layer.activation == "product":
+        one, other = size.chunk(2, -1)
+        own, others = error.chunk(2, -1)
+        return one * others + other * own + UNIT * one * other
+    return error
 
 
 def _beside(layer: Layer, low: Tensor, high: Tensor) -> _Lines:
     """The lines beside the activation of `layer` between `low` and `high`, [S, B, m] each."""
     if layer.activation == "relu":
         return _beside_relu(low, high)
+    if layer.activation == "product":
+        return _beside_product(low, high)
     return _beside_tanh(low, high)
+
+
+def _beside_product(low: Tensor, high: Tensor) -> _Lines:
+    """The planes of the slopes in the middle: x y is off by at most the product of both radii.
+
+    They are the means of the two planes below, and of the two above, of McCormick (1976).
+    """
+    one, other = ((low + high) / 2).chunk(2, -1)
+    radius = torch.maximum(high - (low + high) / 2, (low + high) / 2 - low)
+    most = radius.chunk(2, -1)[0] * radius.chunk(2, -1)[1]
+    slope = torch.cat([other, one], -1)
+    return _Lines(slope, -one * other - most, slope, most - one * other)
 
 
 def _beside_relu(low: Tensor, high: Tensor) -> _Lines:

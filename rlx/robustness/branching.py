@@ -26,7 +26,7 @@ class Decided:
     found: Tensor
     """Whether an observation was found that forces the choice, bool [N, A]."""
     obs: Tensor
-    """These observations, float32 [N, A, n]; anything where none was found."""
+    """These observations, float32 [N, A, n]; where none was found, the one that came nearest."""
     open: Tensor
     """Whether the choice was neither found nor excluded, bool [N, A]."""
     by_bounds: Tensor
@@ -84,6 +84,8 @@ class _Search:
             ]
         )
         """What float32 may be off by in each score in a row's whole box, [N, A]."""
+        self.nearest = torch.full_like(self.error, -torch.inf)
+        """How far each choice's score is above the others at `result.obs`, [N, A]."""
         self.result = Decided(
             found=found.clone(),
             obs=low.unsqueeze(1).repeat(1, choices, 1),
@@ -159,9 +161,27 @@ class _Search:
         beaten.scatter_(1, choice.unsqueeze(1), -torch.inf)
         least = (scores - error).gather(1, choice.unsqueeze(1)).squeeze(1)
         certain = least > beaten.amax(1)
+        shown = shown.view(len(rows), -1).float()
         new = certain & ~self.result.found[rows, choice]
         self.result.found[rows[new], choice[new]] = True
-        self.result.obs[rows[new], choice[new]] = shown.view(len(rows), -1)[new].float()
+        self.result.obs[rows[new], choice[new]] = shown[new]
+        self._keep_nearest(rows, shown, scores)
+
+    def _keep_nearest(self, rows: Tensor, shown: Tensor, scores: Tensor) -> None:
+        """Keep what came nearest to the choices that were not found: `shown` [B, n] of the `rows`.
+
+        `scores`: [B, A].
+        """
+        for choice in range(scores.shape[1]):
+            others = scores.clone()
+            others[:, choice] = -torch.inf
+            margin = scores[:, choice] - others.amax(1)
+            before = self.nearest[:, choice]
+            best = before.scatter_reduce(0, rows, margin, "amax")
+            nearer = (margin == best[rows]) & (margin > before[rows])
+            nearer &= ~self.result.found[rows, choice]
+            self.result.obs[rows[nearer], choice] = shown[nearer]
+            self.nearest[:, choice] = best
 
     def _split(
         self, row: Tensor, box: Box, possible: Tensor, influence: Tensor
@@ -191,34 +211,66 @@ class _Search:
 
 
 @torch.no_grad()
-def decide(scores: Scores, obs: Tensor, budget: Budget, found: Tensor, max_boxes: int) -> Decided:
+def decide(
+    scores: Scores,
+    obs: Tensor,
+    budget: Budget,
+    found: Tensor,
+    max_boxes: int,
+    where: Tensor | None = None,
+) -> Decided:
     """What `branch` decides of all seeds: its tensors as [S, B, …], observations as [S, B, A, *O].
 
-    `scores` are those of one head at `obs` [S, B, *O]. What was found is shown to the policy
-    itself. A point that is no observation (a fraction of whole numbers, a cosine and a sine that
-    are off the circle) is not found; nor is the box, then, more than an outer bound of what can be
-    shown.
+    `scores` are those of one head at `obs` [S, B, *O]. What was found, or came nearest to it, is
+    shown to the policy itself, which has the last word. A point that is no observation (a fraction
+    of whole numbers, a cosine and a sine that are off the circle) is not found; nor is the box,
+    then, more than an outer bound of what can be shown. Of rows that are not `where` (bool [S, B];
+    None: all are) nothing is open, and no more found.
     """
     network = read_network(scores, obs)
     low, high = budget.ends(obs)
-    seeds = []
-    for seed in range(len(obs)):
-        ends = (low[seed].flatten(1), high[seed].flatten(1))
-        seeds.append(branch(network.of_seed(seed), *ends, found[seed], max_boxes))
-    shown = torch.stack([seed.obs for seed in seeds]).unflatten(-1, obs.shape[2:])
-    both = torch.stack([seed.found for seed in seeds])
-    still_open = torch.stack([seed.open for seed in seeds])
-    for choice in range(found.shape[-1]):
-        point = budget.project(shown[:, :, choice], obs)
-        shown[:, :, choice] = point
-        new = both[..., choice] & ~found[..., choice]
-        refused = new & (scores.best(point) != choice)
-        both[..., choice] &= ~refused
-        still_open[..., choice] |= refused
-    return Decided(
-        found=both,
-        obs=shown,
-        open=still_open & ~both,
-        by_bounds=torch.stack([seed.by_bounds for seed in seeds]),
-        boxes=torch.stack([seed.boxes for seed in seeds]),
+    by_bounds = _by_bounds(network, low.flatten(2).double(), high.flatten(2).double())
+    rest = ~by_bounds if where is None else where & ~by_bounds
+    result = Decided(
+        found=found.clone(),
+        obs=obs.unsqueeze(2).repeat_interleave(found.shape[2], 2),
+        open=torch.zeros_like(found),
+        by_bounds=by_bounds,
+        boxes=torch.ones_like(by_bounds, dtype=torch.int64),
     )
+    for seed in range(len(obs)):
+        rows = rest[seed].nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        ends = (low[seed, rows].flatten(1), high[seed, rows].flatten(1))
+        one = branch(network.of_seed(seed).at(rows), *ends, found[seed, rows], max_boxes)
+        result.found[seed, rows] = one.found
+        result.obs[seed, rows] = one.obs.unflatten(-1, obs.shape[2:])
+        result.open[seed, rows] = one.open
+        result.boxes[seed, rows] = one.boxes
+    for choice in range(found.shape[2]):
+        point = budget.project(result.obs[:, :, choice], obs)
+        result.obs[:, :, choice] = point
+        asked = (result.found | result.open)[..., choice] & ~found[..., choice]
+        if asked.any():
+            chosen = scores.best(point) == choice
+            result.found[..., choice] &= ~asked | chosen
+            result.found[..., choice] |= asked & chosen
+            result.open[..., choice] |= asked & ~chosen
+    result.open &= ~result.found
+    return result
+
+
+def _by_bounds(network: Network, low: Tensor, high: Tensor) -> Tensor:
+    """Whether the bounds of whole boxes exclude all but one choice, bool [S, B].
+
+    The boxes go from `low` to `high`, float64 [S, B, n].
+    """
+    parts = []
+    for rows in torch.arange(low.shape[1], device=low.device).split(max(1, CHUNK // len(low))):
+        box = Box(low[:, rows], high[:, rows])
+        best = network.at(rows)(box.centre).argmax(-1)
+        objective = margins_of(best, network.choices)
+        bounds = crown(network.at(rows), box, objective).lower
+        parts.append((bounds > 0).sum(-1) == network.choices - 1)
+    return torch.cat(parts, 1)

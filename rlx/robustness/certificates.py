@@ -5,20 +5,24 @@ Three numbers enclose the truth: certified ≤ truth ≤ not moved by any observ
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlx import statistics
-from rlx.agent import Scores
+from rlx.agent import Choose, Scores
+from rlx.evaluation import evaluate
 from rlx.robustness.bounds import Box, crown, margins_of
 from rlx.robustness.branching import CHUNK, branch
 from rlx.robustness.clean_decisions import CleanDecisions, Decisions
+from rlx.robustness.reachable import certified_reachable
 from rlx.robustness.sweep import Game
+from rlx.robustness.worst_returns import ReturnBounds
 from rlx.show import certify_tables, console, figures
 from rlx.statistics import Estimate
 from rlx.threat import Attack, Budget
@@ -68,8 +72,11 @@ def certify(game: Game, attack: Attack, max_boxes: int) -> dict[str, HeadCertifi
 
     `attack` tries to change what CROWN could not certify; what neither decides is split into at
     most `max_boxes` boxes for each decision and radius. An observation that changes a decision is
-    shown to the policy itself before it counts, and changes it in all larger boxes too.
+    shown to the policy itself before it counts, and changes it in all larger boxes too. Where
+    observations are numbers, all of them are shown.
     """
+    if isinstance(game.opened.spec.observation_space, gymnasium.spaces.Discrete):
+        return _certify_numbers(game)
     decisions = CleanDecisions(game.opened, game.episodes)
     result = {}
     total = len(decisions.steps) * decisions.seeds
@@ -84,6 +91,48 @@ def certify(game: Game, attack: Attack, max_boxes: int) -> dict[str, HeadCertifi
                 look.keep_if(decided != look.decisions.clean)
             result[head] = _collected(looks, game.episodes)
     return result
+
+
+def _certify_numbers(game: Game) -> dict[str, HeadCertificates]:
+    """The certificates where observations are numbers: every other one in the box is tried."""
+    opened = game.opened
+    seeds = len(opened.seeds)
+    shape = (seeds * game.episodes, len(game.eps))
+    still: dict[str, Tensor] = {}
+    taken: dict[str, Tensor] = {}
+    for head in opened.policy.heads:
+        still[head] = torch.zeros(shape, dtype=torch.float64, device=opened.device)
+        taken[head] = still[head][:, 0].clone()
+
+    def make_choose(ids: Tensor) -> Choose:
+        def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+            copies = ids[deciding]
+            taken[head][copies] += 1
+            for number, eps in enumerate(game.eps):
+                budget = game.budget(torch.full(obs.shape, eps, device=obs.device), obs)
+                reach = certified_reachable(scores, obs, budget, deciding, max_boxes=0)
+                alone = reach.mask.sum(-1) == 1
+                still[head][copies, number] += alone[deciding].double()
+            return scores.best(obs)
+
+        return choose
+
+    evaluate(
+        opened.policy,
+        opened.make_env,
+        seeds,
+        game.episodes,
+        game.first_reset_seed,
+        opened.device,
+        make_choose,
+    )
+    found = {}
+    for head, count in taken.items():
+        share = (still[head] / count.unsqueeze(1)).view(seeds, game.episodes, -1)
+        every = share.transpose(1, 2).cpu().numpy()
+        decisions = count.view(seeds, -1).cpu().numpy().astype(np.int64)
+        found[head] = HeadCertificates(dict.fromkeys(SHARES, every), decisions, 0)
+    return found
 
 
 class _Look:
@@ -252,6 +301,8 @@ class Certificates:
     """The radii, in units of the scale."""
     heads: Mapping[str, HeadCertificates]
     """What is known of each head's decisions, the top level first."""
+    returns: Mapping[str, ReturnBounds] = field(default_factory=dict)
+    """What is known of the worst returns, by the mode of attack; empty: they were not searched."""
 
     @property
     def mean(self) -> Estimate:
@@ -270,15 +321,24 @@ class Certificates:
             undecided = [head.undecided(radius) for radius in radii]
             counts = {"decisions": int(head.decisions.sum()), "boxes": head.boxes}
             heads[name] = shares | {"undecided": undecided} | counts
-        return {"eps": list(self.eps), "certified": self.mean.as_dict(), "heads": heads}
+        summary = {"eps": list(self.eps), "certified": self.mean.as_dict(), "heads": heads}
+        if self.returns:
+            summary["returns"] = {mode: found.summary() for mode, found in self.returns.items()}
+        return summary
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The shares of every episode's decisions, [S, E, P], by head and name."""
-        return {
+        """The shares of every episode's decisions, [S, E, P], by head and name.
+
+        With them come the bounds of its return, by mode.
+        """
+        arrays = {
             f"{name}/{share}": head.shares[share]
             for name, head in self.heads.items()
             for share in SHARES
         }
+        for mode, found in self.returns.items():
+            arrays |= {f"returns/{mode}/lower": found.lower, f"returns/{mode}/upper": found.upper}
+        return arrays
 
     def write_csv(self, path: Path, seeds: Sequence[int]) -> None:
         """A row for each head, radius and seed."""
@@ -291,8 +351,20 @@ class Certificates:
                         shares = [head.shares[share][row, radius].mean() for share in SHARES]
                         writer.writerow([name, eps, seed, head.decisions[row].sum(), *shares])
 
+    def write_returns(self, path: Path, seeds: Sequence[int]) -> None:
+        """A row for each mode, radius and seed: the bounds of its worst return."""
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["mode", "eps", "seed", "lower", "upper", "exact", "nodes"])
+            for mode, found in self.returns.items():
+                columns = (found.lower, found.upper, found.exact, found.nodes)
+                for radius, eps in enumerate(self.eps):
+                    for row, seed in enumerate(seeds):
+                        means = [column[row, radius].mean() for column in columns]
+                        writer.writerow([mode, eps, seed, *means])
+
     def print(self) -> None:
-        """Print the shares of each head by radius, and what is proved of all decisions."""
+        """Print the shares of each head and the worst returns, and what is proved of all."""
         summary = self.summary()
         for table in certify_tables.tables(summary):
             console.table(*table)
@@ -308,7 +380,8 @@ def figure(
 ) -> "Figure":
     """The sandwich: certified, undecided and moved shares against the radius, by head.
 
-    `summary`: as `Certificates.summary`; `scale`: what eps = 1 means.
+    Likewise the worst returns. `summary`: as `Certificates.summary`; `scale`: what eps = 1 means.
     """
     panels = certify_tables.panels(summary, title)
-    return figures.sandwich(panels, figures.eps_label(scale), style)
+    returns = certify_tables.return_panels(summary, title)
+    return figures.sandwich(panels, figures.eps_label(scale), style, returns)

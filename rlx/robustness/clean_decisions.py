@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import gymnasium
 import torch
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from rlx.agent import Choose, Scores
 from rlx.errors import ConfigError
 from rlx.evaluation import REPORT, evaluate
 from rlx.policies import Opened
-from rlx.robustness.layers import Network, read_network
+from rlx.robustness.layers import Network, check_discrete, read_network
 from rlx.victims.policy import Rows
 
 
@@ -146,10 +147,13 @@ def check_bounded(opened: Opened) -> None:
     env = opened.make_env(len(opened.seeds))
     obs = env.reset(seed=REPORT)[0].unsqueeze(1)
     first = torch.ones(obs.shape[:2], dtype=torch.bool, device=obs.device)
+    numbers = isinstance(opened.spec.observation_space, gymnasium.spaces.Discrete)
 
     def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
-        obs = obs.float()
-        read_network(scores, obs)
+        if numbers:
+            check_discrete(scores)  # the scores of each number can be asked for
+        else:
+            read_network(scores, obs.float())
         return scores.best(obs)
 
     opened.policy.act(obs, first, opened.policy.initial_carry(1), choose)

@@ -4,9 +4,11 @@ Nothing is asked of a policy but its scores: they are computed once, and each op
 that an observation passes through is noted. Users' agents are read as rlx's own are.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,12 +25,22 @@ UNIT = 2.0**-24
 """The largest relative error of one rounding to float32."""
 TANH_ERROR = 2.0**-21
 """More than what float32 libraries are off by in a tanh, which is at most 1."""
+LERP_ROUNDINGS = 12
+"""Roundings for a start + w (end − start) that torch computes as end − (1 − w) (end − start).
+
+It does so for |w| ≥ 1/2, where |1 − w| ≤ 3 |w|: three roundings there count as nine here."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An affine map of n numbers into m, float64, and the activation behind it."""
+    """An affine map of n numbers into m, float64, and the activation behind it.
 
+    A product takes two numbers into one: of its m numbers the first half times the second.
+    """
+
+    sources: tuple[int, ...]
+    """Whose numbers it maps, behind each other: 0 are the observation's, k those of the k-th layer
+    of the network, which is before this one."""
     weight: Tensor
     """[S, n, m]."""
     bias: Tensor
@@ -40,7 +52,16 @@ class Layer:
     roundings: int
     """The most float32 roundings that a term of the sums goes through."""
     activation: str | None
-    """`relu`, `tanh`, or None behind the last layer."""
+    """`relu`, `tanh`, `product`, or None behind the last layer."""
+
+    def inputs(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The n numbers that it maps: those of its sources, along the last axis.
+
+        `blocks`: the numbers of the observation, and of each layer before this one.
+        """
+        if len(self.sources) == 1:
+            return blocks[self.sources[0]]
+        return torch.cat([blocks[source] for source in self.sources], -1)
 
     def rounding(self) -> float:
         """How far float32 may be off, relative to the sum of the terms' sizes.
@@ -55,15 +76,28 @@ class Layer:
             return z.relu()
         if self.activation == "tanh":
             return z.tanh()
+        if self.activation == "product":
+            first, second = z.chunk(2, -1)
+            return first * second
         return z
+
+    def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The lowest and highest that the activation makes of numbers between `low` and `high`."""
+        if self.activation != "product":
+            return self.activated(low), self.activated(high)
+        lows = low.chunk(2, -1)
+        highs = high.chunk(2, -1)
+        corners = [one * other for one in (lows[0], highs[0]) for other in (lows[1], highs[1])]
+        stacked = torch.stack(corners)
+        return stacked.amin(0), stacked.amax(0)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Scores at B observations of each of S seeds: layers one after another."""
+    """Scores at B observations of each of S seeds: layers, each of which maps others' numbers."""
 
     layers: tuple[Layer, ...]
-    """From the observation's numbers to the scores."""
+    """In an order in which each comes after its sources; the last makes the scores."""
 
     @property
     def choices(self) -> int:
@@ -72,10 +106,10 @@ class Network:
 
     def __call__(self, obs: Tensor) -> Tensor:
         """The scores [S, B, A] of `obs` [S, B, n], in float64 unless `float` says otherwise."""
-        y = obs.to(self.layers[0].weight.dtype)
+        blocks = [obs.to(self.layers[0].weight.dtype)]
         for layer in self.layers:
-            y = layer.activated(y @ layer.weight + layer.bias)
-        return y
+            blocks.append(layer.activated(layer.inputs(blocks) @ layer.weight + layer.bias))
+        return blocks[-1]
 
     def of_seed(self, seed: int) -> "Network":
         """The network of one seed, of which S is 1."""
@@ -117,71 +151,93 @@ def read_network(scores: Scores, obs: Tensor) -> Network:
 
     ConfigError where something else than a network of such layers decides.
     """
-    if scores.choice is not None:
-        raise ConfigError(_unsupported("a search decides"))
-    if scores.continuous:
-        raise ConfigError(_unsupported("actions are continuous"))
+    check_discrete(scores)
     tracer = _Tracer(obs)
     with tracer:
         values = scores.function(tracer.obs)
     return tracer.network(values)
 
 
+def check_discrete(scores: Scores) -> None:
+    """ConfigError where it is not the highest score of some choices that decides."""
+    if scores.choice is not None:
+        raise ConfigError(_unsupported("a search decides"))
+    if scores.continuous:
+        raise ConfigError(_unsupported("actions are continuous"))
+
+
 def _unsupported(what: str) -> str:
     return (
         f"certify: {what}, for which there are no bounds; there are some for discrete choices by "
-        "fully connected layers with ReLU or tanh, dueling or not, of flat observations."
+        "fully connected layers with ReLU or tanh, dueling or not, and a GRU, of flat observations."
     )
+
+
+Linear = Callable[[Tensor], Tensor]
+"""A linear function of [S, R, n], of R rows of n numbers: [S, R, *F]."""
 
 
 @dataclass(frozen=True)
 class _Affine:
-    """A tensor [S, B, *F] as an affine function of the n outputs of the layers before."""
+    """A tensor [S, B, *F] as an affine function of the n numbers of some blocks."""
 
-    layers: tuple[Layer, ...]
-    """The layers before."""
-    weight: Tensor
-    """float64 [S, n, *F]."""
+    blocks: tuple[int, ...]
+    """As `Layer.sources`, ascending; none: it is constant."""
+    linear: Linear
+    """What it is of these numbers, but for the bias."""
     bias: Tensor
     """float64 [S, B or 1, *F]."""
-    weight_size: Tensor
-    """As `Layer.weight_size`, [S, n, *F]."""
+    size: Linear
+    """As `linear`, of the sizes of all terms: it makes of 1s the sums of `Layer.weight_size`."""
     bias_size: Tensor
     """As `Layer.bias_size`, [S, B or 1, *F]."""
     roundings: int
     """As `Layer.roundings`."""
 
     @classmethod
-    def same(
-        cls, layers: tuple[Layer, ...], seeds: int, shape: Sequence[int], like: Tensor
-    ) -> "_Affine":
-        """The outputs of `layers` as they are, in a `shape` [*F]."""
-        size = math.prod(shape)
-        eye = torch.eye(size, dtype=torch.float64, device=like.device)
-        weight = eye.view(1, size, *shape).expand(seeds, -1, *shape)
-        bias = weight.new_zeros(seeds, 1, *shape)
-        return cls(layers, weight, bias, weight, bias, 0)
+    def same(cls, block: int, seeds: int, shape: Sequence[int], like: Tensor) -> "_Affine":
+        """The numbers of a `block` as they are, in a `shape` [*F]."""
+        bias = torch.zeros(seeds, 1, *shape, dtype=torch.float64, device=like.device)
 
-    def map(self, function: Callable[[Tensor], Tensor], roundings: int = 0) -> "_Affine":
-        """What a linear `function` of [S, rows, *F], which has no negative weights, makes of it."""
+        def reshaped(x: Tensor) -> Tensor:
+            return x.reshape(*x.shape[:2], *shape)
+
+        return cls((block,), reshaped, bias, reshaped, bias, 0)
+
+    @classmethod
+    def constant(cls, value: Tensor) -> "_Affine":
+        """A constant [S, B or 1, *F]; of Python's numbers, float32 makes others."""
+
+        def zeros(x: Tensor) -> Tensor:
+            return x.new_zeros(*x.shape[:2], *value.shape[2:])
+
+        return cls((), zeros, value, zeros, value.abs(), 1)
+
+    def map(self, function: Linear, roundings: int = 0) -> "_Affine":
+        """What a linear `function` of [S, R, *F], which has no negative weights, makes of it."""
+        return self.mapped(function, function, roundings)
+
+    def mapped(self, function: Linear, of_sizes: Linear, roundings: int) -> "_Affine":
+        """What a linear `function` makes of it; `of_sizes`: the same with the weights' sizes."""
         return _Affine(
-            self.layers,
-            function(self.weight),
+            self.blocks,
+            lambda x: function(self.linear(x)),
             function(self.bias),
-            function(self.weight_size),
-            function(self.bias_size),
+            lambda x: of_sizes(self.size(x)),
+            of_sizes(self.bias_size),
             self.roundings + roundings,
         )
 
-    def layer(self, activation: str | None) -> Layer:
-        """The layer that ends with this, flattened."""
-        return Layer(
-            self.weight.flatten(2),
-            self.bias.flatten(2),
-            self.weight_size.flatten(2),
-            self.bias_size.flatten(2),
-            self.roundings,
-            activation,
+    def plus(self, other: "_Affine", tracer: "_Tracer") -> "_Affine":
+        """The sum of two, which broadcast."""
+        one, two = tracer.of_same_blocks([self, other])
+        return _Affine(
+            one.blocks,
+            lambda x: one.linear(x) + two.linear(x),
+            one.bias + two.bias,
+            lambda x: one.size(x) + two.size(x),
+            one.bias_size + two.bias_size,
+            max(one.roundings, two.roundings) + 1,
         )
 
 
@@ -198,8 +254,18 @@ class _Call:
     """The operation."""
     args: Sequence[Any]
     kwargs: dict[str, Any]
-    out: Tensor
-    """Its result, [S, B, *F]."""
+    out: Any
+    """Its result, [S, B, *F], or a list of such."""
+
+    def whole(self, number: int) -> _Affine:
+        """The argument of this number as an affine function, though it may be constant."""
+        value = self.args[number]
+        affine = self.tracer.affine(value)
+        if affine is None:
+            affine = _Affine.constant(self.tracer.constant(value, self.out))
+        if affine.bias.dim() != self.out.dim():
+            raise _Unknown("of tensors with different axes")
+        return affine
 
     def affine(self, number: int) -> _Affine:
         """The argument of this number, which depends on the observation; else _Unknown."""
@@ -209,8 +275,8 @@ class _Call:
         return affine
 
 
-Rule = Callable[[_Call], _Affine]
-"""An operation → its result as an affine function; raises _Unknown where it is none."""
+Rule = Callable[[_Call], _Affine | list[_Affine]]
+"""An operation → its result, or results, as affine functions; raises _Unknown where it is none."""
 
 
 class _Tracer(TorchDispatchMode):
@@ -222,27 +288,77 @@ class _Tracer(TorchDispatchMode):
         self.obs = obs.clone()
         # The tensors are kept, so that no other one gets their id.
         self.known: dict[int, tuple[Tensor, _Affine]] = {}
-        self.note(self.obs, _Affine.same((), self.seeds, obs.shape[2:], obs))
+        self.layers: list[Layer] = []
+        self.sizes = [obs[0, 0].numel()]
+        """How many numbers each block has."""
+        self.note(self.obs, _Affine.same(0, self.seeds, obs.shape[2:], obs))
 
     def note(self, tensor: Tensor, affine: _Affine) -> None:
         """Remember that `tensor` is this function, unless it is a constant."""
         self.known.pop(id(tensor), None)
-        if affine.weight_size.any():
+        if affine.size(self._ones(affine)).any():
             self.known[id(tensor)] = (tensor, affine)
+
+    def _ones(self, affine: _Affine) -> Tensor:
+        """[S, 1, n]: 1 for each of the numbers that it is a function of."""
+        numbers = sum(self.sizes[block] for block in affine.blocks)
+        return affine.bias.new_ones(self.seeds, 1, numbers)
 
     def affine(self, tensor: Any) -> _Affine | None:
         """What `tensor` is as a function of the observation; None: a constant."""
         entry = self.known.get(id(tensor))
         return None if entry is None else entry[1]
 
+    def of_same_blocks(self, affines: Sequence[_Affine]) -> list[_Affine]:
+        """The same as functions of all the blocks that any of them is a function of."""
+        blocks = tuple(sorted({block for affine in affines for block in affine.blocks}))
+        return [self._of_blocks(affine, blocks) for affine in affines]
+
+    def _of_blocks(self, affine: _Affine, blocks: tuple[int, ...]) -> _Affine:
+        """The same as a function of more `blocks`."""
+        if affine.blocks == blocks:
+            return affine
+        ends = list(itertools.accumulate(self.sizes[block] for block in blocks))
+        columns = [
+            number
+            for block, end in zip(blocks, ends, strict=True)
+            if block in affine.blocks
+            for number in range(end - self.sizes[block], end)
+        ]
+        return replace(
+            affine,
+            blocks=blocks,
+            linear=lambda x: affine.linear(x[..., columns]),
+            size=lambda x: affine.size(x[..., columns]),
+        )
+
+    def layer(self, affine: _Affine, activation: str | None) -> Layer:
+        """The layer that ends with this, flattened."""
+        numbers = self._ones(affine).shape[-1]
+        eye = torch.eye(numbers, dtype=torch.float64, device=affine.bias.device)
+        eye = eye.expand(self.seeds, -1, -1)
+        return Layer(
+            affine.blocks,
+            affine.linear(eye).flatten(2),
+            affine.bias.flatten(2),
+            affine.size(eye).flatten(2),
+            affine.bias_size.flatten(2),
+            affine.roundings,
+            activation,
+        )
+
+    def behind(self, affine: _Affine, activation: str, shape: Sequence[int]) -> _Affine:
+        """The numbers of one more layer, in a `shape` [*F]."""
+        self.layers.append(self.layer(affine, activation))
+        self.sizes.append(math.prod(shape))
+        return _Affine.same(len(self.layers), self.seeds, shape, affine.bias)
+
     def network(self, values: Tensor) -> Network:
         """The network whose scores are `values` [S, B, A]."""
         affine = self.affine(values)
         if affine is None:
-            constant = values.double()
-            zero = constant.new_zeros(self.seeds, self.obs[0, 0].numel(), values.shape[-1])
-            return Network((Layer(zero, constant, zero, constant.abs(), 0, None),))
-        return Network((*affine.layers, affine.layer(None)))
+            affine = self._of_blocks(_Affine.constant(values.double()), (0,))
+        return Network(_needed([*self.layers, self.layer(affine, None)]))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -251,20 +367,29 @@ class _Tracer(TorchDispatchMode):
         if touched and func.overloadpacket not in _CONSTANTS:
             rule = _RULES.get(func.overloadpacket)
             name = str(func.overloadpacket).removeprefix("aten.")
-            floating = isinstance(out, Tensor) and out.dtype in (torch.float32, torch.float64)
-            if rule is None or not floating or out.shape[:2] != (self.seeds, self.batch):
+            outs = out if isinstance(out, list | tuple) else [out]
+            if rule is None or not all(map(self._is_of_rows, outs)):
                 raise ConfigError(
                     _unsupported(f"a policy's scores go through the operation {name}")
                 )
             try:
                 self._check_in_place(func, args, out)
-                self.note(out, rule(_Call(self, func, args, kwargs, out)))
+                made = rule(_Call(self, func, args, kwargs, out))
+                for one, affine in zip(
+                    outs, made if isinstance(made, list) else [made], strict=True
+                ):
+                    self.note(one, affine)
             except _Unknown as unknown:
                 problem = f"a policy's scores go through the operation {name} {unknown}"
                 raise ConfigError(_unsupported(problem)) from None
         return out
 
-    def _check_in_place(self, func: Any, args: Any, out: Tensor) -> None:
+    def _is_of_rows(self, out: Any) -> bool:
+        """Whether a result is [S, B, *F] in float32 or float64."""
+        floating = isinstance(out, Tensor) and out.dtype in (torch.float32, torch.float64)
+        return floating and out.shape[:2] == (self.seeds, self.batch)
+
+    def _check_in_place(self, func: Any, args: Any, out: Any) -> None:
         """_Unknown where an operation changes a tensor that others look into."""
         if out is not args[0]:
             return
@@ -274,12 +399,13 @@ class _Tracer(TorchDispatchMode):
             raise _Unknown("in place, of a tensor that is part of another")
 
     def constant(self, value: Any, out: Tensor) -> Tensor:
-        """A constant argument, float64 [S or 1, B or 1, *F] for a result `out` [S, B, *F].
+        """A constant argument, float64 [S, B or 1, *F] for a result `out` [S, B, *F].
 
-        It is [S or 1, 1, *F] where it is the same in all rows.
+        It is [S, 1, *F] where it is the same in all rows.
         """
         tensor = torch.as_tensor(value, dtype=torch.float64, device=out.device)
         tensor = tensor.reshape(*[1] * (out.dim() - tensor.dim()), *tensor.shape)
+        tensor = tensor.expand(self.seeds, *tensor.shape[1:])
         first = tensor[:, :1]
         return first if torch.equal(tensor, first.expand_as(tensor)) else tensor
 
@@ -326,48 +452,35 @@ def _axes(call: _Call) -> list[int]:
     return axes
 
 
+def _split(call: _Call) -> list[_Affine]:
+    """The parts into which an operation cuts a tensor along one axis."""
+    (axis,) = _axes(call)
+    start = 0
+    parts = []
+    for part in call.out:
+        length = part.shape[axis]
+        parts.append(call.affine(0).map(partial(_narrow, axis=axis, start=start, length=length)))
+        start += length
+    return parts
+
+
+def _narrow(x: Tensor, axis: int, start: int, length: int) -> Tensor:
+    return x.narrow(axis, start, length)
+
+
 def _added(call: _Call) -> _Affine:
-    sign = -1.0 if call.func.overloadpacket is _aten.sub else 1.0
-    factor = sign * call.kwargs.get("alpha", 1)
-    first = call.tracer.affine(call.args[0])
-    if first is None:
-        return _plus(call.tracer, _times(call.affine(1), factor), call.args[0], call.out)
-    second = call.tracer.affine(call.args[1])
-    if second is None:
-        constant = call.tracer.constant(call.args[1], call.out) * factor
-        return _plus(call.tracer, first, constant, call.out)
-    if first.layers is not second.layers:
-        raise _Unknown("of different depths")
-    other = _times(second, factor)
-    return _Affine(
-        first.layers,
-        first.weight + other.weight,
-        first.bias + other.bias,
-        first.weight_size + other.weight_size,
-        first.bias_size + other.bias_size,
-        max(first.roundings, other.roundings) + 1,
-    )
+    first, second = call.whole(0), call.whole(1)
+    if call.func.overloadpacket is _aten.rsub:
+        first, second = second, first
+    sign = 1.0 if call.func.overloadpacket is _aten.add else -1.0
+    return first.plus(_times(second, sign * call.kwargs.get("alpha", 1)), call.tracer)
 
 
-def _plus(tracer: _Tracer, affine: _Affine, value: Any, out: Tensor) -> _Affine:
-    """`affine` plus a constant, as `out` is."""
-    constant = tracer.constant(value, out)
-    whole = affine.map(lambda x: x.expand(*x.shape[:2], *out.shape[2:]), 2)
-    return replace(whole, bias=whole.bias + constant, bias_size=whole.bias_size + constant.abs())
-
-
-def _times(affine: _Affine, factor: float | Tensor) -> _Affine:
-    """`affine` times a number, or times a constant [S or 1, 1, *F]."""
-    size = abs(factor) if isinstance(factor, float) else factor.abs()
-    return _Affine(
-        affine.layers,
-        affine.weight * factor,
-        affine.bias * factor,
-        affine.weight_size * size,
-        affine.bias_size * size,
-        # The product, and a number of Python's that becomes float32.
-        affine.roundings + 2,
-    )
+def _times(affine: _Affine, factor: float) -> _Affine:
+    """`affine` times a number."""
+    # The product, and a number of Python's that becomes float32; a change of sign rounds nothing.
+    roundings = 0 if abs(factor) == 1 else 2
+    return affine.mapped(lambda x: x * factor, lambda x: x * abs(factor), roundings)
 
 
 def _negated(call: _Call) -> _Affine:
@@ -375,97 +488,115 @@ def _negated(call: _Call) -> _Affine:
 
 
 def _multiplied(call: _Call) -> _Affine:
-    affine = call.tracer.affine(call.args[0])
-    value = call.args[1]
-    if affine is None:
-        affine = call.affine(1)
-        value = call.args[0]
-    elif call.tracer.affine(call.args[1]) is not None:
-        raise _Unknown("of two numbers that both depend on the observation")
-    return _times(affine, _factor(call.tracer, value, call.out))
+    for affine, value in (call.args, call.args[::-1]):
+        known = call.tracer.affine(affine)
+        if known is not None and _is_number(value, call):
+            return _times(known, float(value))
+    return _product_of(call.tracer, call.whole(0), call.whole(1), call.out.shape[2:])
 
 
 def _divided(call: _Call) -> _Affine:
     if call.tracer.affine(call.args[1]) is not None or call.kwargs.get("rounding_mode"):
         raise _Unknown("by what is no constant")
-    return _times(call.affine(0), 1 / _factor(call.tracer, call.args[1], call.out))
+    if _is_number(call.args[1], call):
+        return _times(call.affine(0), 1 / float(call.args[1]))
+    inverse = _Affine.constant(1 / call.tracer.constant(call.args[1], call.out))
+    return _product_of(call.tracer, call.affine(0), inverse, call.out.shape[2:])
 
 
-def _factor(tracer: _Tracer, value: Any, out: Tensor) -> Tensor:
-    """A constant factor [S or 1, 1, *F]."""
-    factor = tracer.constant(value, out)
-    if factor.shape[1] > 1:
-        raise _Unknown("by a factor that differs from row to row")
-    return factor
+def _is_number(value: Any, call: _Call) -> bool:
+    """Whether a factor is a single number.
+
+    Any other one counts as a number of each row: a memory, or a goal, is another one in another
+    row and at another step, and what a layer multiplies by must not change with them.
+    """
+    return call.tracer.affine(value) is None and torch.as_tensor(value).dim() == 0
+
+
+def _product_of(tracer: _Tracer, one: _Affine, other: _Affine, shape: Sequence[int]) -> _Affine:
+    """The product of two, number by number, in a `shape` [*F]."""
+
+    def flat(x: Tensor) -> Tensor:
+        return x.expand(*x.shape[:2], *shape).flatten(2)
+
+    parts = [affine.map(flat) for affine in (one, other)]
+    return tracer.behind(_cat(tracer, parts, 2), "product", shape)
+
+
+def _cat(tracer: _Tracer, affines: Sequence[_Affine], axis: int) -> _Affine:
+    """Several behind each other along an axis."""
+    parts = tracer.of_same_blocks(affines)
+    most = max(part.bias.shape[1] for part in parts)
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensor.expand(-1, most, *tensor.shape[2:]) for tensor in tensors], axis)
+
+    return _Affine(
+        parts[0].blocks,
+        lambda x: torch.cat([part.linear(x) for part in parts], axis),
+        joined([part.bias for part in parts]),
+        lambda x: torch.cat([part.size(x) for part in parts], axis),
+        joined([part.bias_size for part in parts]),
+        max(part.roundings for part in parts),
+    )
 
 
 def _product(call: _Call) -> _Affine:
-    affine = call.affine(0)
     if call.tracer.affine(call.args[1]) is not None:
         raise _Unknown("by what is no constant")
     weight = call.args[1].double()
     size = weight.abs()
-    return _Affine(
-        affine.layers,
-        affine.weight @ weight,
-        affine.bias @ weight,
-        affine.weight_size @ size,
-        affine.bias_size @ size,
-        # A product and n sums for each term.
-        affine.roundings + weight.shape[1] + 1,
-    )
+    # A product and n sums for each term.
+    return call.affine(0).mapped(lambda x: x @ weight, lambda x: x @ size, weight.shape[1] + 1)
 
 
 def _product_plus(call: _Call) -> _Affine:
     if call.kwargs or call.tracer.affine(call.args[0]) is not None:
         raise _Unknown("with a sum that is no bias")
-    product = _product(replace(call, args=call.args[1:]))
-    return _plus(call.tracer, product, call.args[0], call.out)
+    bias = call.whole(0)
+    return _product(replace(call, args=call.args[1:])).plus(bias, call.tracer)
 
 
 def _joined(call: _Call) -> _Affine:
     given = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
     axis = given % call.out.dim()
-    affines = [call.tracer.affine(part) for part in call.args[0]]
-    known = [affine for affine in affines if affine is not None]
-    if axis < 2 or any(affine.layers is not known[0].layers for affine in known):
-        raise _Unknown("of different depths, or across a batch")
-    rows = known[0].weight.shape[1]
-    whole = []
-    for part, affine in zip(call.args[0], affines, strict=True):
+    if axis < 2:
+        raise _Unknown("across a batch")
+    parts = []
+    for part in call.args[0]:
+        affine = call.tracer.affine(part)
         if affine is None:
-            constant = call.tracer.constant(part, call.out)
-            bias = constant.expand(call.tracer.seeds, -1, *part.shape[2:])
-            weight = bias.new_zeros(call.tracer.seeds, rows, *part.shape[2:])
-            affine = _Affine(known[0].layers, weight, bias, weight, bias.abs(), 0)
-        whole.append(affine)
-    most = max(affine.bias.shape[1] for affine in whole)
-
-    def joined(parts: list[Tensor], size: int) -> Tensor:
-        return torch.cat([part.expand(-1, size, *part.shape[2:]) for part in parts], axis)
-
-    return _Affine(
-        known[0].layers,
-        joined([affine.weight for affine in whole], rows),
-        joined([affine.bias for affine in whole], most),
-        joined([affine.weight_size for affine in whole], rows),
-        joined([affine.bias_size for affine in whole], most),
-        max(affine.roundings for affine in whole),
-    )
-
-
-def _behind(tracer: _Tracer, affine: _Affine, activation: str, out: Tensor) -> _Affine:
-    """The outputs of one more layer, in the shape of `out`."""
-    layers = (*affine.layers, affine.layer(activation))
-    return _Affine.same(layers, tracer.seeds, affine.weight.shape[2:], out)
+            affine = _Affine.constant(call.tracer.constant(part, part))
+        parts.append(affine)
+    return _cat(call.tracer, parts, axis)
 
 
 def _relu(call: _Call) -> _Affine:
-    return _behind(call.tracer, call.affine(0), "relu", call.out)
+    return call.tracer.behind(call.affine(0), "relu", call.out.shape[2:])
 
 
 def _tanh(call: _Call) -> _Affine:
-    return _behind(call.tracer, call.affine(0), "tanh", call.out)
+    return call.tracer.behind(call.affine(0), "tanh", call.out.shape[2:])
+
+
+def _sigmoid(call: _Call) -> _Affine:
+    """σ(z) = 1/2 + tanh(z / 2) / 2, whose error is no more than half that of a tanh."""
+    half = call.tracer.behind(_times(call.affine(0), 0.5), "tanh", call.out.shape[2:])
+    middle = _Affine.constant(torch.full_like(half.bias, 0.5))
+    return _times(half, 0.5).plus(middle, call.tracer)
+
+
+def _interpolated(call: _Call) -> _Affine:
+    """start + w (end − start)."""
+    start, end = call.whole(0), call.whole(1)
+    way = end.plus(_times(start, -1.0), call.tracer)
+    way = replace(way, roundings=way.roundings + LERP_ROUNDINGS)
+    shape = call.out.shape[2:]
+    if _is_number(call.args[2], call):
+        part = _times(way, float(call.args[2]))
+    else:
+        part = _product_of(call.tracer, call.whole(2), way, shape)
+    return start.plus(part, call.tracer)
 
 
 def _clamped(call: _Call) -> _Affine:
@@ -473,31 +604,40 @@ def _clamped(call: _Call) -> _Affine:
     low = call.kwargs.get("min", call.args[1] if len(call.args) > 1 else None)
     high = call.kwargs.get("max", call.args[2] if len(call.args) > 2 else None)
     affine = call.affine(0)
-    if not isinstance(low, int | float) or affine.weight.dim() != 3:
+    if not isinstance(low, int | float) or affine.bias.dim() != 3:
         raise _Unknown("without a number as its lower bound")
-    above = [replace(affine, bias=affine.bias - low, bias_size=affine.bias_size + abs(low))]
-    if high is not None:
-        above.append(
-            replace(affine, bias=affine.bias - high, bias_size=affine.bias_size + abs(high))
-        )
-    parts = _Affine(
-        affine.layers,
-        torch.cat([part.weight for part in above], 2),
-        torch.cat([part.bias for part in above], 2),
-        torch.cat([part.weight_size for part in above], 2),
-        torch.cat([part.bias_size for part in above], 2),
-        affine.roundings,
+    size = affine.bias.shape[2]
+    ends = [end for end in (low, high) if end is not None]
+    above = [_shifted(affine, -end) for end in ends]
+    outputs = call.tracer.behind(_cat(call.tracer, above, 2), "relu", [size * len(ends)])
+    if high is None:
+        return _shifted(outputs, low)
+    within = outputs.mapped(
+        lambda x: x[..., :size] - x[..., size:], lambda x: x[..., :size] + x[..., size:], 0
     )
-    outputs = _behind(call.tracer, parts, "relu", call.out)
-    size = affine.weight.shape[2]
-    lower = outputs.map(lambda x: x[..., :size])
-    if high is not None:
-        lower = replace(
-            lower,
-            weight=lower.weight - outputs.weight[..., size:],
-            weight_size=lower.weight_size + outputs.weight_size[..., size:],
+    return _shifted(within, low)
+
+
+def _shifted(affine: _Affine, number: float) -> _Affine:
+    """`affine` plus a number, without a rounding: a clamp adds none."""
+    return replace(affine, bias=affine.bias + number, bias_size=affine.bias_size + abs(number))
+
+
+def _needed(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers that the last one depends on, with their sources by their new places."""
+    needed = {len(layers)}
+    for number in range(len(layers), 0, -1):
+        if number in needed:
+            needed |= set(layers[number - 1].sources)
+    kept = sorted(needed - {0})
+    places = {0: 0} | {number: place for place, number in enumerate(kept, 1)}
+    return tuple(
+        replace(
+            layers[number - 1],
+            sources=tuple(places[source] for source in layers[number - 1].sources),
         )
-    return replace(lower, bias=lower.bias + low, bias_size=lower.bias_size + abs(low))
+        for number in kept
+    )
 
 
 _CONSTANTS = {_aten.zeros_like, _aten.ones_like, _aten.empty_like, _aten.full_like, _aten.new_zeros}
@@ -519,12 +659,18 @@ _RULES: dict[Any, Rule] = {
     _aten.sum: _within_rows,
     _aten.add: _added,
     _aten.sub: _added,
+    _aten.rsub: _added,
     _aten.neg: _negated,
     _aten.mul: _multiplied,
     _aten.div: _divided,
     _aten.bmm: _product,
     _aten.baddbmm: _product_plus,
     _aten.cat: _joined,
+    _aten.split: _split,
+    _aten.split_with_sizes: _split,
+    _aten.lerp: _interpolated,
+    _aten.sigmoid: _sigmoid,
+    _aten.sigmoid_: _sigmoid,
     _aten.relu: _relu,
     _aten.relu_: _relu,
     _aten.tanh: _tanh,

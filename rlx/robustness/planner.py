@@ -34,7 +34,7 @@ def why_not(game: Game) -> str | None:
         env = env.env
     if not isinstance(env, BatchedEnv):
         return "cannot be copied: it is none of rlx's own"
-    if env.dynamics.transition_draws > 0:
+    if not env.deterministic:
         return "is random: a plan would know the dice"
     return None
 

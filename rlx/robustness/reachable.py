@@ -94,6 +94,47 @@ def reachable(
     return Reachable(decided.found, shown, clean, flat, decided.open)
 
 
+def certified_reachable(
+    scores: Scores, obs: Tensor, budget: Budget, where: Tensor, max_boxes: int
+) -> Reachable:
+    """The choices that an observation within `budget` of `obs` [S, B, *O] forces, by bounds alone.
+
+    All others but the `open` ones are proved to be out of reach, for float32 in any order of
+    summation. Only the rows `where`, bool [S, B], are looked at, of the others just the clean
+    choice is possible; nor is another one in a box of one point. Of observations that are numbers,
+    [S, B], every one in the box is tried.
+    """
+    if obs.dim() == 2:
+        return _reachable_numbers(scores, obs, budget, where)
+    obs = obs.float()
+    values = scores(obs)
+    clean = scores.best(obs, values)
+    low, high = budget.ends(obs)
+    where = where & (low != high).flatten(2).any(-1)
+    stays = torch.nn.functional.one_hot(clean, values.shape[-1]).bool()
+    # Also of the clean choice: where it is within rounding of another one, a clearer observation.
+    decided = decide(scores, obs, budget, torch.zeros_like(stays), max_boxes, where)
+    shown = torch.where(along(decided.found, decided.obs), decided.obs, obs.unsqueeze(2))
+    flat = torch.zeros_like(where)
+    return Reachable(decided.found | stays, shown, clean, flat, decided.open & ~stays)
+
+
+def _reachable_numbers(scores: Scores, obs: Tensor, budget: Budget, where: Tensor) -> Reachable:
+    """What is reachable of observations int64 [S, B], of the rows `where`: all that is shown."""
+    values = scores(obs)
+    clean = scores.best(obs, values)
+    found = _Found.nothing(obs, clean, values.shape[-1])
+    low, high = budget.ends(obs)
+    furthest = int(budget.radius.max())
+    for step in range(-furthest, furthest + 1):
+        moved = obs + step
+        inside = where & (moved >= low) & (moved <= high)
+        moved = torch.where(inside, moved, obs)
+        found.add(moved, scores.best(moved))
+    nothing = torch.zeros_like(found.mask)
+    return Reachable(found.mask, found.obs, clean, torch.zeros_like(where), nothing)
+
+
 @dataclass
 class _Found:
     """The mask and observations of a `Reachable` that grows."""

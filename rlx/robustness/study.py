@@ -14,7 +14,7 @@ from rlx import statistics
 from rlx.robustness import audit
 from rlx.robustness.clean_states import CleanStates
 from rlx.robustness.sweep import Played
-from rlx.show import figures
+from rlx.show import certify_tables, figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -269,8 +269,8 @@ class Study:
                 score=np.array([cell.score for cell in cells[mode]]),
                 area=summary["area"][mode],
                 area_ci95=summary["area_ci95"][mode],
-                critical_eps=_beyond_grid(summary["critical_eps"][mode]),
-                critical_eps_ci95=(_beyond_grid(low), _beyond_grid(high)),
+                critical_eps=beyond_grid(summary["critical_eps"][mode]),
+                critical_eps_ci95=(beyond_grid(low), beyond_grid(high)),
                 undefined=summary["undefined_resamples"][mode],
             )
         return cls(
@@ -318,7 +318,7 @@ class Study:
         return f">{self.eps[-1]:g}" if critical > 0 else f"≤{self.eps[0]:g}"
 
 
-def _beyond_grid(critical: float | str) -> float:
+def beyond_grid(critical: float | str) -> float:
     """A critical radius that `Study.summary` has written: ">0.03" is infinite."""
     if isinstance(critical, str):
         return math.inf if critical.startswith(">") else -math.inf
@@ -333,13 +333,21 @@ def figure(
 ) -> "Figure":
     """Return against the radius, a curve for each mode, of a study's `summary`.
 
-    `scale`: what eps = 1 means, as `rlx.robustness.scale.unit_scale` explains.
+    `scale`: what eps = 1 means, as `rlx.robustness.scale.unit_scale` explains. With certificates
+    each mode has a panel with both bounds, and each head one.
     """
-    curves = []
+    curves = {}
     for mode in dict.fromkeys(cell["head"] for cell in summary["cells"]):
         cells = [cell for cell in summary["cells"] if cell["head"] == mode]
         estimates = [statistics.Estimate.from_dict(cell["return"]) for cell in cells]
         label = f"{cells[0]['attack']} on {mode}"
-        curves.append(figures.Curve(label, summary["eps"], estimates))
+        curves[mode] = figures.Curve(label, summary["eps"], estimates)
     x = figures.eps_label(scale)
-    return figures.curves({title: curves}, x, summary["random"], style)
+    certificates = summary.get("certificates")
+    if certificates is None:
+        return figures.curves({title: list(curves.values())}, x, summary["random"], style)
+    bounds = certify_tables.return_curves(certificates)
+    panels = {
+        f"{title}, on {mode}": [*bounds.get(mode, ()), curve] for mode, curve in curves.items()
+    }
+    return figures.sandwich(certify_tables.panels(certificates, "head"), x, style, panels)

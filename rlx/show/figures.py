@@ -190,20 +190,31 @@ def robustness(
     return figure
 
 
-def sandwich(panels: Mapping[str, Sequence[Curve]], x: str, style: Style = SCREEN) -> "Figure":
+def sandwich(
+    panels: Mapping[str, Sequence[Curve]],
+    x: str,
+    style: Style = SCREEN,
+    returns: Mapping[str, Sequence[Curve]] | None = None,
+) -> "Figure":
     """A figure of shares against `x`, by title: first what is so at most, then what is at least so.
 
     The truth is between these two curves, where it is shaded; any others are drawn beside them.
+    `returns`: likewise panels of returns; a single curve has nothing to be between.
     """
-    columns, legend_lines = _legend_size(panels, style)
-    figure, all_axes = make_panels(list(panels), x, "share of decisions", style, legend_lines)
-    for axes, curves in zip(all_axes, panels.values(), strict=False):
-        most, least = ([estimate.iqm for estimate in curve.estimates] for curve in curves[:2])
-        axes.fill_between(
-            curves[0].x, least, most, color="black", alpha=0.35, linewidth=0, label="undecided"
-        )
+    every = {**panels, **(returns or {})}
+    columns, legend_lines = _legend_size(every, style)
+    figure, all_axes = make_panels(list(every), x, "share of decisions", style, legend_lines)
+    for axes, (title, curves) in zip(all_axes, every.items(), strict=False):
+        if len(curves) > 1:
+            most, least = ([estimate.iqm for estimate in curve.estimates] for curve in curves[:2])
+            axes.fill_between(
+                curves[0].x, least, most, color="black", alpha=0.35, linewidth=0, label="undecided"
+            )
         _draw_all(axes, curves, style)
-        axes.set_ylim(-0.02, 1.02)
+        if title in panels:
+            axes.set_ylim(-0.02, 1.02)
+        else:
+            axes.set_ylabel("return", fontsize=style.font_size)
         _legend_below(axes, columns, _legend_title(curves), style)
     return figure
 

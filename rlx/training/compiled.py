@@ -27,8 +27,9 @@ from rlx.names import one_line
 from rlx.runs.files import write
 from rlx.show import console
 from rlx.training import products
+from rlx.training.evaluating import CompiledEvaluation
 from rlx.training.host import Reads
-from rlx.training.traced import Function, Memory, trace
+from rlx.training.traced import Call, Function, Memory, Place, trace
 from rlx.vector_step import play
 
 if TYPE_CHECKING:
@@ -107,11 +108,15 @@ class CompiledSteps:
         self.strict = strict
         self.steps = torch.tensor(training.step, device=training.device)
         """int64 []: environment steps that each seed has made."""
-        self.memory = Memory(training, (vars(self), "steps"))
+        places: list[Place] = [(vars(self), "steps")]
+        places += [(vars(training.log), name) for name in ("running", "sum", "count", "bad")]
+        places += [(vars(training), name) for name in ("obs", "first")]
+        self.memory = Memory(training.agent, training.env, training.carry, places)
         self.compiles = True
         """Whether functions are compiled; if not, they run as they are written."""
-        self.calls: dict[Hashable, Callable[[], Sequence[Tensor]]] = {}
+        self.calls: dict[Hashable, Call] = {}
         self.metric_names: dict[Hashable, list[str]] = {}
+        self.evaluation = CompiledEvaluation(self)
 
     def vector_step(self) -> Tensor:
         """Act, step, learn; as the training does it without being compiled, to rounding.
@@ -150,7 +155,7 @@ class CompiledSteps:
                 changed = changed or "a buffer that was None"
         if changed is None:
             return
-        self._refuse(f"{changed} changes between steps, and is no buffer")
+        self.refuse(f"{changed} changes between steps, and is no buffer")
         self.memory.reads = Reads()
         self.calls = {}
         self.compiles = False
@@ -207,27 +212,32 @@ class CompiledSteps:
             self.calls[key] = self._built(key, function)
         return self.calls[key]()
 
-    def _built(self, key: Hashable, function: Function) -> Callable[[], Sequence[Tensor]]:
+    def _built(self, key: Hashable, function: Function) -> Call:
         """`function` in its compiled form; where that cannot be, as it is, and a line says so."""
         if not self.compiles:
             return partial(self._as_written, function)
         name = key if isinstance(key, str) else key[1].__name__  # type: ignore[index]
+        call = self.compile(name, self.memory, function)
+        return call or partial(self._as_written, function)
+
+    def compile(self, name: str, memory: Memory, function: Function) -> Call | None:
+        """`function` of `memory`, compiled; None where that cannot be, and a line says so."""
         began = time.monotonic()
         if console.terminal.is_terminal:
             console.facts(compiling=f"{name} …")
         try:
             with _signals_wait():
-                graph = trace(self.memory, function, self.decompositions)
-                call = _bound(graph, self.memory.tensors, self.build)
+                graph = trace(memory, function, self.decompositions)
+                call = _bound(graph, memory.tensors, self.build)
         except RunError:
             raise
         except Exception as error:
-            self._refuse(f"{name} cannot be compiled: {one_line(error)}", error)
-            return partial(self._as_written, function)
+            self.refuse(f"{name} cannot be compiled: {one_line(error)}", error)
+            return None
         console.facts(compiled=f"{name}, {time.monotonic() - began:.1f} s")
         return call
 
-    def _refuse(self, reason: str, error: Exception | None = None) -> None:
+    def refuse(self, reason: str, error: Exception | None = None) -> None:
         """Say why something runs as it is written; ConfigError where it must not."""
         if self.strict:
             raise ConfigError(f"device.compile=true: {reason}.") from error
@@ -323,9 +333,7 @@ def recorded(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Seque
     return replay
 
 
-def _bound(
-    graph: fx.GraphModule, tensors: Sequence[Tensor], build: Build
-) -> Callable[[], Sequence[Tensor]]:
+def _bound(graph: fx.GraphModule, tensors: Sequence[Tensor], build: Build) -> Call:
     """The function that `build` makes of `graph`, called with those of `tensors` that it needs."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     needed = []

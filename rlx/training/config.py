@@ -63,13 +63,16 @@ class Config:
     skip_bad: bool = False
     """Leave bad shards of the data set out, instead of refusing it."""
     keep: str = "best"
-    """`best`: each seed's weights of its best evaluation; `newest`: its newest."""
+    """`best`: each seed's weights of its best evaluation; `attacked`: of its best one under an
+    attack, of the radius that agent.defence shall resist; `newest`: its newest."""
     tracker: Any = None
     """The trackers that are told of the run: files of conf/tracker, with their keys."""
 
     def __post_init__(self) -> None:
         parse_rows(self.seeds)
-        choice(self.keep, ("best", "newest"), "keep")
+        choice(self.keep, ("best", "attacked", "newest"), "keep")
+        if self.keep == "attacked" and not self.agent.get("defence"):
+            raise ConfigError("keep=attacked: needs a defence, which says what is to be resisted.")
 
 
 def run_name(config: Config) -> str:

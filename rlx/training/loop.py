@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rlx import contract, experiment
 from rlx.agent import OfflineAgent
-from rlx.config import build
+from rlx.config import build, convert
+from rlx.defence import Defence, Trial
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import SELECTION, evaluate
@@ -21,6 +22,7 @@ from rlx.grids import parse_rows
 from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
 from rlx.robustness.attacked_env import AttackedEnv
+from rlx.rollout import Episodes
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.trackers.tracking import Tracking, make_trackers
@@ -292,8 +294,7 @@ class Training:
 
         Returns the returns so far [S', N] of the running episodes, those that ended included.
         """
-        if self.compiles and self.compiled is None:
-            compiling.begin(self)
+        self._begin_compiling()
         if self.compiled is not None:
             return self.compiled.vector_step()
         if isinstance(self.agent, OfflineAgent):
@@ -308,6 +309,11 @@ class Training:
         self.step += self.num_envs
         self.log.note(done.metrics, self.step)
         return self.log.add(done.transition.reward, done.first)
+
+    def _begin_compiling(self) -> None:
+        """Have the steps of the seeds that still learn compiled, where that is to be."""
+        if self.compiles and self.compiled is None:
+            compiling.begin(self)
 
     def _apply_stop_rule(self, returns: Tensor, progress: console.Progress) -> None:
         """Keep the weights of the seeds that stop now, and go on without them."""
@@ -360,14 +366,8 @@ class Training:
         seeds = self._running_seeds()
         self.interruptible = True
         try:
-            episodes = evaluate(
-                self.agent.policy,
-                self.make_env,
-                len(seeds),
-                self.config.eval_episodes,
-                SELECTION,
-                self.device,
-            )
+            episodes = self._play()
+            judged = self._play_attacked() if self.config.keep == "attacked" else episodes
         except RunError:
             # It is the env's fault: what was learnt is whole.
             self.interruptible = False
@@ -380,11 +380,43 @@ class Training:
             if self.keeps_newest:
                 # The newest weights win over the kept ones, whatever return these had.
                 self.kept.value.fill_(-torch.inf)
-            self.kept.improve(self.agent.policy, self.running, mean, self.step)
+            value = judged.returns.mean(1)
+            self.kept.improve(self.agent.policy, self.running, value, self.step)
         rows = self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step))
+        if judged is not episodes:
+            for row, value in zip(rows, judged.returns.mean(1).tolist(), strict=True):
+                row["return/attacked"] = value
         self._write(rows)
         self.evaluated = self.step
         progress.evaluated(self.step, mean, self.kept.value)
+
+    def _play(self) -> Episodes:
+        """The episodes [S', B] of a greedy evaluation."""
+        self._begin_compiling()
+        played = self.compiled.evaluation.episodes() if self.compiled is not None else None
+        return played or evaluate(
+            self.agent.policy,
+            self.make_env,
+            len(self.running),
+            self.config.eval_episodes,
+            SELECTION,
+            self.device,
+        )
+
+    def _play_attacked(self) -> Episodes:
+        """The episodes [S', B] of an evaluation under what the agent's defence shall resist."""
+        defence = convert(self.config.agent["defence"], Defence, "agent.defence")
+        seeds = seed_tensor(self._running_seeds(), self.device)
+        episodes = self.config.eval_episodes
+        return evaluate(
+            self.agent.policy,
+            self.make_env,
+            len(seeds),
+            episodes,
+            SELECTION,
+            self.device,
+            Trial(defence, self.spec, seeds, episodes),
+        )
 
     def _check(self) -> None:
         """Raise RunError where a seed met a number that is not finite."""

@@ -7,24 +7,25 @@ Python: what the step would bind anew is copied to where it was before.
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rlx.agent import Carry
+from rlx.env import TensorEnv
 from rlx.envs.batched import BatchedEnv
 from rlx.envs.view import View
 from rlx.errors import RunError
 from rlx.training.host import HostState, Reads
 
-if TYPE_CHECKING:
-    from rlx.training.loop import Training
-
 Place = tuple[dict[str, Any], str]
 """Where a tensor is bound: (dictionary, key)."""
 Function = Callable[[], Sequence[Tensor]]
 """A function of tensors that lie at fixed places; it may write to them, and returns others."""
+Call = Callable[[], Sequence[Tensor]]
+"""A function of such tensors in its compiled form."""
 
 
 class NotTraceable(Exception):
@@ -32,34 +33,34 @@ class NotTraceable(Exception):
 
 
 class Memory:
-    """All tensors that decide a training's future, each at a place of its own."""
+    """All tensors that decide what steps do, each at a place of its own."""
 
-    def __init__(self, training: "Training", counter: Place):
-        """`counter`: the place of a counter, on the device, of each seed's environment steps.
+    def __init__(self, module: nn.Module, env: TensorEnv, carry: Carry, places: Sequence[Place]):
+        """`module`: an agent or policy, which steps in `env`; `carry`: of the steps, always that.
 
-        NotTraceable where the env does not step in torch, or two of the agent's tensors overlap.
+        `places`: those of all other tensors that steps read or bind anew. NotTraceable where the
+        env does not step in torch, or two of the module's tensors overlap.
         """
-        self.owners: list[Any] = [*training.agent.modules(), *_envs(training.env)]
-        self.carry = training.carry
+        self.owners: list[Any] = [*module.modules(), *_envs(env)]
+        self.carry = carry
         self.reads = Reads()
         """What traced functions have read of the owners, beside tensors."""
-        self.places: list[Place] = [counter]
-        for module in training.agent.modules():
-            groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        self.places: list[Place] = []
+        for part in module.modules():
+            groups: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
             for group in groups:
                 self.places += [(group, name) for name, value in group.items() if value is not None]
         _refuse_overlaps([group[name] for group, name in self.places])
-        self.places += _env_places(training.env)
-        self.places += [(vars(training.log), name) for name in ("running", "sum", "count", "bad")]
-        self.places += [(vars(training), name) for name in ("obs", "first")]
-        self.places += [(training.carry, name) for name in training.carry]
+        self.places += _env_places(env)
+        self.places += [(carry, name) for name in carry]
+        self.places += places
         self.groups = [
             group
-            for module in training.agent.modules()
-            for group in (module._parameters, module._buffers)
+            for part in module.modules()
+            for group in (part._parameters, part._buffers)
             if group
         ]
-        """The agent's parameters and buffers."""
+        """The module's parameters and buffers."""
         self.tensors: list[Tensor] = []
         """What lies at the places."""
         taken: set[int] = set()
@@ -71,7 +72,7 @@ class Memory:
         """What the groups hold."""
 
     def moved(self) -> bool:
-        """Whether the agent has bound a parameter or buffer anew; asked at every step."""
+        """Whether the module has bound a parameter or buffer anew; asked at every step."""
         now = chain.from_iterable(group.values() for group in self.groups)
         return not all(map(is_, now, self.bound))
 
@@ -160,7 +161,7 @@ def _written(node: fx.Node, schema: Any) -> set[fx.Node]:
 
 
 def _refuse_overlaps(tensors: Sequence[Tensor]) -> None:
-    """NotTraceable where two of an agent's tensors lie in the same memory.
+    """NotTraceable where two of a module's tensors lie in the same memory.
 
     What is written to one of them shows in the other, which tensors at places of their own lack.
     """

@@ -1,0 +1,407 @@
+"""A card: what is known of some policies' robustness, and all that it takes to find it again.
+
+It is plain data, as card.json has it: whose policies (by the checksums of their weights), in which
+env, in which boxes, attacked how, what came of it, what is wrong with it, and which lines, on which
+machine, made it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rlx.agent import Policy
+from rlx.config import plain
+from rlx.errors import ConfigError
+from rlx.policies import Opened, open_runs
+from rlx.robustness.scale import describe
+from rlx.robustness.study import Study, beyond_grid
+from rlx.runs.files import to_json
+from rlx.runs.finding import IN_ZOO, find, is_in_zoo
+from rlx.runs.run import Run
+from rlx.runs.versions import versions
+from rlx.show import attack_tables, console
+from rlx.show.attack_run import AttackRun
+from rlx.victims.files import Victims
+from rlx.victims.opening import open_victims
+
+FORMAT = 1
+"""The version of the keys of card.json."""
+ASKED = ("victim", "env", "scale", "attack", "certify")
+"""What was asked for: the same whoever asks again."""
+FOUND = ("returns", "certificates", "audit")
+"""What was found: the same bits on the same machine, elsewhere to within its intervals."""
+PARTS = ("victim", "env", "scale", "attack", "returns", "commands", "made_by")
+"""What every card has."""
+FILE_KEYS = ("vecnormalize", "activation")
+"""Keys that say more of victims' files."""
+CPU = torch.device("cpu")
+
+
+class Difference(NamedTuple):
+    """A place where a card and what was found again are not the same."""
+
+    key: str
+    """Where in card.json, as in "returns.both.0.01.iqm"."""
+    card: Any
+    again: Any
+    within: bool = False
+    """Whether it is within the card's interval, and the machine another."""
+
+
+# Making one
+
+
+def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> dict[str, Any]:
+    """The card of an attack, and of a certify run of the same policies.
+
+    `lines`: the command lines that make them again, by command. ConfigError where a run has no
+    result, the policies are gone, or the two runs are of different policies or boxes.
+    """
+    runs = {"attack": attack.run} | ({} if certify is None else {"certify": certify})
+    for run in runs.values():
+        status = run.unfinished()
+        if status is not None:
+            raise ConfigError(f"run={run.path}: has no result to make a card of; it is {status}.")
+    certificates = attack.summary.get("certificates")
+    if certify is not None:
+        certificates = certify.summary()
+        _require_same(attack, certify, certificates)
+    config = attack.config
+    keys = plain(config)
+    victim = {
+        "name": attack.source,
+        "from": shown_paths(attack.summary["run"]),
+        "checkpoint": config.checkpoint,
+        "seeds": attack.summary["seeds"],
+        "files": {key: keys[key] for key in FILE_KEYS} if attack.is_of_files else None,
+    }
+    opened = opened_again(victim, keys.get("env"), attack.run.trusted)
+    sums = checksums(victim, opened)
+    attacked = attack.run.meta().get("victims", {})
+    for name, digest in attacked.items():
+        if sums.get(shown_paths([name])[0]) != digest:
+            raise ConfigError(f"{name}: is not the file that was attacked; its checksum differs.")
+    units = attack.summary["units"]
+    units = units if isinstance(units, list) else None
+    eps = sorted({*attack.summary["eps"], *(certificates or {"eps": ()})["eps"]})
+    scale = np.array(attack.summary["scale"])
+    card = {
+        "format": FORMAT,
+        "victim": {**victim, "sha256": sums},
+        "env": opened.env,
+        "scale": {
+            "name": keys["scale"],
+            "one": attack.scale,
+            "radii": {f"{radius:g}": describe(scale, radius, opened.spec, units) for radius in eps},
+        },
+        "attack": {
+            "name": attack.attack,
+            "settings": keys["attack"],
+            "protocol": config.protocol,
+            "manifold": config.manifold,
+            "modes": attack.modes,
+            "episodes": config.episodes,
+        },
+        "returns": _returns(attack),
+        "audit": _audit(attack),
+        "commands": dict(lines),
+        "made_by": {name: _made_by(run) for name, run in runs.items()},
+    }
+    if certify is not None:
+        asked = plain(certify.config)
+        card["certify"] = {key: asked[key] for key in ("attack", "episodes", "max_boxes")}
+    if certificates:
+        card["certificates"] = _certificates(certificates)
+    return dict(to_json(card))
+
+
+def opened_again(victim: Mapping[str, Any], env: Any, trusted: bool) -> Opened:
+    """The policies of a card's `victim` as they are now; `env`: where files of others play."""
+    if victim["files"] is not None:
+        return open_victims(_files(victim, env), CPU, victim["seeds"])
+    runs = [find(path, "", trusted=trusted) for path in victim["from"]]
+    return open_runs(runs, victim["checkpoint"], CPU, victim["seeds"])
+
+
+def checksums(victim: Mapping[str, Any], opened: Opened) -> dict[str, str]:
+    """The SHA-256 of a card's victim: of each seed's weights, or of each file of others."""
+    if victim["files"] is None:
+        rows = enumerate(opened.seeds)
+        return {str(seed): fingerprint(opened.policy, row) for row, seed in rows}
+    hashes = _files(victim, opened.env).hashes
+    return dict(zip(shown_paths(list(hashes)), hashes.values(), strict=True))
+
+
+def _files(victim: Mapping[str, Any], env: Any) -> Victims:
+    """The files of others that are a card's victim."""
+    keys = victim["files"]
+    return Victims.of(victim["from"], env, keys["vecnormalize"], keys["activation"])
+
+
+def fingerprint(policy: Policy, row: int) -> str:
+    """The SHA-256 of the weights of one row of a policy's seed axis, in hexadecimal digits.
+
+    Of each tensor, by their sorted names, there are the name, the type, the shape and the bytes.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        own = tensor[row].cpu().contiguous()
+        digest.update(f"{name} {own.dtype} {list(own.shape)}\n".encode())
+        digest.update(own.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def shown_paths(paths: Sequence[str]) -> list[str]:
+    """Runs and victims as one names them where one stands: relative below it, or by the zoo."""
+    here = f"{Path.cwd()}/"
+    shown = []
+    for path in paths:
+        if is_in_zoo(Path(path)):
+            shown.append(IN_ZOO + Path(path).resolve().parents[0].name)
+        else:
+            shown.append(path.replace(here, ""))
+    return shown
+
+
+def _require_same(attack: AttackRun, certify: Run, certificates: Mapping[str, Any]) -> None:
+    """ConfigError where certificates are not of the policies and boxes that were attacked."""
+    certified = AttackRun(certify, certify.config, certificates)
+    pairs = {
+        "policies": (attack.trainings, certified.trainings),
+        "seeds": (attack.summary["seeds"], certificates["seeds"]),
+        "checkpoint": (attack.config.checkpoint, certify.config.checkpoint),
+        "scale": (attack.scale.tolist(), certified.scale.tolist()),
+    }
+    for what, (attacked, other) in pairs.items():
+        if attacked != other:
+            raise ConfigError(
+                f"run={certify.path}: certifies another {what} than {attack.path} attacks: "
+                f"{_text(other)}, not {_text(attacked)}."
+            )
+
+
+def _returns(attack: AttackRun) -> dict[str, Any]:
+    """The returns without an attack, at random, and under attack by mode and radius."""
+    summary = attack.summary
+    under = {
+        mode: {
+            f"{cell['eps']:g}": cell["return"] for cell in summary["cells"] if cell["head"] == mode
+        }
+        for mode in attack.modes
+    }
+    scores = {
+        name: {
+            mode: {"value": summary[name][mode], "ci95": summary[f"{name}_ci95"][mode]}
+            for mode in attack.modes
+        }
+        for name in ("area", "critical_eps")
+    }
+    return {"clean": summary["clean"], "random": summary["random"], "attacked": under, **scores}
+
+
+def _certificates(certificates: Mapping[str, Any]) -> dict[str, Any]:
+    """The shares of decisions that are certified, and that nothing moved, by head and radius."""
+    return {
+        head: {
+            share: {
+                f"{radius:g}": estimate
+                for radius, estimate in zip(certificates["eps"], shares[share], strict=True)
+            }
+            for share in ("certified", "unmoved")
+        }
+        for head, shares in certificates["heads"].items()
+    }
+
+
+def _audit(attack: AttackRun) -> list[dict[str, Any]]:
+    """What was checked of the attack itself."""
+    table = attack_tables.audit(Study.from_summary(attack.summary))
+    return [
+        {"passed": word == "pass", "check": check, "measured": text, "modes": modes}
+        for word, check, text, modes in table.rows
+    ]
+
+
+def _made_by(run: Run) -> dict[str, Any]:
+    """Versions and machine of a run; what it has not noted is of now, and said to be."""
+    now = versions()
+    meta = run.meta()
+    keys = ("rlx", "commit", "python", "packages", "machine", "cpu")
+    maker = {key: meta.get(key, now[key]) for key in keys}
+    if meta.get("gpu") and run.config.device.name != "cpu":
+        maker["gpu"] = meta["gpu"]
+    unknown = [key for key in keys if key not in meta]
+    if unknown:
+        maker["of_the_card_not_the_run"] = unknown
+    return maker | {"started": meta.get("started", "unknown")}
+
+
+# Reading and comparing
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The card in a file; ConfigError where it is none."""
+    try:
+        card = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as a card ({error}).") from None
+    parts = [card.get(part) for part in PARTS] if isinstance(card, dict) else [None]
+    are_whole = all(isinstance(part, dict) for part in parts)
+    if not are_whole or card.get("format") != FORMAT or "attack" not in card["commands"]:
+        raise ConfigError(f"{file}: is no card that rlx card wrote (format {FORMAT}).")
+    return card
+
+
+def differences(card: Mapping[str, Any], again: Mapping[str, Any]) -> list[Difference]:
+    """Where what was found again is not what a card says.
+
+    What was asked for must be equal, and what was found, too, if the machine is the same. On
+    another machine rounding differs: a number must be within the card's interval for it, and what
+    has no interval of its own is not compared.
+    """
+    found: list[Difference] = []
+    for part in (*ASKED, *FOUND):
+        exact = part in ASKED or same_machine(card, again)
+        found += _differences(card.get(part), again.get(part), part, exact)
+    return found
+
+
+def same_machine(card: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
+    """Whether both were computed on the same CPU or GPU by the same packages."""
+    keys = ("cpu", "gpu", "python", "packages")
+    return all(
+        maker.get(key) == again["made_by"].get(command, {}).get(key)
+        for command, maker in card["made_by"].items()
+        for key in keys
+    )
+
+
+def _differences(card: Any, again: Any, key: str, exact: bool) -> Iterator[Difference]:
+    """The differences of two values at a `key`; `exact`: whether rounding may not differ."""
+    if isinstance(card, Mapping) and isinstance(again, Mapping):
+        if not exact and "ci95" in card and "ci95" in again:
+            yield from _outside(card, again, key)
+            return
+        for name in dict.fromkeys([*card, *again]):
+            yield from _differences(card.get(name), again.get(name), f"{key}.{name}", exact)
+    elif isinstance(card, list) and isinstance(again, list) and len(card) == len(again):
+        for number, pair in enumerate(zip(card, again, strict=True)):
+            yield from _differences(*pair, f"{key}[{number}]", exact)
+    elif card != again and (exact or card is None or again is None):
+        yield Difference(key, card, again)
+
+
+def _outside(card: Mapping[str, Any], again: Mapping[str, Any], key: str) -> Iterator[Difference]:
+    """The difference of two numbers with intervals, and whether it is within that of the card."""
+    name = "iqm" if "iqm" in card else "value"
+    if card[name] != again.get(name):
+        numbers = [*card["ci95"], again.get(name)]
+        within = None not in numbers and _is_between(*map(beyond_grid, numbers))
+        yield Difference(f"{key}.{name}", card[name], again.get(name), within)
+
+
+def _is_between(low: float, high: float, value: float) -> bool:
+    """Whether a value is within an interval."""
+    return low <= value <= high
+
+
+# As a page
+
+
+def page(card: Mapping[str, Any], file: str) -> str:
+    """The card as one page of Markdown; `file` is what its JSON is called."""
+    victim, attack = card["victim"], card["attack"]
+    maker = card["made_by"]["attack"]
+    sums = "".join(victim["sha256"].values())
+    packages = ", ".join(f"{name} {version}" for name, version in maker["packages"].items())
+    facts = {
+        "policies": ", ".join(f"`{path}`" for path in victim["from"]),
+        "seeds": f"{len(victim['seeds'])} ({console.ranges(victim['seeds'])})",
+        "checkpoint": victim["checkpoint"],
+        "weights": f"SHA-256 {hashlib.sha256(sums.encode()).hexdigest()[:16]}… of all of them; "
+        f"of each by itself in {file}",
+        "env": card["env"].get("id", card["env"]["_target_"]),
+        "attack": f"{attack['name']}, {attack['episodes']} episodes of each seed and radius",
+        "return without": _cell(card["returns"]["clean"]),
+        "return at random": console.number(card["returns"]["random"]),
+        "made by": f"rlx {maker['rlx']} ({maker['commit'] or 'no commit'}), Python "
+        f"{maker['python']}, {packages}",
+        "on": maker.get("gpu", maker["cpu"]),
+    }
+    if "certify" in card:
+        asked = card["certify"]
+        facts["certified"] = (
+            f"decisions of {asked['episodes']} clean episodes of each seed, up to "
+            f"{asked['max_boxes']:,} boxes for each"
+        )
+    lines = [f"# Robustness of {victim['name']}", "", *_rows(["", ""], facts.items())]
+    lines += ["", *_rows(*_radii(card)), "", _explanation(card), "", "## Scores", ""]
+    scores = card["returns"]
+    rows = [
+        [mode, _cell(area), _cell(scores["critical_eps"][mode])]
+        for mode, area in scores["area"].items()
+    ]
+    lines += _rows(["heads attacked", "area (1: unharmed)", "critical eps (half is lost)"], rows)
+    lines += ["", "## What was checked of the attack", ""]
+    for finding in card["audit"]:
+        word = "holds" if finding["passed"] else "**does not hold**"
+        lines.append(f"* {word}: {finding['check']} ({finding['modes']}): {finding['measured']}")
+    whole = "\n".join([*card["commands"].values(), f"rlx card check {file}"])
+    lines += ["", "## To make it again", "", f"```\n{whole}\n```", ""]
+    return "\n".join(lines)
+
+
+def _radii(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table of both bounds by radius: its header, and its rows."""
+    columns = {}
+    for head, shares in card.get("certificates", {}).items():
+        columns[f"{head}: certified, at least"] = shares["certified"]
+        columns[f"{head}: at most"] = shares["unmoved"]
+    for mode, cells in card["returns"]["attacked"].items():
+        columns[f"return, {mode} attacked"] = cells
+    rows = []
+    for radius, units in card["scale"]["radii"].items():
+        cells = [_cell(cells[radius]) if radius in cells else "–" for cells in columns.values()]
+        rows.append([radius, units, *cells])
+    return ["eps", "each component by", *columns], rows
+
+
+def _explanation(card: Mapping[str, Any]) -> str:
+    """What the columns of `_radii` say."""
+    returns = (
+        "Numbers are interquartile means over seeds with 95 % bootstrap intervals. A return is "
+        "the lowest that the attack reached: the worst case is no higher."
+    )
+    if "certificates" not in card:
+        return f"{returns} No lower bound was asked for: `rlx certify` finds one."
+    return (
+        f"{returns} Of the decisions of clean play, the share that no observation in the box "
+        "changes is at least what is certified, and at most what nothing that was found changes."
+    )
+
+
+def _cell(number: Mapping[str, Any]) -> str:
+    """A number and its interval in three digits; a critical radius may be beyond the grid."""
+    value = number.get("iqm", number.get("value"))
+    texts = [_text(part) for part in (value, *number["ci95"])]
+    if number["ci95"][0] is None:
+        return texts[0]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def _text(value: Any) -> str:
+    """A number in three digits, a dash for none, or any other value as it is."""
+    if value is None:
+        return "–"
+    return console.number(value) if isinstance(value, float) else str(value)
+
+
+def _rows(header: Sequence[str], rows: Any) -> list[str]:
+    """A table of Markdown."""
+    whole = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(str(cell) for cell in row)} |" for row in whole]
