@@ -234,7 +234,7 @@ class Agent(nn.Module, ABC):
     """
 
     traceable: ClassVar[bool] = True
-    """Whether its steps may be compiled: `act`, `store` and what is `due` are tensor operations."""
+    """Whether `act` and `store` are tensor operations; if not, only what is due is compiled."""
 
     policy: Policy
     """The policy that decides when the agent is evaluated."""
