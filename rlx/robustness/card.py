@@ -36,6 +36,8 @@ ASKED = ("victim", "env", "scale", "attack", "certify")
 """What was asked for: the same whoever asks again."""
 FOUND = ("returns", "certificates", "audit")
 """What was found: the same bits on the same machine, elsewhere to within its intervals."""
+MACHINE = ("cpu", "gpu", "python", "packages")
+"""What decides how numbers are rounded, of what a card says made it."""
 PARTS = ("victim", "env", "scale", "attack", "returns", "commands", "made_by")
 """What every card has."""
 CERTIFY_KEYS = ("attack", "episodes", "max_boxes", "max_nodes")
@@ -301,12 +303,18 @@ def differences(card: Mapping[str, Any], again: Mapping[str, Any]) -> list[Diffe
 
 def same_machine(card: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
     """Whether both were computed on the same CPU or GPU by the same packages."""
-    keys = ("cpu", "gpu", "python", "packages")
-    return all(
-        maker.get(key) == again["made_by"].get(command, {}).get(key)
-        for command, maker in card["made_by"].items()
-        for key in keys
-    )
+    return not any(key in MACHINE for _, key, _, _ in other_makers(card, again))
+
+
+def other_makers(
+    card: Mapping[str, Any], again: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """(command, key, of the card, of today): what of commits and machines is not the same."""
+    for command, maker in card["made_by"].items():
+        now = again["made_by"].get(command, {})
+        for key in ("rlx", "commit", *MACHINE):
+            if maker.get(key) != now.get(key):
+                yield command, key, maker.get(key), now.get(key)
 
 
 def _differences(card: Any, again: Any, key: str, exact: bool) -> Iterator[Difference]:
