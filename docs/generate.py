@@ -9,6 +9,7 @@ committed, so that they can be read without building the site.
 
 import ast
 import dataclasses
+import functools
 import importlib
 import itertools
 import re
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from rlx import experiment
 from rlx.agent import Agent, OfflineAgent, Policy, Scores, Spec
@@ -148,14 +149,19 @@ def agent_use(name: str, kind: Any) -> list[list[str]]:
 
 def fit(name: str, kind: Any, overrides: list[str]) -> tuple[str, tuple[str, ...], list[str]]:
     """("yes" or "no", heads, entries of the carry) of an agent in the env of `overrides`."""
-    config = compose_config("train", [f"agent={name}", "tuned=none", *overrides])
-    node: Any = OmegaConf.to_container(config.agent)
-    spec = experiment.env_spec(config.env)
+    node: Any = OmegaConf.to_container(composed(f"agent={name}").agent)
+    spec = experiment.env_spec(composed(*overrides).env)
     try:
         policy = make_policy(kind, node, spec)
     except ConfigError:
         return "no", (), []
     return "yes", policy.heads, list(policy.initial_carry(1))
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    """The config of a training, without tuned settings."""
+    return compose_config("train", ["tuned=none", *overrides])
 
 
 def make_policy(kind: Any, node: dict[str, Any], spec: Spec) -> Policy:

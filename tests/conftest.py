@@ -100,6 +100,17 @@ def another_rounding(request):
         yield
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each process begins with a half of its own, and takes of the other's when it is done.
+
+    xdist's default hands tests out in advance, and a few take a hundred times as long as most.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 SAVE = figures.save
 
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -13,9 +12,8 @@ from conftest import compose, small
 from rlx.benchmarks import own, peers
 from rlx.benchmarks.timing import clock
 from rlx.experiment import env_spec
-from rlx.machine import compiler
+from rlx.training import compiled
 
-NEEDS_COMPILER = pytest.mark.skipif(shutil.which(compiler()[0]) is None, reason="no C++ compiler")
 QUICK = ("seconds=0.02", "rounds=2", "device.compile=false")
 
 
@@ -192,10 +190,10 @@ def test_a_peer_imports_nothing_of_rlx(tmp_path):
         assert not re.search(r"^ *(from|import) rlx", file.read_text(), re.MULTILINE)
 
 
-@NEEDS_COMPILER
 @pytest.mark.parametrize("agent", ["dqn", "q_table"])
-def test_what_is_compiled_has_a_row_of_its_own(agent, rlx):
+def test_what_is_compiled_has_a_row_of_its_own(agent, rlx, monkeypatch):
     """An agent of `store` and `due`, and one of `update`: neither is kept from compiling by it."""
+    monkeypatch.setattr(compiled, "inductor", compiled.interpreted)
     env = {"dqn": "cartpole", "q_table": "chain"}[agent]
     words = ("seconds=0.02", "rounds=1", "device.compile=true", "seeds=[2]", *small(agent))
     result = rlx("bench", f"agent={agent}", f"env={env}", *words)

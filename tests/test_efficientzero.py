@@ -235,8 +235,9 @@ def test_the_contributions_can_be_switched_off():
 @pytest.mark.rounding
 def test_attacks_are_judged_by_the_search(rlx):
     """They turn its decisions, and do not at radius 0."""
+    short = (*TINY, "steps=160", "eval_every=160", "checkpoint_every=160")
     run = rlx(
-        "train", "agent=efficientzero", "env=catch", *TINY, *small("efficientzero"), "seeds=2"
+        "train", "agent=efficientzero", "env=catch", *short, *small("efficientzero"), "seeds=2"
     ).run
     result = rlx("attack", run, "eps=[0,1]", "episodes=5", "attack=fgsm")
     assert result.code == 0, result.err

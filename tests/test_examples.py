@@ -1,12 +1,14 @@
 """The scripts of docs/examples run from top to bottom, each in a folder of its own."""
 
-import os
+import re
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rlx import conf
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs/examples"
@@ -33,16 +35,18 @@ def test_an_example_can_be_read_at_a_glance(file):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_an_example_runs(script, tmp_path):
+def test_an_example_runs(script, tmp_path, monkeypatch):
     folder = tmp_path / "examples"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("__pycache__", "outputs"))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, f"{script}.py"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of a script's own process
+    file = folder / f"{script}.py"
+    if script != "resume_and_load":  # which names a checkpoint by its step
+        file.write_text(re.sub(r"(\d)_000\b", r"\1_00", file.read_text()))  # a tenth of the steps
+    try:
+        runpy.run_path(str(file))
+    finally:
+        conf.use(None)
+        sys.modules.pop("patient", None)
     assert (folder / SCRIPTS[script]).exists()

@@ -283,6 +283,29 @@ def test_compare_tells_the_keys_that_differ_and_the_difference(rlx):
     assert "differs  nothing" in rlx("compare", first.path, first.path).out
 
 
+def test_trainings_are_told_apart_by_their_defence(rlx):
+    words = ("agent=dqn", "env=cartpole", "defence=sa", "agent.defence.scale=[1,1,1,1]")
+    config = OmegaConf.to_container(validated(compose("train", *words, "agent.defence.eps=0.2")))
+    plain = config | {"agent": config["agent"] | {"defence": None}}
+    first = finished(made(**config))
+    second = finished(made(**plain))
+    defences = {row["run"]: row["defence"] for row in rows(rlx("list", "format=csv"))}
+    assert defences == {str(first.path): "sa", str(second.path): ""}
+    assert len(rows(rlx("list", "format=csv", "defence=sa"))) == 1
+    assert "sa (eps 0.2)" in rlx("list").out
+    lines = rlx("compare", first.path, second.path).out.splitlines()
+    (line,) = [line for line in lines if "defence" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == [
+        "agent.defence",
+        "sa (eps 0.2)",
+        "none",
+    ]
+    shown = rlx("show", first.path).out
+    assert "train dqn cartpole defence=sa (eps 0.2)" in shown
+    (line,) = [text for text in shown.splitlines() if text.startswith("line ")]
+    assert " defence=sa " in line and "agent.defence.eps=0.2" in line and "_target_" not in line
+
+
 def test_compare_draws_the_seeds_of_one_training_together(rlx):
     returns = np.array([[1.0], [5.0], [9.0], [2.0], [7.0]]).repeat(4, 1)
     runs = []

@@ -184,9 +184,9 @@ def test_what_is_no_sweep_writes_nothing(words, expected, rlx, tmp_path):
 
 
 def test_a_long_list_of_values_is_no_path(rlx):
-    values = ",".join(f"{number}e-4" for number in range(1, 90))
+    values = ",".join(f"{number}.{'0' * 20}e-4" for number in range(1, 13))  # 300 characters
     result = rlx("train", "-m", *SMALL, f"agent.learning_rate={values}", "agent.discount=2")
-    assert result.code == 2 and "89 of 89 jobs are wrong" in result.err
+    assert result.code == 2 and "12 of 12 jobs are wrong" in result.err
 
 
 def test_what_cannot_be_written_is_one_line(rlx, done):
@@ -206,7 +206,7 @@ def test_looking_at_a_killed_sweep_writes_no_lock(rlx, done):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("keys", [1, 2, 3])
+@pytest.mark.parametrize("keys", [1, 3])
 @pytest.mark.parametrize("scores", [[1.0, math.nan, 3.0], [math.nan] * 3])
 def test_what_has_no_score_is_drawn_without_a_warning(keys, scores, tmp_path):
     settings = {f"key{number}": ["1", "a/long/path/to/a/run", "0.5"] for number in range(keys)}

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -18,16 +19,17 @@ import yaml
 from conftest import AGENTS, ENVS, small, stop_rule
 from safetensors.torch import load_file
 from test_agents import calm
-from test_compiled import NEEDS_COMPILER
 from test_per_seed_numbers import OFFLINE, SOON, config_type, env_of, values
 from test_sweeps import killed_at_any_moment, table, the_sweep
 
+from rlx import cli
 from rlx.config import varying
 from rlx.data.writer import Writer
 from rlx.policies import open_runs
 from rlx.runs.checkpoints import Checkpoints
 from rlx.runs.run import Run
 from rlx.sweeps.sweep import Job, Sweep
+from rlx.training import compiled
 from rlx.training.log import Log
 from rlx.training.loop import Training
 
@@ -141,6 +143,7 @@ PPO = (
     "agent.hidden=[8]",
     "agent.rollout_steps=16",
     "agent.minibatches=2",
+    "agent.epochs=2",
     *SIZES,
     "steps=1024",
     "eval_every=512",
@@ -194,10 +197,30 @@ def send(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
+THREE = "agent.learning_rate=1e-2,1e-3,1e-4"
+
+
+@pytest.fixture(scope="module")
+def trained_alone(tmp_path_factory):
+    """A folder with sweeps of two and of three learning rates, one job after the other."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for rates, outputs in ((RATES, "two/alone"), (THREE, "three/alone")):
+            assert cli.run(["train", "-m", *PPO, rates, f"outputs={outputs}"]) == 0
+    return folder
+
+
 @pytest.fixture
-def alone(rlx):
-    """The sweep of two learning rates, one after the other, below the folder "alone"."""
-    assert rlx("train", "-m", *PPO, RATES, "outputs=alone").code == 0
+def alone(rlx, trained_alone, tmp_path):
+    """The sweep of two learning rates, below the folder "alone"."""
+    shutil.copytree(trained_alone / "two", tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def three_alone(rlx, trained_alone, tmp_path):
+    """The sweep of three learning rates, below the folder "alone"."""
+    shutil.copytree(trained_alone / "three", tmp_path, dirs_exist_ok=True)
 
 
 # What fits in a batch.
@@ -207,7 +230,7 @@ def alone(rlx):
     ("words", "expected"),
     [
         (("agent.hidden=[8],[6]", RATES), "4 jobs in 2 batches of 2, 2; they differ in agent.hid"),
-        (("steps=1024,512", RATES), "4 jobs in 2 batches of 2, 2; they differ in steps"),
+        (("steps=320,192", RATES), "4 jobs in 2 batches of 2, 2; they differ in steps"),
         (("env=cartpole,acrobot", RATES), "4 jobs in 2 batches of 2, 2; they differ in env"),
         (
             ("agent.max_grad_norm=null,1,2",),
@@ -219,15 +242,17 @@ def alone(rlx):
     ],
 )
 def test_jobs_fall_into_few_batches(words, expected, rlx):
-    batch = rlx("train", "-m", *PPO, *words, VECTOR, "outputs=batch")
+    line = ("train", "-m", *PPO, *SIZES, *words)
+    batch = rlx(*line, VECTOR, "outputs=batch")
     assert batch.code == 0, batch.err
     assert expected in batch.out
-    assert rlx("train", "-m", *PPO, *words, "outputs=alone").code == 0
+    assert rlx(*line, "outputs=alone").code == 0
     assert_same_sweeps("alone", "batch")
 
 
 def test_a_stop_rule_is_trained_alone(rlx):
     words = (
+        "steps=512",
         "num_envs=1",
         "eval_every=64",
         STOP.replace("=", "=null,", 1),
@@ -354,12 +379,13 @@ def test_a_member_that_dropped_out_after_a_checkpoint(killed_at, rlx, alone, mon
     assert_same_sweeps("alone", "outputs")
 
 
-@NEEDS_COMPILER
-def test_a_compiled_batch_goes_on_without_a_member(rlx):
+def test_a_compiled_batch_goes_on_without_a_member(rlx, monkeypatch):
+    monkeypatch.setattr(compiled, "inductor", compiled.interpreted)
     words = (*PPO, "agent.max_grad_norm=null", "device.compile=true")
     assert rlx("train", *words, "agent.learning_rate=1e-3", "outputs=alone").code == 0
     result = rlx("train", "-m", *words, "agent.learning_rate=1e-3,1e30", VECTOR)
     assert result.code == 1 and "1 of 2 jobs failed" in result.err
+    assert "compiled step" in result.out
     (single,) = trained_runs("alone")
     assert_same(single, run_with(learning_rate=1e-3))
 
@@ -402,10 +428,9 @@ def test_an_interrupted_batch_goes_on(number, rlx, alone, monkeypatch):
 
 @pytest.mark.parametrize("stop", [kill, send(signal.SIGTERM)])
 @pytest.mark.parametrize("place", ["Run.log", "Checkpoints.save", "Run.complete", "Job.write"])
-def test_a_batch_stopped_while_it_is_taken_apart(place, stop, rlx, monkeypatch):
+def test_a_batch_stopped_while_it_is_taken_apart(place, stop, rlx, three_alone, monkeypatch):
     """Of three jobs, one is done, one is half done, one has no run."""
-    words = ("train", "-m", *PPO, "agent.learning_rate=1e-2,1e-3,1e-4", "seeds=2")
-    assert rlx(*words, "outputs=alone").code == 0
+    words = ("train", "-m", *PPO, THREE)
     kind = {"Run": Run, "Checkpoints": Checkpoints, "Job": Job}[place.partition(".")[0]]
     name = place.partition(".")[2]
     act = getattr(kind, name)
@@ -433,7 +458,7 @@ def test_a_batch_stopped_while_it_is_taken_apart(place, stop, rlx, monkeypatch):
 
 
 def test_a_vector_sweep_killed_at_any_moment_says_the_same_in_the_end(rlx, request):
-    """SIGKILL, ten times: nothing finished is lost or done twice, and the table is the same."""
+    """SIGKILL, four times: nothing finished is lost or done twice, and the table is the same."""
     words = (*PPO, *TWELVE)
     assert rlx("train", "-m", *words, VECTOR, "sweep=s", "outputs=whole").code == 0
     expected = table(Path("whole/sweeps/s"))
@@ -546,7 +571,7 @@ def test_numbers_of_each_seed_and_new_seeds(rlx):
 def test_numbers_of_each_seed_and_a_stop_rule(rlx):
     """Seeds stop one after the other; each checkpoint is of those that still learnt."""
     words = ("agent=hdqn", "env=cartpole", *SIZES, *small("hdqn"), "steps=1600", "num_envs=1")
-    words += ("agent.goal_steps=[1,7]", "checkpoint_every=100", stop_rule(5, 30))
+    words += ("agent.goal_steps=[1,7]", "checkpoint_every=200", stop_rule(5, 30))
     result = rlx("train", *words)
     assert result.code == 0, result.err
     checkpoints = Checkpoints(result.run)

@@ -59,6 +59,8 @@ def _print_differences(entries: Sequence[Entry]) -> None:
     sides = []
     for entry in entries:
         config = {key: value for key, value in entry.config().items() if key not in WHERE}
+        if len({each.defence.partition(" ")[0] for each in entries}) > 1:
+            config["agent"] = config["agent"] | {"defence": entry.defence or "none"}
         made_by = {key: entry.meta.get(key) for key in MADE_BY}
         sides.append(flatten_keys(config | made_by))
     rows = []

@@ -63,6 +63,7 @@ COLUMNS = {
     "status": Column(lambda row: row.status, lambda row: row.status),
     "agent": Column(lambda row: row.agent, lambda row: row.agent),
     "env": Column(lambda row: row.env, lambda row: row.env),
+    "defence": Column(lambda row: row.defence.partition(" ")[0], lambda row: row.defence),
     "seeds": Column(lambda row: row.seeds, lambda row: str(row.seeds or ""), {"": 1.0}),
     "return": Column(lambda row: row.value, lambda row: _return_text(row), {"": 1.0}),
     "age": Column(lambda row: row.age, lambda row: _in_units(row.age, TIMES), TIMES),
@@ -175,6 +176,8 @@ def print_table(rows: Sequence[Entry], title: str = "") -> None:
     """
     texts = {name: [column.text(row) for row in rows] for name, column in COLUMNS.items()}
     texts["run"] = [str(row.path) for row in rows]
+    if not any(texts["defence"]):
+        del texts["defence"]
     if _width(texts) > console.terminal.width:
         texts = {name: column for name, column in texts.items() if name not in TOLD_BY_PATH}
     lines = list(zip(*texts.values(), strict=True))

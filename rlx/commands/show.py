@@ -74,6 +74,7 @@ def _show_run(entry: Entry, outputs: str) -> None:
     `outputs`: where that is of a run of the zoo.
     """
     words = [word for word in (entry.kind, entry.agent, entry.env) if word]
+    words += [f"defence={entry.defence}"] if entry.defence else []
     console.facts(
         run=" ".join(words),
         status=f"{entry.status} ({entry.error})" if entry.error else entry.status,
@@ -123,6 +124,8 @@ def line_of(entry: Entry) -> str:
 
     config = entry.config()
     groups = {group: _option(group, config[group], entry) for group in GROUPS if group in config}
+    if entry.defence:
+        groups["defence"] = _defence(config["agent"]["defence"]["_target_"])
     words = [f"{group}={option}" for group, option in groups.items() if option]
     try:
         defaults = plain(compose_config(entry.kind, words))
@@ -150,6 +153,15 @@ def _option(group: str, node: Any, entry: Entry) -> str | None:
         else:
             is_it = content == node
         if is_it:
+            return option
+    return None
+
+
+def _defence(target: str) -> str | None:
+    """The option of conf/defence that names this class; None where there is none."""
+    for option, file in group_files("defence").items():
+        agent = (yaml.safe_load(file.read_text()) or {}).get("agent", {})
+        if agent.get("defence", {}).get("_target_") == target:
             return option
     return None
 

@@ -58,6 +58,14 @@ class Entry:
         """The env, as in "cartpole"; "" where nobody knows."""
         return self.name.partition("-")[2] or self.name
 
+    @cached_property
+    def defence(self) -> str:
+        """What a training was defended by, as in "sa (eps 0.2)"; "" where by nothing."""
+        match self.config().get("agent"):
+            case {"defence": {"_target_": str() as target, "eps": float() | int() as eps}}:
+                return f"{target.rpartition('.')[2].lower()} (eps {eps:g})"
+        return ""
+
     @property
     def seeds(self) -> int | None:
         """The number of seeds; None: nobody knows."""
