@@ -60,6 +60,7 @@ def main(composed: DictConfig) -> None:
         _check(Path(paths[1]), config)
         return
 
+    from rlx.page.card import page
     from rlx.robustness import card
 
     runs = _runs(paths, config)
@@ -70,7 +71,7 @@ def main(composed: DictConfig) -> None:
     files = {"card": output.path / "card.json", "page": output.path / "card.md"}
     with output.writing():
         write_json(files["card"], made)
-        write(files["page"], card.page(made, files["card"].name))
+        write(files["page"], page(made, files["card"].name))
         output.complete({"run": [str(run.path) for run in runs.values()]})
     console.result(output.path, None, **files)
 
