@@ -144,7 +144,7 @@ def certificates(run: Run) -> Section:
     summary = run.summary()
     x = figures.eps_label(run.config.scale)
     source = run.path.parent.name
-    parts: list[Part] = _warnings(console.few_seeds(len(summary["seeds"])))
+    parts: list[Part] = [*_warnings(console.few_seeds(len(summary["seeds"])))]
     parts += _certificates(summary, source, x)
     return Section(f"Certificates of {source} ({run.path.name})", parts)
 
