@@ -189,6 +189,13 @@ class Policy(nn.Module, ABC):
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         """The scores [S, B, A] by which `head` decides at `obs`, differentiable in `obs`."""
 
+    def memory(self, obs: Tensor, carry: Carry) -> Carry:
+        """What of `carry` its decisions from `obs` [S, B, *O] on depend on, [S, B, …] each.
+
+        Courses of which this is the same are one to a search.
+        """
+        return carry
+
 
 Part = Callable[[], dict[str, Tensor]]
 """A part of learning, all of whose tensors are the agent's own; returns metrics, name → [S].
@@ -227,7 +234,7 @@ class Agent(nn.Module, ABC):
     """
 
     traceable: ClassVar[bool] = True
-    """Whether its steps may be compiled: `act`, `store` and what is `due` are tensor operations."""
+    """Whether `act` and `store` are tensor operations; if not, only what is due is compiled."""
 
     policy: Policy
     """The policy that decides when the agent is evaluated."""

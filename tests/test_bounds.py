@@ -10,8 +10,8 @@ from torch import nn
 
 from rlx.agent import Scores
 from rlx.errors import ConfigError
-from rlx.nn.encoders import ObsEncoder
-from rlx.nn.networks import MLP, ConvNet, QNetwork, RunningNorm, SeedGRU
+from rlx.nn.encoders import Differences, ObsEncoder
+from rlx.nn.networks import MLP, ConvNet, QNetwork, RunningNorm, SeedConv, SeedGRU
 from rlx.nn.rng import Streams, seed_tensor
 from rlx.robustness.bounds import Box, crown, interval, margins_of
 from rlx.robustness.branching import branch, decide
@@ -285,7 +285,7 @@ def test_no_decision_within_rounding_is_certified(factor):
     with torch.no_grad():
         result = decide(Scores(scores), obs, budget, found, 100)
     assert not result.by_bounds.any()
-    assert result.open.all()
+    assert (result.open | result.found).all()
 
 
 def test_a_product_with_a_memory_is_exact_where_nothing_else_moves():
@@ -354,10 +354,86 @@ def test_what_has_no_bounds_is_named(scores, named):
     assert "\n" not in str(error.value)
 
 
-def test_images_have_no_bounds():
-    net = ConvNet((1, 16, 16), [[4, 4, 2]], False, 1.0, IDS, Streams(IDS, "net"))
-    with pytest.raises(ConfigError, match="of flat observations"):
-        read_network(Scores(net), torch.rand(SEEDS, BATCH, 1, 16, 16))
+def seeing(layers, frames=1):
+    """Q-values of images as DQN has them: of the newest frame, and how it differs from others."""
+    rows = 3
+    net = ConvNet((frames, 16, 16), layers, True, 1.0, IDS, Streams(IDS, "net"))
+    encoder = Differences(net, 1) if frames > 1 else net
+    for name, buffer in net.named_buffers():
+        buffer.copy_(Streams(IDS, name).uniform(*buffer.shape[1:]) + 0.2)
+    head = strong(QNetwork(net.features, [16], CHOICES, True, Streams(IDS, "head")), 3.0)
+    past = Streams(IDS, "past").uniform(rows, frames, 16, 16)[:, :, 1:]
+
+    def scores(obs):
+        images = obs.unflatten(2, (1, 16, 16)) if obs.dim() == 3 else obs
+        before = past.repeat_interleave(images.shape[1] // rows, 1)
+        return head(encoder(torch.cat([before, images], 2)))
+
+    return scores, Streams(IDS, "images").uniform(rows, 1, 16, 16)
+
+
+@pytest.mark.parametrize("most", [1 << 22, 100])
+@pytest.mark.parametrize(("layers", "frames"), [([[4, 4, 2], [4, 3, 1]], 1), ([[4, 8, 4]], 3)])
+def test_no_image_of_a_box_is_beyond_its_bounds(monkeypatch, most, layers, frames):
+    """Whether a convolution's weights are kept with their zeros, or without."""
+    monkeypatch.setattr("rlx.robustness.weights.DENSE", most)
+    scores, obs = seeing(layers, frames)
+    network = read_network(Scores(scores), obs)
+    assert network.has_convolutions == (most == 100)
+    rows = objective(obs.shape[1])
+    with torch.no_grad():
+        exact = scores(obs).double()
+        torch.testing.assert_close(network(obs.flatten(2)), exact, rtol=1e-4, atol=1e-4)
+        one = network.of_seed(1).at(torch.tensor([2])).float()(obs[1:, 2:].flatten(2))
+        torch.testing.assert_close(one.double(), exact[1:, 2:], rtol=1e-4, atol=1e-4)
+    for radius in (0.0, 0.002, 0.05):
+        box = Box(*(end.float().double() for end in box_around(obs.flatten(2), radius)))
+        with torch.no_grad():
+            values = scores(within(box, 1000)).unflatten(1, (obs.shape[1], -1)).double()
+        lowest = torch.einsum("sbpa,sbka->sbpk", values, rows).amin(2)
+        by_crown, _, rounding = crown(network, box, rows)
+        by_interval = interval(network, box, rows)
+        assert (by_crown <= lowest).all() and (by_interval <= lowest).all()
+        assert (by_crown >= by_interval - 1e-9).all()
+        if radius == 0:
+            assert (lowest - by_crown <= 2 * rounding).all()
+            assert (rounding < 0.02 * exact.abs().amax()).all()
+        else:
+            assert by_crown.mean() > by_interval.mean()
+
+
+def test_a_linear_convolution_has_exact_bounds(monkeypatch):
+    monkeypatch.setattr("rlx.robustness.weights.DENSE", 100)
+    conv = SeedConv(1, 2, 3, 2, Streams(IDS, "net"))
+    obs = Streams(IDS, "images").uniform(3, 1, 8, 8)
+    network = read_network(Scores(lambda obs: conv(obs).flatten(2)), obs)
+    shift = 0.1 * conv.weight.double().abs().sum((2, 3, 4)).repeat_interleave(9, 1)
+    exact = conv(obs).flatten(2).double() - shift.unsqueeze(1)
+    choices = network.choices
+    eye = torch.eye(choices, dtype=torch.float64).expand(SEEDS, 3, -1, -1)
+    for bounds in (
+        crown(network, box_around(obs.flatten(2), 0.1), eye).lower,
+        interval(network, box_around(obs.flatten(2), 0.1), eye),
+    ):
+        torch.testing.assert_close(bounds, exact, rtol=0, atol=1e-5)
+
+
+def test_gradients_pass_through_convolutions(monkeypatch):
+    monkeypatch.setattr("rlx.robustness.weights.DENSE", 100)
+    scores, obs = seeing([[4, 4, 2]])
+    network = read_network(Scores(scores), obs).float()
+    flat = obs.flatten(2).requires_grad_()
+    (own,) = torch.autograd.grad(network(flat)[..., 0].sum(), flat)
+    image = obs.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(scores(image)[..., 0].sum(), image)
+    torch.testing.assert_close(own, expected.flatten(2), rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_of_too_many_weights_is_named(monkeypatch):
+    monkeypatch.setattr("rlx.robustness.weights.MOST", 1000)
+    scores, obs = seeing([[4, 4, 2]])
+    with pytest.raises(ConfigError, match="a layer of 50,176 weights; there may be 1,000"):
+        read_network(Scores(scores), obs)
 
 
 def test_a_search_and_continuous_actions_have_no_bounds():

@@ -59,7 +59,7 @@ def test_a_card_has_what_the_runs_found(made, tmp_path):
     found = json.loads((folder / "card.json").read_text())
     text = (folder / "card.md").read_text()
     run = training(tmp_path)
-    assert found["victim"]["from"] == [str(run.relative_to(tmp_path))]
+    assert found["victim"]["paths"] == [str(run.relative_to(tmp_path))]
     assert str(tmp_path) not in json.dumps(found) + text
     policy, _, seeds = load_policy(Run(run), "best")
     sums = {str(seed): card.fingerprint(policy, row) for row, seed in enumerate(seeds)}
@@ -70,7 +70,9 @@ def test_a_card_has_what_the_runs_found(made, tmp_path):
         "0.1": last["return"],
     }
     shares = summary(certify)["heads"]["action"]
-    assert found["certificates"]["action"]["certified"]["0.1"] == shares["certified"][1]
+    assert (
+        found["certificates"]["decisions"]["action"]["certified"]["0.1"] == shares["certified"][1]
+    )
     for estimate in (last["return"], shares["certified"][1], shares["unmoved"][1]):
         assert f" {interval_text(estimate['iqm'], estimate['ci95'])} |" in text
     assert "position ±0.05 m, speed ±0.05 m/s, angle ±0.01 rad" in found["scale"]["radii"]["0.1"]
@@ -83,12 +85,12 @@ def test_a_check_finds_all_again_but_what_was_altered(rlx, made):
     _, _, folder = made
     altered = json.loads((folder / "card.json").read_text())
     altered["returns"]["attacked"]["action"]["0.1"]["per_seed"][1] += 1e-9
-    altered["certificates"]["action"]["unmoved"]["0.1"]["iqm"] -= 0.5
+    altered["certificates"]["decisions"]["action"]["unmoved"]["0.1"]["iqm"] -= 0.5
     (folder / "altered.json").write_text(json.dumps(altered))
     result = rlx("card", "check", folder / "altered.json")
     assert result.code == 1
     assert "returns.attacked.action.0.1.per_seed[1]" in result.out
-    assert "certificates.action.unmoved.0.1.iqm" in result.out
+    assert "certificates.decisions.action.unmoved.0.1.iqm" in result.out
     assert "2 of what it says" in result.err
 
 
@@ -138,6 +140,7 @@ def test_on_another_machine_numbers_are_held_to_the_intervals(made):
         "rlx attack -m attack=fgsm,pgd",
         "rlx certify eps=0.1",
         "sh attack",
+        "rlx attack 'eps",
         "",
     ],
 )
@@ -155,8 +158,10 @@ def test_what_is_no_card_or_has_no_result_is_said_in_one_line(rlx, made, tmp_pat
     (tmp_path / "text.json").write_text("{")
     (tmp_path / "summary.json").write_text(json.dumps(summary(attack)))
     gone = json.loads((folder / "card.json").read_text())
-    gone["victim"]["from"] = ["outputs/train/dqn-cartpole/gone"]
+    gone["victim"]["paths"] = ["outputs/train/dqn-cartpole/gone"]
     (tmp_path / "gone.json").write_text(json.dumps(gone))
+    gone["victim"]["paths"] = 5
+    (tmp_path / "broken.json").write_text(json.dumps(gone))
     cards = set((tmp_path / "outputs/card").rglob("*"))
     for words, named in (
         (["check"], "name one card"),
@@ -164,6 +169,7 @@ def test_what_is_no_card_or_has_no_result_is_said_in_one_line(rlx, made, tmp_pat
         (["check", "summary.json"], "summary.json: is no card"),
         (["check", "nowhere.json"], "nowhere.json: cannot be read as a card"),
         (["check", "gone.json"], "gone: no such run directory"),
+        (["check", "broken.json"], "victim.paths=5"),
         ([], "name an attack run"),
         ([certify], "name an attack run"),
         ([training(tmp_path)], "made by rlx train"),
@@ -180,19 +186,19 @@ def test_what_is_no_card_or_has_no_result_is_said_in_one_line(rlx, made, tmp_pat
 
 
 def test_the_card_of_a_file_has_its_checksum(rlx, tmp_path):
-    (tmp_path / "mine.py").write_text("def decide(obs):\n    return obs[:, 2] > 0\n")
-    line = ("victim=mine.py:decide", "env=cartpole", "attack=noise", *ATTACK[1:])
+    (tmp_path / "leaning.py").write_text("def decide(obs):\n    return obs[:, 2] > 0\n")
+    line = ("victim=leaning.py:decide", "env=cartpole", "attack=noise", *ATTACK[1:])
     attack = rlx("attack", *line)
     assert attack.code == 0, attack.err
     made = rlx("card", attack.run)
     assert made.code == 0, made.err
     victim = json.loads((made.run / "card.json").read_text())["victim"]
-    assert victim["from"] == ["mine.py:decide"]
-    assert victim["sha256"] == {"mine.py:decide": sha256(tmp_path / "mine.py")}
+    assert victim["paths"] == ["leaning.py:decide"]
+    assert victim["sha256"] == {"leaning.py:decide": sha256(tmp_path / "leaning.py")}
     result = rlx("card", "check", made.run / "card.json")
     assert result.code == 0 and "holds" in result.out and "differs" not in result.out
-    (tmp_path / "mine.py").write_text("def decide(obs):\n    return obs[:, 2] > 1\n")
+    (tmp_path / "leaning.py").write_text("def decide(obs):\n    return obs[:, 2] > 1\n")
     result = rlx("card", attack.run)
-    assert result.code == 2 and "mine.py:decide: is not the file that was attacked" in result.err
+    assert result.code == 2 and "leaning.py:decide: is not the file that was attacked" in result.err
     result = rlx("card", "check", made.run / "card.json")
-    assert result.code == 1 and "victim.sha256.mine.py:decide" in result.out
+    assert result.code == 1 and "victim.sha256.leaning.py:decide" in result.out

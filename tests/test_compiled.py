@@ -82,7 +82,13 @@ def assert_equal(one: Training, other: Training) -> None:
     assert not different
 
 
-@pytest.mark.parametrize("case", [*TRACED, *VARIANTS], ids="-".join)
+SEARCHING = [
+    ("efficientzero", "catch", "agent.cache=true", "agent.reanalyse=0.5"),
+    ("efficientzero", "mini_breakout", "agent.augment=true"),
+]
+
+
+@pytest.mark.parametrize("case", [*TRACED, *VARIANTS, *SEARCHING], ids="-".join)
 def test_the_graph_of_a_step_is_the_step(case):
     """Operation by operation, bit for bit: all that a step changes is in the graph."""
     written = training(*case)
@@ -319,7 +325,6 @@ def test_a_run_stays_as_it_began(rlx, monkeypatch):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (("agent=efficientzero", "env=catch"), "EfficientZero's steps are no plain tensor"),
         (("env=gym", "env.id=CartPole-v1"), "GymEnv does not step in torch"),
         (("agent._target_=test_compiled.Whole",), "step cannot be compiled: "),
     ],

@@ -10,13 +10,13 @@ from conftest import AGENTS, compose
 from probes import Probe
 from torch import Tensor
 
+from rlx.actor_critic import ActorCritic
 from rlx.agent import Agent, OfflineAgent, Policy, Spec
 from rlx.agents.actenv import ActEnv, ActPolicy
 from rlx.agents.bcq import BCQPolicy
 from rlx.agents.dqn import QPolicy
 from rlx.agents.efficientzero import SearchPolicy
 from rlx.agents.hdqn import GoalPolicy, RegionHDQN
-from rlx.agents.ppo import ActorCritic
 from rlx.agents.q_table import TablePolicy
 from rlx.agents.self_play import BoardPolicy
 from rlx.config import build, load_class

@@ -19,7 +19,7 @@ from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transiti
 from rlx.config import Count, Index, NonNegative, PerSeed, Positive, Range, Share, choice
 from rlx.errors import ConfigError
 from rlx.nn.augmentation import augment
-from rlx.nn.buffers import add_buffers
+from rlx.nn.buffers import Fields, add_buffers
 from rlx.nn.encoders import ObsEncoder, obs_field
 from rlx.nn.exploration import random_choice
 from rlx.nn.optim import SGD, Adam, descend
@@ -224,15 +224,57 @@ def search_without_noise(model: WorldModel, obs: Tensor, settings: Settings) -> 
     return search(model, model.root(obs), settings, unused, unused)
 
 
-class Targets(NamedTuple):
-    """What the model shall say of B rows and the K behind each."""
+class Drawn(nn.Module):
+    """A minibatch of B rows and the K behind each, and what the model shall say of them.
 
+    Its tensors are buffers, of one size and at one place for compiled learning.
+    """
+
+    slot: Tensor
+    """int64 [S, B]: where in the replay the first rows lie."""
+    weight: Tensor
+    """[S, B]: importance weights."""
     value: Tensor
     """[S, B, K + 1]: n-step returns; 0 behind an episode's end."""
     policy: Tensor
     """[S, B, K + 1, A]: the policies of searches."""
     prefix: Tensor
     """[S, B, K]: rewards summed since the first row, or single ones."""
+    obs: Tensor
+    """[S, B, K + 1, *O]."""
+    action: Tensor
+    """int64 [S, B, K]."""
+    alive: Tensor
+    """bool [S, B, K + 1]: whether a row is of the first one's episode."""
+    terminated: Tensor
+    """bool [S, B, K]: whether a row's step ended in a terminal state."""
+
+    def __init__(self, config: Config, spec: Spec, seeds: Tensor, *, augmented: bool):
+        """`augmented`: whether observations are changed at random, and are float32 then."""
+        super().__init__()
+        shape, dtype = obs_field(spec.observation_space)
+        later = config.unroll
+        fields: Fields = {
+            "slot": ((), torch.int64),
+            "weight": ((), torch.float32),
+            "value": ((later + 1,), torch.float32),
+            "policy": ((later + 1, spec.actions), torch.float32),
+            "prefix": ((later,), torch.float32),
+            "obs": ((later + 1, *shape), torch.float32 if augmented else dtype),
+            "action": ((later,), torch.int64),
+            "alive": ((later + 1,), torch.bool),
+            "terminated": ((later,), torch.bool),
+        }
+        for name, (size, dtype) in fields.items():
+            zeros = torch.zeros(
+                len(seeds), config.batch_size, *size, dtype=dtype, device=seeds.device
+            )
+            self.register_buffer(name, zeros, persistent=False)
+
+    def fill(self, **values: Tensor) -> None:
+        """Take the tensors of another minibatch."""
+        for name, value in values.items():
+            getattr(self, name).copy_(value)
 
 
 class Unrolled(NamedTuple):
@@ -290,6 +332,8 @@ class EfficientZero(Agent):
         super().__init__()
         self.config = config
         self.policy = SearchPolicy(config, spec, seeds)
+        # As it is between any two minibatches.
+        self.policy.model.eval()
         self.target = copy.deepcopy(self.policy.model).requires_grad_(False)
         optimizer = OPTIMIZERS[config.optimizer]
         self.optimizer = optimizer(list(self.policy.parameters()), config.learning_rate)
@@ -298,6 +342,8 @@ class EfficientZero(Agent):
         self.replay.check_start(config.learning_starts)
         setting = f"agent.buffer_size={config.buffer_size}"
         slots = self.replay.slots
+        augmented = config.augment and self.images
+        self.drawn = Drawn(config, spec, seeds, augmented=augmented)
         priority = {"priority": ((), torch.float32)}
         add_buffers(self, (len(seeds), num_envs, slots), priority, seeds.device, setting)
         self.register_buffer("largest", torch.zeros(len(seeds), 2, device=seeds.device))
@@ -403,52 +449,67 @@ class EfficientZero(Agent):
         self.priority.scatter_(2, self.replay.expired().unsqueeze(-1), 0.0)
 
     def due(self) -> list[Part]:
-        return [self.learn] * self.clock.advance()
+        # The host decides in two of the three, and a search looks at numbers: as functions that are
+        # no methods they are not compiled.
+        minibatch = [lambda: self._draw(), self.descend, lambda: self._count()]
+        return minibatch * self.clock.advance()
 
     def learn(self) -> dict[str, Tensor]:
         """Learn from one minibatch; metrics [S]."""
+        self._draw()
+        metrics = self.descend()
+        self._count()
+        return metrics
+
+    @torch.no_grad()
+    def _draw(self) -> dict[str, Tensor]:
+        """Draw a minibatch, and find out what the model shall say of it."""
+        config = self.config
+        steps = config.unroll + 1
+        draws = self.minibatch.uniform(config.batch_size, dtype=torch.float64)
+        slot, weight = self._sample_slots(draws)
+        batch = self.replay.window(slot, steps + config.n_steps)
+        self.drawn.fill(
+            slot=slot,
+            weight=weight,
+            value=self.value_targets(batch),
+            policy=self.policy_targets(batch),
+            prefix=self._prefixes(batch["reward"]),
+            obs=self._observations(batch["obs"][:, :, :steps]),
+            action=batch["action"][:, :, : config.unroll],
+            alive=batch["alive"][:, :, :steps],
+            terminated=batch["terminated"][:, :, : config.unroll],
+        )
+        self.optimizer.learning_rate = self._learning_rate()
+        return {}
+
+    def descend(self) -> dict[str, Tensor]:
+        """Learn from the minibatch that was drawn; metrics [S]."""
         config = self.config
         model = self.policy.model
-        steps = config.unroll + 1
-        with torch.no_grad():
-            draws = self.minibatch.uniform(config.batch_size, dtype=torch.float64)
-            slot, weight = self._sample_slots(draws)
-            batch = self.replay.window(slot, steps + config.n_steps)
-            targets = self._targets(batch)
-            first_obs, later_obs = self._observations(batch)
         model.train()
-        unrolled = self._unroll(first_obs.squeeze(2), batch["action"][:, :, : config.unroll])
-        losses = self._losses(batch, unrolled, targets, later_obs)
-        loss = (self._weighted(losses) * weight).mean(1)
-        self.optimizer.learning_rate = self._learning_rate()
+        unrolled = self._unroll(self.drawn.obs[:, :, 0], self.drawn.action)
+        losses = self._losses(unrolled)
         descend(
-            loss,
+            (self._weighted(losses) * self.drawn.weight).mean(1),
             list(self.policy.parameters()),
             self.optimizer,
             max_grad_norm=config.max_grad_norm,
             weight_decay=config.weight_decay,
         )
-        self._update_priority(slot, unrolled, targets)
-        self._update_target()
+        self._update_priority(unrolled)
         model.eval()
         metrics = {f"loss/{name}": value.detach().mean(1) for name, value in losses.items()}
-        return metrics | {"value/mean": targets.value[..., 0].mean(1)}
+        return metrics | {"value/mean": self.drawn.value[..., 0].mean(1)}
 
-    def _targets(self, batch: dict[str, Tensor]) -> Targets:
-        """What the model shall say of the rows of `batch`."""
-        value = self.value_targets(batch)
-        policy = self.policy_targets(batch)
-        return Targets(value, policy, self._prefixes(batch["reward"]))
-
-    def _observations(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Observations of the first rows [S, B, 1, *O], and of the K behind each [S, B, K, *O]."""
-        first_obs = batch["obs"][:, :, :1]
-        later_obs = batch["obs"][:, :, 1 : self.config.unroll + 1]
-        if self.config.augment and self.images:
-            rows = first_obs.shape[1]
-            first_obs = augment(first_obs, self.minibatch.uniform(rows, 4))
-            later_obs = augment(later_obs, self.minibatch.uniform(rows, 4))
-        return first_obs, later_obs
+    def _observations(self, obs: Tensor) -> Tensor:
+        """Observations `obs` [S, B, K + 1, *O] of the rows as they are learnt from."""
+        if not (self.config.augment and self.images):
+            return obs
+        rows = obs.shape[1]
+        first = augment(obs[:, :, :1], self.minibatch.uniform(rows, 4))
+        later = augment(obs[:, :, 1:], self.minibatch.uniform(rows, 4))
+        return torch.cat([first, later], 2)
 
     def _unroll(self, obs: Tensor, action: Tensor) -> Unrolled:
         """From observations [S, B, *O] by the dynamics along actions [S, B, K]."""
@@ -472,29 +533,24 @@ class EfficientZero(Agent):
             prefix=_flattened(model.prefix_head, torch.stack(memories, 2)),
         )
 
-    def _losses(
-        self, batch: dict[str, Tensor], unrolled: Unrolled, targets: Targets, later_obs: Tensor
-    ) -> dict[str, Tensor]:
-        """Name → [S, B], summed over the unroll.
-
-        `later_obs`: observations [S, B, K, *O] of the rows behind the first ones.
-        """
+    def _losses(self, unrolled: Unrolled) -> dict[str, Tensor]:
+        """Name → [S, B], summed over the unroll of the minibatch that was drawn."""
         model = self.policy.model
-        steps = targets.value.shape[2]
+        drawn = self.drawn
         # An episode's last action is real, what follows it is not.
-        alive = batch["alive"][..., :steps].float()
+        alive = drawn.alive.float()
         # Behind a terminal state the value is 0, and is learnt once.
-        terminal = alive[..., :-1] * batch["terminated"][..., : steps - 1]
+        terminal = alive[..., :-1] * drawn.terminated
         value_mask = torch.cat([alive[..., :1], alive[..., 1:].maximum(terminal)], -1)
-        value = model.value_support.two_hot(targets.value)
-        prefix = model.prefix_support.two_hot(targets.prefix)
+        value = model.value_support.two_hot(drawn.value)
+        prefix = model.prefix_support.two_hot(drawn.prefix)
         losses = {
             "value": value_mask * _cross_entropy(unrolled.value, value),
-            "policy": alive * _cross_entropy(unrolled.policy, targets.policy),
+            "policy": alive * _cross_entropy(unrolled.policy, drawn.policy),
             "prefix": alive[..., :-1] * _cross_entropy(unrolled.prefix, prefix),
         }
         if self.config.consistency:
-            similarity = self._similarity(unrolled.state[:, :, 1:], later_obs)
+            similarity = self._similarity(unrolled.state[:, :, 1:], drawn.obs[:, :, 1:])
             losses["consistency"] = -alive[..., 1:] * similarity
         return {name: loss.sum(-1) for name, loss in losses.items()}
 
@@ -521,23 +577,25 @@ class EfficientZero(Agent):
         return torch.stack(weighted).sum(0) / self.config.unroll
 
     @torch.no_grad()
-    def _update_priority(self, slot: Tensor, unrolled: Unrolled, targets: Targets) -> None:
-        """Make the rows in `slot` [S, B] as urgent as their values are wrong."""
+    def _update_priority(self, unrolled: Unrolled) -> None:
+        """Make the rows that were drawn as urgent as their values are wrong."""
+        drawn = self.drawn
         value = self.policy.model.value_support.decode(unrolled.value[:, :, 0])
-        error = (value - targets.value[..., 0]).abs() + 1e-6
+        error = (value - drawn.value[..., 0]).abs() + 1e-6
         # A row that was drawn twice is as urgent as its larger error says, in whatever order they
         # come.
-        self.priority.flatten(1).scatter_reduce_(1, slot, error, "amax", include_self=False)
-        largest_value = targets.value.abs().amax((1, 2))
-        largest_prefix = targets.prefix.abs().amax((1, 2))
+        self.priority.flatten(1).scatter_reduce_(1, drawn.slot, error, "amax", include_self=False)
+        largest_value = drawn.value.abs().amax((1, 2))
+        largest_prefix = drawn.prefix.abs().amax((1, 2))
         largest = torch.stack([largest_value, largest_prefix], 1)
         self.largest.copy_(self.largest.maximum(largest))
 
-    def _update_target(self) -> None:
+    def _count(self) -> dict[str, Tensor]:
         """Count a minibatch, and renew the target network where it is due."""
         self.updates += 1
         if int(self.updates[0]) % self.config.target_every == 0:
             self.target.load_state_dict(self.policy.model.state_dict())
+        return {}
 
     def _learning_rate(self) -> float | Tensor:
         """The step size of the next minibatch."""

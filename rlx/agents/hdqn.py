@@ -170,6 +170,13 @@ class GoalPolicy(Policy):
         clock = torch.where(deciding, 0, carry["clock"]) + 1
         return action, {"goal": goal, "action": action, "clock": clock, "deciding": deciding}
 
+    def memory(self, obs: Tensor, carry: Carry) -> Carry:
+        ended = self.reached(carry["goal"], carry["action"], obs) | self.given_up(carry["clock"])
+        kept = {"goal": carry["goal"]}
+        if self.goal_steps is not None:
+            kept["clock"] = carry["clock"]
+        return {name: value.masked_fill(ended, -1) for name, value in kept.items()}
+
     def scores(self, obs: Tensor, carry: Carry, head: str) -> Tensor:
         if head == "goal":
             return self.meta(obs)

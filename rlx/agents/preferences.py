@@ -12,8 +12,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
+from rlx.actor_critic import ActorCritic
 from rlx.agent import Agent, Carry, Part, Spec, Transition
-from rlx.agents.ppo import PPO, ActorCritic, LearnerConfig
+from rlx.agents.ppo import PPO, LearnerConfig
 from rlx.config import Count, NonNegative, PerSeed, Positive, Range, at_least
 from rlx.nn.buffers import add_buffers
 from rlx.nn.encoders import ObsEncoder, check_no_image

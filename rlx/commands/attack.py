@@ -214,10 +214,8 @@ def _load(config: Config) -> Plan:
     from rlx.robustness.attribution import component_names
     from rlx.robustness.clean_decisions import check_bounded
     from rlx.robustness.manifold import kept_angles
-    from rlx.robustness.planner import why_not
     from rlx.robustness.scale import named, resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
-    from rlx.robustness.worst_returns import check_searchable
     from rlx.show import video
     from rlx.threat import Attack, Threat
 
@@ -246,8 +244,6 @@ def _load(config: Config) -> Plan:
     check_attackable(game, attack, modes)
     if config.certify:
         check_bounded(opened)
-    if config.certify and why_not(game) is None:
-        check_searchable(game)
     components: list[str] = []
     for key, asked in (("attribution", config.attribution is not None), ("video", config.video)):
         if asked and not isinstance(attack, Attack | Auto):
@@ -359,16 +355,18 @@ def _certified(
         return None
     from rlx.attacks.minq import MinQ
     from rlx.robustness.certificates import Certificates, certify
-    from rlx.robustness.planner import why_not
-    from rlx.robustness.worst_returns import bound_returns
+    from rlx.robustness.worst_returns import bound_returns, why_unbounded
     from rlx.threat import Attack
 
     # An adversary moves no decision by itself; one step finds most of what can be moved.
     mover = plan.attack if isinstance(plan.attack, Attack) else MinQ(None, 1, 0, None)
     returns = {}
+    unbounded = why_unbounded(game)
+    if unbounded is not None:
+        console.facts(certified=f"decisions alone: {unbounded}")
     with game.costs.of("certificates"):
         heads = certify(game, mover, config.max_boxes)
-        for name, mode in plan.modes.items() if why_not(game) is None else ():
+        for name, mode in plan.modes.items() if unbounded is None else ():
             known = played[name].returns
             found = bound_returns(game, mode.heads, config.max_nodes, config.max_boxes, known)
             if mode.shared and len(mode.heads) > 1:

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from rlx.runs.listing import read as read_entry
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.show.attack_run import AttackRun
+from rlx.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
     from rlx.robustness.card import Difference
@@ -43,7 +45,8 @@ class Config(RunConfig):
     """The keys of card.yaml."""
 
     run: Any
-    """An attack run, and the certify run of the same policies; or `check` and a card."""
+    """An attack run, and the certify run of the same policies (or sweeps with one of each); or
+    `check` and a card."""
 
 
 @command("card")
@@ -75,7 +78,7 @@ def main(composed: DictConfig) -> None:
 def _runs(paths: Sequence[str], config: Config) -> dict[str, Run]:
     """The runs that a card is made of, by command; ConfigError where there is no attack."""
     runs: dict[str, Run] = {}
-    for path in paths:
+    for path in [job for named in paths for job in _jobs(named)]:
         kind = command_of(path) or COMMANDS[0]
         if kind not in COMMANDS or kind in runs:
             raise ConfigError(
@@ -89,6 +92,14 @@ def _runs(paths: Sequence[str], config: Config) -> dict[str, Run]:
             "outputs/certify/hdqn-acrobot"
         )
     return runs
+
+
+def _jobs(path: str) -> list[str]:
+    """The runs of a sweep's finished jobs; any other path is itself."""
+    if not Sweep.is_at(path):
+        return [path]
+    jobs = Sweep(Path(path)).jobs()
+    return [str(job.run.path) for job in jobs if job.finished and job.run is not None]
 
 
 def _line(run: Run) -> str:
@@ -111,10 +122,11 @@ def _check(file: Path, config: Config) -> None:
     from rlx.robustness import card
 
     recorded = card.read(file)
-    words = {name: _words(file, name, line) for name, line in recorded["commands"].items()}
-    victim = recorded["victim"]
-    sums = card.checksums(victim, card.opened_again(victim, recorded["env"], config.trust))
-    changed = card.differences(recorded, {**recorded, "victim": {**victim, "sha256": sums}})
+    lines = {"attack": "", **recorded["commands"]}
+    words = {name: _words(file, name, line) for name, line in lines.items()}
+    victim = build(card.Victim, recorded["victim"], f"{file}: victim")
+    now = victim.as_now(victim.opened(recorded["env"], config.trust))
+    changed = card.differences(recorded, {**recorded, "victim": asdict(now)})
     if changed:
         _print(changed)
         raise RunError(f"{file}: the weights are not those of the card; nothing was run.")
@@ -140,11 +152,13 @@ def _words(file: Path, name: str, line: str) -> list[str]:
 
     A card may be somebody else's: it runs nothing but these two, and says nothing to Hydra.
     """
-    program, verb, *words = [*shlex.split(str(line)), "", ""]
+    words: list[str] = []
+    with suppress(ValueError):  # quotes that do not end
+        words = shlex.split(str(line))
     strange = [word for word in words if word.lstrip("+~").startswith(("-", "hydra"))]
-    if program != "rlx" or verb != name or verb not in COMMANDS or strange:
+    if words[:2] != ["rlx", name] or name not in COMMANDS or strange:
         raise ConfigError(f"{file}: its line '{line}' is none of rlx attack or rlx certify.")
-    return [verb, *filter(None, words)]
+    return words[1:]
 
 
 def _again(words: Sequence[str], outputs: str, trust: bool) -> Run:

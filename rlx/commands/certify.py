@@ -164,7 +164,7 @@ def _load(config: Config) -> Plan:
     from rlx.robustness.manifold import kept_angles
     from rlx.robustness.scale import named, resolved, unit_scale
     from rlx.robustness.sweep import Game, check_attackable
-    from rlx.robustness.worst_returns import check_searchable
+    from rlx.robustness.worst_returns import why_unbounded
     from rlx.threat import Attack, Threat, box_of
 
     kind = load_class(config.attack, "attack", Threat)
@@ -194,6 +194,7 @@ def _load(config: Config) -> Plan:
     numbers = space is not opened.spec.observation_space
     if not numbers:
         check_attackable(game, attack, attack.modes(opened.policy.heads))
-    if config.returns:
-        check_searchable(game)
+    unbounded = why_unbounded(game) if config.returns else None
+    if unbounded is not None:
+        raise ConfigError(f"returns: {unbounded}.")
     return Plan(game, attack, named_scale, scale, subjects, numbers)

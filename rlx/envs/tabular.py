@@ -87,6 +87,11 @@ class Tabular(Dynamics):
         return float(self.table(torch.device("cpu")).reward.min())
 
     @property
+    def deterministic(self) -> bool:
+        """Whether each action has one outcome in each state."""
+        return self.table(torch.device("cpu")).bounds.shape[-1] == 0
+
+    @property
     def grid(self) -> tuple[int, int] | None:  # type: ignore[override]
         """The rows and columns of Gymnasium's env, where it says them."""
         model: Any = self._env.unwrapped

@@ -144,8 +144,8 @@ def certificates(run: Run) -> Section:
     summary = run.summary()
     x = figures.eps_label(run.config.scale)
     source = run.path.parent.name
-    parts: list[Part] = [*_warnings(console.few_seeds(len(summary["seeds"])))]
-    parts += _certificates(summary, source, x)
+    warnings = _warnings(console.few_seeds(len(summary["seeds"])))
+    parts = [*warnings, *_certificates(summary, source, x)]
     return Section(f"Certificates of {source} ({run.path.name})", parts)
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlx.robustness.layers import TANH_ERROR, UNIT, Layer, Network
+from rlx.robustness.network import TANH_ERROR, UNIT, Layer, Network
+from rlx.robustness.weights import Sparse, back_through, sizes_of, through
 
 TINY = 1e-12
 """By how much the lines beside a tanh are moved outwards, for the rounding of float64."""
@@ -64,16 +65,16 @@ def interval(network: Network, box: Box, objective: Tensor) -> Tensor:
     for layer in network.layers[:-1]:
         middle, radius, error = map(layer.inputs, (middles, radii, errors))
         own = _rounding_error(layer, middle.abs() + radius, error)
-        error = error @ layer.weight.abs() + own
-        radius = radius @ layer.weight.abs() + error
-        middle = middle @ layer.weight + layer.bias
+        error = through(error, sizes_of(layer.weight)) + own
+        radius = through(radius, sizes_of(layer.weight)) + error
+        middle = through(middle, layer.weight) + layer.bias
         low, high = layer.image(middle - radius, middle + radius)
         middles.append((low + high) / 2)
         radii.append((high - low) / 2)
-        errors.append(_error_behind(layer, middle.abs() + radius, error))
+        errors.append(_error_behind(layer, middle - radius, middle + radius, error))
     last = network.layers[-1]
     middle, radius, error = map(last.inputs, (middles, radii, errors))
-    coefficients = objective @ last.weight.mT.unsqueeze(1)
+    coefficients = _back(objective, last)
     lower = _least_within(coefficients, middle - radius, middle + radius)
     size = middle.abs() + radius
     error = _objective_error(network, objective, coefficients, size, error)
@@ -92,7 +93,7 @@ def crown(network: Network, box: Box, objective: Tensor) -> Bounds:
     forward = _forward(network, box)
     last = network.layers[-1]
     low, high, error = map(last.inputs, (forward.low, forward.high, forward.error))
-    coefficients = objective @ last.weight.mT.unsqueeze(1)
+    coefficients = _back(objective, last)
     size = torch.maximum(low.abs(), high.abs())
     rounding = _objective_error(network, objective, coefficients, size, error)
     constant = _times(objective, last.bias) - rounding
@@ -114,11 +115,19 @@ def crown(network: Network, box: Box, objective: Tensor) -> Bounds:
         coefficients = positive * line.low_slope.unsqueeze(2)
         coefficients += negative * line.high_slope.unsqueeze(2)
         lower = lower + _times(coefficients, layer.bias)
-        coefficients = coefficients @ layer.weight.mT.unsqueeze(1)
+        coefficients = _back(coefficients, layer)
         _hand_back(parts, layer, coefficients, forward.low)
     slopes = parts[0] * box.radius.unsqueeze(2)
     lower = lower + _times(parts[0], box.centre) - slopes.abs().sum(-1)
     return Bounds(torch.maximum(lower, by_interval), slopes, rounding)
+
+
+def _back(coefficients: Tensor, layer: Layer) -> Tensor:
+    """The coefficients [S, B, K, n] of what a layer maps, of those [S, B, K, m] of its results."""
+    if isinstance(layer.weight, Sparse):
+        flat = back_through(coefficients.flatten(1, 2), layer.weight)
+        return flat.unflatten(1, coefficients.shape[1:3])
+    return coefficients @ layer.weight.mT.unsqueeze(1)
 
 
 def _hand_back(
@@ -139,7 +148,7 @@ def score_error(network: Network, box: Box) -> Tensor:
     last = network.layers[-1]
     low, high, error = map(last.inputs, (forward.low, forward.high, forward.error))
     size = torch.maximum(low.abs(), high.abs())
-    return error @ last.weight.abs() + _rounding_error(last, size, error)
+    return through(error, sizes_of(last.weight)) + _rounding_error(last, size, error)
 
 
 def margins_of(choice: Tensor, choices: int) -> Tensor:
@@ -178,40 +187,72 @@ class _Forward:
 def _forward(network: Network, box: Box) -> _Forward:
     """The lines beside every activation, and bounds of all numbers.
 
-    Two affine functions of the place in the box, from −1 to 1 in each of its n numbers, enclose
-    every unit: [S, B, n + 1, m], the constant last. No unit is enclosed wider than by IBP.
+    No unit is enclosed wider than by IBP; with convolutions by this alone, for their images have
+    too many numbers for `_Enclosing` (CROWN-IBP, Zhang et al. 2020, arXiv:1906.06316).
     """
-    start = torch.cat([box.radius.diag_embed(), box.centre.unsqueeze(2)], 2)
-    belows = [start]
-    aboves = [start]
+    enclosing = None if network.has_convolutions else _Enclosing(box)
     found = _Forward([], [box.low], [box.high], [torch.zeros_like(box.low)])
     for layer in network.layers[:-1]:
-        below, above = map(layer.inputs, (belows, aboves))
         low, high, error = map(layer.inputs, (found.low, found.high, found.error))
         own = _rounding_error(layer, torch.maximum(low.abs(), high.abs()), error)
-        error = error @ layer.weight.abs() + own
-        positive = layer.weight.clamp_min(0).unsqueeze(1)
-        negative = layer.weight.unsqueeze(1) - positive
-        constant = layer.bias.unsqueeze(2)
-        next_below = below @ positive + above @ negative
-        next_above = above @ positive + below @ negative
-        next_below[:, :, -1:] += constant
-        next_above[:, :, -1:] += constant
+        error = through(error, sizes_of(layer.weight)) + own
         # IBP of the same layer.
-        middle = (low + high) / 2 @ layer.weight + layer.bias
-        radius = (high - low) / 2 @ layer.weight.abs()
-        low = torch.maximum(_least(next_below), middle - radius) - error
-        high = torch.minimum(-_least(-next_above), middle + radius) + error
+        middle = through((low + high) / 2, layer.weight) + layer.bias
+        radius = through((high - low) / 2, sizes_of(layer.weight))
+        low = middle - radius
+        high = middle + radius
+        if enclosing is not None:
+            least, most = enclosing.mapped(layer)
+            low = torch.maximum(least, low)
+            high = torch.minimum(most, high)
+        low = low - error
+        high = high + error
         line = _beside(layer, low, high)
-        below, above = _between(layer, line, next_below, next_above)
+        if enclosing is not None:
+            enclosing.activated(layer, line)
         image = layer.image(low, high)
         found.lines.append(line)
         found.low.append(image[0])
         found.high.append(image[1])
-        found.error.append(_error_behind(layer, torch.maximum(low.abs(), high.abs()), error))
-        belows.append(below)
-        aboves.append(above)
+        found.error.append(_error_behind(layer, low, high, error))
     return found
+
+
+class _Enclosing:
+    """Affine functions of the place in the box that enclose every number, layer by layer.
+
+    The place is from −1 to 1 in each of the n numbers of the observation: [S, B, n + 1, m] each,
+    the constant last.
+    """
+
+    def __init__(self, box: Box):
+        start = torch.cat([box.radius.diag_embed(), box.centre.unsqueeze(2)], 2)
+        self.below = [start]
+        """Those below each block's numbers."""
+        self.above = [start]
+        """Those above."""
+        self.mapped_below = start
+        """Those below what goes into the activation of the layer that is looked at."""
+        self.mapped_above = start
+
+    def mapped(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Go through the affine map of a layer; returns the least and most of it, [S, B, m]."""
+        assert isinstance(layer.weight, Tensor)
+        below, above = map(layer.inputs, (self.below, self.above))
+        positive = layer.weight.clamp_min(0).unsqueeze(1)
+        negative = layer.weight.unsqueeze(1) - positive
+        constant = layer.bias.unsqueeze(2)
+        self.mapped_below = below @ positive + above @ negative
+        self.mapped_above = above @ positive + below @ negative
+        self.mapped_below[:, :, -1:] += constant
+        self.mapped_above[:, :, -1:] += constant
+        return _least(self.mapped_below), -_least(-self.mapped_above)
+
+    def activated(self, layer: Layer, line: _Lines) -> None:
+        """Go through the activation of the layer, which is between lines."""
+        below, above = _between(layer, line, self.mapped_below, self.mapped_above)
+        self.below.append(below)
+        self.above.append(above)
 
 
 def _between(layer: Layer, line: _Lines, below: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,7 +298,7 @@ def _rounding_error(layer: Layer, size: Tensor, error: Tensor) -> Tensor:
     These are [S, B, n], of a `size` of at most this, and are off by at most `error` themselves.
     """
     rounding = layer.rounding()
-    return (size + error) * rounding @ layer.weight_size + layer.bias_size * rounding
+    return through((size + error) * rounding, layer.weight_size) + layer.bias_size * rounding
 
 
 def _objective_error(
@@ -272,18 +313,19 @@ def _objective_error(
     return _times(coefficients.abs(), error) + _times(objective.abs(), own)
 
 
-def _error_behind(layer: Layer, size: Tensor, error: Tensor) -> Tensor:
+def _error_behind(layer: Layer, low: Tensor, high: Tensor, error: Tensor) -> Tensor:
     """What float32 may be off by behind the activation of a layer, [S, B, m].
 
-    What goes into it is of at most a `size` and off by at most `error`, [S, B, m] each.
+    What goes into it is between `low` and `high`, in float32 too, and off by at most `error`.
     """
     if layer.activation == "tanh":
         return error + TANH_ERROR
     if layer.activation == "product":
-        one, other = size.chunk(2, -1)
+        one, other = torch.maximum(low.abs(), high.abs()).chunk(2, -1)
         own, others = error.chunk(2, -1)
         return one * others + other * own + UNIT * one * other
-    return error
+    # Of a ReLU; 0 is 0 however it rounds.
+    return error.masked_fill(high <= 0, 0.0)
 
 
 def _beside(layer: Layer, low: Tensor, high: Tensor) -> _Lines:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from rlx.agent import Scores
 from rlx.robustness.bounds import Box, crown, margins_of, score_error
-from rlx.robustness.layers import Network, read_network
+from rlx.robustness.layers import read_network
+from rlx.robustness.network import Network
 from rlx.threat import Budget
 
 BOXES_AT_A_TIE = 16
@@ -15,8 +16,6 @@ BOXES_AT_A_TIE = 16
 
 It can no longer be certified then. Of two default DQN on CartPole, with 2 000 decisions at 4 radii,
 this left out 62 % of the boxes, certified the same, and missed one change that can be shown."""
-CHUNK = 4096
-"""Boxes that are bounded at once: their numbers then fit a CPU's cache."""
 
 
 @dataclass
@@ -80,7 +79,7 @@ class _Search:
         self.error = torch.cat(
             [
                 score_error(network.at(part), self._root(part))[0]
-                for part in torch.arange(rows, device=low.device).split(CHUNK)
+                for part in torch.arange(rows, device=low.device).split(network.rows_at_once)
             ]
         )
         """What float32 may be off by in each score in a row's whole box, [N, A]."""
@@ -106,7 +105,7 @@ class _Search:
         first = True
         while len(row):
             parts = []
-            for part in torch.arange(len(row), device=row.device).split(CHUNK):
+            for part in torch.arange(len(row), device=row.device).split(self.network.rows_at_once):
                 some = Box(box.low[:, part], box.high[:, part])
                 parts.append(self._bound(row[part], some, possible[part]))
             possible = torch.cat([part[0] for part in parts])
@@ -267,7 +266,9 @@ def _by_bounds(network: Network, low: Tensor, high: Tensor) -> Tensor:
     The boxes go from `low` to `high`, float64 [S, B, n].
     """
     parts = []
-    for rows in torch.arange(low.shape[1], device=low.device).split(max(1, CHUNK // len(low))):
+    for rows in torch.arange(low.shape[1], device=low.device).split(
+        max(1, network.rows_at_once // len(low))
+    ):
         box = Box(low[:, rows], high[:, rows])
         best = network.at(rows)(box.centre).argmax(-1)
         objective = margins_of(best, network.choices)

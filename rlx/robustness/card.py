@@ -8,6 +8,7 @@ machine, made it.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ FOUND = ("returns", "certificates", "audit")
 """What was found: the same bits on the same machine, elsewhere to within its intervals."""
 PARTS = ("victim", "env", "scale", "attack", "returns", "commands", "made_by")
 """What every card has."""
+CERTIFY_KEYS = ("attack", "episodes", "max_boxes", "max_nodes")
+"""Keys that say what was tried to prove."""
 FILE_KEYS = ("vecnormalize", "activation")
 """Keys that say more of victims' files."""
 CPU = torch.device("cpu")
@@ -53,6 +56,44 @@ class Difference(NamedTuple):
     """Whether it is within the card's interval, and the machine another."""
 
 
+@dataclass(frozen=True)
+class Victim:
+    """Whose policies a card is of."""
+
+    name: str
+    """Agent and env, as in "dqn-cartpole"."""
+    paths: list[str]
+    """The runs, or the files of others, from where the card was made."""
+    checkpoint: str
+    """`best`, or a step."""
+    seeds: list[int]
+    """The seeds that were attacked; files are numbered."""
+    files: dict | None
+    """Keys that say more of files of others; None: they are runs."""
+    sha256: dict
+    """The checksum of each seed's weights, or of each file."""
+
+    def opened(self, env: Any, trusted: bool) -> Opened:
+        """The policies as they are now; `env`: where files of others play."""
+        if self.files is not None:
+            return open_victims(self._victims(env), CPU, self.seeds)
+        runs = [find(path, "", trusted=trusted) for path in self.paths]
+        return open_runs(runs, self.checkpoint, CPU, self.seeds)
+
+    def as_now(self, opened: Opened) -> "Victim":
+        """The same with the checksums of today."""
+        sums = {str(seed): fingerprint(opened.policy, i) for i, seed in enumerate(opened.seeds)}
+        if self.files is not None:
+            hashes = self._victims(opened.env).hashes
+            sums = dict(zip(shown_paths(list(hashes)), hashes.values(), strict=True))
+        return replace(self, sha256=sums)
+
+    def _victims(self, env: Any) -> Victims:
+        """The files of others."""
+        keys = self.files or {}
+        return Victims.of(self.paths, env, keys.get("vecnormalize"), keys.get("activation"))
+
+
 # Making one
 
 
@@ -67,37 +108,36 @@ def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> di
         status = run.unfinished()
         if status is not None:
             raise ConfigError(f"run={run.path}: has no result to make a card of; it is {status}.")
-    certificates = attack.summary.get("certificates")
+    certificates = attack.summary.get("certificates")  # of certify=true
+    certifying = attack.run
     if certify is not None:
         certificates = certify.summary()
+        certifying = certify
         _require_same(attack, certify, certificates)
     config = attack.config
     keys = plain(config)
-    victim = {
-        "name": attack.source,
-        "from": shown_paths(attack.summary["run"]),
-        "checkpoint": config.checkpoint,
-        "seeds": attack.summary["seeds"],
-        "files": {key: keys[key] for key in FILE_KEYS} if attack.is_of_files else None,
-    }
-    opened = opened_again(victim, keys.get("env"), attack.run.trusted)
-    sums = checksums(victim, opened)
-    attacked = attack.run.meta().get("victims", {})
-    for name, digest in attacked.items():
-        if sums.get(shown_paths([name])[0]) != digest:
+    victim = Victim(
+        attack.source,
+        shown_paths(attack.summary["run"]),
+        str(config.checkpoint),
+        attack.summary["seeds"],
+        {key: keys[key] for key in FILE_KEYS} if attack.is_of_files else None,
+        {},
+    )
+    opened = victim.opened(keys.get("env"), attack.run.trusted)
+    victim = victim.as_now(opened)
+    for name, digest in attack.run.meta().get("victims", {}).items():
+        if victim.sha256.get(shown_paths([name])[0]) != digest:
             raise ConfigError(f"{name}: is not the file that was attacked; its checksum differs.")
-    units = attack.summary["units"]
-    units = units if isinstance(units, list) else None
     eps = sorted({*attack.summary["eps"], *(certificates or {"eps": ()})["eps"]})
-    scale = np.array(attack.summary["scale"])
     card = {
         "format": FORMAT,
-        "victim": {**victim, "sha256": sums},
+        "victim": asdict(victim),
         "env": opened.env,
         "scale": {
             "name": keys["scale"],
             "one": attack.scale,
-            "radii": {f"{radius:g}": describe(scale, radius, opened.spec, units) for radius in eps},
+            "radii": {f"{radius:g}": _in_units(attack, opened, radius) for radius in eps},
         },
         "attack": {
             "name": attack.attack,
@@ -112,35 +152,18 @@ def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> di
         "commands": dict(lines),
         "made_by": {name: _made_by(run) for name, run in runs.items()},
     }
-    if certify is not None:
-        asked = plain(certify.config)
-        card["certify"] = {key: asked[key] for key in ("attack", "episodes", "max_boxes")}
     if certificates:
+        asked = plain(certifying.config)
+        card["certify"] = {key: asked[key] for key in CERTIFY_KEYS if key in asked}
         card["certificates"] = _certificates(certificates)
     return dict(to_json(card))
 
 
-def opened_again(victim: Mapping[str, Any], env: Any, trusted: bool) -> Opened:
-    """The policies of a card's `victim` as they are now; `env`: where files of others play."""
-    if victim["files"] is not None:
-        return open_victims(_files(victim, env), CPU, victim["seeds"])
-    runs = [find(path, "", trusted=trusted) for path in victim["from"]]
-    return open_runs(runs, victim["checkpoint"], CPU, victim["seeds"])
-
-
-def checksums(victim: Mapping[str, Any], opened: Opened) -> dict[str, str]:
-    """The SHA-256 of a card's victim: of each seed's weights, or of each file of others."""
-    if victim["files"] is None:
-        rows = enumerate(opened.seeds)
-        return {str(seed): fingerprint(opened.policy, row) for row, seed in rows}
-    hashes = _files(victim, opened.env).hashes
-    return dict(zip(shown_paths(list(hashes)), hashes.values(), strict=True))
-
-
-def _files(victim: Mapping[str, Any], env: Any) -> Victims:
-    """The files of others that are a card's victim."""
-    keys = victim["files"]
-    return Victims.of(victim["from"], env, keys["vecnormalize"], keys["activation"])
+def _in_units(attack: AttackRun, opened: Opened, radius: float) -> str:
+    """A radius in the units of an observation's components, as far as these have some."""
+    units = attack.summary["units"]
+    names = units if isinstance(units, list) else None
+    return describe(np.array(attack.summary["scale"]), radius, opened.spec, names)
 
 
 def fingerprint(policy: Policy, row: int) -> str:
@@ -193,17 +216,22 @@ def _returns(attack: AttackRun) -> dict[str, Any]:
 
 
 def _certificates(certificates: Mapping[str, Any]) -> dict[str, Any]:
-    """The shares of decisions that are certified, and that nothing moved, by head and radius."""
-    return {
-        head: {
-            share: {
-                f"{radius:g}": estimate
-                for radius, estimate in zip(certificates["eps"], shares[share], strict=True)
-            }
-            for share in ("certified", "unmoved")
-        }
+    """What is proved, and what was found against it, by radius: of decisions, and of returns."""
+    eps = certificates["eps"]
+    decisions = {
+        head: {share: _by_radius(eps, shares[share]) for share in ("certified", "unmoved")}
         for head, shares in certificates["heads"].items()
     }
+    returns = {
+        mode: {bound: _by_radius(eps, bounds[bound]) for bound in ("lower", "upper", "exact")}
+        for mode, bounds in certificates.get("returns", {}).items()
+    }
+    return {"decisions": decisions, "returns": returns}
+
+
+def _by_radius(eps: Sequence[float], values: Sequence[Any]) -> dict[str, Any]:
+    """Values by the text of their radius."""
+    return {f"{radius:g}": value for radius, value in zip(eps, values, strict=True)}
 
 
 def _audit(attack: AttackRun) -> list[dict[str, Any]]:
@@ -239,8 +267,8 @@ def read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as a card ({error}).") from None
     parts = [card.get(part) for part in PARTS] if isinstance(card, dict) else [None]
-    are_whole = all(isinstance(part, dict) for part in parts)
-    if not are_whole or card.get("format") != FORMAT or "attack" not in card["commands"]:
+    whole = all(isinstance(part, dict) for part in parts) and card.get("format") == FORMAT
+    if not whole or not all(isinstance(maker, dict) for maker in card["made_by"].values()):
         raise ConfigError(f"{file}: is no card that rlx card wrote (format {FORMAT}).")
     return card
 
@@ -272,7 +300,7 @@ def same_machine(card: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
 def _differences(card: Any, again: Any, key: str, exact: bool) -> Iterator[Difference]:
     """The differences of two values at a `key`; `exact`: whether rounding may not differ."""
     if isinstance(card, Mapping) and isinstance(again, Mapping):
-        if not exact and "ci95" in card and "ci95" in again:
+        if not exact and isinstance(card.get("ci95"), list) and "ci95" in again:
             yield from _outside(card, again, key)
             return
         for name in dict.fromkeys([*card, *again]):
@@ -287,15 +315,12 @@ def _differences(card: Any, again: Any, key: str, exact: bool) -> Iterator[Diffe
 def _outside(card: Mapping[str, Any], again: Mapping[str, Any], key: str) -> Iterator[Difference]:
     """The difference of two numbers with intervals, and whether it is within that of the card."""
     name = "iqm" if "iqm" in card else "value"
-    if card[name] != again.get(name):
-        numbers = [*card["ci95"], again.get(name)]
-        within = None not in numbers and _is_between(*map(beyond_grid, numbers))
-        yield Difference(f"{key}.{name}", card[name], again.get(name), within)
-
-
-def _is_between(low: float, high: float, value: float) -> bool:
-    """Whether a value is within an interval."""
-    return low <= value <= high
+    if card.get(name) != again.get(name):
+        within = False
+        match [*card["ci95"], again.get(name)]:
+            case [float() | str() as low, float() | str() as high, float() | str() as value]:
+                within = beyond_grid(low) <= beyond_grid(value) <= beyond_grid(high)
+        yield Difference(f"{key}.{name}", card.get(name), again.get(name), within)
 
 
 # As a page
@@ -308,7 +333,7 @@ def page(card: Mapping[str, Any], file: str) -> str:
     sums = "".join(victim["sha256"].values())
     packages = ", ".join(f"{name} {version}" for name, version in maker["packages"].items())
     facts = {
-        "policies": ", ".join(f"`{path}`" for path in victim["from"]),
+        "policies": ", ".join(f"`{path}`" for path in victim["paths"]),
         "seeds": f"{len(victim['seeds'])} ({console.ranges(victim['seeds'])})",
         "checkpoint": victim["checkpoint"],
         "weights": f"SHA-256 {hashlib.sha256(sums.encode()).hexdigest()[:16]}… of all of them; "
@@ -346,12 +371,17 @@ def page(card: Mapping[str, Any], file: str) -> str:
 
 def _radii(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table of both bounds by radius: its header, and its rows."""
+    certificates = card.get("certificates", {"decisions": {}, "returns": {}})
     columns = {}
-    for head, shares in card.get("certificates", {}).items():
+    for head, shares in certificates["decisions"].items():
         columns[f"{head}: certified, at least"] = shares["certified"]
         columns[f"{head}: at most"] = shares["unmoved"]
     for mode, cells in card["returns"]["attacked"].items():
-        columns[f"return, {mode} attacked"] = cells
+        if mode in certificates["returns"]:
+            columns[f"return, {mode} attacked: proved, at least"] = certificates["returns"][mode][
+                "lower"
+            ]
+        columns[f"return, {mode} attacked: at most"] = cells
     rows = []
     for radius, units in card["scale"]["radii"].items():
         cells = [_cell(cells[radius]) if radius in cells else "–" for cells in columns.values()]
@@ -361,16 +391,21 @@ def _radii(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _explanation(card: Mapping[str, Any]) -> str:
     """What the columns of `_radii` say."""
-    returns = (
-        "Numbers are interquartile means over seeds with 95 % bootstrap intervals. A return is "
-        "the lowest that the attack reached: the worst case is no higher."
-    )
-    if "certificates" not in card:
-        return f"{returns} No lower bound was asked for: `rlx certify` finds one."
-    return (
-        f"{returns} Of the decisions of clean play, the share that no observation in the box "
-        "changes is at least what is certified, and at most what nothing that was found changes."
-    )
+    texts = [
+        "Numbers are interquartile means over seeds with 95 % bootstrap intervals. A return under "
+        "attack is the lowest that was reached: the worst case is no higher."
+    ]
+    certificates = card.get("certificates")
+    if certificates is None:
+        texts.append("Nothing was proved: `rlx certify` finds lower bounds.")
+    else:
+        texts.append(
+            "Of the decisions of clean play, the share that no observation in the box changes is "
+            "at least what is certified, and at most what nothing that was found changes."
+        )
+        if certificates["returns"]:
+            texts.append("A return that is proved is of the episodes that were certified.")
+    return " ".join(texts)
 
 
 def _cell(number: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from rlx import statistics
 from rlx.agent import Choose, Scores
 from rlx.evaluation import evaluate
 from rlx.robustness.bounds import Box, crown, margins_of
-from rlx.robustness.branching import CHUNK, branch
+from rlx.robustness.branching import branch
 from rlx.robustness.clean_decisions import CleanDecisions, Decisions
 from rlx.robustness.reachable import certified_reachable
 from rlx.robustness.sweep import Game
@@ -169,10 +169,15 @@ class _Look:
         eps = torch.full(obs.shape[:2], self.game.eps[radius], device=obs.device)
         return self.game.budget(eps, obs)
 
+    def _chunks(self, mask: Tensor) -> Sequence[Tensor]:
+        """The rows where a mask [N] is true, as many together as are bounded at once."""
+        rows = torch.nonzero(mask).squeeze(1)
+        return rows.split(self.decisions.network.rows_at_once) if len(rows) else ()
+
     def _bound(self) -> None:
         """Certify by the bounds of whole boxes, from the largest on: it holds for smaller too."""
         for radius in reversed(range(len(self.game.eps))):
-            for rows in _chunks(self.bounded < 0):
+            for rows in self._chunks(self.bounded < 0):
                 self.bounded[rows[self._is_bounded(rows, radius)]] = radius
         self.certified = self.bounded.clone()
 
@@ -196,7 +201,7 @@ class _Look:
             if self.game.eps[radius] == 0:
                 continue
             open_rows = (self.bounded < radius) & (self.flipped > radius)
-            for rows in _chunks(open_rows):
+            for rows in self._chunks(open_rows):
                 self._attack_at(rows, radius)
         self.moved = self.flipped.clone()
 
@@ -216,8 +221,13 @@ class _Look:
         self.forcing[rows[changed]] = shown[0, changed]
 
     def _split(self) -> None:
-        """Split the boxes that are neither, from the largest radius on."""
+        """Split the boxes that are neither, from the largest radius on.
+
+        Not those of images: each half of one has a pixel less to move, of thousands.
+        """
         network = self.decisions.network
+        if network.has_convolutions:
+            return
         for radius in reversed(range(len(self.game.eps))):
             rows = torch.nonzero((self.certified < radius) & (self.moved > radius)).squeeze(1)
             if not len(rows):
@@ -274,12 +284,6 @@ class _Look:
         episode = self.decisions.episode
         ones = torch.ones_like(episode, dtype=torch.float64)
         return ones.new_zeros(episodes).index_add_(0, episode, ones)
-
-
-def _chunks(mask: Tensor) -> Sequence[Tensor]:
-    """The rows where a mask [N] is true, at most CHUNK of them together."""
-    rows = torch.nonzero(mask).squeeze(1)
-    return rows.split(CHUNK) if len(rows) else ()
 
 
 def _collected(looks: Sequence[_Look], episodes: int) -> HeadCertificates:

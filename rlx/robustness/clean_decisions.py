@@ -10,7 +10,9 @@ from rlx.agent import Choose, Scores
 from rlx.errors import ConfigError
 from rlx.evaluation import REPORT, evaluate
 from rlx.policies import Opened
-from rlx.robustness.layers import Network, check_discrete, read_network
+from rlx.robustness.layers import check_discrete, read_network
+from rlx.robustness.network import Network
+from rlx.robustness.weights import same_weights
 from rlx.victims.policy import Rows
 
 
@@ -88,7 +90,7 @@ class CleanDecisions:
         """ConfigError where the weights are others than at the first step."""
         first = self.weights.setdefault(head, network)
         for one, other in zip(first.layers, network.layers, strict=True):
-            if not torch.equal(one.weight[seeds], other.weight):
+            if not same_weights(one.weight, seeds, other.weight):
                 raise ConfigError(f"certify: the weights of head {head} change within an episode.")
 
     def of(self, head: str, seed: int) -> Decisions:

@@ -1,4 +1,4 @@
-"""The scores of a policy as affine maps with activations between, read off its own operations.
+"""The network that computes a policy's scores, read off its own operations.
 
 Nothing is asked of a policy but its scores: they are computed once, and each operation of torch
 that an observation passes through is noted. Users' agents are read as rlx's own are.
@@ -6,143 +6,30 @@ that an observation passes through is noted. Users' agents are read as rlx's own
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlx.agent import Scores
 from rlx.errors import ConfigError
+from rlx.robustness import weights
+from rlx.robustness.network import Layer, Network
+from rlx.robustness.weights import Linear, Sparse
 
 _aten = torch.ops.aten
 
-UNIT = 2.0**-24
-"""The largest relative error of one rounding to float32."""
-TANH_ERROR = 2.0**-21
-"""More than what float32 libraries are off by in a tanh, which is at most 1."""
 LERP_ROUNDINGS = 12
 """Roundings for a start + w (end − start) that torch computes as end − (1 − w) (end − start).
 
 It does so for |w| ≥ 1/2, where |1 − w| ≤ 3 |w|: three roundings there count as nine here."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An affine map of n numbers into m, float64, and the activation behind it.
-
-    A product takes two numbers into one: of its m numbers the first half times the second.
-    """
-
-    sources: tuple[int, ...]
-    """Whose numbers it maps, behind each other: 0 are the observation's, k those of the k-th layer
-    of the network, which is before this one."""
-    weight: Tensor
-    """[S, n, m]."""
-    bias: Tensor
-    """[S, B, m], or [S, 1, m] where all B rows have the same."""
-    weight_size: Tensor
-    """[S, n, m]: the sum of the sizes of all terms that make up `weight`, at least |weight|."""
-    bias_size: Tensor
-    """[S, B or 1, m]: the same of `bias`."""
-    roundings: int
-    """The most float32 roundings that a term of the sums goes through."""
-    activation: str | None
-    """`relu`, `tanh`, `product`, or None behind the last layer."""
-
-    def inputs(self, blocks: Sequence[Tensor]) -> Tensor:
-        """The n numbers that it maps: those of its sources, along the last axis.
-
-        `blocks`: the numbers of the observation, and of each layer before this one.
-        """
-        if len(self.sources) == 1:
-            return blocks[self.sources[0]]
-        return torch.cat([blocks[source] for source in self.sources], -1)
-
-    def rounding(self) -> float:
-        """How far float32 may be off, relative to the sum of the terms' sizes.
-
-        It holds for any order of summation (Higham 2002, Accuracy and Stability, section 3.1).
-        """
-        return self.roundings * UNIT / (1 - self.roundings * UNIT)
-
-    def activated(self, z: Tensor) -> Tensor:
-        """What the activation makes of z, of any shape."""
-        if self.activation == "relu":
-            return z.relu()
-        if self.activation == "tanh":
-            return z.tanh()
-        if self.activation == "product":
-            first, second = z.chunk(2, -1)
-            return first * second
-        return z
-
-    def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The lowest and highest that the activation makes of numbers between `low` and `high`."""
-        if self.activation != "product":
-            return self.activated(low), self.activated(high)
-        lows = low.chunk(2, -1)
-        highs = high.chunk(2, -1)
-        corners = [one * other for one in (lows[0], highs[0]) for other in (lows[1], highs[1])]
-        stacked = torch.stack(corners)
-        return stacked.amin(0), stacked.amax(0)
-
-
-@dataclass(frozen=True)
-class Network:
-    """Scores at B observations of each of S seeds: layers, each of which maps others' numbers."""
-
-    layers: tuple[Layer, ...]
-    """In an order in which each comes after its sources; the last makes the scores."""
-
-    @property
-    def choices(self) -> int:
-        """A, the number of scores."""
-        return self.layers[-1].weight.shape[-1]
-
-    def __call__(self, obs: Tensor) -> Tensor:
-        """The scores [S, B, A] of `obs` [S, B, n], in float64 unless `float` says otherwise."""
-        blocks = [obs.to(self.layers[0].weight.dtype)]
-        for layer in self.layers:
-            blocks.append(layer.activated(layer.inputs(blocks) @ layer.weight + layer.bias))
-        return blocks[-1]
-
-    def of_seed(self, seed: int) -> "Network":
-        """The network of one seed, of which S is 1."""
-        one = slice(seed, seed + 1)
-        return self._changed(lambda tensor: tensor[one], lambda bias: bias[one])
-
-    def at(self, rows: Tensor) -> "Network":
-        """The network at the observations `rows`, int64 [B'], of the B."""
-        return self._changed(lambda weight: weight, lambda bias: _rows(bias, rows))
-
-    def float(self) -> "Network":
-        """The network in float32, for attacks; bounds are of the one in float64."""
-        return self._changed(Tensor.float, Tensor.float)
-
-    def _changed(
-        self, of_weight: Callable[[Tensor], Tensor], of_bias: Callable[[Tensor], Tensor]
-    ) -> "Network":
-        layers = []
-        for layer in self.layers:
-            changed = replace(
-                layer,
-                weight=of_weight(layer.weight),
-                weight_size=of_weight(layer.weight_size),
-                bias=of_bias(layer.bias),
-                bias_size=of_bias(layer.bias_size),
-            )
-            layers.append(changed)
-        return Network(tuple(layers))
-
-
-def _rows(bias: Tensor, rows: Tensor) -> Tensor:
-    """The `rows` [B'] of a bias [S, B, m]; all of [S, 1, m]."""
-    return bias if bias.shape[1] == 1 else bias[:, rows]
 
 
 @torch.no_grad()
@@ -169,12 +56,8 @@ def check_discrete(scores: Scores) -> None:
 def _unsupported(what: str) -> str:
     return (
         f"certify: {what}, for which there are no bounds; there are some for discrete choices by "
-        "fully connected layers with ReLU or tanh, dueling or not, and a GRU, of flat observations."
+        "fully connected layers and convolutions with ReLU or tanh, dueling or not, and a GRU."
     )
-
-
-Linear = Callable[[Tensor], Tensor]
-"""A linear function of [S, R, n], of R rows of n numbers: [S, R, *F]."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +171,7 @@ class _Tracer(TorchDispatchMode):
         self.obs = obs.clone()
         # The tensors are kept, so that no other one gets their id.
         self.known: dict[int, tuple[Tensor, _Affine]] = {}
+        self.slices: dict[int, tuple[Tensor, _Slice]] = {}
         self.layers: list[Layer] = []
         self.sizes = [obs[0, 0].numel()]
         """How many numbers each block has."""
@@ -334,18 +218,27 @@ class _Tracer(TorchDispatchMode):
 
     def layer(self, affine: _Affine, activation: str | None) -> Layer:
         """The layer that ends with this, flattened."""
-        numbers = self._ones(affine).shape[-1]
-        eye = torch.eye(numbers, dtype=torch.float64, device=affine.bias.device)
-        eye = eye.expand(self.seeds, -1, -1)
         return Layer(
             affine.blocks,
-            affine.linear(eye).flatten(2),
+            self._weight(affine, affine.linear),
             affine.bias.flatten(2),
-            affine.size(eye).flatten(2),
+            self._weight(affine, affine.size),
             affine.bias_size.flatten(2),
             affine.roundings,
             activation,
         )
+
+    def _weight(self, affine: _Affine, linear: Linear) -> Tensor | Sparse:
+        """The weights of a `linear` function of the numbers that `affine` is one of."""
+        numbers = self._ones(affine).shape[-1]
+        count = numbers * affine.bias[0, 0].numel()
+        if count > weights.MOST:
+            most = f"{weights.MOST:,}"
+            raise _Unknown(f"that makes a layer of {count:,} weights; there may be {most}")
+        if count > weights.DENSE:
+            return Sparse.of(linear, affine.bias, numbers)
+        eye = torch.eye(numbers, dtype=torch.float64, device=affine.bias.device)
+        return linear(eye.expand(self.seeds, -1, -1)).flatten(2)
 
     def behind(self, affine: _Affine, activation: str, shape: Sequence[int]) -> _Affine:
         """The numbers of one more layer, in a `shape` [*F]."""
@@ -362,27 +255,34 @@ class _Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        touched = any(id(leaf) in self.known for leaf in tree_leaves((args, kwargs)))
+        ids = [id(leaf) for leaf in tree_leaves((args, kwargs))]
+        touched = any(number in self.known or number in self.slices for number in ids)
         out = func(*args, **kwargs)
-        if touched and func.overloadpacket not in _CONSTANTS:
+        if touched and func.overloadpacket in _BY_SEED:
+            with self._named(func):
+                _BY_SEED[func.overloadpacket](_Call(self, func, args, kwargs, out))
+        elif touched and func.overloadpacket not in _CONSTANTS:
             rule = _RULES.get(func.overloadpacket)
-            name = str(func.overloadpacket).removeprefix("aten.")
             outs = out if isinstance(out, list | tuple) else [out]
-            if rule is None or not all(map(self._is_of_rows, outs)):
-                raise ConfigError(
-                    _unsupported(f"a policy's scores go through the operation {name}")
-                )
-            try:
+            with self._named(func):
+                if rule is None or not all(map(self._is_of_rows, outs)):
+                    raise _Unknown
                 self._check_in_place(func, args, out)
                 made = rule(_Call(self, func, args, kwargs, out))
-                for one, affine in zip(
-                    outs, made if isinstance(made, list) else [made], strict=True
-                ):
+                affines = made if isinstance(made, list) else [made]
+                for one, affine in zip(outs, affines, strict=True):
                     self.note(one, affine)
-            except _Unknown as unknown:
-                problem = f"a policy's scores go through the operation {name} {unknown}"
-                raise ConfigError(_unsupported(problem)) from None
         return out
+
+    @contextmanager
+    def _named(self, func: Any) -> Iterator[None]:
+        """ConfigError with the name of an operation that is _Unknown within the context."""
+        try:
+            yield
+        except _Unknown as unknown:
+            name = str(func.overloadpacket).removeprefix("aten.")
+            problem = f"a policy's scores go through the operation {name} {unknown}".strip()
+            raise ConfigError(_unsupported(problem)) from None
 
     def _is_of_rows(self, out: Any) -> bool:
         """Whether a result is [S, B, *F] in float32 or float64."""
@@ -473,14 +373,15 @@ def _added(call: _Call) -> _Affine:
     if call.func.overloadpacket is _aten.rsub:
         first, second = second, first
     sign = 1.0 if call.func.overloadpacket is _aten.add else -1.0
-    return first.plus(_times(second, sign * call.kwargs.get("alpha", 1)), call.tracer)
+    return first.plus(_times(second, sign * float(call.kwargs.get("alpha", 1))), call.tracer)
 
 
-def _times(affine: _Affine, factor: float) -> _Affine:
-    """`affine` times a number."""
+def _times(affine: _Affine, factor: float | Tensor) -> _Affine:
+    """`affine` times a number, or times what all rows have in common, [S, 1, *F]."""
     # The product, and a number of Python's that becomes float32; a change of sign rounds nothing.
-    roundings = 0 if abs(factor) == 1 else 2
-    return affine.mapped(lambda x: x * factor, lambda x: x * abs(factor), roundings)
+    roundings = 0 if isinstance(factor, float) and abs(factor) == 1 else 2
+    size = abs(factor) if isinstance(factor, float) else factor.abs()
+    return affine.mapped(lambda x: x * factor, lambda x: x * size, roundings)
 
 
 def _negated(call: _Call) -> _Affine:
@@ -490,27 +391,35 @@ def _negated(call: _Call) -> _Affine:
 def _multiplied(call: _Call) -> _Affine:
     for affine, value in (call.args, call.args[::-1]):
         known = call.tracer.affine(affine)
-        if known is not None and _is_number(value, call):
-            return _times(known, float(value))
+        factor = _factor(value, call)
+        if known is not None and factor is not None:
+            return _times(known, factor)
     return _product_of(call.tracer, call.whole(0), call.whole(1), call.out.shape[2:])
 
 
 def _divided(call: _Call) -> _Affine:
     if call.tracer.affine(call.args[1]) is not None or call.kwargs.get("rounding_mode"):
         raise _Unknown("by what is no constant")
-    if _is_number(call.args[1], call):
-        return _times(call.affine(0), 1 / float(call.args[1]))
+    factor = _factor(call.args[1], call)
+    if factor is not None:
+        return _times(call.affine(0), 1 / factor)
     inverse = _Affine.constant(1 / call.tracer.constant(call.args[1], call.out))
     return _product_of(call.tracer, call.affine(0), inverse, call.out.shape[2:])
 
 
-def _is_number(value: Any, call: _Call) -> bool:
-    """Whether a factor is a single number.
+def _factor(value: Any, call: _Call) -> Tensor | None:
+    """A factor that all rows have in common, float64 [S, 1, *F]: a number, or one of each channel.
 
-    Any other one counts as a number of each row: a memory, or a goal, is another one in another
-    row and at another step, and what a layer multiplies by must not change with them.
+    None: it counts as a number of each row. A memory, or a goal, is another one in another row and
+    at another step, and what a layer multiplies by must not change with them.
     """
-    return call.tracer.affine(value) is None and torch.as_tensor(value).dim() == 0
+    if call.tracer.affine(value) is not None:
+        return None
+    shape = torch.as_tensor(value).shape
+    is_of_channels = len(shape) == 5 and shape[1] == 1 and shape[3:] != call.out.shape[3:]
+    if shape and not is_of_channels:
+        return None
+    return call.tracer.constant(value, call.out)
 
 
 def _product_of(tracer: _Tracer, one: _Affine, other: _Affine, shape: Sequence[int]) -> _Affine:
@@ -571,6 +480,66 @@ def _joined(call: _Call) -> _Affine:
     return _cat(call.tracer, parts, axis)
 
 
+@dataclass(frozen=True)
+class _Slice:
+    """One seed of a tensor [S, B, *F], or what a convolution has made of it."""
+
+    seed: int
+    affine: _Affine
+    """What the whole tensor is."""
+    convolution: Sequence[Any] = ()
+    """The arguments of the convolution behind its input; none: there was none yet."""
+
+
+def _taken_apart(call: _Call) -> None:
+    """A tensor cut into its seeds, of which each gets a convolution of its own."""
+    if call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0) != 0:
+        raise _Unknown("across a batch")
+    affine = call.affine(0)
+    for seed, part in enumerate(call.out):
+        call.tracer.slices[id(part)] = (part, _Slice(seed, affine))
+
+
+def _convolved(call: _Call) -> None:
+    _, part = call.tracer.slices.get(id(call.args[0]), (None, None))
+    transposed, _, groups = call.args[6:9]
+    if part is None or part.convolution or transposed or groups != 1:
+        raise _Unknown("of another form than one for each seed")
+    call.tracer.slices[id(call.out)] = (call.out, replace(part, convolution=call.args[1:6]))
+
+
+def _put_together(call: _Call) -> None:
+    """The convolutions of all seeds as one affine function."""
+    tracer = call.tracer
+    parts = [tracer.slices[id(part)][1] for part in call.args[0] if id(part) in tracer.slices]
+    is_along_seeds = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0) == 0
+    in_order = [part.seed for part in parts] == list(range(tracer.seeds))
+    if not is_along_seeds or not in_order or not all(part.convolution for part in parts):
+        raise _Unknown("of another form than convolutions of all seeds")
+    if any(part.affine is not parts[0].affine for part in parts):
+        raise _Unknown("of different tensors")
+    kernels, biases, *options = zip(*(part.convolution for part in parts), strict=True)
+    if any(one != option[0] for option in options for one in option):
+        raise _Unknown("of different convolutions")
+    stride, padding, dilation = (option[0] for option in options)
+    kernel = torch.stack(kernels).double()
+
+    def convolved(x: Tensor, kernel: Tensor) -> Tensor:
+        pairs = zip(x, kernel, strict=True)
+        return torch.stack([conv2d(*pair, None, stride, padding, dilation) for pair in pairs])
+
+    affine = parts[0].affine.mapped(
+        lambda x: convolved(x, kernel),
+        lambda x: convolved(x, kernel.abs()),
+        # A product and n sums for each term.
+        kernel[0, 0].numel() + 1,
+    )
+    if biases[0] is not None:
+        bias = torch.stack(biases).double()[:, None, :, None, None]
+        affine = affine.plus(_Affine.constant(bias), tracer)
+    tracer.note(call.out, affine)
+
+
 def _relu(call: _Call) -> _Affine:
     return call.tracer.behind(call.affine(0), "relu", call.out.shape[2:])
 
@@ -592,8 +561,9 @@ def _interpolated(call: _Call) -> _Affine:
     way = end.plus(_times(start, -1.0), call.tracer)
     way = replace(way, roundings=way.roundings + LERP_ROUNDINGS)
     shape = call.out.shape[2:]
-    if _is_number(call.args[2], call):
-        part = _times(way, float(call.args[2]))
+    factor = _factor(call.args[2], call)
+    if factor is not None:
+        part = _times(way, factor)
     else:
         part = _product_of(call.tracer, call.whole(2), way, shape)
     return start.plus(part, call.tracer)
@@ -640,6 +610,12 @@ def _needed(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     )
 
 
+_BY_SEED = {
+    _aten.unbind: _taken_apart,
+    _aten.convolution: _convolved,
+    _aten.stack: _put_together,
+}
+"""Operations of convolutions, which are done seed by seed."""
 _CONSTANTS = {_aten.zeros_like, _aten.ones_like, _aten.empty_like, _aten.full_like, _aten.new_zeros}
 """Operations whose result does not depend on the values that they are given."""
 _RULES: dict[Any, Rule] = {

@@ -101,16 +101,13 @@ def certified_reachable(
 
     All others but the `open` ones are proved to be out of reach, for float32 in any order of
     summation. Only the rows `where`, bool [S, B], are looked at, of the others just the clean
-    choice is possible; nor is another one in a box of one point. Of observations that are numbers,
-    [S, B], every one in the box is tried.
+    choice is possible. Of observations that are numbers, [S, B], every one in the box is tried.
     """
     if obs.dim() == 2:
         return _reachable_numbers(scores, obs, budget, where)
     obs = obs.float()
     values = scores(obs)
     clean = scores.best(obs, values)
-    low, high = budget.ends(obs)
-    where = where & (low != high).flatten(2).any(-1)
     stays = torch.nn.functional.one_hot(clean, values.shape[-1]).bool()
     # Also of the clean choice: where it is within rounding of another one, a clearer observation.
     decided = decide(scores, obs, budget, torch.zeros_like(stays), max_boxes, where)

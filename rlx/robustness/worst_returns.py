@@ -21,7 +21,6 @@ from torch import Tensor
 
 from rlx import statistics
 from rlx.agent import Carry, Choose, Policy, Scores
-from rlx.errors import ConfigError
 from rlx.evaluation import episode_seeds, evaluate
 from rlx.nn.seed_axis import take
 from rlx.robustness.planner import why_not
@@ -35,7 +34,7 @@ WAVE = 128
 CHUNK = 4096
 """Nodes of all episodes that are followed at once."""
 MOST_NODES = 1_000_000
-"""Nodes that may be in memory, about 1 kB each; so many episodes are searched at once."""
+"""Nodes that are about what memory holds; no more episodes are searched at once."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,15 @@ class ReturnBounds:
         }
 
 
-def check_searchable(game: Game) -> None:
-    """ConfigError where the worst returns of `game` have no bounds."""
+def why_unbounded(game: Game) -> str | None:
+    """Why the worst returns of `game` have no bounds, in a sentence; None: they have some."""
     reason = why_not(game)
     if reason is not None:
-        raise ConfigError(f"returns: the env {reason}; there are no bounds of its returns.")
+        return f"the env {reason}; there are no bounds of its returns"
     carry = game.opened.policy.initial_carry(1)
     if any(value.is_floating_point() for value in carry.values()):
-        raise ConfigError("returns: there are no bounds for a policy that remembers numbers.")
+        return "the policy remembers numbers, as a GRU does; there are no bounds of its returns"
+    return None
 
 
 @torch.no_grad()
@@ -184,15 +184,15 @@ class _Search:
         self.policy = game.opened.policy
         self.policies: dict[tuple[int, ...], Policy] = {}
         """The policy of the seeds that were asked for last."""
-        self.heads = [head for head in self.policy.heads if head in heads]
-        self.radius = radius
+        self.radius = {head: radius * (head in heads) for head in self.policy.heads}
+        """How far what each head sees can be moved; 0 for one that is not attacked."""
         self.max_nodes = max_nodes
         self.max_boxes = max_boxes
         self.device = game.opened.device
         self.shape = (len(game.opened.seeds), game.episodes)
         self.env = game.opened.make_env(math.prod(self.shape))
         limit = self.env.max_episode_steps
-        assert limit is not None  # see `check_searchable`
+        assert limit is not None  # an env without one is refused before anything is trained
         self.limit = limit
         lowest = self.env.lowest_reward
         # Rewards are float32: this number may have been rounded to one below it.
@@ -297,10 +297,11 @@ class _Search:
         """Let all that is possible happen at some nodes, which come in the order of the columns."""
         rows = self.rows.at(torch.tensor(numbers, device=self.device))
         branches = self._branches(rows)
-        after, reward, ended, value = self._step(rows, branches)
-        self.shown.append(self._shown(rows, branches))
+        after, memory, reward, ended, value = self._step(rows, branches)
+        self.shown.append(torch.stack(list(branches.shown.values()), 1))
         parents = [numbers[row] for row in branches.row.tolist()]
-        keys = _keys([self.nodes[parent].column for parent in parents], after)
+        columns = torch.tensor([self.nodes[parent].column for parent in parents])
+        keys = _keys([columns, *_part(after, "env/").values(), *memory])
         found = branches.found.tolist()
         new: list[int] = []
         for child, parent in enumerate(parents):
@@ -333,7 +334,7 @@ class _Search:
         """All combinations of what may be forced at the nodes of `rows`, head by head."""
         yes = torch.ones_like(rows["first"])
         branches = _Branches(torch.arange(len(yes), device=self.device), {}, {}, yes)
-        for head in self.heads:
+        for head in self.policy.heads:
             packing = _Packing.of(rows["seed"][branches.row])
             choosing = _Choosing(self, packing, branches.picked, head)
             self._act(packing, rows, branches, choosing)
@@ -365,8 +366,9 @@ class _Search:
 
     def _step(
         self, rows: dict[str, Tensor], branches: "_Branches"
-    ) -> tuple[dict[str, Tensor], list[float], list[bool], list[float]]:
-        """What the branches lead to: (rows, rewards, whether it is the end, values to come)."""
+    ) -> tuple[dict[str, Tensor], list[Tensor], list[float], list[bool], list[float]]:
+        """What the branches lead to: (rows, what of the policy's memory counts there, rewards,
+        whether it is the end, values to come)."""
         packing = _Packing.of(rows["seed"][branches.row])
         choosing = _Choosing(self, packing, branches.picked, None)
         action, carry = self._act(packing, rows, branches, choosing)
@@ -374,9 +376,10 @@ class _Search:
         state = {name: value[branches.row] for name, value in _part(rows, "env/").items()}
         self.env.load_state_dict(state)
         obs, reward, terminated, truncated, _ = self.env.step(packing.unpack(action))
+        policy = self._policy_of(packing.present)
+        memory = policy.memory(packing.pack(obs), carry)
         value = torch.zeros_like(reward)
         if self.policy.scores_are_values:
-            policy = self._policy_of(packing.present)
             values = policy.scores(packing.pack(obs), carry, policy.heads[0])
             value = packing.unpack(values.amax(-1))
         after = {"seed": rows["seed"][branches.row], "obs": obs}
@@ -384,17 +387,12 @@ class _Search:
         after |= {f"carry/{name}": packing.unpack(part) for name, part in carry.items()}
         after |= {f"env/{name}": part for name, part in self.env.state_dict().items()}
         ended = terminated | truncated
-        return after, reward.double().tolist(), ended.tolist(), value.tolist()
+        parts = [packing.unpack(part) for part in memory.values()]
+        return after, parts, reward.double().tolist(), ended.tolist(), value.tolist()
 
-    def _shown(self, rows: dict[str, Tensor], branches: "_Branches") -> Tensor:
-        """What all heads are shown on the branches, [n, H, *O]: the others see what is there."""
-        obs = rows["obs"][branches.row]
-        seen = [branches.shown.get(head, obs).to(obs.dtype) for head in self.policy.heads]
-        return torch.stack(seen, 1)
-
-    def reachable(self, scores: Scores, obs: Tensor, where: Tensor) -> Reachable:
-        """What is reachable at `obs` [S, K, *O], of the rows `where` (bool [S, K])."""
-        radius = torch.full(where.shape, self.radius, device=self.device)
+    def reachable(self, head: str, scores: Scores, obs: Tensor, where: Tensor) -> Reachable:
+        """What is reachable of a head at `obs` [S, K, *O], of the rows `where` (bool [S, K])."""
+        radius = torch.full(where.shape, self.radius[head], device=self.device)
         budget = self.game.budget(radius, obs)
         return certified_reachable(scores, obs, budget, where, self.max_boxes)
 
@@ -472,8 +470,8 @@ class _Choosing:
         if head in self.picked:
             return self.picked[head]
         if head != self.head:
-            return scores.best(obs)
-        self.reach = self.search.reachable(scores, obs, deciding & self.packing.filled)
+            return scores.best(obs)  # nobody looks at it
+        self.reach = self.search.reachable(head, scores, obs, deciding & self.packing.filled)
         return self.reach.clean
 
 
@@ -565,9 +563,7 @@ def _part(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _keys(columns: Sequence[int], rows: dict[str, Tensor]) -> list[bytes]:
-    """What the future of each row depends on, to the bit: its column, the env's and the carry."""
-    parts = [torch.tensor(columns)]
-    parts += [value.cpu() for name, value in rows.items() if "/" in name]
-    sized = [part.reshape(len(columns), -1).contiguous().view(torch.uint8) for part in parts]
+def _keys(parts: Sequence[Tensor]) -> list[bytes]:
+    """Each row of some tensors [n, …] together, to the bit."""
+    sized = [part.cpu().reshape(len(part), -1).contiguous().view(torch.uint8) for part in parts]
     return [row.tobytes() for row in torch.cat(sized, 1).numpy()]

@@ -214,7 +214,8 @@ class CompiledSteps:
 
     def _built(self, key: Hashable, function: Function) -> Call:
         """`function` in its compiled form; where that cannot be, as it is, and a line says so."""
-        if not self.compiles:
+        searches = key == "step" and not self.training.agent.traceable
+        if searches or not self.compiles:
             return partial(self._as_written, function)
         name = key if isinstance(key, str) else key[1].__name__  # type: ignore[index]
         call = self.compile(name, self.memory, function)

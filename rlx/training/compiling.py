@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LEAST_STEPS = 5_000
 """Vector steps from which on compiling is worth its time."""
+LEAST_SEARCHES = 1_000
+"""The same of an agent whose steps are searches: compiling saves 30 to 50 ms of each."""
 
 
 def wanted(training: "Training") -> bool:
@@ -30,7 +32,8 @@ def wanted(training: "Training") -> bool:
         return True
     # Seeds that stop would each time ask for functions of another size.
     vector_steps = training.config.steps // training.num_envs
-    return reason is None and training.stop is None and vector_steps >= LEAST_STEPS
+    least = LEAST_STEPS if training.agent.traceable else LEAST_SEARCHES
+    return reason is None and training.stop is None and vector_steps >= least
 
 
 def still_wanted(training: "Training", compiled: bool) -> bool:
@@ -49,8 +52,8 @@ def obstacle(training: "Training") -> str | None:
     kind = type(training.agent)
     if training.data is not None:
         return f"{kind.__name__} learns from a data set; compiled are agents that act"
-    if not kind.traceable:
-        return f"{kind.__name__}'s steps are no plain tensor operations"
+    if not kind.traceable and training.device.type == "cuda":
+        return f"{kind.__name__}'s learning is compiled on a CPU only"
     env = training.env
     while isinstance(env, View):
         env = env.env

@@ -42,7 +42,7 @@ class CompiledEvaluation:
 
     def episodes(self) -> Episodes | None:
         """The episodes [S, B] of the policy as it is now; None where its step is not compiled."""
-        if self.lanes is None:
+        if self.lanes is None and self.steps.training.agent.traceable:
             self._compile()
         if self.call is None:
             return None

@@ -92,6 +92,7 @@ class Reads:
     @contextmanager
     def noted(self, owners: Sequence[Any]) -> Iterator[None]:
         """Note what is read of `owners` within the context."""
+        known = set(self.values)
         kinds = [type(owner) for owner in owners]
         for owner, kind in zip(owners, kinds, strict=True):
             # Methods of `object` and not of the owner, which may be frozen.
@@ -101,6 +102,10 @@ class Reads:
         finally:
             for owner, kind in zip(owners, kinds, strict=True):
                 object.__setattr__(owner, "__class__", kind)
+            # What it is outside counts, where a function changes it and changes it back.
+            for key in self.values.keys() - known:
+                owner, name, _ = self.values[key]
+                self.values[key] = (owner, name, getattr(owner, name, None))
 
     def changed(self) -> str | None:
         """What is no longer as it was read, or None."""
