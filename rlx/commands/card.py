@@ -20,7 +20,7 @@ from rlx.errors import ConfigError, RunError
 from rlx.names import one_line
 from rlx.page.making import reading
 from rlx.runs.files import write, write_json
-from rlx.runs.finding import command_of, find
+from rlx.runs.finding import command_of, find, shown_paths
 from rlx.runs.listing import read as read_entry
 from rlx.runs.run import Run
 from rlx.show import console
@@ -105,8 +105,6 @@ def _jobs(path: str) -> list[str]:
 
 def _line(run: Run) -> str:
     """The command line that makes a run again from where one stands."""
-    from rlx.robustness.card import shown_paths
-
     meta = run.meta()
     trained = shown_paths(run.summary()["run"])
     if not meta.get("line"):

@@ -22,7 +22,7 @@ from rlx.policies import Opened, open_runs
 from rlx.robustness.scale import describe
 from rlx.robustness.study import Study, beyond_grid
 from rlx.runs.files import to_json
-from rlx.runs.finding import IN_ZOO, find, is_in_zoo
+from rlx.runs.finding import find, shown_paths
 from rlx.runs.run import Run
 from rlx.runs.versions import versions
 from rlx.show import attack_tables
@@ -181,18 +181,6 @@ def fingerprint(policy: Policy, row: int) -> str:
         digest.update(f"{name} {own.dtype} {list(own.shape)}\n".encode())
         digest.update(own.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def shown_paths(paths: Sequence[str]) -> list[str]:
-    """Runs and victims as one names them where one stands: relative below it, or by the zoo."""
-    here = f"{Path.cwd()}/"
-    shown = []
-    for path in paths:
-        if is_in_zoo(Path(path)):
-            shown.append(IN_ZOO + Path(path).resolve().parents[0].name)
-        else:
-            shown.append(path.replace(here, ""))
-    return shown
 
 
 def _require_same(attack: AttackRun, certify: Run, certificates: Mapping[str, Any]) -> None:

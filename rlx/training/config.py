@@ -113,6 +113,9 @@ def _typed_agent(node: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, A
     from rlx.robustness.scale import scale_of_env
 
     agent = load_class(node, "agent", Agent)
+    unnamed = node.get("defence")
+    if isinstance(unnamed, Mapping) and "_target_" not in unnamed:
+        raise ConfigError(f"agent.defence={unnamed}: is of no defence; add one, as defence=sa.")
     values = typed(agent.config_type, node, "agent")
     defence = values.get("defence")
     if isinstance(defence, Defence):
