@@ -273,7 +273,8 @@ def _convert_union(value: Any, hint: Any, key: str) -> Any:
         return None
     only = options[0]
     has_keys = dataclasses.is_dataclass(only) and isinstance(value, Mapping)
-    has_range = typing.get_origin(only) is Annotated and isinstance(value, int | float)
+    is_of_numbers = only is float or typing.get_origin(only) is Annotated
+    has_range = is_of_numbers and isinstance(value, int | float)
     if len(options) == 1 and (has_keys or has_range):
         # Its message is about one of the keys, or about the range.
         return convert(value, only, key)

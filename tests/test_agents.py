@@ -347,7 +347,7 @@ BAD_REGIONS = {
     "[{0:[0,1]},{tip:[0,1]}]": "agent.regions[1].tip: unknown; this env's observations",
     "[{4:[1,1]}]": "agent.regions[0].4=[1.0, 1.0]: the first number must be below the second",
     "[{4:[2,1]}]": "must be below the second",
-    "[{4:[nan,1]}]": "must be below the second",
+    "[{4:[nan,1]}]": "expected a finite number",
     "[{4:[1]}]": "agent.regions[0].4=[1.0]: expected [lowest, highest]",
     "[{4:1}]": "agent.regions[0].4=1: expected a list",
     "[{4:[a,1]}]": "agent.regions[0].4=a: expected a number or null",

@@ -234,7 +234,7 @@ BAD = [
     (["train", "steps=many"], "steps=many: expected a whole number"),
     (["train", "steps=0"], "steps=0: must be at least 1"),
     (["train", "agent.learning_rate=-1"], "agent.learning_rate=-1: must be above 0"),
-    (["train", "agent.learning_rate=nan"], "agent.learning_rate=nan: must be above 0"),
+    (["train", "agent.learning_rate=nan"], "agent.learning_rate=nan: expected a finite number"),
     (["train", "agent.discount=2"], "agent.discount=2: must be from 0 to 1"),
     (["train", "agent.hidden=[-3]"], "agent.hidden=-3: must be at least 1"),
     (["train", "agent.replay_ratio=-1"], "agent.replay_ratio=-1: must be above 0"),

@@ -67,7 +67,7 @@ def test_fractions_are_numbers():
         ({"rate": "fast"}, "agent.rate=fast: expected a number, not a word"),
         ({"rate": "1/0"}, "agent.rate=1/0: expected a number, not a word"),
         ({"rate": math.inf}, "agent.rate=inf: expected a finite number"),
-        ({"limit": math.nan}, "agent.limit=nan: expected a number or null"),
+        ({"limit": math.nan}, "agent.limit=nan: expected a finite number"),
         ({"scale": [1, math.inf]}, "agent.scale=inf: expected a finite number"),
         ({"sizes": [1, "a"]}, "agent.sizes=a: expected a whole number"),
         ({"name": True}, "agent.name=True: expected a word, not true or false"),

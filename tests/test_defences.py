@@ -23,6 +23,7 @@ from rlx.defences.wocar import WorstCaseQ, worst_case_loss
 from rlx.errors import ConfigError, RunError
 from rlx.nn.networks import MLP, QNetwork
 from rlx.nn.rng import Streams
+from rlx.runs.listing import read
 from rlx.runs.trust import OWN, users_imports
 from rlx.show.training_comparison import differences
 from rlx.threat import Budget
@@ -352,7 +353,11 @@ def test_the_weights_are_kept_that_are_best_under_the_attack(agent, eps, rlx):
     assert result.code == 0, result
     rows = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
     for seed in (0, 1):
-        returns = {row["step"]: row["return/attacked"] for row in rows if row["seed"] == seed}
+        returns = {
+            row["step"]: min(row["return/mean"], row["return/attacked"])
+            for row in rows
+            if row["seed"] == seed
+        }
         best = max(step for step, value in returns.items() if value == max(returns.values()))
         assert result.summary["kept"]["step"][seed] == best
         assert result.summary["kept"]["value"][seed] == returns[best]
@@ -382,6 +387,7 @@ def test_a_run_keeps_the_numbers_of_its_scale(rlx):
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.eps=-1"), "agent.defence.eps"),
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.wieght=1"), "wieght"),
         (("agent=dqn", "env=acrobot", "defence=sas"), "sas"),
+        (("agent=dqn", "env=acrobot", "agent.defence.eps=1"), "is of no defence; add one"),
         (("agent=dqn", "env=acrobot", "defence=atla"), "ATLA is for policies, such as agent=ppo"),
         (("agent=ppo", "env=acrobot", "defence=wocar"), "WocaR is for Q-learners"),
         (("agent=hdqn", "env=acrobot", "defence=wocar"), "WocaR needs agent=dqn"),
@@ -397,6 +403,14 @@ def test_bad_input_is_one_line(words, message, rlx, tmp_path):
     assert result.code == 2 and message in result.err, result
     assert len(result.err.strip().splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_job_without_a_defence_goes_without_its_keys(rlx):
+    line = ("agent=dqn", "env=acrobot", "tuned=none", *SHORT, *TINY["dqn"])
+    result = rlx("train", "-m", *line, "defence=none,sa", "agent.defence.eps=0.1,0.2")
+    assert result.code == 0, result.err
+    runs = Path("outputs/train").glob("*/*")
+    assert sorted(read(run).defence for run in runs) == ["", "sa (eps 0.1)", "sa (eps 0.2)"]
 
 
 def test_every_file_of_conf_is_a_defence():

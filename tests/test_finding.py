@@ -410,6 +410,35 @@ def test_clean_takes_from_a_superseded_training_what_only_going_on_needs(rlx):
     assert "total    0 B\n" in rlx("clean").out
 
 
+def test_clean_takes_from_adversaries_what_only_going_on_needs(rlx):
+    """Those in a run, which list does not show, and those beside all runs, as of the zoo."""
+    victim = finished(made())
+    learnt, stuck = (
+        Run.create(f"{victim.path}/adversaries/{number}", "train", "dqn-attacked", {"steps": 1})
+        for number in (1, 2)
+    )
+    beside = Run.create("outputs/adversaries/3", "train", "dqn-attacked", {"steps": 2})
+    for run in (learnt, beside):
+        checkpoints(run, "000000300", "best")
+        finished(run)
+    stopped(stuck)
+    before = tree()
+    dry = rlx("clean").out
+    assert tree() == before
+    for path, why in (
+        (learnt.path, "all but the weights kept; an adversary that has learnt"),
+        (beside.path, "all but the weights kept; an adversary that has learnt"),
+        (stuck.path, "failed (told so)"),
+    ):
+        (line,) = [line for line in dry.splitlines() if line.startswith(f"can go   {path}, ")]
+        assert line.endswith(why)
+    assert rlx("clean", "dry=false").code == 0
+    assert not stuck.path.exists() and "total    0 B\n" in rlx("clean").out
+    for run in (learnt, beside):
+        assert "checkpoints/best/state.json" in tree(run.path) and run.summary()
+        assert not (run.path / "checkpoints/000000300").exists()
+
+
 def test_a_run_that_is_named_twice_does_not_supersede_itself(rlx):
     run = made(seeds=3)
     checkpoints(run, "000000300", "best")

@@ -331,7 +331,9 @@ def test_a_grown_run_is_the_old_seeds_and_the_new_ones_side_by_side(agent, env, 
     halves = [everything(run), everything(new)]
     rows = logged(run) + logged(new)
     first = [Run(path).checkpoints.load("000000160") for path in (run, new)]
-    assert rlx("resume", run, "seeds=4").code == 0
+    resumed = rlx("resume", run, "seeds=4")
+    assert resumed.code == 0 and "growing" not in resumed.out, "of folders that are gone now"
+    assert resumed.run == run
     expected = side_by_side(*halves)
     grown = everything(run)
     assert grown.keys() == expected.keys()

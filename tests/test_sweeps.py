@@ -205,7 +205,9 @@ def test_a_job_of_another_process_is_left_to_it(rlx, done):
     with first.lock() as ours:
         assert ours
         result = rlx("resume", the_sweep())
-        assert "another process has" in result.out
+        assert f"another process has {first.label}\n" in result.out
+        left = f"rlx: {the_sweep()}: another process has all that is left, 1 of 2 jobs.\n"
+        assert (result.code, result.err) == (2, left)
         assert [job.status for job in sweep.jobs()] == ["waiting", "completed"]
         result = rlx("train", "-m", *SMALL, RATES, "fresh=true")
     assert result.code == 2 and "fresh=true: another process is at agent.learn" in result.err

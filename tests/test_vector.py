@@ -32,6 +32,7 @@ from rlx.sweeps.sweep import Job, Sweep
 from rlx.training import compiled
 from rlx.training.log import Log
 from rlx.training.loop import Training
+from rlx.training.vector import Batch
 
 VECTOR = "hydra/launcher=vector"
 SIZES = (
@@ -471,6 +472,17 @@ def test_a_vector_sweep_killed_at_any_moment_says_the_same_in_the_end(rlx, reque
     assert finished.items() <= now.items()
     assert table(sweep) == expected
     assert len(trained_runs()) == 12 and not list(sweep.glob("batches"))
+
+
+def test_a_batch_of_another_process_is_left_to_it(rlx):
+    words = ("train", "-m", *PPO, "seeds=0:2,2:4", VECTOR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batch, "do", lambda *_: None)
+        assert rlx(*words).code == 1
+    with jobs()[0].lock(), jobs()[1].lock():
+        result = rlx(*words)
+    assert result.code == 2 and "another process has all that is left, 2 of 2" in result.err
+    assert len(result.err.splitlines()) == 1 and not trained_runs()
 
 
 def test_fresh_begins_a_batch_anew(rlx, alone, monkeypatch):

@@ -77,8 +77,17 @@ def test_an_agent_is_attacked_and_shown(rlx, stranger):
     clean, harmed = [cell["return"]["iqm"] for cell in read(Path(path)).summary["cells"]]
     assert clean > 480 and harmed < 400
     assert path in rlx("show", "zoo:dqn-cartpole", "outputs=outputs").out
+    shown = rlx("show", path).out
+    assert "\nline     rlx attack zoo:dqn-cartpole attack=fgsm " in shown and "nan" not in shown
     reported = rlx("report", path)
     assert reported.code == 0 and Path(reported.out.splitlines()[-1], "report.png").is_file()
+
+
+def test_an_agent_collects_data(rlx):
+    """Its kept weights play: the zoo has no other checkpoints."""
+    collected = rlx("collect", "zoo:dqn-cartpole", "out=data", "steps=20")
+    assert collected.code == 0, collected.err
+    assert "dqn-cartpole, best: 40 episodes" in collected.out
 
 
 def test_adversaries_are_not_kept_in_the_zoo(rlx):

@@ -20,6 +20,8 @@ from rlx.runs.run import Run
 from rlx.show import console
 from rlx.sweeps.sweep import LEFT_OUT, Sweep
 
+ADVERSARIES = "adversaries"
+"""The folder of a run, or of all runs, in which attacks keep what they have learnt."""
 QUIET_S = 600
 """Seconds for which a folder is left alone in which a run may be beginning."""
 
@@ -61,6 +63,7 @@ def main(composed: DictConfig) -> None:
     roots = [Path(config.outputs), *{root_of(entry.path) for entry in entries}]
     needed = _needed([root for root in roots if root.is_dir()])
     closed = list(_closed(entries))
+    closed += listed(entry.path / ADVERSARIES for entry in closed)
     found = [*_unfinished(closed, config.resumable), *_superseded(closed)]
     removals = [removal for removal in found if removal.entry.path.name not in needed]
     freed = 0
@@ -134,7 +137,10 @@ def _is_written(path: Path) -> bool:
 
 
 def _superseded(entries: Iterable[Entry]) -> Iterator[Removal]:
-    """What only going on needs, of trainings that were done again later with the same config."""
+    """What only going on needs, of trainings that were done again later with the same config.
+
+    And of adversaries, which an attack trains to the end, and then plays as they are.
+    """
     newest: dict[str, Entry] = {}
     finished = [entry for entry in entries if entry.kind == "train" and entry.status == "completed"]
     for entry in sorted(finished, key=lambda entry: entry.path.name, reverse=True):
@@ -143,9 +149,14 @@ def _superseded(entries: Iterable[Entry]) -> Iterator[Removal]:
         run = Run(entry.path)
         folders = [entry.path / "checkpoints" / name for name in run.checkpoints.steps()]
         folders += [path for path in [entry.path / "replay"] if path.is_dir()]
-        if other is not entry and config and folders:
-            why = f"all but the weights kept; superseded by {other.path}"
-            yield Removal(entry, folders, why)
+        if ADVERSARIES in entry.path.parts:
+            why = "an adversary that has learnt"
+        elif other is not entry and config:
+            why = f"superseded by {other.path}"
+        else:
+            continue
+        if folders:
+            yield Removal(entry, folders, f"all but the weights kept; {why}")
 
 
 def _remove(removal: Removal) -> None:

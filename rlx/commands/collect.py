@@ -129,6 +129,8 @@ def _sources(runs: Sequence[Run], mix: Sequence[float], device: "torch.device") 
 def _checkpoint(run: Run, share: float) -> str:
     """The checkpoint nearest to this share of the way from the run's first to its last."""
     names = run.checkpoints.steps()
+    if not names and run.checkpoints.has("best"):
+        return "best"  # as in the zoo, where nothing else is kept
     if not names:
         raise ConfigError(f"run={run.path}: has no checkpoints left.")
     first = int(names[0])
@@ -169,6 +171,9 @@ def _play(
         writer=writer,
     )
     mean = sum(returns) / len(returns)
-    policy = f"{source.run.path.parent.name}, step {int(source.checkpoint):,}"
+    checkpoint = source.checkpoint
+    if checkpoint != "best":
+        checkpoint = f"step {int(checkpoint):,}"
+    policy = f"{source.run.path.parent.name}, {checkpoint}"
     transitions = writer.transitions - before
     return f"{policy}: {len(returns)} episodes, {transitions:,} transitions, return {mean:.1f}"

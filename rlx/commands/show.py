@@ -1,5 +1,6 @@
 """Show one run: what it is, its numbers and files, what was made of it, and what to do with it."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from rlx.config import build, plain
 from rlx.errors import ConfigError
 from rlx.experiment import CommonEnvConfig
 from rlx.names import flatten_keys
-from rlx.runs.finding import is_in_zoo
+from rlx.runs.finding import is_in_zoo, shown_paths
 from rlx.runs.listing import Entry, disk_size, root_of
 from rlx.runs.run import Run
 from rlx.show import console
@@ -136,7 +137,8 @@ def line_of(entry: Entry) -> str:
     runs = entry.summary.get("run", config.get("run")) or []
     if config.get("victim") is not None:
         runs = []  # of a victim's file, which is a key
-    paths = [shlex.quote(str(path)) for path in (runs if isinstance(runs, list) else [runs])]
+    paths = [str(path) for path in (runs if isinstance(runs, list) else [runs])]
+    paths = [shlex.quote(path) for path in shown_paths(paths)]
     return " ".join(["rlx", entry.kind, *paths, *words, *_differences(config, defaults)])
 
 
@@ -198,6 +200,7 @@ def _print_numbers(entry: Entry) -> None:
         steps = [row["step"] for row in Run(entry.path).metrics()]
         console.facts(evaluated=f"last at step {steps[-1]:,}" if steps else "not yet")
     numbers = {key: value for key, value in summary.items() if type(value) in (int, float)}
+    numbers = {key: value for key, value in numbers.items() if not math.isnan(value)}
     if numbers:
         texts = [f"{key} {value:,.10g}" for key, value in numbers.items()]
         console.facts(numbers=", ".join(texts))

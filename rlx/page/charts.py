@@ -151,12 +151,13 @@ def _curves(chart: Chart, most_points: int) -> "altair.LayerChart | altair.Facet
 
 
 def _rule(name: str, height: float) -> "list[altair.Chart]":
-    """A line across at a `height`, and its name above it."""
+    """A line across at a `height`, and its name above it; below it where curves end above."""
     import altair as alt
 
     data = alt.InlineData(values=[{"name": name, "y": height}])
     line = alt.Chart(data).mark_rule(strokeDash=[2, 3]).encode(y="y:Q")
-    text = alt.Chart(data).mark_text(align="left", dx=4, dy=-6, x=0, fontSize=10)
+    offset = 8 if name == "solved" else -6
+    text = alt.Chart(data).mark_text(align="left", dx=4, dy=offset, x=0, fontSize=10)
     return [line, text.encode(y="y:Q", text="name:N")]
 
 

@@ -14,6 +14,7 @@ from rlx.config import plain
 from rlx.errors import ConfigError
 from rlx.names import flatten_keys
 from rlx.page.document import Lines, Note, Part, Section
+from rlx.runs.finding import shown_paths
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.show.training_comparison import IGNORED_KEYS
@@ -189,7 +190,7 @@ def reading(line: str, paths: Sequence[str]) -> str:
     """A command line with the runs that it has read, which may be others when it is typed again."""
     program, command, *words = shlex.split(line)
     others = [word for word in words if not word.startswith("run=")]
-    return shlex.join([program, command, *paths, *others])
+    return shlex.join([program, command, *shown_paths(paths), *others])
 
 
 def _command(run: Run) -> str:

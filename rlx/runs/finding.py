@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -95,6 +96,18 @@ def located(path: str) -> Path:
 def is_in_zoo(path: Path) -> bool:
     """Whether a run is one of those that come with rlx, which nothing may be written into."""
     return path.resolve().is_relative_to(ZOO)
+
+
+def shown_paths(paths: Sequence[str]) -> list[str]:
+    """Runs and victims as one names them where one stands: relative below it, or by the zoo."""
+    here = f"{Path.cwd()}/"
+    shown = []
+    for path in paths:
+        if is_in_zoo(Path(path)):
+            shown.append(IN_ZOO + Path(path).resolve().parents[0].name)
+        else:
+            shown.append(path.replace(here, ""))
+    return shown
 
 
 def _zoo_names() -> list[str]:

@@ -128,7 +128,17 @@ def _combinations(context: "HydraContext", config: DictConfig) -> list[list[str]
     parser = OverridesParser.create(config_loader=context.config_loader)
     overrides = parser.parse_overrides([*words, *config.hydra.overrides.task])
     (combinations,) = BasicSweeper.split_arguments(overrides, None)
-    return combinations
+    return [_fitting(combination) for combination in combinations]
+
+
+def _fitting(overrides: list[str]) -> list[str]:
+    """The overrides of a job; the keys of a defence are not of a job that has none.
+
+    So defence=none,sa agent.defence.eps=0.1,0.2 is three jobs.
+    """
+    if "defence=none" not in overrides:
+        return overrides
+    return [word for word in overrides if not word.lstrip("+").startswith("agent.defence.")]
 
 
 class _Planner:

@@ -321,11 +321,15 @@ def _told_how_to_go_on(sweep: Sweep) -> Any:
 
 
 def _raise_unfinished(sweep: Sweep) -> None:
-    """RunError where jobs are left, none of which failed."""
+    """RunError where jobs are left, none of which failed; ConfigError where others have them."""
     jobs = sweep.jobs()
-    left = counted([job for job in jobs if not job.finished])
+    left = [job for job in jobs if not job.finished]
+    if left and all(job.is_locked() for job in left):
+        raise ConfigError(
+            f"{sweep.path}: another process has all that is left, {len(left)} of {len(jobs)} jobs."
+        )
     if left:
-        text = ", ".join(f"{count} {state}" for state, count in left.items())
+        text = ", ".join(f"{count} {state}" for state, count in counted(left).items())
         raise RunError(f"{text}, of {len(jobs)} jobs; the sweep goes on with: {sweep.resume_line}")
 
 

@@ -161,7 +161,7 @@ class Job:
             return "unreadable"
         if self.finished:
             return "pruned" if self.state == "pruned" else "completed"
-        if self.state == "running" and not self._is_locked():
+        if self.state == "running" and not self.is_locked():
             return "interrupted"
         return "waiting" if self.state == "completed" else self.state  # its run was deleted
 
@@ -220,7 +220,7 @@ class Job:
                 return
             yield True
 
-    def _is_locked(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a process has the job."""
         try:
             with open(self.file.with_suffix(".lock")) as file:  # the folder may be read-only
@@ -413,7 +413,7 @@ class Sweep:
         """
         jobs = self.jobs()
         for job in jobs:
-            if job._is_locked():
+            if job.is_locked():
                 raise ConfigError(f"fresh=true: another process is at {job.label}; stop it first.")
         for path in self.path.glob(f"{BATCHES}/train/*/*"):
             _delete_batch(path)

@@ -63,8 +63,9 @@ class Config:
     skip_bad: bool = False
     """Leave bad shards of the data set out, instead of refusing it."""
     keep: str = "best"
-    """`best`: each seed's weights of its best evaluation; `attacked`: of its best one under an
-    attack, of the radius that agent.defence shall resist; `newest`: its newest."""
+    """`best`: each seed's weights of its best evaluation; `attacked`: of its best one where the
+    lower counts of the return and of that under an attack, of the radius that agent.defence shall
+    resist; `newest`: its newest."""
     tracker: Any = None
     """The trackers that are told of the run: files of conf/tracker, with their keys."""
 
@@ -112,6 +113,9 @@ def _typed_agent(node: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, A
     from rlx.robustness.scale import scale_of_env
 
     agent = load_class(node, "agent", Agent)
+    unnamed = node.get("defence")
+    if isinstance(unnamed, Mapping) and "_target_" not in unnamed:
+        raise ConfigError(f"agent.defence={unnamed}: is of no defence; add one, as defence=sa.")
     values = typed(agent.config_type, node, "agent")
     defence = values.get("defence")
     if isinstance(defence, Defence):

@@ -117,7 +117,7 @@ class _Growth:
         result = training.run(joined, go_on=self.go_on)
         joined.take_place_of(self.run)
         track_finished(self.run, training.trackers)
-        console.result(self.run.path)
+        console.result(self.run.path, figure=self.run.path / "learning.png")
         return result
 
     def _config_of(self, seeds: Sequence[int]) -> DictConfig:

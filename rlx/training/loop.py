@@ -128,6 +128,8 @@ class Training:
         """When the last checkpoint was saved, by the monotonic clock, in seconds."""
         self.saving_s = 0.0
         """Seconds spent on checkpoints."""
+        self.is_part = False
+        """Whether the run is but a part of another one, which is told of in the end."""
         self.signal = 0
         """Number of the signal that told the run to stop; 0: none has."""
         self.interruptible = False
@@ -183,7 +185,8 @@ class Training:
         self.output = output
         self.began = time.monotonic()
         self.saved_at = self.began
-        self.tracking = Tracking(output, self.trackers if go_on is None else {})
+        self.is_part = go_on is not None
+        self.tracking = Tracking(output, {} if self.is_part else self.trackers)
         go_on = go_on or f"rlx resume {shlex.quote(str(output.path))}"
         self._header()
         output.write_meta(compiled=compiling.by_what(self))
@@ -236,8 +239,9 @@ class Training:
             seeds += f", {self.num_envs} env copies each"
             size = f"replay {journal.size(self.agent) / 1e6:,.0f} MB in memory; {size}"
         steps = f"{config.steps:,} {self.unit} per seed"
+        if not self.is_part:
+            console.facts(run=self.output.path)
         console.facts(
-            run=self.output.path,
             agent=f"{self.name}, protocol {config.protocol}",
             seeds=seeds,
             steps=f"{steps}, evaluated every {config.eval_every:,}",
@@ -367,7 +371,7 @@ class Training:
         self.interruptible = True
         try:
             episodes = self._play()
-            judged = self._play_attacked() if self.config.keep == "attacked" else episodes
+            attacked = self._play_attacked() if self.config.keep == "attacked" else episodes
         except RunError:
             # It is the env's fault: what was learnt is whole.
             self.interruptible = False
@@ -380,11 +384,12 @@ class Training:
             if self.keeps_newest:
                 # The newest weights win over the kept ones, whatever return these had.
                 self.kept.value.fill_(-torch.inf)
-            value = judged.returns.mean(1)
+            # A policy may need to be attacked: some do worse where nobody does.
+            value = torch.minimum(mean, attacked.returns.mean(1).cpu())
             self.kept.improve(self.agent.policy, self.running, value, self.step)
         rows = self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step))
-        if judged is not episodes:
-            for row, value in zip(rows, judged.returns.mean(1).tolist(), strict=True):
+        if attacked is not episodes:
+            for row, value in zip(rows, attacked.returns.mean(1).tolist(), strict=True):
                 row["return/attacked"] = value
         self._write(rows)
         self.evaluated = self.step

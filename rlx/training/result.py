@@ -42,7 +42,10 @@ def finish(training: "Training", wall_s: float, episodes: Episodes | None = None
     if shares:
         console.facts(spent=f"{shares} of the time of vector steps")
     training.tracking.end()
-    console.result(run.path, figure=figure, wall_s=wall_s)
+    if training.is_part:
+        console.facts(took=console.duration(wall_s))
+    else:
+        console.result(run.path, figure=figure, wall_s=wall_s)
     # A seed that stopped before its first evaluation has the value by which it stopped.
     last = torch.where(training.last.isnan(), training.kept.value, training.last)
     return float(statistics.iqm(last.numpy()))
@@ -92,7 +95,7 @@ def _table(training: "Training", summary: dict[str, Any], estimate: statistics.E
     columns["kept at step"] = [f"{step:,}" for step in kept.step.tolist()]
     when = "best evaluation"
     if training.config.keep == "attacked":
-        when += " under attack"
+        when += " with and without an attack"
     if training.stop is not None:
         when = "stop"
         columns["stop rule"] = ["met" if solved else "not met" for solved in kept.solved.tolist()]
