@@ -217,7 +217,12 @@ def ascend(
 
 
 class Trial:
-    """An attack as strong as the defence of an agent shall resist, to choose its weights under."""
+    """Attacks as strong as the defence of an agent shall resist, to choose its weights under.
+
+    One episode is steered towards the first choice of each head all along, the next towards the
+    second, and so on; then one away from whatever the clean choice is. To change every decision is
+    a weak attack: what one change does, the next one undoes.
+    """
 
     GRADIENTS = 5
     """Steps of the search for the worst observation."""
@@ -232,13 +237,25 @@ class Trial:
     def __call__(self, ids: Tensor) -> Choose:
         """How the copies `ids`, int64 [S', B'], choose; see `rollout.MakeChoose`."""
         rng = Streams(self.seeds[ids[:, 0] // self.episodes], "trial")
+        away = Objective("margin", None)
+        apart = Objective("distance", None)
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             clean = scores(obs)
-            objective = Objective("distance" if scores.continuous else "margin", None)
+            choices = clean.shape[-1]
+            target = ids % (choices + 1)
+            wanted = nn.functional.one_hot(target % choices, choices).to(clean.dtype)
+
+            def objective(moved: Tensor) -> Tensor:
+                values = scores(moved)
+                if scores.continuous:
+                    return apart(values, clean)
+                towards = -away(values, wanted)
+                return torch.where(target < choices, towards, away(values, clean))
+
             radius = torch.full(obs.shape[:2], self.eps, device=obs.device)
             moved = ascend(
-                lambda moved: objective(scores(moved), clean),
+                objective,
                 obs,
                 self.boxes.around(obs, radius),
                 rng,

@@ -186,7 +186,7 @@ def test_efficientzeros_stacks_are_those_that_were_observed():
     config = compose("train", "agent=efficientzero", "env=mini_breakout", *sizes).agent
     shown = spaces.Box(0, 255, (2, 4, 4), np.uint8)
     agent = make_agent(config, Spec(shown, spaces.Discrete(3), 99), seed_tensor([0]), 1)
-    agent.learn = dict  # only its memory is tested
+    agent.due = list  # only its memory is tested
     generator = torch.Generator().manual_seed(0)
     previous = 0
     before: dict[int, int] = {}

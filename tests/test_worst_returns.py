@@ -157,7 +157,7 @@ def test_what_a_policy_remembers_without_need_is_no_node_of_its_own(monkeypatch)
     assert short.nodes.sum() < whole.nodes.sum()
 
 
-def test_certify_tells_the_worst_returns_and_attack_draws_both_bounds(rlx, tiny_runs):
+def test_certify_tells_the_worst_returns_and_attack_draws_both_bounds(rlx, tiny_runs, real_figures):
     run = tiny_runs / "train/dqn-cartpole"
     keys = ("eps=[0,0.02,0.2]", "episodes=2", "max_nodes=300", "scale=[1,1,0.2,1]")
     certified = rlx("certify", run, *keys, "returns=true", "attack.restarts=1")

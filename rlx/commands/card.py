@@ -60,6 +60,7 @@ def main(composed: DictConfig) -> None:
         _check(Path(paths[1]), config)
         return
 
+    from rlx.page.card import page
     from rlx.robustness import card
 
     runs = _runs(paths, config)
@@ -70,7 +71,7 @@ def main(composed: DictConfig) -> None:
     files = {"card": output.path / "card.json", "page": output.path / "card.md"}
     with output.writing():
         write_json(files["card"], made)
-        write(files["page"], card.page(made, files["card"].name))
+        write(files["page"], page(made, files["card"].name))
         output.complete({"run": [str(run.path) for run in runs.values()]})
     console.result(output.path, None, **files)
 
@@ -124,15 +125,17 @@ def _check(file: Path, config: Config) -> None:
     recorded = card.read(file)
     lines = {"attack": "", **recorded["commands"]}
     words = {name: _words(file, name, line) for name, line in lines.items()}
-    victim = build(card.Victim, recorded["victim"], f"{file}: victim")
-    now = victim.as_now(victim.opened(recorded["env"], config.trust))
-    changed = card.differences(recorded, {**recorded, "victim": asdict(now)})
+    victim = build(card.Victim, recorded["victim"], "victim")
+    as_now = victim.as_now(victim.opened(recorded["env"], config.trust))
+    changed = card.differences(recorded, {**recorded, "victim": asdict(as_now)})
     if changed:
         _print(changed)
         raise RunError(f"{file}: the weights are not those of the card; nothing was run.")
     with tempfile.TemporaryDirectory() as outputs:
         runs = {name: _again(line, outputs, config.trust) for name, line in words.items()}
         again = card.make(AttackRun.of(runs["attack"]), runs.get("certify"), recorded["commands"])
+    for name, key, then, now in card.other_makers(recorded, again):
+        console.facts(**{f"{name} {key}": f"{one_line(then)}, now {one_line(now)}"})
     same_machine = card.same_machine(recorded, again)
     found = card.differences(recorded, again)
     _print(found)

@@ -25,7 +25,7 @@ from rlx.runs.files import to_json
 from rlx.runs.finding import find, shown_paths
 from rlx.runs.run import Run
 from rlx.runs.versions import versions
-from rlx.show import attack_tables, console
+from rlx.show import attack_tables
 from rlx.show.attack_run import AttackRun
 from rlx.victims.files import Victims
 from rlx.victims.opening import open_victims
@@ -36,6 +36,8 @@ ASKED = ("victim", "env", "scale", "attack", "certify")
 """What was asked for: the same whoever asks again."""
 FOUND = ("returns", "certificates", "audit")
 """What was found: the same bits on the same machine, elsewhere to within its intervals."""
+MACHINE = ("cpu", "gpu", "python", "packages")
+"""What decides how numbers are rounded, of what a card says made it."""
 PARTS = ("victim", "env", "scale", "attack", "returns", "commands", "made_by")
 """What every card has."""
 CERTIFY_KEYS = ("attack", "episodes", "max_boxes", "max_nodes")
@@ -82,8 +84,10 @@ class Victim:
 
     def as_now(self, opened: Opened) -> "Victim":
         """The same with the checksums of today."""
-        sums = {str(seed): fingerprint(opened.policy, i) for i, seed in enumerate(opened.seeds)}
-        if self.files is not None:
+        if self.files is None:
+            rows = enumerate(opened.seeds)
+            sums = {str(seed): fingerprint(opened.policy, row) for row, seed in rows}
+        else:
             hashes = self._victims(opened.env).hashes
             sums = dict(zip(shown_paths(list(hashes)), hashes.values(), strict=True))
         return replace(self, sha256=sums)
@@ -192,7 +196,7 @@ def _require_same(attack: AttackRun, certify: Run, certificates: Mapping[str, An
         if attacked != other:
             raise ConfigError(
                 f"run={certify.path}: certifies another {what} than {attack.path} attacks: "
-                f"{_text(other)}, not {_text(attacked)}."
+                f"{other}, not {attacked}."
             )
 
 
@@ -289,12 +293,18 @@ def differences(card: Mapping[str, Any], again: Mapping[str, Any]) -> list[Diffe
 
 def same_machine(card: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
     """Whether both were computed on the same CPU or GPU by the same packages."""
-    keys = ("cpu", "gpu", "python", "packages")
-    return all(
-        maker.get(key) == again["made_by"].get(command, {}).get(key)
-        for command, maker in card["made_by"].items()
-        for key in keys
-    )
+    return not any(key in MACHINE for _, key, _, _ in other_makers(card, again))
+
+
+def other_makers(
+    card: Mapping[str, Any], again: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """(command, key, of the card, of today): what of commits and machines is not the same."""
+    for command, maker in card["made_by"].items():
+        now = again["made_by"].get(command, {})
+        for key in ("rlx", "commit", *MACHINE):
+            if maker.get(key) != now.get(key):
+                yield command, key, maker.get(key), now.get(key)
 
 
 def _differences(card: Any, again: Any, key: str, exact: bool) -> Iterator[Difference]:
@@ -321,110 +331,3 @@ def _outside(card: Mapping[str, Any], again: Mapping[str, Any], key: str) -> Ite
             case [float() | str() as low, float() | str() as high, float() | str() as value]:
                 within = beyond_grid(low) <= beyond_grid(value) <= beyond_grid(high)
         yield Difference(f"{key}.{name}", card.get(name), again.get(name), within)
-
-
-# As a page
-
-
-def page(card: Mapping[str, Any], file: str) -> str:
-    """The card as one page of Markdown; `file` is what its JSON is called."""
-    victim, attack = card["victim"], card["attack"]
-    maker = card["made_by"]["attack"]
-    sums = "".join(victim["sha256"].values())
-    packages = ", ".join(f"{name} {version}" for name, version in maker["packages"].items())
-    facts = {
-        "policies": ", ".join(f"`{path}`" for path in victim["paths"]),
-        "seeds": f"{len(victim['seeds'])} ({console.ranges(victim['seeds'])})",
-        "checkpoint": victim["checkpoint"],
-        "weights": f"SHA-256 {hashlib.sha256(sums.encode()).hexdigest()[:16]}… of all of them; "
-        f"of each by itself in {file}",
-        "env": card["env"].get("id", card["env"]["_target_"]),
-        "attack": f"{attack['name']}, {attack['episodes']} episodes of each seed and radius",
-        "return without": _cell(card["returns"]["clean"]),
-        "return at random": console.number(card["returns"]["random"]),
-        "made by": f"rlx {maker['rlx']} ({maker['commit'] or 'no commit'}), Python "
-        f"{maker['python']}, {packages}",
-        "on": maker.get("gpu", maker["cpu"]),
-    }
-    if "certify" in card:
-        asked = card["certify"]
-        facts["certified"] = (
-            f"decisions of {asked['episodes']} clean episodes of each seed, up to "
-            f"{asked['max_boxes']:,} boxes for each"
-        )
-    lines = [f"# Robustness of {victim['name']}", "", *_rows(["", ""], facts.items())]
-    lines += ["", *_rows(*_radii(card)), "", _explanation(card), "", "## Scores", ""]
-    scores = card["returns"]
-    rows = [
-        [mode, _cell(area), _cell(scores["critical_eps"][mode])]
-        for mode, area in scores["area"].items()
-    ]
-    lines += _rows(["heads attacked", "area (1: unharmed)", "critical eps (half is lost)"], rows)
-    lines += ["", "## What was checked of the attack", ""]
-    for finding in card["audit"]:
-        word = "holds" if finding["passed"] else "**does not hold**"
-        lines.append(f"* {word}: {finding['check']} ({finding['modes']}): {finding['measured']}")
-    whole = "\n".join([*card["commands"].values(), f"rlx card check {file}"])
-    lines += ["", "## To make it again", "", f"```\n{whole}\n```", ""]
-    return "\n".join(lines)
-
-
-def _radii(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The table of both bounds by radius: its header, and its rows."""
-    certificates = card.get("certificates", {"decisions": {}, "returns": {}})
-    columns = {}
-    for head, shares in certificates["decisions"].items():
-        columns[f"{head}: certified, at least"] = shares["certified"]
-        columns[f"{head}: at most"] = shares["unmoved"]
-    for mode, cells in card["returns"]["attacked"].items():
-        if mode in certificates["returns"]:
-            columns[f"return, {mode} attacked: proved, at least"] = certificates["returns"][mode][
-                "lower"
-            ]
-        columns[f"return, {mode} attacked: at most"] = cells
-    rows = []
-    for radius, units in card["scale"]["radii"].items():
-        cells = [_cell(cells[radius]) if radius in cells else "–" for cells in columns.values()]
-        rows.append([radius, units, *cells])
-    return ["eps", "each component by", *columns], rows
-
-
-def _explanation(card: Mapping[str, Any]) -> str:
-    """What the columns of `_radii` say."""
-    texts = [
-        "Numbers are interquartile means over seeds with 95 % bootstrap intervals. A return under "
-        "attack is the lowest that was reached: the worst case is no higher."
-    ]
-    certificates = card.get("certificates")
-    if certificates is None:
-        texts.append("Nothing was proved: `rlx certify` finds lower bounds.")
-    else:
-        texts.append(
-            "Of the decisions of clean play, the share that no observation in the box changes is "
-            "at least what is certified, and at most what nothing that was found changes."
-        )
-        if certificates["returns"]:
-            texts.append("A return that is proved is of the episodes that were certified.")
-    return " ".join(texts)
-
-
-def _cell(number: Mapping[str, Any]) -> str:
-    """A number and its interval in three digits; a critical radius may be beyond the grid."""
-    value = number.get("iqm", number.get("value"))
-    texts = [_text(part) for part in (value, *number["ci95"])]
-    if number["ci95"][0] is None:
-        return texts[0]
-    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
-
-
-def _text(value: Any) -> str:
-    """A number in three digits, a dash for none, or any other value as it is."""
-    if value is None:
-        return "–"
-    return console.number(value) if isinstance(value, float) else str(value)
-
-
-def _rows(header: Sequence[str], rows: Any) -> list[str]:
-    """A table of Markdown."""
-    whole = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(str(cell) for cell in row)} |" for row in whole]

@@ -63,8 +63,9 @@ class Config:
     skip_bad: bool = False
     """Leave bad shards of the data set out, instead of refusing it."""
     keep: str = "best"
-    """`best`: each seed's weights of its best evaluation; `attacked`: of its best one under an
-    attack, of the radius that agent.defence shall resist; `newest`: its newest."""
+    """`best`: each seed's weights of its best evaluation; `attacked`: of its best one where the
+    lower counts of the return and of that under an attack, of the radius that agent.defence shall
+    resist; `newest`: its newest."""
     tracker: Any = None
     """The trackers that are told of the run: files of conf/tracker, with their keys."""
 

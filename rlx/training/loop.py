@@ -371,7 +371,7 @@ class Training:
         self.interruptible = True
         try:
             episodes = self._play()
-            judged = self._play_attacked() if self.config.keep == "attacked" else episodes
+            attacked = self._play_attacked() if self.config.keep == "attacked" else episodes
         except RunError:
             # It is the env's fault: what was learnt is whole.
             self.interruptible = False
@@ -384,11 +384,12 @@ class Training:
             if self.keeps_newest:
                 # The newest weights win over the kept ones, whatever return these had.
                 self.kept.value.fill_(-torch.inf)
-            value = judged.returns.mean(1)
+            # A policy may need to be attacked: some do worse where nobody does.
+            value = torch.minimum(mean, attacked.returns.mean(1).cpu())
             self.kept.improve(self.agent.policy, self.running, value, self.step)
         rows = self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step))
-        if judged is not episodes:
-            for row, value in zip(rows, judged.returns.mean(1).tolist(), strict=True):
+        if attacked is not episodes:
+            for row, value in zip(rows, attacked.returns.mean(1).tolist(), strict=True):
                 row["return/attacked"] = value
         self._write(rows)
         self.evaluated = self.step

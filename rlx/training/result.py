@@ -95,7 +95,7 @@ def _table(training: "Training", summary: dict[str, Any], estimate: statistics.E
     columns["kept at step"] = [f"{step:,}" for step in kept.step.tolist()]
     when = "best evaluation"
     if training.config.keep == "attacked":
-        when += " under attack"
+        when += " with and without an attack"
     if training.stop is not None:
         when = "stop"
         columns["stop rule"] = ["met" if solved else "not met" for solved in kept.solved.tolist()]
