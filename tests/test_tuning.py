@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,18 @@ def test_two_processes_share_a_tuning(rlx):
     assert all(" 4 env copies each" in out for out in outs)
     assert sum("stage=final" in out for out in outs) >= 1
     assert all(job.finished for job in Sweep(sweep).jobs())
+
+
+def test_one_of_two_processes_compares_the_best(rlx):
+    words = ("tune", *SMALL, "trials=2", "batch=2", "sweep=shared")
+    assert rlx(*words).code == 0
+    final = next(job for job in Sweep(the_sweep()).jobs() if job.settings["stage"] == "final")
+    shutil.rmtree(final.read().run.path)
+    with final.lock() as is_own:
+        assert is_own
+        beside = rlx(*words)
+    assert beside.code == 0 and "another process compares the best" in beside.out
+    assert "trial-" in rlx(*words).out
 
 
 def test_ctrl_c_says_how_to_go_on(rlx, monkeypatch):

@@ -382,6 +382,9 @@ class Tuning:
             batch.do(self._composed(self.plan.config.outputs))
         runs = {name: job.read().run for name, job in jobs.items()}
         left = [job for job in jobs.values() if not job.read().finished]
+        if any(job.is_locked() for job in left):
+            console.facts(tuning="another process compares the best")
+            return None
         if left:
             raise RunError(
                 f"{left[0].text}: is {left[0].read().status}, and so nothing is compared"
