@@ -56,7 +56,8 @@ class Decisions:
 
     def worst(self, objective: Callable[[Tensor], Tensor], gradients: int) -> Tensor:
         """The observations [S, B, *O] in the boxes to which an `objective` climbs; see `ascend`."""
-        return ascend(objective, self.obs, self.budget, self.rng, gradients)
+        start = self.rng.uniform(*self.obs.shape[1:]) * 2 - 1
+        return ascend(objective, self.obs, self.budget, start, gradients)
 
     def learnt(self) -> Tensor:
         """The observations [S, B, *O] to learn from."""
@@ -197,16 +198,15 @@ def ascend(
     objective: Callable[[Tensor], Tensor],
     obs: Tensor,
     budget: Budget,
-    rng: Streams,
+    start: float | Tensor,
     gradients: int,
 ) -> Tensor:
     """The observations [S, B, *O] within `budget` of `obs` to which an `objective` [S, B] climbs.
 
-    It begins at random, and makes so many steps along the sign of the gradient (Madry et al. 2018),
-    which together are two radii long.
+    It begins `start` radii from `obs`, and makes so many steps along the sign of the gradient
+    (Madry et al. 2018), which together are two radii long.
     """
-    noise = rng.uniform(*obs.shape[1:]) * 2 - 1
-    moved = budget.project(obs + budget.radius * noise, obs)
+    moved = budget.project(obs + budget.radius * start, obs)
     for _ in range(gradients):
         with torch.enable_grad():
             at = moved.detach().requires_grad_()
@@ -226,24 +226,25 @@ class Trial:
 
     GRADIENTS = 5
     """Steps of the search for the worst observation."""
+    START = 0.5
+    """Where it begins, in radii; not at random: beside any others an episode is the same."""
 
-    def __init__(self, defence: Defence, spec: Spec, seeds: Tensor, episodes: int):
-        """Of episodes [S, `episodes`] of the `seeds` [S]; ConfigError as of `Guard`."""
+    def __init__(self, defence: Defence, spec: Spec, episodes: int, device: torch.device):
+        """`episodes`: how many each seed plays; ConfigError as of `Guard`."""
         self.eps = defence.eps
-        self.boxes = boxes_of(defence, spec, seeds.device)
-        self.seeds = seeds
+        self.boxes = boxes_of(defence, spec, device)
         self.episodes = episodes
 
     def __call__(self, ids: Tensor) -> Choose:
         """How the copies `ids`, int64 [S', B'], choose; see `rollout.MakeChoose`."""
-        rng = Streams(self.seeds[ids[:, 0] // self.episodes], "trial")
+        number = ids % self.episodes
         away = Objective("margin", None)
         apart = Objective("distance", None)
 
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             clean = scores(obs)
             choices = clean.shape[-1]
-            target = ids % (choices + 1)
+            target = number % (choices + 1)
             wanted = nn.functional.one_hot(target % choices, choices).to(clean.dtype)
 
             def objective(moved: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ class Trial:
                 objective,
                 obs,
                 self.boxes.around(obs, radius),
-                rng,
+                self.START,
                 self.GRADIENTS,
             )
             return scores.best(moved)

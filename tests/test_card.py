@@ -174,7 +174,7 @@ def test_what_is_no_card_or_has_no_result_is_said_in_one_line(rlx, made, tmp_pat
         ([certify], "name an attack run"),
         ([training(tmp_path)], "made by rlx train"),
         ([attack, attack], "one attack run"),
-        ([attack, other], "certifies another seeds"),
+        ([attack, other], "is of other seeds"),
     ):
         result = rlx("card", *words)
         assert result.code == 2 and named in result.err, words

@@ -15,14 +15,18 @@ from rlx.agent import Scores
 from rlx.agents import dqn, ppo
 from rlx.conf import conf_dir
 from rlx.config import build
-from rlx.defence import Decisions, Defence, Surrogate
+from rlx.defence import Decisions, Defence, Surrogate, Trial
 from rlx.defences.adversarial import Adversarial
 from rlx.defences.radial import Radial
 from rlx.defences.sa import SA
 from rlx.defences.wocar import WorstCaseQ, worst_case_loss
 from rlx.errors import ConfigError, RunError
+from rlx.evaluation import evaluate
 from rlx.nn.networks import MLP, QNetwork
 from rlx.nn.rng import Streams
+from rlx.nn.seed_axis import take
+from rlx.policies import open_runs
+from rlx.runs.finding import find
 from rlx.runs.listing import read
 from rlx.runs.trust import OWN, users_imports
 from rlx.show.training_comparison import differences
@@ -363,6 +367,31 @@ def test_the_weights_are_kept_that_are_best_under_the_attack(agent, eps, rlx):
         assert result.summary["kept"]["value"][seed] == returns[best]
     differs = [row["return/attacked"] != row["return/mean"] for row in rows]
     assert any(differs) == (eps > 0)
+
+
+def test_a_seed_is_attacked_beside_others_as_alone():
+    """Episodes end at other steps, so that the batches shrink at other times."""
+    cpu = torch.device("cpu")
+    opened = open_runs([find("zoo:dqn-cartpole", "")], "best", cpu, 4)
+    units = [0.33, 0.43, 0.063, 0.47]
+    defence = Radial(**{**COMMON, "eps": 0.5, "scale": units}, weight=1)
+    trial = Trial(defence, opened.spec, 7, cpu)
+
+    def returns(rows, make_choose=trial):
+        part = take(opened.policy, torch.tensor(rows))
+        return evaluate(part, opened.make_env, len(rows), 7, 0, cpu, make_choose).returns
+
+    together = returns([0, 1, 2, 3])
+    for row in range(4):
+        same = returns([row])[0] == together[row]
+        assert same.sum() >= 5, "in a smaller batch: rounding may break a tie"
+    assert together.mean() < 0.5 * returns([0, 1, 2, 3], None).mean()
+
+
+def test_atla_learns_with_numbers_of_each_seed(rlx):
+    words = ("agent=ppo", "env=cartpole", "tuned=none", "defence=atla", *SHORT, *TINY["ppo"])
+    numbers = ("agent.defence.scale=reference", "agent.learning_rate=[1e-3,3e-4]")
+    assert rlx("train", *words, *numbers).code == 0
 
 
 def test_a_run_keeps_the_numbers_of_its_scale(rlx):

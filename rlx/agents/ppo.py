@@ -7,6 +7,7 @@ episode.
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from gymnasium import spaces
@@ -97,6 +98,9 @@ class PPO(Agent):
     policy_type = ActorCritic
     actions = (spaces.Discrete, spaces.Box)
 
+    is_defended: ClassVar[bool] = True
+    """Whether `config.defence` is its own."""
+
     policy: ActorCritic
     steps: Tensor
     """int64 [S]: environment steps of each seed so far."""
@@ -153,13 +157,14 @@ class PPO(Agent):
         running_return = torch.zeros(len(seeds), num_envs, device=seeds.device)
         self.register_buffer("running_return", running_return)
         self.guard: Guard | None = None
-        if config.defence is not None:
-            self.guard = Guard(config.defence, spec, seeds, "action", are_values=False)
+        defence = config.defence if self.is_defended else None
+        if defence is not None:
+            self.guard = Guard(defence, spec, seeds, "action", are_values=False)
             if config.recurrent:
                 raise ConfigError("agent.defence: needs agent.recurrent=null, no memory.")
         self.adversary: Adversary | None = None
-        if isinstance(config.defence, ATLA):
-            self.adversary = Adversary(replace(config, defence=None), spec, seeds, num_envs)
+        if isinstance(defence, ATLA):
+            self.adversary = Adversary(config, spec, seeds, num_envs)
         self.seen: Tensor | None = None
         """[S, N, *O]: what the step that is taken was decided on, where a defence moved it."""
         fields = self._fields(spec)
@@ -514,6 +519,8 @@ def decayed_sums(x: Tensor, decay: Tensor) -> Tensor:
 
 class Adversary(PPO):
     """PPO whose actions move what another policy observes, and who earns what that one loses."""
+
+    is_defended = False
 
     def __init__(self, config: LearnerConfig, spec: Spec, seeds: Tensor, num_envs: int):
         """`spec`: the env of the policy that is attacked."""

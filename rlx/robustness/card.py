@@ -189,14 +189,14 @@ def _require_same(attack: AttackRun, certify: Run, certificates: Mapping[str, An
     pairs = {
         "policies": (attack.trainings, certified.trainings),
         "seeds": (attack.summary["seeds"], certificates["seeds"]),
-        "checkpoint": (attack.config.checkpoint, certify.config.checkpoint),
+        "checkpoints": (attack.config.checkpoint, certify.config.checkpoint),
         "scale": (attack.scale.tolist(), certified.scale.tolist()),
     }
     for what, (attacked, other) in pairs.items():
         if attacked != other:
             raise ConfigError(
-                f"run={certify.path}: certifies another {what} than {attack.path} attacks: "
-                f"{other}, not {attacked}."
+                f"run={certify.path}: is of other {what} than {attack.path}: "
+                f"{_in_words(other)}, not {_in_words(attacked)}."
             )
 
 
@@ -318,16 +318,30 @@ def _differences(card: Any, again: Any, key: str, exact: bool) -> Iterator[Diffe
     elif isinstance(card, list) and isinstance(again, list) and len(card) == len(again):
         for number, pair in enumerate(zip(card, again, strict=True)):
             yield from _differences(*pair, f"{key}[{number}]", exact)
-    elif card != again and (exact or card is None or again is None):
+    elif card != again and (exact or None in (card, again) or list in map(type, (card, again))):
         yield Difference(key, card, again)
 
 
 def _outside(card: Mapping[str, Any], again: Mapping[str, Any], key: str) -> Iterator[Difference]:
-    """The difference of two numbers with intervals, and whether it is within that of the card."""
+    """The difference of two numbers, and whether each is within the interval of the other."""
     name = "iqm" if "iqm" in card else "value"
     if card.get(name) != again.get(name):
-        within = False
-        match [*card["ci95"], again.get(name)]:
-            case [float() | str() as low, float() | str() as high, float() | str() as value]:
-                within = beyond_grid(low) <= beyond_grid(value) <= beyond_grid(high)
+        within = _is_within(again.get(name), card["ci95"]) and _is_within(
+            card.get(name), again["ci95"]
+        )
         yield Difference(f"{key}.{name}", card.get(name), again.get(name), within)
+
+
+def _is_within(value: Any, interval: Any) -> bool:
+    """Whether a number is within an interval, where both are such."""
+    match [*interval, value]:
+        case [float() | str() as low, float() | str() as high, float() | str() as number]:
+            return beyond_grid(low) <= beyond_grid(number) <= beyond_grid(high)
+    return False
+
+
+def _in_words(value: Any) -> str:
+    """A value of a message; paths as they are shown."""
+    if isinstance(value, tuple):
+        return ", ".join(shown_paths([str(path) for path in value]))
+    return str(value)

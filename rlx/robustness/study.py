@@ -288,7 +288,11 @@ class Study:
 
     def is_red(self, mode: str) -> bool:
         """Whether a check of the attack has failed: its area is then an upper bound at best."""
-        return not all(finding.passed for finding in self.audit[mode])
+        return bool(self.failed(mode))
+
+    def failed(self, mode: str) -> list[str]:
+        """The checks of the attack that have failed."""
+        return [finding.check for finding in self.audit[mode] if not finding.passed]
 
     def write_csv(self, path: Path) -> None:
         """A row for each cell."""

@@ -208,7 +208,7 @@ class AgentComparison:
         for row in self.rows:
             # Studies from before the audit do not say.
             if not row.attack.summary.get("converged", {}).get(row.mode, True):
-                texts.append(f"{row.label}: an upper bound, not converged (see its audit)")
+                texts.append(f"{row.label}: an upper bound at best (see its audit)")
         return texts
 
     def agents(self) -> console.Table:

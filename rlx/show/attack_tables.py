@@ -59,7 +59,9 @@ def warnings(study: "Study", seeds: int) -> list[str]:
     texts += console.few_seeds(seeds)
     red = [mode for mode in study.audit if study.is_red(mode)]
     if red:
-        texts.append(f"area of {', '.join(red)}: an upper bound, not converged (see the audit)")
+        checks = dict.fromkeys(check for mode in red for check in study.failed(mode))
+        reason = f"audit fails: {', '.join(checks)}"
+        texts.append(f"area of {', '.join(red)}: an upper bound at best ({reason})")
     return texts
 
 
@@ -72,7 +74,10 @@ def heads(study: "Study") -> console.Table:
         for values in shares.values():
             row.append("–" if values[number] is None else f"{values[number]:.1%}")
         rows.append(row)
-    title = "Decisions that the box changes, of those in clean play and of those under attack"
+    title = (
+        "Decisions that the box changes, of those of clean play (other episodes than the reported "
+        "ones) and of those under attack"
+    )
     return console.Table(title, ["eps", *shares], rows)
 
 

@@ -371,7 +371,7 @@ class Training:
         self.interruptible = True
         try:
             episodes = self._play()
-            attacked = self._play_attacked() if self.config.keep == "attacked" else episodes
+            attacked = self._play_attacked() if self._judges_attacked() else episodes
         except RunError:
             # It is the env's fault: what was learnt is whole.
             self.interruptible = False
@@ -411,17 +411,20 @@ class Training:
     def _play_attacked(self) -> Episodes:
         """The episodes [S', B] of an evaluation under what the agent's defence shall resist."""
         defence = convert(self.config.agent["defence"], Defence, "agent.defence")
-        seeds = seed_tensor(self._running_seeds(), self.device)
         episodes = self.config.eval_episodes
         return evaluate(
             self.agent.policy,
             self.make_env,
-            len(seeds),
+            len(self.running),
             episodes,
             SELECTION,
             self.device,
-            Trial(defence, self.spec, seeds, episodes),
+            Trial(defence, self.spec, episodes, self.device),
         )
+
+    def _judges_attacked(self) -> bool:
+        """Whether returns under attack choose the kept weights: no rule keeps others."""
+        return self.config.keep == "attacked" and not self.keeps_newest and self.stop is None
 
     def _check(self) -> None:
         """Raise RunError where a seed met a number that is not finite."""
