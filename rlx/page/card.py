@@ -58,10 +58,14 @@ def _radii(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         columns[f"{head}: certified, at least"] = shares["certified"]
         columns[f"{head}: at most"] = shares["unmoved"]
     for mode, cells in card["returns"]["attacked"].items():
-        if mode in certificates["returns"]:
-            columns[f"return, {mode} attacked: proved, at least"] = certificates["returns"][mode][
-                "lower"
-            ]
+        bounds = certificates["returns"].get(mode)
+        if bounds is not None:
+            columns[f"return, {mode} attacked: proved, at least"] = bounds["lower"]
+            # What the search for the worst has found was played as well.
+            cells = {
+                radius: min(cell, bounds["upper"].get(radius, cell), key=lambda one: one["iqm"])
+                for radius, cell in cells.items()
+            }
         columns[f"return, {mode} attacked: at most"] = cells
     rows = []
     for radius, units in card["scale"]["radii"].items():

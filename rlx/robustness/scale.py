@@ -83,17 +83,20 @@ def scale_of_env(scale: object, env: Mapping[str, Any]) -> list[float]:
         raise ConfigError(
             f"agent.defence: needs continuous observations (a Box space); this env has {space}."
         )
-    scale = named(scale, space, env)
-    if scale == "reference":
-        _, found = reference.find(dict(env))
-        return list(found.scale)
 
     def unplayed() -> np.ndarray:
         raise ConfigError(
             f"scale={scale}: expected bounds, reference, or one number per component."
         )
 
-    return unit_scale(scale, space, unplayed).ravel().tolist()
+    try:
+        scale = named(scale, space, env)
+        if scale == "reference":
+            _, found = reference.find(dict(env))
+            return list(found.scale)
+        return unit_scale(scale, space, unplayed).ravel().tolist()
+    except ConfigError as error:
+        raise ConfigError(f"agent.defence.{error}") from None
 
 
 def require_box(space: gymnasium.Space) -> gymnasium.spaces.Box:
