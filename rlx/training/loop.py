@@ -22,7 +22,7 @@ from rlx.grids import parse_rows
 from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
 from rlx.robustness.attacked_env import AttackedEnv
-from rlx.rollout import Episodes
+from rlx.rollout import Episodes, MakeChoose
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.trackers.tracking import Tracking, make_trackers
@@ -399,27 +399,24 @@ class Training:
         """The episodes [S', B] of a greedy evaluation."""
         self._begin_compiling()
         played = self.compiled.evaluation.episodes() if self.compiled is not None else None
-        return played or evaluate(
+        return played or self._play_as_written()
+
+    def _play_attacked(self) -> Episodes:
+        """The episodes [S', B] of an evaluation under what the agent's defence shall resist."""
+        defence = convert(self.config.agent["defence"], Defence, "agent.defence")
+        trial = Trial(defence, self.spec, self.config.eval_episodes, self.device)
+        return self._play_as_written(trial)
+
+    def _play_as_written(self, make_choose: MakeChoose | None = None) -> Episodes:
+        """The episodes [S', B] of an evaluation, greedy or as `make_choose` says."""
+        return evaluate(
             self.agent.policy,
             self.make_env,
             len(self.running),
             self.config.eval_episodes,
             SELECTION,
             self.device,
-        )
-
-    def _play_attacked(self) -> Episodes:
-        """The episodes [S', B] of an evaluation under what the agent's defence shall resist."""
-        defence = convert(self.config.agent["defence"], Defence, "agent.defence")
-        episodes = self.config.eval_episodes
-        return evaluate(
-            self.agent.policy,
-            self.make_env,
-            len(self.running),
-            episodes,
-            SELECTION,
-            self.device,
-            Trial(defence, self.spec, episodes, self.device),
+            make_choose,
         )
 
     def _judges_attacked(self) -> bool:
