@@ -204,6 +204,21 @@ def test_a_killed_tuning_loses_nothing_that_was_told(rlx, request):
     assert runs.items() <= finished.items() and len(finished) == len(Sweep(sweep).jobs())
 
 
+def test_a_process_that_is_killed_while_it_writes_holds_up_no_other(rlx, monkeypatch):
+    lock = optuna.storages.journal.JournalFileSymlinkLock
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "release", killed)
+        assert rlx("tune", *SMALL, "trials=2", "batch=2", "sweep=held").code == 130
+    assert Path("outputs/sweeps/held/study.log.lock").is_symlink()
+    monkeypatch.setattr(lock.__init__, "__defaults__", (3,))  # seconds; Optuna waits for 30
+    result = rlx("tune", *SMALL, "trials=2", "batch=2", "sweep=held")
+    assert result.code == 0, result.err
+
+
 def test_two_processes_share_a_tuning(rlx):
     words = [*SMALL, "trials=6", "batch=2", "sweep=shared"]
     command = [sys.executable, "-m", "rlx", "tune", *words]

@@ -470,7 +470,9 @@ def _study(name: str, storage: Path, plan: Plan) -> "Study":
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
         study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(storage))),
+            # Absolute: Optuna takes a lock that a killed process left only where the link it is
+            # leads to the file, and waits for ever for another.
+            storage=JournalStorage(JournalFileBackend(str(storage.absolute()))),
             study_name=name,
             direction="maximize",
             pruner=_pruner(plan.config),
