@@ -103,8 +103,9 @@ def assert_same_sweeps(one: str, other: str) -> None:
 
 def swept(agent: str) -> list[str]:
     """Two values of up to two numbers of an agent, as one types them in a sweep."""
-    fields = [name for name in ("learning_rate", "discount") if name in varying(config_type(agent))]
-    fields = fields or sorted(varying(config_type(agent)))[:2]
+    names = varying(config_type(agent))
+    fields = [name for name in ("learning_rate", "n_steps", "discount") if name in names]
+    fields = (fields or sorted(names))[:2]
     return ["agent.{}={},{}".format(name, *values(agent, name)) for name in fields]
 
 
