@@ -428,6 +428,16 @@ def test_an_interrupted_batch_goes_on(number, rlx, alone, monkeypatch):
     assert not list(the_sweep().glob("batches"))
 
 
+def test_a_batch_that_ends_its_process_holds_up_no_other(rlx, monkeypatch):
+    words = ("train", "-m", *PPO, RATES, "steps=192,128", VECTOR)
+    stop_at(monkeypatch, 160, kill)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            rlx(*words)
+    done = {job.settings["steps"]: job.status for job in jobs()}
+    assert done == {"192": "interrupted", "128": "completed"}
+
+
 @pytest.mark.parametrize("stop", [kill, send(signal.SIGTERM)])
 @pytest.mark.parametrize("place", ["Run.log", "Checkpoints.save", "Run.complete", "Job.write"])
 def test_a_batch_stopped_while_it_is_taken_apart(place, stop, rlx, three_alone, monkeypatch):
