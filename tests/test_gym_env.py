@@ -324,6 +324,7 @@ class Dying(Base):
             child = os.fork()
             if child == 0:
                 time.sleep(60)
+                Path("waited for").touch()
                 os._exit(0)
             Path("child").write_text(str(child))
             os.kill(os.getpid(), signal.SIGKILL)
@@ -342,7 +343,8 @@ def test_a_process_that_dies_is_not_waited_for(how, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"^env\.workers: a process .* has died, exit code -9\.$"):
         env.step(torch.tensor([0, 1]))
     if how == "leaving a child":
-        os.kill(int(Path("child").read_text()), signal.SIGKILL)  # raises where it has ended
+        assert not Path("waited for").exists()
+        os.kill(int(Path("child").read_text()), signal.SIGKILL)
 
 
 def test_a_run_ends_with_the_envs_fault(rlx):
