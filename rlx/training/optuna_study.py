@@ -1,5 +1,6 @@
 """Optuna's study of a tuning: its journal on disk, who thinks of trials, who gives them up."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ def check_storage(file: Path) -> None:
     except OSError as error:
         raise ConfigError(f"storage={file}: cannot be written ({error.strerror}).") from None
     with _storage_errors(file):
+        # Optuna would write behind a last line that it cannot read.
+        for line in file.read_text().splitlines()[-1:]:
+            json.loads(line)
         _journal(file)
 
 
