@@ -4,6 +4,7 @@ Hydra takes the first file of a name along its search path, and puts a user's fo
 """
 
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
@@ -12,7 +13,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig
+from omegaconf import Container, DictConfig, OmegaConf
 
 from rlx.conf import conf_dir, user_dir
 
@@ -43,7 +44,34 @@ class UserOptions(FileConfigSource):
             )
         if Path(conf_dir(), file).is_file():
             _hiding.add(file)
+        if config_path.startswith("search/"):
+            found.config = self._whole_space(found.config)
         return found
+
+    def _whole_space(self, config: Container) -> Container:
+        """A search space with those that its defaults name put in; others stay as they are.
+
+        Choices replace a range there, and a range choices; OmegaConf merges no list with keys.
+        """
+        content = OmegaConf.to_container(config)
+        names = content.pop("defaults", []) if isinstance(content, dict) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            return config
+        space: dict[Any, Any] = {}
+        for name in names if "_self_" in names else [*names, "_self_"]:
+            other = content if name == "_self_" else self._space(name)
+            if not isinstance(other, dict):
+                return config  # Hydra says what is wrong
+            space = _merged(space, other)
+        return OmegaConf.create(space)
+
+    def _space(self, name: str) -> Any:
+        """The content of the search space of a name, the user's or rlx's; None: there is none."""
+        path = f"search/{name}"
+        file = Path(conf_dir(), f"{path}.yaml")
+        if self.is_config(path):
+            return OmegaConf.to_container(self.load_config(path).config)
+        return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None
 
 
 class UserFolder(SearchPathPlugin):
@@ -68,6 +96,13 @@ def newly_hiding() -> list[str]:
     files = sorted(_hiding)
     _hiding.clear()
     return files
+
+
+def _merged(former: Any, later: Any) -> Any:
+    """The later of two values; of two with keys, the keys of both, and what they have merged."""
+    if not isinstance(former, dict) or not isinstance(later, dict):
+        return later
+    return former | {key: _merged(former.get(key), value) for key, value in later.items()}
 
 
 def _defaults_name(found: ConfigResult, path: str) -> bool:

@@ -358,6 +358,42 @@ def test_choices_replace_a_range_and_a_range_choices(words, axis, rlx):
     assert yaml.safe_load("\n".join(result.out.splitlines()[1:])) == axis
 
 
+MINE = """
+defaults: [dqn, _self_]
+agent:
+  learning_rate: [1.0e-3, 1.0e-2]
+  discount: {low: 0.9, high: 0.99}
+  target_tau: {high: 0.5}
+  n_steps: null
+"""
+
+
+def test_a_users_space_replaces_choices_and_ranges_of_rlxs(rlx):
+    Path("conf/search").mkdir(parents=True)
+    Path("conf/search/mine.yaml").write_text(MINE)
+    line = ("tune", "agent=dqn", "search=mine", "search.agent.epsilon_end=[0.1]")
+    result = rlx(*line, "--cfg", "job", "--package", "search")
+    assert result.code == 0, result.err
+    space = yaml.safe_load("\n".join(result.out.splitlines()[1:]))
+    assert space["num_envs"] == [8, 16, 32]
+    expected = {
+        "learning_rate": [1e-3, 1e-2],
+        "discount": {"low": 0.9, "high": 0.99},
+        # A range keeps what the file does not say of it.
+        "target_tau": {"low": 1e-3, "high": 0.5, "log": True},
+        "n_steps": None,
+        "epsilon_end": [0.1],
+    }
+    assert expected.items() <= space["agent"].items() and len(space["agent"]) == 7
+
+
+def test_a_space_without_keys_is_one_line(rlx):
+    Path("conf/search").mkdir(parents=True)
+    Path("conf/search/mine.yaml").write_text("- 1\n")
+    result = rlx("tune", *SMALL[:2], "search=mine")
+    assert (result.code, result.err) == (2, "rlx: search=[1]: expected keys with values.\n")
+
+
 def test_a_key_below_choices_is_one_line(rlx):
     result = rlx("tune", "agent=dqn", "search.agent.discount.low=0.5")
     assert result.code == 2 and result.err.startswith("rlx: search.agent.discount.low: is no key")

@@ -90,7 +90,9 @@ def _runs(word: str, sweeps: Mapping[str, Path]) -> list[str]:
 def _run(words: list[str]) -> int:
     """Run a command line of rlx in a process of its own; returns its exit code."""
     # In a group of its own, so that what is typed at the terminal is told to it once.
-    process = subprocess.Popen([sys.executable, "-m", "rlx", *words], process_group=0)
+    command = [sys.executable, "-m", "rlx", *words]
+    # What would ask at the terminal gets no answer; in that group it would be stopped, for ever.
+    process = subprocess.Popen(command, process_group=0, stdin=subprocess.DEVNULL)
     try:
         return process.wait()
     except KeyboardInterrupt as error:

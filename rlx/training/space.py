@@ -48,6 +48,8 @@ class Space:
 
         ConfigError where it names a key that they do not have, or a value that a key does not take.
         """
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"search={node}: expected keys with values.")
         axes: dict[str, Span | list[Any]] = {}
         whole = set()
         for key, leaf in _leaves(plain(node), ""):
