@@ -413,6 +413,21 @@ def test_a_study_with_a_wrong_line_is_refused(line, expected, study, tmp_path):
     assert study("study").code == 2
 
 
+def test_what_asks_in_a_study_gets_no_answer(tmp_path):
+    (tmp_path / "conf/env").mkdir(parents=True)
+    (tmp_path / "conf/env/asking.yaml").write_text("_target_: asking.Asking\n")
+    (tmp_path / "asking.py").write_text("input('Which env? ')\n")
+    (tmp_path / "conf/experiment").mkdir()
+    study = "# @package _global_\nlines:\n  train: train env=asking\n"
+    (tmp_path / "conf/experiment/asks.yaml").write_text(study)
+    command = [sys.executable, "-m", "rlx", "study", "experiment=asks"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE)
+    try:
+        assert process.wait(60) == 2
+    finally:
+        process.kill()
+
+
 def test_what_is_not_defined_is_ranked_last(rlx, tiny_runs):
     """The area of an agent that is no better than random play is NaN."""
     (victim,) = (tiny_runs / "train").glob("dqn-cartpole/*")
