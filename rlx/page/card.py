@@ -12,13 +12,15 @@ def page(card: Mapping[str, Any], file: str) -> str:
     victim, attack = card["victim"], card["attack"]
     maker = card["made_by"]["attack"]
     sums = "".join(victim["sha256"].values())
+    noted = "weights" not in maker.get("of_the_card_not_the_run", ())
+    when = "" if noted else ", as they were when the card was made"
     packages = ", ".join(f"{name} {version}" for name, version in maker["packages"].items())
     facts = {
         "policies": ", ".join(f"`{path}`" for path in victim["paths"]),
         "seeds": f"{len(victim['seeds'])} ({console.ranges(victim['seeds'])})",
         "checkpoint": victim["checkpoint"],
         "weights": f"SHA-256 {hashlib.sha256(sums.encode()).hexdigest()[:16]}… of all of them; "
-        f"of each by itself in {file}",
+        f"of each by itself in {file}{when}",
         "env": card["env"].get("id", card["env"]["_target_"]),
         "attack": f"{attack['name']}, {attack['episodes']} episodes of each seed and radius",
         "return without": _cell(card["returns"]["clean"]),

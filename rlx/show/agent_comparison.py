@@ -11,6 +11,7 @@ import numpy as np
 
 from rlx import statistics
 from rlx.errors import ConfigError
+from rlx.names import one_line
 from rlx.runs.run import Run
 from rlx.show import console, figures
 from rlx.show.attack_comparison import check_same_agents
@@ -350,10 +351,10 @@ def _check_boxes(attacks: Sequence[AttackRun]) -> None:
         if its_boxes.shape == boxes.shape and np.allclose(its_boxes, boxes, rtol=1e-6, atol=0):
             continue
         if attack.scale.shape == first.scale.shape and np.allclose(attack.scale, first.scale):
-            grids = [", ".join(f"{eps:g}" for eps in one.summary["eps"]) for one in (attack, first)]
             raise ConfigError(
-                f"run={attack.path}: has other radii than {first.path}: eps {grids[0]}, "
-                f"not {grids[1]}."
+                f"run={attack.path}: has other radii than {first.path}: "
+                f"eps={one_line(attack.config.eps)}, not eps={one_line(first.config.eps)}; "
+                "attack one of them again with the eps of the other."
             )
         units = [units_text(one.scale) for one in (attack, first)]
         raise ConfigError(
