@@ -76,7 +76,7 @@ def test_a_card_has_what_the_runs_found(made, tmp_path):
     for estimate in (last["return"], shares["certified"][1], shares["unmoved"][1]):
         assert f" {interval_text(estimate['iqm'], estimate['ci95'])} |" in text
     assert "position ±0.05 m, speed ±0.05 m/s, angle ±0.01 rad" in found["scale"]["radii"]["0.1"]
-    assert "* **does not hold**: many attacks were played (all): one alone" in text
+    assert "* **does not hold**: more than one attack was played (all): one alone" in text
     assert f"rlx attack {run.relative_to(tmp_path)} attack=fgsm" in text
     assert found["made_by"]["attack"]["commit"] == Run(attack).meta()["commit"]
 

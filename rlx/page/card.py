@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rlx.robustness.audit import NOTES
 from rlx.show import console
 
 
@@ -46,6 +47,7 @@ def page(card: Mapping[str, Any], file: str) -> str:
     lines += ["", "## What was checked of the attack", ""]
     for finding in card["audit"]:
         word = "holds" if finding["passed"] else "**does not hold**"
+        word = "noted" if finding["check"] in NOTES else word
         lines.append(f"* {word}: {finding['check']} ({finding['modes']}): {finding['measured']}")
     whole = "\n".join([*card["commands"].values(), f"rlx card check {file}"])
     lines += ["", "## To make it again", "", f"```\n{whole}\n```", ""]

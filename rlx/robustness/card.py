@@ -240,7 +240,7 @@ def _audit(attack: AttackRun) -> list[dict[str, Any]]:
     """What was checked of the attack itself."""
     table = attack_tables.audit(Study.from_summary(attack.summary))
     return [
-        {"passed": word == "pass", "check": check, "measured": text, "modes": modes}
+        {"passed": word != "WARNING", "check": check, "measured": text, "modes": modes}
         for word, check, text, modes in table.rows
     ]
 
