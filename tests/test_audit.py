@@ -133,23 +133,31 @@ def test_noise_that_beats_every_gradient_is_named_with_its_cells():
     singles = {**sound().singles, "corners": stronger + noise(SEEDS, 2, EPISODES)}
     finding = findings(sound(singles=singles))["noise beats gradients nowhere by more than chance"]
     assert not finding.passed and finding.number == pytest.approx(1 / 12)
-    assert finding.text == "noise is stronger than all others by more than chance in 1 of 12 cells (seed and radius)"
+    assert finding.text.endswith(" by more than chance in 1 of 12 cells (seed and radius)")
     for missing in ("noise", "pgd"):
         left = {name: returns for name, returns in sound().singles.items() if name != missing}
-        assert "noise beats gradients nowhere by more than chance" not in findings(sound(singles=left))
+        assert "noise beats gradients nowhere by more than chance" not in findings(
+            sound(singles=left)
+        )
 
 
 def test_a_single_attack_that_raises_the_return_is_named_against_clean_play():
     """A policy that any attack helps shows only against clean play of the same episodes."""
     helpful = CLEAN[:, None] + 7 + noise(SEEDS, 2, EPISODES)
     singles = {"noise": helpful - 1, "critic": helpful}
-    finding = findings(sound(singles=singles))["no single attack raises the return by more than chance"]
+    finding = findings(sound(singles=singles))[
+        "no single attack raises the return by more than chance"
+    ]
     assert not finding.passed and finding.number == pytest.approx(7, abs=0.3)
     assert finding.text.startswith("critic raises it by 7")
     harmless = {"noise": CLEAN[:, None] + noise(SEEDS, 2, EPISODES)}
-    finding = findings(sound(singles=harmless))["no single attack raises the return by more than chance"]
+    finding = findings(sound(singles=harmless))[
+        "no single attack raises the return by more than chance"
+    ]
     assert finding.passed and finding.number == 0
-    assert "no single attack raises the return by more than chance" not in findings(sound(singles={}))
+    assert "no single attack raises the return by more than chance" not in findings(
+        sound(singles={})
+    )
 
 
 @pytest.mark.parametrize("flat, passed", [(0.01, True), (0.02, False)])
@@ -211,9 +219,7 @@ def test_findings_are_told_in_the_right_number():
     trial = sound().singles["pgd"]
     assert findings(sound(singles={"pgd": trial}))[single].text == "pgd does not"
     assert findings(sound(singles={"pgd": trial, "minq": trial}))[single].text == "none of 2 does"
-    one = sound(
-        returns=sound().returns[:1], halved=sound().halved[:1], singles={}, unattacked=None
-    )
+    one = sound(returns=sound().returns[:1], halved=sound().halved[:1], singles={}, unattacked=None)
     assert findings(one, clean=CLEAN[:1])["seeds are enough"].text == "1 seed; an interval needs 5"
     assert findings(sound())["seeds are enough"].text == "6 seeds"
     gains = findings(sound(returns=sound().returns - 1, halved=None))

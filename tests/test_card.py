@@ -205,6 +205,9 @@ def test_the_card_of_a_file_has_its_checksum(rlx, tmp_path):
     assert result.code == 0 and "holds" in result.out and "differs" not in result.out
     (tmp_path / "leaning.py").write_text("def decide(obs):\n    return obs[:, 2] > 1\n")
     result = rlx("card", attack.run)
-    assert result.code == 2 and "leaning.py:decide: is not the file that rlx attack played" in result.err
+    assert (
+        result.code == 2
+        and "leaning.py:decide: is not the file that rlx attack played" in result.err
+    )
     result = rlx("card", "check", made.run / "card.json")
     assert result.code == 1 and "victim.sha256.leaning.py:decide" in result.out

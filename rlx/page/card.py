@@ -1,6 +1,7 @@
 """A robustness card as one page of Markdown."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,10 @@ def _radii(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         columns[f"return, {mode} attacked: at most"] = cells
     rows = []
     for radius, units in card["scale"]["radii"].items():
-        cells = [_cell(cells[radius]) if radius in cells else "–" for cells in columns.values()]
+        cells = [
+            _cell(cells[radius]) if radius in cells else console.NO_NUMBER
+            for cells in columns.values()
+        ]
         rows.append([radius, units, *cells])
     return ["eps", "each component by", *columns], rows
 
@@ -99,18 +103,9 @@ def _explanation(card: Mapping[str, Any]) -> str:
 
 def _cell(number: Mapping[str, Any]) -> str:
     """A number and its interval in three digits; a critical radius may be beyond the grid."""
-    value = number.get("iqm", number.get("value"))
-    texts = [_text(part) for part in (value, *number["ci95"])]
-    if number["ci95"][0] is None:
-        return texts[0]
-    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
-
-
-def _text(value: Any) -> str:
-    """A number in three digits, a dash for none, or any other value as it is."""
-    if value is None:
-        return "–"
-    return console.number(value) if isinstance(value, float) else str(value)
+    parts = (number.get("iqm", number.get("value")), *number["ci95"])
+    value, *ends = [math.nan if part is None else part for part in parts]
+    return console.interval_text(value, ends)
 
 
 def _rows(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -214,7 +214,9 @@ def _at_the_floor(returns: np.ndarray, eps: Sequence[float], floor: float) -> Fi
         return None
     largest = int(np.argmax(eps))
     share = float((returns[:, largest] <= floor).mean())
-    text = f"{share:.0%} of the episodes at eps {eps[largest]:g} have {floor:g}, the lowest there is"
+    text = (
+        f"{share:.0%} of the episodes at eps {eps[largest]:g} have {floor:g}, the lowest there is"
+    )
     return Finding(LOWEST, True, share, text)
 
 
