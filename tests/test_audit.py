@@ -58,6 +58,7 @@ def test_the_share_of_exact_episodes_is_said():
     exact[:3] = True
     finding = findings(sound(exact=exact))["how far the search was exhaustive"]
     assert finding.passed and finding.number == 0.5 and "50%" in finding.text
+    assert finding.is_note and not findings(sound())["seeds are enough"].is_note
     assert "how far the search was exhaustive" not in findings(sound(exact=None))
 
 

@@ -44,6 +44,11 @@ class Finding:
     text: str
     """The number in words."""
 
+    @property
+    def is_note(self) -> bool:
+        """Whether nothing fails it."""
+        return self.check in NOTES
+
     def as_dict(self) -> dict[str, Any]:
         """The finding as summary.json has it."""
         return asdict(self)

@@ -116,13 +116,11 @@ def winners(study: "Study") -> list[console.Table]:
 
 def audit(study: "Study") -> console.Table:
     """What was checked of the attack itself."""
-    from rlx.robustness.audit import NOTES
-
     modes_of: dict[tuple[str, str, str], list[str]] = {}
     for mode, findings in study.audit.items():
         for finding in findings:
             word = "pass" if finding.passed else "WARNING"
-            word = "note" if finding.check in NOTES else word
+            word = "note" if finding.is_note else word
             modes_of.setdefault((word, finding.check, finding.text), []).append(mode)
     rows = []
     for (word, check, text), modes in modes_of.items():

@@ -247,18 +247,21 @@ class Progress:
             terminal.print(f"{step / self.total:>8.0%} done, {remaining} left", markup=False)
         self.step = step
 
-    def evaluated(self, step: int, mean: "Tensor", best: "Tensor") -> None:
+    def evaluated(
+        self, step: int, mean: "Tensor", best: "Tensor", attacked: "Tensor | None" = None
+    ) -> None:
         """Print an evaluation: interquartile means over seeds.
 
-        `mean` are the returns of the seeds that still learn, [S'], `best` those of the weights kept
-        of every seed, [S].
+        `mean` are the returns of the seeds that still learn, [S'], `attacked` those under attack
+        where they count too, `best` those of the weights kept of every seed, [S].
         """
         if _brief:
             return
         from rlx.statistics import iqm
 
-        now = float(iqm(mean.cpu().numpy()))
-        parts = [f"{step:>9,}", f"return {number(now)}"]
+        parts = [f"{step:>9,}", f"return {number(float(iqm(mean.cpu().numpy())))}"]
+        if attacked is not None:
+            parts.append(f"attacked {number(float(iqm(attacked.cpu().numpy())))}")
         if bool(best.isfinite().all()):
             kept = float(iqm(best.cpu().numpy()))
             parts.append(f"kept {number(kept)} (worst {number(float(best.min()))})")
