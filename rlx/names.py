@@ -21,7 +21,7 @@ MOST_MEANT = 3
 def nearest(word: object, choices: Iterable[object]) -> str:
     """The end of an error message, with the name of `choices` that `word` probably meant.
 
-    Where `word` is a part of it, as "episodes" of "eval_episodes", names that share it are told too.
+    Where `word` is a part of it, as "episodes" of "eval_episodes", others too are told.
     Where no name is near, it lists all of them, unless they are many.
     """
     names = [str(choice) for choice in choices]
