@@ -333,18 +333,17 @@ def figure(
     `scale`: what eps = 1 means, as `rlx.robustness.scale.unit_scale` explains. With certificates
     each mode has a panel with both bounds, and each head one.
     """
+    certificates = summary.get("certificates")
     curves = {}
     for mode in dict.fromkeys(cell["head"] for cell in summary["cells"]):
         cells = [cell for cell in summary["cells"] if cell["head"] == mode]
         estimates = [statistics.Estimate.from_dict(cell["return"]) for cell in cells]
-        label = f"{cells[0]['attack']} on {mode}"
+        label = cells[0]["attack"] if certificates else f"{cells[0]['attack']} on {mode}"
         curves[mode] = figures.Curve(label, summary["eps"], estimates)
     x = figures.eps_label(scale)
-    certificates = summary.get("certificates")
-    if certificates is None:
+    if not certificates:
         return figures.curves({title: list(curves.values())}, x, summary["random"], style)
     bounds = certify_tables.return_curves(certificates)
-    panels = {
-        f"{title}, on {mode}": [*bounds.get(mode, ()), curve] for mode, curve in curves.items()
-    }
-    return figures.sandwich(certify_tables.panels(certificates, "head"), x, style, panels)
+    returns = {f"{mode} attacked": [*bounds.get(mode, ()), curves[mode]] for mode in curves}
+    shares = certify_tables.panels(certificates, "decisions")
+    return figures.sandwich(shares, x, style, returns, title)
