@@ -187,7 +187,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     plan = _load(config)
     config = replace(config, scale=plan.named_scale)
     composed.scale = plan.named_scale
-    output = plan.subjects.create(config.outputs, "attack", composed)
+    output = plan.subjects.create(config.outputs, "attack", composed, plan.opened)
     _header(config, plan)
     with Tracking(output, plan.trackers) as tracking, output.writing():
         tracking.begin()
