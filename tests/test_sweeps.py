@@ -248,6 +248,36 @@ def test_sys_exit_in_a_users_code_ends_one_job_alone(rlx, monkeypatch):
     assert result.code == 1 and result.err == "rlx: sys.exit(3) was called while it ran.\n"
 
 
+CRASHING = """
+import os
+
+from rlx.agents.ppo import PPO
+
+
+class Crashing(PPO):
+    def learn(self):
+        if self.config.learning_rate < 0.005:
+            os._exit(3)
+        return super().learn()
+"""
+
+
+def test_a_job_that_ends_its_process_holds_up_no_other(rlx):
+    Path("crashing.py").write_text(CRASHING)
+    Path("conf/agent").mkdir(parents=True)
+    option = "defaults: [ppo, _self_]\n_target_: crashing.Crashing\n"
+    Path("conf/agent/crashing.yaml").write_text(option)
+    rlx_line = [sys.executable, "-m", "rlx"]
+    words = ("agent=crashing", *SMALL[1:], "agent.learning_rate=1e-3,1e-2", "sweep=mine")
+    assert subprocess.run([*rlx_line, "train", "-m", *words]).returncode == 3
+    sweep = Path("outputs/sweeps/mine")
+    lost = "agent.learning_rate=0.001: its process ended without a word"
+    assert lost in rlx("report", sweep).out
+    again = subprocess.run([*rlx_line, "resume", sweep], capture_output=True, text=True)
+    assert again.returncode == 3 and lost in again.stdout
+    assert [job.status for job in Sweep(sweep).jobs()] == ["interrupted", "completed"]
+
+
 def test_a_signal_within_a_destructor_comes_once_more():
     told = []
     former = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
