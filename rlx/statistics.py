@@ -9,6 +9,7 @@ average out over them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +81,22 @@ def independent(seeds: Sequence[int], episodes: int, resamples: int = RESAMPLES)
     return bootstraps
 
 
+def one_of_many(number: int, seeds: int, episodes: int) -> Bootstrap:
+    """Resamples for the agent `number` of many, drawn as `independent` draws those of a few.
+
+    The episodes are drawn jointly for all agents that have played as many.
+    """
+    bootstrap = Bootstrap(seeds, 1, rng=number)
+    bootstrap.weights = _episode_weights(episodes)
+    return bootstrap
+
+
+@cache
+def _episode_weights(episodes: int) -> Array:
+    """The weight of each episode in its mean, [resamples, P]; the same for all agents."""
+    return Bootstrap(1, episodes).weights
+
+
 def interval(resampled: Array) -> Array:
     """95 % percentile interval [2, …] of statistics [resamples, …]."""
     return np.percentile(resampled, TAILS, axis=0)
@@ -144,7 +161,8 @@ class Curve:
     undefined: float
     """The share of the resamples in which clean play is no better than random play.
 
-    Such a resample has no score, and both intervals leave it out.
+    Such a resample has no score, and both intervals leave it out. Of one seed, which is not
+    resampled, it is 0 or 1.
     """
 
 
@@ -157,7 +175,7 @@ def curve(returns: Array, clean: Array, random: float, eps: Array, bootstrap: Bo
     area = float(_area(score, eps))
     critical = _critical(score, eps)
     if len(returns) == 1:
-        return Curve(score, area, NO_INTERVAL, critical, NO_INTERVAL, 0.0)
+        return Curve(score, area, NO_INTERVAL, critical, NO_INTERVAL, float(np.isnan(area)))
     resampled = np.stack([bootstrap.iqms(returns[:, e]) for e in range(len(eps))], 1)
     scores = _score(resampled, bootstrap.iqms(clean)[:, None], random)
     defined = ~np.isnan(scores[:, 0])

@@ -219,6 +219,29 @@ def test_a_process_that_is_killed_while_it_writes_holds_up_no_other(rlx, monkeyp
     assert result.code == 0, result.err
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL in a test's own process: nobody catches it."""
+
+
+def test_a_batch_that_ends_its_process_is_given_up(rlx, monkeypatch):
+    step = Training._vector_step
+
+    def dying(self):
+        if self.step == 64 and len(trials(the_sweep())) == 2:
+            raise Killed
+        return step(self)
+
+    monkeypatch.setattr(Training, "_vector_step", dying)
+    words = ("tune", *SMALL, "trials=4", "batch=2", "pruner=none")
+    for _ in range(tuning.DEATHS):
+        with pytest.raises(Killed):
+            rlx(*words)
+    result = rlx(*words)
+    assert result.code == 0, result.err
+    assert states(the_sweep()) == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert "without a word (killed, out of memory, or a crash), 3 times" in result.out
+
+
 def test_two_processes_share_a_tuning(rlx):
     words = [*SMALL, "trials=6", "batch=2", "sweep=shared"]
     command = [sys.executable, "-m", "rlx", "tune", *words]

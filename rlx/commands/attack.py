@@ -17,8 +17,8 @@ from rlx.grids import parse_grid
 from rlx.runs.run import Run
 from rlx.show import attack_tables, console, figures
 from rlx.show.attack_run import AttackRun
-from rlx.statistics import Bootstrap, Estimate, Robustness
-from rlx.sweeps.ranking import Measure
+from rlx.statistics import Bootstrap, Estimate, Robustness, one_of_many
+from rlx.sweeps.ranking import Measure, Score
 from rlx.trackers.tracker import Tracker
 from rlx.trackers.tracking import Tracking, make_trackers
 from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
@@ -93,20 +93,22 @@ def check(composed: DictConfig) -> None:
     _load(build(Config, composed, ""))
 
 
-def _area(run: Run) -> Estimate:
+def _area(run: Run, number: int) -> Score:
     """The area under the robustness curve, all heads attacked: 1 where nothing is lost."""
     attack = AttackRun.of(run)
     returns = attack.returns(attack.strongest_mode or attack.modes[0])
-    robustness = Robustness.of(
-        returns,
-        np.array(attack.summary["eps"]),
-        attack.summary["random"],
-        attack.summary["clean"]["iqm"],
-        Bootstrap(len(returns), returns.shape[2]),
-    )
-    low, high = robustness.area.ci95
-    area = float(robustness.area.value)
-    return Estimate(robustness.seed_areas.value, area, (float(low), float(high)))
+    seeds, _, episodes = returns.shape
+
+    def robustness(bootstrap: Bootstrap) -> Robustness:
+        eps = np.array(attack.summary["eps"])
+        random, clean = attack.summary["random"], attack.summary["clean"]["iqm"]
+        return Robustness.of(returns, eps, random, clean, bootstrap)
+
+    own = robustness(Bootstrap(seeds, episodes))
+    low, high = own.area.ci95
+    estimate = Estimate(own.seed_areas.value, float(own.area.value), (float(low), float(high)))
+    beside_others = robustness(one_of_many(number, seeds, episodes))
+    return Score(estimate, beside_others.seed_areas, beside_others.area)
 
 
 AREA = Measure("area", _area, of_env=False)
@@ -185,7 +187,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     plan = _load(config)
     config = replace(config, scale=plan.named_scale)
     composed.scale = plan.named_scale
-    output = plan.subjects.create(config.outputs, "attack", composed)
+    output = plan.subjects.create(config.outputs, "attack", composed, plan.opened)
     _header(config, plan)
     with Tracking(output, plan.trackers) as tracking, output.writing():
         tracking.begin()

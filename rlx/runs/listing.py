@@ -61,10 +61,7 @@ class Entry:
     @cached_property
     def defence(self) -> str:
         """What a training was defended by, as in "sa (eps 0.2)"; "" where by nothing."""
-        match self.config().get("agent"):
-            case {"defence": {"_target_": str() as target, "eps": float() | int() as eps}}:
-                return f"{target.rpartition('.')[2].lower()} (eps {eps:g})"
-        return ""
+        return defence_of(self.config().get("agent"))
 
     @property
     def seeds(self) -> int | None:
@@ -134,6 +131,14 @@ class Entry:
             paths = named if isinstance(named, list) else [named]
             found |= {Path(path).name for path in paths if isinstance(path, str)}
         return found
+
+
+def defence_of(agent: Any) -> str:
+    """What the config group `agent` is defended by, as in "sa (eps 0.2)"; "" where by nothing."""
+    match agent:
+        case {"defence": {"_target_": str() as target, "eps": float() | int() as eps}}:
+            return f"{target.rpartition('.')[2].lower()} (eps {eps:g})"
+    return ""
 
 
 def folders(top: Path) -> Iterator[Path]:

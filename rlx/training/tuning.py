@@ -28,7 +28,8 @@ from rlx.grids import parse_seeds
 from rlx.runs.files import write
 from rlx.show import console
 from rlx.sweeps.report import report
-from rlx.sweeps.sweep import Job, Planned, Sweep, identity
+from rlx.sweeps.running import fail
+from rlx.sweeps.sweep import LOST, Job, Planned, Sweep, identity
 from rlx.training import config as training_config
 from rlx.training.config import run_name, validated
 from rlx.training.loop import Training
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 
     from rlx.sweeps.planning import Options
 
-CHANGES_NOTHING = ("trials", "batch", "minutes")
-"""Keys with which a tuning may go on under other values."""
+DEATHS = 3
+"""Processes that a batch may end before its first evaluation, until its trials are given up."""
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,9 @@ class Tuning:
             if frozen is None:
                 continue
             trial = Trial(self.study, frozen._trial_id)
+            job = jobs[number].read()
+            if job.deaths > 1:
+                job.write(deaths=1)
             if pack.step not in frozen.intermediate_values:
                 kept = pack.kept.value[pack.members[number]]
                 trial.report(float(statistics.iqm(kept.numpy())), pack.step)
@@ -342,6 +346,9 @@ class Tuning:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
             (job,) = self._jobs([frozen])
+            if job.deaths >= DEATHS and _is_open(job) and _is_free(job):
+                fail(job, RunError(f"{LOST}, {DEATHS} times before an evaluation"), 0)
+                job = job.read()
             run = job.run
             if job.state == "pruned":
                 self.study.tell(frozen.number, state=TrialState.PRUNED)
