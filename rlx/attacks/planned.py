@@ -390,6 +390,7 @@ def _replay(
         if moves is None:  # the episode is over
             return scores.best(obs.float())
         move = Move(*(value.unsqueeze(0).unsqueeze(0) for value in moves[head]))
+        scores.best(move.shown)  # a policy's memory may keep what it was shown
         witness(head, obs, *move)
         return move.decision
 

@@ -83,7 +83,7 @@ class Config(SubjectConfig):
     video_episodes: Any
     """Which of the episodes: a count, a range, or a list of numbers from 0 on."""
     video_eps: NonNegative | None
-    """The radius at which they are attacked; null: the largest of `eps`."""
+    """The radius at which they are attacked, one of `eps`; null: the largest."""
     tracker: Any = None
     """The trackers that are told of the study: files of conf/tracker, with their keys."""
 

@@ -296,11 +296,20 @@ class AttackedEnv(VectorEnv):
         self._decisions[head].index_add_(0, self._id, counted.long())
         self._flips[head].index_add_(0, self._id, (flipped.flatten() & counted).long())
 
-    def _tell(self, head: str, *decided: Tensor) -> None:
-        """Tell the witness what was `decided`, as of `Witness`."""
+    def _tell(
+        self,
+        head: str,
+        obs: Tensor,
+        shown: Tensor,
+        decision: Tensor,
+        clean: Tensor,
+        flipped: Tensor,
+        deciding: Tensor,
+    ) -> None:
+        """Tell the witness of a decision."""
         if self.witness is not None:
-            *decision, deciding = decided
-            self.witness(head, *decision, deciding & self._counting.view(self._shape))
+            deciding = deciding & self._counting.view(self._shape)
+            self.witness(head, obs, shown, decision, clean, flipped, deciding)
 
     def _budget(self, obs: Tensor) -> Budget:
         """The boxes around `obs` [M', B', *O], each of its copy's radius."""

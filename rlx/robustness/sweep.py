@@ -200,10 +200,10 @@ def _sweep(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, P
             played = rollout(opened.policy, env, reset_seeds, attacker.make_choose)
             chunks.append(Chunk(played, attacker.decisions(), attacker.flips()))
             progress.update(int(chunk[-1]) + 1)
-    played = _by_mode(chunks, modes, shape)
+    by_mode = _by_mode(chunks, modes, shape)
     for name, mode in modes.items():
-        played[name].replay = partial(_replay, game, attack, mode)
-    return played
+        by_mode[name].replay = partial(_replay, game, attack, mode)
+    return by_mode
 
 
 def _replay(
