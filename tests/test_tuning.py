@@ -1,5 +1,6 @@
 """rlx tune: Optuna's trials are jobs of a sweep, and the best is kept only if it is better."""
 
+import importlib.util
 import json
 import os
 import random
@@ -397,6 +398,15 @@ def test_bad_tunings_are_refused_and_nothing_is_written(words, expected, rlx, tm
     assert len(result.err.strip().splitlines()) == 1 and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["garbage\n", "[]\n", '{"op_code": 99}\n'])
+def test_a_storage_that_is_no_journal_is_refused_and_nothing_is_written(text, rlx):
+    Path("mine.log").write_text(text)
+    result = rlx("tune", *SMALL, "storage=mine.log")
+    assert result.code == 2 and "rlx: storage=mine.log: cannot be used (" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert Path("mine.log").read_text() == text and not Path("outputs").exists()
+
+
 def test_another_tuning_under_the_name_is_refused(rlx):
     assert rlx("tune", *SMALL, "trials=1", "sweep=mine").code == 0
     result = rlx("tune", *SMALL, "trials=1", "sweep=mine", "steps=2048")
@@ -404,7 +414,7 @@ def test_another_tuning_under_the_name_is_refused(rlx):
 
 
 def test_without_optuna_the_extra_is_named(rlx, monkeypatch, tmp_path):
-    monkeypatch.setattr(tuning.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = rlx("tune", *SMALL)
     assert result.code == 2 and 'pip install "rlx[tune]"' in result.err
     assert list(tmp_path.iterdir()) == []

@@ -309,7 +309,8 @@ class Sweep:
                 sweep._mend(line, jobs)
             sweep._check(command, line, jobs)
             return sweep
-        if path.exists() and any(item.name != "jobs" for item in path.iterdir()):
+        is_used = path.is_dir() and any(item.name != "jobs" for item in path.iterdir())
+        if is_used or path.is_file():
             raise ConfigError(f"sweep={path.name}: {path} is there, and is no sweep.")
         facts = {
             "format": FORMAT,
