@@ -31,7 +31,7 @@ class LearnerConfig:
     """Units of each hidden layer."""
     double: bool
     """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
-    n_steps: Count
+    n_steps: PerSeed[Count]
     """Rewards that are summed before the target network's value is added."""
     discount: PerSeed[Share]
     """Factor by which a reward one step later is worth less."""
@@ -131,6 +131,7 @@ class QLearner(nn.Module):
             fields,
             seeds.device,
             stack,
+            n_steps=config.n_steps,
             replays=learners,
         )
         self.replay.check_start(config.learning_starts)
@@ -151,7 +152,7 @@ class QLearner(nn.Module):
         """
         if where is None:
             where = torch.ones(len(draws), dtype=torch.bool, device=draws.device)
-        batch = self.replay.sample(draws, self.config.n_steps)
+        batch = self.replay.sample(draws)
         target = self._target(network, batch)
         obs = batch["obs"]
         decisions = self._guarded(network, batch)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from rlx.errors import ConfigError
 from rlx.nn.buffers import Fields, add_buffers
+from rlx.nn.per_seed import add_numbers
 from rlx.nn.rng import pick
-from rlx.nn.seed_axis import rows_at
+from rlx.nn.seed_axis import along, rows_at
 
 REDRAWS = 2
 """How often a row that is not usable is drawn anew; 53 bits do not last for many more."""
@@ -47,6 +48,8 @@ class Replay(nn.Module):
 
     written: Tensor
     """Rows ever stored in each ring, int64 [S, N]."""
+    n_steps: int | Tensor
+    """Rewards that are summed at most; or those of each seed, int64 [S]."""
 
     def __init__(
         self,
@@ -57,13 +60,18 @@ class Replay(nn.Module):
         device: torch.device | str,
         stack: int | None = None,
         *,
+        n_steps: int | Tensor = 1,
         replays: int = 1,
     ):
         """`capacity`: transitions of one seed, in equal parts for its env copies.
 
+        `n_steps`: rewards that `sample` sums at most, or those of each seed, int64 [S].
         ConfigError where so many `replays` of this size do not fit into the free memory.
         """
         super().__init__()
+        add_numbers(self, n_steps=n_steps)
+        self.longest = int(torch.as_tensor(n_steps).max())
+        """The highest of `n_steps`."""
         self.stack = stack
         # Of frames, the newest row is no transition before the next one is there.
         least = 1 if stack is None else 2
@@ -118,21 +126,21 @@ class Replay(nn.Module):
             ring.index_copy_(0, index, rows[name].flatten(0, 1).to(ring.dtype))
         self.written.add_(where)
 
-    def sample(self, draws: Tensor, n_steps: int = 1) -> dict[str, Tensor]:
+    def sample(self, draws: Tensor) -> dict[str, Tensor]:
         """Rows [S, B, …], evenly over what a seed has stored, with replacement.
 
         `draws` [S, B], uniform in [0, 1), choose them; they must be float64 for more than a million
-        rows. With `n_steps` > 1, `reward` is Σ_i (Π_{j<i} discount_j) reward_i, `discount` the
+        rows. Where `n_steps` > 1, `reward` is Σ_i (Π_{j<i} discount_j) reward_i, `discount` the
         product and `next_obs` the observation behind the last row used; a chain stops early at
         `last` and at the newest row.
         """
         if self.stack is not None:
-            return self._sample_frames(draws, n_steps, self.stack)
+            return self._sample_frames(draws, self.stack)
         rows = self._pick(draws, self.written.clamp(max=self.drawn))
         index = rows.ring + rows.row.remainder(self.slots)
         batch = {name: self._rows(name, index) for name in self.fields}
-        if n_steps > 1:
-            batch |= self._chains(rows, n_steps)
+        if self.longest > 1:
+            batch |= self._chains(rows)
         return batch
 
     def window(self, slot: Tensor, length: int) -> dict[str, Tensor]:
@@ -203,12 +211,13 @@ class Replay(nn.Module):
         row = number + (oldest - starts).gather(1, env)
         return Rows(self._rings_of(env), row, self.written.gather(1, env))
 
-    def _chains(self, rows: Rows, n_steps: int) -> dict[str, Tensor]:
+    def _chains(self, rows: Rows) -> dict[str, Tensor]:
         """`reward`, `discount` and `next_obs` [S, B, …] of chains of `n_steps` from `rows` on."""
-        row = rows.row.unsqueeze(-1) + torch.arange(n_steps, device=rows.row.device)  # [S, B, n]
+        offset = torch.arange(self.longest, device=rows.row.device)
+        row = rows.row.unsqueeze(-1) + offset  # [S, B, n]
         index = rows.ring.unsqueeze(-1) + row.remainder(self.slots)
-        stored = row[..., 1:] < rows.written.unsqueeze(-1)
-        continued = ~self._rows("last", index[..., :-1]) & stored
+        within = row[..., 1:] < self._end(rows).unsqueeze(-1)
+        continued = ~self._rows("last", index[..., :-1]) & within
         alive = torch.cat([torch.ones_like(continued[..., :1]), continued.cumprod(-1).bool()], -1)
         discount = torch.where(alive, self._rows("discount", index), 1.0)
         # The product of the discounts before each row.
@@ -221,7 +230,7 @@ class Replay(nn.Module):
             "next_obs": self._rows("next_obs", final),
         }
 
-    def _sample_frames(self, draws: Tensor, n_steps: int, stack: int) -> dict[str, Tensor]:
+    def _sample_frames(self, draws: Tensor, stack: int) -> dict[str, Tensor]:
         """What `sample` returns, where an observation's next one is that of the next row.
 
         A ring of two episodes, a and b, of which the time limit cut the first:
@@ -237,7 +246,7 @@ class Replay(nn.Module):
         they were terminal. A row that is terminal needs no next observation, and is usable.
         """
         rows = self._draw_usable(draws)
-        reward, discount, final = self._frame_chains(rows, n_steps)
+        reward, discount, final = self._frame_chains(rows)
         next_row = (final + 1).minimum(rows.written - 1)
         return {
             "action": self._rows("action", rows.ring + rows.row.remainder(self.slots)),
@@ -271,25 +280,30 @@ class Replay(nn.Module):
             )
         return rows
 
-    def _frame_chains(self, rows: Rows, n_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _frame_chains(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """(reward, discount, number of the last row) [S, B] of chains of usable rows."""
+        end = self._end(rows)
         ring, row, written = rows
         usable = self._usable(rows)
         reward = torch.zeros(row.shape, device=row.device)
         discount = torch.ones_like(reward)
         final = row
         alive = torch.ones_like(usable)
-        for i in range(n_steps):
+        for i in range(self.longest):
             step = (row + i).minimum(written - 1)
             index = ring + step.remainder(self.slots)
             if i > 0:
                 before = ring + (step - 1).remainder(self.slots)
-                continued = ~self._rows("last", before) & (row + i < written)
+                continued = ~self._rows("last", before) & (row + i < end)
                 alive = alive & continued & self._usable(Rows(ring, step, written))
             reward = reward + torch.where(alive, discount * self._rows("reward", index), 0.0)
             discount = torch.where(alive, discount * self._rows("discount", index), discount)
             final = torch.where(alive, step, final)
         return reward, discount * usable, final
+
+    def _end(self, rows: Rows) -> Tensor:
+        """int64 [S, B]: the number of the row that chains from `rows` on end before."""
+        return rows.written.minimum(rows.row + along(self.n_steps, rows.row))
 
     def _usable(self, rows: Rows) -> Tensor:
         """bool [S, B]: which rows are terminal, or followed by one of the same episode.

@@ -9,6 +9,7 @@ average out over them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +79,22 @@ def independent(seeds: Sequence[int], episodes: int, resamples: int = RESAMPLES)
             bootstrap.weights = bootstraps[0].weights
         bootstraps.append(bootstrap)
     return bootstraps
+
+
+def one_of_many(number: int, seeds: int, episodes: int) -> Bootstrap:
+    """Resamples for the agent `number` of many, drawn as `independent` draws those of a few.
+
+    The episodes are drawn jointly for all agents that have played as many.
+    """
+    bootstrap = Bootstrap(seeds, 1, rng=number)
+    bootstrap.weights = _episode_weights(episodes)
+    return bootstrap
+
+
+@cache
+def _episode_weights(episodes: int) -> Array:
+    """The weight of each episode in its mean, [resamples, P]; the same for all agents."""
+    return Bootstrap(1, episodes).weights
 
 
 def interval(resampled: Array) -> Array:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from rlx.sweeps import engines
+
 SHORT = (
     "-m",
     "agent=dqn",
@@ -264,14 +266,19 @@ def test_no_slurm_on_this_machine(rlx, monkeypatch, tmp_path):
 
 
 @needs("hydra_submitit_launcher")
-def test_a_slurm_that_does_not_answer(rlx, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("echo Slurmctld is DOWN; exit 1", "Slurmctld is DOWN"), ("exec sleep 60", "nothing within")],
+)
+def test_a_slurm_that_does_not_answer(script, said, rlx, monkeypatch, tmp_path):
+    monkeypatch.setattr(engines, "PING_S", 1)
     for program in ("sbatch", "scontrol"):
-        (tmp_path / program).write_text("#!/bin/sh\necho Slurmctld is DOWN\nexit 1\n")
+        (tmp_path / program).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     result = rlx("train", *SWEEP, "hydra/launcher=submitit_slurm")
     assert result.code == 2 and result.err.count("\n") == 1
-    assert "Slurm does not answer (scontrol ping: Slurmctld is DOWN)" in result.err
+    assert f"Slurm does not answer (scontrol ping: {said}" in result.err
     assert not Path("outputs").exists()
 
 

@@ -1,6 +1,11 @@
 """What enters rlx from somebody's Gymnasium env: shown, refused with a way out, or blamed on it."""
 
+import os
+import signal
 import sys
+import threading
+import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -300,6 +305,46 @@ def test_the_same_errors_come_out_of_processes():
     env.processes[1].kill()
     with pytest.raises(RunError, match=r"^env\.workers: a process .* has died, exit code -9\.$"):
         env.reset(seed=0)
+
+
+class Dying(Base):
+    """Action 1 kills its process in a second; meanwhile it answers, or leaves a child behind."""
+
+    observation_space = spaces.Box(-1, 1, (400_000,), np.float32)  # more than a pipe holds
+
+    def __init__(self, how):
+        self.how = how
+
+    def step(self, action):
+        if action == 0:
+            time.sleep(2)
+        elif self.how == "answering":
+            threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        else:
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                Path("waited for").touch()
+                os._exit(0)
+            Path("child").write_text(str(child))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+gymnasium.register("Dying-v0", Dying, max_episode_steps=50)
+
+
+@pytest.mark.parametrize("how", ["answering", "leaving a child"])
+def test_a_process_that_dies_is_not_waited_for(how, tmp_path, monkeypatch):
+    """The child has the pipe, as its parent had it, for a minute."""
+    monkeypatch.chdir(tmp_path)
+    env = make_env({**gym_node("test_gym_env:Dying-v0", how=how), "workers": 2}, 2, "cpu")
+    env.reset(seed=0)
+    with pytest.raises(RunError, match=r"^env\.workers: a process .* has died, exit code -9\.$"):
+        env.step(torch.tensor([0, 1]))
+    if how == "leaving a child":
+        assert not Path("waited for").exists()
+        os.kill(int(Path("child").read_text()), signal.SIGKILL)
 
 
 def test_a_run_ends_with_the_envs_fault(rlx):

@@ -31,6 +31,7 @@ def config_type(agent: str) -> type:
 
 FIELDS = [(agent, field) for agent in AGENTS for field in sorted(varying(config_type(agent)))]
 VALUES = {
+    "n_steps": (1, 4),
     "max_grad_norm": (0.03, 10.0),
     "max_grad_value": (1e-3, 1.0),
     "clip": (1e-3, 1.0),

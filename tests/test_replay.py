@@ -18,10 +18,10 @@ FIELDS = {
 }
 
 
-def filled(seeds=2, num_envs=3, capacity=30, steps=37, seed=0):
+def filled(seeds=2, num_envs=3, capacity=30, steps=37, seed=0, n_steps=1):
     """A replay, and the same transitions as lists per (seed, copy)."""
     generator = torch.Generator().manual_seed(seed)
-    replay = Replay(seeds, num_envs, capacity, FIELDS, "cpu")
+    replay = Replay(seeds, num_envs, capacity, FIELDS, "cpu", n_steps=n_steps)
     lists = {(s, n): [] for s in range(seeds) for n in range(num_envs)}
     for t in range(steps):
         where = torch.rand(seeds, num_envs, generator=generator) < 0.7
@@ -57,11 +57,11 @@ def test_holds_the_newest_rows_and_samples_all_of_them_evenly():
         assert all(abs(int(c) - per_row[int(a)]) <= 3 for a, c in zip(actions, counts, strict=True))
 
 
-@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("n_steps", [[1, 1], [3, 3], [3, 1]])
 def test_frames_stored_once_are_stacked_as_they_were_seen(n_steps):
     seeds, num_envs, stack, steps = 2, 3, 3, 60
     fields = FIELDS | {"obs": ((1, 1, 1), torch.uint8)}
-    replay = Replay(seeds, num_envs, 45, fields, "cpu", stack)
+    replay = Replay(seeds, num_envs, 45, fields, "cpu", stack, n_steps=torch.tensor(n_steps))
     assert "next_obs" not in replay.fields
     rng = np.random.default_rng(0)
     frame = 0
@@ -87,7 +87,7 @@ def test_frames_stored_once_are_stacked_as_they_were_seen(n_steps):
             ends = bool(terminated[s, n]), bool(last[s, n])
             ring.append((int(frames[s, n]), t, float(reward[s, n]), *ends))
     draws = torch.rand(seeds, 800, generator=torch.Generator().manual_seed(0))
-    batch = replay.sample(draws, n_steps)
+    batch = replay.sample(draws)
     bootstrapped = 0
     for s in range(seeds):
         for b in range(800):
@@ -112,7 +112,7 @@ def test_frames_stored_once_are_stacked_as_they_were_seen(n_steps):
                 usable = i + 1 < steps
                 if usable and not ring[i + 1][3]:
                     usable = i + 2 < steps and not ring[i + 1][4]
-                if ring[i][4] or i + 1 == t + n_steps or not usable:
+                if ring[i][4] or i + 1 == t + n_steps[s] or not usable:
                     break
                 i += 1
             assert float(batch["reward"][s, b]) == pytest.approx(reward, rel=1e-5)
@@ -150,26 +150,27 @@ def test_a_replay_larger_than_the_memory_is_refused_with_the_numbers():
         Replay(1000, 1, 999_999_999, fields, "cpu")
 
 
-def test_n_step_returns_equal_a_slow_loop_and_stop_at_episode_ends():
-    for n_steps in (1, 3, 5):
-        replay, lists = filled()
-        draws = torch.rand(2, 500, generator=torch.Generator().manual_seed(1))
-        batch = replay.sample(draws, n_steps)
-        for s in range(2):
-            rows = {
-                tuple(row["obs"].tolist()): (key, i)
-                for key, of in lists.items()
-                if key[0] == s
-                for i, row in enumerate(of)
-            }
-            for b in range(500):
-                key, i = rows[tuple(batch["obs"][s, b].tolist())]
-                reward, discount = 0.0, 1.0
-                for row in lists[key][i : i + n_steps]:
-                    reward += discount * float(row["reward"])
-                    discount *= float(row["discount"])
-                    if row["last"]:
-                        break
-                assert abs(float(batch["reward"][s, b]) - reward) < 1e-5
-                assert abs(float(batch["discount"][s, b]) - discount) < 1e-6
-                assert torch.equal(batch["next_obs"][s, b], row["next_obs"])
+@pytest.mark.parametrize("n_steps", [1, 3, 5, [1, 5], [5, 3]])
+def test_n_step_returns_equal_a_slow_loop_and_stop_at_episode_ends(n_steps):
+    replay, lists = filled(n_steps=torch.tensor(n_steps) if isinstance(n_steps, list) else n_steps)
+    draws = torch.rand(2, 500, generator=torch.Generator().manual_seed(1))
+    batch = replay.sample(draws)
+    for s in range(2):
+        length = n_steps[s] if isinstance(n_steps, list) else n_steps
+        rows = {
+            tuple(row["obs"].tolist()): (key, i)
+            for key, of in lists.items()
+            if key[0] == s
+            for i, row in enumerate(of)
+        }
+        for b in range(500):
+            key, i = rows[tuple(batch["obs"][s, b].tolist())]
+            reward, discount = 0.0, 1.0
+            for row in lists[key][i : i + length]:
+                reward += discount * float(row["reward"])
+                discount *= float(row["discount"])
+                if row["last"]:
+                    break
+            assert abs(float(batch["reward"][s, b]) - reward) < 1e-5
+            assert abs(float(batch["discount"][s, b]) - discount) < 1e-6
+            assert torch.equal(batch["next_obs"][s, b], row["next_obs"])

@@ -13,12 +13,14 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from rlx import cli
+from rlx import cli, statistics
 from rlx.errors import Interrupted, RunError
 from rlx.show import console
+from rlx.sweeps.ranking import RETURN, rankings
 from rlx.sweeps.sweep import Sweep
 from rlx.training.loop import Training
 
@@ -111,6 +113,29 @@ def test_the_table_ranks_with_intervals_and_effects(rlx, done):
     assert (the_sweep() / "sweep.png").is_file()
     report = rlx("report", the_sweep())
     assert report.code == 0 and done.out.endswith(report.out)
+
+
+def test_jobs_are_compared_over_seeds_and_episodes(rlx, done):
+    """Episodes that are equally hard for every seed leave each of them uncertain."""
+    sweep = Sweep(the_sweep())
+    hard = np.linspace(0, 100, 12)
+    for job, gain in zip(sweep.jobs(), (0.0, 1.0), strict=True):
+        returns = np.tile(hard + gain, (4, 1))
+        own = statistics.estimate(returns)
+        summary = job.run.summary() | {"return": own.as_dict()}
+        (job.run.path / "summary.json").write_text(json.dumps(summary, default=np.ndarray.tolist))
+        np.savez(job.run.path / "returns.npz", returns=returns)
+    (ranking,) = rankings(sweep, RETURN)
+    first, second = ranking.scores
+    assert first.estimate.iqm == second.estimate.iqm + 1
+    for score in ranking.scores:
+        low, high = score.iqm.ci95
+        own_low, own_high = score.estimate.ci95
+        assert high - low == pytest.approx(own_high - own_low, rel=0.1)
+        assert high - low > 20
+    # All jobs have met the same episodes, so that a better one is better in each resample.
+    assert (first.iqm - second.iqm).ci95 == pytest.approx([1.0, 1.0])
+    assert ranking.lead is not None and ranking.lead.ci95.tolist() == [1.0, 1.0]
 
 
 def test_what_failed_is_tried_again(rlx, monkeypatch):
@@ -221,6 +246,36 @@ def test_sys_exit_in_a_users_code_ends_one_job_alone(rlx, monkeypatch):
     assert [row["state"] for row in table(the_sweep())] == ["completed", "failed"]
     result = rlx("train", *SMALL, "agent.learning_rate=1e-3")
     assert result.code == 1 and result.err == "rlx: sys.exit(3) was called while it ran.\n"
+
+
+CRASHING = """
+import os
+
+from rlx.agents.ppo import PPO
+
+
+class Crashing(PPO):
+    def learn(self):
+        if self.config.learning_rate < 0.005:
+            os._exit(3)
+        return super().learn()
+"""
+
+
+def test_a_job_that_ends_its_process_holds_up_no_other(rlx):
+    Path("crashing.py").write_text(CRASHING)
+    Path("conf/agent").mkdir(parents=True)
+    option = "defaults: [ppo, _self_]\n_target_: crashing.Crashing\n"
+    Path("conf/agent/crashing.yaml").write_text(option)
+    rlx_line = [sys.executable, "-m", "rlx"]
+    words = ("agent=crashing", *SMALL[1:], "agent.learning_rate=1e-3,1e-2", "sweep=mine")
+    assert subprocess.run([*rlx_line, "train", "-m", *words]).returncode == 3
+    sweep = Path("outputs/sweeps/mine")
+    lost = "agent.learning_rate=0.001: its process ended without a word"
+    assert lost in rlx("report", sweep).out
+    again = subprocess.run([*rlx_line, "resume", sweep], capture_output=True, text=True)
+    assert again.returncode == 3 and lost in again.stdout
+    assert [job.status for job in Sweep(sweep).jobs()] == ["interrupted", "completed"]
 
 
 def test_a_signal_within_a_destructor_comes_once_more():

@@ -189,6 +189,14 @@ def test_a_long_list_of_values_is_no_path(rlx):
     assert result.code == 2 and "12 of 12 jobs are wrong" in result.err
 
 
+def test_a_file_in_the_place_of_a_sweep_is_one_line(rlx):
+    Path("outputs/sweeps").mkdir(parents=True)
+    Path("outputs/sweeps/mine").touch()
+    result = rlx("train", "-m", *SMALL, RATES, "sweep=mine")
+    expected = "rlx: sweep=mine: outputs/sweeps/mine is there, and is no sweep.\n"
+    assert (result.code, result.err) == (2, expected) and not list(Path("outputs").glob("train"))
+
+
 def test_what_cannot_be_written_is_one_line(rlx, done):
     (the_sweep() / "sweep.csv").unlink()
     (the_sweep() / "sweep.csv").mkdir()

@@ -1,5 +1,6 @@
 """rlx tune: Optuna's trials are jobs of a sweep, and the best is kept only if it is better."""
 
+import importlib.util
 import json
 import os
 import random
@@ -219,6 +220,29 @@ def test_a_process_that_is_killed_while_it_writes_holds_up_no_other(rlx, monkeyp
     assert result.code == 0, result.err
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL in a test's own process: nobody catches it."""
+
+
+def test_a_batch_that_ends_its_process_is_given_up(rlx, monkeypatch):
+    step = Training._vector_step
+
+    def dying(self):
+        if self.step == 64 and len(trials(the_sweep())) == 2:
+            raise Killed
+        return step(self)
+
+    monkeypatch.setattr(Training, "_vector_step", dying)
+    words = ("tune", *SMALL, "trials=4", "batch=2", "pruner=none")
+    for _ in range(tuning.DEATHS):
+        with pytest.raises(Killed):
+            rlx(*words)
+    result = rlx(*words)
+    assert result.code == 0, result.err
+    assert states(the_sweep()) == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert "without a word (killed, out of memory, or a crash), 3 times" in result.out
+
+
 def test_two_processes_share_a_tuning(rlx):
     words = [*SMALL, "trials=6", "batch=2", "sweep=shared"]
     command = [sys.executable, "-m", "rlx", "tune", *words]
@@ -374,6 +398,15 @@ def test_bad_tunings_are_refused_and_nothing_is_written(words, expected, rlx, tm
     assert len(result.err.strip().splitlines()) == 1 and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["garbage\n", "[]\n", '{"op_code": 99}\n'])
+def test_a_storage_that_is_no_journal_is_refused_and_nothing_is_written(text, rlx):
+    Path("mine.log").write_text(text)
+    result = rlx("tune", *SMALL, "storage=mine.log")
+    assert result.code == 2 and "rlx: storage=mine.log: cannot be used (" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert Path("mine.log").read_text() == text and not Path("outputs").exists()
+
+
 def test_another_tuning_under_the_name_is_refused(rlx):
     assert rlx("tune", *SMALL, "trials=1", "sweep=mine").code == 0
     result = rlx("tune", *SMALL, "trials=1", "sweep=mine", "steps=2048")
@@ -381,7 +414,7 @@ def test_another_tuning_under_the_name_is_refused(rlx):
 
 
 def test_without_optuna_the_extra_is_named(rlx, monkeypatch, tmp_path):
-    monkeypatch.setattr(tuning.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = rlx("tune", *SMALL)
     assert result.code == 2 and 'pip install "rlx[tune]"' in result.err
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rlx.agent import Agent, Carry, Choose, Part, Policy, Scores, Spec, Transition, greedy
 from rlx.config import Count, Index, NonNegative, PerSeed, Positive, Range, Share, choice
 from rlx.errors import ConfigError
+from rlx.n_step import n_step_returns
 from rlx.nn.augmentation import augment
 from rlx.nn.buffers import Fields, add_buffers
 from rlx.nn.encoders import ObsEncoder, obs_field
@@ -288,22 +289,6 @@ class Unrolled(NamedTuple):
     """Logits [S, B, K + 1, A]."""
     prefix: Tensor
     """Logits [S, B, K, bins]."""
-
-
-class Returns(NamedTuple):
-    """The n-step returns of B rows and of the K behind each, while they are summed.
-
-    A return is `value` + `scale` · the target network's value of the row `end`.
-    """
-
-    value: Tensor
-    """[S, B, K + 1]: the discounted rewards so far."""
-    scale: Tensor
-    """[S, B, K + 1]: the discount of the value behind them; 0 behind a terminal state."""
-    end: Tensor
-    """int64 [S, B, K + 1]: the row behind the last reward, as a place in the window."""
-    running: Tensor
-    """bool [S, B, K + 1]: whether the episode goes on."""
 
 
 class EfficientZero(Agent):
@@ -629,46 +614,16 @@ class EfficientZero(Agent):
         return slot, weight / weight.amax(1, keepdim=True)
 
     def value_targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """n-step returns [S, B, K + 1] of the rows of `batch`, by the target network's values.
-
-        Of one row, whose episode's stored rows from it on have the `rewards`, `terminated` and
-        `values`, the return of n steps is
-
-            def n_step_return(rewards, terminated, values, n, discount):
-                total = 0.0
-                for i in range(n):
-                    if terminated[i]:
-                        return total + discount**i * rewards[i]
-                    if i + 1 == len(rewards):  # the episode was cut, or the log ends
-                        return total + discount**i * values[i]
-                    total += discount**i * rewards[i]
-                return total + discount**n * values[n]
-        """
-        steps = self.config.unroll + 1
-        alive = batch["alive"]
-        horizon = self._horizon(batch["age"]).unsqueeze(-1)
-        running = alive[..., :steps]
-        value = torch.zeros(running.shape, device=alive.device)
-        returns = Returns(
-            value=value,
-            scale=torch.ones_like(value),
-            end=torch.arange(steps, device=alive.device).expand_as(running),
-            running=running,
+        """n-step returns [S, B, K + 1] of the rows of `batch`, by the target network's values."""
+        returns = n_step_returns(
+            batch,
+            first_rows=self.config.unroll + 1,
+            n_steps=self.config.n_steps,
+            horizon=self._horizon(batch["age"]),
+            discount=self.config.discount,
         )
-        weight = 1.0
-        for i in range(self.config.n_steps):
-            returns = _add_step(
-                returns,
-                weighted_reward=weight * batch["reward"][..., i : i + steps],
-                terminated=batch["terminated"][..., i : i + steps],
-                next_alive=alive[..., i + 1 : i + 1 + steps],
-                within_horizon=i < horizon,
-                next_weight=weight * self.config.discount,
-            )
-            weight *= self.config.discount
         end_slot = batch["slot"].gather(2, returns.end)
-        bootstrap = self._values(end_slot, rows_within(batch["obs"], returns.end))
-        return torch.where(running, returns.value + returns.scale * bootstrap, 0.0)
+        return returns.with_values(self._values(end_slot, rows_within(batch["obs"], returns.end)))
 
     def _horizon(self, age: Tensor) -> Tensor:
         """n of the n-step returns of rows of this `age` ([S, B], in steps of their env copy).
@@ -753,37 +708,6 @@ class EfficientZero(Agent):
             *_beyond(model.value_support, "value", "values", largest_value),
             *_beyond(model.prefix_support, "prefix", "summed rewards", largest_prefix),
         ]
-
-
-def _add_step(
-    returns: Returns,
-    *,
-    weighted_reward: Tensor,
-    terminated: Tensor,
-    next_alive: Tensor,
-    within_horizon: Tensor,
-    next_weight: float,
-) -> Returns:
-    """The `returns` with the next step's reward, where they take one.
-
-    `weighted_reward`: [S, B, K + 1], discounted; `terminated`: whether the step led to a terminal
-    state; `next_alive`: whether the row behind it is stored and of the same episode;
-    `within_horizon`: whether the return takes so many rewards; `next_weight`: the discount of what
-    comes behind the step.
-    """
-    used = returns.running & within_horizon
-    not_done = used & next_alive
-    terminal = used & terminated
-    # Where an episode was cut, or the log ends, the reward of the last row is not counted: that
-    # row's own value stands for it.
-    value = returns.value + torch.where(not_done | terminal, weighted_reward, 0.0)
-    scale = torch.where(not_done, next_weight, returns.scale)
-    return Returns(
-        value=value,
-        scale=torch.where(terminal, 0.0, scale),
-        end=returns.end + not_done,
-        running=returns.running & next_alive,
-    )
 
 
 def _beyond(support: Support, name: str, what: str, largest: float) -> list[str]:

@@ -12,9 +12,10 @@ from rlx.composing import chosen
 from rlx.config import Count, build, load_class
 from rlx.errors import ConfigError
 from rlx.grids import parse_grid
+from rlx.runs.run import Run
 from rlx.show import console, figures
-from rlx.statistics import Estimate
-from rlx.sweeps.ranking import Measure
+from rlx.statistics import Estimate, one_of_many
+from rlx.sweeps.ranking import Measure, Score
 from rlx.victims.subjects import SubjectConfig, Subjects, pin_subjects
 
 if TYPE_CHECKING:
@@ -79,10 +80,14 @@ def check(composed: DictConfig) -> None:
     _load(build(Config, composed, ""))
 
 
-CERTIFIED = Measure(
-    "certified", lambda run: Estimate.from_dict(run.summary()["certified"]), of_env=False
-)
-"""The certified share, in the mean over heads and radii."""
+def _certified(run: Run, number: int) -> Score:
+    """The certified share, in the mean over heads and radii."""
+    estimate = Estimate.from_dict(run.summary()["certified"])
+    per_seed = estimate.per_seed[:, None]
+    return Score.of(estimate, one_of_many(number, *per_seed.shape).means(per_seed))
+
+
+CERTIFIED = Measure("certified", _certified, of_env=False)
 
 
 @command("certify", check=check, pin=pin_subjects, measure=CERTIFIED)

@@ -20,7 +20,8 @@ def tune(composed: DictConfig, options: "Options") -> float:
     check_protocol(build(Config, composed, "").protocol)
     console.facts(settings=settings())
 
-    from rlx.training.tuning import Plan, Tuning
+    from rlx.training.tune_plan import Plan
+    from rlx.training.tuning import Tuning
 
     return Tuning.begin(Plan.of(composed), options).run()
 

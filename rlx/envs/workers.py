@@ -2,9 +2,9 @@
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -140,15 +140,14 @@ class Workers(VectorEnv):
         try:
             for pipe, argument in zip(self.pipes, arguments, strict=True):
                 pipe.send((method, argument))
-            for pipe in self.pipes:
+            for pipe, process in zip(self.pipes, self.processes, strict=True):
+                # What the env has started there may keep a dead process's end of the pipe open.
+                while not pipe.poll(1):
+                    if not process.is_alive():
+                        raise EOFError
                 answers.append(pipe.recv())
-        except (EOFError, ConnectionError):
-            # Its pipe is closed already; the process ends within moments.
-            by_sentinel = {process.sentinel: process for process in self.processes}
-            dead = [by_sentinel[ended] for ended in connection.wait(list(by_sentinel), timeout=30)]
-            for process in dead:
-                process.join(30)
-            codes = ", ".join(f"exit code {process.exitcode}" for process in dead)
+        except (EOFError, OSError):
+            codes = ", ".join(f"exit code {process.exitcode}" for process in self._dead())
             raise RunError(f"env.workers: a process with env copies has died, {codes}.") from None
         for rows, (_, failure) in zip(self.rows, answers, strict=True):
             if isinstance(failure, RunError) and failure.copy is not None:
@@ -156,6 +155,15 @@ class Workers(VectorEnv):
             if failure is not None:
                 raise failure
         return [answer for answer, _ in answers]
+
+    def _dead(self) -> list[Any]:
+        """The processes that have ended, of which one has closed its pipe and does so by now."""
+        for _ in range(300):
+            dead = [process for process in self.processes if not process.is_alive()]
+            if dead:
+                break
+            time.sleep(0.1)
+        return dead
 
     def _joined(self, parts: Sequence[np.ndarray]) -> Tensor:
         """The rows of all processes, in the order of the copies: a tensor [B, …]."""

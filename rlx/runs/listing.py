@@ -182,6 +182,8 @@ def read(path: Path) -> Entry:
             status = "interrupted"
         summary = run.summary() if status == "completed" else {}
     except (ConfigError, OSError) as problem:
+        if not (path / "meta.json").exists() and run.is_busy:  # it is just beginning
+            return Entry(path, kind, "running", name)
         return Entry(path, kind, UNREADABLE, name, str(problem))
     if kind != meta["command"]:
         name = ""

@@ -35,6 +35,8 @@ _ENGINES = {
     "ray": Engine("ray", "hydra_ray_launcher"),
     "ray_aws": Engine("ray", "hydra_ray_launcher"),
 }
+PING_S = 60
+"""Seconds that Slurm's controller has for an answer."""
 _KEY = "hydra/launcher="
 _stopped = False
 """Whether this process, one of a pool, was told to stop: it begins no more jobs."""
@@ -57,10 +59,13 @@ def _require_slurm(key: str) -> None:
     here = "hydra/launcher=submitit_local runs the jobs here."
     if shutil.which("sbatch") is None:
         raise ConfigError(f"{key}: no Slurm on this machine (sbatch is not on the PATH); {here}")
-    ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True)
-    if ping.returncode != 0:
+    said = f"nothing within {PING_S} s"
+    with suppress(subprocess.TimeoutExpired):
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=PING_S)
+        if ping.returncode == 0:
+            return
         said, *_ = [*(ping.stdout + ping.stderr).splitlines(), "nothing"]
-        raise ConfigError(f"{key}: Slurm does not answer (scontrol ping: {said}); {here}")
+    raise ConfigError(f"{key}: Slurm does not answer (scontrol ping: {said}); {here}")
 
 
 def _is_installed(package: str) -> bool:

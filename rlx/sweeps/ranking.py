@@ -9,8 +9,28 @@ import numpy as np
 from rlx import statistics
 from rlx.errors import ConfigError
 from rlx.runs.run import Run
-from rlx.statistics import Array, Bootstrap, Estimate, Resampled
+from rlx.statistics import Array, Estimate, Resampled
 from rlx.sweeps.sweep import Job, Sweep, swept_keys
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a job's run is ranked by; more is better."""
+
+    estimate: Estimate
+    """The score of each seed, and the interquartile mean over seeds, as the run has it."""
+    seeds: Resampled
+    """The scores of the seeds, [S]."""
+    iqm: Resampled
+    """Their interquartile mean, []."""
+
+    @classmethod
+    def of(cls, estimate: Estimate, resampled: Array) -> "Score":
+        """That of an estimate whose seeds have the scores `resampled` [resamples, S]."""
+        if len(estimate.per_seed) == 1:
+            resampled = np.full_like(resampled, np.nan)
+        iqm = Resampled(np.array(estimate.iqm), statistics.iqm(resampled, 1))
+        return cls(estimate, Resampled(estimate.per_seed, resampled), iqm)
 
 
 @dataclass(frozen=True)
@@ -19,43 +39,22 @@ class Measure:
 
     name: str
     """As in "return"."""
-    of: Callable[[Run], Estimate]
-    """That of a finished run."""
+    of: Callable[[Run, int], Score]
+    """That of a finished run, resampled as that of the job of this number."""
     of_env: bool
     """Whether it may only be compared within one env."""
 
 
-RETURN = Measure("return", lambda run: Estimate.from_dict(run.summary()["return"]), of_env=True)
-"""The greedy return of a training or an evaluation."""
+def _return(run: Run, number: int) -> Score:
+    """The greedy return of a training or an evaluation."""
+    from rlx.show.training_comparison import episode_returns
+
+    returns = episode_returns(run)
+    bootstrap = statistics.one_of_many(number, *returns.shape)
+    return Score.of(Estimate.from_dict(run.summary()["return"]), bootstrap.means(returns))
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a job's run is ranked by; more is better."""
-
-    estimate: Estimate
-    """The score of each seed, and the interquartile mean over seeds."""
-    resampled: Array
-    """The scores of the seeds in each resample of seeds, [resamples, S]; NaN where S is 1."""
-
-    @property
-    def seeds(self) -> Resampled:
-        """The scores of the seeds, [S]."""
-        return Resampled(self.estimate.per_seed, self.resampled)
-
-    @property
-    def iqm(self) -> Resampled:
-        """Their interquartile mean, []."""
-        return Resampled(np.array(self.estimate.iqm), statistics.iqm(self.resampled, 1))
-
-
-def _score(estimate: Estimate, rng: int) -> Score:
-    """The score of an estimate; `rng` seeds its resamples, which are its own."""
-    per_seed = estimate.per_seed[:, None]
-    resampled = Bootstrap(len(per_seed), 1, rng=rng).means(per_seed)
-    if len(per_seed) == 1:
-        resampled = np.full_like(resampled, np.nan)
-    return Score(estimate, resampled)
+RETURN = Measure("return", _return, of_env=True)
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,10 @@ def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
     env_keys = [key for key in keys if measure.of_env and _is_of_env(key)]
     groups: dict[str, list[tuple[Job, Score]]] = {}
     for job in jobs:
-        estimate = _measured(measure, job.run) if job.finished and job.run is not None else None
-        if estimate is not None:
+        score = _measured(measure, job)
+        if score is not None:
             env = " ".join(f"{key}={job.settings.get(key, '')}" for key in env_keys)
-            groups.setdefault(env, []).append((job, _score(estimate, job.number)))
+            groups.setdefault(env, []).append((job, score))
     rankings = []
     for env, pairs in groups.items():
         finished = [job for job, _ in pairs]
@@ -148,10 +147,12 @@ def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
     return rankings
 
 
-def _measured(measure: Measure, run: Run) -> Estimate | None:
-    """What a finished run is ranked by; None where its result does not say it."""
+def _measured(measure: Measure, job: Job) -> Score | None:
+    """What a finished job is ranked by; None where it is not, or its result does not say it."""
+    if not job.finished or job.run is None:
+        return None
     try:
-        return measure.of(run)
+        return measure.of(job.run, job.number)
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError):
         return None
 

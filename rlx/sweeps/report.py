@@ -12,7 +12,7 @@ from rlx.show import console, figures
 from rlx.show.sweep_figures import Panel
 from rlx.statistics import Resampled
 from rlx.sweeps.ranking import Ranking, in_order, rankings
-from rlx.sweeps.sweep import Job, Sweep, swept_keys, writing
+from rlx.sweeps.sweep import LOST, Job, Sweep, swept_keys, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,6 +123,8 @@ def _print_others(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if not job.finished:
             reason = f": {job.error} ({job.log})" if job.log.exists() else ""
+            if job.is_lost:
+                reason = f": {LOST}"
             if job.unreadable is not None:
                 reason = f": {job.unreadable}"
             console.facts(**{job.status: f"{job.label_of(keys)}{reason}"})

@@ -38,6 +38,7 @@ from rlx.sweeps.planning import Options, Plan, is_of_launcher, options, planned,
 from rlx.sweeps.report import report
 from rlx.sweeps.sweep import (
     LEFT_OUT,
+    LOST,
     Job,
     Planned,
     Sweep,
@@ -142,7 +143,8 @@ def _do_all(sweep: Sweep, todays: Mapping[str, Sequence[str]]) -> None:
         if sweep.grows:
             sys.argv = [*argv, f"hydra.sweep.dir={quoted(str(sweep.path))}"]
             run_composed(sweep.command, task)
-        elif left := [job for job in jobs if not job.finished]:
+        elif left := sorted((job for job in jobs if not job.finished), key=lambda job: job.deaths):
+            # One that kills its process holds up no other.
             words = [*overrides_of(argv), f"hydra.sweep.dir={quoted(str(sweep.path))}"]
             remaining = [[*lasting(job.overrides), *todays[job.id]] for job in left]
             _launch(sweep, words, remaining, task)
@@ -240,7 +242,7 @@ def fail(job: Job, error: Exception | SystemExit, took_s: float) -> None:
     lines = traceback.format_exception(error)
     write_log(job, "".join(lines))
     job = job.read()
-    job.write(state="failed", error=text, code=code, took_s=job.took_s + took_s)
+    job.write(state="failed", error=text, code=code, took_s=job.took_s + took_s, deaths=0)
     tell_failure(job.label, text)
 
 
@@ -250,19 +252,19 @@ def _do(command: "Command", job: Job, composed: DictConfig) -> float | None:
     `composed`: what Hydra has composed for it, which has the device of today.
     """
     began = time.monotonic()
-    job = job.write(state="running", error=None, code=0)
+    job = job.write(state="running", error=None, code=0, deaths=job.deaths + 1)
     try:
         value = _begin_or_go_on(command, job, with_todays(job.config, composed))
     except KeyboardInterrupt:
         took_s = job.took_s + time.monotonic() - began
-        job.read().write(state="interrupted", took_s=took_s)
+        job.read().write(state="interrupted", took_s=took_s, deaths=0)
         raise
     except (Exception, SystemExit) as error:
         fail(job, error, time.monotonic() - began)
         return None
     job.log.unlink(missing_ok=True)
     took_s = job.took_s + time.monotonic() - began
-    job.read().write(state="completed", value=value, took_s=took_s)
+    job.read().write(state="completed", value=value, took_s=took_s, deaths=0)
     return value
 
 
@@ -303,6 +305,9 @@ def _tell(sweep: Sweep) -> None:
         rest = ", ".join(f"{count} {state}" for state, count in counts.items())
         done = f"{counts.get('completed', 0)} of {len(jobs)} done"
         console.facts(**{"goes on": f"{done} ({rest}); fresh=true begins anew"})
+    for job in jobs:
+        if job.is_lost:
+            console.warning(f"{job.label_of(swept_keys(jobs))}: {LOST}; it is tried again last")
 
 
 @contextmanager

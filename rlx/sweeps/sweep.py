@@ -43,6 +43,8 @@ BATCHES = "batches"
 """Name of the folder, in a sweep's, of the runs that train several of its jobs at once."""
 STATES = ("completed", "pruned", "running", "interrupted", "failed", "waiting")
 """What a job can be. One that was killed is interrupted, a trial given up early is pruned."""
+LOST = "its process ended without a word (killed, out of memory, or a crash)"
+"""What is said of a job of which nobody knows how it ended."""
 
 
 def identity(config: DictConfig) -> str:
@@ -76,6 +78,8 @@ class Job:
     """The exit code of its failure; 0: it has not failed."""
     took_s: float = 0.0
     """Seconds that it has taken, in all tries."""
+    deaths: int = 0
+    """Processes in a row that began it and never said how it ended, with one that is at it."""
     value: float | None = field(default=None, compare=False)
     """What the command's task returned."""
 
@@ -187,6 +191,11 @@ class Job:
         """`label`, where the keys that tell the jobs from each other are known."""
         pairs = [f"{key}={value}" for key, value in self.settings.items() if key in keys]
         return " ".join(map(shlex.quote, pairs)) or self.text
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its process ended without a word: killed, out of memory, or crashed."""
+        return self.state == "running" and self.status == "interrupted"
 
     def write(self, **changes: Any) -> "Job":
         """The job with some `changes`, written to disk."""
@@ -300,7 +309,8 @@ class Sweep:
                 sweep._mend(line, jobs)
             sweep._check(command, line, jobs)
             return sweep
-        if path.exists() and any(item.name != "jobs" for item in path.iterdir()):
+        is_used = path.is_dir() and any(item.name != "jobs" for item in path.iterdir())
+        if is_used or path.is_file():
             raise ConfigError(f"sweep={path.name}: {path} is there, and is no sweep.")
         facts = {
             "format": FORMAT,

@@ -6,13 +6,11 @@ who trains a batch holds the locks of its jobs. What a killed process had is don
 """
 
 import fcntl
-import importlib.util
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,104 +19,26 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlx import statistics
-from rlx.composing import as_typed, compose_config, hydra_left_as_it_is, task_overrides
-from rlx.config import build, plain
 from rlx.errors import ConfigError, Interrupted, RunError
-from rlx.grids import parse_seeds
 from rlx.runs.files import write
 from rlx.show import console
 from rlx.sweeps.report import report
-from rlx.sweeps.sweep import Job, Planned, Sweep, identity
-from rlx.training import config as training_config
-from rlx.training.config import run_name, validated
-from rlx.training.loop import Training
-from rlx.training.packing import Pack, why_alone
-from rlx.training.space import Space
-from rlx.training.tune_config import Config
+from rlx.sweeps.running import fail
+from rlx.sweeps.sweep import LOST, Job, Planned, Sweep, identity
+from rlx.training.optuna_study import check_storage, make_sampler, open_study
+from rlx.training.packing import Pack
+from rlx.training.tune_plan import Plan
 from rlx.training.tuned import Comparison, write_tuned
 from rlx.training.vector import batches
 
 if TYPE_CHECKING:
-    from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
     from rlx.sweeps.planning import Options
 
-CHANGES_NOTHING = ("trials", "batch", "minutes")
-"""Keys with which a tuning may go on under other values."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a command line asks for, before anything is written."""
-
-    config: Config
-    base: DictConfig
-    """The training of which a trial changes some keys."""
-    today: DictConfig
-    """The training that `rlx train` does today on the same words, of the fresh seeds."""
-    space: Space
-    line: str
-    """The command line, as one types it."""
-
-    @classmethod
-    def of(cls, composed: DictConfig) -> "Plan":
-        """The plan of a composed conf/tune.yaml; raises what is wrong with it."""
-        _require_optuna()
-        config = build(Config, composed, "")
-        names = [field.name for field in fields(training_config.Config)]
-        base = validated({name: value for name, value in plain(composed).items() if name in names})
-        base.seeds = parse_seeds(config.seeds)
-        if why_alone(base) is not None:
-            key = "stop" if base.stop else "env=attacked"
-            raise ConfigError(f"{key}: not in a tuning, whose trials are trained as one batch.")
-        space = Space.of(config.search, base)
-        one_seed = base.copy()
-        one_seed.seeds = base.seeds[:1]
-        Training(build(training_config.Config, one_seed, ""), run_name(config))
-        today = _today(names)
-        today.seeds = parse_seeds(config.final_seeds)
-        today.final_episodes = base.final_episodes
-        return cls(config, base, today, space, as_typed(_argv()))
-
-    @property
-    def asked(self) -> DictConfig:
-        """All that decides what is found."""
-        keys = ("search", "sampler", "pruner", "final_seeds", "storage")
-        values = {key: getattr(self.config, key) for key in keys}
-        return OmegaConf.create({**plain(self.base), **values})
-
-    @property
-    def name(self) -> str:
-        """The name of the sweep where none is given."""
-        return f"tune-{run_name(self.config)}-{identity(self.asked)[:8]}"
-
-
-def _argv() -> list[str]:
-    """The command line of this process."""
-    import sys
-
-    return sys.argv
-
-
-def _require_optuna() -> None:
-    """ConfigError where Optuna is missing, or is too old."""
-    found = importlib.util.find_spec("optuna") is not None
-    if not found or int(version("optuna").partition(".")[0]) < 5:
-        raise ConfigError('rlx tune: needs Optuna 5 or newer; pip install "rlx[tune]"')
-
-
-def _today(names: Sequence[str]) -> DictConfig:
-    """The validated config that `rlx train` has on the words of the running `rlx tune`."""
-    words = []
-    for word in task_overrides():
-        key = word.lstrip("+~").partition("=")[0].partition(".")[0]
-        if key in (*names, "experiment"):
-            words.append(word)
-    with hydra_left_as_it_is():
-        return validated(compose_config("train", words))
+DEATHS = 3
+"""Processes that a batch may end before its first evaluation, until its trials are given up."""
 
 
 class Tuning:
@@ -138,14 +58,14 @@ class Tuning:
             raise ConfigError("fresh=true: a tuning goes on; for a new one add sweep=NAME.")
         path = Path(plan.config.outputs) / "sweeps" / (options.name or plan.name)
         storage = Path(plan.config.storage or path / "study.log")
-        if plan.config.storage is not None:
-            _check_writable(storage)
+        if plan.config.storage:
+            check_storage(storage)
         if Sweep.is_at(path):
             sweep = Sweep(path)
         else:
-            sweep = Sweep.begin(path, "tune", _argv()[1:], plan.line, None)
+            sweep = Sweep.begin(path, "tune", sys.argv[1:], plan.line, None)
         _check_same(sweep, plan)
-        return cls(plan, sweep, _study(path.name, storage, plan))
+        return cls(plan, sweep, open_study(path.name, storage, plan.config, plan.line))
 
     def run(self) -> float:
         """Train what is left, compare the best with today's settings, and report.
@@ -230,7 +150,7 @@ class Tuning:
             # The first is what one has without tuning.
             self.study.enqueue_trial(self.plan.space.start(self.plan.base))
         distributions = self.plan.space.distributions()
-        sampler = _sampler(self.plan.config.sampler, len(trials))
+        sampler = make_sampler(self.plan.config.sampler, len(trials))
         numbers: list[int] = []
         fixed: dict[str, Any] = {}
         for _ in range(count):
@@ -308,6 +228,9 @@ class Tuning:
             if frozen is None:
                 continue
             trial = Trial(self.study, frozen._trial_id)
+            job = jobs[number].read()
+            if job.deaths > 1:
+                job.write(deaths=1)
             if pack.step not in frozen.intermediate_values:
                 kept = pack.kept.value[pack.members[number]]
                 trial.report(float(statistics.iqm(kept.numpy())), pack.step)
@@ -342,6 +265,9 @@ class Tuning:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
             (job,) = self._jobs([frozen])
+            if job.deaths >= DEATHS and _is_open(job) and _is_free(job):
+                fail(job, RunError(f"{LOST}, {DEATHS} times before an evaluation"), 0)
+                job = job.read()
             run = job.run
             if job.state == "pruned":
                 self.study.tell(frozen.number, state=TrialState.PRUNED)
@@ -424,18 +350,6 @@ def _is_free(job: Job) -> bool:
         return ours
 
 
-def _check_writable(file: Path) -> None:
-    """ConfigError where a journal cannot be written there."""
-    try:
-        is_new = not file.exists()
-        with open(file, "a"):
-            pass
-        if is_new:
-            file.unlink()
-    except OSError as error:
-        raise ConfigError(f"storage={file}: cannot be written ({error.strerror}).") from None
-
-
 def _check_same(sweep: Sweep, plan: Plan) -> None:
     """ConfigError unless the sweep is the tuning of this plan; what it is of is in tune.yaml."""
     name = sweep.path.name
@@ -456,49 +370,3 @@ def _check_same(sweep: Sweep, plan: Plan) -> None:
         f"sweep={name}: is of another command, {sweep.line}; take another name, or go on with it: "
         f"{line}"
     )
-
-
-def _study(name: str, storage: Path, plan: Plan) -> "Study":
-    """Optuna's study of a tuning, new or begun before; ConfigError where it cannot be opened."""
-    import warnings
-
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    try:
-        study = optuna.create_study(
-            # Absolute: Optuna takes a lock that a killed process left only where the link it is
-            # leads to the file, and waits for ever for another.
-            storage=JournalStorage(JournalFileBackend(str(storage.absolute()))),
-            study_name=name,
-            direction="maximize",
-            pruner=_pruner(plan.config),
-            load_if_exists=True,
-        )
-        study.set_user_attr("command", plan.line)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"storage={storage}: cannot be used ({reason}).") from None
-    return study
-
-
-def _sampler(name: str, seed: int) -> "BaseSampler":
-    """Optuna's sampler; `seed`: the number of trials before, so that no two batches are alike."""
-    from optuna import samplers
-
-    if name == "random":
-        return samplers.RandomSampler(seed=seed)
-    return samplers.TPESampler(seed=seed)
-
-
-def _pruner(config: Config) -> "BasePruner":
-    """Optuna's pruner of trainings of so many steps."""
-    from optuna import pruners
-
-    if config.pruner == "none":
-        return pruners.NopPruner()
-    first = min(config.eval_every, config.steps)
-    return pruners.HyperbandPruner(min_resource=first, max_resource=config.steps)

@@ -141,7 +141,8 @@ def batches(sweep: Sweep, jobs: Sequence[Job], watch: "Watch | None" = None) -> 
     for ids in _alike({job_id: job.config for job_id, job in fresh.items()}):
         for part in _parts([fresh[job_id] for job_id in ids]):
             batches.append(Batch(sweep, part, None, watch))
-    return batches
+    # One that kills its process holds up no other.
+    return sorted(batches, key=lambda batch: max(job.deaths for job in batch.jobs))
 
 
 def _parts(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -281,7 +282,7 @@ class Batch:
                 continue
             job.log.unlink(missing_ok=True)
             took_s = job.took_s + self._share(began)
-            job.read().write(state="completed", value=value, took_s=took_s)
+            job.read().write(state="completed", value=value, took_s=took_s, deaths=0)
         pack.output.delete()
 
     def _train_pack(self, config: DictConfig) -> Pack:
@@ -335,7 +336,8 @@ class Batch:
         """Write down the state of all jobs that are left."""
         for job in self.left():
             took_s = job.took_s + self._share(began)
-            job.write(state=status, error=None, code=0, took_s=took_s)
+            deaths = job.deaths + 1 if status == "running" else 0
+            job.write(state=status, error=None, code=0, took_s=took_s, deaths=deaths)
 
     def _share(self, began: float) -> float:
         """Each job's share of the seconds since `began`."""
