@@ -41,7 +41,8 @@ def tensors(number: float = 0.0) -> dict[str, torch.Tensor]:
 
 
 def made(root: Path, name: str = "x", **config: object) -> Run:
-    return Run.create(str(root), "train", name, OmegaConf.create({"a": 1, **config}))
+    """A run as a command leaves it that is killed early."""
+    return Run(Run.create(str(root), "train", name, OmegaConf.create({"a": 1, **config})).path)
 
 
 # A. Numbers
