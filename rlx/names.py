@@ -12,16 +12,23 @@ from rlx.conf import synonyms
 SHOWN = 20
 """The most names that are listed where none is near; more would fill the screen."""
 
+SHORTEST_BEGINNING = 3
+"""The fewest letters that count as the beginning of a name."""
+MOST_MEANT = 3
+"""The most names that are offered as what was probably meant."""
+
 
 def nearest(word: object, choices: Iterable[object]) -> str:
     """The end of an error message, with the name of `choices` that `word` probably meant.
 
+    Where `word` is a part of it, as "episodes" of "eval_episodes", others too are told.
     Where no name is near, it lists all of them, unless they are many.
     """
     names = [str(choice) for choice in choices]
     meant = closest(str(word), names)
     if meant is not None:
-        return f" Did you mean '{meant}'?"
+        alike = _with_all_parts(str(word), meant, names)
+        return f" Did you mean {' or '.join(repr(name) for name in alike)}?"
     if 0 < len(names) <= SHOWN:
         return f" Choose from: {', '.join(sorted(names))}."
     return ""
@@ -84,6 +91,18 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}{location}: {one_line(error)}".removesuffix(": ").rstrip(".")
 
 
+def _with_all_parts(word: str, meant: str, names: Sequence[str]) -> list[str]:
+    """`meant`, and the other names in its group with all parts of `word`, if it has them itself."""
+    group = meant.rpartition(".")[0]
+    parts = set(_last(word).split("_"))
+    alike = [
+        name
+        for name in names
+        if name.rpartition(".")[0] == group and parts <= set(_last(name).split("_"))
+    ]
+    return alike if meant in alike and len(alike) <= MOST_MEANT else [meant]
+
+
 def _last(name: str) -> str:
     """The part of a dotted name behind its last dot, in lower case."""
     return name.lower().rpartition(".")[2]
@@ -106,7 +125,11 @@ def _synonym(word: str, names: Sequence[str]) -> str | None:
 def _similar(word: str, spellings: dict[str, str], cutoff: float = 0.6) -> str | None:
     """The name whose spelling is most like `word`; None where the likeness is below `cutoff`.
 
-    `spellings`: spelling → name.
+    `spellings`: spelling → name. One that goes on where `word` ends, as "cartpole" behind "cart",
+    is nearer than any other; of several the shortest.
     """
+    longer = [spelling for spelling in spellings if spelling.startswith(word)]
+    if longer and len(word) >= SHORTEST_BEGINNING:
+        return spellings[min(longer, key=len)]
     near = difflib.get_close_matches(word, spellings, n=1, cutoff=cutoff)
     return spellings[near[0]] if near else None

@@ -1,5 +1,6 @@
 """The policies of runs on disk: what evaluating, attacking and exporting begin with."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,24 @@ class Opened:
     def make_env(self, num_envs: int) -> TensorEnv:
         """`num_envs` copies of the env, on the device and of the age of the runs."""
         return make_env(self.env, num_envs, self.device, self.age)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """The checksum of each seed's weights, by the seed."""
+        return {str(seed): fingerprint(self.policy, row) for row, seed in enumerate(self.seeds)}
+
+
+def fingerprint(policy: Policy, row: int) -> str:
+    """The SHA-256 of the weights of one row of a policy's seed axis, in hexadecimal digits.
+
+    Of each tensor, by their sorted names, there are the name, the type, the shape and the bytes.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        own = tensor[row].cpu().contiguous()
+        digest.update(f"{name} {own.dtype} {list(own.shape)}\n".encode())
+        digest.update(own.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def open_runs(

@@ -161,7 +161,8 @@ class Curve:
     undefined: float
     """The share of the resamples in which clean play is no better than random play.
 
-    Such a resample has no score, and both intervals leave it out.
+    Such a resample has no score, and both intervals leave it out. Of one seed, which is not
+    resampled, it is 0 or 1.
     """
 
 
@@ -174,7 +175,7 @@ def curve(returns: Array, clean: Array, random: float, eps: Array, bootstrap: Bo
     area = float(_area(score, eps))
     critical = _critical(score, eps)
     if len(returns) == 1:
-        return Curve(score, area, NO_INTERVAL, critical, NO_INTERVAL, 0.0)
+        return Curve(score, area, NO_INTERVAL, critical, NO_INTERVAL, float(np.isnan(area)))
     resampled = np.stack([bootstrap.iqms(returns[:, e]) for e in range(len(eps))], 1)
     scores = _score(resampled, bootstrap.iqms(clean)[:, None], random)
     defined = ~np.isnan(scores[:, 0])

@@ -158,6 +158,9 @@ def _nearest_on_circle(moved: _Point, obs: _Point, low: _Point, high: _Point) ->
     return cosines.gather(0, nearest).squeeze(0), sines.gather(0, nearest).squeeze(0)
 
 
+Witness = Callable[[str, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
+"""Who is told of every decision: head, obs, shown obs, decision, clean decision, was it flipped,
+deciding. All tensors are [S, B, …]."""
 Draw = Callable[[int], Tensor]
 """Uniform random numbers in [0, 1): count → [S, B, count], other ones at each call."""
 

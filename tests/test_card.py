@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlx import cli
-from rlx.policies import load_policy
+from rlx.policies import fingerprint, load_policy
 from rlx.robustness import card
 from rlx.runs.files import sha256
 from rlx.runs.run import Run
@@ -62,7 +62,7 @@ def test_a_card_has_what_the_runs_found(made, tmp_path):
     assert found["victim"]["paths"] == [str(run.relative_to(tmp_path))]
     assert str(tmp_path) not in json.dumps(found) + text
     policy, _, seeds = load_policy(Run(run), "best")
-    sums = {str(seed): card.fingerprint(policy, row) for row, seed in enumerate(seeds)}
+    sums = {str(seed): fingerprint(policy, row) for row, seed in enumerate(seeds)}
     assert found["victim"]["sha256"] == sums and len(set(sums.values())) == 2
     last = summary(attack)["cells"][1]
     assert found["returns"]["attacked"]["action"] == {
@@ -76,7 +76,7 @@ def test_a_card_has_what_the_runs_found(made, tmp_path):
     for estimate in (last["return"], shares["certified"][1], shares["unmoved"][1]):
         assert f" {interval_text(estimate['iqm'], estimate['ci95'])} |" in text
     assert "position ±0.05 m, speed ±0.05 m/s, angle ±0.01 rad" in found["scale"]["radii"]["0.1"]
-    assert "* **does not hold**: many attacks were played (all): one alone" in text
+    assert "* **does not hold**: more than one attack was played (all): one alone" in text
     assert f"rlx attack {run.relative_to(tmp_path)} attack=fgsm" in text
     assert found["made_by"]["attack"]["commit"] == Run(attack).meta()["commit"]
 
@@ -92,6 +92,9 @@ def test_a_check_finds_all_again_but_what_was_altered(rlx, made):
     assert "returns.attacked.action.0.1.per_seed[1]" in result.out
     assert "certificates.decisions.action.unmoved.0.1.iqm" in result.out
     assert "2 of what it says" in result.err
+    # No path is told of the folder in which it ran.
+    assert "took " in result.out
+    assert all(Path(word).exists() for word in result.out.split() if word.startswith("/"))
 
 
 def test_a_weight_that_is_an_ulp_off_is_named_by_its_seed(rlx, made, tmp_path):
@@ -109,6 +112,9 @@ def test_a_weight_that_is_an_ulp_off_is_named_by_its_seed(rlx, made, tmp_path):
     result = rlx("card", "check", made[2] / "card.json")
     assert result.code == 1 and "nothing was run" in result.err
     assert "victim.sha256.1" in result.out and "victim.sha256.0" not in result.out
+    result = rlx("card", made[0])
+    assert result.code == 2 and "the weights of seed 1 of" in result.err
+    assert "are not those that rlx attack played" in result.err
 
 
 def test_on_another_machine_numbers_are_held_to_the_intervals(made):
@@ -199,6 +205,9 @@ def test_the_card_of_a_file_has_its_checksum(rlx, tmp_path):
     assert result.code == 0 and "holds" in result.out and "differs" not in result.out
     (tmp_path / "leaning.py").write_text("def decide(obs):\n    return obs[:, 2] > 1\n")
     result = rlx("card", attack.run)
-    assert result.code == 2 and "leaning.py:decide: is not the file that was attacked" in result.err
+    assert (
+        result.code == 2
+        and "leaning.py:decide: is not the file that rlx attack played" in result.err
+    )
     result = rlx("card", "check", made.run / "card.json")
     assert result.code == 1 and "victim.sha256.leaning.py:decide" in result.out

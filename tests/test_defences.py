@@ -367,6 +367,13 @@ def test_the_weights_are_kept_that_are_best_under_the_attack(agent, eps, rlx):
         assert result.summary["kept"]["value"][seed] == returns[best]
     differs = [row["return/attacked"] != row["return/mean"] for row in rows]
     assert any(differs) == (eps > 0)
+    # The header, each evaluation and the end tell of the defence, and why the kept may be lower.
+    defence = f"adversarial (eps {eps})"
+    assert f"-cartpole, protocol corrected, defence {defence}" in result.out
+    assert "keep     attacked: the weights whose lower return" in result.out
+    assert result.out.count("  attacked ") == len({row["step"] for row in rows})
+    assert f"defence  {defence}; the returns above are without an attack" in result.out
+    assert f"defence={defence}" in rlx("show", result.run).out
 
 
 def test_a_seed_is_attacked_beside_others_as_alone():

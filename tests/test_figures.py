@@ -74,7 +74,10 @@ def sandwich(style):
         f"hdqn-acrobot: {head}": [curve(label, EPS, 1, 0.5) for label in labels]
         for head in ("goal", "action")
     }
-    return figures.sandwich(panels, figures.eps_label("bounds"), style)
+    found = [curve(label, EPS) for label in ("the lowest that was found", "proved", "auto")]
+    returns = {f"{mode} attacked": found for mode in ("both", "goal", "action")}
+    title = "hdqn-acrobot under auto, 10 seeds × 20 episodes"
+    return figures.sandwich(panels, figures.eps_label("bounds"), style, returns, title)
 
 
 def swept(settings, style):
@@ -252,3 +255,9 @@ def test_from_python(tiny_runs, rlx):
     ):
         with pytest.raises(ConfigError, match=message):
             draw(*runs, **style)
+
+
+def test_a_sandwich_shades_what_is_undecided_and_the_intervals_of_its_bounds():
+    for axes in sandwich(figures.SCREEN).axes[:5]:  # the sixth place is empty
+        assert len(axes.collections) == 3
+        assert len(axes.lines) == 3, "no line of a single seed among those of the bounds"

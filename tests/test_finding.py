@@ -15,14 +15,19 @@ import pytest
 from conftest import TINY, compose
 from omegaconf import OmegaConf
 
+from rlx.errors import ConfigError
+from rlx.runs import listing
+from rlx.runs import run as rlx_run
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.training.config import validated
 
 
-def made(name: str = "dqn-cartpole", command: str = "train", **config: object) -> Run:
-    """A run of a made-up config below outputs/, just begun."""
-    return Run.create("outputs", command, name, {"steps": 1, **config})
+def made(
+    name: str = "dqn-cartpole", command: str = "train", root: str = "outputs", **config: object
+) -> Run:
+    """A run of a made-up config below outputs/, as a command leaves it that is killed early."""
+    return Run(Run.create(root, command, name, {"steps": 1, **config}).path)
 
 
 def finished(made_run: Run, value: float = 1.0, **summary: object) -> Run:
@@ -197,6 +202,33 @@ def test_a_killed_run_is_interrupted_and_a_running_one_runs(rlx):
     assert listed == {str(killed.path): "interrupted", str(running.path): "running"}
 
 
+def test_a_run_runs_from_the_moment_its_folder_is_there(rlx, monkeypatch):
+    """Nobody lists it as interrupted, or takes it over, until its command has ended."""
+    seen = []
+    write_json = rlx_run.write_json
+
+    def look(path, content):
+        seen.append(listing.read(path.parent).status)
+        write_json(path, content)
+
+    monkeypatch.setattr(rlx_run, "write_json", look)
+    run = Run.create("outputs", "train", "dqn-cartpole", {"steps": 1})
+    run.write_meta(step=0)
+    with run.writing():
+        run.write_meta(step=1)
+    assert seen == ["running"] * len(seen) and len(seen) > 3
+    assert listing.read(run.path).status == "interrupted"
+    begun = Run.create("outputs", "train", "dqn-cartpole", {"steps": 1})
+    with pytest.raises(ConfigError, match="another process is writing it"), Run(begun.path).lock():
+        pass
+    os.utime(begun.path, (0, 0))
+    assert rlx("clean", "dry=false").code == 0
+    assert begun.path.exists() and not run.path.exists()
+    path = begun.path
+    del begun  # the command has failed before it wrote anything
+    assert listing.read(path).status == "interrupted"
+
+
 @pytest.mark.parametrize("width", [40, 60, 200])
 def test_every_path_is_printed_whole(width, rlx, monkeypatch):
     monkeypatch.setattr(console.terminal, "width", width)
@@ -345,7 +377,7 @@ def test_clean_removes_what_came_to_no_end(rlx):
         folder.mkdir()
     for path in (orphan, killed.path):
         os.utime(path, (0, 0))
-    beginning = made("a2c-cartpole")
+    beginning = Run.create("outputs", "train", "a2c-cartpole", {"steps": 1})
     before = tree()
     dry = rlx("clean")
     assert dry.code == 0 and tree() == before
@@ -414,10 +446,9 @@ def test_clean_takes_from_adversaries_what_only_going_on_needs(rlx):
     """Those in a run, which list does not show, and those beside all runs, as of the zoo."""
     victim = finished(made())
     learnt, stuck = (
-        Run.create(f"{victim.path}/adversaries/{number}", "train", "dqn-attacked", {"steps": 1})
-        for number in (1, 2)
+        made("dqn-attacked", root=f"{victim.path}/adversaries/{number}") for number in (1, 2)
     )
-    beside = Run.create("outputs/adversaries/3", "train", "dqn-attacked", {"steps": 2})
+    beside = made("dqn-attacked", root="outputs/adversaries/3", steps=2)
     for run in (learnt, beside):
         checkpoints(run, "000000300", "best")
         finished(run)

@@ -21,7 +21,7 @@ from rlx.benchmarks import atari100k
 from rlx.errors import ConfigError, Interrupted, RunError
 from rlx.evaluation import REPORT
 from rlx.experiment import make_env
-from rlx.names import closest
+from rlx.names import closest, nearest
 from rlx.policies import Opened, env_age
 from rlx.robustness.sweep import Game, sweep
 from rlx.runs.checkpoints import Checkpoints
@@ -41,7 +41,8 @@ def tensors(number: float = 0.0) -> dict[str, torch.Tensor]:
 
 
 def made(root: Path, name: str = "x", **config: object) -> Run:
-    return Run.create(str(root), "train", name, OmegaConf.create({"a": 1, **config}))
+    """A run as a command leaves it that is killed early."""
+    return Run(Run.create(str(root), "train", name, OmegaConf.create({"a": 1, **config})).path)
 
 
 # A. Numbers
@@ -600,6 +601,11 @@ def test_every_synonym_is_of_a_key_that_exists(composed):
     assert set(table) <= known
     assert closest("lr", ["agent.learning_rate"]) == "agent.learning_rate"
     assert closest("zzz", ["steps"]) is None
+    assert closest("cart", ["catch", "cartpole_pixels", "cartpole"]) == "cartpole"
+    # What is a part of several names may mean any of them.
+    keys = ["seeds", "eval_episodes", "eval_every", "final_episodes", "env.max_episode_steps"]
+    assert nearest("episodes", keys) == " Did you mean 'eval_episodes' or 'final_episodes'?"
+    assert nearest("final_episode", keys) == " Did you mean 'final_episodes'?"
 
 
 def test_a_sweeps_config_can_be_looked_at(rlx, tmp_path):

@@ -235,8 +235,8 @@ def test_few_seeds_are_warned_of(rlx, training, attacked):
 
 
 def refusal(result) -> str:
-    """The one line that a command says when it refuses, having written nothing."""
-    assert result.code == 2
+    """The one line that a command says when it refuses, having printed and written nothing."""
+    assert result.code == 2 and not result.out
     (line,) = result.err.strip().splitlines()
     assert not Path("outputs/report").exists()
     return line
@@ -249,9 +249,10 @@ def test_refusals_are_one_line(rlx, two, training, attacked):
     line = refusal(rlx("report", weak, own_std))
     assert "scale=reference" in line and "[0.5,0.3,0.011,0.2]" in line and str(own_std) in line
     radii = attacked(training("ppo"), levels, eps=(0.0, 0.2, 1.0))
-    assert "has other radii" in refusal(rlx("report", weak, radii))
+    for command in ("report", "compare"):
+        assert "has other radii" in refusal(rlx(command, weak, radii))
     fewer = attacked(training("ppo"), {"action": falling(400, 300)}, eps=(0.0, 0.5))
-    assert "eps 0, 0.5, not 0, 0.5, 1" in refusal(rlx("report", weak, fewer))
+    assert "eps=[0,0.5], not [0,0.5,1]; attack one" in refusal(rlx("report", weak, fewer))
     episodes = attacked(training("ppo"), {"action": falling(400, 300, 200)[:, :, :5]})
     assert "played 5 episodes" in refusal(rlx("report", weak, episodes))
     long = attacked(training("ppo", "env.max_episode_steps=200"), levels)
@@ -270,6 +271,7 @@ def test_refusals_are_one_line(rlx, two, training, attacked):
     for broken in (b"", whole[: len(whole) // 2], b"returns"):
         file.write_bytes(broken)
         assert f"{file}: cannot be read" in refusal(rlx("report", *two))
+        assert f"{file}: cannot be read" in refusal(rlx("compare", *two))
     np.savez(file, action=np.zeros((5, 2, 8)))
     assert "has the shape [5, 2, 8]" in refusal(rlx("report", *two))
 

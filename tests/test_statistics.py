@@ -85,6 +85,11 @@ def test_agent_no_better_than_random_has_no_score():
     assert np.isnan(curve.area)
     assert np.isnan(curve.critical_eps)
     assert np.isnan(curve.critical_eps_ci95).all()
+    # Also of one seed, which has no resamples, it is told that there is no score.
+    one = statistics.curve(
+        flat[:1], flat[:1, 0], -500.0, np.array([0.0, 1.0]), statistics.Bootstrap(1, 4)
+    )
+    assert curve.undefined == one.undefined == 1.0
 
 
 def test_human_normalised_scores_are_the_published_ones():

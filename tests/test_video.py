@@ -323,9 +323,52 @@ def test_the_mark_is_at_the_flipped_steps(tmp_path, no_pyav):
     assert seconds.sum() == pytest.approx(13 / 30, abs=0.01)
 
 
+SEARCH = ("effort=quick", "effort.rounds=1", "effort.learning_episodes=2", "effort.updates=2")
+LEARN = (
+    "effort.adversary_steps=400",
+    "effort.restarts=2",
+    "attack.selection_episodes=1",
+    "attack.adversary_envs=8",
+)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("attack=fgsm", "modes=goal", "episodes=2", "video_episodes=2"),
+        ("attack=learned", "modes=goal", "episodes=2", "video_episodes=2", *LEARN),
+        ("attack=planned", "modes=goal", "episodes=1", *SEARCH),
+        ("attack=auto", "episodes=1", "effort.trial_episodes=1", *SEARCH),
+    ],
+    ids=lambda keys: keys[0],
+)
+def test_a_film_is_of_the_episodes_of_the_study(keys, rlx, monkeypatch):
+    """The same return, as many flips, and what was shown lies in the box."""
+    films = []
+    monkeypatch.setattr(video, "save", lambda camera, made, path, group: films.extend(made))
+    line = ("zoo:hdqn-acrobot", "seeds=[3,5]", "eps=[0,0.02]")
+    result = rlx("attack", *line, "video=true", "video_seeds=[3,5]", *keys)
+    assert result.code == 0 and "in the study" not in result.out, result
+    cell = result.summary["cells"][1]
+    returns = np.load(result.run / "returns.npz")[cell["head"]]
+    clean, attacked = films[::2], films[1::2]
+    assert [sum(film.rewards) for film in clean] == returns[:, 0].flatten().tolist()
+    assert [sum(film.rewards) for film in attacked] == returns[:, 1].flatten().tolist()
+    assert attacked[-1].title.startswith(f"seed 5, episode {len(attacked) // 2 - 1}: ")
+    assert returns[:, 1].mean() < returns[:, 0].mean()
+    steps = [step for film in attacked for step in film.decisions]
+    radius = cell["eps"] * np.array(result.summary["scale"])
+    for head, rate in cell["flip_rate_per_head"].items():
+        decisions = [step[head] for step in steps if head in step]
+        assert rate == pytest.approx(np.mean([decision.flipped for decision in decisions]))
+        moved = np.array([decision.shown - decision.obs for decision in decisions])
+        assert (np.abs(moved) <= radius * 1.001 + 1e-6).all()
+        assert all((one.shown != one.obs).any() for one in decisions if one.flipped)
+
+
 def test_hierarchical_agents_and_the_same_start(tiny_runs, rlx, no_pyav):
     run = min((tiny_runs / "train/hdqn-acrobot").iterdir())
-    line = ("attack=fgsm", "eps=[0,0.1]", "episodes=2", "video=true", "video_episodes=[1]")
+    line = ("attack=fgsm", "eps=[0,0.05,0.1]", "episodes=2", "video=true", "video_episodes=[1]")
     result = rlx("attack", run, *line, "video_eps=0.05", "modes=goal")
     assert result.code == 0, result.err
     images, seconds = frames(result.run / "video.gif")
@@ -352,7 +395,7 @@ def test_what_cannot_be_filmed_is_said_before_anything_is_written(tiny_runs, rlx
         (("evaluate", "video_episodes=[3]"), "video_episodes=[3]: 3 is not played; of 0 to 2"),
         (("evaluate", "video_episodes=x"), "video_episodes=x: 'x' is not a count"),
         (("evaluate", "video_episodes=0"), "video_episodes=0: expected at least one"),
-        (("attack", "attack=planned", "scale=std"), "video: attack=planned plays whole episodes"),
+        (("attack", "scale=std", "eps=[0,.1]", "video_eps=.2"), "=0.2: is not played; of 0, 0.1."),
         (("attack", "scale=std", "video_eps=-1"), "video_eps=-1: must be at least 0"),
     ):
         command, *keys = line

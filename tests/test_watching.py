@@ -12,6 +12,7 @@ import termios
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -201,3 +202,11 @@ def test_an_evaluation_leaves_out_what_has_no_room(screen):
         assert len(line) <= columns
         assert left_out is None or left_out not in line
         assert ("each" in line) == (left_out is None)
+
+
+def test_what_is_no_number_has_one_sign():
+    assert console.number(np.nan) == console.cell(np.nan) == "–"
+    assert console.interval_text(np.nan, (0.1, 0.2)) == "–", "an interval of nothing says nothing"
+    assert console.interval_text(5.0, (np.nan, np.nan)) == "5"
+    assert console.interval_text(0.0131, (0.011, ">0.03")) == "0.0131 [0.011, >0.03]"
+    assert console.interval_text(">0.03", (0.02, ">0.03")) == ">0.03 [0.02, >0.03]"

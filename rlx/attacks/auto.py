@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ from rlx.evaluation import TRIAL, evaluate
 from rlx.robustness.audit import TOWARDS
 from rlx.robustness.planner import why_not
 from rlx.robustness.study import NONE
-from rlx.robustness.sweep import Game, Played, check_attackable, has_gradients, sweep
+from rlx.robustness.sweep import Game, Played, Replay, check_attackable, has_gradients, sweep
 from rlx.show import console
 from rlx.threat import Adversary, Attack, Mode
 
@@ -298,8 +298,20 @@ def _left_alone(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[s
             truncated=repeated(played.truncated),
             decisions={head: repeated(count) for head, count in played.decisions.items()},
             flips={head: repeated(count) for head, count in played.flips.items()},
+            replay=partial(_replay_first, played),
         )
     return result
+
+
+def _replay_first(clean: Played, row: int, number: int, *rest: Any) -> None:
+    """Play an episode of `clean` again, which has but one radius."""
+    _replay(clean)(row, 0, *rest)
+
+
+def _replay(played: Played) -> Replay:
+    """How the episodes that were `played` are played again, by any attack of rlx."""
+    assert played.replay is not None
+    return played.replay
 
 
 def _widest(modes: Mapping[str, Mode]) -> dict[str, Mode]:
@@ -354,16 +366,7 @@ def worst_of_each_episode(played: Mapping[str, Played], eps: Sequence[float]) ->
         better = returns[:, smaller] < returns[:, larger]
         for values in (attack, radius, returns):
             values[:, larger][better] = values[:, smaller][better]
-    seed, _, episode = np.indices(attack.shape)
-
-    def picked(read: Callable[[Played], np.ndarray]) -> np.ndarray:
-        """What `read` finds in each episode's attack, [S, E, P]."""
-        values = np.stack([read(one) for one in played.values()])
-        return values[attack, seed, radius, episode]
-
-    result = _picked(played, picked)
-    result.attacks = list(played)
-    result.attack = attack
+    result = _picked(played, attack, radius)
     planned = played.get(PLANNED)
     if planned is not None and planned.halved is not None:
         others = [one.returns for name, one in played.items() if name != PLANNED]
@@ -389,6 +392,11 @@ def worse_of_two(one: Played, other: Played) -> Played:
     if halved is not None and other.halved is not None:
         halved = np.minimum(halved, other.halved)
     returns = chosen(one.returns, other.returns)
+
+    def replay(row: int, number: int, episode: int, *rest: Any) -> None:
+        source = other if better[row, number, episode] else one
+        _replay(source)(row, number, episode, *rest)
+
     return Played(
         returns=returns,
         lengths=chosen(one.lengths, other.lengths),
@@ -401,6 +409,7 @@ def worse_of_two(one: Played, other: Played) -> Played:
         attack=chosen(one.attack, renamed),
         halved=halved,
         exact=None if one.exact is None else one.exact & (returns >= one.returns - ROUNDING),
+        replay=replay,
     )
 
 
@@ -430,29 +439,40 @@ def worst_of_each_seed(
                 radius[~better, number] = radius[~better, former]
             lowest = np.minimum(lowest, here.min(0))
             former = number
+    shape = next(iter(played.values())).returns.shape
+    return _picked(
+        played,
+        np.broadcast_to(attack[:, :, None], shape),
+        np.broadcast_to(radius[:, :, None], shape),
+    )
+
+
+def _picked(played: Mapping[str, Played], attack: np.ndarray, radius: np.ndarray) -> Played:
+    """Of each episode what the number of an `attack` has done at the number of a `radius`.
+
+    Both are int64 [S, E, P].
+    """
+    seed, _, episode = np.indices(attack.shape)
+    sources = list(played.values())
+    heads = sources[0].flips
 
     def picked(read: Callable[[Played], np.ndarray]) -> np.ndarray:
-        """What `read` finds in the attack of each seed and radius, [S, E, P]."""
-        values = np.stack([read(one) for one in played.values()])
-        return values[attack, np.arange(seeds)[:, None], radius]
+        """What `read` finds in each episode's attack, [S, E, P]."""
+        return np.stack([read(one) for one in sources])[attack, seed, radius, episode]
 
-    result = _picked(played, picked)
-    result.attacks = list(played)
-    result.attack = np.broadcast_to(attack[:, :, None], result.returns.shape)
-    return result
+    def replay(row: int, number: int, episode: int, *rest: Any) -> None:
+        place = row, number, episode
+        _replay(sources[attack[place]])(row, int(radius[place]), episode, *rest)
 
-
-def _picked(
-    played: Mapping[str, Played], picked: Callable[[Callable[[Played], np.ndarray]], np.ndarray]
-) -> Played:
-    """The episodes of which `picked` finds each array in `played`."""
-    heads = next(iter(played.values())).flips
     return Played(
         returns=picked(lambda one: one.returns),
         lengths=picked(lambda one: one.lengths),
         truncated=picked(lambda one: one.truncated),
         decisions={head: picked(_counts("decisions", head)) for head in heads},
         flips={head: picked(_counts("flips", head)) for head in heads},
+        attacks=list(played),
+        attack=attack,
+        replay=replay,
     )
 
 

@@ -24,6 +24,7 @@ from rlx.agent import Policy
 from rlx.composing import compose_config, hydra_left_as_it_is
 from rlx.conf import group_files
 from rlx.config import Count, Index, build, choice, plain
+from rlx.env import TensorEnv
 from rlx.errors import ConfigError
 from rlx.evaluation import SELECTION, evaluate
 from rlx.experiment import make_env, training_config
@@ -35,7 +36,7 @@ from rlx.rollout import rollout
 from rlx.runs.finding import find, is_in_zoo
 from rlx.runs.run import Run
 from rlx.show import console
-from rlx.threat import Adversary, Mode
+from rlx.threat import Adversary, Mode, Witness
 from rlx.training.config import Config, validated
 from rlx.training.loop import Training
 from rlx.training.resuming import resumed
@@ -119,12 +120,26 @@ class Learned(Adversary):
             values = facts[name].reshape(victims, len(game.eps), -1)
             return np.take_along_axis(values, radius[:, :, None], 1)
 
+        def replay(
+            row: int, number: int, episode: int, victims_env: TensorEnv, witness: Witness
+        ) -> None:
+            member = row * len(game.eps) + int(radius[row, number])
+            attacked = make_env({**env, "members": [member]}, 1, game.opened.device)
+            assert isinstance(attacked, AttackedEnv)
+            attacked.env = victims_env
+            attacked.witness = witness
+            reset_seeds = torch.tensor(
+                [[game.first_reset_seed + episode]], device=game.opened.device
+            )
+            rollout(take(policy, rows[[member]]), attacked, reset_seeds)
+
         return Played(
             returns=cells("returns"),
             lengths=cells("lengths"),
             truncated=cells("truncated"),
             decisions={head: cells(f"decisions/{head}") for head in mode.heads},
             flips={head: cells(f"flips/{head}") for head in mode.heads},
+            replay=replay,
         )
 
     def _agent(self, game: Game) -> str:

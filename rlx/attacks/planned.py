@@ -7,24 +7,28 @@ that only watches can be sure of, and the lowest return that anybody has found.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlx.agent import Scores
 from rlx.config import Count, Index
+from rlx.env import TensorEnv
 from rlx.errors import ConfigError
 from rlx.evaluation import SELECTION
 from rlx.nn.buffers import free_memory
 from rlx.nn.rng import seed_tensor, stream_key, uniform
-from rlx.robustness.courses import Nodes, Trace, Worst
+from rlx.nn.seed_axis import take
+from rlx.robustness.courses import Move, Nodes, Reel, Trace, Worst
 from rlx.robustness.planner import Exploration, Guide, Holds, Search, why_not
 from rlx.robustness.sweep import Game, Played
 from rlx.robustness.value import ReturnToGo
+from rlx.rollout import rollout
 from rlx.show import console
-from rlx.threat import Adversary, Mode
+from rlx.threat import Adversary, Mode, Witness
 
 HABITS = 0.5
 """Share of the first learning episodes in which one choice is liked for as long as they last."""
@@ -80,12 +84,16 @@ class Planned(Adversary):
         self.check(game, modes)
         # A single head's worst course is one for all heads that it is attacked with.
         order = sorted(modes, key=lambda name: len(modes[name].heads))
+        reel = None
+        if game.filmed:
+            reel = Reel([(row, game.first_reset_seed + number) for row, number in game.filmed])
         plans: dict[str, _Plan] = {}
         for name in order:
             own = set(modes[name].heads)
             wider = [mode.heads for mode in modes.values() if own < set(mode.heads)]
             beside = {head for heads in wider for head in heads} - own
-            plans[name] = _Plan(self, game, modes[name], tuple(sorted(beside)), [*plans.values()])
+            before = [*plans.values()]
+            plans[name] = _Plan(self, game, modes[name], tuple(sorted(beside)), before, reel)
             plans[name].make()
         return {name: plans[name].played() for name in modes}
 
@@ -130,8 +138,10 @@ class _Plan:
         mode: Mode,
         beside: tuple[str, ...],
         before: Sequence["_Plan"],
+        reel: Reel | None,
     ):
         """`beside`: the heads that wider modes attack too; `before`: the finished plans."""
+        self.reel = reel
         self.settings = settings
         self.game = game
         self.mode = mode
@@ -210,6 +220,7 @@ class _Plan:
         for chunk in columns.split(max(1, CROWD * game.max_num_envs // rows)):
             self._inherit()
             search = self._search(guides, effort, holds)
+            search.reel = self.reel
             worst = self.worst.columns(chunk)
             self.worst.put(
                 chunk, search.run(self.reset_seeds[:, chunk], self.radii[chunk], width, worst=worst)
@@ -343,6 +354,9 @@ class _Plan:
             return values.unflatten(1, (len(back), -1))[:, back].cpu().numpy()
 
         facts = {name: cells(fact) for name, fact in self.worst.facts.items()}
+        replay = None
+        if self.reel is not None:
+            replay = partial(_replay, self.game, self.reel, facts["frame"])
         return Played(
             returns=cells(self.worst.returns),
             lengths=facts["lengths"],
@@ -352,7 +366,37 @@ class _Plan:
             halved=cells(self.halved),
             exact=cells(self.worst.exact),
             settled=not self.searched or bool(self.worst.exact.all()),
+            replay=replay,
         )
+
+
+def _replay(
+    game: Game,
+    reel: Reel,
+    frames: np.ndarray,
+    row: int,
+    number: int,
+    episode: int,
+    env: TensorEnv,
+    witness: Witness,
+) -> None:
+    """Play an episode again, whose course is in `reel`; the last five are as of `Replay`."""
+    course = reel.courses[int(frames[row, number, episode])]
+    device = game.opened.device
+    steps = {head: iter(course) for head in game.opened.policy.heads}
+
+    def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        moves = next(steps[head], None)
+        if moves is None:  # the episode is over
+            return scores.best(obs.float())
+        move = Move(*(value.unsqueeze(0).unsqueeze(0) for value in moves[head]))
+        scores.best(move.shown)  # a policy's memory may keep what it was shown
+        witness(head, obs, *move)
+        return move.decision
+
+    policy = take(game.opened.policy, torch.tensor([row], device=device))
+    reset_seeds = torch.tensor([[game.first_reset_seed + episode]], device=device)
+    rollout(policy, env, reset_seeds, lambda ids: choose)
 
 
 def _halved(settings: Planned) -> Planned:

@@ -83,7 +83,7 @@ class Config(SubjectConfig):
     video_episodes: Any
     """Which of the episodes: a count, a range, or a list of numbers from 0 on."""
     video_eps: NonNegative | None
-    """The radius at which they are attacked; null: the largest of `eps`."""
+    """The radius at which they are attacked, one of `eps`; null: the largest."""
     tracker: Any = None
     """The trackers that are told of the study: files of conf/tracker, with their keys."""
 
@@ -187,7 +187,7 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     plan = _load(config)
     config = replace(config, scale=plan.named_scale)
     composed.scale = plan.named_scale
-    output = plan.subjects.create(config.outputs, "attack", composed)
+    output = plan.subjects.create(config.outputs, "attack", composed, plan.opened)
     _header(config, plan)
     with Tracking(output, plan.trackers) as tracking, output.writing():
         tracking.begin()
@@ -231,6 +231,7 @@ def _load(config: Config) -> Plan:
     angles = kept_angles(config.manifold, env)
     named_scale = named(config.scale, space, opened.env)
     scale = resolved(named_scale, opened, config.outputs, config.trust)
+    scenes = video.scenes(config, opened.seeds)
     game = Game(
         opened,
         eps,
@@ -242,22 +243,22 @@ def _load(config: Config) -> Plan:
         runs=subjects.runs,
         checkpoint=config.checkpoint,
         victims=subjects.victims,
+        filmed=[(scene.row, scene.episode) for scene in scenes],
     )
     check_attackable(game, attack, modes)
     if config.certify:
         check_bounded(opened)
     components: list[str] = []
-    for key, asked in (("attribution", config.attribution is not None), ("video", config.video)):
-        if asked and not isinstance(attack, Attack | Auto):
+    if config.attribution is not None:
+        if not isinstance(attack, Attack | Auto):
             raise ConfigError(
-                f"{key}: attack={chosen('attack')} plays whole episodes; "
+                f"attribution: attack={chosen('attack')} plays whole episodes; "
                 "use attack=auto, minq or pgd."
             )
-    if config.attribution is not None:
         components = component_names(game, env.observation_units)
-    scenes = video.scenes(config, opened.seeds)
     camera = None
     if scenes:
+        _filmed_radius(config, eps)
         camera = video.Camera(make_env(video.drawing(opened.env), 1, device, opened.age))
     return Plan(
         attack, modes, game, named_scale, scale, env, components, trackers, scenes, camera, subjects
@@ -299,7 +300,7 @@ def _play(config: Config, plan: Plan) -> Result:
         played = sweep(game, plan.attack, plan.modes)
     attribution = _attributed(config, plan, game)
     certificates = _certified(config, plan, game, played)
-    films = _filmed(config, plan, game)
+    films = _filmed(config, plan, game, played)
     wall_s = time.monotonic() - began
     study = Study.of(
         chosen("attack"),
@@ -326,16 +327,27 @@ def _single(plan: Plan, game: "Game", radius: float) -> "tuple[str, Attack]":
     return name, attack
 
 
-def _filmed(config: Config, plan: Plan, game: "Game") -> "list[Film]":
-    """The scenes clean and under attack, in the first of the modes; none where nothing films."""
+def _filmed_radius(config: Config, eps: Sequence[float]) -> int:
+    """The number of the radius that is filmed; ConfigError where it is none of `eps`."""
+    radius = max(eps) if config.video_eps is None else config.video_eps
+    if radius not in eps:
+        raise ConfigError(
+            f"video_eps={radius:g}: is not played; of {', '.join(f'{one:g}' for one in eps)}."
+        )
+    return list(eps).index(radius)
+
+
+def _filmed(
+    config: Config, plan: Plan, game: "Game", played: "Mapping[str, Played]"
+) -> "list[Film]":
+    """The scenes clean and as they were played, in the first mode; none where nothing films."""
     if plan.camera is None:
         return []
     from rlx.robustness.filming import films
 
-    radius = max(game.eps) if config.video_eps is None else config.video_eps
-    name, attack = _single(plan, game, radius)
-    mode = next(iter(plan.modes.values()))
-    return films(game, attack, name, mode, radius, plan.scenes, plan.camera)
+    mode = next(iter(plan.modes))
+    number = _filmed_radius(config, game.eps)
+    return films(game, played[mode], chosen("attack"), number, plan.scenes, plan.camera)
 
 
 def _attributed(config: Config, plan: Plan, game: "Game") -> "Attribution | None":
@@ -396,7 +408,7 @@ def _save(output: Run, config: Config, plan: Plan, result: Result) -> dict[str, 
         arrays |= result.certificates.arrays()
     drawn = figure(summary, title, config.scale, config.figure)
     figures.save(drawn, files["figure"])
-    if plan.camera is not None:
+    if plan.camera is not None and result.films:
         from rlx.show import video
 
         files["video"] = video.save(plan.camera, result.films, output.path, group=2)

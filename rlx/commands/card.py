@@ -170,9 +170,14 @@ def _again(words: Sequence[str], outputs: str, trust: bool) -> Run:
     folder = user_dir()
     flags = [] if folder is None else ["--config-dir", str(folder)]
     own = [f"outputs={outputs}", f"trust={str(trust).lower()}"]
-    code = subprocess.run([sys.executable, "-m", "rlx", *words, *flags, *own]).returncode
-    if code != 0:
-        raise RunError(f"card: rlx {words[0]} ended with exit code {code}.")
+    line = [sys.executable, "-m", "rlx", *words, *flags, *own]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            if outputs not in text:  # nothing will be there any more
+                print(text, end="", flush=True)
+    if process.returncode != 0:
+        raise RunError(f"card: rlx {words[0]} ended with exit code {process.returncode}.")
     return find(None, outputs, words[0], trusted=trust)
 
 

@@ -106,7 +106,7 @@ def main(composed: DictConfig) -> float:
 
     opened = plan.game.opened
     subjects = plan.subjects
-    output = subjects.create(config.outputs, "certify", composed)
+    output = subjects.create(config.outputs, "certify", composed, opened)
     eps = plan.game.eps
     console.facts(
         **subjects.told,

@@ -112,8 +112,6 @@ def _unfinished(entries: Iterable[Entry], resumable: bool) -> Iterator[Removal]:
     Trainings that could go on are among them only where they are `resumable`.
     """
     for entry in entries:
-        if _may_begin(entry):
-            continue
         if entry.status in ("failed", "interrupted"):
             can_go_on = bool(Run(entry.path).checkpoints.resumable())
             if can_go_on and not resumable:
@@ -121,14 +119,13 @@ def _unfinished(entries: Iterable[Entry], resumable: bool) -> Iterator[Removal]:
                 continue
             reason = f" ({entry.error})" if entry.error else ""
             yield Removal(entry, [entry.path], f"{entry.status}{reason}")
-        elif entry.status == UNREADABLE and not _is_written(entry.path):
+        elif entry.status == UNREADABLE and not (_is_written(entry.path) or _is_new(entry.path)):
             yield Removal(entry, [entry.path], "no run was begun in it")
 
 
-def _may_begin(entry: Entry) -> bool:
-    """Whether a run may be beginning in it: its command takes the lock a moment later."""
-    is_young = time.time() - entry.path.stat().st_mtime < QUIET_S
-    return is_young and entry.meta.get("status", "running") == "running"
+def _is_new(path: Path) -> bool:
+    """Whether a run may be beginning in a folder: its command takes the lock a moment later."""
+    return time.time() - path.stat().st_mtime < QUIET_S
 
 
 def _is_written(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -16,6 +16,9 @@ from rlx.runs.listing import Entry, read
 from rlx.runs.run import Run
 from rlx.show import console, training_comparison
 from rlx.statistics import probability_of_improvement
+
+if TYPE_CHECKING:
+    from rlx.show.agent_comparison import AgentComparison
 
 MADE_BY = ("rlx", "commit", "python", "machine", "packages", "compiled")
 """Keys of meta.json that may explain a difference."""
@@ -45,13 +48,12 @@ def main(composed: DictConfig) -> None:
         raise ConfigError(
             f"run={paths[0]}: made by rlx {kind}; expected trainings, evaluations or attacks."
         )
-    first, second = find_all(config.run, config.outputs, kind, trusted=config.trust)
-    console.facts(A=first.path, B=second.path)
-    _print_differences([read(first.path), read(second.path)])
-    if kind == "attack":
-        _compare_attacks([first, second], config.mode)
-    else:
-        _compare_returns([first, second])
+    runs = find_all(config.run, config.outputs, kind, trusted=config.trust)
+    # What cannot be compared is refused before the first line.
+    compared = _attacks(runs, config.mode) if kind == "attack" else _returns(runs)
+    console.facts(A=runs[0].path, B=runs[1].path)
+    _print_differences([read(run.path) for run in runs])
+    compared.print_tables()
 
 
 def _print_differences(entries: Sequence[Entry]) -> None:
@@ -77,23 +79,44 @@ def _print_differences(entries: Sequence[Entry]) -> None:
         console.facts(differs="nothing: neither the configs, nor versions, nor the machine")
 
 
-def _compare_attacks(runs: Sequence[Run], mode: str | None) -> None:
-    """Print the comparison that rlx report makes, without its files."""
+def _attacks(runs: Sequence[Run], mode: str | None) -> "AgentComparison":
+    """The comparison that rlx report makes, without its files."""
     from rlx.show.agent_comparison import AgentComparison
     from rlx.show.attack_run import AttackRun
 
     attacks = [AttackRun.of(run) for run in runs]
     require_same_env(attacks)
-    AgentComparison.of(attacks, mode).print_tables()
+    return AgentComparison.of(attacks, mode)
 
 
-def _compare_returns(runs: Sequence[Run]) -> None:
-    """Print both returns, their difference, and how probably a seed of A is better."""
+@dataclass(frozen=True)
+class Returns:
+    """Two trainings or evaluations beside each other."""
+
+    table: console.Table
+    """Both returns and their difference."""
+    better: str
+    """How probably a seed of A has a higher return than one of B."""
+    same_env: bool
+    seeds: int
+    """The seeds of the run that has fewer."""
+
+    def print_tables(self) -> None:
+        """Print the returns, and what a reader should know of them."""
+        console.table(*self.table)
+        console.facts(better=self.better)
+        if not self.same_env:
+            console.warning("the envs differ, so their returns are of different things")
+        console.warn_of_few_seeds(self.seeds)
+
+
+def _returns(runs: Sequence[Run]) -> Returns:
+    """Both returns, their difference, and how probably a seed of A is better."""
     summaries = [run.summary() for run in runs]
     returns = [training_comparison.episode_returns(run) for run in runs]
     seeds = training_comparison.resampled_returns(runs)
     iqms = [training_comparison.resampled_iqm(one) for one in seeds]
-    better = probability_of_improvement(*seeds)
+    probability = console.resampled_text(probability_of_improvement(*seeds))
     estimates = [training_comparison.own_return(run) for run in runs]
     own = [console.interval_text(estimate.iqm, estimate.ci95) for estimate in estimates]
     rows = [
@@ -104,9 +127,9 @@ def _compare_returns(runs: Sequence[Run]) -> None:
         ["steps", *(str(one.get("steps", "")) for one in summaries), ""],
     ]
     title = "Return: interquartile mean over seeds, 95 % bootstrap interval"
-    console.table(title, ["", "A", "B", "A − B"], rows)
-    probability = console.resampled_text(better)
-    console.facts(better=f"a seed of A than one of B with probability {probability}")
-    if runs[0].path.parent.name.partition("-")[2] != runs[1].path.parent.name.partition("-")[2]:
-        console.warning("the envs differ, so their returns are of different things")
-    console.warn_of_few_seeds(min(map(len, returns)))
+    return Returns(
+        table=console.Table(title, ["", "A", "B", "A − B"], rows),
+        better=f"a seed of A than one of B with probability {probability}",
+        same_env=len({training_comparison.env_of(run) for run in runs}) == 1,
+        seeds=min(map(len, returns)),
+    )

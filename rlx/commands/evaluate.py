@@ -75,7 +75,7 @@ def main(composed: DictConfig) -> float:
     if scenes:
         drawn = video.drawing(opened.env)
         camera = video.Camera(experiment.make_env(drawn, 1, device, opened.age))
-    output = subjects.create(config.outputs, "evaluate", composed)
+    output = subjects.create(config.outputs, "evaluate", composed, opened)
     console.facts(
         **subjects.told,
         seeds=f"{len(seeds)} ({console.ranges(seeds)})",

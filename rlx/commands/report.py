@@ -190,7 +190,6 @@ def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConf
     """Print what is certified, and draw it."""
     from rlx.show import certify_tables
 
-    output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     panels: dict[str, list[figures.Curve]] = {}
     returns: dict[str, list[figures.Curve]] = {}
     for run in runs:
@@ -202,6 +201,7 @@ def _report_certificates(runs: Sequence[Run], config: Config, composed: DictConf
             console.table(*table)
         for text in certify_tables.proved(summary):
             console.facts(proved=text)
+    output = Run.create(config.outputs, "report", runs[0].path.parent.name, composed)
     files: dict[str, Any] = {}
     with output.writing():
         x = figures.eps_label(runs[0].config.scale)

@@ -1,9 +1,11 @@
 """A robustness card as one page of Markdown."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rlx.robustness.audit import NOTES
 from rlx.show import console
 
 
@@ -12,13 +14,15 @@ def page(card: Mapping[str, Any], file: str) -> str:
     victim, attack = card["victim"], card["attack"]
     maker = card["made_by"]["attack"]
     sums = "".join(victim["sha256"].values())
+    noted = "weights" not in maker.get("of_the_card_not_the_run", ())
+    when = "" if noted else ", as they were when the card was made"
     packages = ", ".join(f"{name} {version}" for name, version in maker["packages"].items())
     facts = {
         "policies": ", ".join(f"`{path}`" for path in victim["paths"]),
         "seeds": f"{len(victim['seeds'])} ({console.ranges(victim['seeds'])})",
         "checkpoint": victim["checkpoint"],
         "weights": f"SHA-256 {hashlib.sha256(sums.encode()).hexdigest()[:16]}… of all of them; "
-        f"of each by itself in {file}",
+        f"of each by itself in {file}{when}",
         "env": card["env"].get("id", card["env"]["_target_"]),
         "attack": f"{attack['name']}, {attack['episodes']} episodes of each seed and radius",
         "return without": _cell(card["returns"]["clean"]),
@@ -44,6 +48,7 @@ def page(card: Mapping[str, Any], file: str) -> str:
     lines += ["", "## What was checked of the attack", ""]
     for finding in card["audit"]:
         word = "holds" if finding["passed"] else "**does not hold**"
+        word = "noted" if finding["check"] in NOTES else word
         lines.append(f"* {word}: {finding['check']} ({finding['modes']}): {finding['measured']}")
     whole = "\n".join([*card["commands"].values(), f"rlx card check {file}"])
     lines += ["", "## To make it again", "", f"```\n{whole}\n```", ""]
@@ -69,7 +74,10 @@ def _radii(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         columns[f"return, {mode} attacked: at most"] = cells
     rows = []
     for radius, units in card["scale"]["radii"].items():
-        cells = [_cell(cells[radius]) if radius in cells else "–" for cells in columns.values()]
+        cells = [
+            _cell(cells[radius]) if radius in cells else console.NO_NUMBER
+            for cells in columns.values()
+        ]
         rows.append([radius, units, *cells])
     return ["eps", "each component by", *columns], rows
 
@@ -95,18 +103,9 @@ def _explanation(card: Mapping[str, Any]) -> str:
 
 def _cell(number: Mapping[str, Any]) -> str:
     """A number and its interval in three digits; a critical radius may be beyond the grid."""
-    value = number.get("iqm", number.get("value"))
-    texts = [_text(part) for part in (value, *number["ci95"])]
-    if number["ci95"][0] is None:
-        return texts[0]
-    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
-
-
-def _text(value: Any) -> str:
-    """A number in three digits, a dash for none, or any other value as it is."""
-    if value is None:
-        return "–"
-    return console.number(value) if isinstance(value, float) else str(value)
+    parts = (number.get("iqm", number.get("value")), *number["ci95"])
+    value, *ends = [math.nan if part is None else part for part in parts]
+    return console.interval_text(value, ends)
 
 
 def _rows(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -26,7 +26,7 @@ from rlx.robustness.members import Members
 from rlx.robustness.scale import unit_scale
 from rlx.runs.finding import find_all
 from rlx.runs.run import Run
-from rlx.threat import Boxes, Budget, Draw
+from rlx.threat import Boxes, Budget, Draw, Witness
 from rlx.victims.files import Victims
 from rlx.victims.opening import open_victims
 
@@ -132,6 +132,8 @@ class AttackedEnv(VectorEnv):
         ([B, K, *O], what forces the choices of the first attacked head there)."""
         self._group()
         self._begin_counting()
+        self.witness: Witness | None = None
+        """Who is told of every decision of the victims, until their first episodes have ended."""
 
     @classmethod
     def of_rows(cls, node: Mapping[str, Any], rows: Sequence[int], seeds: int) -> dict[str, Any]:
@@ -178,6 +180,7 @@ class AttackedEnv(VectorEnv):
         def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
             clean = scores.best(obs)
             if head not in self.heads:
+                self._tell(head, obs, obs, clean, clean, torch.zeros_like(deciding), deciding)
                 return clean
             obs = obs.float()
             forcing = self._grouped("forcing") if "forcing" in state else None
@@ -192,7 +195,9 @@ class AttackedEnv(VectorEnv):
             )
             # Last of all, the scores of what is shown: a policy's carry may keep that.
             decision = scores.best(shown_obs)
-            self._count(head, deciding, flipped(self._action_space, decision, clean))
+            changed = flipped(self._action_space, decision, clean)
+            self._count(head, deciding, changed)
+            self._tell(head, obs, shown_obs, decision, clean, changed, deciding)
             return decision
 
         first = self._grouped("first")
@@ -290,6 +295,21 @@ class AttackedEnv(VectorEnv):
         counted = deciding.flatten() & self._counting
         self._decisions[head].index_add_(0, self._id, counted.long())
         self._flips[head].index_add_(0, self._id, (flipped.flatten() & counted).long())
+
+    def _tell(
+        self,
+        head: str,
+        obs: Tensor,
+        shown: Tensor,
+        decision: Tensor,
+        clean: Tensor,
+        flipped: Tensor,
+        deciding: Tensor,
+    ) -> None:
+        """Tell the witness of a decision."""
+        if self.witness is not None:
+            deciding = deciding & self._counting.view(self._shape)
+            self.witness(head, obs, shown, decision, clean, flipped, deciding)
 
     def _budget(self, obs: Tensor) -> Budget:
         """The boxes around `obs` [M', B', *O], each of its copy's radius."""

@@ -1,6 +1,6 @@
 """How a policy chooses under attack: the way of an observation from the env to a decision."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlx.agent import Choose, Policy, Scores, Spec
 from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
-from rlx.threat import Attack, Boxes, Mode
+from rlx.threat import Attack, Boxes, Mode, Witness
 
 FLIP_SHARE = 0.05
 """Share of its range by which a number of a continuous action must move to count as flipped."""
@@ -87,10 +87,8 @@ class Attacker:
         # Of a stack only the newest observation can be moved.
         self.boxes = boxes.of_newest(spec.stack)
         self.sensors: dict[str, Sensor] = {}
-        self.witness: Callable[[str, Tensor, Tensor, Tensor, Tensor, Tensor], None] | None = None
-        """Who is told of every decision: head, obs, shown obs, decision, clean decision, deciding.
-
-        None: nobody."""
+        self.witness: Witness | None = None
+        """Who is told of every decision; None: nobody."""
         stream = mix64(seed_tensor(seeds, device).unsqueeze(1) + mix64(reset_seeds))
         common_key = stream_key(stream, "all heads")
         shared = torch.tensor([mode.shared for mode in modes], device=device)[column_modes]
@@ -157,9 +155,10 @@ class AttackedChoice:
         else:
             shown_obs = obs
             decision = clean
+            changed = torch.zeros_like(deciding)
         self._count(sensor.decisions, deciding)
         if self.attacker.witness is not None:
-            self.attacker.witness(head, obs, shown_obs, decision, clean, deciding)
+            self.attacker.witness(head, obs, shown_obs, decision, clean, changed, deciding)
         if self.stack > 1:
             self._remember(sensor, shown_obs)
         return decision

@@ -18,11 +18,16 @@ CONVERGED_AT_ONE_RADIUS = 0.05
 """Change of the score at any one radius up to which it is: an area may hide a steep place."""
 FLAT = 0.01
 """Share of the decisions without any gradient up to which gradients are trusted."""
+NO_SCORE = "there is no score: clean play is no better than random play"
 LEVEL = 0.05
 """Probability that a check of many cells warns in one of them where nothing is wrong.
 
 Two standard errors in each of 120 cells would warn in 97 of 100 sound studies."""
 FEW_SEEDS = 5
+EXHAUSTIVE = "how far the search was exhaustive"
+LOWEST = "how much is at the lowest return"
+NOTES = (EXHAUSTIVE, LOWEST)
+"""The checks that nothing fails: they say how much is known."""
 TOWARDS = "towards "
 """How the names of attacks begin that force one choice wherever they can."""
 
@@ -32,12 +37,17 @@ class Finding:
     """A check of one mode of a study."""
 
     check: str
-    """What was checked, as in "larger radii are never better"."""
+    """What was checked, as in "radius 0 is clean play"; of `NOTES` what was measured."""
     passed: bool
     number: float
     """What was measured; what it is, `text` says."""
     text: str
     """The number in words."""
+
+    @property
+    def is_note(self) -> bool:
+        """Whether nothing fails it."""
+        return self.check in NOTES
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as summary.json has it."""
@@ -66,7 +76,7 @@ def audit(
         _noise_never_wins(played.singles),
         _never_raises(played.singles, played.unattacked),
         _has_gradients(heads, states),
-        _many(played),
+        _more_than_one(played),
         _converged(played, eps, clean, random),
         _exhaustive(played),
         _at_the_floor(played.returns, eps, floor),
@@ -95,12 +105,11 @@ def _larger_never_better(returns: np.ndarray, eps: Sequence[float]) -> Finding |
     means = rise.mean(-1)
     worst = max(0.0, float(means.max()))
     sure = int(_above_zero(rise).sum())
-    text = (
-        f"{int((means > 0).sum())} of {means.size} steps to a larger radius raise a seed's return"
-    )
+    rises = int((means > 0).sum())
+    text = f"a seed's return rises in {rises} of {means.size} steps to a larger radius"
     if worst:
-        text += f", by {worst:.3g} at most; {sure} by more than chance"
-    return Finding("larger radii are never better", sure == 0, worst, text)
+        text += f", by {worst:.3g} at most; in {sure} by more than chance"
+    return Finding("no larger radius is better by more than chance", sure == 0, worst, text)
 
 
 def _never_above_clean(
@@ -110,10 +119,11 @@ def _never_above_clean(
     gain = returns - clean[:, None]
     above = max(0.0, float(gain.mean(-1).max()))
     sure = int(_above_zero(gain).sum())
-    text = f"the highest return is {above:.3g} above that of clean play"
+    text = "no seed returns more than in clean play"
     if above:
-        text += f"; {sure} of {gain[..., 0].size} cells are above it by more than chance"
-    return Finding("no seed gains from the attack", sure == 0, above, text)
+        text = f"a seed returns up to {above:.3g} more than in clean play; "
+        text += f"by more than chance in {sure} of {gain[..., 0].size} cells (seed and radius)"
+    return Finding("no seed gains by more than chance", sure == 0, above, text)
 
 
 def _noise_never_wins(singles: Mapping[str, np.ndarray]) -> Finding | None:
@@ -125,8 +135,9 @@ def _noise_never_wins(singles: Mapping[str, np.ndarray]) -> Finding | None:
     # Above 0 where noise is the worse for the policy.
     sure = _above_zero(min_by_mean(others) - min_by_mean(noise))
     share = float(sure.mean())
-    text = f"noise is the strongest single attack in {int(sure.sum())} of {sure.size} cells"
-    return Finding("noise never beats gradients", not sure.any(), share, text)
+    cells = f"{int(sure.sum())} of {sure.size} cells (seed and radius)"
+    text = f"noise is stronger than all others by more than chance in {cells}"
+    return Finding("noise beats gradients nowhere by more than chance", not sure.any(), share, text)
 
 
 def _never_raises(
@@ -146,11 +157,14 @@ def _never_raises(
     sure = _above_zero(gain)
     means = np.where(sure, gain.mean(-1), 0.0)
     highest = float(means.max())
-    text = "none raises the return by more than chance"
+    names = list(singles)
+    text = f"none of {len(names)} does"
+    if len(names) == 1:
+        text = f"{names[0]} does not"
     if sure.any():
-        name = list(singles)[int(means.max(1).argmax())]
-        text = f"{name} raises the return by {highest:.3g} at one radius"
-    return Finding("no single attack helps", not sure.any(), highest, text)
+        text = f"{names[int(means.max(1).argmax())]} raises it by {highest:.3g} at one radius"
+    check = "no single attack raises the return by more than chance"
+    return Finding(check, not sure.any(), highest, text)
 
 
 def _has_gradients(heads: Sequence[str], states: CleanStates) -> Finding | None:
@@ -163,12 +177,11 @@ def _has_gradients(heads: Sequence[str], states: CleanStates) -> Finding | None:
     return Finding("gradients exist", share <= FLAT, share, text)
 
 
-def _many(played: Played) -> Finding:
+def _more_than_one(played: Played) -> Finding:
     """One attack says how little it left, not how little can be left."""
-    if played.attack is None:
-        return Finding("many attacks were played", False, 1, "one alone; attack=auto plays many")
-    count = len({*played.attacks, *played.singles})
-    return Finding("many attacks were played", True, count, f"{count} attacks")
+    count = 1 if played.attack is None else len({*played.attacks, *played.singles})
+    text = f"{count} attacks" if count > 1 else "one alone; attack=auto plays many"
+    return Finding("more than one attack was played", count > 1, count, text)
 
 
 def _converged(
@@ -183,7 +196,7 @@ def _converged(
     change = statistics.area_under(before, unharmed, random, eps)
     change -= statistics.area_under(after, unharmed, random, eps)
     if np.isnan(change):
-        return Finding("the search has converged", False, change, "there is no score")
+        return Finding("the search has converged", False, change, NO_SCORE)
     most = float((before - after).max()) / (unharmed - random)
     text = f"the last doubling of the effort lowered the area by {change:.3f}"
     text += f", the score at one radius by {most:.3f} at most"
@@ -196,8 +209,8 @@ def _exhaustive(played: Played) -> Finding | None:
     if played.exact is None:
         return None
     share = float(played.exact.mean())
-    text = f"in {share:.0%} of the episodes the search followed every reachable course"
-    return Finding("share that is exact", True, share, text)
+    text = f"in {share:.0%} of the episodes it followed every course that was found reachable"
+    return Finding(EXHAUSTIVE, True, share, text)
 
 
 def _at_the_floor(returns: np.ndarray, eps: Sequence[float], floor: float) -> Finding | None:
@@ -206,13 +219,18 @@ def _at_the_floor(returns: np.ndarray, eps: Sequence[float], floor: float) -> Fi
         return None
     largest = int(np.argmax(eps))
     share = float((returns[:, largest] <= floor).mean())
-    text = f"{share:.0%} of the episodes at eps {eps[largest]:g} have the lowest return, {floor:g}"
-    return Finding("lowest return there can be", True, share, text)
+    text = (
+        f"{share:.0%} of the episodes at eps {eps[largest]:g} have {floor:g}, the lowest there is"
+    )
+    return Finding(LOWEST, True, share, text)
 
 
 def _seeds(seeds: int) -> Finding:
     """Intervals over few seeds are too narrow."""
-    return Finding("seeds are enough", seeds >= FEW_SEEDS, seeds, f"{seeds} seeds")
+    text = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    if seeds < FEW_SEEDS:
+        text += f"; an interval needs {FEW_SEEDS}"
+    return Finding("seeds are enough", seeds >= FEW_SEEDS, seeds, text)
 
 
 def min_by_mean(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -5,7 +5,6 @@ env, in which boxes, attacked how, what came of it, what is wrong with it, and w
 machine, made it.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rlx.agent import Policy
 from rlx.config import plain
 from rlx.errors import ConfigError
 from rlx.policies import Opened, open_runs
@@ -85,8 +83,7 @@ class Victim:
     def as_now(self, opened: Opened) -> "Victim":
         """The same with the checksums of today."""
         if self.files is None:
-            rows = enumerate(opened.seeds)
-            sums = {str(seed): fingerprint(opened.policy, row) for row, seed in rows}
+            sums = opened.weights
         else:
             hashes = self._victims(opened.env).hashes
             sums = dict(zip(shown_paths(list(hashes)), hashes.values(), strict=True))
@@ -130,9 +127,8 @@ def make(attack: AttackRun, certify: Run | None, lines: Mapping[str, str]) -> di
     )
     opened = victim.opened(keys.get("env"), attack.run.trusted)
     victim = victim.as_now(opened)
-    for name, digest in attack.run.meta().get("victims", {}).items():
-        if victim.sha256.get(shown_paths([name])[0]) != digest:
-            raise ConfigError(f"{name}: is not the file that was attacked; its checksum differs.")
+    for run in runs.values():
+        _require_unchanged(run, victim)
     eps = sorted({*attack.summary["eps"], *(certificates or {"eps": ()})["eps"]})
     card = {
         "format": FORMAT,
@@ -170,17 +166,19 @@ def _in_units(attack: AttackRun, opened: Opened, radius: float) -> str:
     return describe(np.array(attack.summary["scale"]), radius, opened.spec, names)
 
 
-def fingerprint(policy: Policy, row: int) -> str:
-    """The SHA-256 of the weights of one row of a policy's seed axis, in hexadecimal digits.
-
-    Of each tensor, by their sorted names, there are the name, the type, the shape and the bytes.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(policy.state_dict().items()):
-        own = tensor[row].cpu().contiguous()
-        digest.update(f"{name} {own.dtype} {list(own.shape)}\n".encode())
-        digest.update(own.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _require_unchanged(run: Run, victim: Victim) -> None:
+    """ConfigError where a run has noted other checksums than those of today."""
+    meta = run.meta()
+    command = meta["command"]
+    for name, digest in meta.get("victims", {}).items():
+        if victim.sha256.get(shown_paths([name])[0]) != digest:
+            raise ConfigError(f"{name}: is not the file that rlx {command} played; run it again.")
+    for seed, digest in meta.get("weights", {}).items():
+        if victim.sha256.get(seed) != digest:
+            raise ConfigError(
+                f"run={run.path}: the weights of seed {seed} of {', '.join(victim.paths)} are not "
+                f"those that rlx {command} played; run it again."
+            )
 
 
 def _require_same(attack: AttackRun, certify: Run, certificates: Mapping[str, Any]) -> None:
@@ -242,7 +240,7 @@ def _audit(attack: AttackRun) -> list[dict[str, Any]]:
     """What was checked of the attack itself."""
     table = attack_tables.audit(Study.from_summary(attack.summary))
     return [
-        {"passed": word == "pass", "check": check, "measured": text, "modes": modes}
+        {"passed": word != "WARNING", "check": check, "measured": text, "modes": modes}
         for word, check, text, modes in table.rows
     ]
 
@@ -256,6 +254,8 @@ def _made_by(run: Run) -> dict[str, Any]:
     if meta.get("gpu") and run.config.device.name != "cpu":
         maker["gpu"] = meta["gpu"]
     unknown = [key for key in keys if key not in meta]
+    if not {"victims", "weights"} & set(meta):
+        unknown.append("weights")
     if unknown:
         maker["of_the_card_not_the_run"] = unknown
     return maker | {"started": meta.get("started", "unknown")}

@@ -1,7 +1,8 @@
 """Courses of attacked episodes: those under way, the lowest that ended, and how to trace them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from rlx.nn.seed_axis import rows_within
 
 
 def counted(heads: Sequence[str]) -> list[str]:
-    """The names of what is counted of the attacked `heads`."""
-    return [f"{count}/{head}" for head in heads for count in ("decisions", "flips")]
+    """The names of what is counted of the attacked `heads`; `frame` is the number of a `Reel`."""
+    return ["frame", *(f"{count}/{head}" for head in heads for count in ("decisions", "flips"))]
 
 
 @dataclass
@@ -34,7 +35,9 @@ class Nodes:
     alive: Tensor
     """Whether the node is one; false where only the shape needs it, bool [S, K]."""
     counts: dict[str, Tensor]
-    """`decisions/<head>` and `flips/<head>` so far, of each attacked head, int64 [S, K]."""
+    """`decisions/<head>` and `flips/<head>` so far, of each attacked head, int64 [S, K].
+
+    Where the course is noted in a `Reel`, `frame` is the number of its last step there, else 0."""
     wanted: dict[str, Tensor]
     """The choice that was last asked of each attacked head, reachable or not, int64 [S, K]."""
 
@@ -67,8 +70,8 @@ class Worst:
     """Whether every course was followed that what was reachable allows, bool [S, B]."""
     facts: dict[str, Tensor]
     """What else is known of the courses, [S, B] each: `lengths` in environment steps, whether the
-    time limit ended them (`truncated`), and of each attacked head the decisions taken and changed
-    (`decisions/<head>`, `flips/<head>`)."""
+    time limit ended them (`truncated`), of each attacked head the decisions taken and changed
+    (`decisions/<head>`, `flips/<head>`), and what a `Reel` knows the course by (`frame`)."""
 
     @classmethod
     def none(cls, shape: torch.Size, heads: Sequence[str], device: torch.device) -> "Worst":
@@ -155,3 +158,73 @@ class Trace:
                 lowest = lowest.scatter_reduce(1, self.parent[step + 1], after, "amin")
             after = lowest.masked_fill(~nodes.alive, torch.inf)
             yield step, nodes, after
+
+
+class Move(NamedTuple):
+    """What a head decides at a step of some courses, [S, K, …], or of one, […]."""
+
+    shown: Tensor
+    """The observation that it is shown, [S, K, *O]."""
+    decision: Tensor
+    """What it decides, as an action or a choice."""
+    clean: Tensor
+    """What it would have decided, had nobody attacked."""
+    flipped: Tensor
+    """Whether that is something else, bool [S, K]."""
+    deciding: Tensor
+    """Whether it decides at all: if not, its former choice stands, bool [S, K]."""
+
+
+Moves = Mapping[str, Move]
+"""What is decided at one step, by head."""
+
+
+class Reel:
+    """What was decided on the lowest courses of some episodes, to play these again.
+
+    Every step that is noted has a number, its frame, and knows the frame before it: courses that
+    part share what they have in common.
+    """
+
+    def __init__(self, episodes: Sequence[tuple[int, int]]):
+        """`episodes`: those of which courses are noted, (row of the seed axis, reset seed) each."""
+        self.episodes = episodes
+        self.courses: dict[int, list[Moves]] = {}
+        """The steps of a course, by its last frame."""
+        self._steps: list[tuple[int, Tensor, Moves]] = []
+        """Of each step of the search under way: its first frame, the frames before, the moves."""
+        self._next = 1
+
+    def begin(self, reset_seeds: Tensor) -> None:
+        """A search begins, of the episodes of `reset_seeds` [S, B]."""
+        self._wanted = torch.zeros_like(reset_seeds, dtype=torch.bool)
+        for row, reset_seed in self.episodes:
+            self._wanted[row] |= reset_seeds[row] == reset_seed
+        self._steps = []
+
+    def note(self, nodes: Nodes, moves: Moves) -> None:
+        """Note a step of `nodes` [S, K], which are where it begins; they get its frames."""
+        noted = self._wanted.gather(1, nodes.column) & nodes.alive
+        before = nodes.counts["frame"][noted]
+        first = self._next
+        self._next += len(before)
+        frames = torch.arange(first, self._next, device=before.device)
+        nodes.counts["frame"] = nodes.counts["frame"].masked_scatter(noted, frames)
+        self._steps.append((first, before, _picked(moves, noted)))
+
+    def end(self, worst: Worst) -> None:
+        """The search has ended: of all courses that were noted only the `worst` [S, B] are kept."""
+        for last in set(worst.facts["frame"][self._wanted].tolist()) - set(self.courses):
+            course = []
+            frame = last
+            for first, before, moves in reversed(self._steps):
+                if frame >= first:
+                    course.append(_picked(moves, frame - first))
+                    frame = int(before[frame - first])
+            self.courses[last] = course[::-1]
+        self._steps = []
+
+
+def _picked(moves: Moves, index: Tensor | int) -> Moves:
+    """The moves of some courses, or of one; a copy."""
+    return {head: Move(*(value[index].clone() for value in move)) for head, move in moves.items()}

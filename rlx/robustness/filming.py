@@ -1,5 +1,6 @@
 """An attacked episode beside the clean one: films for people to look at."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,69 +8,54 @@ import torch
 from torch import Tensor
 
 from rlx.nn.seed_axis import take
-from rlx.robustness.attacker import Attacker, flipped
-from rlx.robustness.sweep import Game
+from rlx.robustness.sweep import Game, Played
+from rlx.show import console
 from rlx.show.video import Camera, Film, Scene
-from rlx.threat import Attack, Mode
+from rlx.threat import Witness
+
+ROUNDING = 1e-4
+"""Share by which the return of an episode that is played again may differ."""
 
 
 def films(
-    game: Game,
-    attack: Attack,
-    name: str,
-    mode: Mode,
-    radius: float,
-    scenes: Sequence[Scene],
-    camera: Camera,
+    game: Game, played: Played, name: str, number: int, scenes: Sequence[Scene], camera: Camera
 ) -> list[Film]:
-    """Two films of each scene, clean and under `attack` at a `radius`, from the same first state.
+    """Two films of each scene, clean and as it was `played` at radius `number` of the game.
 
-    `name`: the attack as it is called.
+    `name`: the attack as it is called. Both begin in the same state. None where nobody has said
+    how to play an episode again.
     """
+    if played.replay is None:
+        console.warning(f"no video: attack={name} does not say how to play an episode again")
+        return []
     result = []
-    for scene in scenes:
-        for eps in (0.0, radius):
-            what = f"{name}, eps {eps:g}" if eps > 0 else "clean"
-            film = Film(f"seed {scene.seed}, episode {scene.episode}: {what}")
-            _play(game, attack, mode, eps, scene, camera, film)
-            result.append(film)
+    for row, seed, episode in scenes:
+        place = row, number, episode
+        title = f"seed {seed}, episode {episode}"
+        clean = Film(f"{title}: clean")
+        policy = take(game.opened.policy, torch.tensor([row], device=game.opened.device))
+        camera.play(clean, policy, game.first_reset_seed + episode, clean.greedy)
+        if played.attack is not None:
+            name = played.attacks[played.attack[place]]
+        attacked = Film(f"{title}: {name}, eps {game.eps[number]:g}")
+        played.replay(*place, camera.filming(attacked), _witness(game, attacked))
+        result += [clean, attacked]
+        shown, found = sum(attacked.rewards), float(played.returns[place])
+        if not math.isclose(shown, found, rel_tol=ROUNDING, abs_tol=ROUNDING):
+            console.warning(
+                f"{attacked.title}: return {shown:.6g} in the video, {found:.6g} in the study, "
+                "whose episodes are played side by side and round otherwise"
+            )
     return result
 
 
-def _play(
-    game: Game,
-    attack: Attack,
-    mode: Mode,
-    eps: float,
-    scene: Scene,
-    camera: Camera,
-    film: Film,
-) -> None:
-    """Play a scene under an attack at a radius `eps`, into `film`."""
-    opened = game.opened
-    device = opened.device
-    policy = take(opened.policy, torch.tensor([scene.row], device=device))
-    reset_seed = game.first_reset_seed + scene.episode
-    attacker = Attacker(
-        attack,
-        policy,
-        opened.spec,
-        modes=[mode],
-        column_modes=torch.zeros(1, dtype=torch.int64, device=device),
-        column_radii=torch.tensor([eps], device=device),
-        seeds=[scene.seed],
-        reset_seeds=torch.tensor([[reset_seed]], device=device),
-        boxes=game.boxes,
-    )
+def _witness(game: Game, film: Film) -> Witness:
+    """Who notes in `film` what was decided."""
+    is_image = game.boxes.space.dtype == np.uint8
 
-    def witness(
-        head: str, obs: Tensor, shown: Tensor, decision: Tensor, clean: Tensor, deciding: Tensor
-    ) -> None:
-        changed = flipped(opened.spec.action_space, decision, clean)
-        if game.boxes.space.dtype == np.uint8:  # images are attacked as floats
+    def witness(head: str, obs: Tensor, shown: Tensor, *decided: Tensor) -> None:
+        if is_image:  # attacked as floats
             obs, shown = obs.to(torch.uint8), shown.to(torch.uint8)
-        film.note(head, obs, shown, decision, clean, changed, deciding)
+        film.note(head, obs, shown, *decided)
 
-    attacker.witness = witness
-    choose = attacker.make_choose(torch.zeros(1, 1, dtype=torch.int64, device=device))
-    camera.play(film, policy, reset_seed, choose)
+    return witness

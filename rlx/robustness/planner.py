@@ -14,7 +14,7 @@ from rlx.envs.view import View
 from rlx.nn.rng import mix64, seed_tensor, stream_key, uniform
 from rlx.nn.seed_axis import rows_within
 from rlx.robustness.attacker import flipped
-from rlx.robustness.courses import Nodes, Trace, Worst, counted
+from rlx.robustness.courses import Move, Nodes, Reel, Trace, Worst, counted
 from rlx.robustness.reachable import Reachable, reachable
 from rlx.robustness.sweep import Game
 
@@ -74,6 +74,8 @@ class Search:
     """Heads that are left alone, but looked at: whether they could be moved as well."""
     holds: Holds | None = None
     """For how long a choice is asked for in crowded episodes; None: for one step."""
+    reel: Reel | None = None
+    """Where the courses of some episodes are noted; None: nowhere."""
     movable_beside: Tensor = field(init=False)
     """Whether a decision of theirs could be moved on any course, bool [S, B]."""
     looked_everywhere: bool = True
@@ -109,6 +111,8 @@ class Search:
         shape = reset_seeds.shape
         worst = worst or Worst.none(shape, self.heads, reset_seeds.device)
         nodes = self._roots(env, reset_seeds)
+        if self.reel is not None:
+            self.reel.begin(reset_seeds)
         self.movable_beside = torch.zeros_like(worst.exact)
         keys = mix64(self.seeds.unsqueeze(1) + mix64(reset_seeds))
         alive = (worst.returns > _floor(lowest, limit)) & ~worst.exact
@@ -162,6 +166,8 @@ class Search:
             index, alive = packed(kept)
             nodes = children.at(index, alive)
             parent = origin.gather(1, index)
+        if self.reel is not None:
+            self.reel.end(worst)
         return worst
 
     def _roots(self, env: TensorEnv, reset_seeds: Tensor) -> Nodes:
@@ -245,6 +251,8 @@ class Search:
         children.wanted = asked
         for name, count in forcing.counts.items():
             children.counts[name] = children.counts[name] + count
+        if self.reel is not None:
+            self.reel.note(children, forcing.moves)
         return children, action, index
 
     def _look_beside(
@@ -385,15 +393,22 @@ class _Forcing:
         )
         """Whether the policy's memory may hold what it was shown; whole numbers do not."""
         self.counts: dict[str, Tensor] = {}
+        self.moves: dict[str, Move] = {}
 
     def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
         if head not in self.shown:
-            return scores.best(obs.float())
+            obs = obs.float()
+            decision = scores.best(obs)
+            unmoved = torch.zeros_like(deciding)
+            self.moves[head] = Move(obs, decision, decision, unmoved, deciding)
+            return decision
         if scores.continuous or self.remembers:
             decision = scores.best(self.shown[head])
         else:
             decision = self.picked[head]  # `reachable` has tried it out
-        changed = flipped(self.action_space, decision, self.clean[head]) & deciding
+        clean = self.clean[head]
+        changed = flipped(self.action_space, decision, clean) & deciding
+        self.moves[head] = Move(self.shown[head], decision, clean, changed, deciding)
         self.counts[f"decisions/{head}"] = deciding.long()
         self.counts[f"flips/{head}"] = changed.long()
         return decision

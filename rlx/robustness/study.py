@@ -14,7 +14,7 @@ from rlx import statistics
 from rlx.robustness import audit
 from rlx.robustness.clean_states import CleanStates
 from rlx.robustness.sweep import Played
-from rlx.show import certify_tables, figures
+from rlx.show import certify_tables, console, figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -305,15 +305,8 @@ class Study:
     def critical_text(self, mode: str) -> str:
         """The critical radius and its interval, as in "0.013 [0.011, >0.03]"."""
         curve = self.curves[mode]
-        low, high = curve.critical_eps_ci95
-        if math.isnan(low):
-            return self._text(curve.critical_eps)
-        return f"{self._text(curve.critical_eps)} [{self._text(low)}, {self._text(high)}]"
-
-    def _text(self, critical: float) -> str:
-        """A critical radius in three digits."""
-        value = self._within_grid(critical)
-        return value if isinstance(value, str) else f"{value:.3g}"
+        value, *ends = map(self._within_grid, (curve.critical_eps, *curve.critical_eps_ci95))
+        return console.interval_text(value, ends)
 
     def _within_grid(self, critical: float) -> float | str:
         """A critical radius; where it is infinite, on which side of the grid it lies."""
@@ -340,18 +333,17 @@ def figure(
     `scale`: what eps = 1 means, as `rlx.robustness.scale.unit_scale` explains. With certificates
     each mode has a panel with both bounds, and each head one.
     """
+    certificates = summary.get("certificates")
     curves = {}
     for mode in dict.fromkeys(cell["head"] for cell in summary["cells"]):
         cells = [cell for cell in summary["cells"] if cell["head"] == mode]
         estimates = [statistics.Estimate.from_dict(cell["return"]) for cell in cells]
-        label = f"{cells[0]['attack']} on {mode}"
+        label = cells[0]["attack"] if certificates else f"{cells[0]['attack']} on {mode}"
         curves[mode] = figures.Curve(label, summary["eps"], estimates)
     x = figures.eps_label(scale)
-    certificates = summary.get("certificates")
-    if certificates is None:
+    if not certificates:
         return figures.curves({title: list(curves.values())}, x, summary["random"], style)
     bounds = certify_tables.return_curves(certificates)
-    panels = {
-        f"{title}, on {mode}": [*bounds.get(mode, ()), curve] for mode, curve in curves.items()
-    }
-    return figures.sandwich(certify_tables.panels(certificates, "head"), x, style, panels)
+    returns = {f"{mode} attacked": [*bounds.get(mode, ()), curves[mode]] for mode in curves}
+    shares = certify_tables.panels(certificates, "decisions")
+    return figures.sandwich(shares, x, style, returns, title)

@@ -1,7 +1,7 @@
 """A sweep: every mode × radius × episode of an attack, on every seed, as one batch."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from rlx.agent import Scores
+from rlx.env import TensorEnv
 from rlx.evaluation import REPORT
+from rlx.nn.seed_axis import take
 from rlx.policies import Opened
 from rlx.robustness.attacker import Attacker
 from rlx.robustness.cost import Costs
 from rlx.rollout import Episodes, rollout
 from rlx.runs.run import Run
 from rlx.show import console
-from rlx.threat import Adversary, Attack, Boxes, Budget, Mode, Threat
+from rlx.threat import Adversary, Attack, Boxes, Budget, Mode, Threat, Witness
 from rlx.victims.files import Victims
 
 
@@ -50,6 +52,8 @@ class Game:
     """What was spent on it, by name; a copy with other radii or episodes shares it."""
     quiet: bool = False
     """Whether no progress is printed."""
+    filmed: Sequence[tuple[int, int]] = ()
+    """Episodes that will be played again: the row of the seed axis and the number of each."""
 
     @property
     def boxes(self) -> Boxes:
@@ -64,6 +68,11 @@ class Game:
     def radii(self) -> Tensor:
         """The radii as a tensor, float32 [E]."""
         return torch.tensor(self.eps, dtype=torch.float32, device=self.opened.device)
+
+
+Replay = Callable[[int, int, int, TensorEnv, Witness], None]
+"""Plays an episode of a study again: (row of the seed axis, number of the radius, number of the
+episode, one copy of the env, who is told of every decision)."""
 
 
 @dataclass
@@ -94,6 +103,8 @@ class Played:
     """The returns of each attack of a study of many on trial episodes, by name, [S, E, P']."""
     unattacked: np.ndarray | None = None
     """The returns of clean play in the trial episodes, [S, P']; None: there was no trial."""
+    replay: Replay | None = None
+    """Plays one of the episodes again; None: nobody has said how."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +200,40 @@ def _sweep(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, P
             played = rollout(opened.policy, env, reset_seeds, attacker.make_choose)
             chunks.append(Chunk(played, attacker.decisions(), attacker.flips()))
             progress.update(int(chunk[-1]) + 1)
-    return _by_mode(chunks, modes, shape)
+    by_mode = _by_mode(chunks, modes, shape)
+    for name, mode in modes.items():
+        by_mode[name].replay = partial(_replay, game, attack, mode)
+    return by_mode
+
+
+def _replay(
+    game: Game,
+    attack: Attack,
+    mode: Mode,
+    row: int,
+    number: int,
+    episode: int,
+    env: TensorEnv,
+    witness: Witness,
+) -> None:
+    """Play an episode of `_sweep` again; the last five are as of `Replay`."""
+    opened = game.opened
+    device = opened.device
+    reset_seeds = torch.tensor([[game.first_reset_seed + episode]], device=device)
+    policy = take(opened.policy, torch.tensor([row], device=device))
+    attacker = Attacker(
+        attack,
+        policy,
+        opened.spec,
+        modes=[mode],
+        column_modes=torch.zeros(1, dtype=torch.int64, device=device),
+        column_radii=game.radii()[number : number + 1],
+        seeds=[opened.seeds[row]],
+        reset_seeds=reset_seeds,
+        boxes=game.boxes,
+    )
+    attacker.witness = witness
+    rollout(policy, env, reset_seeds, attacker.make_choose)
 
 
 def _by_mode(

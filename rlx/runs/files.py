@@ -173,6 +173,8 @@ def nearest_path(path: Path) -> str:
     missing, *names_below = path.relative_to(parent).parts
     names = [child.name for child in parent.iterdir()]
     close = difflib.get_close_matches(missing, names, n=1)
+    if not close and parent == Path():  # which everybody knows to be there
+        return ""
     if not close:
         return f" '{parent}' exists, '{missing}' in it does not."
     meant = Path(parent, close[0], *names_below)

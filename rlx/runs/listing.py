@@ -61,10 +61,7 @@ class Entry:
     @cached_property
     def defence(self) -> str:
         """What a training was defended by, as in "sa (eps 0.2)"; "" where by nothing."""
-        match self.config().get("agent"):
-            case {"defence": {"_target_": str() as target, "eps": float() | int() as eps}}:
-                return f"{target.rpartition('.')[2].lower()} (eps {eps:g})"
-        return ""
+        return defence_of(self.config().get("agent"))
 
     @property
     def seeds(self) -> int | None:
@@ -136,6 +133,14 @@ class Entry:
         return found
 
 
+def defence_of(agent: Any) -> str:
+    """What the config group `agent` is defended by, as in "sa (eps 0.2)"; "" where by nothing."""
+    match agent:
+        case {"defence": {"_target_": str() as target, "eps": float() | int() as eps}}:
+            return f"{target.rpartition('.')[2].lower()} (eps {eps:g})"
+    return ""
+
+
 def folders(top: Path) -> Iterator[Path]:
     """The folders at and below `top` that are runs or sweeps, or were to become runs.
 
@@ -177,6 +182,8 @@ def read(path: Path) -> Entry:
             status = "interrupted"
         summary = run.summary() if status == "completed" else {}
     except (ConfigError, OSError) as problem:
+        if not (path / "meta.json").exists() and run.is_busy:  # it is just beginning
+            return Entry(path, kind, "running", name)
         return Entry(path, kind, UNREADABLE, name, str(problem))
     if kind != meta["command"]:
         name = ""

@@ -66,7 +66,13 @@ class Run:
         """
         self.path = path
         self.trusted = trusted
+        self._folder: int | None = None
+        """The descriptor of the folder, through which this holds the lock; None: it does not."""
         self._locked = False
+        """Whether it is within `lock`, whose end gives the lock back."""
+
+    def __del__(self) -> None:
+        self._unlock()
 
     @classmethod
     def create(
@@ -74,7 +80,8 @@ class Run:
     ) -> "Run":
         """A new directory `root`/`command`/`name`/<time stamp>.
 
-        ConfigError where it cannot be written.
+        It is locked from the first on, so that nobody takes it for one that was killed, until its
+        `lock` or `writing` has ended. ConfigError where it cannot be written.
         """
         if not str(root).strip():
             raise ConfigError(f"outputs={root}: expected a folder.")
@@ -85,17 +92,18 @@ class Run:
             noted = _note[1](run)
         try:
             run.path.mkdir(parents=True)
+            run._take_lock()
+            run.write_meta(
+                status="running",
+                started=started.isoformat(timespec="seconds"),
+                project_commit=project_commit(),
+                **(origin() | noted),
+            )
             run.write_config(config)
         except OSError as error:
             raise ConfigError(
                 f"outputs={root}: cannot write {run.path} ({error.strerror})."
             ) from None
-        run.write_meta(
-            status="running",
-            started=started.isoformat(timespec="seconds"),
-            project_commit=project_commit(),
-            **(origin() | noted),
-        )
         return run
 
     @property
@@ -325,29 +333,41 @@ class Run:
 
         A Run that holds the lock already goes on holding it.
         """
-        import fcntl  # not on Windows
-
         if self._locked:
             yield
             return
+        if self._folder is None:
+            self._take_lock()
+        self._locked = True
+        try:
+            yield
+        finally:
+            self._locked = False
+            self._unlock()
+
+    def _take_lock(self) -> None:
+        """Take the lock; ConfigError where it is taken."""
+        import fcntl  # not on Windows
+
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(folder)
             raise ConfigError(f"run={self.path}: another process is writing it.") from None
-        self._locked = True
-        try:
-            yield
-        finally:
-            self._locked = False
-            os.close(folder)
+        self._folder = folder
+
+    def _unlock(self) -> None:
+        """Give the lock back, if this holds it."""
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether a process is writing the run."""
+        """Whether somebody is writing the run."""
         try:
-            with self.lock():
+            with Run(self.path).lock():
                 return False
         except ConfigError:
             return True

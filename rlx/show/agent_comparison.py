@@ -350,10 +350,10 @@ def _check_boxes(attacks: Sequence[AttackRun]) -> None:
         if its_boxes.shape == boxes.shape and np.allclose(its_boxes, boxes, rtol=1e-6, atol=0):
             continue
         if attack.scale.shape == first.scale.shape and np.allclose(attack.scale, first.scale):
-            grids = [", ".join(f"{eps:g}" for eps in one.summary["eps"]) for one in (attack, first)]
+            grids = [",".join(f"{eps:g}" for eps in one.summary["eps"]) for one in (attack, first)]
             raise ConfigError(
-                f"run={attack.path}: has other radii than {first.path}: eps {grids[0]}, "
-                f"not {grids[1]}."
+                f"run={attack.path}: has other radii than {first.path}: eps=[{grids[0]}], "
+                f"not [{grids[1]}]; attack one of them again with the eps of the other."
             )
         units = [units_text(one.scale) for one in (attack, first)]
         raise ConfigError(
@@ -434,12 +434,9 @@ def _spread(count: int) -> list[int]:
 
 def _critical_text(result: statistics.Robustness) -> str:
     """The critical radius and its interval, as in "0.013 [0.011, >0.03]"."""
-    texts = []
-    for critical in (float(result.critical_eps.value), *result.critical_eps_ci95):
-        value = _within_grid(critical, result.eps)
-        texts.append(value if isinstance(value, str) else console.number(value))
-    text, low, high = texts
-    return text if low == "nan" else f"{text} [{low}, {high}]"
+    criticals = (float(result.critical_eps.value), *result.critical_eps_ci95)
+    value, *ends = [_within_grid(critical, result.eps) for critical in criticals]
+    return console.interval_text(value, ends)
 
 
 def _within_grid(critical: float, eps: Sequence[float] | np.ndarray) -> float | str:

@@ -100,7 +100,7 @@ class AttackComparison:
         """How far each attack ranks the agents as the first one does."""
         first, *labels = [curve.label for curve in self.curves]
         return [
-            f"'{first}' against '{label}': Spearman correlation {correlation:.2f}"
+            f"'{first}' against '{label}': Spearman correlation {console.number(correlation)}"
             for label, correlation in zip(labels, self.correlations[1:], strict=True)
         ]
 

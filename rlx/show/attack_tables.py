@@ -60,7 +60,7 @@ def warnings(study: "Study", seeds: int) -> list[str]:
     red = [mode for mode in study.audit if study.is_red(mode)]
     if red:
         checks = dict.fromkeys(check for mode in red for check in study.failed(mode))
-        reason = f"audit fails: {', '.join(checks)}"
+        reason = f"not confirmed: {', '.join(checks)}"
         texts.append(f"area of {', '.join(red)}: an upper bound at best ({reason})")
     return texts
 
@@ -120,6 +120,7 @@ def audit(study: "Study") -> console.Table:
     for mode, findings in study.audit.items():
         for finding in findings:
             word = "pass" if finding.passed else "WARNING"
+            word = "note" if finding.is_note else word
             modes_of.setdefault((word, finding.check, finding.text), []).append(mode)
     rows = []
     for (word, check, text), modes in modes_of.items():

@@ -36,6 +36,8 @@ The returns are normally distributed. With 5 seeds it is 90 %, with 10 seeds 94 
 
 MOST_COLUMNS = 10_000
 """The widest table, in characters."""
+NO_NUMBER = "–"
+"""What is printed where there is no number."""
 NARROWEST = 12
 """Characters that a column of sentences has at least, where a terminal is narrow."""
 
@@ -245,18 +247,21 @@ class Progress:
             terminal.print(f"{step / self.total:>8.0%} done, {remaining} left", markup=False)
         self.step = step
 
-    def evaluated(self, step: int, mean: "Tensor", best: "Tensor") -> None:
+    def evaluated(
+        self, step: int, mean: "Tensor", best: "Tensor", attacked: "Tensor | None" = None
+    ) -> None:
         """Print an evaluation: interquartile means over seeds.
 
-        `mean` are the returns of the seeds that still learn, [S'], `best` those of the weights kept
-        of every seed, [S].
+        `mean` are the returns of the seeds that still learn, [S'], `attacked` those under attack
+        where they count too, `best` those of the weights kept of every seed, [S].
         """
         if _brief:
             return
         from rlx.statistics import iqm
 
-        now = float(iqm(mean.cpu().numpy()))
-        parts = [f"{step:>9,}", f"return {number(now)}"]
+        parts = [f"{step:>9,}", f"return {number(float(iqm(mean.cpu().numpy())))}"]
+        if attacked is not None:
+            parts.append(f"attacked {number(float(iqm(attacked.cpu().numpy())))}")
         if bool(best.isfinite().all()):
             kept = float(iqm(best.cpu().numpy()))
             parts.append(f"kept {number(kept)} (worst {number(float(best.min()))})")
@@ -337,14 +342,15 @@ def few_seeds(seeds: int) -> list[str]:
     return [f"an interval of {seeds} seeds is too narrow: {share}"]
 
 
-def interval_text(value: float, ci95: tuple[float, float]) -> str:
-    """A number and its interval, as in "-82.1 [-83.0, -81.2]"; of one seed the number alone."""
-    low, high = ci95
-    if np.isnan(value):
-        return "–"
-    if np.isnan(low):
-        return number(value)
-    return f"{number(value)} [{number(low)}, {number(high)}]"
+def interval_text(value: float | str, ci95: Sequence[float | str]) -> str:
+    """A number and its interval, as in "-82.1 [-83.0, -81.2]"; of one seed the number alone.
+
+    Words stay as they are, as of a radius beyond a grid: "0.013 [0.011, >0.03]".
+    """
+    texts = [part if isinstance(part, str) else number(part) for part in (value, *ci95)]
+    if NO_NUMBER in texts[:2]:
+        return texts[0]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def resampled_text(statistic: "Resampled") -> str:
@@ -354,7 +360,9 @@ def resampled_text(statistic: "Resampled") -> str:
 
 
 def number(value: float) -> str:
-    """A number in three significant digits; more only before the point."""
+    """A number in three significant digits, more only before the point; a dash for NaN."""
+    if np.isnan(value):
+        return NO_NUMBER
     if abs(value) >= 99.95:
         return f"{value:.0f}"
     if abs(value) >= 10:

@@ -195,35 +195,57 @@ def sandwich(
     x: str,
     style: Style = SCREEN,
     returns: Mapping[str, Sequence[Curve]] | None = None,
+    title: str = "",
 ) -> "Figure":
     """A figure of shares against `x`, by title: first what is so at most, then what is at least so.
 
     The truth is between these two curves, where it is shaded; any others are drawn beside them.
-    `returns`: likewise panels of returns; a single curve has nothing to be between.
+    `returns`: likewise panels of returns, which come first; a single curve has nothing to be
+    between. `title`: of the whole figure.
     """
-    every = {**panels, **(returns or {})}
+    every = {**(returns or {}), **panels}
     columns, legend_lines = _legend_size(every, style)
     figure, all_axes = make_panels(list(every), x, "share of decisions", style, legend_lines)
+    if title:
+        size = 1.2 * style.font_size
+        text = _wrapped(title, figure.get_figwidth(), size)
+        figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize=size)
+        if style.height is None:
+            figure.set_figheight(figure.get_figheight() + LINE * size * (text.count("\n") + 1))
     for axes, (title, curves) in zip(all_axes, every.items(), strict=False):
         if len(curves) > 1:
             most, least = ([estimate.iqm for estimate in curve.estimates] for curve in curves[:2])
             axes.fill_between(
-                curves[0].x, least, most, color="black", alpha=0.35, linewidth=0, label="undecided"
+                curves[0].x, least, most, color="black", alpha=0.15, linewidth=0, label="undecided"
             )
-        _draw_all(axes, curves, style)
+        width = _label_width(panel_width(axes), style)
+        for number, curve in enumerate(curves):
+            # Single seeds, and more intervals than those of the bounds, would hide the lines.
+            _draw(axes, curve, number, number < 2, width, style)
         if title in panels:
             axes.set_ylim(-0.02, 1.02)
         else:
             axes.set_ylabel("return", fontsize=style.font_size)
-        _legend_below(axes, columns, _legend_title(curves), style)
+        of_which = " of the bounds" if len(curves) > 2 else ""
+        _legend_below(axes, columns, f"interquartile mean, 95 % interval{of_which}", style)
     return figure
 
 
 def _draw_all(axes: "Axes", curves: Sequence[Curve], style: Style) -> None:
     """Draw the curves of a panel; where they are many, without intervals and single seeds."""
     width = _label_width(panel_width(axes), style)
+    band = len(curves) <= MOST_BANDS
     for number, curve in enumerate(curves):
-        _draw(axes, curve, number, len(curves) <= MOST_BANDS, width, style)
+        if band:
+            _draw_seeds(axes, curve, number)
+        _draw(axes, curve, number, band, width, style)
+
+
+def _draw_seeds(axes: "Axes", curve: Curve, number: int) -> None:
+    """Draw each seed of a curve as a faint line, in the colour of its `number`."""
+    colour = COLOURS[number % len(COLOURS)]
+    for returns in np.array([estimate.per_seed for estimate in curve.estimates]).T:
+        axes.plot(curve.x, returns, color=colour, alpha=0.14, linewidth=0.7)
 
 
 def _draw(
@@ -231,7 +253,7 @@ def _draw(
 ) -> None:
     """Draw a curve, in the colour and style of its `number` within its panel.
 
-    `band`: with its interval and single seeds; `label_width`: characters of a line of its label.
+    `band`: with its interval; `label_width`: characters of a line of its label.
     """
     if len(curve.x) == 0:  # of a run that was never evaluated
         return
@@ -239,8 +261,6 @@ def _draw(
     # Equal curves cover each other; where the upper one has gaps, the lower one stays visible.
     line = LINE_STYLES[number % len(LINE_STYLES)]
     if band:
-        for returns in np.array([estimate.per_seed for estimate in curve.estimates]).T:
-            axes.plot(curve.x, returns, color=colour, alpha=0.14, linewidth=0.7)
         low, high = np.array([estimate.ci95 for estimate in curve.estimates]).T
         if np.isfinite(low).all():
             axes.fill_between(curve.x, low, high, color=colour, alpha=0.18, linewidth=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import gymnasium
 import numpy as np
@@ -24,6 +24,7 @@ from rlx.errors import ConfigError
 from rlx.grids import parse_seeds
 from rlx.nn.encoders import is_image
 from rlx.nn.seed_axis import take
+from rlx.rollout import rollout
 from rlx.show import console
 
 if TYPE_CHECKING:
@@ -135,11 +136,16 @@ def _array(value: Tensor) -> np.ndarray:
 
 
 class Camera:
-    """An env of one copy, of which every state is an image."""
+    """An env of one copy, of which every state is an image: it can be played, as a `TensorEnv`."""
+
+    film: "Film"
+    """What the next episode is filmed into."""
 
     def __init__(self, env: TensorEnv):
         """ConfigError where the env draws no images."""
         self.env = env
+        self.ended = False
+        """Whether the episode is over: what is played on is not filmed."""
         inner: Any = env.env if isinstance(env, View) else env
         self._image = _images_of(inner)
         self.fps = _fps(inner)
@@ -158,20 +164,32 @@ class Camera:
     def play(self, film: Film, policy: Policy, reset_seed: int, choose: Choose) -> None:
         """Play the episode of `reset_seed` with a policy of one seed, into a new `film`."""
         device = next(policy.parameters()).device
-        carry = policy.initial_carry(1)
-        first = torch.ones(1, 1, dtype=torch.bool, device=device)
-        obs, _ = self.env.reset(seed=reset_seed)
-        film.add(self._image({"final_obs": obs}))
-        ended = False
-        with torch.no_grad():
-            while not ended:
-                film.decisions.append({})
-                action, carry = policy.act(obs.unsqueeze(0), first, carry, choose)
-                obs, reward, terminated, truncated, info = self.env.step(action[0])
-                film.add(self._image(info))
-                film.rewards.append(float(reward))
-                first = torch.zeros_like(first)
-                ended = bool(terminated | truncated)
+        reset_seeds = torch.tensor([[reset_seed]], device=device)
+        rollout(policy, self.filming(film), reset_seeds, lambda ids: choose)
+
+    def filming(self, film: Film) -> TensorEnv:
+        """The env, whose next episode will be filmed into a new `film`."""
+        self.film = film
+        return cast(TensorEnv, self)
+
+    def reset(self, *, seed: int | Sequence[int] | None = None) -> tuple[Tensor, dict]:
+        """As the env's; the film begins."""
+        obs, info = self.env.reset(seed=seed)
+        self.ended = False
+        self.film.add(self._image({"final_obs": obs}))
+        self.film.decisions.append({})
+        return obs, info
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """As the env's; the film goes on, until the episode has ended."""
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        if not self.ended:
+            self.film.add(self._image(info))
+            self.film.rewards.append(float(reward))
+            self.ended = bool(terminated | truncated)
+        if not self.ended:
+            self.film.decisions.append({})
+        return obs, reward, terminated, truncated, info
 
 
 class _Seen(gymnasium.Wrapper):

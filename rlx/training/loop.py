@@ -23,6 +23,7 @@ from rlx.nn.rng import reset_seeds, seed_tensor
 from rlx.nn.seed_axis import take
 from rlx.robustness.attacked_env import AttackedEnv
 from rlx.rollout import Episodes, MakeChoose
+from rlx.runs.listing import defence_of
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.trackers.tracking import Tracking, make_trackers
@@ -34,6 +35,9 @@ from rlx.vector_step import Laps, vector_step
 if TYPE_CHECKING:
     from rlx.training.compiled import CompiledSteps
     from rlx.training.config import Config
+
+KEPT_ATTACKED = "the weights whose lower return, with or without an attack, is each seed's best"
+"""What keep=attacked keeps."""
 
 
 class Training:
@@ -241,14 +245,18 @@ class Training:
         steps = f"{config.steps:,} {self.unit} per seed"
         if not self.is_part:
             console.facts(run=self.output.path)
+        agent = f"{self.name}, protocol {config.protocol}"
+        defence = defence_of(config.agent)
         console.facts(
-            agent=f"{self.name}, protocol {config.protocol}",
+            agent=f"{agent}, defence {defence}" if defence else agent,
             seeds=seeds,
             steps=f"{steps}, evaluated every {config.eval_every:,}",
             device=f"{self.device}, {torch.get_num_threads()} thread(s)",
             size=size,
             compiled=compiling.description(self),
         )
+        if self._judges_attacked():
+            console.facts(keep=f"attacked: {KEPT_ATTACKED}")
         if self.data is not None:
             console.facts(data=config.data, **self.data.card())
             for difference in self.differences:
@@ -379,21 +387,23 @@ class Training:
             raise
         self.interruptible = False
         mean = episodes.returns.mean(1).cpu()
+        mean_attacked = attacked.returns.mean(1).cpu()
         self.last[self.running.cpu()] = mean
         if self.stop is None:
             if self.keeps_newest:
                 # The newest weights win over the kept ones, whatever return these had.
                 self.kept.value.fill_(-torch.inf)
             # A policy may need to be attacked: some do worse where nobody does.
-            value = torch.minimum(mean, attacked.returns.mean(1).cpu())
+            value = torch.minimum(mean, mean_attacked)
             self.kept.improve(self.agent.policy, self.running, value, self.step)
         rows = self.log.rows(self.step, seeds, episodes, progress.steps_per_s(self.step))
         if attacked is not episodes:
-            for row, value in zip(rows, attacked.returns.mean(1).tolist(), strict=True):
+            for row, value in zip(rows, mean_attacked.tolist(), strict=True):
                 row["return/attacked"] = value
         self._write(rows)
         self.evaluated = self.step
-        progress.evaluated(self.step, mean, self.kept.value)
+        told = None if attacked is episodes else mean_attacked
+        progress.evaluated(self.step, mean, self.kept.value, told)
 
     def _play(self) -> Episodes:
         """The episodes [S', B] of a greedy evaluation."""

@@ -8,6 +8,7 @@ from rlx import statistics
 from rlx.env import time_limit_words
 from rlx.evaluation import REPORT, evaluate
 from rlx.rollout import Episodes
+from rlx.runs.listing import defence_of
 from rlx.show import console, figures
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _table(training: "Training", summary: dict[str, Any], estimate: statistics.E
     columns["kept at step"] = [f"{step:,}" for step in kept.step.tolist()]
     when = "best evaluation"
     if training.config.keep == "attacked":
-        when += " with and without an attack"
+        when += " (the lower return with and without an attack)"
     if training.stop is not None:
         when = "stop"
         columns["stop rule"] = ["met" if solved else "not met" for solved in kept.solved.tolist()]
@@ -104,6 +105,9 @@ def _table(training: "Training", summary: dict[str, Any], estimate: statistics.E
     played = f"Greedy return over {training.config.final_episodes} new episodes"
     title = f"{played}, weights kept at each seed's {when}"
     console.per_seed(title, training.seeds, columns, estimate)
+    defence = defence_of(training.config.agent)
+    if defence:
+        console.facts(defence=f"{defence}; the returns above are without an attack")
     console.time_limit(time_limit_words(training.make_env(1)))
 
 

@@ -9,8 +9,8 @@ from rlx.config import choice, convert, plain, typed
 from rlx.errors import ConfigError
 from rlx.runs.files import nearest_path, sha256
 
-KINDS = ("sb3", "torchscript", "onnx")
-"""The words before the colon; a Python file has its function behind it instead."""
+KINDS = {"sb3": ".zip", "torchscript": ".pt", "onnx": ".onnx"}
+"""The words before the colon, and how their files end; a Python file has its function behind it."""
 STATISTICS = ("vecnormalize", "vec_normalize")
 """What rl-zoo3, and the models it puts on a hub, call the file of VecNormalize's statistics."""
 EXPORT = (
@@ -117,17 +117,28 @@ def _found(name: str) -> list[VictimFile]:
     kind, colon, path = name.partition(":")
     if ".py:" in name:
         path, _, function = name.rpartition(":")
-        return [VictimFile("function", _file(path, "victim"), function)]
+        return [VictimFile("function", _file(path, f"victim={name}"), function)]
     if not colon or not path:
-        raise ConfigError(f"victim={name}: {EXPECTED}.")
+        raise ConfigError(f"victim={name}: {EXPECTED}.{_meant(name)}")
     choice(kind, KINDS, "victim")
     if "*" not in path:
-        return [VictimFile(kind, _model(_existing(path, "victim")))]
+        return [VictimFile(kind, _model(kind, path, f"victim={name}"))]
     folder = Path(path).anchor or "."
     matching = sorted(Path(folder).glob(str(Path(path).relative_to(Path(path).anchor))))
     if not matching:
         raise ConfigError(f"victim={name}: matches no file.")
-    return [VictimFile(kind, _model(file.absolute())) for file in matching]
+    return [VictimFile(kind, _model(kind, str(file), f"victim={kind}:{file}")) for file in matching]
+
+
+def _meant(name: str) -> str:
+    """The end of an error message about a victim without a kind: how it is probably meant."""
+    path = Path(name)
+    if (path / "meta.json").is_file():
+        return f" A run of rlx goes without the key, as in: rlx attack {name}"
+    for kind, suffix in KINDS.items():
+        if path.suffix == suffix:
+            return f" Did you mean 'victim={kind}:{name}'?"
+    return ""
 
 
 def _with_statistics(files: Sequence[VictimFile], given: Any) -> list[VictimFile]:
@@ -148,7 +159,7 @@ def _with_statistics(files: Sequence[VictimFile], given: Any) -> list[VictimFile
                 f"vecnormalize: {len(names)} files for {len(files)} victims; expected one for all "
                 "or one for each."
             )
-        statistics = [_file(name, "vecnormalize") for name in names]
+        statistics = [_file(name, f"vecnormalize={name}") for name in names]
         statistics *= len(files) // len(names)
     pairs = zip(files, statistics, strict=True)
     return [replace(file, vecnormalize=own) for file, own in pairs]
@@ -174,28 +185,29 @@ def folders(model: Path) -> list[Path]:
     return [model.parent, *sorted(path for path in model.parent.iterdir() if path.is_dir())]
 
 
-def _model(path: Path) -> Path:
-    """`path`, or the only zip in the folder `path`, as rl-zoo3 writes them."""
-    if not path.is_dir():
-        return path
+def _model(kind: str, name: str, words: str) -> Path:
+    """The absolute path of a model; of a folder, as rl-zoo3 writes them, the only zip in it."""
+    path = _existing(name, words)
+    if kind != "sb3" or not path.is_dir():
+        return _file(name, words)
     zips = sorted(path.glob("*.zip"))
     if len(zips) != 1:
         names = ", ".join(file.name for file in zips) or "none"
-        raise ConfigError(f"victim={path}: a folder with one zip was expected; it has {names}.")
+        raise ConfigError(f"{words}: a folder with one zip was expected; it has {names}.")
     return zips[0]
 
 
-def _file(name: str, key: str) -> Path:
-    """The absolute path of a file; ConfigError where there is none."""
-    path = _existing(name, key)
+def _file(name: str, words: str) -> Path:
+    """The absolute path of a file; ConfigError, which begins with `words`, where there is none."""
+    path = _existing(name, words)
     if not path.is_file():
-        raise ConfigError(f"{key}={name}: is no file.")
+        raise ConfigError(f"{words}: is a folder; expected a file.")
     return path
 
 
-def _existing(name: str, key: str) -> Path:
+def _existing(name: str, words: str) -> Path:
     """The absolute path of a file or folder; ConfigError where there is none."""
     path = Path(name).expanduser()
     if not path.exists():
-        raise ConfigError(f"{key}={name}: no such file.{nearest_path(path)}")
+        raise ConfigError(f"{words}: no such file.{nearest_path(path)}")
     return path.absolute()

@@ -86,10 +86,15 @@ class Subjects:
 
         return open_victims(self.victims, device, seeds)
 
-    def create(self, outputs: str, command: str, composed: DictConfig) -> Run:
-        """A new run of a command on these policies; meta.json has the checksums of victims."""
+    def create(self, outputs: str, command: str, composed: DictConfig, opened: "Opened") -> Run:
+        """A new run of a command on these policies; meta.json has the checksums of what it played.
+
+        They are of each victim's file, or of the weights of each seed.
+        """
         run = Run.create(outputs, command, self.name, composed)
-        if self.victims is not None:
+        if self.victims is None:
+            run.write_meta(weights=opened.weights)
+        else:
             run.write_meta(victims=self.victims.hashes)
         return run
 

@@ -18,7 +18,8 @@ def load(file: VictimFile, spec: Spec, device: torch.device) -> Network | Scorer
     try:
         model = torch.jit.load(str(file.path), map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # Behind the first sentence PyTorch guesses what may have happened.
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
         raise ConfigError(
             f"victim={file}: is no model of torch.jit.save ({reason}); rlx reads sb3:, "
             "torchscript: and onnx: files."
