@@ -102,7 +102,8 @@ def _table(training: "Training", summary: dict[str, Any], estimate: statistics.E
         columns["stop rule"] = ["met" if solved else "not met" for solved in kept.solved.tolist()]
     elif training.keeps_newest:
         when = "last evaluation"
-    played = f"Greedy return over {training.config.final_episodes} new episodes"
+    count = training.config.final_episodes
+    played = f"Greedy return over {count:,} new episode{'s' if count > 1 else ''}"
     title = f"{played}, weights kept at each seed's {when}"
     console.per_seed(title, training.seeds, columns, estimate)
     defence = defence_of(training.config.agent)
