@@ -127,6 +127,7 @@ def test_car_racing_beside_gymnasiums(rlx):
     [
         (("agent=bcq", "env=cartpole"), "agent: BCQ learns from a data set"),
         (("peer_python=/no/such/python",), "peer_python=/no/such/python: is no Python interpreter"),
+        (("agent.learning_rate=[0.1,0.2]",), "expected one value for all seeds"),
         (("peer_python={a: 1}",), "expected the path of an interpreter, or a list"),
         (("drawing=true",), "drawing=true: is for env=car_racing alone"),
         (("agent=ppo", "env=cartpole", "steps=1", *QUICK), "steps=1: ppo-cartpole learns nothing"),

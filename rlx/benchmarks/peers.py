@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from rlx.agent import Spec
-from rlx.config import load_class, plain
+from rlx.agent import Agent, Spec
+from rlx.config import load_class, plain, varying
 from rlx.errors import ConfigError, RunError
 from rlx.experiment import typed_env
 
@@ -36,9 +36,19 @@ class Program(NamedTuple):
 def settings(
     agent: Mapping[str, Any], env: Mapping[str, Any], spec: Spec, num_envs: int
 ) -> dict[str, Any]:
-    """What a peer must know of a training: the config groups `agent` and `env`, and the sizes."""
+    """What a peer must know of a training: the config groups `agent` and `env`, and the sizes.
+
+    ConfigError where the agent has a number for each seed.
+    """
+    values = plain(agent)
+    for name in sorted(varying(load_class(agent, "agent", Agent).config_type)):
+        if isinstance(values.get(name), list):
+            raise ConfigError(
+                f"agent.{name}={values[name]}: several numbers of seeds are timed; expected one "
+                "value for all seeds."
+            )
     return {
-        "agent": plain(agent),
+        "agent": values,
         "env_id": env_id(env),
         "max_episode_steps": spec.max_episode_steps,
         "obs_shape": list(spec.observation_space.shape or ()),
