@@ -1,10 +1,13 @@
 """Compiled steps: the graph of a step is the step, and a compiled run is a run like any other."""
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -384,6 +387,47 @@ def test_a_compiler_that_fails_leaves_the_steps_as_they_are_written(rlx, monkeyp
     whole = rlx("train", *COMPILED, *SHORT, "steps=800", "device.compile=false")
     prints = [fingerprint(done.run) for done in (result, whole)]
     assert prints[0] == prints[1]
+
+
+def told_to_stop(monkeypatch, number):
+    """Ctrl-C while the function of this `number` is compiled, or what stands for compiling."""
+    built = []
+
+    def build(graph, inputs):
+        built.append(graph)
+        if len(built) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return compiled.interpreted(graph, inputs)
+
+    monkeypatch.setattr(compiled, "inductor", build)
+    monkeypatch.setattr("rlx.training.compiling.LEAST_STEPS", 10)
+
+
+@NEEDS_COMPILER
+def test_ctrl_c_ends_what_is_compiled_first_at_once(rlx, monkeypatch):
+    told_to_stop(monkeypatch, 1)
+    result = rlx("train", *COMPILED, *SHORT, "steps=400")
+    assert result.code == 130
+    assert result.err == "rlx: interrupted before the first checkpoint; it is to begin again\n"
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize(("cheap", "step"), [(60.0, 40), (0.0, 64)])
+def test_ctrl_c_while_learning_is_compiled_loses_no_more_than_is_cheap(
+    rlx, monkeypatch, cheap, step
+):
+    """At once, back to the checkpoint of step 40; or behind the vector step, with another one."""
+    run = partial(rlx, "train", *COMPILED, *SHORT, "steps=400", "checkpoint_every=40")
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "CHEAP", cheap)
+        told_to_stop(patch, 2)
+        result = run()
+    assert result.code == 130
+    assert f"interrupted at step {step}; go on with: rlx resume" in result.err
+    (stopped,) = Path("outputs/train").glob("*/*")
+    told_to_stop(monkeypatch, 0)
+    assert rlx("resume", stopped).code == 0
+    assert fingerprint(stopped) == fingerprint(run().run)
 
 
 @pytest.mark.parametrize("value", ["yes", "1", "inductor"])

@@ -41,6 +41,8 @@ OPTIONS = {"size_asserts": False}
 """Of inductor. No `max_autotune`: it chooses by a clock, and another run would round otherwise."""
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """Environment variable: where inductor keeps what it has compiled."""
+CHEAP = 60.0
+"""Seconds of unsaved work that a signal may cost: compiling can take minutes, and is ended then."""
 
 
 def compile_steps(training: "Training", *, strict: bool) -> "CompiledSteps":
@@ -54,7 +56,7 @@ def compile_steps(training: "Training", *, strict: bool) -> "CompiledSteps":
     if training.device.type == "cuda":
         return CompiledSteps(training, recorded, strict=strict)
     _name_compiler()
-    with _signals_wait():
+    with _interruptible(training):
         cheaper = products.decompositions() | {torch.ops.aten.tanh.default: _tanh}
     return CompiledSteps(training, inductor, cheaper, strict=strict)
 
@@ -227,15 +229,19 @@ class CompiledSteps:
         if console.terminal.is_terminal:
             console.facts(compiling=f"{name} …")
         try:
-            with _signals_wait():
+            with _interruptible(self.training):
                 graph = trace(memory, function, self.decompositions)
                 call = _bound(graph, memory.tensors, self.build)
         except RunError:
             raise
         except Exception as error:
+            if self.training.signal:  # Ctrl-C has reached the compiler too
+                raise KeyboardInterrupt from error
             self.refuse(f"{name} cannot be compiled: {one_line(error)}", error)
             return None
-        console.facts(compiled=f"{name}, {time.monotonic() - began:.1f} s")
+        took = time.monotonic() - began
+        self.training.saved_at += took
+        console.facts(compiled=f"{name}, {took:.1f} s")
         return call
 
     def refuse(self, reason: str, error: Exception | None = None) -> None:
@@ -257,8 +263,13 @@ class CompiledSteps:
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back within the context: Ctrl-C would reach the compiler as well."""
+def _interruptible(training: "Training") -> Iterator[None]:
+    """Let SIGINT and SIGTERM end a training that compiles at once, if that loses little."""
+    if time.monotonic() - training.saved_at < CHEAP:
+        with training.interrupted_at_once():
+            yield
+        return
+    # Held back in the compiler too, which Ctrl-C would reach as well.
     former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

@@ -77,7 +77,7 @@ def by_what(training: "Training") -> str | None:
 def description(training: "Training") -> str:
     """What the header says of compiling."""
     if training.compiles:
-        return "yes: half a minute to two the first time, seconds from then on"
+        return "yes: half a minute to some minutes the first time, seconds from then on"
     reason = obstacle(training)
     return "no" if reason is None else f"no: {reason}"
 

@@ -129,7 +129,8 @@ class Training:
         self.began = 0.0
         """When `run` began, by the monotonic clock, in seconds."""
         self.saved_at = 0.0
-        """When the last checkpoint was saved, by the monotonic clock, in seconds."""
+        """When the last checkpoint was saved, by the monotonic clock, in seconds; later by what was
+        spent on compiling since."""
         self.saving_s = 0.0
         """Seconds spent on checkpoints."""
         self.is_part = False
@@ -138,6 +139,8 @@ class Training:
         """Number of the signal that told the run to stop; 0: none has."""
         self.interruptible = False
         """Whether a signal ends the run at once, instead of before the next vector step."""
+        self.is_between_steps = True
+        """Whether no vector step is under way, so that the run can be saved."""
 
     def _fit_data(self) -> None:
         """Learn from the data set instead of the env; ConfigError where it does not fit the env."""
@@ -209,10 +212,12 @@ class Training:
                 return self._finish()
             except KeyboardInterrupt:
                 self.interruptible = False
-                if self.saved < self.step:
+                if self.saved < self.step and self.is_between_steps:
                     self.save()
-                output.write_meta(step=self.step)
-                message = f"interrupted at step {self.step:,}; go on with: {go_on}"
+                output.write_meta(step=self.saved)
+                message = f"interrupted at step {self.saved:,}; go on with: {go_on}"
+                if not (output.checkpoints.steps() or self.is_part):
+                    message = "interrupted before the first checkpoint; it is to begin again"
                 raise Interrupted(self.signal, message) from None
             except BrokenPipeError:  # nobody reads what is printed, as in: rlx train … | head
                 raise
@@ -280,7 +285,9 @@ class Training:
                 raise KeyboardInterrupt
             if at_end:
                 break
+            self.is_between_steps = False
             returns = self._vector_step()
+            self.is_between_steps = True
             if self.stop is not None and self.first.any():
                 self._apply_stop_rule(returns, progress)
             progress.update(self.step)
@@ -376,16 +383,14 @@ class Training:
         """Play greedily, log the returns, keep the weights that are the best so far."""
         self._check()
         seeds = self._running_seeds()
-        self.interruptible = True
         try:
-            episodes = self._play()
-            attacked = self._play_attacked() if self._judges_attacked() else episodes
+            with self.interrupted_at_once():
+                episodes = self._play()
+                attacked = self._play_attacked() if self._judges_attacked() else episodes
         except RunError:
             # It is the env's fault: what was learnt is whole.
-            self.interruptible = False
             self.save()
             raise
-        self.interruptible = False
         mean = episodes.returns.mean(1).cpu()
         mean_attacked = attacked.returns.mean(1).cpu()
         self.last[self.running.cpu()] = mean
@@ -520,6 +525,18 @@ class Training:
         finally:
             for number, handler in former_handlers.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def interrupted_at_once(self) -> Iterator[None]:
+        """Let SIGINT and SIGTERM end the run within the context, though it be within a step."""
+        former = self.interruptible
+        self.interruptible = True
+        try:
+            if self.signal:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.interruptible = former
 
     def _on_signal(self, number: int, frame: Any) -> None:
         """Note the signal, and raise at once where `interruptible`."""
