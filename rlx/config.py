@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from rlx.conf import options_with, renamed
+from rlx.conf import group_files, options_with, renamed
 from rlx.errors import ConfigError
 from rlx.names import describe_error, nearest
 
@@ -186,6 +186,9 @@ def _hint(key: str, name: str, names: list[str]) -> str:
     It names the nearest of `names`, or else the options of the group that have such a key.
     """
     prefix = f"{key}." if key else ""
+    if not key and group_files(name):
+        header = "'# @package _global_'"
+        return f" A file of conf/{name} begins with the line {header}; its keys are elsewhere."
     near = nearest(f"{prefix}{name}", [f"{prefix}{known}" for known in names])
     if near.startswith(" Did you mean"):
         return near

@@ -153,7 +153,7 @@ def test_no_attack_alone_is_lower_in_any_episode_of_an_env_that_can_be_copied(ag
         assert (found.returns <= clean(policies).returns.numpy()[:, None] + 1e-4).mean() > 0.9
         assert (np.diff(found.returns, axis=1) <= 0).all()
         assert (found.attack >= 0).all() and (found.attack < len(found.attacks)).all()
-        assert "planned" in found.attacks
+        assert "planned" in found.attacks and found.tried == list(fitting)
     if agent == "hdqn":
         assert (worst["both"].returns <= worst["goal"].returns).all()
         assert (worst["both"].returns <= worst["action"].returns).all()

@@ -83,10 +83,13 @@ def typed_commands(page: Path) -> list[list[str]]:
 
 
 def files(page: Path) -> dict[str, str]:
-    """The files that a page shows whole: name → text of the blocks whose first line names one."""
+    """The files that a page shows whole: name → text of the blocks whose first line names one.
+
+    Hydra's own header stands before it.
+    """
     found = {}
     for _, _, block in blocks(page.read_text()):
-        name = re.match(r"# ([\w/]+\.(py|yaml))\n", block)
+        name = re.match(r"(?:# @package \S+\n)?# ([\w/]+\.(py|yaml))\n", block)
         if name:
             found[name[1]] = block + "\n"
     return found
@@ -181,8 +184,10 @@ SHORT = {"train": (*TINY, "seeds=1"), "attack": ("episodes=2",)}
 )
 def test_marked_blocks_run(page, folder, rlx):
     folder(page)
+    text = page.read_text()
+    assert sum(marked for marked, _, _ in blocks(text)) == text.splitlines().count(RUN)
     script: dict[str, Any] = {}  # the Python blocks of a page are one script
-    for marked, language, block in blocks(page.read_text()):
+    for marked, language, block in blocks(text):
         if marked and language == "python":
             exec(compile(block, str(page), "exec"), script)
         elif marked:

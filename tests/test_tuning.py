@@ -205,6 +205,14 @@ def test_a_killed_tuning_loses_nothing_that_was_told(rlx, request):
     assert runs.items() <= finished.items() and len(finished) == len(Sweep(sweep).jobs())
 
 
+def test_a_short_tuning_is_compared_with_the_long_training_of_today(rlx, tmp_path):
+    (tmp_path / "conf/tuned").mkdir(parents=True)
+    (tmp_path / "conf/tuned/ppo-cartpole.yaml").write_text("# @package _global_\nsteps: 1024\n")
+    assert rlx("tune", *SMALL, "trials=2", "batch=2").code == 0
+    finals = [job for job in Sweep(the_sweep()).jobs() if job.settings["stage"] == "final"]
+    assert sorted(job.run.config.steps for job in finals) == [512, 1024]
+
+
 def test_a_process_that_is_killed_while_it_writes_holds_up_no_other(rlx, monkeypatch):
     lock = optuna.storages.journal.JournalFileSymlinkLock
 

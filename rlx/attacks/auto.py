@@ -178,6 +178,7 @@ class Auto(Adversary):
         unattacked = self._unattacked(game)
         for worst in result.values():
             worst.unattacked = unattacked
+            worst.tried = list(tried)
         return result
 
     def _tried(

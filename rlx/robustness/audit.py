@@ -179,7 +179,7 @@ def _has_gradients(heads: Sequence[str], states: CleanStates) -> Finding | None:
 
 def _more_than_one(played: Played) -> Finding:
     """One attack says how little it left, not how little can be left."""
-    count = 1 if played.attack is None else len({*played.attacks, *played.singles})
+    count = 1 if played.attack is None else len({*played.attacks, *played.singles, *played.tried})
     text = f"{count} attacks" if count > 1 else "one alone; attack=auto plays many"
     return Finding("more than one attack was played", count > 1, count, text)
 

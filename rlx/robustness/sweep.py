@@ -101,6 +101,8 @@ class Played:
     """Whether all was searched, or nothing found that can be moved, as far as gradients show."""
     singles: dict[str, np.ndarray] = field(default_factory=dict)
     """The returns of each attack of a study of many on trial episodes, by name, [S, E, P']."""
+    tried: list[str] = field(default_factory=list)
+    """The names of the attacks that have tried to move its heads, in this mode or a wider one."""
     unattacked: np.ndarray | None = None
     """The returns of clean play in the trial episodes, [S, P']; None: there was no trial."""
     replay: Replay | None = None
