@@ -210,3 +210,12 @@ def test_what_is_no_number_has_one_sign():
     assert console.interval_text(5.0, (np.nan, np.nan)) == "5"
     assert console.interval_text(0.0131, (0.011, ">0.03")) == "0.0131 [0.011, >0.03]"
     assert console.interval_text(">0.03", (0.02, ">0.03")) == ">0.03 [0.02, >0.03]"
+
+
+def test_what_was_spent_on_compiling_does_not_count_as_slow_steps(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.Progress(200, begin=100, paused=lambda: 90.0) as progress:
+        now[0] += 100.0
+        assert progress.steps_per_s(150) == 5.0
+        assert progress.seconds_left(150) == 10.0

@@ -52,11 +52,11 @@ def main(composed: DictConfig) -> None:
     # What cannot be compared is refused before the first line.
     compared = _attacks(runs, config.mode) if kind == "attack" else _returns(runs)
     console.facts(A=runs[0].path, B=runs[1].path)
-    _print_differences([read(run.path) for run in runs])
+    _print_differences([read(run.path) for run in runs], of_attacks=kind == "attack")
     compared.print_tables()
 
 
-def _print_differences(entries: Sequence[Entry]) -> None:
+def _print_differences(entries: Sequence[Entry], *, of_attacks: bool) -> None:
     """Print the keys that are not the same in both configs, and what else made them differ."""
     sides = []
     for entry in entries:
@@ -76,7 +76,8 @@ def _print_differences(entries: Sequence[Entry]) -> None:
     if rows:
         console.table("What differs", ["key", "A", "B"], rows)
     else:
-        console.facts(differs="nothing: neither the configs, nor versions, nor the machine")
+        what = "nothing of how they were attacked" if of_attacks else "nothing"
+        console.facts(differs=f"{what}: neither the configs, nor versions, nor the machine")
 
 
 def _attacks(runs: Sequence[Run], mode: str | None) -> "AgentComparison":

@@ -181,12 +181,14 @@ class Progress:
         unit: str = "steps",
         quarters: bool = False,
         spent: Mapping[str, float] | None = None,
+        paused: Callable[[], float] = lambda: 0.0,
     ):
         """The progress from `begin` to `total`, counted in `unit`.
 
         `threshold`: the return from which a seed counts as solved. `quarters`: print a line at each
         quarter of the way where there is no bar. Within `only_progress` there are no other lines.
         `spent`: seconds by what they were spent on, which grow meanwhile while the keys stay.
+        `paused`: seconds within this progress, so far, in which no step could be made.
         """
         self.total = total
         self.begin = begin
@@ -194,6 +196,7 @@ class Progress:
         self.unit = unit
         self.quarters = quarters or _brief
         self.spent = {} if spent is None else spent
+        self.paused = paused
         self.live = RichProgress(
             _Column(self._so_far),
             BarColumn(bar_width=None),
@@ -232,7 +235,8 @@ class Progress:
 
     def steps_per_s(self, step: int) -> float:
         """Steps of one seed per second, in this process."""
-        return (step - self.begin) / max(time.monotonic() - self.began, 1e-9)
+        seconds = time.monotonic() - self.began - self.paused()
+        return (step - self.begin) / max(seconds, 1e-9)
 
     def seconds_left(self, step: int) -> float:
         """Seconds until the end, at the speed so far."""
@@ -266,7 +270,8 @@ class Progress:
             kept = float(iqm(best.cpu().numpy()))
             parts.append(f"kept {number(kept)} (worst {number(float(best.min()))})")
         if self.threshold is not None:
-            parts.append(f"{int((best >= self.threshold).sum())}/{len(best)} solved")
+            solved = f"{int((best >= self.threshold).sum())}/{len(best)} solved"
+            parts.append(solved if attacked is None else f"{solved} under attack")
         if self.stopped_seeds:
             parts.append(f"{self.stopped_seeds} stopped")
         parts.append(f"{self.steps_per_s(step):,.0f} {self.unit}/s each")

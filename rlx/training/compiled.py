@@ -240,7 +240,7 @@ class CompiledSteps:
             self.refuse(f"{name} cannot be compiled: {one_line(error)}", error)
             return None
         took = time.monotonic() - began
-        self.training.saved_at += took
+        self.training.has_compiled(took)
         console.facts(compiled=f"{name}, {took:.1f} s")
         return call
 

@@ -131,6 +131,8 @@ class Training:
         self.saved_at = 0.0
         """When the last checkpoint was saved, by the monotonic clock, in seconds; later by what was
         spent on compiling since."""
+        self.compiling_s = 0.0
+        """Seconds spent on compiling."""
         self.saving_s = 0.0
         """Seconds spent on checkpoints."""
         self.is_part = False
@@ -203,7 +205,12 @@ class Training:
             self.tracking.begin()
             try:
                 with console.Progress(
-                    self.config.steps, self.step, self.threshold, self.unit, spent=self.spent()
+                    self.config.steps,
+                    self.step,
+                    self.threshold,
+                    self.unit,
+                    spent=self.spent(),
+                    paused=lambda: self.compiling_s,
                 ) as progress:
                     self._learn(progress)
                 self.interruptible = True
@@ -525,6 +532,11 @@ class Training:
         finally:
             for number, handler in former_handlers.items():
                 signal.signal(number, handler)
+
+    def has_compiled(self, seconds: float) -> None:
+        """Leave out `seconds` of compiling where speeds and unsaved work are told."""
+        self.compiling_s += seconds
+        self.saved_at += seconds
 
     @contextmanager
     def interrupted_at_once(self) -> Iterator[None]:
