@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import hydra
@@ -17,6 +18,8 @@ from rlx.evaluation import REPORT
 from rlx.experiment import make_env
 from rlx.gym_policy import GymPolicy
 from rlx.policies import load_policy
+from rlx.runs.run import Run
+from rlx.training.loop import Training
 
 TINY_KEYS = {key: int(value) for key, _, value in (word.partition("=") for word in TINY)}
 
@@ -64,6 +67,19 @@ def test_train_load_attack():
         assert len(drawn.axes[0].lines) > 2
     summary = run.run.summary()
     assert np.isclose(summary["return"]["iqm"], run.summary["return"]["iqm"])
+
+
+def test_a_run_that_fails_in_its_header_is_let_go(monkeypatch):
+    """Also while somebody keeps the error, as notebooks do."""
+
+    def failing(training: Training) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    monkeypatch.setattr(Training, "_header", failing)
+    with pytest.raises(BrokenPipeError) as kept:
+        rlx.train(**keys("dqn"), env="cartpole", seeds=1)
+    (path,) = Path("outputs/train/dqn-cartpole").iterdir()
+    assert kept.value and not Run(path).is_busy and Run(path).meta()["status"] == "failed"
 
 
 def test_a_run_is_attacked_whatever_its_folder_is_called():

@@ -206,10 +206,13 @@ def test_few_seeds_are_named():
 @pytest.mark.parametrize("attack", [None, sound().attack])
 def test_one_attack_alone_is_named(attack):
     """Also where it came from a list of many, as attack=planned."""
-    one = sound(attack=attack, attacks=["planned"], singles={})
+    one = sound(attack=attack, attacks=["planned"], singles={}, unattacked=None)
     finding = findings(one)["more than one attack was played"]
     assert not finding.passed and finding.number == 1
     assert finding.text == "one alone; attack=auto plays many"
+    finding = findings(sound(attacks=["planned"], singles={}))["more than one attack was played"]
+    assert not finding.passed
+    assert finding.text == "one alone: the others were tried, and could add nothing"
     finding = findings(sound())["more than one attack was played"]
     assert finding.passed and finding.text == "3 attacks"
 
@@ -236,6 +239,7 @@ def test_the_share_of_episodes_at_the_lowest_return_is_told():
     returns[:3, 2] = 10
     finding = findings(sound(returns=returns), floor=10.0)["how much is at the lowest return"]
     assert finding.passed and finding.number == 0.5
+    assert finding.text == "50% of the episodes at eps 0.2 have 10; none can be below"
     assert "how much is at the lowest return" not in findings(sound(), floor=-np.inf)
 
 

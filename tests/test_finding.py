@@ -146,12 +146,12 @@ WRONG = [
     (["list", "format=xml"], "format=xml: unknown. Choose from: csv, json, table."),
     (["list", "outputz"], "Did you mean 'outputs'?"),
     (["list", "run=5"], "run=5: expected a run directory"),
-    (["show", "nowhere"], "'nowhere' in it does not."),
+    (["show", "nowhere"], "run=nowhere: no such folder."),
     (["show", "outputs", "outputs"], "show takes one run"),
     (["compare", "outputs"], "name two runs"),
     (["compare", "outputs", "nowhere"], "run=nowhere: no such run directory."),
     (["clean", "dry=perhaps"], "dry=perhaps: expected true or false"),
-    (["clean", "nowhere"], "'nowhere' in it does not."),
+    (["clean", "nowhere"], "run=nowhere: no such folder."),
     (["clean", "dri=false"], "Did you mean 'dry'?"),
 ]
 

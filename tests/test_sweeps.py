@@ -20,7 +20,7 @@ import yaml
 from rlx import cli, statistics
 from rlx.errors import Interrupted, RunError
 from rlx.show import console
-from rlx.sweeps.ranking import RETURN, rankings
+from rlx.sweeps.ranking import RETURN, Ranking, Score, rankings
 from rlx.sweeps.sweep import Sweep
 from rlx.training.loop import Training
 
@@ -435,6 +435,20 @@ def test_what_is_not_defined_is_ranked_last(rlx, tiny_runs):
     assert rlx(*line, "scale=[1,1,1,1]").code == 0
     areas = [row["area"] for row in table(the_sweep())]
     assert areas == sorted(areas, key=lambda area: (area == "nan", -float(area)))
+
+
+def test_the_lead_is_among_jobs_that_have_a_score():
+    """What is no number is no better and no worse than anything."""
+    levels = [[3.0, 3.0], [1.0, 2.0], [np.nan, np.nan]]
+    scores = [
+        Score.of(
+            statistics.Estimate(np.array(level), float(np.mean(level)), (0, 0)), np.array([level])
+        )
+        for level in levels
+    ]
+    lead = Ranking("", "area", [], scores, []).lead
+    assert lead is not None and lead.value == 1
+    assert Ranking("", "area", [], scores[1:], []).lead is None
 
 
 def test_a_table_wider_than_the_screen_is_whole(capsys):

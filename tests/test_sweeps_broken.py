@@ -87,6 +87,26 @@ def test_a_result_that_cannot_be_ranked_is_named(rlx, done):
     assert [row.get("return", "") != "" for row in table(the_sweep())] == [True, False]
 
 
+def _damage(file: Path, kind: str) -> None:
+    """Damage an npz; "deflate": its compressed bytes, of which zlib says so with its own error."""
+    if kind == "missing":
+        file.unlink()
+    elif kind == "shape":
+        np.savez(file, returns=np.zeros((2, 3, 4)))
+    else:
+        content = file.read_bytes()
+        start = content.index(b"returns.npy") + len("returns.npy")
+        file.write_bytes(content[: start + 20] + b"\xff" * 9 + content[start + 29 :])
+
+
+@pytest.mark.parametrize("kind", ["missing", "shape", "deflate"])
+def test_returns_that_cannot_be_read_are_named(kind, rlx, done):
+    bad, _ = runs()
+    _damage(bad / "returns.npz", kind)
+    result = rlx("report", the_sweep())
+    assert result.code == 0 and f"{bad}: its result has no return" in result.out
+
+
 @pytest.mark.parametrize("text", ["{", '{"format": 99}', "[]"])
 def test_a_run_that_cannot_be_read_stops_nothing_else(text, rlx, done):
     """It may be of a newer rlx: nobody deletes it."""

@@ -301,16 +301,16 @@ def test_ctrl_c_says_how_to_go_on(rlx, monkeypatch):
 
 def compared(rlx, monkeypatch, better: bool):
     """A tuning of which the best trial returns much more, or much less, than today's settings."""
-    returns = tuning.Comparison.of.__func__.__globals__["_returns"]
+    returns = Run.returns
 
-    def changed(run: Run) -> np.ndarray:
+    def changed(run: Run, name: str = "returns") -> np.ndarray:
         is_best = run.config.agent.learning_rate == 0.005
-        return returns(run) + (1000.0 if is_best == better else 0.0)
+        return returns(run, name) + (1000.0 if is_best == better else 0.0)
 
     def prune(self, study, trial):
         return trial.number == 0
 
-    monkeypatch.setattr("rlx.training.tuned._returns", changed)
+    monkeypatch.setattr(Run, "returns", changed)
     monkeypatch.setattr(optuna.pruners.HyperbandPruner, "prune", prune)
     others = ("discount", "gae_lambda", "clip", "entropy_coefficient", "value_coefficient")
     nulls = [f"search.agent.{key}=null" for key in (*others, "max_grad_norm", "initial_std")]

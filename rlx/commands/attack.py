@@ -188,8 +188,8 @@ def _attacked(composed: DictConfig) -> "tuple[Run, Study]":
     config = replace(config, scale=plan.named_scale)
     composed.scale = plan.named_scale
     output = plan.subjects.create(config.outputs, "attack", composed, plan.opened)
-    _header(config, plan)
     with Tracking(output, plan.trackers) as tracking, output.writing():
+        _header(config, plan)
         tracking.begin()
         result = _play(config, plan)
         files = _save(output, config, plan, result)

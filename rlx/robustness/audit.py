@@ -181,6 +181,8 @@ def _more_than_one(played: Played) -> Finding:
     """One attack says how little it left, not how little can be left."""
     count = 1 if played.attack is None else len({*played.attacks, *played.singles, *played.tried})
     text = f"{count} attacks" if count > 1 else "one alone; attack=auto plays many"
+    if count == 1 and played.unattacked is not None:  # there was a trial, as auto has it
+        text = "one alone: the others were tried, and could add nothing"
     return Finding("more than one attack was played", count > 1, count, text)
 
 
@@ -219,9 +221,7 @@ def _at_the_floor(returns: np.ndarray, eps: Sequence[float], floor: float) -> Fi
         return None
     largest = int(np.argmax(eps))
     share = float((returns[:, largest] <= floor).mean())
-    text = (
-        f"{share:.0%} of the episodes at eps {eps[largest]:g} have {floor:g}, the lowest there is"
-    )
+    text = f"{share:.0%} of the episodes at eps {eps[largest]:g} have {floor:g}; none can be below"
     return Finding(LOWEST, True, share, text)
 
 

@@ -218,6 +218,8 @@ class Run:
         file = self.path / "meta.json"
         try:
             meta = json.loads(file.read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"{file}: is missing.") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file}: not valid JSON ({error}).") from None
         version = meta.get("format") if isinstance(meta, dict) else None
@@ -395,6 +397,20 @@ class Run:
             np.savez_compressed(self.path / "returns.npz", **arrays)
         write_json(self.path / "summary.json", {"status": "completed", **summary})
         self.write_meta(status="completed", wall_s=summary.get("wall_s"), error=None)
+
+    def returns(self, name: str = "returns") -> "np.ndarray":
+        """The array `name` of returns.npz, float64; ConfigError where it cannot be read."""
+        import numpy as np
+
+        file = self.path / "returns.npz"
+        try:
+            with np.load(file) as arrays:
+                return np.asarray(arrays[name], dtype=np.float64)
+        except Exception as error:
+            # Of a damaged file zipfile, zlib and NumPy raise whatever they come upon. NumPy's own
+            # words would have a ValueError's file unpickled.
+            reason = "no npz of numbers" if isinstance(error, ValueError) else error
+            raise ConfigError(f"{file}: cannot be read ({reason}).") from None
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json, NaN where it has null; ConfigError where it is missing."""

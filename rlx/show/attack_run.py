@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from omegaconf import DictConfig
@@ -108,14 +107,10 @@ class AttackRun:
 
     def returns(self, mode: str) -> np.ndarray:
         """The return of every episode in `mode`, [S, E, P]; ConfigError where it cannot be read."""
-        file = self.path / "returns.npz"
-        try:
-            with np.load(file) as arrays:
-                returns = np.asarray(arrays[mode], dtype=np.float64)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise ConfigError(f"{file}: cannot be read ({error}).") from None
+        returns = self.run.returns(mode)
         expected = (len(self.summary["seeds"]), len(self.summary["eps"]))
         if returns.ndim != 3 or returns.shape[:2] != expected:
+            file = self.path / "returns.npz"
             raise ConfigError(
                 f"{file}: '{mode}' has the shape {list(returns.shape)}; expected "
                 f"{expected[0]} seeds × {expected[1]} radii × episodes."

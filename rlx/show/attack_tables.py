@@ -1,5 +1,6 @@
 """What `rlx attack` prints of a study: returns, heads, winners, the audit, who carries the harm."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ def warnings(study: "Study", seeds: int) -> list[str]:
     """What a reader of the numbers should know."""
     texts = _undefined_scores(max(curve.undefined for curve in study.curves.values()))
     texts += console.few_seeds(seeds)
-    red = [mode for mode in study.audit if study.is_red(mode)]
+    scored = [mode for mode, curve in study.curves.items() if not math.isnan(curve.area)]
+    red = [mode for mode in scored if study.is_red(mode)]
     if red:
         checks = dict.fromkeys(check for mode in red for check in study.failed(mode))
         reason = f"not confirmed: {', '.join(checks)}"

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -219,17 +218,9 @@ def resampled_returns(runs: Sequence[Run]) -> list[statistics.Resampled]:
 
 def episode_returns(run: Run) -> statistics.Array:
     """The return of every episode, [S, P]; ConfigError where it cannot be read."""
-    file = run.path / "returns.npz"
-    try:
-        with np.load(file) as arrays:
-            returns = np.asarray(arrays["returns"], dtype=np.float64)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        # NumPy's own words would have a ValueError's file unpickled.
-        reason = f"cannot be read ({error})"
-        if isinstance(error, ValueError):
-            reason = "is no npz of numbers"
-        raise ConfigError(f"{file}: {reason}.") from None
+    returns = run.returns()
     if returns.ndim != 2 or not returns.size:
+        file = run.path / "returns.npz"
         raise ConfigError(f"{file}: 'returns' is {list(returns.shape)}; expected seeds × episodes.")
     return returns
 

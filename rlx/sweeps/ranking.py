@@ -88,11 +88,12 @@ class Ranking:
     def lead(self) -> Resampled | None:
         """The probability that a seed of the first job is better than one of the second, [].
 
-        None where there is one job.
+        None where fewer than two jobs have a score: an area is NaN without one.
         """
-        if len(self.scores) < 2:
+        scored = [score for score in self.scores if not np.isnan(score.estimate.iqm)]
+        if len(scored) < 2:
             return None
-        first, second, *_ = self.scores
+        first, second, *_ = scored
         return statistics.probability_of_improvement(first.seeds, second.seeds)
 
     @cached_property

@@ -80,7 +80,8 @@ def panels(ranked: Sequence[Ranking]) -> list[Panel]:
 def _print_ranking(ranking: Ranking) -> None:
     """Print the jobs, the best first, and how sure the first place is."""
     console.table(*ranking_table(ranking))
-    console.facts(best=_run_path(ranking.jobs[0]))
+    if not np.isnan(ranking.scores[0].estimate.iqm):
+        console.facts(best=_run_path(ranking.jobs[0]))
     if ranking.lead is not None:
         console.facts(lead=lead_text(ranking.lead))
     for table in effects(ranking):

@@ -197,9 +197,9 @@ class Training:
         self.is_part = go_on is not None
         self.tracking = Tracking(output, {} if self.is_part else self.trackers)
         go_on = go_on or f"rlx resume {shlex.quote(str(output.path))}"
-        self._header()
-        output.write_meta(compiled=compiling.by_what(self))
         with self.tracking, output.writing(), self._signals():
+            self._header()
+            output.write_meta(compiled=compiling.by_what(self))
             if resumed_config is not None:
                 output.rewind(resumed_config, self.step, self.evaluated)
             self.tracking.begin()

@@ -35,7 +35,7 @@ class Trained:
     @classmethod
     def of(cls, run: Run, bootstrap: statistics.Bootstrap) -> "Trained":
         """The result of a finished run."""
-        returns = _returns(run)
+        returns = run.returns()
         value = np.asarray(statistics.iqm(returns.mean(1)))
         resampled = Resampled(value, bootstrap.iqms(returns))
         return cls(run.path, statistics.estimate(returns, bootstrap), resampled)
@@ -57,8 +57,8 @@ class Comparison:
     @classmethod
     def of(cls, best: Run, today: Run, trial: int, config: DictConfig) -> "Comparison":
         """The comparison of two finished runs of the same number of seeds and episodes."""
-        counts = [len(_returns(run)) for run in (best, today)]
-        first, second = statistics.independent(counts, _returns(best).shape[1])
+        counts = [len(run.returns()) for run in (best, today)]
+        first, second = statistics.independent(counts, best.returns().shape[1])
         name = f"{chosen('agent')}-{chosen('env')}"
         has_file = name in conf.group_files("tuned")
         today_name = f"tuned/{name}" if has_file else f"defaults of {chosen('agent')}"
@@ -144,9 +144,3 @@ def settings(config: DictConfig) -> dict[str, Any]:
     agent = plain(config.agent)
     changed = {key: value for key, value in agent.items() if value != agent_defaults.get(key)}
     return top | ({"agent": changed} if changed else {})
-
-
-def _returns(run: Run) -> np.ndarray:
-    """[S, P]: the returns of a finished run."""
-    with np.load(run.path / "returns.npz", allow_pickle=False) as arrays:
-        return arrays["returns"].astype(np.float64)
