@@ -59,12 +59,13 @@ def _show_sweep(entry: Entry) -> None:
     """Print what a sweep is, and how far."""
     jobs = entry.meta.get("jobs", {})
     counts = ", ".join(f"{count} {state}" for state, count in jobs.items())
+    line = "rlx report" if entry.status == "completed" else "rlx resume"
     console.facts(
         sweep=entry.path,
         status=f"{entry.status}: {counts or entry.error}",
         line=entry.meta.get("line", "unknown"),
         **{"made by": _maker(entry)},
-        next=f"rlx resume {shlex.quote(str(entry.path))}",
+        next=f"{line} {shlex.quote(str(entry.path))}",
     )
     console.result(entry.path)
 

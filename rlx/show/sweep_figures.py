@@ -119,10 +119,17 @@ def _parallel(axes: "Axes", panel: Panel, order: Order, style: Style) -> None:
 
     halo = withStroke(linewidth=2.5, foreground="white")  # the names are over the lines
     heights = []
-    for place, (_, values) in enumerate(panel.settings.items()):
+    ticks = []
+    room = panel_width(axes) / (len(panel.settings) + 1)  # inches between two keys
+    for place, (key, values) in enumerate(panel.settings.items()):
         names = sorted(set(values), key=order)
         steps = np.linspace(0, 1, len(names)) if len(names) > 1 else np.array([0.5])
         heights.append([steps[names.index(value)] for value in values])
+        ticks.append(_short(key.removeprefix("agent.")))
+        width = LETTER * style.small * max(len(_short(name)) + 1 for name in names)
+        if width > room or len(names) > MOST_CELLS:
+            ticks[-1] += f"\n{_short(names[0])} to {_short(names[-1])}"
+            continue
         for height, name in zip(steps, names, strict=True):
             text = f" {_short(name)}"
             label = axes.text(place, height, text, fontsize=style.small, va="center", zorder=3)
@@ -140,7 +147,6 @@ def _parallel(axes: "Axes", panel: Panel, order: Order, style: Style) -> None:
     for height, score in ((0.0, low), (1.0, high)):
         if np.isfinite(score):
             axes.text(last, height, f" {score:.4g}", fontsize=style.small, va="center")
-    keys = [key.removeprefix("agent.") for key in panel.settings]
-    _name_columns(axes, [*keys, panel.what], style)
+    axes.set_xticks(range(len(heights)), [*ticks, panel.what], rotation=90)
     axes.set_yticks([])
     axes.grid(False, axis="y")

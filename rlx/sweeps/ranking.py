@@ -1,6 +1,6 @@
 """What a sweep says: its jobs ranked, how sure the order is, and what each of its keys does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,7 +82,7 @@ class Ranking:
     scores: list[Score]
     """The scores of the jobs."""
     keys: list[str]
-    """The keys that tell the jobs of the sweep from each other, those of the env left out."""
+    """The keys that tell these jobs from each other, those of the env left out."""
 
     @cached_property
     def lead(self) -> Resampled | None:
@@ -142,10 +142,16 @@ def rankings(sweep: Sweep, measure: Measure) -> list[Ranking]:
                 measure.name,
                 [finished[i] for i in order],
                 [scores[i] for i in order],
-                [key for key in keys if key not in env_keys],
+                _told_apart(finished, [key for key in keys if key not in env_keys]),
             )
         )
     return rankings
+
+
+def _told_apart(jobs: Sequence[Job], keys: list[str]) -> list[str]:
+    """Those of the `keys` that tell these jobs from each other; all where that does none."""
+    own = set(swept_keys(jobs))
+    return [key for key in keys if key in own] or keys
 
 
 def _measured(measure: Measure, job: Job) -> Score | None:
