@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
@@ -187,9 +188,11 @@ def quoted(text: str) -> str:
 
 
 def as_typed(argv: Sequence[str]) -> str:
-    """A command line for Hydra as one types it."""
+    """A command line for Hydra as one types it, without what rlx has added."""
     words = [word.lstrip("+") for word in argv[1:] if word not in QUIET]
-    return " ".join([argv[0], *map(shlex.quote, words)])
+    line = " ".join([argv[0], *map(shlex.quote, words)])
+    folder_here = shlex.join(["--config-dir", str(Path.cwd() / "conf")])
+    return line.replace(f" {folder_here}", "")
 
 
 def load_command(name: str) -> Any:

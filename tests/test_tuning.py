@@ -205,12 +205,26 @@ def test_a_killed_tuning_loses_nothing_that_was_told(rlx, request):
     assert runs.items() <= finished.items() and len(finished) == len(Sweep(sweep).jobs())
 
 
-def test_a_short_tuning_is_compared_with_the_long_training_of_today(rlx, tmp_path):
-    (tmp_path / "conf/tuned").mkdir(parents=True)
-    (tmp_path / "conf/tuned/ppo-cartpole.yaml").write_text("# @package _global_\nsteps: 1024\n")
-    assert rlx("tune", *SMALL, "trials=2", "batch=2").code == 0
-    finals = [job for job in Sweep(the_sweep()).jobs() if job.settings["stage"] == "final"]
-    assert sorted(job.run.config.steps for job in finals) == [512, 1024]
+KILLED = """
+import os, sys
+from rlx import cli
+from rlx.{module} import {name}
+{name}.{method} = lambda *arguments: os._exit(9)
+sys.argv = ["rlx", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_a_trial_that_was_killed_in_the_writing_of_its_run_is_made_anew(rlx):
+    words = ("tune", *SMALL, "trials=1", "batch=1", "pruner=none", "sweep=killed")
+    run = {"module": "runs.run", "name": "Run"}
+    for method in ("write_config", "complete"):
+        script = KILLED.format(**run, method=method)
+        line = [sys.executable, "-c", script, *words]
+        assert subprocess.run(line, capture_output=True).returncode == 9
+    result = rlx(*words)
+    assert result.code == 0, result.err
+    assert states(Path("outputs/sweeps/killed")) == ["COMPLETE"]
 
 
 def test_a_process_that_is_killed_while_it_writes_holds_up_no_other(rlx, monkeypatch):
@@ -299,8 +313,17 @@ def test_ctrl_c_says_how_to_go_on(rlx, monkeypatch):
     assert states(the_sweep()) == ["COMPLETE"] * 2
 
 
-def compared(rlx, monkeypatch, better: bool):
-    """A tuning of which the best trial returns much more, or much less, than today's settings."""
+def tuned_for(steps: int) -> None:
+    """A file of the user's, of settings for so many steps."""
+    Path("conf/tuned").mkdir(parents=True)
+    Path("conf/tuned/ppo-cartpole.yaml").write_text(f"# @package _global_\nsteps: {steps}\n")
+
+
+def compared(rlx, monkeypatch, better: bool, steps: int = 512):
+    """A tuning of which the best trial returns much more, or much less, than today's settings.
+
+    These were tuned for so many steps.
+    """
     returns = Run.returns
 
     def changed(run: Run, name: str = "returns") -> np.ndarray:
@@ -310,6 +333,7 @@ def compared(rlx, monkeypatch, better: bool):
     def prune(self, study, trial):
         return trial.number == 0
 
+    tuned_for(steps)
     monkeypatch.setattr(Run, "returns", changed)
     monkeypatch.setattr(optuna.pruners.HyperbandPruner, "prune", prune)
     others = ("discount", "gae_lambda", "clip", "entropy_coefficient", "value_coefficient")
@@ -411,7 +435,15 @@ def test_settings_that_are_no_better_are_not_written(rlx, monkeypatch):
     result = compared(rlx, monkeypatch, better=False)
     assert result.code == 0, result.err
     assert "nothing better was found, nothing is written: the interval of" in result.out
-    assert not Path("conf").exists()
+    assert "learning_rate" not in Path("conf/tuned/ppo-cartpole.yaml").read_text()
+
+
+def test_a_short_tuning_does_not_replace_the_settings_of_a_long_training(rlx, monkeypatch):
+    result = compared(rlx, monkeypatch, better=True, steps=1024)
+    assert result.code == 0, result.err
+    expected = "better after 512 steps, but nothing is written: tuned/ppo-cartpole is for 1,024"
+    assert expected in result.out
+    assert "learning_rate" not in Path("conf/tuned/ppo-cartpole.yaml").read_text()
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def main(composed: DictConfig) -> None:
     for name, value in config.where.items():
         _check_value(name, str(value), rows)
     rows = [row for row in rows if all(fit(row) for fit in fits)]
-    rows.sort(key=lambda row: -math.inf if row.age is None else -row.age)
+    rows.sort(key=lambda row: row.begun)
     if config.format == "table":
         print_table(rows)
         size = in_bytes(sum(row.size for row in rows))

@@ -48,7 +48,7 @@ def main(composed: DictConfig) -> None:
         raise ConfigError(f"run={config.run}: show takes one run, or a folder with runs.")
     if not found:
         raise ConfigError(f"run={config.run or config.outputs}: no run in it.")
-    entry = max(found, key=lambda entry: (entry.meta.get("started") or "", entry.path.name))
+    entry = max(found, key=lambda entry: entry.begun)
     if Sweep.is_at(entry.path):
         _show_sweep(entry)
     else:

@@ -100,6 +100,14 @@ class Entry:
                 return low, high
         return math.nan, math.nan
 
+    @property
+    def begun(self) -> tuple[str, str]:
+        """What entries are sorted by, the newest last: when each was begun, where that is known.
+
+        Names of runs, which are times, tell those apart that were begun within one second.
+        """
+        return str(self.meta.get("started") or ""), self.path.name
+
     @cached_property
     def age(self) -> float | None:
         """Seconds since it was begun; None: nobody knows."""

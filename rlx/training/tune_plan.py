@@ -75,18 +75,11 @@ def _require_optuna() -> None:
 
 
 def _today(names: Sequence[str]) -> DictConfig:
-    """The validated config that `rlx train` has on the words of the running `rlx tune`.
-
-    It has the steps of its own tuned settings where these are more than are asked for: a short
-    tuning shall not replace the settings of a long training that it has not met.
-    """
+    """The validated config that `rlx train` has on the words of the running `rlx tune`."""
     words = []
     for word in task_overrides():
         key = word.lstrip("+~").partition("=")[0].partition(".")[0]
         if key in (*names, "experiment"):
             words.append(word)
     with hydra_left_as_it_is():
-        asked = compose_config("train", words)
-        own = compose_config("train", [word for word in words if not word.startswith("steps=")])
-        longer = int(own.steps) > int(asked.steps)
-        return validated(own if longer else asked)
+        return validated(compose_config("train", words))

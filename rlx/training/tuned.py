@@ -108,6 +108,11 @@ def write_tuned(comparison: Comparison, line: str, found: str) -> None:
         text = "the interval of the difference is not above 0"
         console.facts(tuned=f"nothing better was found, nothing is written: {text}")
         return
+    steps, own_steps = int(comparison.config.steps), _steps_of_today()
+    if steps < own_steps:
+        text = f"{comparison.today_name} is for {own_steps:,}"
+        console.facts(tuned=f"better after {steps:,} steps, but nothing is written: {text}")
+        return
     folder = conf.user_dir() or Path.cwd() / "conf"
     name = comparison.best.path.parent.name
     file = folder / "tuned" / f"{name}.yaml"
@@ -129,6 +134,17 @@ def write_tuned(comparison: Comparison, line: str, found: str) -> None:
     console.facts(tuned=f"wrote {file}")
     if name != f"{chosen('agent')}-{chosen('env')}":
         console.facts(use=f"tuned={name}")
+
+
+def _steps_of_today() -> int:
+    """The steps for which the settings of today were tuned; 0 where that is told nowhere.
+
+    A short tuning shall not replace what it has not met: the settings of a long training.
+    """
+    file = conf.group_files("tuned").get(f"{chosen('agent')}-{chosen('env')}")
+    if file is None:
+        return 0
+    return int((yaml.safe_load(file.read_text()) or {}).get("steps", 0))
 
 
 def settings(config: DictConfig) -> dict[str, Any]:

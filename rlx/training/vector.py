@@ -269,8 +269,8 @@ class Batch:
             episodes = final_episodes(pack) if alive else None
         for number in alive:
             job = self.jobs[number].read()
-            # One alone is made anew, also where its process was killed in writing its run.
-            if job not in self.left() or job.finished:
+            is_elsewhere = job.may_go_on and len(self.jobs) > 1
+            if job.finished or is_elsewhere:
                 continue
             job.delete_run()  # half taken apart when the process was killed
             config = configs[number]
