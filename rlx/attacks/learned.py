@@ -128,10 +128,7 @@ class Learned(Adversary):
             assert isinstance(attacked, AttackedEnv)
             attacked.env = victims_env
             attacked.witness = witness
-            reset_seeds = torch.tensor(
-                [[game.first_reset_seed + episode]], device=game.opened.device
-            )
-            rollout(take(policy, rows[[member]]), attacked, reset_seeds)
+            rollout(take(policy, rows[[member]]), attacked, game.reset_seeds_of(episode))
 
         return Played(
             returns=cells("returns"),

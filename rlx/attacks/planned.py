@@ -21,7 +21,6 @@ from rlx.errors import ConfigError
 from rlx.evaluation import SELECTION
 from rlx.nn.buffers import free_memory
 from rlx.nn.rng import seed_tensor, stream_key, uniform
-from rlx.nn.seed_axis import take
 from rlx.robustness.courses import Move, Nodes, Reel, Trace, Worst
 from rlx.robustness.planner import Exploration, Guide, Holds, Search, why_not
 from rlx.robustness.sweep import Game, Played
@@ -382,7 +381,6 @@ def _replay(
 ) -> None:
     """Play an episode again, whose course is in `reel`; the last five are as of `Replay`."""
     course = reel.courses[int(frames[row, number, episode])]
-    device = game.opened.device
     steps = {head: iter(course) for head in game.opened.policy.heads}
 
     def choose(head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
@@ -394,9 +392,7 @@ def _replay(
         witness(head, obs, *move)
         return move.decision
 
-    policy = take(game.opened.policy, torch.tensor([row], device=device))
-    reset_seeds = torch.tensor([[game.first_reset_seed + episode]], device=device)
-    rollout(policy, env, reset_seeds, lambda ids: choose)
+    rollout(game.policy_of(row), env, game.reset_seeds_of(episode), lambda ids: choose)
 
 
 def _halved(settings: Planned) -> Planned:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.nn.seed_axis import take
 from rlx.robustness.sweep import Game, Played
 from rlx.show import console
 from rlx.show.video import Camera, Film, Scene
@@ -33,7 +32,7 @@ def films(
         place = row, number, episode
         title = f"seed {seed}, episode {episode}"
         clean = Film(f"{title}: clean")
-        policy = take(game.opened.policy, torch.tensor([row], device=game.opened.device))
+        policy = game.policy_of(row)
         camera.play(clean, policy, game.first_reset_seed + episode, clean.greedy)
         if played.attack is not None:
             name = played.attacks[played.attack[place]]

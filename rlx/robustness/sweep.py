@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.agent import Scores
+from rlx.agent import Policy, Scores
 from rlx.env import TensorEnv
 from rlx.evaluation import REPORT
 from rlx.nn.seed_axis import take
@@ -60,6 +60,14 @@ class Game:
         """The boxes around what the policies observe, on their device."""
         scale = torch.as_tensor(self.scale, dtype=torch.float32, device=self.opened.device)
         return Boxes(self.opened.spec.observation_space, scale, self.angles)
+
+    def policy_of(self, row: int) -> Policy:
+        """The policy of one row of the seed axis, alone."""
+        return take(self.opened.policy, torch.tensor([row], device=self.opened.device))
+
+    def reset_seeds_of(self, episode: int) -> Tensor:
+        """The reset seed of one episode, as those of one policy: int64 [1, 1]."""
+        return torch.tensor([[self.first_reset_seed + episode]], device=self.opened.device)
 
     def budget(self, radius: Tensor, obs: Tensor) -> Budget:
         """The boxes of a `radius` [S, B], in units of the scale, around `obs` [S, B, *O]."""
@@ -220,15 +228,14 @@ def _replay(
 ) -> None:
     """Play an episode of `_sweep` again; the last five are as of `Replay`."""
     opened = game.opened
-    device = opened.device
-    reset_seeds = torch.tensor([[game.first_reset_seed + episode]], device=device)
-    policy = take(opened.policy, torch.tensor([row], device=device))
+    policy = game.policy_of(row)
+    reset_seeds = game.reset_seeds_of(episode)
     attacker = Attacker(
         attack,
         policy,
         opened.spec,
         modes=[mode],
-        column_modes=torch.zeros(1, dtype=torch.int64, device=device),
+        column_modes=torch.zeros(1, dtype=torch.int64, device=opened.device),
         column_radii=game.radii()[number : number + 1],
         seeds=[opened.seeds[row]],
         reset_seeds=reset_seeds,
