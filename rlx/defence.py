@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import gymnasium
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -187,11 +186,12 @@ def boxes_of(defence: Defence, spec: Spec, device: torch.device, lead: int = 0) 
             f"this env has {space}."
         )
     assert isinstance(space, gymnasium.spaces.Box)
-    low = np.concatenate([np.zeros(lead), space.low.ravel()]).astype(np.float32)
-    high = np.concatenate([np.full(lead, np.inf), space.high.ravel()]).astype(np.float32)
     assert isinstance(defence.scale, Sequence), "a training makes numbers of it"
+
     scale = torch.tensor([0.0] * lead + list(defence.scale), device=device)
-    return Boxes(gymnasium.spaces.Box(low, high), scale)
+    low = torch.tensor([0.0] * lead + space.low.ravel().tolist(), device=device)
+    high = torch.tensor([torch.inf] * lead + space.high.ravel().tolist(), device=device)
+    return Boxes(scale, low, high)
 
 
 def ascend(

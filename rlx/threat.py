@@ -32,22 +32,6 @@ class Budget:
     angles: tuple[tuple[int, int], ...] = ()
     """Pairs (cosine, sine) of components of a flat observation that stay on the unit circle."""
 
-    @classmethod
-    def of(
-        cls, space: gymnasium.Space, radius: Tensor, angles: tuple[tuple[int, int], ...] = ()
-    ) -> "Budget":
-        """The box of `radius` [S, B, *O] within the bounds of a space, as `box_of` has it.
-
-        Where the space holds whole numbers, the radius becomes the whole number below it.
-        """
-        space = box_of(space)
-        low = torch.as_tensor(space.low, dtype=torch.float32, device=radius.device)
-        high = torch.as_tensor(space.high, dtype=torch.float32, device=radius.device)
-        whole = np.issubdtype(space.dtype, np.integer)
-        if whole:
-            radius = whole_radius(radius)
-        return cls(radius, low, high, whole, angles)
-
     def ends(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """The lowest and the highest point of the box around `obs`, [S, B, *O] each."""
         low = torch.maximum(obs - self.radius, torch.minimum(self.low, obs))
@@ -91,16 +75,35 @@ def box_of(space: gymnasium.Space) -> gymnasium.spaces.Box:
 class Boxes:
     """The boxes around the observations of one env: what a radius of 1 is, and what must stay."""
 
-    space: gymnasium.Space
-    """The space of the observations, a Box, within whose bounds they stay."""
     scale: Tensor
     """What a radius of 1 means for each component of an observation, float32 [*O]."""
+    low: Tensor
+    """The bounds of the observation space, float32 [*O] on the same device; see `Budget`."""
+    high: Tensor
+    whole: bool = False
+    """Whether observations are whole numbers."""
     angles: tuple[tuple[int, int], ...] = ()
     """Pairs (cosine, sine) of components that stay on the unit circle."""
 
+    @classmethod
+    def of(
+        cls, space: gymnasium.Space, scale: Tensor, angles: tuple[tuple[int, int], ...] = ()
+    ) -> "Boxes":
+        """The boxes within the bounds of a space of observations, as `box_of` has it."""
+        space = box_of(space)
+        low = torch.as_tensor(space.low, dtype=torch.float32, device=scale.device)
+        high = torch.as_tensor(space.high, dtype=torch.float32, device=scale.device)
+        return cls(scale, low, high, np.issubdtype(space.dtype, np.integer), angles)
+
     def around(self, obs: Tensor, radius: Tensor) -> Budget:
-        """The boxes around `obs` [S, B, *O], of a `radius` [S, B] in units of the scale."""
-        return Budget.of(self.space, along(radius, obs) * self.scale, self.angles)
+        """The boxes around `obs` [S, B, *O], of a `radius` [S, B] in units of the scale.
+
+        Where observations are whole numbers, it becomes the whole number below it.
+        """
+        width = along(radius, obs) * self.scale
+        if self.whole:
+            width = whole_radius(width)
+        return Budget(width, self.low, self.high, self.whole, self.angles)
 
     def of_newest(self, stack: int) -> "Boxes":
         """The boxes of the newest of `stack` observations, which lie along the first axis.
@@ -109,14 +112,11 @@ class Boxes:
         """
         if stack == 1:
             return self
-        assert isinstance(self.space, gymnasium.spaces.Box)
         size = len(self.scale) // stack
         past = len(self.scale) - size
-        low = self.space.low[-size:]
-        high = self.space.high[-size:]
-        space = gymnasium.spaces.Box(low, high, dtype=self.space.dtype)  # type: ignore[arg-type]
         angles = tuple((cos - past, sin - past) for cos, sin in self.angles if cos >= past)
-        return Boxes(space, self.scale[-size:], angles)
+        scale, low, high = self.scale[-size:], self.low[-size:], self.high[-size:]
+        return Boxes(scale, low, high, self.whole, angles)
 
 
 def whole_radius(radius: Tensor) -> Tensor:

@@ -199,9 +199,9 @@ def test_a_push_leads_to_the_corner_that_is_furthest_and_stays_in_the_box(direct
     scores = Scores(two_numbers, (-bound, bound))
     space = spaces.Box(np.array([-1, -1, -9], np.float32), np.array([1, 1, 9], np.float32))
     obs = torch.tensor([[[0.0, 0.5, -3.0], [0.95, -0.2, 1.0]]])
-    budget = Boxes(space, torch.tensor([0.1, 0.2, 0.5])).around(obs, torch.ones(1, 2))
+    budget = Boxes.of(space, torch.tensor([0.1, 0.2, 0.5])).around(obs, torch.ones(1, 2))
     wanted = torch.tensor(direction).expand(1, 2, 2)
-    lever = levers.Pushes(spaces.Box(-100, 100, (2,), np.float32), steps=2)
+    lever = levers.Pushes(spaces.Box(-100, 100, (2,), np.float32), steps=2, device=obs.device)
     shown = lever.shown(0, obs, scores, wanted, None, budget, lambda count: None)
     corners = [
         budget.project(obs + budget.radius * torch.tensor(signs), obs)
@@ -217,10 +217,11 @@ def test_a_push_leads_to_the_corner_that_is_furthest_and_stays_in_the_box(direct
 
 def test_each_number_of_an_action_counts_by_its_range():
     """A push towards (1, 1) favours the number that is small in its units but of small range."""
-    lever = levers.Pushes(spaces.Box(np.array([-1, -100]), np.array([1, 100]), dtype=float), 1)
+    space = spaces.Box(np.array([-1, -100]), np.array([1, 100]), dtype=float)
+    lever = levers.Pushes(space, 1, torch.device("cpu"))
     scores = Scores(lambda obs: torch.cat([obs, -10 * obs], -1), (torch.tensor(-100.0),) * 2)
     obs = torch.zeros(1, 1, 1)
-    budget = Boxes(spaces.Box(-1, 1, (1,)), torch.ones(1)).around(obs, torch.ones(1, 1))
+    budget = Boxes.of(spaces.Box(-1, 1, (1,)), torch.ones(1)).around(obs, torch.ones(1, 1))
     shown = lever.shown(0, obs, scores, torch.ones(1, 1, 2), None, budget, lambda count: None)
     assert shown.item() == 1
 

@@ -220,7 +220,7 @@ class Writing(DQN):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.sums = torch.zeros(2, 4)
+        self.sums = torch.zeros(2, 4, device=next(self.parameters()).device)
 
     def store(self, transition: Transition) -> None:
         super().store(transition)
@@ -347,10 +347,11 @@ class Whole(DQN):
 
 def test_without_a_compiler(rlx, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    result = rlx("train", *COMPILED, *SHORT, "steps=800", "device.compile=true")
+    on_cpu = (*COMPILED, *SHORT, "steps=800", "device=cpu")
+    result = rlx("train", *on_cpu, "device.compile=true")
     assert result.code == 2 and "there is no C++ compiler no-such-compiler here" in result.err
     monkeypatch.setattr("rlx.training.compiling.LEAST_STEPS", 10)
-    result = rlx("train", *COMPILED, *SHORT, "steps=800")
+    result = rlx("train", *on_cpu)
     assert result.code == 0 and "compiled no" in result.out
 
 

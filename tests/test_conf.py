@@ -19,15 +19,18 @@ from rlx.commands import attack as attack_command
 from rlx.commands import bench as bench_command
 from rlx.commands.train import Config as TrainConfig
 from rlx.conf import conf_dir, group_files
-from rlx.config import build, load_class
+from rlx.config import build, load_class, plain
 from rlx.data.writer import Writer
 from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_agent, make_env, setup_device
 from rlx.nn.rng import seed_tensor
+from rlx.runs.finding import find
 from rlx.runs.run import Run
 from rlx.show import figures
 from rlx.threat import Threat
 from rlx.training.loop import Training
+from rlx.victims.files import Victims
+from rlx.victims.subjects import Subjects
 
 CONF = Path(conf_dir())
 
@@ -213,6 +216,24 @@ def test_a_gpu_is_chosen_by_its_number(four_gpus):
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             setup_device(compose("train", "device=cuda", f"++device.index={index}").device)
+
+
+def test_an_attack_is_played_on_a_gpu_where_policies_see_images(four_gpus):
+    """Searches of small operations are done sooner on a CPU; what the user says is done."""
+    zoo = Subjects((find("zoo:hdqn-acrobot", "outputs"),), None)
+
+    def in_env(name):
+        return Subjects((), Victims((), plain(compose("train", f"env={name}").env), None))
+
+    for subjects, keys, kind in (
+        (zoo, ("device=auto",), "cpu"),
+        (zoo, ("device=cuda",), "cuda"),
+        (zoo, ("device=auto", "device.index=1"), "cuda"),
+        (in_env("mini_breakout"), ("device=auto",), "cpu"),
+        (in_env("cartpole_frames"), ("device=auto",), "cuda"),
+        (in_env("cartpole_frames"), ("device=cpu",), "cpu"),
+    ):
+        assert subjects.attacking_device(compose("attack", *keys).device).type == kind, keys
 
 
 def test_the_processes_of_a_pool_take_one_gpu_each(four_gpus, monkeypatch):

@@ -28,7 +28,7 @@ from rlx.runs.checkpoints import Checkpoints
 from rlx.runs.finding import find
 from rlx.runs.run import Run
 from rlx.runs.versions import versions
-from rlx.threat import Budget, Mode
+from rlx.threat import Boxes, Mode
 from rlx.training.loop import Training
 from rlx.training.resuming import resumed
 
@@ -194,7 +194,7 @@ def test_gray_levels_are_whole_and_never_more_than_the_radius(composed):
     space = gymnasium.spaces.Box(0, 255, (1, 2, 2), np.uint8)
     obs = torch.tensor([0.0, 100.0, 200.0, 255.0]).view(1, 1, 1, 2, 2)
     for radius, levels in ((0.4, 0), (0.9, 0), (1.0, 1), (2.55, 2), (3.0, 3)):
-        budget = Budget.of(space, torch.full_like(obs, radius))
+        budget = Boxes.of(space, torch.ones(1, 2, 2)).around(obs, torch.full((1, 1), radius))
         moved = budget.project(obs + radius, obs)
         assert torch.equal(moved, (obs + levels).clamp(0, 255)), radius
 

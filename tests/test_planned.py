@@ -25,7 +25,7 @@ from rlx.robustness.planner import Search, lowest_of_each, packed
 from rlx.robustness.reachable import reachable
 from rlx.robustness.sweep import Game
 from rlx.robustness.value import ReturnToGo
-from rlx.threat import Budget, Mode
+from rlx.threat import Boxes, Mode
 
 CPU = torch.device("cpu")
 SEEDS = [3, 8]
@@ -160,7 +160,8 @@ class Everything:
 
     def _reach(self, obs, scores, deciding):
         """The observations that force something, and whether they change the decision."""
-        budget = Budget.of(self.space, torch.full_like(obs, self.radius))
+        boxes = Boxes.of(self.space, torch.full(obs.shape[2:], float(self.radius)))
+        budget = boxes.around(obs, torch.ones(obs.shape[:2]))
         reach = reachable(scores, obs, budget, torch.empty, steps=2, samples=0)
         if not deciding:
             return [(obs, 0)]

@@ -24,7 +24,7 @@ from rlx.robustness import reference
 from rlx.robustness.manifold import kept_angles, off_circle
 from rlx.robustness.scale import describe, rounding, unit_scale
 from rlx.robustness.sweep import Game, sweep
-from rlx.threat import Budget, Mode
+from rlx.threat import Boxes, Budget, Mode
 
 
 def env(*overrides: str, num_envs: int = 1):
@@ -174,8 +174,8 @@ def test_a_radius_in_gray_levels_is_the_one_that_is_played():
     assert rounding([0, 2 / 127.5], pixels, spec) is None
     # And so says the box itself.
     obs = torch.zeros(1, 1, 1, 84, 84)
-    radius = torch.full_like(obs, 0.01 * 127.5)
-    assert Budget.of(spec.observation_space, radius).radius.unique().tolist() == [1]
+    boxes = Boxes.of(spec.observation_space, torch.full(obs.shape[2:], 127.5))
+    assert boxes.around(obs, torch.full((1, 1), 0.01)).radius.unique().tolist() == [1]
     assert rounding([0.01], np.ones(4), env_spec(compose("train", "env=cartpole").env)) is None
 
 

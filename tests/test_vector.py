@@ -351,7 +351,9 @@ def break_from(monkeypatch, step: int) -> None:
     def noting(self, metrics, now):
         if metrics and now >= step and len(self.bad) == 4:
             name, value = next(iter(metrics.items()))
-            metrics[name] = torch.where(torch.arange(len(value)) < 2, torch.nan, value)
+            metrics[name] = torch.where(
+                torch.arange(len(value), device=value.device) < 2, torch.nan, value
+            )
         return note(self, metrics, now)
 
     monkeypatch.setattr(Log, "note", noting)

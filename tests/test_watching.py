@@ -30,6 +30,7 @@ TRAIN = [
     "agent.learning_starts=64",
     "agent.hidden=[16]",
     "device.compile=false",
+    "device=cpu",
 ]
 CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 

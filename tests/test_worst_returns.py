@@ -17,7 +17,7 @@ from rlx.policies import Opened
 from rlx.robustness.reachable import certified_reachable
 from rlx.robustness.sweep import Game
 from rlx.robustness.worst_returns import bound_returns
-from rlx.threat import Budget
+from rlx.threat import Boxes
 
 BOXES = 200
 EPS = [0.0, 0.1, 0.3]
@@ -54,7 +54,8 @@ class Certified(Everything):
     undecided = False
 
     def _reach(self, obs, scores, deciding):
-        budget = Budget.of(self.space, torch.full(obs.shape, self.radius))
+        boxes = Boxes.of(self.space, torch.full(obs.shape[2:], float(self.radius)))
+        budget = boxes.around(obs, torch.ones(obs.shape[:2]))
         reach = certified_reachable(scores, obs, budget, deciding, BOXES)
         self.undecided |= bool(reach.open.any())
         choices = reach.mask[0, 0].nonzero().flatten().tolist()

@@ -212,7 +212,7 @@ def _load(config: Config) -> Plan:
 
     from rlx.attacks.auto import Auto
     from rlx.evaluation import REPORT
-    from rlx.experiment import make_env, setup_device
+    from rlx.experiment import make_env
     from rlx.robustness.attribution import component_names
     from rlx.robustness.clean_decisions import check_bounded
     from rlx.robustness.manifold import kept_angles
@@ -223,7 +223,7 @@ def _load(config: Config) -> Plan:
 
     kind = load_class(config.attack, "attack", Threat)
     attack = build(kind, config.attack, "attack")
-    device = setup_device(config.device)
+    device = subjects.attacking_device(config.device)
     opened = subjects.open(config.checkpoint, device, config.seeds)
     space = opened.spec.observation_space
     modes = chosen_modes(attack, opened.policy.heads, config.modes)

@@ -109,7 +109,7 @@ class AttackedEnv(VectorEnv):
         self.env = self.opened.make_env(num_envs)
         """The victims' own env."""
         unit_of_scale = unit_scale(scale, space, _no_spread)
-        self.boxes = Boxes(
+        self.boxes = Boxes.of(
             space,
             torch.as_tensor(unit_of_scale, dtype=torch.float32, device=self.device),
             kept_angles(manifold, self.env),
@@ -387,7 +387,7 @@ class AttackedEnv(VectorEnv):
         if len(choices) > 1:
             raise ConfigError("env.mode: a head with continuous actions is attacked alone.")
         assert isinstance(space, gymnasium.spaces.Box)
-        return Pushes(space, steps)
+        return Pushes(space, steps, self.device)
 
     def _count_choices(self) -> tuple[int, ...]:
         """The number of choices of each attacked head, of a continuous one 0."""

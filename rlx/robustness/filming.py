@@ -50,7 +50,7 @@ def films(
 
 def _witness(game: Game, film: Film) -> Witness:
     """Who notes in `film` what was decided."""
-    is_image = game.boxes.space.dtype == np.uint8
+    is_image = game.opened.spec.observation_space.dtype == np.uint8
 
     def witness(head: str, obs: Tensor, shown: Tensor, *decided: Tensor) -> None:
         if is_image:  # attacked as floats

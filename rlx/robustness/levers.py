@@ -168,9 +168,10 @@ class Pushes(Lever):
     ten PPO agents on pendulum kept -837 at eps 0.1 and -1157 at 0.2; these leave -920 and -1314.
     """
 
-    def __init__(self, space: gymnasium.spaces.Box, steps: int):
+    def __init__(self, space: gymnasium.spaces.Box, steps: int, device: torch.device):
         """`space`: the victims' actions; `steps`: gradient steps of a push."""
-        self.space = space
+        self.low = torch.as_tensor(space.low, device=device)
+        self.width = torch.as_tensor(space.high - space.low, device=device)
         self.steps = steps
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, space.shape)
         self.size = math.prod(space.shape)
@@ -184,9 +185,7 @@ class Pushes(Lever):
         budget: Budget,
         draw: Draw,
     ) -> Look:
-        low = torch.as_tensor(self.space.low, device=obs.device)
-        high = torch.as_tensor(self.space.high, device=obs.device)
-        return Look(2 * (scores.best(obs) - low) / (high - low) - 1)
+        return Look(2 * (scores.best(obs) - self.low) / self.width - 1)
 
     def shown(
         self,
@@ -198,8 +197,7 @@ class Pushes(Lever):
         budget: Budget,
         draw: Draw,
     ) -> Tensor:
-        width = torch.as_tensor(self.space.high - self.space.low, device=obs.device)
-        return furthest(scores, obs, budget, action / width, self.steps)
+        return furthest(scores, obs, budget, action / self.width, self.steps)
 
 
 def furthest(scores: Scores, obs: Tensor, budget: Budget, direction: Tensor, steps: int) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import gymnasium
 import numpy as np
@@ -55,11 +55,11 @@ class Game:
     filmed: Sequence[tuple[int, int]] = ()
     """Episodes that will be played again: the row of the seed axis and the number of each."""
 
-    @property
+    @cached_property
     def boxes(self) -> Boxes:
         """The boxes around what the policies observe, on their device."""
         scale = torch.as_tensor(self.scale, dtype=torch.float32, device=self.opened.device)
-        return Boxes(self.opened.spec.observation_space, scale, self.angles)
+        return Boxes.of(self.opened.spec.observation_space, scale, self.angles)
 
     def policy_of(self, row: int) -> Policy:
         """The policy of one row of the seed axis, alone."""

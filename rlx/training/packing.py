@@ -136,7 +136,7 @@ class Pack(Training):
         for number in self.alive():
             places = torch.tensor([rows.index(row) for row in self.members[number]])
             seeds = [self.seeds[row] for row in self.members[number]]
-            log = self.log.part(places.to(self.device))
+            log = self.log.part(places)
             try:
                 log.check(seeds, self.obs[places])
             except RunError as error:

@@ -129,8 +129,9 @@ def join(whole: "Training", first: "Training", second: "Training") -> None:
 def take_part(part: "Training", whole: "Training", rows: Sequence[int]) -> None:
     """Make a new training `part` what the seeds at `rows` of the training `whole` are by now."""
     places = {row: place for place, row in enumerate(whole.running.tolist())}
-    running = torch.tensor([places[row] for row in rows], device=whole.device)
-    copies = torch.arange(whole.num_envs, device=whole.device)
+    # On the CPU: such an index picks from a tensor of any device, and agents have some on the CPU.
+    running = torch.tensor([places[row] for row in rows])
+    copies = torch.arange(whole.num_envs)
     of_env = (running.unsqueeze(1) * whole.num_envs + copies).flatten()
     everyone = torch.tensor(rows)
     saved = {}
@@ -140,8 +141,8 @@ def take_part(part: "Training", whole: "Training", rows: Sequence[int]) -> None:
             index = of_env
         elif name.startswith("kept.") or name == "loop.last":  # of those that stopped, too
             index = everyone
-        saved[name] = tensor[index.to(tensor.device)]
-    saved["loop.running"] = torch.arange(len(rows), device=whole.device)
+        saved[name] = tensor[index]
+    saved["loop.running"] = torch.arange(len(rows))
     policy = {name: value[running] for name, value in whole.agent.policy.state_dict().items()}
     counters = {
         "step": whole.step,

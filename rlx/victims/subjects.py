@@ -1,6 +1,6 @@
 """Whose policies a command plays: trainings of rlx, or files of others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,23 @@ class Subjects:
         from rlx.victims.opening import open_victims
 
         return open_victims(self.victims, device, seeds)
+
+    def attacking_device(self, node: Mapping[str, Any]) -> "torch.device":
+        """The device, of the config group `device`, to attack them on.
+
+        Where it leaves that open, a GPU is for images. Other policies are so small that a core of a
+        CPU has searched before a GPU has been told of all operations: docs/results/gpu.md.
+        """
+        from rlx.experiment import env_spec, setup_device
+        from rlx.nn.encoders import is_image
+
+        device = setup_device(node)
+        if device.type == "cpu" or node["name"] != "auto" or node.get("index") is not None:
+            return device
+        env = self.runs[0].config.env if self.victims is None else self.victims.env
+        if is_image(env_spec(env).observation_space.shape):
+            return device
+        return setup_device({**node, "name": "cpu"})
 
     def create(self, outputs: str, command: str, composed: DictConfig, opened: "Opened") -> Run:
         """A new run of a command on these policies; meta.json has the checksums of what it played.
