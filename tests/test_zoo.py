@@ -1,8 +1,10 @@
 """The zoo: every agent that comes with rlx plays as its card says, and no command changes it."""
 
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rlx as package
@@ -10,6 +12,8 @@ from rlx.runs.finding import ZOO
 from rlx.runs.listing import read
 
 NAMES = sorted(path.name for path in (ZOO / "train").iterdir())
+FEWER = {"efficientzero-catch": 4, "self_play-connect_four": 1, "self_play-tic_tac_toe": 3}
+"""The agents of fewer than ten seeds."""
 FILES = {
     "config.yaml",
     "meta.json",
@@ -54,15 +58,22 @@ def test_an_agent_plays_as_its_card_says(name, rlx, stranger, recwarn):
     card, run = sorted((ZOO / "train" / name).iterdir(), key=lambda path: path.is_dir())
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == FILES
     entry = read(run)
-    assert entry.name == name and entry.seeds == 10 and entry.config()["outputs"] == "outputs"
+    assert entry.name == name and entry.config()["outputs"] == "outputs"
+    few = FEWER.get(name, 10)
+    assert entry.seeds == few
     text = card.read_text()
     assert f"{entry.value:.3g}" in text and f"commit {entry.meta['commit']}," in text
     assert f"`rlx train agent={entry.agent} env={entry.env}" in text
     played = rlx("evaluate", f"zoo:{name}", "episodes=20")
-    assert played.code == 0 and not played.err and "warning" not in played.out
-    assert not [str(warning.message) for warning in recwarn]
+    assert played.code == 0 and not played.err
+    assert ("warning" in played.out) == (1 < few < 5)  # of which an interval is too narrow
+    warned = [str(warning.message) for warning in recwarn]
+    # Box2D warns of its own binding.
+    assert not [text for text in warned if not text.startswith("builtin type")]
     value = read(Path(played.out.splitlines()[-1])).value
-    assert value == pytest.approx(entry.value, rel=0.25)
+    with np.load(run / "returns.npz") as episodes:
+        error = episodes["returns"].std() / math.sqrt(20 * few)
+    assert abs(value - entry.value) <= 4 * error + 0.02 * abs(entry.value)
 
 
 # The commands
