@@ -111,6 +111,20 @@ def test_dqn_of_sb3_has_values_and_its_own_activation(opened):
     assert not torch.allclose(scores(other, OBS)[0], model(OBS), atol=1e-2)
 
 
+def test_the_values_of_qr_dqn_are_the_means_of_its_quantiles(opened, rlx):
+    model = net(4, 8, 6, activation=nn.ReLU)  # three quantiles of two actions
+    layers = {f"quantile_net.quantile_net.{number}": model[number] for number in (0, 2)}
+    save_sb3("a.zip", layers)
+    policy = opened("sb3:a.zip", "cartpole").policy
+    means = model(OBS).unflatten(-1, (3, 2)).mean(1)
+    assert torch.allclose(scores(policy, OBS)[0], means, atol=1e-6)
+    assert policy.scores_are_values
+    for env, actions in (("env=pendulum", "Box"), ("env=gym env.id=LunarLander-v3", "Discrete(4)")):
+        refused = rlx("evaluate", "victim=sb3:a.zip", *env.split())
+        assert refused.code == 2 and len(refused.err.splitlines()) == 1
+        assert "sees 4 numbers" in refused.err or actions in refused.err
+
+
 @pytest.mark.parametrize("algorithm", ["sac", "td3"])
 def test_actions_of_sac_and_td3_are_stretched_to_the_bounds(algorithm, opened):
     model = net(3, 8, 1, activation=nn.ReLU)

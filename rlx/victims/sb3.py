@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 import yaml
@@ -30,7 +31,10 @@ from rlx.show import console
 from rlx.victims.files import VictimFile, folders
 from rlx.victims.policy import ACTIVATIONS, Network, Step, linear
 
-SUPPORTED = "rlx reads MlpPolicy and CnnPolicy (NatureCNN) of PPO, A2C, DQN, SAC, TD3 and DDPG"
+SUPPORTED = (
+    "rlx reads MlpPolicy and CnnPolicy (NatureCNN) of PPO, A2C, DQN, SAC, TD3, DDPG, and of "
+    "sb3-contrib's TRPO, QR-DQN and TQC"
+)
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Channels, kernel and stride of each layer of NatureCNN (Mnih et al. 2015)."""
 CNN = ("cnn.0", "cnn.2", "cnn.4")
@@ -55,6 +59,9 @@ class _Family:
     """Whether actions are the tanh of the outputs, stretched to the space's bounds."""
     values: bool = False
     """Whether the outputs are action values."""
+    quantiles: bool = False
+    """Whether they are quantiles of each action value, one quantile of all actions after another
+    (Dabney et al. 2018)."""
 
 
 FAMILIES = (
@@ -65,10 +72,18 @@ FAMILIES = (
         "tanh",
     ),
     _Family("q_net.q_net.", "", ("q_net.features_extractor.",), "relu", values=True),
+    _Family(
+        "quantile_net.quantile_net.",
+        "",
+        ("quantile_net.features_extractor.",),
+        "relu",
+        values=True,
+        quantiles=True,
+    ),
     _Family("actor.latent_pi.", "actor.mu", ("actor.features_extractor.",), "relu", squashed=True),
     _Family("actor.mu.", "", ("actor.features_extractor.",), "relu", squashed=True),
 )
-"""PPO and A2C; DQN; SAC; TD3 and DDPG. The first one fits whose last layer is there."""
+"""PPO, A2C, TRPO; DQN; QR-DQN; SAC and TQC; TD3 and DDPG. The first one fits whose last layer is there."""
 
 
 def load(file: VictimFile, wanted: str | None, spec: Spec) -> Network:
@@ -84,6 +99,8 @@ def load(file: VictimFile, wanted: str | None, spec: Spec) -> Network:
     if str(settings.get("squash_output", False)) == "True":
         raise ConfigError(f"victim={file}: has squash_output=True; {SUPPORTED}, without it.")
     layers = _layers(file, family, tensors)
+    if family.quantiles:
+        layers[-1] = _means_of_quantiles(*layers[-1], spec.action_space)
     nature = _nature(file, family, tensors, spec, settings)
     inputs = layers[0][0].shape[1]
     features = obs_features(spec.observation_space) if nature is None else nature.features
@@ -163,6 +180,16 @@ def _layers(
     if not plain or [len(weight) for weight in weights] != [len(bias) for bias in biases]:
         raise ConfigError(f"victim={file}: its actor is no plain MLP; {SUPPORTED}.")
     return list(zip(weights, biases, strict=True))
+
+
+def _means_of_quantiles(
+    weight: Tensor, bias: Tensor, space: gymnasium.Space
+) -> tuple[Tensor, Tensor]:
+    """The last layer of a QR-DQN, of all quantiles, as one of their means: the action values."""
+    if not isinstance(space, spaces.Discrete) or len(bias) % space.n:
+        return weight, bias  # it was made for other actions, which is said where they are checked
+    each = (-1, int(space.n))
+    return weight.unflatten(0, each).mean(0), bias.unflatten(0, each).mean(0)
 
 
 class Nature(nn.Module):
