@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -188,10 +189,11 @@ def boxes_of(defence: Defence, spec: Spec, device: torch.device, lead: int = 0) 
     assert isinstance(space, gymnasium.spaces.Box)
     assert isinstance(defence.scale, Sequence), "a training makes numbers of it"
 
-    scale = torch.tensor([0.0] * lead + list(defence.scale), device=device)
-    low = torch.tensor([0.0] * lead + space.low.ravel().tolist(), device=device)
-    high = torch.tensor([torch.inf] * lead + space.high.ravel().tolist(), device=device)
-    return Boxes(scale, low, high)
+    low = np.concatenate([np.zeros(lead), space.low.ravel()])
+    high = np.concatenate([np.full(lead, np.inf), space.high.ravel()])
+    scale = [0.0] * lead + list(defence.scale)
+    numbers = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (scale, low, high))
+    return Boxes(*numbers)
 
 
 def ascend(

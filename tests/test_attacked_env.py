@@ -393,7 +393,7 @@ def test_adversaries_are_kept_and_found_again(own_cartpole, capsys):
     (run,) = own_cartpole.glob("adversaries/*/train/dqn-attacked/*")
     lines = printed.out.splitlines()
     assert str(run) in lines[0] and "2 victims × 2 restarts" in lines[0]
-    others = [line for line in lines[1:] if " done, " not in line]
+    others = [line for line in lines[1:] if " of the " not in line]
     assert all(line.startswith("warning") for line in others), others
 
     again = learned(**TINY_LEARNED).play(game, modes)["action"]

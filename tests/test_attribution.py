@@ -58,7 +58,8 @@ def test_the_harm_is_that_of_the_component_and_the_heads_that_carry_it(capsys):
     assert found.components["sine"] == pytest.approx(0, abs=1e-6)
     out = capsys.readouterr().out
     # Clean play, one head, and three combinations of two components.
-    assert "attribution right at eps 0.3, 5 combinations" in out and "100% done" in out
+    assert "attribution right at eps 0.3, 5 combinations" in out
+    assert "100% of the combinations, 0 s left" in out
 
 
 def test_of_a_stack_the_newest_components_are_asked_for():

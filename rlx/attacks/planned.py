@@ -180,7 +180,8 @@ class _Plan:
             return
         guides = self._guides()
         half = _halved(self.settings)
-        with console.Progress(2 * len(columns), unit="courses", quarters=True) as progress:
+        unit = f"courses of {' and '.join(self.mode.heads)}"
+        with console.Progress(2 * len(columns), unit=unit, quarters=True) as progress:
             self._search_all(columns, guides, half, None, progress, 0)
             self.halved = self.worst.returns.clone()
             if (half.steps, half.samples) != (self.settings.steps, self.settings.samples):

@@ -190,7 +190,9 @@ def _sweep(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, P
     radii = game.radii()
     width = max(1, game.max_num_envs // len(seeds))
     chunks: list[Chunk] = []
-    with console.Progress(len(columns), unit="columns", quarters=not game.quiet) as progress:
+    unit = f"episodes of {type(attack).__name__}"
+    total = len(columns) * len(seeds)
+    with console.Progress(total, unit=unit, quarters=not game.quiet) as progress:
         for chunk in columns.split(width):
             # The same start states in every cell: they depend on the episode alone.
             first = game.first_reset_seed
@@ -209,7 +211,7 @@ def _sweep(game: Game, attack: Attack, modes: Mapping[str, Mode]) -> dict[str, P
             env = opened.make_env(reset_seeds.numel())
             played = rollout(opened.policy, env, reset_seeds, attacker.make_choose)
             chunks.append(Chunk(played, attacker.decisions(), attacker.flips()))
-            progress.update(int(chunk[-1]) + 1)
+            progress.update((int(chunk[-1]) + 1) * len(seeds))
     by_mode = _by_mode(chunks, modes, shape)
     for name, mode in modes.items():
         by_mode[name].replay = partial(_replay, game, attack, mode)

@@ -248,7 +248,8 @@ class Progress:
             self.live.update(self.task, completed=step)
         elif self.quarters and 4 * step // self.total > 4 * self.step // self.total:
             remaining = duration(self.seconds_left(step))
-            terminal.print(f"{step / self.total:>8.0%} done, {remaining} left", markup=False)
+            share = f"{step / self.total:>8.0%} of the {self.unit}"
+            terminal.print(f"{share}, {remaining} left", markup=False)
         self.step = step
 
     def evaluated(

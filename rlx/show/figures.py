@@ -216,7 +216,14 @@ def sandwich(
         if len(curves) > 1:
             most, least = ([estimate.iqm for estimate in curve.estimates] for curve in curves[:2])
             axes.fill_between(
-                curves[0].x, least, most, color="black", alpha=0.15, linewidth=0, label="undecided"
+                curves[0].x,
+                least,
+                most,
+                facecolor="none",
+                edgecolor="0.6",
+                hatch="////",
+                linewidth=0,
+                label="undecided",
             )
         width = _label_width(panel_width(axes), style)
         for number, curve in enumerate(curves):

@@ -83,7 +83,8 @@ FAMILIES = (
     _Family("actor.latent_pi.", "actor.mu", ("actor.features_extractor.",), "relu", squashed=True),
     _Family("actor.mu.", "", ("actor.features_extractor.",), "relu", squashed=True),
 )
-"""PPO, A2C, TRPO; DQN; QR-DQN; SAC and TQC; TD3 and DDPG. The first one fits whose last layer is there."""
+"""PPO, A2C and TRPO; DQN; QR-DQN; SAC and TQC; TD3 and DDPG. The first one fits of which the last
+layer is there."""
 
 
 def load(file: VictimFile, wanted: str | None, spec: Spec) -> Network:
