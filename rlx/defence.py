@@ -192,8 +192,8 @@ def boxes_of(defence: Defence, spec: Spec, device: torch.device, lead: int = 0) 
     low = np.concatenate([np.zeros(lead), space.low.ravel()])
     high = np.concatenate([np.full(lead, np.inf), space.high.ravel()])
     scale = [0.0] * lead + list(defence.scale)
-    numbers = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (scale, low, high))
-    return Boxes(*numbers)
+    numbers = [torch.as_tensor(x, dtype=torch.float32, device=device) for x in (scale, low, high)]
+    return Boxes(numbers[0], numbers[1], numbers[2])
 
 
 def ascend(
