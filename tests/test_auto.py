@@ -91,7 +91,7 @@ def test_of_two_modes_the_worse_counts_and_a_head_left_alone_has_no_flips():
     goal = played(
         [[[4, 4]]],
         flips={"goal": 7 * ones},
-        decisions={"goal": 8 * ones},
+        decisions={"goal": 8 * ones, "action": 9 * ones},
         attacks=["minq", "planned"],
         attack=np.array([[[0, 0]]]),
         halved=np.array([[[5.0, 7.0]]]),
@@ -102,7 +102,7 @@ def test_of_two_modes_the_worse_counts_and_a_head_left_alone_has_no_flips():
     assert worse.flips["goal"].tolist() == [[[7, 1]]]
     assert worse.flips["action"].tolist() == [[[0, 2]]]
     assert worse.decisions["goal"].tolist() == [[[8, 3]]]
-    assert worse.decisions["action"].tolist() == [[[0, 4]]]
+    assert worse.decisions["action"].tolist() == [[[9, 4]]], "it decides, unmoved"
     assert worse.halved.tolist() == [[[5, 6]]]
     assert worse.truncated.dtype == bool
 
@@ -254,7 +254,7 @@ def test_what_beats_a_head_alone_beats_both_together():
     goal = {"goal": head["goal"]}
 
     def found(value, heads):
-        return played([[[value]]], flips=heads, decisions=heads)
+        return played([[[value]]], flips=heads, decisions=head)
 
     modes = {"both": Mode(("goal", "action"), False), "goal": Mode(("goal",), False)}
     finalists = {

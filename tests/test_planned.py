@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlx.agent import Policy, Scores, greedy
+from rlx.attacks.fgsm import FGSM
 from rlx.attacks.planned import Planned
 from rlx.envs.batched import Dynamics
 from rlx.errors import ConfigError
@@ -23,7 +24,7 @@ from rlx.policies import Opened
 from rlx.robustness.courses import Trace
 from rlx.robustness.planner import Search, lowest_of_each, packed
 from rlx.robustness.reachable import reachable
-from rlx.robustness.sweep import Game
+from rlx.robustness.sweep import Game, sweep
 from rlx.robustness.value import ReturnToGo
 from rlx.threat import Boxes, Mode
 
@@ -215,6 +216,20 @@ def test_all_courses_are_followed_of_a_policy_with_one_head():
 
 
 @pytest.mark.rounding
+@pytest.mark.parametrize("mode", ["goal", "action", "both"])
+def test_heads_that_are_left_alone_are_counted_as_deciding(mode):
+    """So that the share of flipped decisions is of the same decisions, whoever moved them."""
+    policies = opened("hdqn", max_episode_steps=4)
+    for found in (
+        planned().play(game(policies, EPS[:2]), modes(policies, mode))[mode],
+        sweep(game(policies, EPS[:2]), FGSM("margin", None), modes(policies, mode))[mode],
+    ):
+        np.testing.assert_array_equal(found.decisions["action"], found.lengths)
+        assert (found.decisions["goal"] >= 1).all()
+        assert (found.decisions["goal"] <= found.lengths).all()
+        assert set(found.flips) == ({"goal", "action"} if mode == "both" else {mode})
+
+
 @pytest.mark.parametrize("mode", ["goal", "action", "both"])
 def test_all_courses_are_followed_of_a_policy_with_two_heads(mode):
     policies = opened("hdqn", max_episode_steps=4)

@@ -383,8 +383,8 @@ def worse_of_two(one: Played, other: Played) -> Played:
     """Of each episode the lower return of `one` and of `other`, which attacks some of its heads."""
     better = other.returns < one.returns
 
-    def chosen(own: np.ndarray, others: np.ndarray | None) -> np.ndarray:
-        return np.where(better, 0 if others is None else others, own)
+    def chosen(own: np.ndarray, others: np.ndarray | float) -> np.ndarray:
+        return np.where(better, others, own)
 
     assert one.attack is not None and other.attack is not None
     names = [*one.attacks, *(name for name in other.attacks if name not in one.attacks)]
@@ -402,10 +402,9 @@ def worse_of_two(one: Played, other: Played) -> Played:
         returns=returns,
         lengths=chosen(one.lengths, other.lengths),
         truncated=chosen(one.truncated, other.truncated).astype(bool),
-        decisions={
-            head: chosen(own, other.decisions.get(head)) for head, own in one.decisions.items()
-        },
-        flips={head: chosen(own, other.flips.get(head)) for head, own in one.flips.items()},
+        decisions={head: chosen(own, other.decisions[head]) for head, own in one.decisions.items()},
+        # Heads that `other` leaves alone decide there, too, and are not flipped.
+        flips={head: chosen(own, other.flips.get(head, 0)) for head, own in one.flips.items()},
         attacks=names,
         attack=chosen(one.attack, renamed),
         halved=halved,
@@ -455,7 +454,9 @@ def _picked(played: Mapping[str, Played], attack: np.ndarray, radius: np.ndarray
     """
     seed, _, episode = np.indices(attack.shape)
     sources = list(played.values())
-    heads = sources[0].flips
+    everywhere = [
+        head for head in sources[0].decisions if all(head in one.decisions for one in sources)
+    ]
 
     def picked(read: Callable[[Played], np.ndarray]) -> np.ndarray:
         """What `read` finds in each episode's attack, [S, E, P]."""
@@ -469,8 +470,8 @@ def _picked(played: Mapping[str, Played], attack: np.ndarray, radius: np.ndarray
         returns=picked(lambda one: one.returns),
         lengths=picked(lambda one: one.lengths),
         truncated=picked(lambda one: one.truncated),
-        decisions={head: picked(_counts("decisions", head)) for head in heads},
-        flips={head: picked(_counts("flips", head)) for head in heads},
+        decisions={head: picked(_counts("decisions", head)) for head in everywhere},
+        flips={head: picked(_counts("flips", head)) for head in sources[0].flips},
         attacks=list(played),
         attack=attack,
         replay=replay,

@@ -157,7 +157,7 @@ class _Plan:
         first = game.first_reset_seed + torch.arange(episodes, device=device)
         self.reset_seeds = first.repeat(len(order)).expand(len(game.opened.seeds), -1)
         """Where each column's episode begins, int64 [S, E · P]."""
-        self.worst = Worst.none(self.reset_seeds.shape, mode.heads, device)
+        self.worst = Worst.none(self.reset_seeds.shape, game.opened.policy.heads, device)
         """The worst courses, [S, E · P]."""
         self.halved = self.worst.returns
         """Their returns [S, E · P] after half of the effort."""
@@ -361,7 +361,7 @@ class _Plan:
             returns=cells(self.worst.returns),
             lengths=facts["lengths"],
             truncated=facts["truncated"],
-            decisions={head: facts[f"decisions/{head}"] for head in self.mode.heads},
+            decisions={head: facts[f"decisions/{head}"] for head in self.game.opened.policy.heads},
             flips={head: facts[f"flips/{head}"] for head in self.mode.heads},
             halved=cells(self.halved),
             exact=cells(self.worst.exact),

@@ -12,7 +12,7 @@ from rlx.nn.seed_axis import rows_within
 
 
 def counted(heads: Sequence[str]) -> list[str]:
-    """The names of what is counted of the attacked `heads`; `frame` is the number of a `Reel`."""
+    """The names of what is counted of a policy's `heads`; `frame` is the number of a `Reel`."""
     return ["frame", *(f"{count}/{head}" for head in heads for count in ("decisions", "flips"))]
 
 
@@ -35,7 +35,7 @@ class Nodes:
     alive: Tensor
     """Whether the node is one; false where only the shape needs it, bool [S, K]."""
     counts: dict[str, Tensor]
-    """`decisions/<head>` and `flips/<head>` so far, of each attacked head, int64 [S, K].
+    """`decisions/<head>` and `flips/<head>` so far, of each head of the policy, int64 [S, K].
 
     Where the course is noted in a `Reel`, `frame` is the number of its last step there, else 0."""
     wanted: dict[str, Tensor]
@@ -70,7 +70,7 @@ class Worst:
     """Whether every course was followed that what was reachable allows, bool [S, B]."""
     facts: dict[str, Tensor]
     """What else is known of the courses, [S, B] each: `lengths` in environment steps, whether the
-    time limit ended them (`truncated`), of each attacked head the decisions taken and changed
+    time limit ended them (`truncated`), of each head the decisions taken and changed
     (`decisions/<head>`, `flips/<head>`), and what a `Reel` knows the course by (`frame`)."""
 
     @classmethod
@@ -83,15 +83,11 @@ class Worst:
         return cls(returns, exact, facts | {"truncated": exact.clone()})
 
     def lower(self, other: "Worst") -> "Worst":
-        """Of each episode the course with the lower return.
-
-        A head that was attacked here and not in `other` has no flips there.
-        """
+        """Of each episode the course with the lower return."""
         better = other.returns < self.returns
         facts = {}
         for name, own in self.facts.items():
-            others = other.facts.get(name, torch.zeros_like(own))
-            facts[name] = torch.where(better, others, own)
+            facts[name] = torch.where(better, other.facts[name], own)
         returns = torch.where(better, other.returns, self.returns)
         return Worst(returns, self.exact, facts)
 

@@ -109,7 +109,7 @@ class Search:
         limit = _time_limit(env)
         lowest = env.lowest_reward
         shape = reset_seeds.shape
-        worst = worst or Worst.none(shape, self.heads, reset_seeds.device)
+        worst = worst or Worst.none(shape, opened.policy.heads, reset_seeds.device)
         nodes = self._roots(env, reset_seeds)
         if self.reel is not None:
             self.reel.begin(reset_seeds)
@@ -184,7 +184,7 @@ class Search:
             total=zeros.double(),
             copy=number,
             alive=~zeros.bool(),
-            counts={name: zeros for name in counted(self.heads)},
+            counts={name: zeros for name in counted(self.game.opened.policy.heads)},
             wanted={head: zeros for head in self.heads},
         )
 
@@ -396,6 +396,7 @@ class _Forcing:
         self.moves: dict[str, Move] = {}
 
     def __call__(self, head: str, obs: Tensor, scores: Scores, deciding: Tensor) -> Tensor:
+        self.counts[f"decisions/{head}"] = deciding.long()
         if head not in self.shown:
             obs = obs.float()
             decision = scores.best(obs)
@@ -409,7 +410,6 @@ class _Forcing:
         clean = self.clean[head]
         changed = flipped(self.action_space, decision, clean) & deciding
         self.moves[head] = Move(self.shown[head], decision, clean, changed, deciding)
-        self.counts[f"decisions/{head}"] = deciding.long()
         self.counts[f"flips/{head}"] = changed.long()
         return decision
 

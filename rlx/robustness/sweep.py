@@ -94,7 +94,8 @@ class Played:
     truncated: np.ndarray
     """Whether the episode ended at the time limit, [S, E, P]."""
     decisions: dict[str, np.ndarray]
-    """Decisions that each attacked head took, [S, E, P]."""
+    """Decisions that each head took, [S, E, P]: of all that are attacked, and of what else was
+    counted."""
     flips: dict[str, np.ndarray]
     """Decisions of each attacked head that the perturbation changed, [S, E, P]."""
     attacks: list[str] = field(default_factory=list)
@@ -270,7 +271,7 @@ def _by_mode(
             returns=returns[:, number],
             lengths=lengths[:, number],
             truncated=truncated[:, number],
-            decisions={head: decisions[head][:, number] for head in mode.heads},
+            decisions={head: counts[:, number] for head, counts in decisions.items()},
             flips={head: flips[head][:, number] for head in mode.heads},
         )
     return played
