@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rlx import cli
+from rlx.page.charts import UNDECIDED
 from rlx.page.document import sort_value
 from rlx.robustness.study import Study
 from rlx.runs.run import Run
@@ -192,6 +193,49 @@ def test_a_chart_has_the_numbers_of_the_study(rlx, studied):
     audit = run_summary(run)["audit"]
     texts = {finding["text"] for findings in audit.values() for finding in findings}
     assert {row[2] for row in page.table("", "check", "measured")} == texts
+
+
+@needs_extra
+def test_a_run_has_one_colour_on_the_whole_page(rlx):
+    paths = []
+    for name in ("dqn-cartpole", "ppo-cartpole"):
+        line = ("attack", f"zoo:{name}", "attack=fgsm", "eps=[0,0.2]", "seeds=0:2", "episodes=2")
+        paths.append(rlx(*line, "certify=true", "max_boxes=8", "max_nodes=8").run)
+    result = rlx("report", *paths, "format=html")
+    page = Page(result.run / "report.html")
+    by_agent = {"dqn-cartpole": set(), "ppo-cartpole": set()}
+    for chart in page.charts:
+        for label, colour in colours(chart).items():
+            text = label if label[:3] in ("dqn", "ppo") else chart["description"]
+            agent = next(name for name in by_agent if name in text)
+            if label != UNDECIDED:
+                by_agent[agent].add(colour)
+        layers = chart["layer"]
+        marks = [layer["mark"]["type"] for layer in layers if "color" in layer["encoding"]]
+        assert ("thin: each seed" in chart["title"]["text"]) == (marks.count("line") == 2)
+        assert ("band: 95 % interval" in chart["title"]["text"]) == ("area" in marks)
+    assert [len(found) for found in by_agent.values()] == [1, 1]
+    assert by_agent["dqn-cartpole"] != by_agent["ppo-cartpole"]
+    shaded = [chart for chart in page.charts if "from both sides" in chart["description"]]
+    assert shaded and all(UNDECIDED in colours(chart) for chart in shaded)
+    axes = {chart["layer"][0]["encoding"]["x"]["title"] for chart in page.charts}
+    (radius,) = (title for title in axes if title and title.startswith("eps"))
+    assert "reference policies" in radius
+    assert "are not known here" not in page.text and "noted no command line" not in page.text
+    lines = re.findall(r"^rlx .*$", page.text, re.MULTILINE)
+    assert set(lines[:2]) == {
+        "rlx train agent=dqn env=cartpole",
+        "rlx train agent=ppo env=cartpole",
+    }
+
+
+def colours(chart: dict) -> dict[str, str]:
+    """The colour of each curve of a chart, by its name in the legend."""
+    for layer in chart["layer"]:
+        scale = layer["encoding"].get("color", {}).get("scale")
+        if scale:
+            return dict(zip(scale["domain"], scale["range"], strict=True))
+    return {}
 
 
 @needs_extra

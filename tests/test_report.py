@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlx import statistics
+from rlx.runs.finding import shown_paths
 from rlx.runs.run import Run
 
 EPISODES = 8
@@ -225,10 +226,57 @@ def test_attacks_on_the_same_agents_are_labelled_as_the_user_chose_them(rlx, tra
     assert result.summary["spearman_with_first"] == pytest.approx([1, 1])
 
 
+def test_compare_names_the_agents_and_always_subtracts_b(rlx, two):
+    weak, strong = two
+    for first, second, names in (
+        (weak, strong, ["dqn-cartpole", "ppo-cartpole"]),
+        (strong, weak, ["ppo-cartpole", "dqn-cartpole"]),
+    ):
+        lines = rlx("compare", first, second).out.splitlines()
+        cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+        assert ["agent", *names] in cells
+        named = {row[0]: row for row in cells if row and row[0] in ("A", "B", "A − B")}
+        assert [named[letter][1].split(",")[0] for letter in "AB"] == names
+        area_a, area_b = (float(named[name][-2].split()[0]) for name in "AB")
+        difference = float(named["A − B"][-3].split()[0])
+        assert difference == pytest.approx(area_a - area_b, abs=0.002)
+    assert "agent    dqn-cartpole in both" in rlx("compare", weak, weak).out
+
+
+def test_a_defended_agent_is_called_the_same_everywhere(rlx, training, attacked):
+    defended = training("dqn", "defence=radial", "agent.defence.eps=0.3", "agent.double=false")
+    levels = {"action": falling(420, 200, 40)}
+    runs = [attacked(defended, levels), attacked(training("dqn"), levels)]
+    other = training("dqn", "defence=radial", "agent.defence.eps=0.3", "agent.defence.weight=0.5")
+    labels = rlx("report", *runs).summary["labels"]
+    assert sorted(labels) == [
+        "dqn-cartpole, fgsm ce",
+        "dqn-cartpole, radial (eps 0.3), fgsm ce",
+    ]
+    runs.append(attacked(other, levels))
+    labels = rlx("report", *runs).summary["labels"]
+    assert "dqn-cartpole, fgsm ce" in labels
+    (label,) = [text for text in labels if "weight=0.5" in text]
+    assert label.startswith("dqn-cartpole, radial (eps 0.3) ") and "keep" not in label
+    with open(Path("list.csv"), "w") as file:
+        file.write(rlx("list", "format=csv").out)
+    of_attacks = [row["defence"] for row in rows(Path("list.csv")) if row["kind"] == "attack"]
+    assert of_attacks == ["radial", "", "radial"]
+    shown = rlx("show", runs[0])
+    assert shown.code == 0 and "defence=radial (eps 0.3)" in shown.out
+
+
 def test_few_seeds_are_warned_of(rlx, training, attacked):
     few = attacked(training("dqn"), {"action": falling(400, 300, 200, seeds=3)})
     many = attacked(training("ppo"), {"action": falling(400, 300, 250, seeds=6)})
     assert "an interval of 3 seeds is too narrow" in rlx("report", few, many).out
+    again = attacked(training("dqn"), {"action": falling(400, 300, 200, seeds=3)}, attack="pgd")
+    file = again / "summary.json"
+    of_few = json.loads((few / "summary.json").read_text())["run"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"run": of_few}))
+    out = rlx("report", few, again).out
+    assert "an interval of 3 seeds is too narrow" in out and "Spearman" not in out
+    assert "ranks of 3 seeds say little" in out and "agent's rank" not in out
     one = attacked(training("a2c"), {"action": falling(400, 300, 220, seeds=1)})
     result = rlx("report", one, many)
     assert result.code == 0 and result.summary["differences"][0]["area_ci95"] == [None, None]
@@ -254,7 +302,13 @@ def test_refusals_are_one_line(rlx, two, training, attacked):
     fewer = attacked(training("ppo"), {"action": falling(400, 300)}, eps=(0.0, 0.5))
     assert "eps=[0,0.5], not [0,0.5,1]; attack one" in refusal(rlx("report", weak, fewer))
     episodes = attacked(training("ppo"), {"action": falling(400, 300, 200)[:, :, :5]})
-    assert "played 5 episodes" in refusal(rlx("report", weak, episodes))
+    line = refusal(rlx("report", weak, episodes))
+    assert "played 5 episodes" in line and line.endswith("attack it again with episodes=8")
+    Run(episodes).write_meta(line="rlx attack attack=fgsm episodes=5 'run=[x]' scale=reference")
+    line = refusal(rlx("report", episodes, weak))
+    (trained,) = json.loads((episodes / "summary.json").read_text())["run"]
+    (trained,) = shown_paths([trained])
+    assert line.endswith(f": rlx attack {trained} attack=fgsm scale=reference episodes=8")
     long = attacked(training("ppo", "env.max_episode_steps=200"), levels)
     line = refusal(rlx("report", weak, long))
     assert "another env" in line and "env.max_episode_steps=200" in line

@@ -18,9 +18,8 @@ from rlx.conf import user_dir
 from rlx.config import build
 from rlx.errors import ConfigError, RunError
 from rlx.names import one_line
-from rlx.page.making import reading
 from rlx.runs.files import write, write_json
-from rlx.runs.finding import command_of, find, shown_paths
+from rlx.runs.finding import command_of, find, reading, shown_paths
 from rlx.runs.listing import read as read_entry
 from rlx.runs.run import Run
 from rlx.show import console

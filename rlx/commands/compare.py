@@ -52,20 +52,28 @@ def main(composed: DictConfig) -> None:
     # What cannot be compared is refused before the first line.
     compared = _attacks(runs, config.mode) if kind == "attack" else _returns(runs)
     console.facts(A=runs[0].path, B=runs[1].path)
-    _print_differences([read(run.path) for run in runs], of_attacks=kind == "attack")
+    agents = [] if kind == "train" else training_comparison.agent_labels(runs)
+    if agents and agents[0] == agents[1]:
+        console.facts(agent=f"{agents[0]} in both")
+    _print_differences([read(run.path) for run in runs], agents)
     compared.print_tables()
 
 
-def _print_differences(entries: Sequence[Entry], *, of_attacks: bool) -> None:
-    """Print the keys that are not the same in both configs, and what else made them differ."""
+def _print_differences(entries: Sequence[Entry], agents: Sequence[str]) -> None:
+    """Print the keys that are not the same in both configs, and what else made them differ.
+
+    `agents`: those that were attacked or played; of trainings none.
+    """
     sides = []
     for entry in entries:
         config = {key: value for key, value in entry.config().items() if key not in WHERE}
-        if len({each.defence.partition(" ")[0] for each in entries}) > 1:
+        if not agents and len({each.defence.partition(" ")[0] for each in entries}) > 1:
             config["agent"] = config["agent"] | {"defence": entry.defence or "none"}
         made_by = {key: entry.meta.get(key) for key in MADE_BY}
         sides.append(flatten_keys(config | made_by))
     rows = []
+    if len(set(agents)) > 1:
+        rows.append(["agent", *agents])
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         values = [one_line(side.get(key, "–")) for side in sides]
         target = f"{key.partition('.')[0]}._target_"
@@ -76,8 +84,7 @@ def _print_differences(entries: Sequence[Entry], *, of_attacks: bool) -> None:
     if rows:
         console.table("What differs", ["key", "A", "B"], rows)
     else:
-        what = "nothing of how they were attacked" if of_attacks else "nothing"
-        console.facts(differs=f"{what}: neither the configs, nor versions, nor the machine")
+        console.facts(differs="nothing: neither the configs, nor versions, nor the machine")
 
 
 def _attacks(runs: Sequence[Run], mode: str | None) -> "AgentComparison":
@@ -87,7 +94,7 @@ def _attacks(runs: Sequence[Run], mode: str | None) -> "AgentComparison":
 
     attacks = [AttackRun.of(run) for run in runs]
     require_same_env(attacks)
-    return AgentComparison.of(attacks, mode)
+    return AgentComparison.of(attacks, mode, letters="AB")
 
 
 @dataclass(frozen=True)

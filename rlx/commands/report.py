@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlx.benchmarks import atari100k
 from rlx.command import command
+from rlx.commands.show import line_of
 from rlx.composing import as_typed, load_command
 from rlx.config import build
 from rlx.errors import ConfigError
 from rlx.page.document import Document, check_format
-from rlx.runs.finding import command_of, find_all, run_paths
+from rlx.runs.finding import command_of, find_all, reading, run_paths
+from rlx.runs.listing import read
 from rlx.runs.run import Run
 from rlx.show import console, figures
 from rlx.sweeps import report as sweeps
@@ -262,7 +265,8 @@ def _report_agents(
             from rlx.page import sections
 
             parts = sections.agents(comparison)
-            files["page"] = _save_attack_page(config.format, output, attacks, certificates, parts)
+            ranked = [row.attack for row in comparison.rows]
+            files["page"] = _save_attack_page(config.format, output, ranked, certificates, parts)
         output.complete(comparison.summary())
     console.result(output.path, **files)
 
@@ -274,19 +278,47 @@ def _save_attack_page(
     certificates: Sequence[Run],
     parts: "Sequence[Section]",
 ) -> Path:
-    """Write the page of attacks and certificates: `parts`, then each by itself, the trainings."""
+    """Write the page of attacks and certificates: `parts`, then each by itself, the trainings.
+
+    Each attack has one colour on the whole page, that of its place in the figure of all of them; an
+    agent has that of the first attack on it.
+    """
     from rlx.page import sections
 
-    named = sections.names(attacks)
-    studies = [sections.study(attack, name) for name, attack in named.items()]
-    single = [*studies, *map(sections.certificates, certificates)]
+    named = sections.names_of(attacks)
+    of_agents: dict[tuple[Path, ...], int] = {}
+    single = []
+    for number, (name, attack) in enumerate(named.items()):
+        of_agents.setdefault(attack.trainings, number)
+        colour = number if len(attacks) > 1 else None
+        single.append(sections.study(attack, name, colour))
+    several = max(len(attacks), len(certificates)) > 1
+    for number, run in enumerate(certificates, len(attacks)):
+        paths = tuple(Path(path).resolve() for path in run.summary()["run"])
+        colour = of_agents.setdefault(paths, number)
+        single.append(sections.certificates(run, colour if several else None))
     whole = [*parts, *single] if len(attacks) > 1 else [*single, *parts]
     runs = {name: attack.run for name, attack in named.items()}
     runs |= {f"certify {run.path.name}": run for run in certificates}
     trainings = sections.attacked(list(runs.values()))
     if trainings:
-        whole += sections.trainings(list(trainings.values()), list(trainings))
+        colours = _training_colours(trainings, of_agents)
+        whole += sections.trainings(list(trainings.values()), list(trainings), colours)
     return _save_page(kind, output, whole, runs, trainings)
+
+
+def _training_colours(
+    trainings: Mapping[str, Run], of_agents: Mapping[tuple[Path, ...], int]
+) -> dict[str, int]:
+    """The number of each training's colour: that of its agents, unless another one has it."""
+    free = count(1 + max(of_agents.values(), default=-1))
+    found: dict[str, int] = {}
+    for label, run in trainings.items():
+        path = run.path.resolve()
+        numbers = [number for paths, number in of_agents.items() if path in paths]
+        taken = not numbers or numbers[0] in found.values()
+        found[label] = next(free) if taken else numbers[0]
+    return found
 
 
 def _save_page(
@@ -302,12 +334,14 @@ def _save_page(
     """
     from rlx.page import making, sections
 
-    line = making.reading(as_typed(sys.argv), [str(run.path) for run in runs.values()])
+    line = reading(as_typed(sys.argv), [str(run.path) for run in runs.values()])
     everything = {**(trainings or {}), **runs}
-    made = making.sections(everything, "this report", line)
+    unnoted = {label: run for label, run in everything.items() if not run.meta().get("line")}
+    found = {label: line_of(read(run.path)) for label, run in unnoted.items()}
+    made = making.sections(everything, "this report", line, found)
     whole = [*parts, *sections.episodes(list(everything.values())), *made]
     counts = Counter(run.meta()["command"] for run in everything.values())
-    texts = [f"{count} × rlx {command}" for command, count in counts.items()]
+    texts = [f"{number} × rlx {command}" for command, number in counts.items()]
     title = f"{output.path.parent.name}: {', '.join(texts)}"
     return Document(title, whole).write(output.path, kind)
 

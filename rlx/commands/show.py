@@ -126,7 +126,7 @@ def line_of(entry: Entry) -> str:
 
     config = entry.config()
     groups = {group: _option(group, config[group], entry) for group in GROUPS if group in config}
-    if entry.defence:
+    if entry.defence and "agent" in config:
         groups["defence"] = _defence(config["agent"]["defence"]["_target_"])
     words = [f"{group}={option}" for group, option in groups.items() if option]
     try:

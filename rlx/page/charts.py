@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 DASHES = ([1, 0], [6, 3], [2, 2], [6, 3, 2, 3])
 """The line styles of the figures, in pixels of line and gap."""
+UNDECIDED = "undecided: between what is proved and what was found"
+"""What the shaded area of a chart is called."""
+SHADE = "#888888"
+"""The colour of that area."""
 MOST_ROWS = 200
 """The most rows of the table of a chart's numbers."""
 MOST_MARKED = 60
@@ -39,6 +43,10 @@ class Chart:
     """Name → height of a line across, as the return of random play."""
     shaded: bool = False
     """Whether the truth is between the first two curves."""
+    colours: Sequence[int] = ()
+    """The number of each curve's colour; none: its place among the curves."""
+    lines: Sequence[int] = ()
+    """The number of each curve's line style; none: that of its colour."""
 
     def numbers(self) -> console.Table:
         """The points of the curves; of many some, at even distances."""
@@ -100,10 +108,16 @@ def _curves(chart: Chart, most_points: int) -> "altair.LayerChart | altair.Facet
             symbolSize=400,
             symbolStrokeWidth=2,
         )
-    colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
-    dashes = [DASHES[number % len(DASHES)] for number in range(len(names))]
-    colour = alt.Color("curve:N").scale(domain=names, range=colours).legend(legend)
-    dash = alt.StrokeDash("curve:N").scale(domain=names, range=dashes).legend(legend)
+    numbers = chart.colours or range(len(names))
+    colours = [COLOURS[number % len(COLOURS)] for number in numbers]
+    dashes = [DASHES[number % len(DASHES)] for number in chart.lines or numbers]
+    listed = list(names)
+    if chart.shaded:
+        listed.append(UNDECIDED)
+        colours.append(SHADE)
+        dashes.append(DASHES[0])
+    colour = alt.Color("curve:N").scale(domain=listed, range=colours).legend(legend)
+    dash = alt.StrokeDash("curve:N").scale(domain=listed, range=dashes).legend(legend)
     x = alt.X("x:Q").title(chart.x).scale(zero=False, nice=False).axis(tickCount=6)
     y = alt.Y("y:Q").title(chart.y).scale(zero=False).axis(tickCount=6)
     picked = alt.selection_point(name="picked", fields=["curve"], bind="legend")
@@ -120,11 +134,13 @@ def _curves(chart: Chart, most_points: int) -> "altair.LayerChart | altair.Facet
     layers = []
     if chart.shaded:
         between = _between(chart.curves)
-        area = alt.Chart(between).mark_area(color="#888888", opacity=0.35)
+        area = alt.Chart(between).mark_area(color=SHADE, opacity=0.35)
         layers.append(area.encode(x=x, y=alt.Y("low:Q").title(chart.y), y2="high"))
     few = len(names) <= MOST_BANDS
+    drawn = []
     seeds = _seed_data(chart.curves, most_points) if few else None
     if seeds is not None:
+        drawn.append("thin: each seed")
         box = alt.binding_checkbox(name="Single seeds ")
         with_seeds = alt.param(name="seeds", value=True, bind=box)
         lines = alt.Chart(seeds).mark_line(strokeWidth=alt.expr("seeds ? 0.8 : 0"))
@@ -132,6 +148,7 @@ def _curves(chart: Chart, most_points: int) -> "altair.LayerChart | altair.Facet
         layers.append(encoded.add_params(with_seeds))
     ends = [estimate.ci95 for curve in chart.curves for estimate in curve.estimates]
     if few and np.isfinite(ends).any():
+        drawn.append("band: 95 % interval")
         band = base.mark_area().encode(y=alt.Y("low:Q").title(chart.y), y2="high:Q")
         layers.append(band.encode(opacity=opacity(0.2)))
     line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash, opacity=opacity(1))
@@ -147,7 +164,10 @@ def _curves(chart: Chart, most_points: int) -> "altair.LayerChart | altair.Facet
     layers.append(dots.encode(y=y, tooltip=told, opacity=opacity(1 if marked else 0.01)))
     for name, height in chart.rules.items():
         layers += _rule(name, height)
-    return alt.layer(*layers)
+    is_share = chart.y == "share" or (not drawn and chart.y.startswith("share"))
+    text = "; ".join(["line: share" if is_share else "line: interquartile mean", *drawn])
+    key = alt.TitleParams(text, anchor="start", fontSize=11, fontWeight="normal")
+    return alt.layer(*layers).properties(title=key)
 
 
 def _rule(name: str, height: float) -> "list[altair.Chart]":

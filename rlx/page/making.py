@@ -1,6 +1,5 @@
 """How the runs of a report were made: settings, versions, machine, and the lines that repeat it."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from rlx.config import plain
 from rlx.errors import ConfigError
 from rlx.names import flatten_keys
 from rlx.page.document import Lines, Note, Part, Section
-from rlx.runs.finding import shown_paths
+from rlx.runs.finding import reading
 from rlx.runs.run import Run
 from rlx.show import console
 from rlx.show.training_comparison import IGNORED_KEYS
@@ -25,15 +24,20 @@ MOST_CONFIGS = 24
 """The most runs whose settings are shown: those of a sweep may be thousands."""
 
 
-def sections(runs: Mapping[str, Run], what: str, line: str) -> list[Section]:
-    """What was run, and the lines that make it again; `line` makes `what`, the whole of it."""
+def sections(
+    runs: Mapping[str, Run], what: str, line: str, found: Mapping[str, str] | None = None
+) -> list[Section]:
+    """What was run, and the lines that make it again; `line` makes `what`, the whole of it.
+
+    `found`: the lines of runs that have noted none, by their labels.
+    """
     shown = dict(list(runs.items())[:MOST_CONFIGS])
     settings = [*_settings(shown), *_configs(shown)]
     if len(runs) > MOST_CONFIGS:
         settings.append(Note(f"Shown are the settings of the first {MOST_CONFIGS} runs."))
     return [
         Section("What was run", [_runs(runs), _machines(runs), *settings]),
-        Section("To make it again", _lines(runs, [f"# {what}", line])),
+        Section("To make it again", _lines(runs, [f"# {what}", line], found or {})),
     ]
 
 
@@ -127,14 +131,19 @@ def _settings(runs: Mapping[str, Run]) -> list[Part]:
 def _defaults(run: Run) -> dict[str, Any] | None:
     """The config of the run's options without tuned settings and what was typed, flat.
 
-    None where the run does not say its options, or they are not here.
+    Of a training that does not say its options they are as its folder is called. None where they
+    are not known, or not here.
     """
+    command = _command(run)
     choices = run.meta().get("choices")
+    if choices is None and command == "train":
+        agent, _, env = run.path.parent.name.partition("-")
+        choices = {"agent": agent, "env": env}
     if choices is None:
         return None
-    command = _command(run)
     groups = ("agent", "env", "attack", "effort")
-    words = [f"{group}={choices[group]}" for group in groups if group in choices]
+    # A group without an option is null, which is no option to type.
+    words = [f"{group}={choices[group]}" for group in groups if choices.get(group)]
     try:
         with hydra_left_as_it_is():
             if command == "train":
@@ -163,7 +172,7 @@ def _configs(runs: Mapping[str, Run]) -> list[Part]:
     ]
 
 
-def _lines(runs: Mapping[str, Run], whole: Sequence[str]) -> list[Part]:
+def _lines(runs: Mapping[str, Run], whole: Sequence[str], found: Mapping[str, str]) -> list[Part]:
     """The command lines of the runs, the trainings first, then the `whole`."""
     lines = []
     unknown = []
@@ -171,7 +180,10 @@ def _lines(runs: Mapping[str, Run], whole: Sequence[str]) -> list[Part]:
     for label, run in sorted(runs.items(), key=lambda pair: order.get(_command(pair[1]), 2)):
         meta = run.meta()
         if not meta.get("line"):
-            unknown.append(label)
+            if label in found:
+                lines += [f"# {label}, by its config", found[label]]
+            else:
+                unknown.append(label)
             continue
         line = meta["line"]
         reads = run.summary().get("run")
@@ -184,13 +196,6 @@ def _lines(runs: Mapping[str, Run], whole: Sequence[str]) -> list[Part]:
     if unknown:
         parts.append(Note(f"Made by an rlx that noted no command line: {', '.join(unknown)}."))
     return parts
-
-
-def reading(line: str, paths: Sequence[str]) -> str:
-    """A command line with the runs that it has read, which may be others when it is typed again."""
-    program, command, *words = shlex.split(line)
-    others = [word for word in words if not word.startswith("run=")]
-    return shlex.join([program, command, *shown_paths(paths), *others])
 
 
 def _command(run: Run) -> str:

@@ -1,6 +1,7 @@
 """The sections of a report: of trainings, of attacks on one agent or several, of certificates."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rlx.runs.run import Run
 from rlx.show import attack_tables, certify_tables, console, figures, training_comparison
 from rlx.show.agent_comparison import AgentComparison
 from rlx.show.attack_comparison import AttackComparison
-from rlx.show.attack_run import AttackRun, unique
+from rlx.show.attack_run import AttackRun, attack_labels, unique
 from rlx.statistics import NO_INTERVAL, Estimate
 from rlx.sweeps import report
 from rlx.sweeps.ranking import Ranking
@@ -25,8 +26,13 @@ from rlx.sweeps.sweep import Job, swept_keys
 SHARE = "share of decisions"
 
 
-def trainings(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
-    """The results of trainings, and how they came about."""
+def trainings(
+    runs: Sequence[Run], labels: Sequence[str], colours: Mapping[str, int] | None = None
+) -> list[Section]:
+    """The results of trainings, and how they came about.
+
+    `colours`: the number of each label's colour, where other figures of the page have them too.
+    """
     fewest = min(len(run.summary()["seeds"]) for run in runs)
     results: list[Part] = [*_warnings(console.few_seeds(fewest))]
     results.append(training_comparison.results(runs, labels))
@@ -39,14 +45,17 @@ def trainings(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
     x = training_comparison.STEPS
     for env, curves in training_comparison.panels(runs, labels).items():
         rules = _threshold(runs, env)
-        parts.append(_chart(f"{env}: greedy return while learning", curves, x, rules=rules))
+        title = f"{env}: greedy return while learning"
+        numbers = [colours[curve.label] for curve in curves] if colours else ()
+        parts.append(_chart(title, curves, x, rules=rules, colours=numbers))
     sections.append(Section("Learning curves", parts))
     pairs = training_comparison.pairs(runs, labels)
     if pairs:
-        profiles = [
-            _chart(f"{env}: share of seeds with a return above τ", curves, "return τ", y="share")
-            for env, curves in training_comparison.profiles(runs, labels).items()
-        ]
+        profiles = []
+        for env, curves in training_comparison.profiles(runs, labels).items():
+            title = f"{env}: share of seeds with a return above τ"
+            numbers = [colours[curve.label] for curve in curves] if colours else ()
+            profiles.append(_chart(title, curves, "return τ", y="share", colours=numbers))
         sections.append(Section("Comparison of trainings", [*pairs, *profiles]))
     seeds = [training_comparison.seeds(run, label) for run, label in zip(runs, labels, strict=True)]
     return [*sections, Section("Single seeds", seeds)]
@@ -79,7 +88,7 @@ def agents(comparison: AgentComparison) -> list[Section]:
 
 def same_agents(comparison: AttackComparison) -> list[Section]:
     """Attacks on the same agents beside each other."""
-    parts: list[Part] = []
+    parts: list[Part] = [*_warnings(comparison.warnings())]
     if len(comparison.curves) > 1:
         title = f"{comparison.agents}, mode {comparison.mode}"
         rules = {"random play": comparison.random}
@@ -88,18 +97,24 @@ def same_agents(comparison: AttackComparison) -> list[Section]:
     return [Section("Single seeds under attack", [*parts, comparison.table(), *texts])]
 
 
-def study(attack: AttackRun, label: str) -> Section:
-    """One attack: its returns, what it changed, and what is to be said against it."""
+def study(attack: AttackRun, label: str, colour: int | None = None) -> Section:
+    """One attack: its returns, what it changed, and what is to be said against it.
+
+    `colour`: the number of the run's colour; None: its curves have one each.
+    """
     found = _read(attack)
     x = figures.eps_label(attack.config.scale)
     curves = [attack.curve(mode, mode) for mode in attack.modes]
     rules = {"random play": attack.summary["random"]}
+    title = f"{label}: return, an upper bound of the worst case"
     parts: list[Part] = [
         *_warnings(attack_tables.warnings(found, len(attack.summary["seeds"]))),
-        _chart(f"{label}: return, an upper bound of the worst case", curves, x, rules=rules),
+        _of_one(_chart(title, curves, x, rules=rules), colour),
         attack_tables.returns(found),
         attack_tables.scores(found),
-        _chart(f"{label}: decisions that the box changes", _flips(found), x, y=SHARE),
+        _of_one(
+            _chart(f"{label}: decisions that the box changes", _flips(found), x, y=SHARE), colour
+        ),
         attack_tables.heads(found),
         *attack_tables.winners(found),
     ]
@@ -109,7 +124,7 @@ def study(attack: AttackRun, label: str) -> Section:
     if isinstance(attribution, Mapping):
         parts.append(attack_tables.attribution(Attribution(**attribution)))
     if "certificates" in attack.summary:
-        parts += _certificates(attack.summary["certificates"], label, x)
+        parts += _certificates(attack.summary["certificates"], label, x, colour)
     if "cost" in attack.summary:
         parts.append(attack_tables.costs(attack.summary["cost"]))
     return Section(label, parts)
@@ -139,24 +154,30 @@ def _flips(found: Study) -> list[figures.Curve]:
     return [curve for curve in curves if curve.x]
 
 
-def certificates(run: Run) -> Section:
-    """The decisions that nothing changes, from below and from above."""
+def certificates(run: Run, colour: int | None = None) -> Section:
+    """The decisions that nothing changes, from below and from above.
+
+    `colour`: the number of the agent's colour; None: the curves have one each.
+    """
     summary = run.summary()
     x = figures.eps_label(run.config.scale)
-    source = run.path.parent.name
+    (source,) = training_comparison.agent_labels([run])
     warnings = _warnings(console.few_seeds(len(summary["seeds"])))
-    parts = [*warnings, *_certificates(summary, source, x)]
+    parts = [*warnings, *_certificates(summary, source, x, colour)]
     return Section(f"Certificates of {source} ({run.path.name})", parts)
 
 
-def _certificates(summary: Mapping[str, Any], source: str, x: str) -> list[Part]:
+def _certificates(
+    summary: Mapping[str, Any], source: str, x: str, colour: int | None
+) -> list[Part]:
     """What is proved, as sandwiches against `x`, the radius, and as tables."""
     parts: list[Part] = [Note(f"Proved: {text}.") for text in certify_tables.proved(summary)]
     for title, curves in certify_tables.panels(summary, source).items():
         name = f"{title}: decisions of clean play that the box cannot change, from both sides"
-        parts.append(Chart(name, curves, x, y=SHARE, shaded=True))
+        parts.append(_of_one(Chart(name, curves, x, y=SHARE, shaded=True), colour))
     for title, curves in certify_tables.return_panels(summary, source).items():
-        parts.append(Chart(f"{title}, from both sides", curves, x, shaded=True))
+        chart = Chart(f"{title}, from both sides", curves, x, shaded=True)
+        parts.append(_of_one(chart, colour))
     return [*parts, *certify_tables.tables(summary)]
 
 
@@ -199,9 +220,11 @@ def attacked(runs: Sequence[Run]) -> dict[str, Run]:
     return dict(zip(training_comparison.run_labels(trained), trained, strict=True))
 
 
-def names(attacks: Sequence[AttackRun]) -> dict[str, AttackRun]:
+def names_of(attacks: Sequence[AttackRun]) -> dict[str, AttackRun]:
     """The attacks by what their sections are called."""
-    labels = [f"{attack.source} under {attack.attack}" for attack in attacks]
+    agents = training_comparison.agent_labels([attack.run for attack in attacks])
+    names = attack_labels(attacks)
+    labels = [f"{agent} under {name}" for agent, name in zip(agents, names, strict=True)]
     return dict(zip(unique(labels, attacks), attacks, strict=True))
 
 
@@ -216,6 +239,18 @@ def _chart(
     x: str,
     y: str = "return",
     rules: Mapping[str, float] | None = None,
+    colours: Sequence[int] = (),
 ) -> Chart:
-    """A chart of the curves that have points."""
-    return Chart(title, [curve for curve in curves if len(curve.x)], x, y, rules or {})
+    """A chart of the curves that have points; `colours`: of each curve, as of a chart."""
+    numbers = colours or range(len(curves))
+    drawn = [pair for pair in zip(curves, numbers, strict=True) if len(pair[0].x)]
+    shown = [number for _, number in drawn]
+    return Chart(title, [curve for curve, _ in drawn], x, y, rules or {}, colours=shown)
+
+
+def _of_one(chart: Chart, colour: int | None) -> Chart:
+    """The chart with all its curves in the colour of one run, told apart by their lines."""
+    if colour is None:
+        return chart
+    count = len(chart.curves)
+    return replace(chart, colours=[colour] * count, lines=range(count))

@@ -1,6 +1,7 @@
 """Finding runs: by path, the newest below a folder, or in the zoo; crashed ones are put back."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -108,6 +109,13 @@ def shown_paths(paths: Sequence[str]) -> list[str]:
         else:
             shown.append(path.replace(here, ""))
     return shown
+
+
+def reading(line: str, paths: Sequence[str]) -> str:
+    """A command line with the runs that it has read, which may be others when it is typed again."""
+    program, command, *words = shlex.split(line)
+    others = [word for word in words if not word.startswith("run=")]
+    return shlex.join([program, command, *shown_paths(paths), *others])
 
 
 def _zoo_names() -> list[str]:

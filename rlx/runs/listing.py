@@ -19,6 +19,7 @@ import yaml
 from rlx.conf import conf_dir
 from rlx.errors import ConfigError
 from rlx.grids import parse_rows
+from rlx.runs.finding import located
 from rlx.runs.run import Run
 
 UNREADABLE = "unreadable"
@@ -60,8 +61,22 @@ class Entry:
 
     @cached_property
     def defence(self) -> str:
-        """What a training was defended by, as in "sa (eps 0.2)"; "" where by nothing."""
-        return defence_of(self.config().get("agent"))
+        """What its agent was defended by, as in "sa (eps 0.2)"; "" where by nothing.
+
+        Of an attack, an evaluation or a certificate it is the one that all trainings have which it
+        has read.
+        """
+        config = self.config()
+        if "agent" in config:
+            return defence_of(config["agent"])
+        runs = self.summary.get("run") or config.get("run")
+        paths = runs if isinstance(runs, list) else [runs]
+        found = set()
+        for path in paths:
+            with suppress(ConfigError):
+                training = _config(located(path)) if isinstance(path, str) else {}
+                found.add(defence_of(training.get("agent")))
+        return found.pop() if len(found) == 1 else ""
 
     @property
     def seeds(self) -> int | None:
@@ -124,10 +139,7 @@ class Entry:
 
     def config(self) -> dict[str, Any]:
         """The content of config.yaml as plain data; empty where it cannot be read."""
-        with suppress(OSError, ValueError, yaml.YAMLError):
-            config = yaml.load((self.path / "config.yaml").read_text(), _YAML)
-            return config if isinstance(config, dict) else {}
-        return {}
+        return _config(self.path)
 
     def sources(self) -> set[str]:
         """The names of the folders that it was made of: those of runs are unique."""
@@ -139,6 +151,14 @@ class Entry:
             paths = named if isinstance(named, list) else [named]
             found |= {Path(path).name for path in paths if isinstance(path, str)}
         return found
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml as plain data; empty where it cannot be read."""
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        config = yaml.load((folder / "config.yaml").read_text(), _YAML)
+        return config if isinstance(config, dict) else {}
+    return {}
 
 
 def defence_of(agent: Any) -> str:

@@ -1,6 +1,7 @@
 """Attacks on different agents beside each other: who is more robust, by how much, how surely."""
 
 import csv
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -11,7 +12,7 @@ import numpy as np
 
 from rlx import statistics
 from rlx.errors import ConfigError
-from rlx.runs.run import Run
+from rlx.runs.finding import reading
 from rlx.show import console, figures
 from rlx.show.attack_comparison import check_same_agents
 from rlx.show.attack_run import (
@@ -22,7 +23,7 @@ from rlx.show.attack_run import (
     unique,
     units_text,
 )
-from rlx.show.training_comparison import run_labels
+from rlx.show.training_comparison import agent_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +41,8 @@ class Row:
     attack: AttackRun
     label: str
     """Agent and attack, as in "dqn-cartpole, fgsm ce"."""
+    name: str
+    """What it is called in the tables: its rank, or a letter."""
     mode: str
     """The mode of the attack that is compared."""
     curve: figures.Curve
@@ -55,12 +58,12 @@ class Row:
 
 @dataclass(frozen=True)
 class AgentComparison:
-    """Attacks on different agents, the most robust agent first."""
+    """Attacks on different agents."""
 
     rows: Sequence[Row]
-    """The attacks, by falling area."""
+    """The attacks, the most robust agent first; or in the user's order, where letters name them."""
     pairs: dict[tuple[int, int], statistics.Comparison]
-    """The first minus the second, for each pair of numbers of `rows`, the more robust first."""
+    """The first minus the second, for each pair of numbers of `rows`, as they are ordered."""
     eps: Sequence[float]
     """The E radii, in units of the scale of the attack that was named first."""
     scale: np.ndarray
@@ -77,9 +80,12 @@ class AgentComparison:
     """The share of seeds × radii above each level, [L], for each of the `rows`."""
 
     @classmethod
-    def of(cls, attacks: Sequence[AttackRun], mode: str | None) -> "AgentComparison":
+    def of(
+        cls, attacks: Sequence[AttackRun], mode: str | None, letters: str = ""
+    ) -> "AgentComparison":
         """The comparison of `attacks` in `mode`; None: all heads, or the first mode that all have.
 
+        `letters`: the names of the attacks, which then stay in their order; "": they are ranked.
         ConfigError where they cannot be compared. That the envs are the same is for the caller to
         check.
         """
@@ -99,8 +105,11 @@ class AgentComparison:
                 returns[number], np.array(eps), random, clean, bootstraps[number]
             )
             curve = replace(attack.curve(modes[number], labels[number]), x=eps)
-            rows.append(Row(attack, labels[number], modes[number], curve, result))
-        rows.sort(key=lambda row: (-float(row.result.area.value), row.attack.path.name))
+            name = letters[number] if letters else ""
+            rows.append(Row(attack, labels[number], name, modes[number], curve, result))
+        if not letters:
+            rows.sort(key=lambda row: (-float(row.result.area.value), row.attack.path.name))
+            rows = [replace(row, name=str(rank)) for rank, row in enumerate(rows, 1)]
         scores = np.concatenate([row.result.seed_scores.value.flatten() for row in rows])
         levels = np.linspace(min(0.0, scores.min()), max(1.0, scores.max()), LEVELS)
         pairs = {}
@@ -132,8 +141,9 @@ class AgentComparison:
 
     @property
     def x(self) -> str:
-        """What the curves are drawn against."""
-        return figures.eps_label(units_text(self.scale))
+        """What the curves are drawn against, in the words of the runs where these agree."""
+        words = {str(row.attack.config.scale) for row in self.rows}
+        return figures.eps_label(words.pop() if len(words) == 1 else units_text(self.scale))
 
     def profile_curves(self) -> list[figures.Curve]:
         """The performance profiles, a curve for each of the `rows`."""
@@ -183,7 +193,7 @@ class AgentComparison:
         _write(rows, path)
 
     def print_tables(self) -> None:
-        """Print what eps means, the agents by rank, then the differences of each two of them."""
+        """Print what eps means, the agents, then the differences of each two of them."""
         console.facts(**self.facts())
         for text in self.warnings():
             console.warning(text)
@@ -212,15 +222,15 @@ class AgentComparison:
         return texts
 
     def agents(self) -> console.Table:
-        """Each agent on a line, the most robust first."""
+        """Each agent on a line."""
         numbers = _spread(len(self.eps))
         radii = [f"at {self.eps[number]:g}" for number in numbers]
         rows = []
-        for rank, row in enumerate(self.rows, 1):
+        for row in self.rows:
             estimates = [row.curve.estimates[number] for number in numbers]
             rows.append(
                 [
-                    str(rank),
+                    row.name,
                     row.label,
                     row.mode,
                     str(row.seeds),
@@ -243,6 +253,7 @@ class AgentComparison:
         radii = [f"at {self.eps[number]:g}" for number in numbers]
         rows = []
         for (first, second), pair in self.pairs.items():
+            names = [self.rows[number].name for number in (first, second)]
             low, high = pair.returns.ci95
             returns = []
             for number in numbers:
@@ -250,7 +261,7 @@ class AgentComparison:
                 returns.append(console.interval_text(pair.returns.value[number], ends))
             rows.append(
                 [
-                    f"{first + 1} − {second + 1}",
+                    " − ".join(names),
                     *returns,
                     console.resampled_text(pair.area),
                     self._critical_difference_text(first, second),
@@ -275,7 +286,7 @@ class AgentComparison:
         return f"≥{text}" if difference.value >= 0 else f"≤{text}"
 
     def summary(self) -> dict[str, Any]:
-        """The comparison as summary.json has it, the agents by rank."""
+        """The comparison as summary.json has it."""
         return {
             "run": [str(row.attack.path) for row in self.rows],
             "labels": [row.label for row in self.rows],
@@ -365,12 +376,26 @@ def _check_boxes(attacks: Sequence[AttackRun]) -> None:
 
 def _check_episodes(attacks: Sequence[AttackRun], returns: Sequence[np.ndarray]) -> None:
     """ConfigError unless the `returns` [S, E, P] of all attacks are of the same episodes."""
-    for attack, its_returns in zip(attacks, returns, strict=True):
-        if its_returns.shape[2] != returns[0].shape[2]:
-            raise ConfigError(
-                f"run={attack.path}: played {its_returns.shape[2]} episodes per seed and radius, "
-                f"{attacks[0].path} {returns[0].shape[2]}; agents are compared on the same ones."
-            )
+    episodes = [its_returns.shape[2] for its_returns in returns]
+    fewest, most = min(episodes), max(episodes)
+    if fewest != most:
+        attack, other = (attacks[episodes.index(number)] for number in (fewest, most))
+        raise ConfigError(
+            f"run={attack.path}: played {fewest} episodes per seed and radius, {other.path} "
+            f"{most}; agents are compared on the same ones: {_again(attack, f'episodes={most}')}"
+        )
+
+
+def _again(attack: AttackRun, word: str) -> str:
+    """The command line that makes an attack again with `word`, as in "episodes=50"."""
+    line = attack.run.meta().get("line")
+    if not line:
+        return f"attack it again with {word}"
+    if not attack.is_of_files:
+        line = reading(line, [str(path) for path in attack.trainings])
+    words = shlex.split(line)
+    key = word.partition("=")[0]
+    return shlex.join([*(one for one in words if one.partition("=")[0] != key), word])
 
 
 def _anchors(attacks: Sequence[AttackRun]) -> tuple[float, float]:
@@ -389,21 +414,10 @@ def _anchors(attacks: Sequence[AttackRun]) -> tuple[float, float]:
 
 
 def _labels(attacks: Sequence[AttackRun]) -> list[str]:
-    """Agent and attack of each run, as in "dqn-cartpole, fgsm ce"; of victims also the files."""
-    of_files = [attack for attack in attacks if attack.is_of_files]
-    agents = {
-        attack.trainings: f"{attack.source} {', '.join(path.stem for path in attack.trainings)}"
-        for attack in of_files
-    }
-    of_runs = [attack.trainings for attack in attacks if attack not in of_files]
-    trainings = list(dict.fromkeys(of_runs))
-    runs = [Run(paths[0], attacks[0].run.trusted) for paths in trainings]
-    for paths, run, label in zip(trainings, runs, run_labels(runs), strict=True):
-        name = run.path.parent.name
-        agents[paths] = label if label.startswith(name) else f"{name} {label}"
-    names = attack_labels(attacks)
-    pairs = zip(attacks, names, strict=True)
-    return unique([f"{agents[attack.trainings]}, {name}" for attack, name in pairs], attacks)
+    """Agent and attack of each run, as in "dqn-cartpole, fgsm ce"."""
+    agents = agent_labels([attack.run for attack in attacks])
+    pairs = zip(agents, attack_labels(attacks), strict=True)
+    return unique([f"{agent}, {name}" for agent, name in pairs], attacks)
 
 
 def _bootstraps(attacks: Sequence[AttackRun], episodes: int) -> list[statistics.Bootstrap]:

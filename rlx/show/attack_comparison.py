@@ -1,4 +1,4 @@
-"""Attacks on the same agents beside each other: curves in one figure, and the agents' ranks."""
+"""Attacks on the same agents beside each other: curves in one figure, and the seeds' ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from rlx.show.attack_run import AttackRun, attack_labels, compared_modes, unique
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LEAST_RANKED = 5
+"""The fewest seeds whose ranks are correlated: any order of four has a chance of 1 in 24."""
 COMPARED_KEYS = {
     "seeds": "attacks other seeds",
     "scale": "has another unit of eps",
@@ -22,14 +24,14 @@ COMPARED_KEYS = {
 
 @dataclass(frozen=True)
 class AttackComparison:
-    """Attacks on the same agents, in one mode, and how the agents rank under each attack."""
+    """Attacks on the same agents, in one mode, and how their seeds rank under each attack."""
 
     agents: str
     """Agent and env that are attacked, as in "dqn-acrobot"."""
     mode: str
     """The mode of the attacks that is compared."""
     seeds: Sequence[int]
-    """The S seeds, which are the agents that are ranked."""
+    """The S seeds, which are ranked."""
     curves: Sequence[figures.Curve]
     """The returns against the radius, a curve for each run."""
     random: float
@@ -82,9 +84,21 @@ class AttackComparison:
 
     def print_ranks(self) -> None:
         """Print each seed's return and rank under each attack, and the correlations."""
+        for text in self.warnings():
+            console.warning(text)
         console.table(*self.table())
         for text in self.correlation_texts():
             console.facts(ranks=text)
+
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers should know."""
+        texts = console.few_seeds(len(self.seeds))
+        if len(self.seeds) < LEAST_RANKED:
+            texts.append(
+                f"ranks of {len(self.seeds)} seeds say little: they are correlated from "
+                f"{LEAST_RANKED} seeds on"
+            )
+        return texts
 
     def table(self) -> console.Table:
         """Each seed's return and rank under each attack."""
@@ -93,11 +107,13 @@ class AttackComparison:
             pairs = zip(self.returns[:, number], self.ranks[:, number], strict=True)
             rows.append([str(seed), *(f"{value:.1f} ({rank:g})" for value, rank in pairs)])
         header = ["seed", *(f"{curve.label} at {curve.x[-1]:g}" for curve in self.curves)]
-        title = "Return per seed at the largest radius, and the agent's rank (1: most robust)"
+        title = "Return per seed at the largest radius, and the seed's rank (1: most robust)"
         return console.Table(f"{title}, mode {self.mode}", header, rows)
 
     def correlation_texts(self) -> list[str]:
-        """How far each attack ranks the agents as the first one does."""
+        """How far each attack ranks the seeds as the first one does; of few seeds nothing."""
+        if len(self.seeds) < LEAST_RANKED:
+            return []
         first, *labels = [curve.label for curve in self.curves]
         return [
             f"'{first}' against '{label}': Spearman correlation {console.number(correlation)}"

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from rlx import statistics
 from rlx.errors import ConfigError
 from rlx.names import flatten_keys
+from rlx.runs.finding import shown_paths
+from rlx.runs.listing import defence_of
 from rlx.runs.run import Run
 from rlx.show import console, figures
 
@@ -28,8 +30,8 @@ LEVELS = 201
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-    """A label for each run: agent and env where these differ, and the keys that tell it apart."""
-    names = [run.path.parent.name for run in runs]
+    """A label for each run: its name where these differ, and the keys that tell it apart."""
+    names = [run_name(run) for run in runs]
     labels = list(names)
     for name in set(names):
         numbers = [number for number, label in enumerate(names) if label == name]
@@ -43,6 +45,36 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
         f"{label} ({run.path.name})" if label in twice else label
         for label, run in zip(labels, runs, strict=True)
     ]
+
+
+def run_name(run: Run) -> str:
+    """Agent, env and defence of a training, as in "dqn-cartpole, radial (eps 0.3)"."""
+    config: Any = OmegaConf.to_container(run.config)
+    defence = defence_of(config.get("agent"))
+    name = run.path.parent.name
+    return f"{name}, {defence}" if defence else name
+
+
+def agent_labels(runs: Sequence[Run]) -> list[str]:
+    """The agents that each run has attacked or played, by `run_name` and what tells them apart.
+
+    Of victims that rlx did not train the files are named too.
+    """
+    labels: dict[tuple[Path, ...], str] = {}
+    trainings: dict[tuple[Path, ...], Run] = {}
+    of_runs = [tuple(Path(path).resolve() for path in run.summary()["run"]) for run in runs]
+    for run, paths in zip(runs, of_runs, strict=True):
+        if run.config.get("victim") is not None:
+            labels[paths] = f"{run.path.parent.name} {', '.join(path.stem for path in paths)}"
+        elif (paths[0] / "config.yaml").is_file():
+            trainings[paths] = Run(paths[0], run.trusted)
+        else:
+            labels[paths] = ", ".join(shown_paths([str(path) for path in paths]))
+    trained = list(trainings.values())
+    for paths, run, label in zip(trainings, trained, run_labels(trained), strict=True):
+        name = run_name(run)
+        labels[paths] = label if label.startswith(name) else f"{name} {label}"
+    return [labels[paths] for paths in of_runs]
 
 
 def differences(configs: Sequence[DictConfig]) -> list[str]:
