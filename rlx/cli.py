@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import rlx
 from rlx.command_line import config_overrides, explain, is_of_line, to_hydra, use_conf
 from rlx.errors import ConfigError, Interrupted, RunError
-from rlx.help import command_usage, commands, takes_runs, usage
+from rlx.help import command_usage, commands, example, takes_runs, usage
 from rlx.names import nearest
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _run(arguments: list[str]) -> int:
         return _help(command, line)
     if any(word.startswith("run=[") for word in line) and not takes_runs(command):
         raise ConfigError(
-            f"rlx {command}: takes no run; write key=value, as in: rlx {command} agent=dqn"
+            f"rlx {command}: takes no run; write key=value, as in: {example(command)}"
         )
     return _hydra(command, line)
 

@@ -21,7 +21,7 @@ from rlx.composing import (
     quoted,
 )
 from rlx.errors import ConfigError
-from rlx.help import all_keys, own_keys, takes_runs
+from rlx.help import all_keys, options, other_command, own_keys, takes_runs
 from rlx.names import closest, nearest
 
 WORDS = {"data": "data", "new": "what"}
@@ -87,6 +87,7 @@ def to_hydra(command: str, arguments: list[str]) -> list[str]:
         flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     flags += use_conf(flags)
     _check_folders(groups, overrides)
+    _check_experiments(command, overrides)
     if command == "tune":
         overrides = _with_axes_replaced(overrides)
     return flags + overrides
@@ -135,6 +136,21 @@ def _check_folders(keys: set[str], overrides: list[str]) -> None:
             raise ConfigError(
                 f"{folder / key}: a folder of this name hides the key '{key}'; rename the folder."
             )
+
+
+def _check_experiments(command: str, overrides: list[str]) -> None:
+    """ConfigError where a line names an experiment that is for another command."""
+    if "experiment" not in own_keys(command):
+        return
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for name in value.split(",") if key == "experiment" else ():
+            other = other_command(name, command)
+            if other is not None:
+                known = ", ".join(options(command, "experiment"))
+                raise ConfigError(
+                    f"experiment={name}: is for rlx {other}. Those of rlx {command}: {known}."
+                )
 
 
 def _swept(arguments: list[str]) -> set[str]:
@@ -293,7 +309,7 @@ def explain(error: Exception, command: str, line: list[str]) -> str:
         return f"{unmerged[1]}: {reason}"
     not_found = re.search(r"Could not (?:find|load) '([^'/]+)/([^']*)'", text)
     if not_found:
-        return _unknown_option(not_found[1], not_found[2])
+        return _unknown_option(not_found[1], not_found[2], command)
     unknown = re.search(r"Could not override '([^']+)'", text)
     unknown = unknown or re.search(r"Key '([^']+)' is not in struct", text)
     if unknown:
@@ -312,9 +328,9 @@ def _unknown_plugin(kind: str, name: str) -> str:
     return f"hydra/{kind}={name}: no such {kind}. There are: {', '.join(sorted(names))}."
 
 
-def _unknown_option(group: str, option: str) -> str:
+def _unknown_option(group: str, option: str, command: str) -> str:
     """The message about an option that its config group does not have."""
-    names = list(conf.group_files(group))
+    names = options(command, group)
     is_id = "/" in option or re.search(r"-v\d+$", option)
     if group == "env" and is_id:
         plain = re.sub(r"\W|_", "", option.rpartition("-")[0].lower())

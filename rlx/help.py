@@ -60,7 +60,7 @@ def command_usage(command: str, overrides: list[str]) -> str:
     lines.append(_with_values(keys, config).strip())
     for group, _ in re.findall(r"- (\w+): (\w+)", defaults):
         files = group_files(group)
-        lines += ["", f"{group}: {', '.join(files)}"]
+        lines += ["", f"{group}: {', '.join(options(command, group))}"]
         if group in named and isinstance(config.get(group), dict):
             option = named[group]
             texts = "\n".join(path.read_text() for path in _parents(files, option))
@@ -68,13 +68,22 @@ def command_usage(command: str, overrides: list[str]) -> str:
             lines += _group_lines(texts, config[group])
     if len(conf_dirs()) > 1:
         lines += ["", f"(Options of {conf_dirs()[1]} are among them.)"]
+    keys_of = ""
+    if "agent" in own_keys(command):
+        keys_of = f"The keys of an agent or env: rlx {command} agent=dqn --help. "
     lines += [
         "",
-        f"The keys of an agent or env: rlx {command} agent=dqn --help. "
-        f"All values: rlx {command} --cfg job.",
+        f"{keys_of}All values: rlx {command} --cfg job.",
         "-m makes a sweep of values behind commas; sweep=NAME names it, fresh=true does it anew.",
     ]
     return "\n".join(lines)
+
+
+def example(command: str) -> str:
+    """A line of a command that takes no run, as one types it."""
+    if "agent" in own_keys(command):
+        return f"rlx {command} agent=dqn"
+    return f"rlx {command} experiment={options(command, 'experiment')[0]}"
 
 
 def takes_runs(command: str) -> bool:
@@ -88,6 +97,36 @@ def own_keys(command: str) -> set[str]:
     groups = re.findall(r"^  - (?:optional )?(\w+):", text, re.MULTILINE)
     keys = re.findall(r"^(\w+):", text, re.MULTILINE)
     return {*groups, *keys} - {"defaults"}
+
+
+def options(command: str, group: str) -> list[str]:
+    """The options of a config group that a command takes: all, but no experiments of another's."""
+    names = list(group_files(group))
+    if group != "experiment":
+        return names
+    return [name for name in names if other_command(name, command) is None]
+
+
+def other_command(experiment: str, command: str) -> str | None:
+    """The command that an experiment is for, where its keys are not this `command`'s."""
+    keys = _experiment_keys(experiment)
+    if keys <= own_keys(command):
+        return None
+    for other in ("train", "study"):  # what trains takes the keys of rlx train
+        if keys <= own_keys(other):
+            return other
+    return None  # some key is nobody's, which is said of the key
+
+
+def _experiment_keys(experiment: str) -> set[str]:
+    """The groups and top-level keys that the files of an experiment set."""
+    keys: set[str] = set()
+    files = group_files("experiment")
+    for file in _parents(files, experiment):
+        text = file.read_text()
+        keys |= set(re.findall(r"^(\w+):", text, re.MULTILINE))
+        keys |= set(re.findall(r"^\s*- override /(\w+):", text, re.MULTILINE))
+    return keys - {"defaults", "hydra"}
 
 
 def _command_file(command: str) -> str:

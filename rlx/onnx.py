@@ -1,6 +1,7 @@
 """Policies as ONNX graphs, which run without rlx (an extra: pip install "rlx[onnx]")."""
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from rlx.agent import Policy, Scores, Spec
 from rlx.env import TensorEnv
 from rlx.errors import ConfigError, RunError
+from rlx.names import one_line
 from rlx.nn.seed_axis import take
 
 OPSET = 18
@@ -112,8 +114,22 @@ class Exported(nn.Module):
             raise ConfigError(
                 f'export: not installed ({error}); pip install "rlx[onnx]".'
             ) from None
+        except Exception as error:  # the policy itself has just computed the example
+            raise ConfigError(
+                f"export: torch.onnx cannot write this policy ({_reason(error)})."
+            ) from None
         assert program is not None
         return program
+
+
+def _reason(error: BaseException) -> str:
+    """Why torch's exporter gave up: the operation that ONNX lacks, or its first error's text."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    operation = re.search(r"No ONNX function found for .*?op='([^']+)'", str(error))
+    if operation:
+        return f"ONNX has no {operation[1]}"
+    return one_line(error).rstrip(".") or type(error).__name__
 
 
 class Comparison(NamedTuple):

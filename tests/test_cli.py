@@ -265,7 +265,22 @@ BAD = [
     ),
     (["train", "env=cartpole", "protocol=source"], "no settings for hdqn-cartpole"),
     (["train", "num_envs=2", "protocol=source"], "num_envs=2: a stop rule needs num_envs=1"),
-    (["train", "some/path"], "rlx train: takes no run"),
+    (["train", "some/path"], "takes no run; write key=value, as in: rlx train agent=dqn"),
+    (
+        ["study", "experiment=defences_hdqn", "steps"],
+        "takes no run; write key=value, as in: rlx study experiment=cartpole_robustness",
+    ),
+    (["study", "experiment=atari100k"], "experiment=atari100k: is for rlx train."),
+    (["train", "experiment=defences_hdqn"], "experiment=defences_hdqn: is for rlx study."),
+    (["train", "-m", "experiment=source,defences"], "experiment=defences: is for rlx study."),
+    (["study", "experiment=xyz"], "no such option. Choose from: cartpole_robustness, defences, "),
+    (["train", "experiment=xyz"], "no such option. Choose from: atari100k, classic_dqn, "),
+    (["study", "experiment=defences_hdqn", "outputs="], "rlx: outputs=: expected a folder."),
+    (["train", "-m", "seeds=1,2", "outputs="], "rlx: outputs=: expected a folder."),
+    (["evaluate", "zoo:"], "run=zoo:: name one of its agents, as in zoo:dqn-cartpole. "),
+    (["show", "zoo:"], "All: rlx list zoo:"),
+    (["evaluate", "zoo:xyz"], "run=zoo:xyz: no agent of the zoo. All: rlx list zoo:"),
+    (["attack", "zoo:q_table-taxi"], "CartPole's; those of this env are Discrete(500), where none"),
     (["attack", "nowhere"], "no such run"),
     (["attack"], "no run yet"),
     (["evaluate", "."], "neither a run nor a folder"),
@@ -469,7 +484,7 @@ def test_every_agent_is_attacked_or_says_why_not(agent, env, rlx):
     quick = ("scale=std", f"eps=[0,{radius}]", "episodes=3")
     if env == "chain":
         result = rlx("attack", run, *quick)
-        assert result.code == 2 and "needs continuous observations" in result.err
+        assert result.code == 2 and "needs observations of numbers or images" in result.err
         return
     strong = ["attack=pgd", "attack.steps=3"]
     if env == "pendulum":

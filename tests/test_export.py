@@ -8,6 +8,7 @@ from conftest import AGENTS, TINY, compose, small
 
 from rlx.agent import Agent
 from rlx.config import build, load_class
+from rlx.errors import ConfigError
 from rlx.experiment import env_spec, make_env
 from rlx.onnx import Exported, compare
 
@@ -59,6 +60,44 @@ def test_the_command_line(tiny_runs, rlx, tmp_path):
     ):
         result = rlx("export", *arguments)
         assert result.code == 2 and message in result.err, (arguments, result.err)
+
+
+class Shifting(Exported):
+    """A policy with an operation that torch's exporter has no translation of."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.memory = ()
+        self.inputs = ["obs"]
+        self.outputs = ["action"]
+
+    def forward(self, obs):
+        return (torch.ones_like(obs) << obs,)
+
+    def example(self, batch):
+        return (torch.zeros(batch, 3, dtype=torch.int64),)
+
+
+class Branching(Shifting):
+    """A policy whose course depends on what it sees."""
+
+    def forward(self, obs):
+        return (obs + 1,) if obs.sum() > 0 else (obs,)
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        (Shifting, "ONNX has no aten.__lshift__"),
+        (Branching, "Could not guard on data-dependent expression"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_in_one_line(policy, reason, tmp_path):
+    start = r"^export: torch\.onnx cannot write this policy \("
+    with pytest.raises(ConfigError, match=start + reason) as raised:
+        policy().write(tmp_path / "policy.onnx", {})
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_search_is_not_exported(rlx):

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from rlx import cli, statistics
+from rlx.commands import study as studies
 from rlx.errors import Interrupted, RunError
 from rlx.show import console
 from rlx.sweeps.ranking import RETURN, Ranking, Score, rankings
@@ -481,3 +482,15 @@ def test_every_command_checks_all_jobs_before_the_first(line, expected, rlx, tin
     result = rlx(verb, *paths, "-m", *words)
     assert result.code == 2 and expected in result.err and "none was begun" in result.err
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_lines_of_a_study_name_its_sweeps(rlx, monkeypatch):
+    """Without an experiment: the same lines are the same study, others another one."""
+    named = []
+    monkeypatch.setattr(studies, "_run", lambda words: named.extend(words) or 0)
+    for episodes in (2, 2, 3):
+        lines = f'lines={{a: "evaluate zoo:dqn-cartpole episodes={episodes}"}}'
+        assert rlx("study", lines).code == 0
+    first, again, other = [word for word in named if word.startswith("sweep=")]
+    assert first == again != other
+    assert first.startswith("sweep=study-") and first.endswith("-a")

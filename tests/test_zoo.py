@@ -31,6 +31,12 @@ def tree() -> dict[str, tuple[int, int]]:
     return {path: (fact.st_mtime_ns, fact.st_size) for path, fact in facts.items()}
 
 
+UNATTACKED = [
+    name for name in NAMES if name.startswith("q_table") or name.endswith(("chain", "maze"))
+]
+"""Those whose observations are the number of a place."""
+
+
 @pytest.fixture(autouse=True)
 def unchanged():
     """No test, whatever it does, changes the zoo."""
@@ -92,6 +98,18 @@ def test_an_agent_is_attacked_and_shown(rlx, stranger):
     assert "\nline     rlx attack zoo:dqn-cartpole attack=fgsm " in shown and "nan" not in shown
     reported = rlx("report", path)
     assert reported.code == 0 and Path(reported.out.splitlines()[-1], "report.png").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_shown_to_come_next_can_be_done(name, rlx):
+    shown = rlx("show", f"zoo:{name}").out
+    (line,) = [line for line in shown.splitlines() if line.startswith("next ")]
+    _, _, command, agent = line.split()
+    assert agent == f"zoo:{name}"
+    assert command == ("evaluate" if name in UNATTACKED else "attack")
+    if command == "evaluate":
+        refused = rlx("attack", agent)
+        assert refused.code == 2 and "where none is near another" in refused.err
 
 
 def test_an_agent_collects_data(rlx):

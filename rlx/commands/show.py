@@ -18,7 +18,7 @@ from rlx.config import build, plain
 from rlx.errors import ConfigError
 from rlx.experiment import CommonEnvConfig
 from rlx.names import flatten_keys
-from rlx.runs.finding import is_in_zoo, shown_paths
+from rlx.runs.finding import is_in_zoo, one_located, run_paths, shown_paths
 from rlx.runs.listing import Entry, disk_size, root_of
 from rlx.runs.run import Run
 from rlx.show import console
@@ -43,6 +43,8 @@ GROUPS = ("agent", "env", "attack", "effort")
 def main(composed: DictConfig) -> None:
     """Prints the run."""
     config = build(Config, composed, "")
+    for path in [] if config.run is None else run_paths(config.run):
+        one_located(path)
     found = entries_of(config.run, config.outputs)
     if isinstance(config.run, list) and len(config.run) > 1:
         raise ConfigError(f"run={config.run}: show takes one run, or a folder with runs.")
@@ -101,12 +103,18 @@ def _show_run(entry: Entry, outputs: str) -> None:
     made = [other for other in listed([root]) if entry.path.name in other.sources()]
     if made:
         print_table(made, "Made of it")
-    path = shlex.quote(str(entry.path))
+    path = shlex.quote(shown_paths([str(entry.path)])[0])
     if entry.kind == "train" and entry.status == "completed":
-        console.facts(next=f"rlx attack {path}")
+        console.facts(next=f"rlx {_next_command(entry)} {path}")
     elif run.checkpoints.resumable() and entry.status in ("failed", "interrupted"):
         console.facts(next=f"rlx resume {path}")
     console.result(entry.path)
+
+
+def _next_command(entry: Entry) -> str:
+    """What to do with a training: attack it, where something is near its observations."""
+    # Runs from before 2026-11-27 do not say what their observations are.
+    return "attack" if entry.summary.get("observations", "Box") == "Box" else "evaluate"
 
 
 def _maker(entry: Entry) -> str:

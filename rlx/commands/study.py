@@ -1,5 +1,7 @@
 """Do a whole study: trainings, attacks on them, a report, each a line of an experiment's file."""
 
+import hashlib
+import json
 import shlex
 import signal
 import subprocess
@@ -39,13 +41,13 @@ def main(composed: DictConfig) -> None:
             f"lines={config.lines}: no study; name an experiment with lines, as in: "
             "rlx study experiment=cartpole_robustness"
         )
-    study = chosen("experiment")
+    study = _name(config.lines)
     steps = _steps(config.lines)
+    sweeps = {name: Sweep.folder(config.outputs, f"{study}-{name}") for name in steps}
     folder = user_dir()
     flags = [] if folder is None else ["--config-dir", str(folder)]
     for number, (name, (verb, words)) in enumerate(steps.items(), 1):
         console.facts(study=f"{study}, {number} of {len(steps)}: {name}")
-        sweeps = {other: _sweep(config, study, other) for other in steps}
         words = [path for word in words for path in _runs(word, sweeps)]
         if load_command(verb).measure is not None:
             words = ["-m", *words, f"sweep={sweeps[name].name}"]
@@ -74,9 +76,13 @@ def _steps(lines: Mapping[str, Any]) -> dict[str, tuple[str, list[str]]]:
     return steps
 
 
-def _sweep(config: Config, study: str, name: str) -> Path:
-    """The folder of the sweep that a line is."""
-    return Path(config.outputs) / "sweeps" / f"{study}-{name}"
+def _name(lines: Mapping[str, Any]) -> str:
+    """What its sweeps' names begin with: the experiment, or `study` and a hash of its `lines`."""
+    experiment = chosen("experiment")
+    if experiment != "None":
+        return experiment
+    text = json.dumps(dict(lines), default=str)
+    return f"study-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _runs(word: str, sweeps: Mapping[str, Path]) -> list[str]:

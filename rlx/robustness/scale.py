@@ -78,11 +78,7 @@ def scale_of_env(scale: object, env: Mapping[str, Any]) -> list[float]:
     It is null, "bounds", "reference" or numbers, as of `named`, `unit_scale` and `resolved`.
     ConfigError where the env has no such scale.
     """
-    space = env_spec(env).observation_space
-    if not isinstance(space, gymnasium.spaces.Box):
-        raise ConfigError(
-            f"agent.defence: needs continuous observations (a Box space); this env has {space}."
-        )
+    space = require_box(env_spec(env).observation_space, "agent.defence")
 
     def unplayed() -> np.ndarray:
         raise ConfigError(
@@ -99,11 +95,12 @@ def scale_of_env(scale: object, env: Mapping[str, Any]) -> list[float]:
         raise ConfigError(f"agent.defence.{error}") from None
 
 
-def require_box(space: gymnasium.Space) -> gymnasium.spaces.Box:
-    """`space` if it is a Box; ConfigError where nothing is near an observation."""
+def require_box(space: gymnasium.Space, key: str = "attack") -> gymnasium.spaces.Box:
+    """`space` if it is a Box; ConfigError about `key` where nothing is near an observation."""
     if not isinstance(space, gymnasium.spaces.Box):
         raise ConfigError(
-            f"attack: needs continuous observations (a Box space); this env has {space}."
+            f"{key}: needs observations of numbers or images (a Box space), as CartPole's; "
+            f"those of this env are {space}, where none is near another."
         )
     return space
 

@@ -20,6 +20,8 @@ ZOO = Path(rlx.__file__).resolve().parent / "zoo"
 """The runs that come with rlx, laid out as `outputs`; docs/zoo.py makes them."""
 IN_ZOO = "zoo:"
 """What a name of the zoo begins with, as in zoo:dqn-cartpole."""
+ALL_OF_ZOO = f"All: rlx list {IN_ZOO}"
+"""The end of an error message about a name of the zoo."""
 
 
 def find(
@@ -35,7 +37,7 @@ def find(
     config names may be imported. ConfigError where there is no such run, or where another command
     made it.
     """
-    top = located(path) if path is not None else Path(root) / command
+    top = one_located(path) if path is not None else Path(root) / command
     if not finished and is_in_zoo(top):
         raise ConfigError(
             f"run={path}: comes with rlx, and cannot go on; train your own, as rlx show tells."
@@ -90,8 +92,17 @@ def located(path: str) -> Path:
         return Path(path)
     names = _zoo_names()
     if path not in [IN_ZOO, *names]:
-        raise ConfigError(f"run={path}: no agent of the zoo.{nearest(path, names)}")
+        raise ConfigError(f"run={path}: no agent of the zoo.{nearest(path, names)} {ALL_OF_ZOO}")
     return ZOO / "train" / path.removeprefix(IN_ZOO)
+
+
+def one_located(path: str) -> Path:
+    """As `located`, for what takes one run: of the zoo an agent, and not the newest of all."""
+    if path == IN_ZOO:
+        raise ConfigError(
+            f"run={path}: name one of its agents, as in {IN_ZOO}dqn-cartpole. {ALL_OF_ZOO}"
+        )
+    return located(path)
 
 
 def is_in_zoo(path: Path) -> bool:

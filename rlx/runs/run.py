@@ -83,10 +83,8 @@ class Run:
         It is locked from the first on, so that nobody takes it for one that was killed, until its
         `lock` or `writing` has ended. ConfigError where it cannot be written.
         """
-        if not str(root).strip():
-            raise ConfigError(f"outputs={root}: expected a folder.")
         started = datetime.datetime.now()
-        run = cls(Path(root) / command / name / started.strftime("%Y%m%d-%H%M%S-%f"))
+        run = cls(outputs_folder(root) / command / name / started.strftime("%Y%m%d-%H%M%S-%f"))
         noted = {}
         if _note is not None and command == _note[0]:
             noted = _note[1](run)
@@ -421,6 +419,13 @@ class Run:
             return dict(from_json(json.loads(file.read_text())))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{file}: not valid JSON ({error}).") from None
+
+
+def outputs_folder(root: str) -> Path:
+    """The folder of all runs that the key `outputs` names; ConfigError where it names none."""
+    if not str(root).strip():
+        raise ConfigError(f"outputs={root}: expected a folder.")
+    return Path(root)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def run_sweep(command: "Command", given: Options) -> None:
     engines.require(argv)
     plan = Plan.of(command, argv)
     _check_launcher(command, plan.jobs)
-    path = Path(plan.outputs) / "sweeps" / (given.name or plan.name(command.name))
+    path = Sweep.folder(plan.outputs, given.name or plan.name(command.name))
     sweep = Sweep.begin(path, command.name, argv[1:], as_typed(argv), plan.jobs)
     if given.fresh:
         sweep.forget()

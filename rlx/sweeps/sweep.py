@@ -32,7 +32,7 @@ from rlx.config import choice, convert, typed
 from rlx.errors import ConfigError
 from rlx.runs import trust
 from rlx.runs.files import write, write_json
-from rlx.runs.run import Run
+from rlx.runs.run import Run, outputs_folder
 from rlx.runs.versions import project_commit, versions
 
 FORMAT = 1
@@ -287,6 +287,11 @@ class Sweep:
     def is_at(path: str | Path) -> bool:
         """Whether a sweep is in the folder `path`."""
         return os.path.isfile(os.path.join(path, "sweep.json"))  # a long word is no path
+
+    @staticmethod
+    def folder(outputs: str, name: str) -> Path:
+        """Where the sweep of this name is; ConfigError where `outputs` names no folder."""
+        return outputs_folder(outputs) / "sweeps" / name
 
     @classmethod
     def begin(

@@ -82,6 +82,7 @@ def _summary(
         "checkpoints_s": training.saving_s,
         "return": estimate.as_dict(),
         "reward_threshold": training.threshold,
+        "observations": type(training.spec.observation_space).__name__,
         **{statistic.key: statistic.of(episodes) for statistic in statistics.STATISTICS},
         "kept": training.kept.facts(),
     }

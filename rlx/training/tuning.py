@@ -56,7 +56,7 @@ class Tuning:
         """The tuning of a plan, in its folder; ConfigError where another one is there."""
         if options.fresh:
             raise ConfigError("fresh=true: a tuning goes on; for a new one add sweep=NAME.")
-        path = Path(plan.config.outputs) / "sweeps" / (options.name or plan.name)
+        path = Sweep.folder(plan.config.outputs, options.name or plan.name)
         storage = Path(plan.config.storage or path / "study.log")
         if plan.config.storage:
             check_storage(storage)
