@@ -414,7 +414,7 @@ def test_a_run_keeps_the_numbers_of_its_scale(rlx):
     ("words", "message"),
     [
         (("agent=efficientzero", "env=cartpole", "defence=sa"), "agent.defence: unknown key"),
-        (("agent=dqn", "env=frozen_lake", "defence=sa"), "agent.defence: needs continuous"),
+        (("agent=dqn", "env=frozen_lake", "defence=sa"), "agent.defence: needs observations"),
         (("agent=dqn", "env=cartpole", "defence=sa", "agent.defence.scale=bounds"),
          "agent.defence.scale=bounds: components [1, 3]"),
         (("agent=dqn", "env=acrobot", "defence=sa", "agent.defence.scale=std"),

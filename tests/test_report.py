@@ -302,6 +302,7 @@ def test_refusals_are_one_line(rlx, two, training, attacked):
     fewer = attacked(training("ppo"), {"action": falling(400, 300)}, eps=(0.0, 0.5))
     assert "eps=[0,0.5], not [0,0.5,1]; attack one" in refusal(rlx("report", weak, fewer))
     episodes = attacked(training("ppo"), {"action": falling(400, 300, 200)[:, :, :5]})
+    Run(episodes).write_meta(line=None)  # as of an rlx that noted none
     line = refusal(rlx("report", weak, episodes))
     assert "played 5 episodes" in line and line.endswith("attack it again with episodes=8")
     Run(episodes).write_meta(line="rlx attack attack=fgsm episodes=5 'run=[x]' scale=reference")

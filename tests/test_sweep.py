@@ -45,10 +45,10 @@ def alike(one, other, share=0.9):
     """Whether two plays of the same episodes are alike, but for a few ties that rounding broke."""
     if np.isclose(one.returns, other.returns, rtol=1e-9).mean() < share:
         return False
-    for head in other.decisions:
-        decisions, flips = other.decisions[head], other.flips[head]
+    for head, decisions in other.decisions.items():
         if abs(one.decisions[head] - decisions).sum() > (1 - share) * decisions.sum():
             return False
+    for head, flips in other.flips.items():
         if abs(one.flips[head] - flips).sum() > (1 - share) * max(20, flips.sum()):
             return False
     return True
@@ -85,7 +85,8 @@ def test_batched_equals_looped(attack, study):
             lengths=joined(lambda cell: cell.lengths),
             truncated=joined(lambda cell: cell.truncated),
             decisions={
-                head: joined(lambda cell, head=head: cell.decisions[head]) for head in mode.heads
+                head: joined(lambda cell, head=head: cell.decisions[head])
+                for head in study.policy.heads
             },
             flips={head: joined(lambda cell, head=head: cell.flips[head]) for head in mode.heads},
         )
